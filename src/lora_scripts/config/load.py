@@ -1,0 +1,159 @@
+"""YAML and overrides -> TrainConfig, every fault at once with file:line and the mend; and the way back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import ValidationError
+
+from lora_scripts.config.faults import explain, our_name
+from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
+from lora_scripts.config.source import Entry, parse_file, parse_overrides, read_text
+from lora_scripts.config.values import model_fault, parse_path
+from lora_scripts.errors import UserError, raise_all
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The config in the YAML file `path`, with overrides such as "epochs=3" laid over it.
+
+    Paths to read must exist, relative ones counted from the current folder. Raises UserError or UserErrors: every
+    fault of keys, values and paths at once, in file order; a fault of YAML's syntax alone.
+    """
+    laid_over = parse_overrides(overrides)
+    entries, faults = parse_file(read_text(path), path)
+    overridden = {entry.key for entry in laid_over}
+    entries = [entry for entry in entries if entry.key not in overridden] + laid_over
+    config, found = _check(entries, path)
+    faults += found
+    place = {text: number for number, text in enumerate(overrides)}
+    faults.sort(key=lambda fault: (place.get(str(fault.file), -1), fault.line is None, fault.line or 0))
+    raise_all(faults)
+    assert config is not None
+    return config
+
+
+def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[UserError]]:
+    """The config that the entries give, or None, and every fault in them."""
+    fields = TrainConfig.model_fields
+    known = {entry.key: entry for entry in entries if entry.key in fields}
+    faults: list[UserError] = []
+    meant = set()
+    for entry in entries:
+        if entry.key not in fields:
+            near = our_name(entry.key, fields)
+            meant.add(near)
+            hint = f"did you mean {near}?" if near else "remove it"
+            faults.append(_unknown(entry, hint, file))
+    values = {key: entry.value for key, entry in known.items()}
+    config = None
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if not (where := detail["loc"]):
+                continue  # conflicts, told below with their lines
+            key = str(where[0])
+            if detail["type"] != "missing":
+                item = where[1] if len(where) > 1 and isinstance(where[1], int) else None
+                faults.append(known[key].fault(*explain(detail), file, item))
+                values.pop(key, None)
+            elif key not in meant:
+                doc = (fields[key].description or "").split(": ")[0].split(". ")[0].rstrip(".")
+                faults.append(UserError(f"{key}: missing", file=file, hint=f"add it: {doc[:1].lower() + doc[1:]}"))
+    defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
+    unset = {key: value for key, value in defaults.items() if key not in known}
+    for key, fault, mend in conflicts({**unset, **values}, values.keys()):
+        faults.append(known[key].fault(fault, mend, file))
+    for key, fault, mend in _path_faults(values):
+        faults.append(known[key].fault(fault, mend, file))
+    return config, faults
+
+
+def _unknown(entry: Entry, hint: str, file: Path) -> UserError:
+    if entry.override is not None:
+        return UserError(f"unknown key {entry.key}", file=entry.override, hint=hint)
+    return entry.fault("unknown key", hint, file)
+
+
+def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, fault, mend) of every path to read that is not there, and of folders that get in each other's way."""
+    paths = {key: parse_path(values[key]) for key in _PATHS if values.get(key) is not None}
+    found = []
+    for key, path in paths.items():
+        if fault := _PATHS[key](path):
+            found.append((key, *fault))
+    data, output = paths.get("train_data_dir"), paths.get("output_dir")
+    if data and output and data.is_dir() and Path(os.path.abspath(output)).is_relative_to(os.path.abspath(data)):
+        mend = "choose a folder beside it, for example ./output/my_lora"
+        found.append(("output_dir", "lies in train_data_dir, so the previews would be trained on too", mend))
+    return found
+
+
+def _data_fault(path: Path) -> tuple[str, str] | None:
+    if path.is_dir():
+        return None
+    if path.exists():
+        return f"{path.as_posix()} is a file", "name the folder that the pictures are in"
+    where = "" if path.is_absolute() else f" in {Path.cwd().as_posix()}"
+    return f"{path.as_posix()} does not exist{where}", "put the pictures there, or change the path"
+
+
+def _metadata_fault(path: Path) -> tuple[str, str] | None:
+    if path.is_file():
+        return None
+    if path.exists():
+        return f"{path.as_posix()} is a folder", "name the .csv or .jsonl file in it"
+    return (
+        f"{path.as_posix()} does not exist",
+        "put the captions there, or remove the line to use those beside the pictures",
+    )
+
+
+def _folder_fault(path: Path) -> tuple[str, str] | None:
+    return (f"{path.as_posix()} is a file", "name a folder") if path.exists() and not path.is_dir() else None
+
+
+_PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
+    "train_data_dir": _data_fault,
+    "metadata_path": _metadata_fault,
+    "base_model": lambda path: model_fault(path, kind="checkpoint", folder=True),
+    "vae": lambda path: model_fault(path, kind="VAE", folder=True),
+    "init_lora": lambda path: model_fault(path, kind="LoRA", folder=False),
+    "output_dir": _folder_fault,
+    "cache_dir": _folder_fault,
+}
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The config as YAML with every key, grouped; `load_config` reads it back to an equal one.
+
+    A key that would do nothing (and so be refused) beside the others stands in it as a comment.
+    """
+    values = {key: getattr(config, key) for key in TrainConfig.model_fields}
+    idle = {key: fault for key, fault, _ in conflicts(values, values.keys())}
+    lines = ["# The config of this run, with every key. Relative paths count from the folder it was started in."]
+    for title, keys in GROUPS.items():
+        lines += ["", f"# {title}"]
+        for key in keys:
+            line = f"{key}: {_scalar(values[key])}"
+            lines.append(f"# {line}  # {idle[key]}" if key in idle else line)
+    return "\n".join(lines) + "\n"
+
+
+def _scalar(value: object) -> str:
+    """A value as one line of YAML 1.2."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Path):
+        return _scalar(value.as_posix())
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, str):
+        return str(yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf"))).strip()
+    return repr(value)

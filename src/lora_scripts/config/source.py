@@ -1,0 +1,222 @@
+"""A YAML 1.2 file, or a key=value of the command line, as keys with their values and lines.
+
+PyYAML alone reads YAML 1.1: `2e-4` as text, `no` as false, `010` as 8, `1:30` as 90, and it takes a key twice. So it
+only parses here; plain scalars are resolved by the core schema of YAML 1.2 (section 10.3.2 of the specification).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from lora_scripts.errors import UserError, raise_all
+
+MAX_BYTES = 1 << 20
+
+
+class _Loader(yaml.BaseLoader):
+    """PyYAML's parser with the core schema of YAML 1.2."""
+
+
+_TAG = "tag:yaml.org,2002:"
+for _name, _pattern, _first in (
+    ("null", r"null|Null|NULL|~|", "nN~"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    # 40 digits: Python refuses to convert thousands of them.
+    ("int", r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the config and where it was written; `value` is None, bool, int, float, str, list or dict.
+
+    A dict stands for a nested group and is always empty: no key takes one.
+    """
+
+    key: str
+    value: object
+    line: int | None
+    item_lines: tuple[int, ...] = ()
+    override: str | None = None
+
+    def fault(self, message: str, hint: str | None, file: Path, item: int | None = None) -> UserError:
+        """The error that names this entry's place: file and line, or the override as it was typed."""
+        if item is not None:
+            message = f"item {item + 1} {message}"
+        if self.override is not None:
+            return UserError(message, file=self.override, hint=hint)
+        line = self.line if item is None else self.item_lines[item]
+        return UserError(f"{self.key}: {message}", file=file, line=line, hint=hint)
+
+
+def read_text(file: Path) -> str:
+    """The text of a config file; UserError for what is missing, no file, not text or not UTF-8."""
+    try:
+        if not file.is_file():
+            raise _no_file(file)
+        if file.stat().st_size > MAX_BYTES:
+            raise UserError("is over 1 MB, so not a config file", file=file, hint="--config takes a .yaml file")
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", file=file, hint="check its permissions") from None
+    # UTF-16 is what Windows PowerShell writes with > and Notepad as "Unicode"; ASCII in it shows as every second 0.
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]:
+        kind = "UTF-16 text" if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\n\0" in data else "not text"
+        raise UserError(f"is {kind}", file=file, hint="save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"is not UTF-8 (byte 0x{data[error.start]:02x}), perhaps GBK or another old encoding",
+            file=file,
+            line=line,
+            hint="save it as UTF-8",
+        ) from None
+
+
+def _no_file(file: Path) -> UserError:
+    if file.exists():
+        return UserError("is not a file", file=file, hint="name a .yaml file")
+    other = sorted(p.name for p in file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
+    hint = f"that folder holds {', '.join(other[:6])}" if other else "copy a template from configs/"
+    return UserError("no such file", file=file, hint=hint)
+
+
+def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
+    """The keys of a config in file order, and the faults of keys; UserError where the YAML itself is broken."""
+    node = _compose(text, file)
+    if node is None:
+        raise UserError("is empty", file=file, hint="copy a template from configs/")
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "one text"
+        hint = "write ': ' (the plain colon and a space)" if "：" in text else "write each line as key: value"
+        raise UserError(f"expected keys with values, found {found}", file=file, line=_line(node), hint=hint)
+    entries: dict[str, Entry] = {}
+    faults = []
+    for key_node, value_node in node.value:
+        line = _line(key_node)
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or group"
+        if first := entries.get(key):
+            hint = f"it stands on line {first.line} too; remove one of the two"
+            faults.append(UserError(f"{key}: given twice", file=file, line=line, hint=hint))
+            continue
+        items = value_node.value if isinstance(value_node, yaml.SequenceNode) else []
+        try:
+            entries[key] = Entry(key, _value(value_node), line, tuple(_line(item) for item in items))
+        except ValueError as error:
+            faults.append(UserError(f"{key}: {error}", file=file, line=line, hint="put the value in quotes"))
+    return list(entries.values()), faults
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Entry]:
+    """The keys of `epochs=3`, `resolution=[512,768]` …; UserError, all at once, for what is not key=value."""
+    entries: dict[str, Entry] = {}
+    faults = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().lstrip("-")
+        if not equals or not key:
+            faults.append(UserError("is not key=value", file=text, hint="write for example epochs=3"))
+        elif key in entries:
+            faults.append(UserError(f"{key} is given twice on the command line", file=text, hint="keep one of the two"))
+        else:
+            try:
+                entries[key] = Entry(key, _override_value(value), None, (), text)
+            except (UserError, ValueError) as error:
+                message = error.message if isinstance(error, UserError) else str(error)
+                faults.append(UserError(message, file=text, hint="put the value in quotes"))
+    raise_all(faults)
+    return list(entries.values())
+
+
+def _override_value(text: str) -> object:
+    """An override's value: a list or quoted text as YAML says, anything else as one plain scalar."""
+    text = text.strip()
+    if text[:1] in ("[", "'", '"', "{"):
+        node = _compose(text, None)
+        return _value(node)
+    # A shell has taken the quotes away, so "a: b", "#1" and "*" are texts here, where a YAML file would want quotes.
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    return _value(yaml.ScalarNode(tag, text))
+
+
+def _line(node: Any) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _value(node: Any, nested: bool = False) -> object:
+    """The Python value of a node. Nothing below a list's items is expanded, so aliases cannot grow without end."""
+    if isinstance(node, yaml.MappingNode):
+        return {}
+    if isinstance(node, yaml.SequenceNode):
+        return [] if nested else [_value(item, nested=True) for item in node.value]
+    text = str(node.value)
+    kind = node.tag.removeprefix(_TAG)
+    if kind == "str":
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind == "int":
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if kind == "float":
+        return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+    raise ValueError(f"the tag {node.tag} is not known here")
+
+
+_ESCAPE = "a backslash in double quotes starts an escape", "write the path with / or in single quotes"
+# PyYAML's words -> what is wrong, the mend, and whether it is told at the line where the construct began.
+_SYNTAX: tuple[tuple[str, tuple[str, str], bool], ...] = (
+    ("unknown escape", _ESCAPE, False),
+    ("escape sequence", _ESCAPE, False),
+    ("found character '\\t'", ("a tab stands where YAML wants spaces", "use spaces"), False),
+    ("that cannot start any token", ("a value starts with a character that YAML reserves", "put it in quotes"), False),
+    ("undefined alias", ("a value that starts with * is an alias in YAML", "put it in quotes"), False),
+    ("expected alphabetic or numeric", ("a value starts with * or &, which YAML reserves", "put it in quotes"), True),
+    ("could not find expected ':'", ("this line is not key: value", "write a colon and a space after the key"), True),
+    ("mapping values are not allowed", ("a second ': ' stands in this line", "put the value in quotes"), False),
+    ("expected ',' or", ("a [ or { is not closed", "close it"), True),
+    ("another document", ("a second document follows after ---", "keep one in the file"), False),
+    ("found '<stream end>'", ("a [ or { is not closed", "close it"), False),
+    ("expected <block end>", ("this line does not fit those above", "check its indentation and quotes"), False),
+)
+
+
+def _compose(text: str, file: Path | None) -> Any:
+    """The one document of a text as a node with marks, or None; UserError with the line for a fault of syntax."""
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_fault(error, text, file) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"holds the character U+{error.character:04X}, which no text has"
+        raise UserError(message, file=file, line=line, hint="remove it") from None
+    except RecursionError:
+        raise UserError("is nested too deeply", file=file, hint="write one key: value a line") from None
+
+
+def _syntax_fault(error: Any, text: str, file: Path | None) -> UserError:
+    """PyYAML's error of several lines as one line with the mend."""
+    problem = str(error.problem)
+    context, mark = error.context_mark, error.problem_mark or error.context_mark
+    end = text.rstrip().count("\n") + 1  # what is missed at the end is told on the last line that says something
+    if "quoted scalar" in str(error.context) and "end of stream" in problem:
+        return UserError("a quote is not closed", file=file, line=context.line + 1, hint="close it")
+    for words, (message, hint), at_start in _SYNTAX:
+        if words in problem:
+            line = min((context if at_start and context else mark).line + 1, end)
+            return UserError(f"not valid YAML: {message}", file=file, line=line, hint=hint)
+    line = min(mark.line + 1, end)
+    return UserError(f"not valid YAML: {problem}", file=file, line=line, hint="put the value in quotes")

@@ -1,0 +1,98 @@
+"""Values that the config and the command line share: paths, sizes, devices. Standard library only, so it is quick."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+SIZE_STEP, SIZE_MIN, SIZE_MAX = 8, 64, 2048
+SIZE_RULE = f"multiples of {SIZE_STEP} from {SIZE_MIN} to {SIZE_MAX} pixels"
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
+PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
+# Line breaks, control characters and the no-break space: in a path they come from "\n", "\t", "\_" … in double quotes.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to `word`, whatever its case and with - for _, or None."""
+    by_folded = {name.casefold().replace("-", "_"): name for name in known}
+    near = difflib.get_close_matches(word.casefold().replace("-", "_"), by_folded, n=1, cutoff=0.6)
+    return by_folded[near[0]] if near else None
+
+
+def parse_path(value: object) -> Path:
+    """A text as a path, `~` expanded; ValueError (with the mend) for anything that was not meant as a path."""
+    if isinstance(value, PathLike):
+        return Path(value)
+    if not isinstance(value, str):
+        raise ValueError("must be a path; put it in quotes")
+    if not value.strip():
+        raise ValueError("is an empty text")
+    if _CONTROL.search(value):
+        raise ValueError(
+            "holds a control character, because a backslash in double quotes starts an escape such as \\n; "
+            "write the path with / or in single quotes"
+        )
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("starts with ~, but the home folder is not known; write the whole path") from None
+
+
+def check_size(value: object) -> int | tuple[int, int]:
+    """One side or (width, height) in pixels from 512, [512, 768] or (512, 768); ValueError otherwise."""
+    items = list(value) if isinstance(value, list | tuple) else [value, value]
+    sides = [side for side in items if isinstance(side, int) and not isinstance(side, bool)]
+    if len(items) != 2 or len(sides) != 2:
+        raise ValueError(f"must be a whole number or [width, height], {SIZE_RULE}")
+    for side in sides:
+        if not SIZE_MIN <= side <= SIZE_MAX or side % SIZE_STEP:
+            near = min(max(round(side / SIZE_STEP) * SIZE_STEP, SIZE_MIN), SIZE_MAX)
+            raise ValueError(f"must be {SIZE_RULE}; the nearest to {side} is {near}")
+    return (sides[0], sides[1]) if isinstance(value, list | tuple) else sides[0]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from the command line's "512" or "512x768"; ValueError otherwise."""
+    match = re.fullmatch(r"([0-9]{1,6})(?:[xX×*]([0-9]{1,6}))?", text.strip())
+    if not match:
+        raise ValueError(f"must be like 512 or 512x768 (width x height), {SIZE_RULE}")
+    width = int(match[1])
+    check_size((width, height := int(match[2] or width)))
+    return width, height
+
+
+def model_fault(path: Path, *, kind: str, folder: bool) -> tuple[str, str] | None:
+    """(fault, mend) of a path to weights, or None if a file (or, where `folder`, a folder) is there.
+
+    `kind` names what is wanted ("checkpoint", "VAE", "LoRA"). Nothing is opened: the reader checks the contents.
+    """
+    if path.suffix.lower() in PICKLES:
+        return (
+            f"{path.as_posix()} is a pickle file, which can run code when it is opened",
+            f"convert it to {path.stem}.safetensors, or download that version of it",
+        )
+    if path.is_dir():
+        if folder:
+            return None
+        inside = sorted(path.glob("*.safetensors"))
+        mend = f"name the file in it, for example {inside[0].as_posix()}" if inside else "name a .safetensors file"
+        return f"{path.as_posix()} is a folder", mend
+    if path.exists():
+        return None
+    return f"{path.as_posix()} does not exist", _mend_of_missing(path, kind)
+
+
+def _mend_of_missing(path: Path, kind: str) -> str:
+    """What to do about a file of weights that is not there: the nearest name beside it, or where to put one."""
+    siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    if near := did_you_mean(path.stem, [Path(name).stem for name in siblings]):
+        return f"did you mean {(path.parent / near).as_posix()}.safetensors?"
+    if not path.suffix and len(path.parts) == 2 and not path.parent.exists():
+        return f"a {kind} is a file or folder on this machine, nothing is downloaded; give the path of a .safetensors"
+    if siblings:
+        return f"that folder holds {', '.join(sorted(siblings)[:3])}{' …' if len(siblings) > 3 else ''}"
+    return f"put the {kind} there, or change the path"

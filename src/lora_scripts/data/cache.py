@@ -1,0 +1,101 @@
+"""Tensors on disk, named by what they were computed from, so that nothing stale can be found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from lora_scripts.errors import UserError
+
+FORMAT = 1
+"""Part of every key: raised when what is stored, or how, changes its meaning."""
+
+Part = str | int | float | None | tuple["Part", ...]
+
+
+def cache_key(*parts: Part) -> str:
+    """A name (64 hex digits) for what `parts` describe: equal for equal parts, different for different ones.
+
+    Types count (1, 1.0, True and "1" differ), and so does nesting: ("ab", "c") is not ("a", "bc").
+    """
+    return hashlib.sha256(_encode((FORMAT, parts))).hexdigest()
+
+
+class Cache:
+    """A folder of safetensors files, one per key. A damaged file, or one under another entry's name, counts as absent.
+
+    `write(path, data)` writes a file so that it is there whole or not at all.
+    """
+
+    def __init__(self, folder: Path, write: Callable[[Path, bytes], None]) -> None:
+        self.folder, self._write = folder, write
+
+    def path(self, key: str) -> Path:
+        """Where the entry lies: 256 subfolders keep folders short."""
+        assert re.fullmatch("[0-9a-f]{64}", key), key
+        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+        """The tensors put under `key`, on the CPU, or None. Raises UserError if the folder cannot be read."""
+        path = self.path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"the cache cannot be read: {error.strerror or error}", file=path) from None
+        try:
+            tensors = safetensors.torch.load(data)
+            # the library checks sizes, not contents: without a digest a flipped bit would be trained on
+            return tensors if _stored_digest(data) == _digest(key, tensors) else None
+        except (SafetensorError, ValueError, LookupError):
+            return None
+
+    def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Stores copies of the tensors. Raises UserError if the folder cannot be made, and whatever `write` raises."""
+        path = self.path(key)
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"the cache folder cannot be made: {reason}", file=path.parent) from None
+        self._write(path, safetensors.torch.save(copies, metadata={"sha256": _digest(key, copies)}))
+
+
+def _encode(part: Part) -> bytes:
+    """Type, length and content, so that no two values share an encoding."""
+    if isinstance(part, tuple):
+        body = b"".join(map(_encode, part))
+    elif isinstance(part, str):
+        body = part.encode("utf-8", "surrogatepass")
+    elif isinstance(part, float):
+        body = part.hex().encode()
+    elif part is None or isinstance(part, int):
+        body = str(part).encode()
+    else:
+        raise TypeError(f"not a part of a key: {part!r}")
+    return f"{type(part).__name__}:{len(body)}:".encode() + body
+
+
+def _digest(key: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(key.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(_encode((name, str(tensor.dtype), tuple(tensor.shape))))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stored_digest(data: bytes) -> str | None:
+    """From the file's header: 8 bytes of length, little endian, then JSON (the safetensors format)."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    digest = header.get("__metadata__", {}).get("sha256")
+    return digest if isinstance(digest, str) else None

@@ -1,0 +1,306 @@
+"""Captions from metadata.csv, metadata.jsonl and sidecars.
+
+Reading is strict where a silent misreading would train the wrong words: `a.png,a cat, red` must not become "a cat".
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import stat
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.errors import UserError
+
+NAME_COLUMNS = ("filename", "file_name")
+TEXT_COLUMNS = ("prompt", "text", "caption")
+METADATA_SUFFIXES = (".csv", ".jsonl")
+SIDECAR_SUFFIXES = (".txt", ".caption")
+
+_NEWLINE = re.compile(r"\r\n|\n|\r")  # str.splitlines() would also cut at U+2028 and U+0085 inside a caption
+_LOOKS_LIKE_A_ROW = re.compile(r'\s*"?[^",]+\.(?:png|jpe?g|webp|bmp)"?\s*,', re.IGNORECASE)
+_LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
+_JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What an image shows, and the line of the metadata file that says so."""
+
+    text: str
+    line: int
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a regular file. Anything else is refused unopened, for a FIFO would block. Raises UserError."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError("is not a regular file", file=path, hint="remove it, or put a real file in its place")
+        return path.read_bytes()
+    except FileNotFoundError:
+        what = "is a link that leads nowhere" if path.is_symlink() else "no such file"
+        raise UserError(what, file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", file=path) from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises UserError, which says what another encoding looks like and on which line it shows.
+    """
+    data = read_bytes(path)
+    hint = "save it as UTF-8"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError("this is UTF-16 text", file=path, hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"not UTF-8 text; it looks like {_guess(data)}", file=path, line=line, hint=hint) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=hint)
+    return text
+
+
+def _guess(data: bytes) -> str:
+    """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
+    if b"\0" in data:
+        return "UTF-16, or no text at all"
+    for encoding, name, wanted in (
+        ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]"),
+        ("gb2312", "GBK (Chinese)", "[\u4e00-\u9fff]"),
+        ("big5", "Big5 (Chinese)", "[\u4e00-\u9fff]"),
+        ("gb18030", "GBK (Chinese)", "[\u4e00-\u9fff]"),
+    ):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        foreign = [c for c in text if c > "\x7f"]
+        if 2 * len(re.findall(wanted, text)) > len(foreign):
+            return name
+    return "Windows-1252 (Western European)"
+
+
+def tidy(text: str) -> str:
+    """A caption on one line: runs of white space, line breaks included, become one space."""
+    return " ".join(text.split())
+
+
+def read_sidecar(path: Path, *, allow_empty: bool = False) -> str:
+    """The caption in a .txt or .caption file; several lines become one. Raises UserError."""
+    text = tidy(read_text(path))
+    if not text and not allow_empty:
+        raise UserError("the caption is empty", file=path, hint="write one, or remove the file")
+    return text
+
+
+def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = False) -> dict[str, Caption]:
+    """Image name -> caption, from a .csv (`filename,prompt`) or .jsonl (`file_name`, `text`) file.
+
+    Names are posix paths relative to the image folder, in Unicode's NFC form. The caption's column may be called
+    `prompt`, `text` or `caption`; other columns are left alone. Every fault is appended to `faults`; a row whose
+    fault leaves its name readable is still in the result, so that its image is not reported a second time.
+    """
+    if path.suffix.lower() not in METADATA_SUFFIXES:
+        faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path))
+        return {}
+    try:
+        lines = _NEWLINE.split(read_text(path))
+    except UserError as fault:
+        faults.append(fault)
+        return {}
+    table = _Table(path, faults, allow_empty)
+    if path.suffix.lower() == ".csv":
+        _read_csv(lines, table)
+    else:
+        _read_jsonl(lines, table)
+    return table.rows
+
+
+@dataclass
+class _Table:
+    """The rows of one metadata file while it is read, and the checks that csv and jsonl share."""
+
+    path: Path
+    faults: list[UserError]
+    allow_empty: bool
+
+    def __post_init__(self) -> None:
+        self.rows: dict[str, Caption] = {}
+
+    def fault(self, line: int, message: str, hint: str | None = None) -> None:
+        self.faults.append(UserError(message, file=self.path, line=line, hint=hint))
+
+    def add(self, raw: str, text: str, line: int, *, already_faulty: bool = False) -> None:
+        name = posixpath.normpath(unicodedata.normalize("NFC", raw.strip().replace("\\", "/")))
+        if not raw.strip():
+            if not already_faulty:
+                self.fault(line, "the row has no file name")
+            return
+        if name == ".." or name.startswith(("/", "../")) or name[1:2] == ":":
+            self.fault(line, f'"{raw}" leaves the image folder', "use paths relative to that folder")
+            return
+        if name in self.rows:
+            before = self.rows[name].line
+            self.fault(line, f'"{name}" has a caption already, on line {before}', "keep one of them")
+            return
+        text = tidy(text)
+        self.rows[name] = Caption(text, line)
+        if not (text or self.allow_empty or already_faulty):
+            self.fault(line, f'the caption of "{name}" is empty', "write one, or remove the row and the image")
+
+
+def _read_csv(lines: list[str], table: _Table) -> None:
+    header: list[str] | None = None
+    name_at = text_at = 0
+    row = 0
+    while row < len(lines):
+        line = row + 1
+        if not lines[row].strip():
+            row += 1
+            continue
+        try:
+            fields, row = _record(lines, row)
+        except ValueError as error:
+            message, hint = error.args
+            table.fault(line, message, hint)
+            table.add(lines[row].split(",")[0].strip(' "'), "", line, already_faulty=True)
+            row += 1
+            continue
+        if not any(fields):
+            continue
+        if header is None:
+            if problem := _header_problem(fields):
+                table.fault(line, *problem)
+                return
+            header = [field.lower() for field in fields]
+            name_at = next(i for i, column in enumerate(header) if column in NAME_COLUMNS)
+            text_at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
+        elif len(fields) == len(header):
+            table.add(fields[name_at], fields[text_at], line)
+        else:
+            table.fault(line, *_wrong_count(fields, header))
+            table.add(fields[min(name_at, len(fields) - 1)], "", line, already_faulty=True)
+    if header is None:
+        table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
+
+
+def _record(lines: list[str], row: int) -> tuple[list[str], int]:
+    """One CSV record (RFC 4180; blanks around a field do not count) that starts on `lines[row]`, and the row after it.
+
+    Raises ValueError(message, hint). The csv module would read on to the next quote or the end of the file.
+    """
+    fields: list[str] = []
+    column = 0
+    while True:
+        line = lines[row]
+        start = len(line) - len(line[column:].lstrip(" \t"))
+        if line[start : start + 1] == '"':
+            text, row, column = _quoted(lines, row, start + 1)
+            line = lines[row]
+            end = line.find(",", column) if "," in line[column:] else len(line)
+            if line[column:end].strip():
+                raise ValueError("there is text after the closing quote", 'write a quote inside a prompt twice: ""')
+        else:
+            end = line.find(",", column) if "," in line[column:] else len(line)
+            text = line[column:end]
+        fields.append(text.strip())
+        if end == len(line):
+            return fields, row + 1
+        column = end + 1
+
+
+def _quoted(lines: list[str], row: int, column: int) -> tuple[str, int, int]:
+    """The text of a quoted field from just behind its opening quote; row and column just behind the closing one."""
+    parts: list[str] = []
+    while True:
+        line = lines[row]
+        end = line.find('"', column)
+        if end < 0:
+            parts.append(line[column:] + "\n")
+            row, column = row + 1, 0
+            if row == len(lines) or _LOOKS_LIKE_A_ROW.match(lines[row]):
+                raise ValueError("the quote that opens here is never closed", 'end the prompt with "')
+        elif line[end + 1 : end + 2] == '"':
+            parts.append(line[column : end + 1])
+            column = end + 2
+        else:
+            parts.append(line[column:end])
+            return "".join(parts), row, end + 1
+
+
+def _header_problem(fields: list[str]) -> tuple[str, str] | None:
+    """What is wrong with the first line, and the mend."""
+    example = "write filename,prompt as the first line"
+    if any(_LOOKS_LIKE_AN_IMAGE.fullmatch(field) for field in fields):
+        return "the header line is missing", example
+    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("\uff0c", "full-width commas")):
+        if len(fields) == 1 and mark in fields[0]:
+            return f"the columns are separated by {called}", "separate them with commas"
+    for wanted, what in ((NAME_COLUMNS, "file name"), (TEXT_COLUMNS, "caption")):
+        found = [field for field in fields if field.lower() in wanted]
+        if not found:
+            return f"no column for the {what} ({' or '.join(wanted)}) among {', '.join(fields)}", example
+        if len(found) > 1:
+            return f"more than one column for the {what}: {', '.join(found)}", "keep one of them"
+    return None
+
+
+def _wrong_count(fields: list[str], header: list[str]) -> tuple[str, str]:
+    """What is wrong with a row of more or fewer fields than the header, and the mend."""
+    if len(fields) < len(header):
+        return f"the row has {len(fields)} of {len(header)} fields", f"the columns are {','.join(header)}"
+    mended = ", ".join(fields[1:]).replace('"', '""')
+    hint = "put the prompt in double quotes"
+    if len(header) == 2 and header[0] in NAME_COLUMNS and len(mended) <= 80:
+        hint += f': {fields[0]},"{mended}"'
+    return f"too many fields ({len(fields)} instead of {len(header)})", hint
+
+
+def _read_jsonl(lines: list[str], table: _Table) -> None:
+    before, example = len(table.faults), 'each line is one object: {"file_name": "a.png", "text": "a cat"}'
+    for line, source in enumerate(lines, start=1):
+        if not source.strip():
+            continue
+        try:
+            record = json.loads(source, object_pairs_hook=_no_duplicates)
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+            name, text = _one_of(record, NAME_COLUMNS), _one_of(record, TEXT_COLUMNS)
+            if _SURROGATE.search(name + text):
+                raise ValueError("half of a character (a lone surrogate); write the whole")
+        except (ValueError, RecursionError) as error:
+            what = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+            table.fault(line, what, example)
+            named = _JSON_NAME.search(source)
+            table.add(named[1] if named else "", "", line, already_faulty=True)
+            if line == 1 and source.strip()[0] == "[":
+                return  # one JSON document over many lines: the same fault on every one
+        else:
+            table.add(name, text, line)
+    if not table.rows and len(table.faults) == before:
+        table.fault(1, "the file is empty", example)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key stands twice in the object")
+    return result
+
+
+def _one_of(record: dict[str, object], keys: tuple[str, ...]) -> str:
+    found = [key for key in keys if key in record]
+    if len(found) != 1:
+        raise ValueError(f"{'none' if not found else 'more than one'} of the keys {', '.join(keys)}")
+    value = record[found[0]]
+    if not isinstance(value, str):
+        raise ValueError(f'"{found[0]}" is not a string')
+    return value

@@ -1,0 +1,173 @@
+"""From an image file to upright 8-bit RGB, and from that to the tensor of one view.
+
+What a viewer shows is what is trained: EXIF orientation is applied, transparency lies on white (so that colour hidden
+under it never shows), 16-bit and float values are scaled instead of clipped, and an embedded colour profile other than
+sRGB is converted to sRGB. Animations give their first frame.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from lora_scripts.data.buckets import View
+from lora_scripts.data.captions import read_bytes, tidy
+from lora_scripts.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # no decoder that starts another program
+_DECODER_ERRORS = (  # what Pillow's decoders let through when a file is damaged
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """The image at `path`, upright, mode RGB. Raises UserError, which names the file, for whatever is wrong with it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files, for example on EXIF that does not matter
+        return decode_rgb(read_bytes(path), path)
+
+
+def decode_rgb(data: bytes, path: Path) -> Image.Image:
+    """As `load_rgb`, from bytes at hand; `path` is only for the error."""
+    if not data:
+        raise UserError("the file is empty (0 bytes)", file=path, hint="copy or download it again")
+    other = _other_kind(data)
+    if other is not None:
+        raise UserError(other[0], file=path, hint=other[1])
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise UserError(
+                    f"{image.width} x {image.height} px is more than the {limit // 10**6} million pixels that are read",
+                    file=path,
+                    hint="scale it down",
+                )
+            image.load()
+            return _to_rgb(_upright(image), path)
+    except Image.DecompressionBombError:
+        raise UserError("has more pixels than are read", file=path, hint="scale it down") from None
+    except UnidentifiedImageError:
+        raise UserError("is not an image, or is damaged from its first bytes on", file=path) from None
+    except _DECODER_ERRORS as error:
+        reason = tidy(str(error)) or type(error).__name__
+        raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
+
+
+def apply_view(image: Image.Image, view: View) -> torch.Tensor:
+    """The pixels of `view` of an RGB image: float32 [3, height, width] in [-1, 1].
+
+    Lanczos resampling with a support that widens when shrinking, so that nothing aliases.
+    """
+    import torch
+
+    width, height = view.bucket
+    scaled = image.resize(view.scaled, Image.Resampling.LANCZOS) if image.size != view.scaled else image
+    pixels = np.asarray(scaled)[view.top : view.top + height, view.left : view.left + width]  # [h, w, 3]
+    if view.flip:
+        pixels = pixels[:, ::-1]
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0)
+
+
+def _other_kind(data: bytes) -> tuple[str, str] | None:
+    """What a file really is that people often have in place of an image, and the mend."""
+    head = data[:512].lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the image itself", "run: git lfs pull"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "is a web page saved under the name of an image", "download the image itself"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"):
+        return "is a HEIC or AVIF image, whatever its name says", "convert it to JPEG or PNG"
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return image  # viewers, too, show an image with damaged EXIF as it is stored
+    # EXIF may hold anything under this number, also what cannot be looked up in a table
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_grey(image, path)
+    if image.has_transparency_data:
+        colour = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        alpha = colour.getchannel("A")
+        opaque = _to_srgb(colour.convert("RGB"), image.info.get("icc_profile"))
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(opaque, mask=alpha)
+        return white
+    flat = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+    return _to_srgb(flat, image.info.get("icc_profile"))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """`image` (RGB, L or CMYK) in sRGB by its embedded profile; as it stands if there is none, or an unusable one."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if not (image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower()):
+                target = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+                if converted is not None:
+                    return converted
+        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+            pass  # a profile of another colour space, or a damaged one: viewers ignore it too
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image, path: Path) -> Image.Image:
+    """16-bit, 32-bit and float grey, scaled to 8 bits where Pillow's own conversion clips (16-bit grey turns white).
+
+    "I;16" is 0 ... 65535. The other modes do not say their white: it is the smallest of 1 (float only), 255 (float
+    only), 65535 and 2^31 - 1 that no value exceeds.
+    """
+    values = np.asarray(image).astype(np.float64)  # [h, w]
+    if not np.isfinite(values).all():
+        raise UserError("holds values that are not numbers (NaN or infinity)", file=path)
+    whites = [65535.0] if image.mode.startswith("I;16") else [65535.0, 2.0**31 - 1]
+    if image.mode == "F":
+        whites = [1.0, 255.0, *whites]
+    top = values.max()
+    white = next((w for w in whites if top <= w), None)
+    if white is None:
+        raise UserError(f"holds values up to {top:g}, whose white is unknown", file=path, hint="save it with 8 bits")
+    grey = np.rint(values.clip(0, white) * (255.0 / white)).astype(np.uint8)
+    transparent = image.info.get("transparency")  # PNG: the one grey value that is transparent
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,72 @@
+"""Batches, and what is drawn for each image: functions of (seed, epoch, position, index), never of a state.
+
+So resuming in mid-epoch is exact, and nothing depends on how many workers or how much history there is.
+`random.Random(text)` hashes its text with SHA-512 and is the same on every platform.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides for one image at one place of an epoch."""
+
+    variant: int
+    """Which of the cached views: 0 ... variants - 1."""
+    drop_caption: bool
+    """Train this image with an empty caption."""
+
+
+def epoch_batches(
+    buckets: Sequence[Hashable], *, batch_size: int, repeats: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """The batches of an epoch, as lists of image indices; `buckets[i]` is the bucket of image i.
+
+    A pure function of its arguments. Each batch is of one bucket, each image comes exactly `repeats` times, what is
+    left over in a bucket forms a smaller batch. Within a bucket all images come once before one comes again, and the
+    batches of all buckets are mixed.
+    """
+    rng = random.Random(f"order/{seed}/{epoch}")
+    members: dict[Hashable, list[int]] = {}
+    for index, bucket in enumerate(buckets):
+        members.setdefault(bucket, []).append(index)
+    batches: list[list[int]] = []
+    for indices in members.values():  # in the order of first appearance: hashes of strings differ between runs
+        queue = [index for _ in range(repeats) for index in rng.sample(indices, len(indices))]
+        batches += [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def steps_per_epoch(buckets: Sequence[Hashable], *, batch_size: int, repeats: int, accumulation: int = 1) -> int:
+    """Optimizer steps in an epoch: its batches over `accumulation`, rounded up, for a last step may use fewer."""
+    batches = sum(-(-count * repeats // batch_size) for count in Counter(buckets).values())
+    return -(-batches // accumulation)
+
+
+def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, caption_dropout: float) -> Draw:
+    """The view and the caption's fate for image `index` at `position` of the epoch.
+
+    Both numbers are always drawn, so that changing the dropout leaves the views as they were, and the other way round.
+    """
+    rng = random.Random(f"draw/{seed}/{epoch}/{position}/{index}")
+    variant, drop = rng.random(), rng.random()
+    return Draw(variant=int(variant * variants), drop_caption=drop < caption_dropout)
+
+
+def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str) -> str:
+    """The caption with its comma-separated tags shuffled behind the first `keep`; unchanged without `shuffle`.
+
+    `rng_key` names the occasion, for example "seed/epoch/position/index": equal keys give equal orders.
+    """
+    if not shuffle:
+        return caption
+    tags = [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+    rest = tags[keep:]
+    random.Random(f"tags/{rng_key}").shuffle(rest)
+    return ", ".join(tags[:keep] + rest)

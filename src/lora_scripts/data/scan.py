@@ -1,0 +1,235 @@
+"""A folder of images -> samples; every fault of the data set at once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_bytes, read_metadata, read_sidecar
+from lora_scripts.data.image import decode_rgb
+from lora_scripts.errors import UserError, raise_all
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MIN_SIDE = 16
+"""Pixels. An image with a shorter side is an icon or a mistake."""
+MANY = 20
+"""From here on faults of one kind are counted instead of listed: they have one cause."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set, known to be readable."""
+
+    path: Path
+    name: str
+    """Posix path relative to the folder, in Unicode's NFC form."""
+    caption: str
+    width: int
+    """Pixels, as shown: after EXIF rotation."""
+    height: int
+    digest: str
+    """SHA-256 of the file's bytes, 64 hex digits."""
+
+
+def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> list[Sample]:
+    """The images below `folder`, sorted by name, each fully decoded once.
+
+    Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
+    sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
+    Raises UserError or UserErrors with everything that is wrong with images and captions.
+    """
+    faults: list[UserError] = []
+    files = _files(folder, faults)
+    images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    if not images:
+        raise_all([*faults, UserError(f"no images (jpg, png, webp, bmp) found; {_kinds(files)}", file=folder)])
+    captions = _Captions(folder, files, images, faults, allow_missing_captions)
+    captions.read(metadata)
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
+        found = list(pool.map(_inspect, images.values()))
+    samples: list[Sample] = []
+    for (name, path), result in zip(images.items(), found, strict=True):
+        if isinstance(result, UserError):
+            faults.append(result)
+        else:
+            digest, (width, height) = result
+            samples.append(Sample(path, name, captions.text(name), width, height, digest))
+    raise_all(faults)
+    return samples
+
+
+def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
+    """Every file below `folder` that is not hidden, by its posix path. Links to folders are followed, once each."""
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "no such folder"
+        raise UserError(what, file=folder, hint="train_data_dir names the folder with the images")
+    files: dict[str, Path] = {}
+    visited: set[tuple[int, int]] = set()
+    waiting = [(folder, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        try:
+            stat = os.stat(here)
+            if (stat.st_dev, stat.st_ino) in visited:
+                continue
+            visited.add((stat.st_dev, stat.st_ino))
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            faults.append(UserError(f"the folder cannot be read: {error.strerror or error}", file=here))
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            try:
+                name = prefix + unicodedata.normalize("NFC", entry.name.encode().decode())
+            except UnicodeEncodeError:  # bytes that are not UTF-8; they cannot even be printed
+                faults.append(UserError(f"the file name {entry.name!a} is not Unicode; rename it", file=here))
+                continue
+            if os.path.isdir(entry.path):  # unlike entry.is_dir() it answers for a link to itself, too
+                waiting.append((here / entry.name, name + "/"))
+            elif name in files:
+                faults.append(UserError("two files have this name in different Unicode forms", file=files[name]))
+            else:
+                files[name] = here / entry.name
+    return files
+
+
+def _kinds(files: Mapping[str, Path]) -> str:
+    """What a folder holds, for a message: "the folder holds 3 .gif, 1 .zip"."""
+    if not files:
+        return "the folder is empty"
+    counts = Counter(PurePosixPath(name).suffix.lower() or PurePosixPath(name).name for name in files)
+    more = f" and {len(counts) - 8} other kinds" if len(counts) > 8 else ""
+    return "the folder holds " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common(8)) + more
+
+
+def _inspect(path: Path) -> tuple[str, tuple[int, int]] | UserError:
+    """Digest and upright size of an image; or what is wrong with it."""
+    try:
+        data = read_bytes(path)
+        width, height = decode_rgb(data, path).size
+    except UserError as fault:
+        return fault
+    if min(width, height) < MIN_SIDE:
+        return UserError(f"{width} x {height} px is too small to learn from", file=path, hint="remove it")
+    return hashlib.sha256(data).hexdigest(), (width, height)
+
+
+@dataclass
+class _Captions:
+    """Gathers what each source says about each image, and finds gaps and contradictions."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    images: Mapping[str, Path]
+    faults: list[UserError]
+    allow_missing: bool
+    said: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Image name -> {source, as told to a person: caption}."""
+    lost: bool = False
+    """A metadata file could not be read at all, so that captions missing now say nothing."""
+
+    def read(self, metadata: Path | None) -> None:
+        if metadata is not None:
+            self._metadata(metadata, metadata.name, "")
+        else:
+            wanted = [f"metadata{suffix}" for suffix in METADATA_SUFFIXES]
+            for name in sorted(self.files):
+                prefix, _, last = name.rpartition("/")
+                if last.lower() in wanted:
+                    self._metadata(self.files[name], name, f"{prefix}/" if prefix else "")
+        self._sidecars()
+        for name, sources in self.said.items():
+            if len(set(sources.values())) > 1:
+                told = " but ".join(f'"{_short(text)}" in {source}' for source, text in sources.items())
+                self.faults.append(UserError(f"two captions: {told}", file=self.images[name], hint="keep one of them"))
+        self._gaps()
+
+    def text(self, name: str) -> str:
+        return next(iter(self.said.get(name, {}).values()), "")
+
+    def _metadata(self, path: Path, source: str, prefix: str) -> None:
+        before = len(self.faults)
+        rows = read_metadata(path, self.faults, allow_empty=self.allow_missing)
+        self.lost |= not rows and len(self.faults) > before
+        strangers: dict[str, int] = {}
+        for name, caption in rows.items():
+            if prefix + name in self.images:
+                self.said.setdefault(prefix + name, {})[f"{source}:{caption.line}"] = caption.text
+            else:
+                strangers[prefix + name] = caption.line
+        if strangers and len(strangers) == len(rows) > 1:
+            self.lost = True
+            example, line = next(iter(strangers.items()))
+            message = f'none of its {len(rows)} names is an image in {self.folder}, the first being "{example}"'
+            hint = f'names are relative to that folder, like "{next(iter(self.images))}"'
+            self.faults.append(UserError(message, file=path, line=line, hint=hint))
+            return
+        for name, line in list(strangers.items())[:MANY]:
+            message = f'no image "{name}" in {self.folder}'
+            self.faults.append(UserError(message, file=path, line=line, hint=self._hint(name)))
+        if len(strangers) > MANY:
+            self.faults.append(UserError(f"{len(strangers) - MANY} further rows have no image", file=path))
+
+    def _hint(self, name: str) -> str:
+        """Which image a row without one may mean."""
+        if name in self.files:
+            return "the file is there, but images are read from jpg, png, webp and bmp: convert it"
+        wanted = PurePosixPath(name)
+        for other in self.images:
+            path = PurePosixPath(other)
+            same_but_for_suffix = path.with_suffix("") in (wanted, wanted.with_suffix(""))
+            if other.casefold() == name.casefold() or same_but_for_suffix or path.name == wanted.name:
+                return f'did you mean "{other}"?'
+        near = difflib.get_close_matches(name, self.images, 1, 0.8)
+        return f'did you mean "{near[0]}"?' if near else "remove the row, or add the image"
+
+    def _sidecars(self) -> None:
+        by_stem: dict[str, list[str]] = {}
+        for name in self.images:
+            by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+        for name in sorted(self.files):
+            path = PurePosixPath(name)
+            owners = by_stem.get(str(path.with_suffix("")), [])
+            if path.suffix.lower() not in SIDECAR_SUFFIXES or not owners:
+                continue
+            try:
+                text = read_sidecar(self.files[name], allow_empty=self.allow_missing)
+            except UserError as fault:
+                self.faults.append(fault)
+                for owner in owners:
+                    self.said.setdefault(owner, {})  # told once; not as an image without caption, too
+                continue
+            for owner in owners:
+                self.said.setdefault(owner, {})[name] = text
+
+    def _gaps(self) -> None:
+        without = [name for name in self.images if name not in self.said]
+        if not without or self.allow_missing or self.lost:
+            return
+        allow = "or set allow_missing_captions: true"
+        if len(without) == len(self.images):
+            message = (
+                f"no captions found for its {len(without)} images: no metadata.csv, no metadata.jsonl, "
+                f"no .txt or .caption beside an image; {_kinds(self.files)}"
+            )
+            hint = f"write metadata.csv with the first line filename,prompt, {allow}"
+            self.faults.append(UserError(message, file=self.folder, hint=hint))
+            return
+        for name in without[:MANY]:
+            self.faults.append(UserError("has no caption", file=self.images[name], hint=f"add one, {allow}"))
+        if len(without) > MANY:
+            self.faults.append(UserError(f"{len(without) - MANY} further images have no caption", file=self.folder))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,41 @@
+"""The only errors a person meets: one line each, with the file, the line and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+
+class UserError(Exception):
+    """A person's mistake, or a file that is not what it should be; printed as one line, exit code 2.
+
+    `str()` gives "file:line: message; hint", leaving out what is unknown.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | PathLike[str] | None = None,
+        line: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message, self.file, self.line, self.hint = message, file, line, hint
+        where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
+        super().__init__(where + message + (f"; {hint}" if hint else ""))
+
+
+class UserErrors(UserError):
+    """Several mistakes told at once, one line each, in `errors`."""
+
+    def __init__(self, errors: Sequence[UserError]) -> None:
+        self.errors = list(errors)
+        Exception.__init__(self, "\n".join(map(str, self.errors)))
+
+
+def raise_all(errors: Sequence[UserError]) -> None:
+    """Raises nothing for no errors, the error itself for one, `UserErrors` for more."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserErrors(errors)

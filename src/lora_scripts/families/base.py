@@ -1,0 +1,124 @@
+"""What the training loop knows of a model: the Family protocol, and the table of families."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_scripts.losses.diffusion import Objective
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Published facts of a family, in one place."""
+
+    name: str
+    """As people call it: "Stable Diffusion 1.x"."""
+    vae_factor: int
+    """Pixels a latent stands for, along each side."""
+    latent_channels: int
+    bucket_step: int
+    """Sides of training pictures are multiples of this, in pixels."""
+    groups: Mapping[str, Callable[[str], bool]]
+    """Names for sets of layers, for the config's `targets`."""
+    image_root: str
+    """The part that LoRA goes into by default."""
+    text_root: str
+    """The part that LoRA goes into with `train_text_encoder`."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a preview picture is made."""
+
+    steps: int = 20
+    cfg: float = 7.0
+    negative: str = ""
+    size: tuple[int, int] = (512, 512)
+    """(width, height) in pixels"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n training pictures of one size, ready for the loss."""
+
+    mean: Tensor
+    """[n, c, h, w] float32: mean of the latents' posterior"""
+    std: Tensor
+    """as `mean`"""
+    captions: Sequence[str]
+    """n texts"""
+    states: Tensor | None
+    """[n, tokens, width]: the encoded captions; None when the text encoder is trained"""
+    names: Sequence[str]
+    """n file names, for messages"""
+    generators: list[torch.Generator]
+    """n CPU generators: all the randomness of the step"""
+
+
+class Family(Protocol):
+    """One kind of model. The loop calls `loss`; everything else is done before and after it."""
+
+    spec: Spec
+    device: torch.device
+    native_size: tuple[int, int]
+    """(width, height) in pixels of the pictures that the base was made for"""
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        """The parts that can take LoRA, by the first word of a path."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
+        ...
+
+    def fingerprint(self, part: str) -> str:
+        """A digest of what turns pictures ("vae") or captions ("text") into cached tensors."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        """[n, 3, h, w] in [-1, 1] -> {"mean", "std"}, each [n, c, h / f, w / f] float32 on the CPU, scaled."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """n captions -> [n, tokens, width], in the text encoder's own precision."""
+        ...
+
+    def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
+        """The sum of the batch's losses, with gradient, and how many were summed."""
+        ...
+
+    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
+        """A picture from the model as it stands, LoRA layers and all."""
+        ...
+
+    def rest(self, *, text_encoder: bool) -> None:
+        """Moves to the CPU what is not needed while training (the VAE, and the text encoder if told so)."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What `load` of every family takes besides the path."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vae: Path | None = None
+
+
+# Kind of checkpoint -> module with `load(path, options) -> Family`.
+FAMILIES = {"sd1": "lora_scripts.families.sd1"}
+
+
+def load_family(kind: str, path: Path, options: LoadOptions) -> Family:
+    """Builds the family of a checkpoint; its module, and with it the heavy libraries, is imported only now."""
+    family: Family = importlib.import_module(FAMILIES[kind]).load(path, options)
+    return family

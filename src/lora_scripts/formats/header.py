@@ -1,0 +1,211 @@
+"""What a model file is, told from its first bytes and its safetensors header, before anything is loaded or built."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from lora_scripts.errors import UserError
+from lora_scripts.formats import singlefile
+from lora_scripts.formats.kinds import DOWNLOAD, Kind, kind_of
+
+__all__ = ["Header", "Kind", "TensorInfo", "identify", "read_header", "refuse", "require_sd1", "require_vae", "sniff"]
+
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of a safetensors header."""
+
+    dtype: str
+    """The format's name: F32, F16, BF16, …"""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header: what the file holds, without its values."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+def read_header(path: Path) -> Header:
+    """Reads and checks a safetensors header in plain Python; the tensors are not touched.
+
+    UserError, in one line: no file, a folder, another format (and which), a truncated or damaged file, a repeated key.
+    """
+    other = sniff(path)
+    if other is not None:
+        refuse(other, path)
+    with _opened(path), path.open("rb") as file:
+        total = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= _MAX_HEADER:
+            refuse(Kind.NOT_SAFETENSORS, path)
+        if 8 + length > total:
+            _truncated(path, total, 8 + length)
+        raw = file.read(length)
+    try:
+        rows = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = f"a key stands twice: {error.args[0]}" if isinstance(error, _RepeatedKey) else "not readable"
+        raise UserError(f"damaged safetensors header ({reason})", file=path, hint=DOWNLOAD) from None
+    if not isinstance(rows, dict):
+        refuse(Kind.NOT_SAFETENSORS, path)
+    metadata = rows.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _damaged(path, "__metadata__ is not a table of texts")
+    _check_offsets(path, rows, total - 8 - length)
+    return Header({name: TensorInfo(row["dtype"], tuple(row["shape"])) for name, row in rows.items()}, metadata)
+
+
+def sniff(path: Path) -> Kind | None:
+    """What the first bytes give away, or None when it may be safetensors. UserError when there is no such file."""
+    if path.is_dir():
+        raise UserError("is a folder, not a file", file=path, hint="name the .safetensors file in it")
+    if not path.exists():
+        raise UserError("no such file", file=path, hint="check the path")
+    if not path.is_file():  # a pipe would block for ever
+        raise UserError("is not a plain file", file=path, hint="copy the model to a file")
+    with _opened(path), path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return Kind.EMPTY
+    if start.startswith(b"version https://git-lfs"):
+        return Kind.GIT_LFS
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return Kind.HTML
+    if start.startswith(b"PK\x03\x04"):
+        return Kind.ZIP
+    if start.startswith(b"GGUF"):
+        return Kind.GGUF
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{":
+        return Kind.PICKLE
+    if len(start) < 10 or start[8:9] != b"{":
+        return Kind.NOT_SAFETENSORS
+    return None
+
+
+def identify(path: Path) -> Kind:
+    """What the file is; UserError when it is missing, truncated or damaged."""
+    return sniff(path) or kind_of(read_header(path).shapes)
+
+
+def require_sd1(path: Path, *, vae: bool = True) -> Header:
+    """The header of a whole Stable Diffusion 1.x checkpoint in LDM layout; UserError for anything else, saying what it
+    is.
+
+    Every parameter that the layout calls for is there, with its shape and a floating-point type, and nothing unknown.
+    `vae=False`: a separate VAE is given, so the file need not hold one.
+    """
+    header = read_header(path)
+    kind = kind_of(header.shapes)
+    if kind is not Kind.SD1:
+        refuse(kind, path)
+    singlefile.check(header.shapes, singlefile.layout_of(header.shapes, file=path, vae=vae), file=path)
+    _check_floats(path, header, ("model.diffusion_model.", "first_stage_model.", singlefile.TEXT_PREFIX))
+    return header
+
+
+def require_vae(path: Path) -> Header:
+    """The header of a file with an SD 1.x VAE: alone, in LDM or diffusers names, or in a checkpoint; else UserError."""
+    header = read_header(path)
+    kind = kind_of(header.shapes)
+    if kind not in (Kind.VAE, Kind.SD1):
+        hint = "give an SD 1.x VAE, such as vae-ft-mse-840000-ema-pruned.safetensors, or leave vae out"
+        raise UserError(f"this is {kind.words}, not a VAE", file=path, hint=hint)
+    singlefile.check_vae(header.shapes, file=path)
+    return header
+
+
+def refuse(kind: Kind, path: Path) -> NoReturn:
+    """Raises the one line that says what the file is and what to do."""
+    raise UserError(f"this is {kind.words}", file=path, hint=kind.mend or None)
+
+
+class _RepeatedKey(ValueError):
+    """A JSON object with one key twice: the format forbids it, and readers disagree on which one counts."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(next(ascii(name)[:120] for name in names if names.count(name) > 1))
+    return seen
+
+
+def _check_offsets(path: Path, rows: Mapping[str, object], size: int) -> None:
+    """Every row well formed, and the tensors side by side, from the first byte of the body to the last."""
+    spans: list[tuple[int, int, str]] = []
+    for name, row in rows.items():
+        if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+            _damaged(path, f"the row of {ascii(name)[:120]}")
+        dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+        bits = _DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+        if bits is None or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+            _damaged(path, f"the row of {ascii(name)[:120]}")
+        if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * bits:
+            _damaged(path, f"{ascii(name)[:120]} has the wrong length")
+        spans.append((offsets[0], offsets[1], name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            _damaged(path, f"{ascii(name)[:120]} does not follow its neighbour")
+        end = stop
+    if end > size:
+        _truncated(path, path.stat().st_size, path.stat().st_size + end - size)
+    if end < size:
+        _damaged(path, f"{size - end} bytes too many at the end")
+
+
+def _check_floats(path: Path, header: Header, prefixes: tuple[str, ...]) -> None:
+    odd = [
+        (name, info.dtype)
+        for name, info in header.tensors.items()
+        if name.startswith(prefixes) and info.dtype not in _FLOATS and not singlefile.is_tolerated(name)
+    ]
+    if odd:
+        first = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
+        raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _damaged(path: Path, what: str) -> NoReturn:
+    raise UserError(f"damaged safetensors header ({what})", file=path, hint=DOWNLOAD)
+
+
+def _truncated(path: Path, have: int, want: int) -> NoReturn:
+    raise UserError(f"truncated: {have:,} of {want:,} bytes are there", file=path, hint=DOWNLOAD)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to read into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror or error}", file=path, hint="check its permissions"
+        ) from error

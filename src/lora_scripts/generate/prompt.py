@@ -1,0 +1,125 @@
+"""The WebUI's "<lora:name:0.8>" in a prompt, and where the LoRA of that name lies. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.config.values import did_you_mean
+from lora_scripts.errors import UserError
+
+_TAG = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
+# Anything that starts like a tag but is none, to its end or as far as the comma.
+_BROKEN = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+_FORM = "write <lora:name:0.8>"
+
+
+@dataclass(frozen=True)
+class LoraCall:
+    """A LoRA that a prompt asks for, by the stem of its file, and how strongly."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What `lora-scripts generate` was asked for; `size` (width, height) in pixels, None: the base model's own."""
+
+    base: Path
+    prompt: str
+    output: Path
+    negative_prompt: str = ""
+    seed: int = 42
+    steps: int = 20
+    cfg: float = 7.0
+    size: tuple[int, int] | None = None
+    lora_dir: Path = Path("output")
+    vae: Path | None = None
+    count: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:
+    """The prompt without its `<lora:name:weight>` tags, and the LoRAs they call, in order of their first tag.
+
+    The weight may be left out (1), negative, or above 1. Each tag is applied, so the weights of tags with the same
+    name add up. Raises UserError, with the piece, for what starts like a tag and is none.
+    """
+    weights: dict[str, float] = {}
+    clean, end = "", 0
+    for match in _TAG.finditer(text):
+        name, weight = match[1].strip(), _weight(match)
+        weights[name] = weights.get(name, 0.0) + weight
+        clean, end = _join(clean, _without_broken(text[end : match.start()])), match.end()
+    if not weights:
+        return _without_broken(text).strip(), []
+    clean = _join(clean, _without_broken(text[end:])).strip().rstrip(",， \t\n")
+    return clean, [LoraCall(name, weight) for name, weight in weights.items()]
+
+
+def _without_broken(piece: str) -> str:
+    """A piece of a prompt that holds no whole tag; UserError where it holds the beginnings of one."""
+    if broken := _BROKEN.search(piece):
+        hint = _FORM if broken[1].lower() == "lora" else "only <lora:name:0.8> is known"
+        raise UserError(f"the prompt holds {broken[0].strip()!r}, which calls no LoRA", hint=hint)
+    return piece
+
+
+def _weight(match: re.Match[str]) -> float:
+    """The weight of one tag; UserError where the name or the number is none."""
+    if not match[1].strip():
+        raise UserError(f"{match[0]!r} in the prompt has no name", hint=_FORM)
+    if match[2] is None:
+        return 1.0
+    number = match[2].strip()
+    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+        raise UserError(f"the weight of {match[0]!r} in the prompt is not a number", hint=_FORM)
+    return float(number)
+
+
+def _join(left: str, right: str) -> str:
+    """Two pieces of a prompt between which a tag stood, without the comma or space that belonged to the tag."""
+    if not left.strip() or left.rstrip().endswith((",", "，")):
+        right = right.lstrip(",， \t")
+    left = left.rstrip(" \t")
+    if not left or not right.strip() or left.endswith(("(", "，")) or right.lstrip()[0] in ",，.;)":
+        return left + right.lstrip(" \t")
+    return f"{left} {right.lstrip()}"
+
+
+def find_lora(name: str, lora_dir: Path) -> Path:
+    """The file `name`.safetensors in `lora_dir` or any folder below it, resume states (`state/`) left out.
+
+    Of several, the final file of a run (`name/name.safetensors`) is taken. UserError if none or no single one is left.
+    """
+    if not lora_dir.is_dir():
+        raise UserError(f"<lora:{name}> is not found: {lora_dir} is not a folder", hint="name one with --lora-dir")
+    files = sorted(
+        path
+        for path in lora_dir.rglob("*.safetensors")
+        if path.is_file() and "state" not in path.relative_to(lora_dir).parts[:-1]
+    )
+    found = [path for path in files if path.stem == name]
+    final = [path for path in found if path.parent.name == name]
+    if len(final) == 1 or len(found) == 1:
+        return (final if len(final) == 1 else found)[0]
+    if found:
+        listed = ", ".join(map(str, found))
+        raise UserError(f"<lora:{name}> is several files: {listed}", hint="name a folder with one with --lora-dir")
+    raise UserError(f"there is no {name}.safetensors in {lora_dir}", hint=_nearest(name, files))
+
+
+def _nearest(name: str, files: list[Path]) -> str:
+    stems = sorted({path.stem for path in files})
+    if not stems:
+        return "it holds no LoRA at all: train one, or name another folder with --lora-dir"
+    # The WebUI's name has no suffix and no folder.
+    plain = name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
+    if near := (plain if plain in stems else did_you_mean(plain, stems)):
+        return f"did you mean <lora:{near}:0.8>?"
+    return f"there is {', '.join(stems[:8])}" + (" …" if len(stems) > 8 else "")

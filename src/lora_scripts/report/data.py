@@ -1,0 +1,73 @@
+"""What a report shows, as plain values; `page.write_report` turns it into one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt and seed, without the LoRA and with it."""
+
+    prompt: str
+    seed: int
+    before: Image
+    after: Image
+
+
+@dataclass(frozen=True)
+class StrengthRow:
+    """One prompt and seed at several strengths, weakest first."""
+
+    prompt: str
+    seed: int
+    cells: Sequence[tuple[float, Image]]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """The exported file, as a person finds it."""
+
+    name: str
+    """File name, for example "cyberpunk_lora.safetensors"."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the whole file, 64 lower-case hexadecimal digits."""
+
+    @property
+    def stem(self) -> str:
+        """The name to write in a prompt."""
+        return self.name.removesuffix(".safetensors")
+
+    @property
+    def auto_v2(self) -> str:
+        """The short hash that WebUIs and model sites show."""
+        return self.sha256[:10]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on the page, in the order of a run; empty parts are left out of the page."""
+
+    name: str
+    lora: LoraFile
+    verification: str
+    """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
+    facts: Sequence[tuple[str, str]] = ()
+    """Label and value: images, steps, parameters, precision, device, time."""
+    comparisons: Sequence[Comparison] = ()
+    strengths: Sequence[StrengthRow] = ()
+    previews: Sequence[tuple[int, Sequence[tuple[str, Image]]]] = ()
+    """Step, and for each prompt the picture at that step."""
+    loss: Sequence[tuple[int, float]] = ()
+    """Step and loss, by rising step."""
+    learning_rate: Sequence[tuple[int, float]] = ()
+    thumbnails: Sequence[tuple[Image, str]] = ()
+    """Training images and captions; the first 12 are shown."""
+    config_text: str = ""
+    """The resolved configuration, as YAML."""
+    versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,24 @@
+"""The only place where a config becomes objects. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_scripts.config.schema import TrainConfig
+    from lora_scripts.generate.prompt import GenerateOptions
+
+
+def train(config: TrainConfig, config_path: Path | None = None, *, resume: bool = False) -> None:
+    """Runs a training as the config says, to its proved LoRA file and its report. UserError for a person's mistake."""
+    from lora_scripts.run.training import Run
+
+    Run(config, config_path, resume=resume).start()
+
+
+def generate(options: GenerateOptions) -> None:
+    """Draws the pictures that were asked for. UserError for a person's mistake."""
+    from lora_scripts.run.generating import generate_pictures
+
+    generate_pictures(options)

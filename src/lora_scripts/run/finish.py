@@ -1,0 +1,107 @@
+"""After the last step: the final file, its proof, the pictures with and without it, the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from lora_scripts.config.load import dump_config
+from lora_scripts.data.image import load_rgb
+from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.formats import io, metadata
+from lora_scripts.generate.apply import apply, read_lora
+from lora_scripts.lora.inject import remove
+from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
+from lora_scripts.report.page import write_report
+from lora_scripts.train.optim import factor
+from lora_scripts.train.prove import Proof, expected_changes, prove
+
+if TYPE_CHECKING:
+    from lora_scripts.run.training import Run
+
+STRENGTHS = (0.0, 0.4, 0.8, 1.0)
+
+
+def finish(run: Run) -> None:
+    """Exports, proves that the file loads, and writes the report. UserError if the proof fails."""
+    run.exporter.write(run.folder.final)
+    proof = prove_export(run)
+    print(proof, flush=True)
+    report(run, proof)
+    print(f"the LoRA: {run.folder.final}  (prompt: <lora:{run.folder.name}:0.8>)")
+    print(f"the report: {run.folder.path / 'report.html'}", flush=True)
+
+
+def prove_export(run: Run) -> Proof:
+    """A fresh base, read from its file again, takes the exported LoRA through diffusers."""
+    options = LoadOptions(torch.device("cpu"), torch.float32, run.config.vae)
+    fresh = load_family("sd1", run.config.base_model, options).roots
+    expected = expected_changes({p: (w.down, w.up, w.alpha) for p, w in run.exporter.weights().items()})
+    return prove(run.folder.final, expected, fresh["unet"], fresh["text_encoder"])
+
+
+def report(run: Run, proof: Proof) -> None:
+    """Draws with the exported file, not with the weights in memory, and writes report.html."""
+    remove(run.family.roots, run.layers)
+    layers = apply(run.family, read_lora(run.folder.final), 1.0)
+
+    def draw(prompt: str, seed: int, strength: float) -> Image.Image:
+        for layer in layers.values():
+            layer.strength = strength
+        return run.family.generate(prompt, seed, run.sampling)
+
+    print("drawing the pictures of the report", flush=True)
+    seed, prompts, drawn = run.config.seed, run.prompts[:4], {}
+    wanted = [(p, seed + i, s) for i, p in enumerate(prompts) for s in (STRENGTHS if i == 0 else (0.0, 1.0))]
+    for key in wanted:
+        drawn[key] = draw(*key)
+    # The file's effect at full strength is the last preview.
+    for number, prompt in enumerate(prompts, 1):
+        io.save_png(run.folder.sample(run.total, number), drawn[prompt, seed + number - 1, 1.0])
+    data = ReportData(
+        name=run.folder.name,
+        lora=LoraFile(
+            run.folder.final.name, run.folder.final.stat().st_size, metadata.model_hashes(run.folder.final).sha256
+        ),
+        verification=str(proof),
+        facts=[*run.plan_rows(), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
+        comparisons=[
+            Comparison(p, seed + i, drawn[p, seed + i, 0.0], drawn[p, seed + i, 1.0]) for i, p in enumerate(prompts)
+        ],
+        strengths=[StrengthRow(prompts[0], seed, [(s, drawn[prompts[0], seed, s]) for s in STRENGTHS])],
+        previews=_previews(run, prompts),
+        loss=list(enumerate(run.state.losses, 1)),
+        learning_rate=_rates(run),
+        thumbnails=[(_thumbnail(s.path), s.caption) for s in run.samples[:12]],
+        config_text=dump_config(run.config),
+        versions={k: v for k, v in run.state.environment.items() if k not in ("device", "precision", "threads")},
+    )
+    write_report(run.folder.path / "report.html", data, io.write_text)
+
+
+def _previews(run: Run, prompts: list[str]) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
+    """The pictures in samples/, by step; those of an earlier, interrupted start are there too."""
+    steps = sorted({int(p.stem[4:].partition("-")[0]) for p in run.folder.samples.glob("step??????-*.png")})
+    rows = []
+    for step in steps:
+        found = [(p, run.folder.sample(step, n)) for n, p in enumerate(prompts, 1)]
+        rows.append((step, [(p, Image.open(path).convert("RGB")) for p, path in found if path.exists()]))
+    most = 8
+    return rows if len(rows) <= most else [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _rates(run: Run) -> list[tuple[int, float]]:
+    c = run.config
+    return [
+        (step + 1, c.learning_rate * factor(step, run.total, c.warmup_steps, c.lr_schedule)) for step in range(run.total)
+    ]
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    image = load_rgb(path)
+    image.thumbnail((256, 256))
+    return image

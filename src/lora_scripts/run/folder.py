@@ -1,0 +1,107 @@
+"""The output folder of a run: its names, and that two runs never share it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.errors import UserError
+from lora_scripts.formats import io
+from lora_scripts.train import state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+    name: str
+    """Of the LoRA"""
+
+    @property
+    def final(self) -> Path:
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"{self.name}-step{step:06d}.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """LoRA files saved on the way, oldest first."""
+        pattern = re.compile(re.escape(self.name) + r"-step\d{6,}\.safetensors")
+        return sorted((p for p in self.path.glob("*.safetensors") if pattern.fullmatch(p.name)), key=_step)
+
+    def sample(self, step: int, number: int) -> Path:
+        return self.samples / f"step{step:06d}-{number}.png"
+
+    def check(self, *, resume: bool) -> Path | None:
+        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit."""
+        found = state.find(self.path)
+        there = found is not None or self.final.exists() or bool(self.checkpoints())
+        if resume and found is None:
+            raise UserError("there is no run to resume here", file=self.path, hint="start it without --resume")
+        if there and not resume:
+            how = "add --resume to go on, or choose" if found is not None else "choose"
+            raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")
+        return found
+
+    def prune(self, keep: int | None) -> None:
+        """Removes the oldest checkpoints beyond `keep`."""
+        if keep is not None:
+            for old in self.checkpoints()[:-keep]:
+                old.unlink()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it: a second run into it is a UserError. A lock left by a killed run is taken over."""
+        lock = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if lock.exists() and not _alive(lock.read_text()):
+                lock.unlink(missing_ok=True)
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            raise UserError("another run is writing here", file=self.path, hint="wait for it, or choose another") from None
+        except OSError as e:
+            raise UserError(f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir") from None
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(str(os.getpid()))
+            io.remove_stale_temps(self.path)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-step")[2])
+
+
+def _alive(pid: str) -> bool:
+    if not pid.strip().isdigit() or int(pid) == os.getpid():
+        return False
+    if os.name == "nt":  # os.kill would end the process there
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, int(pid))
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,53 @@
+"""Which device, which precision, how much memory."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from lora_scripts.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`: a CUDA card, else Apple's, else the CPU. UserError for one that is not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(wanted)
+    there = {"cuda": cuda, "mps": mps}.get(device.type, True)
+    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device {wanted}: there is none on this machine", hint="use device: auto, or cpu")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`auto`: bf16 where the processor computes in it, fp16 (with scaled gradients) on older CUDA cards, else fp32."""
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 is for graphics cards", hint="use precision: auto (bf16 or fp32 on a CPU)")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX); elsewhere it is emulated, and slower than float32."""
+    cpu = torch.cpu
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(cpu, name)()) for name in checks if hasattr(cpu, name))
+
+
+def peak_memory(device: torch.device) -> float:
+    """Highest use so far in GiB: of the card, or of this process (NaN where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

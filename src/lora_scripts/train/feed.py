@@ -1,0 +1,151 @@
+"""What the loop is fed: cached latents and captions, put together into batches that are functions of the step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
+from lora_scripts.data.cache import Cache, cache_key
+from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.loader import caption_for, draw, epoch_batches
+from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import Batch, Family
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training picture: what it is and the views of it that are trained."""
+
+    sample: Sample
+    bucket: Size
+    views: list[View]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of the config that decides what is fed."""
+
+    batch_size: int
+    accumulation: int
+    repeats: int
+    seed: int
+    caption_dropout: float
+    shuffle_tags: bool
+    keep_tags: int
+
+
+def plan_pictures(
+    samples: Sequence[Sample], resolution: Size, step: int, *, flip: bool, random_crop: bool, seed: int
+) -> list[Picture]:
+    """Gives each sample its bucket and views."""
+    buckets, out = bucket_sizes(resolution, step), []
+    for index, sample in enumerate(samples):
+        size = (sample.width, sample.height)
+        bucket = choose_bucket(size, buckets)
+        seen = views(size, bucket, flip=flip, random_crop=random_crop, seed=seed, index=index)
+        out.append(Picture(sample, bucket, seen))
+    return out
+
+
+@dataclass
+class Feed:
+    """Batches for a family. `fill` computes or reads everything cacheable; `steps` then yields without touching a file."""
+
+    family: Family
+    pictures: list[Picture]
+    settings: Settings
+    cache_text: bool
+    latents: list[list[dict[str, Tensor]]] = field(default_factory=list)
+    """[picture][view] -> mean, std, each [c, h, w]"""
+    states: dict[str, Tensor] = field(default_factory=dict)
+    """caption -> [tokens, width]"""
+
+    def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
+        """Latents of all views, and text states if `cache_text`, from the cache or computed into it."""
+        vae, total = self.family.fingerprint("vae"), sum(len(p.views) for p in self.pictures)
+        done = 0
+        for picture in self.pictures:
+            image, row = None, []
+            for view in picture.views:
+                key = cache_key("latents", picture.sample.digest, vae, repr(view))
+                entry = cache.get(key)
+                if entry is None:
+                    image = image or load_rgb(picture.sample.path)
+                    moments = self.family.encode_image(apply_view(image, view)[None])
+                    entry = {name: value[0].contiguous() for name, value in moments.items()}
+                    cache.put(key, entry)
+                row.append(entry)
+                done += 1
+                progress("pictures", done, total)
+            self.latents.append(row)
+        if self.cache_text:
+            self._fill_text(cache, progress)
+
+    def _fill_text(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
+        text = self.family.fingerprint("text")
+        captions = list(dict.fromkeys([p.sample.caption for p in self.pictures] + [""]))
+        for done, caption in enumerate(captions, 1):
+            key = cache_key("text", text, caption)
+            entry = cache.get(key)
+            if entry is None:
+                entry = {"states": self.family.encode_text([caption])[0]}
+                cache.put(key, entry)
+            self.states[caption] = entry["states"]
+            progress("captions", done, len(captions))
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        s = self.settings
+        buckets = [p.bucket for p in self.pictures]
+        return epoch_batches(buckets, batch_size=s.batch_size, repeats=s.repeats, seed=s.seed, epoch=epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps; a window of accumulated batches does not reach into the next epoch."""
+        return -(-len(self.batches(0)) // self.settings.accumulation)
+
+    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
+        """(epoch, the batches of one optimizer step) for steps first … total - 1."""
+        per_epoch = self.steps_per_epoch
+        for epoch in range(first // per_epoch, -(-total // per_epoch)):
+            batches, size = self.batches(epoch), self.settings.accumulation
+            skip = first - epoch * per_epoch if epoch == first // per_epoch else 0
+            position = sum(len(b) for b in batches[: skip * size])
+            for window in islice(range(0, len(batches), size), skip, None):
+                ready = []
+                for indices in batches[window : window + size]:
+                    ready.append(self._batch(epoch, position, indices))
+                    position += len(indices)
+                yield epoch, ready
+
+    def _batch(self, epoch: int, start: int, indices: list[int]) -> Batch:
+        s, means, stds, captions, generators = self.settings, [], [], [], []
+        names = [self.pictures[index].sample.name for index in indices]
+        for position, index in enumerate(indices, start):
+            row = self.latents[index]
+            drawn = draw(s.seed, epoch, position, index, variants=len(row), caption_dropout=s.caption_dropout)
+            means.append(row[drawn.variant]["mean"])
+            stds.append(row[drawn.variant]["std"])
+            place = f"{s.seed}/{epoch}/{position}/{index}"
+            caption = "" if drawn.drop_caption else self.pictures[index].sample.caption
+            captions.append(caption_for(caption, shuffle=s.shuffle_tags, keep=s.keep_tags, rng_key=place))
+            generators.append(generator(f"noise/{place}"))
+        return Batch(torch.stack(means), torch.stack(stds), captions, self._states_of(captions), names, generators)
+
+    def _states_of(self, captions: list[str]) -> Tensor | None:
+        if not self.cache_text:
+            return None
+        unknown = [c for c in dict.fromkeys(captions) if c not in self.states]  # shuffled tags
+        fresh = dict(zip(unknown, self.family.encode_text(unknown), strict=True)) if unknown else {}
+        return torch.stack([fresh[c] if c in fresh else self.states[c] for c in captions])
+
+
+def generator(key: str) -> torch.Generator:
+    """A CPU generator whose state is a function of a text, the same on every machine."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,116 @@
+"""The step, and the cadence around it. Knows no model and no file by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.base import Batch, Family
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.train.feed import Feed
+from lora_scripts.train.optim import Schedule, factor, set_rates
+from lora_scripts.train.state import RunState
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs to know of the config."""
+
+    total: int
+    """Optimizer steps of the whole run."""
+    schedule: Schedule
+    warmup: int
+    max_grad_norm: float
+    objective: Objective
+    seed: int
+    save_every: int
+    preview_every: int
+    """0: never"""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is told of each step."""
+
+    step: int
+    """1 … total"""
+    epoch: int
+    loss: float
+    share: float
+    """Learning rate as a share of the peak."""
+    grad_norm: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens around the steps."""
+
+    told: Callable[[StepFacts], None]
+    save: Callable[[], None]
+    preview: Callable[[], None]
+    stop: Callable[[], bool]
+    """True: save and leave."""
+
+
+def run_loop(
+    family: Family,
+    feed: Feed,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: LoopSettings,
+    state: RunState,
+    hooks: Hooks,
+) -> bool:
+    """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
+
+    All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
+    loss that is not finite, before it reaches the weights.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for epoch, batches in feed.steps(state.step, settings.total):
+        start, share = time.perf_counter(), factor(state.step, settings.total, settings.warmup, settings.schedule)
+        set_rates(optimizer, share)
+        torch.manual_seed((settings.seed << 32) + state.step)  # for dropout; noise comes with the batch
+        total, count = torch.zeros((), device=family.device), 0
+        for batch in batches:
+            loss, n = family.loss(batch, settings.objective)
+            scaler.scale(loss).backward()
+            total, count = total + loss.detach(), count + n
+        mean = total.item() / count
+        if not torch.isfinite(total):
+            raise _diverged(state.step + 1, batches)
+        scaler.unscale_(optimizer)
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.div_(count)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        state.step += 1
+        state.losses.append(mean)
+        hooks.told(StepFacts(state.step, epoch, mean, share, norm.item(), count, time.perf_counter() - start))
+        last, stop = state.step == settings.total, hooks.stop()
+        if stop or last or state.step % settings.save_every == 0:
+            state.grad_scale = scaler.get_scale() if scaler.is_enabled() else None
+            hooks.save()
+        if stop and not last:
+            return False
+        if settings.preview_every and state.step % settings.preview_every == 0 and not last:
+            hooks.preview()
+    return True
+
+
+def _diverged(step: int, batches: list[Batch]) -> UserError:
+    names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))
+    return UserError(
+        f"step {step}: the loss is not a finite number, at {names}; the weights before this step are kept",
+        hint="lower learning_rate, use precision bf16 or fp32, or look at these pictures; then go on with --resume",
+    )

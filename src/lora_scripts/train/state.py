@@ -1,0 +1,98 @@
+"""The resume state: everything a run needs to go on exactly, as safetensors + JSON, without pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lora_scripts.errors import UserError
+
+FOLDER = "state"
+"""Inside the output folder."""
+
+
+@dataclass
+class RunState:
+    """Where a run stands: after `step` optimizer steps."""
+
+    step: int
+    total: int
+    config: dict[str, Any]
+    """The keys that decide the weights; a resumed run must have the same."""
+    data: str
+    """Digest of pictures, captions and base model."""
+    environment: dict[str, str]
+    """Thread count, versions, device: a change may change the last bits, and is told."""
+    losses: list[float] = field(default_factory=list)
+    """One for every step so far."""
+    grad_scale: float | None = None
+    """The loss scale of fp16."""
+
+
+def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
+    """The files of a state folder: name -> content."""
+    moments = optimizer.state_dict()["state"]
+    flat = {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()}
+    return {
+        "run.json": json.dumps(asdict(state), indent=1).encode(),
+        "lora.safetensors": _save(weights),
+        "optimizer.safetensors": _save(flat),
+    }
+
+
+def unpack(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """What `pack` was given, tensors on the CPU; UserError if the folder is not whole."""
+    try:
+        state = RunState(**json.loads((folder / "run.json").read_text("utf-8")))
+        weights = safetensors.torch.load_file(folder / "lora.safetensors")
+        flat = safetensors.torch.load_file(folder / "optimizer.safetensors")
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as e:
+        raise UserError(
+            f"the resume state cannot be read ({e})", file=folder, hint="start again in another output_dir"
+        ) from None
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value
+    return state, weights, moments
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """Puts the moments back; learning rates are a function of the step and need no restoring."""
+    state = optimizer.state_dict()
+    state["state"] = {index: dict(entry) for index, entry in moments.items()}
+    optimizer.load_state_dict(state)
+
+
+def find(output: Path) -> Path | None:
+    """The newest whole state in an output folder."""
+    found = sorted(p for p in (output / FOLDER).glob("step-????????") if (p / "run.json").is_file())
+    return found[-1] if found else None
+
+
+def folder_for(output: Path, step: int) -> Path:
+    return output / FOLDER / f"step-{step:08d}"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """ "key: old -> new" for every key that differs."""
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+
+
+def _save(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+
+def remove_older(output: Path, step: int) -> None:
+    """Removes the states before `step`: only after the one of `step` is on the disk."""
+    for old in (output / FOLDER).glob("step-????????"):
+        if old.name < folder_for(output, step).name:
+            shutil.rmtree(old, ignore_errors=True)

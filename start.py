@@ -1,0 +1,233 @@
+"""The two commands for a fresh machine; they need nothing but Python 3.11 or newer and pip.
+
+    python3 start.py demo     train a LoRA on the bundled miniature world and open its report
+    python3 start.py test     check the code and run the tests
+
+Both make a virtual environment in `.venv` beside this file and install the locked requirements into it, once. This file
+uses the standard library only, and parses on Python 3.7, so that an old Python gets a sentence and not a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit("lora-scripts needs Python 3.11 or newer, this is {}.{}; see https://python.org".format(*sys.version_info))
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import venv
+import webbrowser
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+LOCKS = {"demo": "requirements.lock", "test": "requirements-test.lock"}
+NO_NETWORK = re.compile(  # what pip and urllib3 say when nobody answers
+    "NameResolution|NewConnection|ConnectTimeout|ProxyError|Max retries|connection broken|unreachable|failed to resolve"
+    "|connection refused|name resolution|getaddrinfo",
+    re.IGNORECASE,
+)
+
+Pip = Callable[[Path, Sequence[str]], None]
+
+
+class Fault(Exception):
+    """Something a person can mend, as one line."""
+
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+
+def venv_program(root: Path, name: str) -> Path:
+    """Where a program of the virtual environment lies on this system."""
+    return root / ".venv" / ("Scripts" if os.name == "nt" else "bin") / (f"{name}.exe" if os.name == "nt" else name)
+
+
+def wanted(root: Path, command: str) -> str:
+    """SHA-256 of everything that decides what `command` has installed."""
+    files = ["pyproject.toml", *dict.fromkeys([LOCKS["demo"], LOCKS[command]])]
+    digest = hashlib.sha256(f"{sys.version_info[:2]}\n".encode())
+    for name in files:
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def installed(root: Path) -> dict[str, str]:
+    """What the stamp says: command -> the hash of what was installed for it, and the folder it was installed in."""
+    try:
+        stamp = json.loads((root / ".venv" / "start.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) and venv_program(root, "python").exists() else {}
+
+
+def usable(root: Path) -> bool:
+    """Whether the environment has this Python's version, a working pip, and no broken-off installation."""
+    if (root / ".venv" / "unfinished").exists() or not venv_program(root, "python").exists():
+        return False
+    if installed(root).get("folder", str(root)) != str(root):
+        return False  # moved: the programs of an environment hold its full path
+    probe: list[str | Path] = [venv_program(root, "python"), "-c", "import sys, pip; print(*sys.version_info[:2])"]
+    answer = subprocess.run(probe, capture_output=True, text=True)
+    return answer.returncode == 0 and answer.stdout.split() == [str(part) for part in sys.version_info[:2]]
+
+
+def make_venv(root: Path) -> None:
+    """A fresh `.venv`; what a broken-off start left behind is removed first."""
+    folder = root / ".venv"
+    if folder.exists():
+        print(f"Removing the unfinished or outdated environment in {folder}", flush=True)
+        shutil.rmtree(folder)
+    print(f"Making a virtual environment in {folder}", flush=True)
+    folder.mkdir()
+    (folder / "unfinished").touch()  # removed when everything is in: an interrupted pip can leave half a package behind
+    try:
+        venv.create(folder, with_pip=True)
+    except subprocess.CalledProcessError:
+        mend = (
+            f"sudo apt install python3.{sys.version_info[1]}-venv" if shutil.which("apt") else "install Python with pip"
+        )
+        raise Fault(f"this Python cannot make virtual environments with pip; {mend}") from None
+
+
+def run_pip(root: Path, arguments: Sequence[str]) -> None:
+    """`pip install` with the environment's own pip; its progress is shown, its failures become one line."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    general = ["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-user", *quiet]
+    command: list[str | Path] = [venv_program(root, "python"), *general, *arguments]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, errors="replace")
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line.rstrip())
+        if not line.startswith(("WARNING: Retrying", "ERROR")):
+            print(line, end="", file=sys.stderr)
+    if process.wait() == 0:
+        return
+    if any(NO_NETWORK.search(line) for line in said):
+        raise Fault("pip could not reach the package index; connect to the network and start again")
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")]
+    raise Fault(f"pip could not install the requirements: {errors[-1] if errors else 'see the lines above'}")
+
+
+def set_up(root: Path, command: str, pip: Pip = run_pip) -> None:
+    """Brings `.venv` to the state that `command` needs; does nothing, quickly, when it is there already.
+
+    The stamp is taken away before anything changes and written when all is done, so an interrupted set-up is never
+    mistaken for a finished one.
+    """
+    stamp, unfinished = root / ".venv" / "start.json", root / ".venv" / "unfinished"
+    done, hashes = installed(root), {name: wanted(root, name) for name in dict.fromkeys(["demo", command])}
+    if done.get(command) == hashes[command] and done.get("folder") == str(root):
+        return
+    if not usable(root):
+        make_venv(root)
+        done = {}
+    stamp.unlink(missing_ok=True)
+    unfinished.touch()
+    print(f"Installing {LOCKS[command]} (once; a few minutes and, the first time, a large download)", flush=True)
+    pip(root, ["-r", LOCKS[command]])
+    # The lock holds setuptools: building without isolation needs no second download.
+    pip(root, ["--no-deps", "--no-build-isolation", "-e", "."])
+    kept = {name: done[name] for name in LOCKS if done.get(name) == wanted(root, name)}
+    stamp.write_text(json.dumps({"folder": str(root), **kept, **hashes}), encoding="utf-8")
+    unfinished.unlink()
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str | Path], root: Path, extra: Mapping[str, str] | None = None) -> int:
+    """Runs a program of the environment to its end and gives its exit code.
+
+    After Ctrl-C the program, which got it too, is given the time to save and leave.
+    """
+    process = subprocess.Popen(command, cwd=root, env={**os.environ, "HF_HUB_OFFLINE": "1", **(extra or {})})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def shows_pages() -> bool:
+    """Whether there is someone, and a screen, to open a page for."""
+    if os.environ.get("CI"):
+        return False
+    has_screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return os.name == "nt" or sys.platform == "darwin" or has_screen
+
+
+def demo(root: Path, output: Path, *, open_page: bool) -> int:
+    """Trains on the miniature world; the report is named, and opened where that is possible."""
+    code = run([venv_program(root, "lora-scripts"), "demo", "--output", output], root)
+    report = root / output / "report.html"
+    if code == 0 and report.exists():
+        print(f"Report: {report}", flush=True)
+        if open_page and shows_pages():
+            opener = threading.Thread(target=webbrowser.open, args=[report.as_uri()], daemon=True)
+            opener.start()
+            opener.join(timeout=5)  # some browsers stay in the foreground; the command ends all the same
+    return code
+
+
+def test(root: Path, arguments: Sequence[str]) -> int:
+    """The checks and then the tests, whose closing line is the last; 1 if anything failed."""
+    python = venv_program(root, "python")
+    checks: dict[str, list[str | Path]] = {
+        "ruff check": [python, "-m", "ruff", "check", "."],
+        "ruff format": [python, "-m", "ruff", "format", "--check", "."],
+        "mypy": [python, "-m", "mypy"],
+        "lint-imports": [venv_program(root, "lint-imports")],
+    }
+    failed = []
+    for name, command in checks.items():
+        print(f"== {name}", flush=True)
+        if run(command, root):
+            failed.append(name)
+    print(f"== checks that failed: {', '.join(failed)}" if failed else "== all checks passed", flush=True)
+    print("== pytest", flush=True)
+    # One thread a worker: two workers fill two cores, and a sum over one thread has one order.
+    tests = run([python, "-m", "pytest", "-n", "2", *arguments], root, {"OMP_NUM_THREADS": "1"})
+    return 1 if failed or tests else 0
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Runs one command; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="start.py", description="Sets everything up in .venv, then runs one command.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test")
+    about = "train a LoRA on the bundled miniature world and open its report; about 3 minutes on 2 cores"
+    demo_parser = commands.add_parser("demo", help=about, description=about)
+    demo_parser.add_argument("--no-open", action="store_true", help="name the report, do not open it")
+    demo_parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("output/demo"), help="where it all goes"
+    )
+    about = "check the code and run the tests; what else is given goes to pytest, as in: test -k buckets"
+    commands.add_parser("test", help=about, description=about)
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command == "demo":
+        demo_parser.error(f"unknown option {rest[0]}")
+    try:
+        set_up(root, known.command)
+        if known.command == "demo":
+            return demo(root, known.output, open_page=not known.no_open)
+        return test(root, rest)
+    except Fault as fault:
+        print(f"start.py: {fault}", file=sys.stderr)
+    except OSError as fault:
+        print(f"start.py: {fault.filename or root}: {fault.strerror or fault}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("start.py: stopped; start again to go on", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""The command line: what reaches the commands, exit codes, and that nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+import lora_scripts
+from lora_scripts.cli import main
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.generate.prompt import GenerateOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = Path(lora_scripts.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("base.safetensors").touch()
+    Path("c.yaml").write_text("train_data_dir: data\nbase_model: base.safetensors\noutput_dir: out\n")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands in for `lora_scripts.run`, whose training takes minutes: it records what it was asked for."""
+    asked = SimpleNamespace(calls=[], error=None)
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        asked.calls.append((args, kwargs))
+        if asked.error is not None:
+            raise asked.error
+
+    module: Any = ModuleType("lora_scripts.run")
+    module.train = module.generate = record
+    demo: Any = ModuleType("lora_scripts.demo.main")
+    demo.run_demo = record
+    monkeypatch.setitem(sys.modules, "lora_scripts.run", module)
+    monkeypatch.setitem(sys.modules, "lora_scripts.demo.main", demo)
+    monkeypatch.setattr(lora_scripts, "run", module, raising=False)
+    return asked
+
+
+def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, *args]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env={**clean, **env})
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--config", "c.yaml", "--resume", "epochs=3", "flip=true"],
+        ["epochs=3", "--config", "c.yaml", "flip=true", "--resume"],
+        ["--config=c.yaml", "epochs=3", "--resume", "flip=true"],
+    ],
+)
+def test_train_hands_over_the_config_with_its_overrides(argv: list[str], run: SimpleNamespace) -> None:
+    assert main(["train", *argv]) == 0
+    ((config, path), options) = run.calls[0]
+    assert (config.epochs, config.flip, path, options) == (3, True, Path("c.yaml"), {"resume": True})
+
+
+def test_generate_hands_over_its_options(run: SimpleNamespace) -> None:
+    assert main(["generate", "--base", "base.safetensors", "--prompt", "a house"]) == 0
+    plain = GenerateOptions(base=Path("base.safetensors"), prompt="a house", output=Path("output/generated.png"))
+    assert run.calls[0] == ((plain,), {})
+    argv = "--negative-prompt ugly --seed 7 --steps 5 --cfg 3.5 --size 512x768 --lora-dir l --output x/y.png"
+    more = "--vae base.safetensors --count 3 --device cuda:1 --precision bf16"
+    assert main(["generate", "--base", "data", "--prompt", "b", *argv.split(), *more.split()]) == 0
+    assert run.calls[1][0][0] == GenerateOptions(
+        base=Path("data"),
+        prompt="b",
+        negative_prompt="ugly",
+        seed=7,
+        steps=5,
+        cfg=3.5,
+        size=(512, 768),
+        lora_dir=Path("l"),
+        output=Path("x/y.png"),
+        vae=Path("base.safetensors"),
+        count=3,
+        device="cuda:1",
+        precision="bf16",
+    )
+
+
+def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
+    assert main(["demo"]) == main(["demo", "--output", "elsewhere"]) == 0
+    assert [args for args, _ in run.calls] == [(Path("output/demo"),), (Path("elsewhere"),)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ([], "no command given; write train, generate or demo"),
+        (["trian"], "argument COMMAND: invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
+        (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),
+        (["train", "--config", "c.yaml", "--conf=3"], "unknown option --conf=3; a key of the config is written "),
+        (["train", "--config", "c.yaml", "3"], "3: is not key=value; write for example epochs=3"),
+        (["train", "--config", "c.yaml", "--resume", "x"], "x: is not key=value; write for example epochs=3"),
+        (["train", "--config", "c.yaml", "epochs=x"], 'epochs=x: must be a whole number, not "x"'),
+        (["train", "--config", "nix.yaml"], "nix.yaml: no such file; that folder holds c.yaml"),
+        (["demo", "x"], "unknown option x; see lora-scripts demo --help"),
+        (["demo", "x=1"], "unknown option x=1; see lora-scripts demo --help"),
+    ],
+)
+def test_a_persons_mistake_is_one_line_and_exit_code_2(
+    argv: list[str], error: str, run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {error}")
+    assert not run.calls
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("--size 33", "argument --size: must be multiples of 8 from 64 to 2048 pixels"),
+        ("--size 512:768", "argument --size: must be like 512 or 512x768"),
+        ("--steps 0", "argument --steps: must be from 1 to 1000, not '0'"),
+        ("--seed 1.5", "argument --seed: must be a whole number, not '1.5'"),
+        ("--cfg nan", "argument --cfg: must be from 0 to 100, not 'nan'"),
+        ("--device gpu", "argument --device: must be auto, cpu, cuda, mps, or one card such as cuda:1, not 'gpu'"),
+        ("--precision fp8", "argument --precision: invalid choice: 'fp8'"),
+        ("--output x.jpg", "argument --output: must be a .png file, not 'x.jpg'"),
+        ("--vae nix.safetensors", "--vae: nix.safetensors does not exist; that folder holds base.safetensors"),
+        ("--base x.ckpt", "--base: x.ckpt is a pickle file"),
+        ("--lora x", "unknown option --lora; see lora-scripts generate --help"),
+    ],
+)
+def test_options_of_generate_are_checked(
+    option: str, error: str, run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "--base", "base.safetensors", "--prompt", "p", *option.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {error}")
+    assert not run.calls
+
+
+def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (UserErrors([UserError("one", file="a", line=1), UserError("two")]), 2, "error: a:1: one\nerror: two\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            2,
+            "error: the package torch is not installed; run: python3 start.py demo\n",
+        ),
+    ]
+    for run.error, code, text in cases:
+        assert main(["train", "--config", "c.yaml"]) == code
+        assert capsys.readouterr().err == text
+    run.error = ZeroDivisionError()  # a bug of ours keeps its traceback
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--config", "c.yaml"])
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["demo"]])
+def test_help_has_one_line_an_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    options = text.partition("options:\n")[2].partition("\n\n")[0].splitlines()
+    assert options and all(line.startswith("  -") and len(line) <= 110 for line in options)
+    assert all(len(line.split()) > 2 for line in options)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"lora-scripts {lora_scripts.__version__}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom lora_scripts.cli import main\nmain(['train', '--help'])\nprint(*sys.modules, sep='\\n')"
+    done = python("-c", code, PYTHONPATH=str(SOURCE))
+    loaded = set(done.stdout.splitlines())
+    assert "argparse" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "yaml", "typer", "rich", "PIL", "lora_scripts.config.schema"}
+
+
+def test_train_py_works_from_a_checkout_without_an_install(folder: Path) -> None:
+    done = python(str(ROOT / "train.py"), "--config", "c.yaml", "epochs=three", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == 'error: epochs=three: must be a whole number, not "three"\n'
+
+
+def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
+    done = python(
+        "-m", "lora_scripts", "train", "--config", "模型.yaml", PYTHONPATH=str(SOURCE), PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: \\u6a21\\u578b.yaml: no such file")

@@ -1,0 +1,172 @@
+"""The project's own files agree with each other and with the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import lora_scripts
+from lora_scripts.config.schema import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+READMES = ("README.md", "README.zh-CN.md")
+WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")
+HOLES = {"torch": "2.10", "transformers": "5.3", "diffusers": "0.38", "pillow": "12.2"}
+"""Lowest versions without known security holes."""
+
+
+def lock(name: str) -> dict[str, Requirement]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-r"))]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def pinned(requirement: Requirement) -> str:
+    assert re.fullmatch(r"==[0-9.]+", str(requirement.specifier)), requirement  # exact, and no local version
+    return str(requirement.specifier)[2:]
+
+
+def test_locks_pin_everything_and_fit_the_ranges() -> None:
+    runtime, test = lock("requirements.lock"), lock("requirements-test.lock")
+    assert not runtime.keys() & test.keys()
+    assert pinned(runtime["torch"]) == "2.13.0" and "torchvision" not in runtime | test
+    project = PROJECT["project"]
+    for wanted in map(Requirement, project["dependencies"]):
+        assert wanted.specifier.contains(pinned(runtime[canonicalize_name(wanted.name)])), wanted
+    for wanted in map(Requirement, project["optional-dependencies"]["test"]):
+        assert wanted.specifier.contains(pinned(test[canonicalize_name(wanted.name)])), wanted
+
+
+def test_the_runtime_lock_is_closed() -> None:
+    """Whatever a locked package needs on this system is locked too, so that nothing floats."""
+    runtime = lock("requirements.lock")
+    for name, requirement in runtime.items():
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        for needed in map(Requirement, requires(name) or []):
+            if "extra" in str(needed.marker or "") or (needed.marker and not needed.marker.evaluate()):
+                continue
+            # torch pins its GPU libraries itself, exactly, and they differ from system to system
+            if name == "torch" and (re.match("nvidia-|cuda-", needed.name) or needed.name == "triton"):
+                continue
+            assert canonicalize_name(needed.name) in runtime, f"{name} needs {needed}"
+
+
+def test_ranges_stay_above_known_holes() -> None:
+    ranges = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["project"]["dependencies"])}
+    for name, lowest in HOLES.items():
+        assert f">={lowest}" in str(ranges[name].specifier)
+        assert Version(version(name)) >= Version(lowest)
+
+
+def test_torchvision_is_never_imported() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) torchvision", path.read_text("utf-8"), re.MULTILINE), path
+
+
+def test_package_data_patterns_hold_every_file_that_is_not_code() -> None:
+    package = ROOT / "src" / "lora_scripts"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["lora_scripts"]
+    packed = {path for pattern in patterns for path in package.glob(pattern) if path.is_file()}
+    packed |= {path for pattern in patterns for path in package.glob(pattern + "/*") if path.is_file()}
+    others = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert others <= packed and package / "report" / "assets" / "page.css" in packed
+
+
+def test_version_and_changelog_agree() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## \[([0-9.]+)\]", changelog, re.MULTILINE)[0] == lora_scripts.__version__
+
+
+def test_command_line_and_config_import_nothing_heavy() -> None:
+    code = (
+        "import sys, lora_scripts.cli, lora_scripts.config.load, lora_scripts.config.schema\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'PIL', 'numpy') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    assert answer.stdout == "[]\n", answer.stderr
+
+
+def test_importing_the_package_opens_no_socket_and_writes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "def hook(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo'): raise SystemExit(f'{event} {args}')\n"
+        "sys.addaudithook(hook)\n"
+        "import lora_scripts\n"
+        "for found in pkgutil.walk_packages(lora_scripts.__path__, 'lora_scripts.'):\n"
+        "    if not found.name.endswith('__main__'): importlib.import_module(found.name)\n"
+    )
+    command = [sys.executable, "-B", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, env=_environment(), cwd=tmp_path)
+    assert (answer.returncode, answer.stdout, list(tmp_path.iterdir())) == (0, "", []), answer.stderr
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.mark.parametrize("name", WITH_LINKS)
+def test_local_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_readme_opens_with_the_two_commands_and_shows_the_config_as_it_is(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    first, *_ = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [
+        "python3 start.py demo",
+        "python3 start.py test",
+    ]
+    shown = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0]
+    assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "configs" / "cyberpunk.yaml").read_text("utf-8"))
+    assert "<lora:cyberpunk_lora:0.8>" in text and "--port 6006" in text
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_key_in_the_readme_exists(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    keys = set(re.findall(r"`([a-z_]+):? [^`]*`", text)) | set(re.findall(r"`([a-z]+_[a-z_]+)`", text))
+    keys -= {"python", "py", "lora_scripts", "pip", "lora-scripts", "git"}
+    assert {"flip", "init_lora", "gradient_accumulation", "min_snr_gamma"} <= keys
+    assert keys <= set(TrainConfig.model_fields), keys - set(TrainConfig.model_fields)
+
+
+def test_both_readmes_have_the_same_parts() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in READMES)
+    assert [line.count("#") for line in english.splitlines() if re.match("#+ ", line)] == [
+        line.count("#") for line in chinese.splitlines() if re.match("#+ ", line)
+    ]
+    assert len(re.findall(r"^\|", english, re.MULTILINE)) == len(re.findall(r"^\|", chinese, re.MULTILINE))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no executable bit")
+def test_ci_calls_exactly_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text("utf-8").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" and "set -euo pipefail" in lines
+    assert lines[-1] == "python3 start.py test"
+
+
+def test_licence_is_apache() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in text and "Version 2.0, January 2004" in text and "lora-scripts contributors" in text
+    assert PROJECT["project"]["license"] == "Apache-2.0"

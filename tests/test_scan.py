@@ -1,0 +1,228 @@
+"""Folders as people have them, good and bad."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.errors import UserError, UserErrors
+
+
+def draw(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def faults(folder: Path, metadata: Path | None = None, **options: bool) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        scan(folder, metadata, **options)
+    error = caught.value
+    return [str(one) for one in (error.errors if isinstance(error, UserErrors) else [error])]
+
+
+def test_any_layout(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = {name: draw(tmp_path / name) for name in ("b.JPG", "10_name/c.webp", "10_name/deep er/d.bmp", "中.png")}
+    paths["a.jpeg"] = draw(tmp_path / "a.jpeg", exif=exif)
+    for hidden in (".hidden.png", ".git/x.png", "__MACOSX/y.png", "10_name/._c.webp"):
+        draw(tmp_path / "t.png").rename((tmp_path / hidden).parent.mkdir(exist_ok=True) or tmp_path / hidden)
+    (tmp_path / "notes.md").write_text("not a caption", encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text(
+        'filename,prompt\nb.JPG,"one, two"\n10_name/c.webp,three\n'
+        "10_name/deep er/d.bmp,four\n中.png,five\na.jpeg,six\n",
+        encoding="utf-8",
+    )
+    samples = scan(tmp_path)
+    assert [s.name for s in samples] == sorted(paths)
+    by_name = {s.name: s for s in samples}
+    assert by_name["b.JPG"] == Sample(
+        paths["b.JPG"], "b.JPG", "one, two", 40, 30, hashlib.sha256(paths["b.JPG"].read_bytes()).hexdigest()
+    )
+    assert (by_name["a.jpeg"].width, by_name["a.jpeg"].height) == (30, 40)
+    assert by_name["中.png"].caption == "five"
+
+
+def test_sources_add_up(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png", "sub/d.png", "e.png"):
+        draw(tmp_path / name)
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.png,from csv\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("from csv\n")  # the same words: no contradiction
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "from jsonl"}', encoding="utf-8")
+    (tmp_path / "c.TXT").write_text("from txt", encoding="utf-8")
+    (tmp_path / "sub/metadata.csv").write_text("filename,prompt\nd.png,from below\n", encoding="utf-8")
+    (tmp_path / "e.caption").write_text("from caption", encoding="utf-8")
+    (tmp_path / "readme.txt").write_text("belongs to no image", encoding="utf-8")
+    found = {s.name: s.caption for s in scan(tmp_path)}
+    assert found == {
+        "a.png": "from csv",
+        "b.png": "from jsonl",
+        "c.png": "from txt",
+        "e.png": "from caption",
+        "sub/d.png": "from below",
+    }
+
+
+def test_a_given_metadata_file_stands_alone(tmp_path: Path) -> None:
+    draw(tmp_path / "data/a.png")
+    (tmp_path / "data/metadata.csv").write_text("filename,prompt\na.png,old\n", encoding="utf-8")
+    (tmp_path / "other.jsonl").write_text('{"file_name": "a.png", "text": "new"}', encoding="utf-8")
+    assert scan(tmp_path / "data", tmp_path / "other.jsonl")[0].caption == "new"
+
+
+def test_contradicting_captions(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.png,a cat\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("a dog", encoding="utf-8")
+    (fault,) = faults(tmp_path)
+    assert '"a cat" in metadata.csv:2 but "a dog" in a.txt' in fault and "a.png: " in fault
+
+
+def test_every_fault_at_once(tmp_path: Path) -> None:
+    good = draw(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "zero.jpg").write_bytes(b"")
+    (tmp_path / "pointer.jpg").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", encoding="utf-8"
+    )
+    (tmp_path / "page.jpg").write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
+    draw(tmp_path / "icon.png", (8, 40))
+    draw(tmp_path / "bare.png")
+    draw(tmp_path / "gbk.png")
+    (tmp_path / "gbk.txt").write_bytes("霓虹灯下的城市".encode("gbk"))
+    (tmp_path / "pipe.txt").write_text("x", encoding="utf-8")
+    names = ["good.png", "cut.png", "zero.jpg", "pointer.jpg", "page.jpg", "icon.png", "GOOD.png", "gone.png"]
+    rows = "".join(f"{name},words\n" for name in names)
+    (tmp_path / "metadata.csv").write_text(f"filename,prompt\n{rows}../up.png,x\nextra.png,a, b\n", encoding="utf-8")
+    draw(tmp_path / "extra.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+    else:
+        (tmp_path / "pipe.png").mkdir()
+    wanted = [
+        'metadata.csv:10: "../up.png" leaves',
+        "metadata.csv:11: too many fields",
+        'metadata.csv:8: no image "GOOD.png" in ' + str(tmp_path) + '; did you mean "good.png"?',
+        'metadata.csv:9: no image "gone.png"',
+        "gbk.txt:1: not UTF-8 text; it looks like GBK",
+        "bare.png: has no caption",
+        "cut.png: damaged image",
+        "icon.png: 8 x 40 px is too small",
+        "page.jpg: is a web page",
+        "pointer.jpg: is a git-lfs pointer",
+        "zero.jpg: the file is empty",
+    ]
+    if hasattr(os, "mkfifo"):
+        wanted.insert(-1, "pipe.png: is not a regular file")
+    told = faults(tmp_path)
+    assert len(told) == len(wanted), told
+    for words in wanted:
+        assert sum(words in fault for fault in told) == 1, (words, told)
+
+
+def test_no_captions_at_all_is_one_fault(tmp_path: Path) -> None:
+    for n in range(30):
+        draw(tmp_path / f"{n}.png")
+    (tmp_path / "captions.json").write_text("{}", encoding="utf-8")
+    (fault,) = faults(tmp_path)
+    assert "no captions found for its 30 images" in fault and "30 .png, 1 .json" in fault
+    assert "allow_missing_captions" in fault
+    assert [s.caption for s in scan(tmp_path, allow_missing_captions=True)] == [""] * 30
+
+
+def test_many_faults_of_one_kind_are_counted(tmp_path: Path) -> None:
+    for n in range(50):
+        draw(tmp_path / f"{n}.png", (16, 16))
+    (tmp_path / "metadata.csv").write_text("filename,prompt\n0.png,x\n" + "".join(f"no{n}.png,x\n" for n in range(50)))
+    told = faults(tmp_path)
+    assert len(told) == 42
+    assert "30 further rows" in told[20] and "29 further images" in told[41]
+
+
+def test_names_relative_to_another_folder_are_one_fault(tmp_path: Path) -> None:
+    for n in range(3):
+        draw(tmp_path / f"{n}.png")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\n" + "".join(f"train/{n}.png,x\n" for n in range(3)))
+    (fault,) = faults(tmp_path)
+    assert "none of its 3 names is an image" in fault and '"train/0.png"' in fault and 'like "0.png"' in fault
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a", 'did you mean "a.png"?'),
+        ("a.jpg", 'did you mean "a.png"?'),
+        ("picture_01.png", 'did you mean "sub/picture_01.png"?'),
+        ("sub/picture_O1.png", 'did you mean "sub/picture_01.png"?'),
+        ("film.gif", "convert it"),
+        ("xyz.png", "remove the row"),
+    ],
+)
+def test_hints_for_a_row_without_image(tmp_path: Path, row: str, words: str) -> None:
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "sub/picture_01.png")
+    (tmp_path / "film.gif").write_bytes(b"GIF89a")
+    for name in ("a.txt", "sub/picture_01.txt"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text(f"filename,prompt\n{row},x\n", encoding="utf-8")
+    (fault,) = faults(tmp_path)
+    assert words in fault
+
+
+def test_no_images(tmp_path: Path) -> None:
+    assert "the folder is empty" in faults(tmp_path)[0]
+    for name in ("a.gif", "b.gif", "pictures.zip", "c.heic"):
+        (tmp_path / name).write_bytes(b"x")
+    assert "no images (jpg, png, webp, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip" in faults(tmp_path)[0]
+    assert "no such folder" in faults(tmp_path / "none")[0]
+    assert "is not a folder" in faults(tmp_path / "a.gif")[0]
+
+
+def test_unreadable_metadata_is_not_followed_by_missing_captions(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes("filename,prompt\na.png,霓虹灯下的城市\n".encode("gbk"))
+    assert len(faults(tmp_path)) == 1
+    assert "no such file" in faults(tmp_path, tmp_path / "none.csv")[0]
+
+
+def test_empty_captions_where_allowed(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("\n", encoding="utf-8")
+    assert "empty" in faults(tmp_path)[0]
+    assert scan(tmp_path, allow_missing_captions=True)[0].caption == ""
+
+
+def test_decomposed_file_names(tmp_path: Path) -> None:
+    draw(tmp_path / unicodedata.normalize("NFD", "café.png"))
+    (tmp_path / "metadata.csv").write_text("filename,prompt\ncafé.png,a cup\n", encoding="utf-8")
+    (sample,) = scan(tmp_path)
+    assert sample.name == unicodedata.normalize("NFC", "café.png") and sample.path.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and raw names")
+def test_links_and_raw_names(tmp_path: Path) -> None:
+    draw(tmp_path / "elsewhere/a.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "circle").symlink_to(data)
+    (tmp_path / "elsewhere/a.txt").write_text("x", encoding="utf-8")
+    assert [s.name for s in scan(data)] == ["linked/a.png"]
+    (data / "lost.png").symlink_to(data / "none")
+    (data / "self.png").symlink_to(data / "self.png")
+    (data / "metadata.csv").write_text("filename,prompt\nlost.png,x\nself.png,y\n", encoding="utf-8")
+    told = faults(data)
+    assert len(told) == 2 and "leads nowhere" in told[0] and "self.png: cannot be read" in told[1]
+    try:
+        with open(os.fsencode(data) + b"/\xff.png", "wb"):
+            pass
+    except OSError:
+        return  # a file system that takes only Unicode
+    assert any("'\\udcff.png' is not Unicode" in fault for fault in faults(data))
