@@ -168,7 +168,7 @@ def shows_pages() -> bool:
 def demo(root: Path, output: Path, *, open_page: bool) -> int:
     """Trains on the miniature world; the report is named, and opened where that is possible."""
     code = run([venv_program(root, "lora-scripts"), "demo", "--output", output], root)
-    report = root / output / "report.html"
+    report = root / output / "neon" / "report.html"
     if code == 0 and report.exists():
         print(f"Report: {report}", flush=True)
         if open_page and shows_pages():

@@ -229,8 +229,8 @@ def test_ctrl_c_leaves_the_program_time_to_save(start: ModuleType, tmp_path: Pat
 def test_the_page_is_opened_only_where_it_is_wanted(
     start: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = tmp_path / "out" / "report.html"
-    report.parent.mkdir()
+    report = tmp_path / "out" / "neon" / "report.html"
+    report.parent.mkdir(parents=True)
     report.touch()
     opened: list[str] = []
     monkeypatch.setattr(start.webbrowser, "open", opened.append)

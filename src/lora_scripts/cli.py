@@ -176,7 +176,7 @@ def _train(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     from lora_scripts import run
 
-    run.train(config, options.config, resume=options.resume)
+    run.train(config, resume=options.resume)
 
 
 def _generate(options: argparse.Namespace) -> None:

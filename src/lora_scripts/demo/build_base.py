@@ -1,6 +1,8 @@
 """Trains the miniature world's text encoder and UNet (SD 1.x topology, narrow), on drawn scenes, and packs the base.
 
-python -m lora_scripts.demo.build_base WORK_FOLDER [--steps N]     continues from WORK_FOLDER/unet.pt; needs build_vae first
+python -m lora_scripts.demo.build_base WORK_FOLDER [--steps N]
+
+Continues from WORK_FOLDER/unet.pt; needs build_vae first.
 """
 
 from __future__ import annotations
@@ -95,13 +97,14 @@ def train_text(work: Path, steps: int = 800, batch: int = 32) -> CLIPTextModel:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
         rng = random.Random(f"text/{step}")
-        texts, said = zip(*(phrase(rng.choice(keys), rng) for _ in range(batch)), strict=True)
-        tokens, said = tokens_of(list(texts)), torch.tensor(said)
+        phrases = [phrase(rng.choice(keys), rng) for _ in range(batch)]
+        tokens, said = tokens_of([text for text, _ in phrases]), torch.tensor([slots for _, slots in phrases])
         end = (tokens == 49407).int().argmax(1)
         states = encoder(tokens).last_hidden_state
         at = torch.stack([torch.stack([s[e], s[rng.randrange(int(e), 77)]]) for s, e in zip(states, end, strict=True)])
         targets = torch.where(said < 0, torch.tensor([len(s) for s in SLOTS]), said)
-        loss = sum(F.cross_entropy(h(at).flatten(0, 1), targets[:, i].repeat_interleave(2)) for i, h in enumerate(heads))
+        losses = [F.cross_entropy(h(at).flatten(0, 1), targets[:, i].repeat_interleave(2)) for i, h in enumerate(heads)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,7 +195,7 @@ class Trainer:
 
 
 def train_unet(work: Path, steps: int, pictures: int, batch: int = 16, peak: float = 1e-3) -> Trainer:
-    """Epsilon prediction with Min-SNR-5 weights (Hang et al. 2023); constant rate, then linear to 0 over the last fifth."""
+    """Epsilon prediction, Min-SNR-5 weights (Hang et al. 2023); constant rate, then linear to 0 over the last fifth."""
     encoder = train_text(work).eval()
     scenes, mean, std = latents_of(work, pictures)
     trainer, bars, start = Trainer(work / "unet.pt"), alphas_cumprod(), time.time()

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,20 +50,20 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
     """
     constant, spread = 6.0, math.sqrt(2 * 6.0**2 / 9 + 0.2)
 
-    def pass_on(conv: torch.nn.Conv2d, taps: list[tuple[int, int]]) -> None:
+    def pass_on(conv: Any, taps: list[tuple[int, int]]) -> None:
         conv.weight.zero_()
         conv.bias.zero_()
         for i in range(min(conv.in_channels, conv.out_channels)):
             for y, x in taps:
                 conv.weight[i, i, y, x] = 1 / len(taps)
 
-    def colours_in(conv: torch.nn.Conv2d) -> None:
+    def colours_in(conv: Any) -> None:
         for c in range(3):
             conv.weight[3 * c : 3 * c + 3] = 0
             conv.weight[3 * c, c, 1, 1], conv.weight[3 * c + 1, c, 1, 1] = 1, -1
             conv.bias[3 * c : 3 * c + 3] = torch.tensor([0.0, 0.0, constant])
 
-    def colours_out(norm: torch.nn.GroupNorm, conv: torch.nn.Conv2d) -> None:
+    def colours_out(norm: Any, conv: Any) -> None:
         conv.weight[3:] *= 0.3
         conv.weight[:3] = 0
         conv.bias.zero_()
@@ -90,7 +91,7 @@ def start_as_thumbnail(vae: AutoencoderKL) -> None:
 
 
 def pictures(work: Path, count: int = 2400) -> torch.Tensor:
-    """uint8 [count, 3, 128, 128]: half plain, a third neon, a sixth sketch, drawn once and kept."""
+    """uint8 [count, 3, 128, 128]: half plain, a third neon, a sixth sketch, drawn once."""
     path = work / "vae_pictures.npy"
     if not path.exists():
         streams = {s: world.scenes(7, s) for s in world.STYLES}
@@ -128,7 +129,7 @@ def loss_of(vae: AutoencoderKL, x: torch.Tensor, noise: torch.Tensor) -> tuple[t
 
 @torch.no_grad()
 def set_latent_scale(vae: AutoencoderKL, pool: torch.Tensor) -> None:
-    """Rescales the code so that 0.18215 x latents has unit variance, as SD 1.x assumes; decodes to the same pictures."""
+    """Rescales the code so that 0.18215 x latents has unit variance, as SD 1.x assumes; pictures stay the same."""
     x = pool[:: len(pool) // 64].float() / 127.5 - 1
     moments = torch.cat([vae.encode(b).latent_dist.mean for b in x.split(8)])
     factor = 1 / (vae.config.scaling_factor * moments.std())
@@ -169,9 +170,14 @@ def train(work: Path, steps: int) -> None:
         decay = min(0.99, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(ema.values()), list(vae.state_dict().values()), 1 - decay)
         if step % 50 == 0 or step == steps:
-            print(f"vae step {step}/{steps} loss {loss:.4f} l1 {l1:.4f} lr {lr:.1e} {time.time() - start:.0f} s", flush=True)
+            print(
+                f"vae step {step}/{steps} loss {loss:.4f} l1 {l1:.4f} lr {lr:.1e} {time.time() - start:.0f} s",
+                flush=True,
+            )
         if step % 100 == 0 or step == steps:
-            torch.save({"vae": vae.state_dict(), "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, state_path)
+            torch.save(
+                {"vae": vae.state_dict(), "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, state_path
+            )
     vae.load_state_dict(ema)
     set_latent_scale(vae, pool)
     vae.save_pretrained(work / "vae")

@@ -170,7 +170,10 @@ def _rocket(c: Colour) -> list[Shape]:
     return [
         Shape(((-0.16, -0.36), (-0.36, -0.02), (-0.14, -0.12)), _shade(c, 0.72)),
         Shape(((0.16, -0.36), (0.36, -0.02), (0.14, -0.12)), _shade(c, 0.72)),
-        Shape(((-0.17, -0.12), (-0.19, -0.50), (-0.12, -0.80), (0.0, -1.0), (0.12, -0.80), (0.19, -0.50), (0.17, -0.12)), c),
+        Shape(
+            ((-0.17, -0.12), (-0.19, -0.50), (-0.12, -0.80), (0.0, -1.0), (0.12, -0.80), (0.19, -0.50), (0.17, -0.12)),
+            c,
+        ),
         Shape(_ellipse(0.0, -0.60, 0.08, 0.08), GLASS),
         Shape(((-0.10, -0.12), (0.10, -0.12), (0.0, 0.0)), (250, 190, 70)),
     ]
@@ -203,9 +206,7 @@ def _object_shapes(scene: Scene) -> list[Shape]:
     def to_picture(p: Point) -> Point:
         return (scene.x + p[0] * height, foot + p[1] * height)
 
-    return [
-        replace(s, points=tuple(map(to_picture, s.points))) for s in _OBJECTS[scene.object](COLOURS[scene.colour])
-    ]
+    return [replace(s, points=tuple(map(to_picture, s.points))) for s in _OBJECTS[scene.object](COLOURS[scene.colour])]
 
 
 def _sky_shapes(scene: Scene, rng: random.Random) -> list[Shape]:
@@ -298,7 +299,9 @@ def _neon(scene: Scene, size: int) -> Image.Image:
     edges = _lines([*sky, horizon, *ground, *thing], size, 0.016)
     u = np.linspace(0.0, 1.0, size)
     ramp = np.clip((0.35 * u[None, :] + 0.65 * u[:, None]) * 1.3 - 0.15, 0, 1)[..., None]
-    tint = Image.fromarray((np.array((255, 30, 200)) * (1 - ramp) + np.array((20, 230, 255)) * ramp).astype(np.uint8), "RGB")
+    tint = Image.fromarray(
+        (np.array((255, 30, 200)) * (1 - ramp) + np.array((20, 230, 255)) * ramp).astype(np.uint8), "RGB"
+    )
     image = _gradient(size, (14, 6, 34), (30, 8, 52), scene.horizon)
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, round(scene.horizon * size), size, size), fill=(8, 10, 30))
@@ -335,10 +338,12 @@ def draw(scene: Scene, size: int = 128) -> Image.Image:
     return image if fine == size else image.resize((size, size), Image.Resampling.BOX)
 
 
-# --- the data sets ------------------------------------------------------------------------------------------------------
+# --- the data sets -------------------------------------------------------------------------------------------------
 
 
-def style_set(style: str, count: int, seed: int, skip: frozenset[tuple[str, str, str, str]] = frozenset()) -> list[Scene]:
+def style_set(
+    style: str, count: int, seed: int, skip: frozenset[tuple[str, str, str, str]] = frozenset()
+) -> list[Scene]:
     """`count` scenes of one style, no content twice and none of `skip`."""
     rng = random.Random(f"{style}/{seed}")
     keys = [k for k in all_keys() if k not in skip]

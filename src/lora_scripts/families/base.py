@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.diffusion import Objective, Prediction
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class Family(Protocol):
     device: torch.device
     native_size: tuple[int, int]
     """(width, height) in pixels of the pictures that the base was made for"""
+
+    prediction: Prediction
+    """What the base model answers with; `generate` needs to know."""
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:

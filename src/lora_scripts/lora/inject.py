@@ -38,9 +38,14 @@ def select(paths: Iterable[str], targets: Iterable[str], groups: Mapping[str, Ca
 
 
 def inject(
-    roots: Roots, paths: Iterable[str], ranks: Callable[[str], tuple[int, float]], *, dropout: float = 0.0, seed: int = 0
+    roots: Roots,
+    paths: Iterable[str],
+    ranks: Callable[[str], tuple[int, float]],
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, LoraLayer]:
-    """Wraps each path's layer in a `LoraLayer`; `ranks(path)` gives (rank, alpha). The start depends on (seed, path)."""
+    """Wraps each path's layer; `ranks(path)` gives (rank, alpha). The start is a function of (seed, path)."""
     layers = {}
     for path in paths:
         parent, name = _parent(roots, path)

@@ -66,10 +66,11 @@ class LoraLayer(nn.Module):
         # The factor goes onto the smallest tensor of the three: B.
         down, up = self.down.to(x.dtype), (self.up * (self.scale * self.strength)).to(x.dtype)
         layer = self.frozen
+        # In place: a sum may lie otherwise in memory than y (at 1 x 1 pixel), and what follows then rounds otherwise.
         if isinstance(layer, nn.Linear):
-            return y + F.linear(F.linear(x, down), up)
+            return y.add_(F.linear(F.linear(x, down), up))
         h = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-        return y + F.conv2d(h, up)
+        return y.add_(F.conv2d(h, up))
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:

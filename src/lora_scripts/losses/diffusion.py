@@ -12,7 +12,7 @@ Prediction = Literal["epsilon", "v"]
 
 
 def alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
-    """Products of (1 - beta_t), float32 [steps]; "scaled linear": sqrt(beta) is linear (Rombach et al. 2022, LDM code)."""
+    """Products of (1 - beta_t), float32 [steps]; sqrt(beta) is linear, "scaled linear" (Rombach et al. 2022)."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
 

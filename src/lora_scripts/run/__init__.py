@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,11 +9,14 @@ if TYPE_CHECKING:
     from lora_scripts.generate.prompt import GenerateOptions
 
 
-def train(config: TrainConfig, config_path: Path | None = None, *, resume: bool = False) -> None:
+def train(config: TrainConfig, *, resume: bool = False) -> None:
     """Runs a training as the config says, to its proved LoRA file and its report. UserError for a person's mistake."""
+    from lora_scripts.run.check import check
+
+    folder, samples = check(config, resume=resume)  # before torch is imported: mistakes are told within a second
     from lora_scripts.run.training import Run
 
-    Run(config, config_path, resume=resume).start()
+    Run(config, folder, samples, resume=resume).start()
 
 
 def generate(options: GenerateOptions) -> None:

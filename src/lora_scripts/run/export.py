@@ -26,19 +26,23 @@ class Exporter:
     def weights(self) -> dict[str, LoraWeights]:
         """Path -> A, B, alpha as they stand in the file: of one rank, rounded to its precision."""
         layers = self.run.layers
-        plain = {p: LoraWeights(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha) for p, layer in layers.items()}
+        plain = {
+            p: LoraWeights(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
+            for p, layer in layers.items()
+        }
         return {
-            p: LoraWeights(w.down.to(self.dtype), w.up.to(self.dtype), w.alpha)
-            for p, w in kohya.uniform(plain).items()
+            p: LoraWeights(w.down.to(self.dtype), w.up.to(self.dtype), w.alpha) for p, w in kohya.uniform(plain).items()
         }
 
     def write(self, path: Path) -> None:
         """UserError if a value is not finite in the file's precision."""
-        tensors: dict[str, Tensor] = kohya.to_kohya(self.weights(), dtype=self.dtype)
-        told = metadata.lora_metadata(self._facts())
+        weights = self.weights()
+        tensors: dict[str, Tensor] = kohya.to_kohya(weights, dtype=self.dtype)
+        told = metadata.lora_metadata(self._facts(next(iter(weights.values()))))
         io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
 
-    def _facts(self) -> TrainingFacts:
+    def _facts(self, one: LoraWeights) -> TrainingFacts:
+        """`one` of the modules in the file: all have its rank and alpha."""
         run, c = self.run, self.run.config
         asked = c.metadata_captions
         captions = Counter(s.caption for s in run.samples)
@@ -47,8 +51,8 @@ class Exporter:
             output_name=run.folder.name,
             base_name=c.base_model.name,
             base_sha256=run.base_digest,
-            rank=run.rank,
-            alpha=run.alpha,
+            rank=one.rank,
+            alpha=one.alpha,
             resolution=c.size,
             images=len(run.samples),
             repeats=c.repeats,

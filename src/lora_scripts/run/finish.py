@@ -17,6 +17,7 @@ from lora_scripts.generate.apply import apply, read_lora
 from lora_scripts.lora.inject import remove
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
+from lora_scripts.run.table import plan_rows
 from lora_scripts.train.optim import factor
 from lora_scripts.train.prove import Proof, expected_changes, prove
 
@@ -68,7 +69,7 @@ def report(run: Run, proof: Proof) -> None:
             run.folder.final.name, run.folder.final.stat().st_size, metadata.model_hashes(run.folder.final).sha256
         ),
         verification=str(proof),
-        facts=[*run.plan_rows(), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
+        facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[
             Comparison(p, seed + i, drawn[p, seed + i, 0.0], drawn[p, seed + i, 1.0]) for i, p in enumerate(prompts)
         ],
@@ -97,7 +98,8 @@ def _previews(run: Run, prompts: list[str]) -> list[tuple[int, list[tuple[str, I
 def _rates(run: Run) -> list[tuple[int, float]]:
     c = run.config
     return [
-        (step + 1, c.learning_rate * factor(step, run.total, c.warmup_steps, c.lr_schedule)) for step in range(run.total)
+        (step + 1, c.learning_rate * factor(step, run.total, c.warmup_steps, c.lr_schedule))
+        for step in range(run.total)
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
-from lora_scripts.train import state
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,24 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    @property
+    def states(self) -> Path:
+        return self.path / "state"
+
+    def state(self, step: int) -> Path:
+        return self.states / f"step-{step:08d}"
+
+    def newest_state(self) -> Path | None:
+        """The newest whole resume state."""
+        found = sorted(p for p in self.states.glob("step-????????") if (p / "run.json").is_file())
+        return found[-1] if found else None
+
+    def remove_states_before(self, step: int) -> None:
+        """Only after the state of `step` is on the disk."""
+        for old in self.states.glob("step-????????"):
+            if old.name < self.state(step).name:
+                shutil.rmtree(old, ignore_errors=True)
+
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{self.name}-step{step:06d}.safetensors"
 
@@ -47,7 +66,7 @@ class RunFolder:
 
     def check(self, *, resume: bool) -> Path | None:
         """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit."""
-        found = state.find(self.path)
+        found = self.newest_state()
         there = found is not None or self.final.exists() or bool(self.checkpoints())
         if resume and found is None:
             raise UserError("there is no run to resume here", file=self.path, hint="start it without --resume")
@@ -64,7 +83,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds it: a second run into it is a UserError. A lock left by a killed run is taken over."""
+        """Makes the folder and holds it: a second run into it is a UserError. A killed run's lock is taken over."""
         lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -72,13 +91,18 @@ class RunFolder:
                 lock.unlink(missing_ok=True)
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
-            raise UserError("another run is writing here", file=self.path, hint="wait for it, or choose another") from None
+            raise UserError(
+                "another run is writing here", file=self.path, hint="wait for it, or choose another"
+            ) from None
         except OSError as e:
-            raise UserError(f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir") from None
+            raise UserError(
+                f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir"
+            ) from None
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(str(os.getpid()))
-            io.remove_stale_temps(self.path)
+            for folder in (self.path, self.states, self.samples):
+                io.remove_stale_temps(folder)
             yield
         finally:
             lock.unlink(missing_ok=True)
@@ -91,7 +115,7 @@ def _step(path: Path) -> int:
 def _alive(pid: str) -> bool:
     if not pid.strip().isdigit() or int(pid) == os.getpid():
         return False
-    if os.name == "nt":  # os.kill would end the process there
+    if sys.platform == "win32":  # os.kill would end the process there
         import ctypes
 
         handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, int(pid))

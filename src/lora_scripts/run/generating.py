@@ -71,7 +71,9 @@ def parameters(
         "Model": options.base.stem,
     }
     if calls:
-        hashes = (f"{c.name}: {hashlib.sha256(f.read_bytes()).hexdigest()[:12]}" for c, f in zip(calls, files, strict=True))
+        hashes = (
+            f"{c.name}: {hashlib.sha256(f.read_bytes()).hexdigest()[:12]}" for c, f in zip(calls, files, strict=True)
+        )
         rows["Lora hashes"] = f'"{", ".join(hashes)}"'
     negative = f"\nNegative prompt: {options.negative_prompt}" if options.negative_prompt else ""
     return f"{options.prompt}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in rows.items())

@@ -6,7 +6,6 @@ import hashlib
 import platform
 import signal
 import threading
-from collections import Counter as Tally
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,18 +18,19 @@ from lora_scripts import __version__
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions, Sampling, load_family
 from lora_scripts.formats import io, metadata
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.generate.apply import check_fits, read_lora
-from lora_scripts.losses.diffusion import Objective
 from lora_scripts.lora.inject import inject, select
 from lora_scripts.lora.layer import LoraLayer
+from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.export import Exporter
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.table import plan_rows
 from lora_scripts.train import state as states
 from lora_scripts.train.device import DTYPES, choose_device, choose_precision, peak_memory
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
@@ -39,30 +39,26 @@ from lora_scripts.train.optim import Group, adamw
 from lora_scripts.train.progress import Bar, Board, Counter, show_plan
 from lora_scripts.train.state import RunState
 
-# A resumed run may change these: they decide what is shown and kept, not what is learnt.
-FREE_KEYS = frozenset(
-    "output_dir cache_dir device save_steps keep_last save_precision metadata_captions sample_prompts sample_every "
-    "sample_steps sample_cfg sample_negative sample_size metadata_path train_data_dir base_model vae init_lora".split()
-)
+# A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
+FREE_KEYS = {
+    *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
+    *("save_steps", "keep_last", "save_precision", "metadata_captions"),
+    *("sample_prompts", "sample_every", "sample_steps", "sample_cfg", "sample_negative", "sample_size"),
+}
 
 
 class Run:
     """Everything that one run holds; `start` is the story."""
 
-    def __init__(self, config: TrainConfig, config_path: Path | None, *, resume: bool) -> None:
-        self.config, self.config_path, self.resume = config, config_path, resume
-        self.folder = RunFolder(config.output_dir, config.name)
+    def __init__(self, config: TrainConfig, folder: RunFolder, samples: list[Sample], *, resume: bool) -> None:
+        self.config, self.folder, self.samples, self.resume = config, folder, samples, resume
         self.interrupted = False
 
     def start(self) -> None:
         """Checks, prepares, trains, exports, proves and reports. UserError for a person's mistake."""
         config = self.config
-        self.folder.check(resume=self.resume)
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
-        self.samples = scan(
-            config.train_data_dir, config.metadata_path, allow_missing_captions=config.allow_missing_captions
-        )
         initial = read_lora(config.init_lora) if config.init_lora else {}
         with self.folder.locked(), self._signals():
             found = self.folder.check(resume=self.resume)  # again: an interrupted save has been put right
@@ -109,6 +105,8 @@ class Run:
         for path, layer in self.layers.items():
             for p in (layer.down, layer.up):
                 p.requires_grad_(path in trained)
+            if path not in trained:
+                layer.dropout = 0.0
         self.optimizer = adamw(groups, config.weight_decay)
 
     def _parameters(self, paths: list[str]) -> list[torch.nn.Parameter]:
@@ -124,17 +122,22 @@ class Run:
         )
         self.feed = Feed(self.family, pictures, settings, cache_text=not c.train_text_encoder)
         self.total = self.feed.steps_per_epoch * c.epochs
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[c.save_precision]
-        self.exporter = Exporter(self, dtype)
-        kept = c.model_dump(mode="json", exclude=set(FREE_KEYS))
-        self.state = RunState(0, self.total, kept, self._data_digest(), self._environment())
+        self.exporter = Exporter(self, DTYPES[c.save_precision])
+        kept = c.model_dump(mode="json", exclude=FREE_KEYS)
+        self.state = RunState(0, self.total, kept, self._data_digests(), self._environment())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def _data_digest(self) -> str:
-        digest = hashlib.sha256(f"{self.base_digest}/{self.family.fingerprint('vae')}".encode())
+    def _data_digests(self) -> dict[str, str]:
+        base, initial = self.config.base_model, self.config.init_lora
+        parts = [f for part in ("unet", "text_encoder") for f in sorted((base / part).glob("*.safetensors"))]
+        digests = {
+            "base_model": self.base_digest or " ".join(metadata.model_hashes(f).sha256 for f in parts),
+            "vae": self.family.fingerprint("vae"),
+            "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
+        }
         for s in self.samples:
-            digest.update(f"{s.name}\0{s.digest}\0{s.caption}\0".encode())
-        return digest.hexdigest()
+            digests[s.name] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
+        return digests
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -149,8 +152,10 @@ class Run:
             return
         old, weights, moments = states.unpack(found)
         told = states.changes(old.config, self.state.config)
-        if old.data != self.state.data:
-            told.append("the pictures, captions, base model or VAE")
+        new = self.state.data
+        changed = [name for name in {**old.data, **new} if old.data.get(name) != new.get(name)]
+        if changed:
+            told.append(", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""))
         if told:
             raise UserError(
                 f"cannot resume exactly, because something changed: {'; '.join(told)}",
@@ -174,39 +179,7 @@ class Run:
             layer.up.copy_(up.reshape(layer.up.shape))
 
     def _show(self) -> None:
-        show_plan(self.plan_rows())
-
-    def plan_rows(self) -> list[tuple[str, str]]:
-        """What will happen, as the table before the first step says it."""
-        c, feed = self.config, self.feed
-        buckets = Tally(p.bucket for p in feed.pictures)
-        told = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(buckets.items(), key=lambda b: -b[1])[:6])
-        batches = len(feed.batches(0))
-        count = sum(p.numel() for g in self.optimizer.param_groups for p in g["params"])
-        accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
-        views = len(feed.pictures[0].views)
-        rows = [
-            ("base model", f"{c.base_model} ({self.family.spec.name})"),
-            ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
-            ("buckets", told + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
-            (
-                "steps",
-                f"{len(feed.pictures)} images x {c.repeats} repeats / batch {c.batch_size} = {batches} batches"
-                f"{accumulated}, x {c.epochs} epochs = {self.total} steps"
-                + (f", {self.state.step} done" if self.state.step else ""),
-            ),
-            ("LoRA", f"{len(self.layers)} layers, rank {self.rank}, alpha {self.alpha:g}, {count / 1e6:.2f} M parameters"),
-            ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-            ("precision", f"{self.precision}, LoRA fp32"),
-            ("device", _device_name(self.device)),
-            ("output", str(self.folder.final)),
-        ]
-        if not 0.25 <= self.alpha / self.rank <= 2:
-            rows.append(("note", f"alpha / rank is {self.alpha / self.rank:g}; usual is 0.25 to 2"))
-        if c.init_lora:
-            other = f", its rank {self.rank} in place of lora_rank" if self.rank != c.lora_rank else ""
-            rows.insert(1, ("starts from", f"{c.init_lora}{other}"))
-        return rows
+        show_plan(plan_rows(self))
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -222,9 +195,10 @@ class Run:
         with Bar(self.total, self.state.step) as self.bar:
             self.bar.warm(self.state.losses)
             hooks = Hooks(self._told, self._save, self.preview, lambda: self.interrupted)
-            done = run_loop(self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks)
-        self.board.close()
-        return done
+            try:
+                return run_loop(self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks)
+            finally:
+                self.board.close()
 
     def _told(self, facts: StepFacts) -> None:
         rate = facts.images / facts.seconds
@@ -243,10 +217,12 @@ class Run:
         if self.state.step < self.total:
             self.exporter.write(self.folder.checkpoint(self.state.step))
             self.folder.prune(self.config.keep_last)
-        weights = {f"{p}.{n}": t for p, layer in self.layers.items() for n, t in (("down", layer.down), ("up", layer.up))}
-        (self.folder.path / states.FOLDER).mkdir(exist_ok=True)
-        io.write_folder(states.folder_for(self.folder.path, self.state.step), states.pack(self.state, weights, self.optimizer))
-        states.remove_older(self.folder.path, self.state.step)
+        weights = {
+            f"{p}.{n}": t for p, layer in self.layers.items() for n, t in (("down", layer.down), ("up", layer.up))
+        }
+        self.folder.states.mkdir(exist_ok=True)
+        io.write_folder(self.folder.state(self.state.step), states.pack(self.state, weights, self.optimizer))
+        self.folder.remove_states_before(self.state.step)
 
     def _mode(self, *, training: bool) -> None:
         for layer in self.layers.values():
@@ -300,11 +276,3 @@ def versions() -> dict[str, str]:
     """Versions of what decides the result."""
     packages = ("torch", "diffusers", "transformers", "safetensors", "pillow", "peft")
     return {"lora-scripts": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB)"
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-

@@ -55,7 +55,7 @@ def plan_pictures(
 
 @dataclass
 class Feed:
-    """Batches for a family. `fill` computes or reads everything cacheable; `steps` then yields without touching a file."""
+    """Batches for a family. `fill` computes or reads what can be cached; `steps` then touches no file."""
 
     family: Family
     pictures: list[Picture]

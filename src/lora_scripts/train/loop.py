@@ -70,7 +70,7 @@ def run_loop(
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
-    loss that is not finite, before it reaches the weights.
+    loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch, batches in feed.steps(state.step, settings.total):
@@ -83,13 +83,16 @@ def run_loop(
             scaler.scale(loss).backward()
             total, count = total + loss.detach(), count + n
         mean = total.item() / count
-        if not torch.isfinite(total):
-            raise _diverged(state.step + 1, batches)
         scaler.unscale_(optimizer)
         for p in parameters:
             if p.grad is not None:
                 p.grad.div_(count)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
+        if not (torch.isfinite(total) and (scaler.is_enabled() or torch.isfinite(norm))):
+            if state.step:
+                hooks.save()
+            raise _diverged(state.step + 1, batches)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -110,7 +113,8 @@ def run_loop(
 
 def _diverged(step: int, batches: list[Batch]) -> UserError:
     names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))
+    saved = "; what was learnt before it is saved" if step > 1 else ""
     return UserError(
-        f"step {step}: the loss is not a finite number, at {names}; the weights before this step are kept",
-        hint="lower learning_rate, use precision bf16 or fp32, or look at these pictures; then go on with --resume",
+        f"step {step}: the loss or its gradient is not a finite number, at {names}{saved}",
+        hint="look at these pictures, lower learning_rate, or use precision bf16 or fp32; start in another output_dir",
     )

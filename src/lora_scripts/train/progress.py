@@ -19,7 +19,7 @@ SMOOTHING = 0.98
 
 
 def smooth(losses: Sequence[float], factor: float = SMOOTHING) -> float:
-    """Exponential moving average with bias correction (as Adam's, Kingma & Ba 2015), so the first value is the first loss."""
+    """Exponential moving average, bias-corrected as Adam's (Kingma & Ba 2015): of one loss it is that loss."""
     average, weight = 0.0, 0.0
     for loss in losses:
         average, weight = factor * average + (1 - factor) * loss, factor * weight + (1 - factor)
@@ -51,7 +51,9 @@ class Bar:
             self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.terminal:
             self.progress.stop()
 
@@ -85,20 +87,20 @@ class Board:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: Image.Image) -> None:
         import numpy as np
 
-        self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        self.writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class Counter:

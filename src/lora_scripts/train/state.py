@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +14,6 @@ from torch import Tensor
 
 from lora_scripts.errors import UserError
 
-FOLDER = "state"
-"""Inside the output folder."""
-
 
 @dataclass
 class RunState:
@@ -27,8 +23,8 @@ class RunState:
     total: int
     config: dict[str, Any]
     """The keys that decide the weights; a resumed run must have the same."""
-    data: str
-    """Digest of pictures, captions and base model."""
+    data: dict[str, str]
+    """Digests of the base model, the VAE, the LoRA it began with and every picture with its caption, by name."""
     environment: dict[str, str]
     """Thread count, versions, device: a change may change the last bits, and is told."""
     losses: list[float] = field(default_factory=list)
@@ -72,16 +68,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[int, Ma
     optimizer.load_state_dict(state)
 
 
-def find(output: Path) -> Path | None:
-    """The newest whole state in an output folder."""
-    found = sorted(p for p in (output / FOLDER).glob("step-????????") if (p / "run.json").is_file())
-    return found[-1] if found else None
-
-
-def folder_for(output: Path, step: int) -> Path:
-    return output / FOLDER / f"step-{step:08d}"
-
-
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """ "key: old -> new" for every key that differs."""
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -89,10 +75,3 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _save(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-
-
-def remove_older(output: Path, step: int) -> None:
-    """Removes the states before `step`: only after the one of `step` is on the disk."""
-    for old in (output / FOLDER).glob("step-????????"):
-        if old.name < folder_for(output, step).name:
-            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,39 @@
+"""`lora-scripts demo`: a LoRA of the neon style on the bundled miniature world, from pictures to report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from lora_scripts import run
+from lora_scripts.config.load import load_config
+from lora_scripts.demo import world
+from lora_scripts.formats import io
+
+
+def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
+    """Draws the data set, copies the base and trains as configs/demo.yaml says, all in `output`."""
+    data, base = output / "data", output / "base.safetensors"
+    config_path, result = output / "demo.yaml", output / "neon"
+    if (result / "report.html").exists():
+        print(f"the demo has run already; its report: {result / 'report.html'}\nremove {output} to run it again")
+        return
+    print(f"drawing 50 pictures of the neon style into {data}", flush=True)
+    world.write_data_set(data, world.training_scenes())
+    assets = resources.files("lora_scripts.demo").joinpath("assets")
+    io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
+    config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())
+    paths = {
+        "train_data_dir": data,
+        "metadata_path": data / "metadata.csv",
+        "base_model": base,
+        "output_dir": result,
+    }
+    moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
+    config = load_config(config_path, [*moved, *overrides])
+    run.train(config, resume=(result / "state").exists())
+    print(
+        f"\ntry it: lora-scripts generate --base {base} --lora-dir {output} --cfg 4 "
+        f'--prompt "{config.sample_prompts[1]} <lora:{result.name}:0.8>" --output {output / "picture.png"}'
+    )

@@ -1,0 +1,90 @@
+"""What tests share: one thread, one tiny base model, one finished run of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch is imported: with two workers, more threads than one each only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+class NoSocket(socket.socket):
+    """A socket that nobody may open."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Within it, opening a socket raises."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", NoSocket)
+        patch.setattr(socket, "create_connection", NoSocket)
+        patch.setattr(socket, "getaddrinfo", NoSocket)
+        yield
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done. Copy `folder` before changing anything in it."""
+
+    config: Path
+    folder: Path
+    told: str
+    """What it printed."""
+
+    @property
+    def lora(self) -> Path:
+        return self.folder / f"{self.folder.name}.safetensors"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Stable Diffusion 1.x as one LDM file, float32."""
+    import tiny
+
+    return tiny.write_base(tmp_path_factory.mktemp("base") / "base.safetensors")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures of 64 x 64 with captions."""
+    import tiny
+
+    return tiny.write_pictures(tmp_path_factory.mktemp("pictures") / "data")
+
+
+@pytest.fixture(scope="session")
+def family(base: Path) -> Any:
+    """The base, loaded in float32. Take off what you put on."""
+    import torch
+
+    from lora_scripts.families.base import LoadOptions, load_family
+
+    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture(scope="session")
+def finished(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Six steps in float32, alpha unlike the rank, trained through the command line without a network."""
+    import tiny
+
+    from lora_scripts.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    keys = {"save_steps": 1, "keep_last": 2, "lora_alpha": 1, "warmup_steps": 2, "sample_every": 4}
+    config = tiny.write_config(folder, base_model=base, train_data_dir=data, output_dir=folder / "mylora", **keys)
+    told = io.StringIO()
+    with offline(), contextlib.redirect_stdout(told):
+        assert main(["train", "--config", str(config)]) == 0
+    return Finished(config, folder / "mylora", told.getvalue())

@@ -1,0 +1,33 @@
+"""Runs that stop themselves."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from lora_scripts.config.load import load_config
+from lora_scripts.run.training import Run
+from lora_scripts.train.loop import StepFacts
+
+
+class Stopping(Run):
+    """Is sent a real Ctrl-C (SIGINT) in its step `stop_at`."""
+
+    stop_at = 0
+
+    def _told(self, facts: StepFacts) -> None:
+        super()._told(facts)
+        if facts.step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+
+def stopped(config: Path, step: int, *overrides: str, resume: bool = False) -> Run:
+    """A run of the config that was interrupted in `step`."""
+    run = Stopping(load_config(config, overrides), config, resume=resume)
+    run.stop_at = step
+    try:
+        run.start()
+    except KeyboardInterrupt:
+        assert run.state.step == step
+        return run
+    raise AssertionError("it was not stopped")

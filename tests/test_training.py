@@ -1,0 +1,503 @@
+"""The loop against hand-made batches; and whole runs: what they learn, save, export, prove and report."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tiny
+from conftest import Finished
+from lora_scripts.cli import main
+from lora_scripts.config.load import load_config
+from lora_scripts.errors import UserError
+from lora_scripts.families.base import Batch, LoadOptions, load_family
+from lora_scripts.families.clip import clip_tokenizer
+from lora_scripts.formats import io, kohya
+from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.lora.inject import inject, remove
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.train import device
+from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
+from lora_scripts.train.prove import expected_changes, prove
+from lora_scripts.train.state import RunState
+from runs import stopped
+from toy import Toy
+
+# --- the loop, with a model of one layer ---------------------------------------------------------------------------
+
+
+def batch_of(*seeds: int, mean: float = 0.0, names: list[str] | None = None) -> Batch:
+    """One 8 x 8 latent for each seed, which decides it and its noise."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    latents = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators]) + mean
+    captions, names = [""] * len(seeds), names or [f"{seed}.png" for seed in seeds]
+    return Batch(latents, torch.full_like(latents, 0.1), captions, torch.zeros(len(seeds), 1, 1), names, generators)
+
+
+class FixedFeed:
+    """These batches, step by step."""
+
+    def __init__(self, steps: list[list[Batch]]) -> None:
+        self.made = steps
+
+    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
+        for batches in self.made[first:total]:
+            copies = [[g.clone_state() for g in b.generators] for b in batches]
+            yield 0, [dataclasses.replace(b, generators=g) for b, g in zip(batches, copies, strict=True)]
+
+
+@dataclasses.dataclass
+class Looped:
+    """What a loop did."""
+
+    toy: Toy
+    state: RunState
+    done: bool = False
+    facts: list[StepFacts] = dataclasses.field(default_factory=list)
+    events: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.toy.net.weight.detach()
+
+
+def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, lr: float = 0.1, **keys: Any) -> Looped:
+    """Plain gradient descent over the steps, with a constant rate unless told otherwise."""
+    toy = toy or Toy()
+    out = Looped(toy, RunState(0, len(steps), {}, {}, {}))
+    defaults = {"schedule": "constant", "warmup": 0, "max_grad_norm": 0.0, "objective": Objective(), "seed": 1}
+    settings = LoopSettings(**{"total": len(steps), **defaults, "save_every": 100, "preview_every": 0, **keys})
+    optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": lr, "peak": lr}])
+
+    def note(event: str) -> None:
+        out.events.append(f"{event} {out.state.step}")
+
+    hooks = Hooks(out.facts.append, lambda: note("save"), lambda: note("preview"), lambda: out.state.step == stop_at)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    out.done = run_loop(toy, FixedFeed(steps), optimizer, scaler, settings, out.state, hooks)  # type: ignore[arg-type]
+    return out
+
+
+def by_hand(*seeds: int) -> tuple[float, Tensor, Tensor]:
+    """Mean loss over the items, and its gradient for weight and bias at the start."""
+    toy = Toy()
+    losses = [toy.loss(batch_of(seed), Objective())[0] for seed in seeds]
+    loss = sum(losses) / len(losses)
+    loss.backward()  # type: ignore[union-attr]
+    return float(loss), toy.net.weight.grad, toy.net.bias.grad  # type: ignore[return-value]
+
+
+def test_a_step_goes_down_the_mean_gradient_however_the_batch_is_cut() -> None:
+    loss, weight, bias = by_hand(1, 2, 3, 4)
+    norm = float((weight.square().sum() + bias.square().sum()).sqrt())
+    whole = [[batch_of(1, 2, 3, 4)]], [[batch_of(1, 2), batch_of(3, 4)]]
+    uneven = [[batch_of(1, 2, 3), batch_of(4)]], [[batch_of(n) for n in (1, 2, 3, 4)]]
+    for steps in (*whole, *uneven):
+        got = loop(steps)
+        torch.testing.assert_close(got.weight, Toy().net.weight - 0.1 * weight, rtol=1e-5, atol=1e-6)
+        (facts,) = got.facts
+        assert (facts.loss, facts.grad_norm) == pytest.approx((loss, norm), rel=1e-5)
+        assert (facts.step, facts.images, facts.share) == (1, 4, 1.0)
+        assert got.state.losses == [facts.loss] and got.done
+
+
+def test_long_gradients_are_shortened_to_the_limit() -> None:
+    _, weight, bias = by_hand(1, 2)
+    norm = float((weight.square().sum() + bias.square().sum()).sqrt())
+    clipped = loop([[batch_of(1, 2)]], max_grad_norm=norm / 4)
+    torch.testing.assert_close(clipped.weight, Toy().net.weight - 0.1 * weight / 4, rtol=1e-4, atol=1e-6)
+    assert clipped.facts[0].grad_norm == pytest.approx(norm, rel=1e-5)  # as it was
+    for limit in (norm * 4, 0.0):
+        free = loop([[batch_of(1, 2)]], max_grad_norm=limit)
+        torch.testing.assert_close(free.weight, Toy().net.weight - 0.1 * weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_follows_the_schedule() -> None:
+    steps = [[batch_of(n)] for n in range(6)]
+    got = loop(steps, schedule="linear", warmup=2)
+    assert [f.share for f in got.facts] == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+    zero = loop(steps[:1], schedule="constant", warmup=10**9)
+    assert torch.allclose(zero.weight, Toy().net.weight, atol=1e-8)
+
+
+def test_when_it_saves_and_shows() -> None:
+    steps = [[batch_of(n)] for n in range(5)]
+    got = loop(steps, save_every=2, preview_every=2)
+    assert got.events == ["save 2", "preview 2", "save 4", "preview 4", "save 5"] and got.done
+    assert loop(steps, save_every=5, preview_every=5).events == ["save 5"]
+    early = loop(steps, stop_at=3)
+    assert early.events == ["save 3"] and not early.done and early.state.step == 3
+    late = loop(steps, stop_at=5)  # asked to stop when there is nothing left to do
+    assert late.events == ["save 5"] and late.done
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights() -> None:
+    good, bad = [[batch_of(1)], [batch_of(2)]], batch_of(3, 4, mean=float("nan"), names=["dark.png", "x/light.png"])
+    toy = Toy()
+    with pytest.raises(
+        UserError, match=r"^step 3: the loss or its gradient is not a finite number, at 9.png, dark.png"
+    ):
+        loop([*good, [batch_of(9), bad]], toy)
+    assert torch.equal(toy.net.weight, loop(good).weight)
+    with pytest.raises(UserError, match=r"dark.png, x/light.png; look at"):
+        loop([[bad]])
+
+
+def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -> None:
+    class Sharp(Toy):
+        """The root of 0 has no gradient; its value is a fine 0."""
+
+        def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
+            loss, count = super().loss(batch, objective)
+            return loss + ((self.net.weight * 0).sum().abs().sqrt() if "sharp.png" in batch.names else 0), count
+
+    toy, out = Sharp(), []
+    settings = LoopSettings(2, "constant", 0, 1.0, Objective(), 1, 100, 0)
+    optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
+    state, scaler = RunState(0, 2, {}, {}, {}), torch.amp.GradScaler("cpu", enabled=False)
+    hooks = Hooks(lambda f: None, lambda: out.append((state.step, toy.net.weight.clone())), lambda: None, lambda: False)
+    feed: Any = FixedFeed([[batch_of(1)], [batch_of(2, names=["sharp.png"])]])
+    with pytest.raises(UserError, match=r"at sharp.png; what was learnt before it is saved"):
+        run_loop(toy, feed, optimizer, scaler, settings, state, hooks)
+    ((step, saved),) = out
+    assert step == 1 and torch.equal(saved, toy.net.weight) and torch.isfinite(saved).all()
+
+
+def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for has, wanted in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(device, "cpu_has_bf16", lambda has=has: has)
+        assert device.choose_precision("auto", cpu) == wanted
+    assert device.choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(UserError, match="fp16 is for graphics cards"):
+        device.choose_precision("fp16", cpu)
+
+
+# --- one run, as a person sees it ------------------------------------------------------------------------------------
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as handle:
+        return handle.metadata()
+
+
+def losses_of(folder: Path) -> list[float]:
+    (state,) = (folder / "state").iterdir()
+    return json.loads((state / "run.json").read_text())["losses"]
+
+
+def test_it_says_what_will_happen_and_proves_what_it_made(finished: Finished) -> None:
+    before, _, after = finished.told.partition("step 1/6")
+    assert "5 images x 1 repeats / batch 2 = 3 batches, x 2 epochs = 6 steps" in before
+    assert "192 layers, rank 2, alpha 1" in before and "64x64: 5" in before and "fp32" in before
+    assert "verified: 192 of 192 modules, largest difference" in after
+    assert "<lora:mylora:0.8>" in after and str(finished.lora) in after
+
+
+def test_it_keeps_the_last_files_and_one_state(finished: Finished) -> None:
+    files = sorted(p.name for p in finished.folder.glob("*.safetensors"))
+    assert files == ["mylora-step000004.safetensors", "mylora-step000005.safetensors", "mylora.safetensors"]
+    assert [p.name for p in (finished.folder / "state").iterdir()] == ["step-00000006"]
+    assert not [p for p in finished.folder.rglob(".*")]  # no lock, no temporary file
+    shown = sorted(p.name for p in (finished.folder / "samples").iterdir())
+    assert shown == [f"step00000{step}-{n}.png" for step in (4, 6) for n in (1, 2)]
+
+
+def test_the_file_is_kohyas(finished: Finished) -> None:
+    tensors = load_file(finished.lora)
+    assert len(tensors) == 3 * 192 and {t.dtype for t in tensors.values()} == {torch.float16}
+    assert {float(t) for name, t in tensors.items() if name.endswith(".alpha")} == {1.0}
+    assert {t.shape[0] for name, t in tensors.items() if name.endswith("lora_down.weight")} == {2}
+    assert all(t.abs().max() > 0 for t in tensors.values())
+    told = metadata_of(finished.lora)
+    wanted = {"ss_network_dim": "2", "ss_network_alpha": "1.0", "ss_steps": "6", "ss_output_name": "mylora"}
+    assert {k: told[k] for k in wanted} == wanted and told["modelspec.architecture"] == "stable-diffusion-v1/lora"
+
+
+def test_no_caption_and_no_path_goes_into_the_file(finished: Finished, data: Path) -> None:
+    raw = finished.lora.read_bytes()
+    header = raw[8 : 8 + int.from_bytes(raw[:8], "little")].decode()
+    assert "gradient, round" not in header and "ss_tag_frequency" not in header and "ss_dataset_dirs" not in header
+    assert not any(part in header for part in (str(data), str(finished.folder), data.parent.name, "0.png"))
+
+
+def test_the_resolved_config_reads_back_equal(finished: Finished) -> None:
+    assert load_config(finished.folder / "config.yaml") == load_config(finished.config)
+
+
+def test_tensorboard_has_the_curves_and_the_pictures(finished: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished.folder / "logs"))
+    board.Reload()
+    curves = {tag: [e.value for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    more = {"grad_norm", "images_per_second", "memory_gib"}
+    assert set(curves) == {"loss/step", "loss/smoothed", "learning_rate/unet", *more}
+    assert all(len(values) == 6 and min(values) > 0 for values in curves.values())
+    losses = losses_of(finished.folder)
+    assert curves["loss/step"] == pytest.approx(losses, rel=1e-6)
+    weights = [0.98 ** (5 - i) for i in range(6)]  # the newest counts 1
+    average = sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
+    assert curves["loss/smoothed"][-1] == pytest.approx(average, rel=1e-5)
+    half = 0.5 * (1 + 0.5**0.5)  # warm-up of 2, then 4 steps of a cosine
+    assert curves["learning_rate/unet"] == pytest.approx([0.005, 0.01, 0.01, 0.01 * half, 0.005, 0.01 * (1 - half)])
+    assert [e.step for e in board.Scalars("loss/step")] == [1, 2, 3, 4, 5, 6]
+    assert {tag: [e.step for e in board.Images(tag)] for tag in board.Tags()["images"]} == {
+        "preview/1": [4],
+        "preview/2": [4],
+    }
+
+
+def test_the_report_is_there(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert "&lt;lora:mylora:" in page and "mylora.safetensors" in page and "models/Lora" in page
+    assert "verified: 192 of 192 modules" in page and "picture 0, a gradient, round 0" in page
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+
+
+def test_a_second_start_is_refused(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    before = finished.lora.stat().st_mtime_ns
+    assert main(["train", "--config", str(finished.config)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {finished.folder}: this folder already has a run; add --resume to go on, or choose")
+    assert told.count("\n") == 1 and finished.lora.stat().st_mtime_ns == before
+
+
+# --- other runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def again(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a second run with what decides the result the same, and what does not decide it changed."""
+    folder = tmp_path_factory.mktemp("again")
+    other = [f"output_dir={folder / 'mylora'}", "save_steps=2", "keep_last=null", "sample_every=0"]
+    assert main(["train", "--config", str(finished.config), *other]) == 0
+    return folder / "mylora"
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: Finished, again: Path) -> None:
+    assert (again / "mylora.safetensors").read_bytes() == finished.lora.read_bytes()
+    assert losses_of(again) == losses_of(finished.folder)
+    early = (again / "mylora-step000004.safetensors").read_bytes()
+    assert early == (finished.folder / "mylora-step000004.safetensors").read_bytes()
+    assert sorted(p.name for p in again.glob("*-step*")) == [f"mylora-step00000{n}.safetensors" for n in (2, 4)]
+
+
+def test_another_seed_gives_another_lora(finished: Finished, again: Path, tmp_path: Path) -> None:
+    other = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", "seed=43", "sample_every=0")
+    one, two = (load_file(f / "mylora-step000002.safetensors") for f in (other.folder.path, again))
+    differing = [name for name in one if not torch.equal(one[name], two[name])]
+    assert len(differing) == 2 * 192 and not any(name.endswith(".alpha") for name in differing)
+
+
+def test_bf16_learns_much_the_same(finished: Finished, tmp_path: Path) -> None:
+    run = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", "precision=bf16", "sample_every=0")
+    assert run.state.losses == pytest.approx(losses_of(finished.folder)[:2], rel=0.03)
+    assert run.state.losses != losses_of(finished.folder)[:2]
+    layers = run.layers.values()
+    assert {p.dtype for layer in layers for p in (layer.down, layer.up)} == {torch.float32}
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert load_file(run.folder.checkpoint(2)).keys() == load_file(finished.lora).keys()
+
+
+def test_an_earlier_lora_is_where_it_goes_on(finished: Finished, tmp_path: Path) -> None:
+    """With steps too small to see, the new file is the old one, in its rank and alpha."""
+    keys = ["lora_rank=8", "lora_alpha=null", "learning_rate=1e-12", "weight_decay=0", "sample_every=0"]
+    run = stopped(finished.config, 1, f"output_dir={tmp_path / 'out'}", f"init_lora={finished.lora}", *keys)
+    old, new = load_file(finished.lora), load_file(run.folder.checkpoint(1))
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    assert metadata_of(run.folder.checkpoint(1))["ss_network_dim"] == "2"
+    assert run.state.losses[0] != losses_of(finished.folder)[0]  # it was in effect in the first step
+
+
+def refused(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], *keys: str) -> str:
+    argv = ["train", "--config", str(finished.config), f"output_dir={tmp_path / 'out'}", *keys]
+    assert main(argv) == 2
+    return capsys.readouterr().err
+
+
+def test_a_lora_that_changes_nothing_is_refused(
+    finished: Finished, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(finished.lora)
+    zero = {name: t * 0 if "lora_up" in name else t for name, t in tensors.items()}
+    io.save_safetensors(tmp_path / "zero.safetensors", zero)
+    told = refused(finished, tmp_path, capsys, f"init_lora={tmp_path / 'zero.safetensors'}")
+    assert (
+        told
+        == f"error: {tmp_path / 'zero.safetensors'}: this LoRA changes no weight: all of it is zero; take another file\n"
+    )
+    told = refused(finished, tmp_path, capsys, f"init_lora={base}")
+    assert "this is a Stable Diffusion 1.x checkpoint, not a LoRA" in told
+    wide = {
+        n: torch.ones(2, 640, 1, 1) if n.endswith("mid_block_attentions_0_proj_in.lora_down.weight") else t
+        for n, t in tensors.items()
+    }
+    io.save_safetensors(tmp_path / "wide.safetensors", wide)
+    told = refused(finished, tmp_path, capsys, f"init_lora={tmp_path / 'wide.safetensors'}")
+    assert "unet.mid_block.attentions.0.proj_in" in told and "this LoRA is for another base model" in told
+
+
+def test_a_diverging_run_stops_and_names_the_pictures(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = {name: t.float() * 1e25 if "lora_up" in name else t.float() for name, t in load_file(finished.lora).items()}
+    io.save_safetensors(tmp_path / "huge.safetensors", huge)
+    told = refused(finished, tmp_path, capsys, f"init_lora={tmp_path / 'huge.safetensors'}", "save_precision=fp32")
+    assert told.startswith("error: step 1: the loss or its gradient is not a finite number, at ")
+    assert ".png" in told and told.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*.safetensors")) and not (tmp_path / "out" / "state").exists()
+
+
+@pytest.fixture(scope="module")
+def everything(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with convolutions, the text encoder and a v target, float32 in the file, alpha 6 to rank 4."""
+    folder = tmp_path_factory.mktemp("everything")
+    keys = {
+        **{"targets": "[attention, feed_forward, conv]", "train_text_encoder": "true", "text_encoder_lr": 0.002},
+        **{"prediction": "v", "lora_rank": 4, "lora_alpha": 6, "epochs": 1, "save_steps": 1, "shuffle_tags": "true"},
+        **{"metadata_captions": "true", "save_precision": "fp32", "min_snr_gamma": 5, "noise_offset": 0.1},
+    }
+    config = tiny.write_config(folder, base_model=base, train_data_dir=data, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    return folder / "out"
+
+
+def test_text_encoder_and_convolutions_are_exported(everything: Path, family: Any) -> None:
+    tensors = load_file(everything / "out.safetensors")
+    names = {name.partition(".")[0] for name in tensors}
+    wanted = {kohya.sd1_table(1)[path] for path in family.trainable()}
+    assert names == wanted and sum(name.startswith("lora_te_text_model_encoder_layers_0_") for name in names) == 6
+    assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_down.weight"].shape == (4, 32, 3, 3)
+    assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_up.weight"].shape == (32, 4, 1, 1)
+    # The first step of Adam is the learning rate in each number: the text encoder has its own.
+    first = load_file(everything / "out-step000001.safetensors")
+    sizes = {k: first[k].abs().max().item() for k in first if "lora_up" in k}
+    assert {k for k in sizes if abs(sizes[k] - 0.002) < 2e-5} == {k for k in sizes if k.startswith("lora_te_")}
+    assert all(abs(size - 0.01) < 1e-4 for k, size in sizes.items() if k.startswith("lora_unet_"))
+
+
+def test_captions_go_into_the_file_when_asked_for(everything: Path) -> None:
+    told = metadata_of(everything / "out.safetensors")
+    assert json.loads(told["ss_tag_frequency"])["data"]["picture 3, a gradient, round 3"] == 1
+    assert told["modelspec.prediction_type"] == "v" and told["ss_min_snr_gamma"] == "5.0"
+    assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("4", "6.0")
+    assert json.loads(told["ss_network_args"]) == {"conv_dim": 4, "conv_alpha": 6.0}
+
+
+@torch.no_grad()
+def test_the_file_does_in_diffusers_what_was_trained(everything: Path, family: Any) -> None:
+    """Through the pipeline's own `load_lora_weights`, against the weights in the resume state; alpha is not the rank."""
+    unet, vae, text = tiny.models()
+    parts = {
+        "tokenizer": clip_tokenizer(),
+        "scheduler": DDIMScheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe = StableDiffusionPipeline(vae, text, unet=unet, requires_safety_checker=False, **parts)
+    x, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([30, 800])
+    states = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(2))
+    ids = clip_tokenizer()(["a house"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    plain, plain_text = unet(x, t, states).sample, text(ids)[0]
+    pipe.load_lora_weights(str(everything), weight_name="out.safetensors")
+
+    (state,) = (everything / "state").iterdir()
+    trained = load_file(state / "lora.safetensors")
+    layers = inject(family.roots, family.trainable(), lambda _: (4, 6.0))
+    try:
+        for path, layer in layers.items():
+            layer.down.copy_(trained[f"{path}.down"])
+            layer.up.copy_(trained[f"{path}.up"])
+        ours, ours_text = family.predict(x, t, states), family.encode_text(["a house"])
+    finally:
+        remove(family.roots, layers)
+    theirs, theirs_text = pipe.unet(x, t, states).sample, pipe.text_encoder(ids)[0]
+    assert (theirs - plain).abs().max() > 0.05 and (theirs_text - plain_text).abs().max() > 0.005
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(theirs_text, ours_text, rtol=1e-3, atol=1e-5)
+
+
+# --- the proof of the export -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh(base: Path) -> Any:
+    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+
+
+def small_lora(size: float) -> dict[str, LoraWeights]:
+    """A few modules, with changes of about `size`."""
+    g = torch.Generator().manual_seed(1)
+    leaves = ["attn1.to_q", "attn1.to_k", "attn2.to_k", "ff.net.2"]
+    paths = [f"unet.mid_block.attentions.0.transformer_blocks.0.{leaf}" for leaf in leaves]
+    paths += ["unet.mid_block.resnets.0.conv1", "text_encoder.encoder.layers.0.mlp.fc1"]
+    shapes = {"attn2.to_k": (64, 16), "ff.net.2": (64, 256), "mlp.fc1": (32, 16), "conv1": (64, 64, 3, 3)}
+    made = {}
+    for path in paths:
+        shape = next((s for leaf, s in shapes.items() if path.endswith(leaf)), (64, 64))
+        more = (1, 1) if len(shape) == 4 else ()
+        down, up = torch.randn(2, *shape[1:], generator=g), size * torch.randn(shape[0], 2, *more, generator=g)
+        made[path] = LoraWeights(down, up, 3.0)
+    return made
+
+
+Q, K = (f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{x}" for x in "qk")
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-1])
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ("nothing", ""),
+        ("alpha", "by something else than was trained"),
+        ("swapped", "by something else than was trained"),
+        ("removed", "1 missing, first unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k"),
+        ("added", "1 extra, first unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v"),
+    ],
+)
+def test_a_file_that_does_not_do_what_was_trained_is_not_proved(
+    spoilt: str, message: str, size: float, fresh: Any, tmp_path: Path
+) -> None:
+    weights = small_lora(size)
+    tensors = kohya.to_kohya(weights, dtype=torch.float32)
+    if spoilt == "alpha":
+        tensors = {name: t * 2 if name.endswith(".alpha") else t for name, t in tensors.items()}
+    elif spoilt == "swapped":
+        swap = {Q: K, K: Q}
+        tensors = {
+            swap.get(n.partition(".")[0], n.partition(".")[0]) + "." + n.partition(".")[2]: t
+            for n, t in tensors.items()
+        }
+    elif spoilt == "removed":
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(K)}
+    elif spoilt == "added":
+        tensors |= {name.replace("to_k", "to_v"): t for name, t in tensors.items() if name.startswith(K)}
+    io.save_safetensors(tmp_path / "lora.safetensors", tensors)
+    unet, text = (copy.deepcopy(fresh.roots[part]) for part in ("unet", "text_encoder"))
+    expected = expected_changes({p: (w.down, w.up, w.alpha) for p, w in weights.items()})
+    if not message:
+        proof = prove(tmp_path / "lora.safetensors", expected, unet, text)
+        assert (proof.modules, str(proof).partition(",")[0]) == (6, "verified: 6 of 6 modules")
+        assert proof.largest < 1e-5 * size
+        return
+    with pytest.raises(UserError, match=message):
+        prove(tmp_path / "lora.safetensors", expected, unet, text)
+
+
+def test_changes_by_hand() -> None:
+    down, up = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+    assert expected_changes({"a": (down, up, 0.5)})["a"].tolist() == [[1.5, 3.0], [2.0, 4.0]]
+    conv = expected_changes({"a": (torch.ones(2, 3, 3, 3), torch.ones(5, 2, 1, 1), 4.0)})["a"]
+    assert conv.shape == (5, 3, 3, 3) and bool((conv == 4).all()) and conv.dtype == torch.float64

@@ -1,0 +1,99 @@
+"""A family of one linear layer, for what must hold for every family: milliseconds instead of seconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_scripts.data.image import load_rgb
+from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import Batch, Sampling, Spec
+from lora_scripts.losses import diffusion
+from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+
+
+class Toy:
+    """`mean` is the 8 x 8 means of a picture's colours, so a mirrored or moved picture shows."""
+
+    spec = Spec("Toy", 8, 3, 8, {"all": lambda path: True}, "net", "text")
+    device = torch.device("cpu")
+    native_size = (64, 64)
+    prediction: diffusion.Prediction = "epsilon"
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.net = nn.Linear(3, 3)
+        self.alphas = diffusion.alphas_cumprod()
+        self.encoded: list[str] = []
+        self.vae, self.text = "vae 1", "text 1"
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        return {"net": self.net}
+
+    def trainable(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def fingerprint(self, part: str) -> str:
+        return {"vae": self.vae, "text": self.text}[part]
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        self.encoded.append("picture")
+        mean = nn.functional.avg_pool2d(pixels, 8) + len(self.vae)
+        return {"mean": mean, "std": torch.full_like(mean, 0.1)}
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        self.encoded += captions
+        numbers = [int.from_bytes(hashlib.sha256(f"{self.text}/{c}".encode()).digest()[:2], "big") for c in captions]
+        return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+
+    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
+        draws = diffusion.draw(tuple(batch.mean.shape), batch.generators, objective.noise_offset)
+        x0, a = batch.mean + batch.std * draws.posterior, self.alphas[draws.timesteps]
+        output = self.net(diffusion.add_noise(x0, draws.noise, a).movedim(1, -1)).movedim(-1, 1)
+        return diffusion.loss_of(output, x0, draws, a, objective).sum(), len(batch.mean)
+
+    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
+        raise NotImplementedError
+
+    def rest(self, *, text_encoder: bool) -> None:
+        pass
+
+
+def samples(folder: Path, count: int = 5, size: tuple[int, int] = (96, 64)) -> list[Sample]:
+    """Pictures of noise, on the disk; `size` (width, height) in pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for i in range(count):
+        path = folder / f"{i}.png"
+        colours = np.random.default_rng(i).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize(size).save(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        width, height = load_rgb(path).size
+        found.append(Sample(path, path.name, f"a{i}, b, c, d, e, f", width, height, digest))
+    return found
+
+
+def feed(
+    family: Toy,
+    pictures: Sequence[Sample],
+    *,
+    flip: bool = False,
+    random_crop: bool = False,
+    resolution: tuple[int, int] = (64, 64),
+    cache_text: bool = True,
+    **settings: float,
+) -> Feed:
+    """A feed that is not filled yet; `settings` as in `Settings`."""
+    defaults = {"batch_size": 2, "accumulation": 1, "repeats": 1, "seed": 1, "caption_dropout": 0.0}
+    values = {**defaults, "shuffle_tags": False, "keep_tags": 1, **settings}
+    planned: list[Picture] = plan_pictures(
+        pictures, resolution, family.spec.bucket_step, flip=flip, random_crop=random_crop, seed=1
+    )
+    return Feed(family, planned, Settings(**values), cache_text)  # type: ignore[arg-type]
