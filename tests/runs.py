@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 from lora_scripts.config.load import load_config
+from lora_scripts.run.check import check
 from lora_scripts.run.training import Run
 from lora_scripts.train.loop import StepFacts
 
@@ -23,7 +24,8 @@ class Stopping(Run):
 
 def stopped(config: Path, step: int, *overrides: str, resume: bool = False) -> Run:
     """A run of the config that was interrupted in `step`."""
-    run = Stopping(load_config(config, overrides), config, resume=resume)
+    loaded = load_config(config, overrides)
+    run = Stopping(loaded, *check(loaded, resume=resume), resume=resume)
     run.stop_at = step
     try:
         run.start()

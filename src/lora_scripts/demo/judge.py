@@ -60,7 +60,7 @@ class Reading:
 
 
 def new_network() -> nn.Sequential:
-    """[n, 3, 64, 64] in [-1, 1] -> [n, 23]: the scores of all slots, in the order of SLOTS. 97 thousand parameters."""
+    """[n, 3, 64, 64] in [-1, 1] -> [n, 23]: the scores of all slots, in the order of SLOTS. 101 thousand parameters."""
 
     def stage(wide_in: int, wide_out: int, kernel: int) -> list[nn.Module]:
         conv = nn.Conv2d(wide_in, wide_out, kernel, stride=2, padding=kernel // 2, bias=False)
@@ -270,7 +270,7 @@ def measure(judge: Judge, count: int, vae: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--fresh", type=int, default=720, help="scenes to measure on")
     parser.add_argument("--vae", type=Path, help="a diffusers folder, to measure through")

@@ -69,7 +69,8 @@ class RunFolder:
         found = self.newest_state()
         there = found is not None or self.final.exists() or bool(self.checkpoints())
         if resume and found is None:
-            raise UserError("there is no run to resume here", file=self.path, hint="start it without --resume")
+            hint = "choose another output_dir" if there else "start it without --resume"
+            raise UserError("there is no run to resume here", file=self.path, hint=hint)
         if there and not resume:
             how = "add --resume to go on, or choose" if found is not None else "choose"
             raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")

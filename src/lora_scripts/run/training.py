@@ -214,15 +214,16 @@ class Run:
         self.board.scalars(facts.step, values | rates)
 
     def _save(self) -> None:
-        if self.state.step < self.total:
-            self.exporter.write(self.folder.checkpoint(self.state.step))
-            self.folder.prune(self.config.keep_last)
+        """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
         weights = {
             f"{p}.{n}": t for p, layer in self.layers.items() for n, t in (("down", layer.down), ("up", layer.up))
         }
         self.folder.states.mkdir(exist_ok=True)
         io.write_folder(self.folder.state(self.state.step), states.pack(self.state, weights, self.optimizer))
         self.folder.remove_states_before(self.state.step)
+        if self.state.step < self.total:
+            self.exporter.write(self.folder.checkpoint(self.state.step))
+            self.folder.prune(self.config.keep_last)
 
     def _mode(self, *, training: bool) -> None:
         for layer in self.layers.values():

@@ -1,0 +1,49 @@
+"""The demo as a person starts it, shortened, and what the package brings for it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lora_scripts.demo.main import run_demo
+from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.formats import header
+from lora_scripts.generate.apply import read_lora
+
+ROOT = Path(__file__).parent.parent
+ASSETS = Path(str(resources.files("lora_scripts.demo"))) / "assets"
+
+
+def test_the_template_is_the_one_in_the_package() -> None:
+    assert (ROOT / "configs" / "demo.yaml").read_text("utf-8") == (ASSETS / "demo.yaml").read_text("utf-8")
+
+
+def test_all_that_the_package_brings_is_within_24_mb() -> None:
+    package = Path(str(resources.files("lora_scripts")))
+    brought = [p for p in package.rglob("assets/**/*") if p.is_file()]
+    assert ASSETS / "base.safetensors" in brought
+    assert sum(p.stat().st_size for p in brought) <= 24_000_000
+
+
+def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
+    head = header.require_sd1(ASSETS / "base.safetensors")
+    assert {info.dtype for info in head.tensors.values()} == {"F16"}
+    family = load_family("sd1", ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
+    assert family.native_size == (128, 128)
+    assert len(family.trainable()) > 192
+
+
+def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_demo(tmp_path / "demo", ["epochs=1", "sample_every=0", "sample_steps=2"])
+    told = capsys.readouterr().out
+    assert "50 images x 1 repeats / batch 4 = 13 batches, x 1 epochs = 13 steps" in told
+    assert "verified: 192 of 192 modules" in told
+    assert len(read_lora(tmp_path / "demo" / "neon" / "neon.safetensors")) == 192
+    assert "<lora:neon:0.8>" in (tmp_path / "demo" / "neon" / "report.html").read_text("utf-8")
+    assert Image.open(tmp_path / "demo" / "data" / "img050.png").size == (128, 128)
+    run_demo(tmp_path / "demo")  # a second start trains nothing
+    assert "has run already" in capsys.readouterr().out

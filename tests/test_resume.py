@@ -1,0 +1,202 @@
+"""A run that was stopped, by Ctrl-C or by a kill, and goes on: the same to the last bit as one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import lora_scripts
+import tiny
+from conftest import Finished
+from lora_scripts.cli import main
+from lora_scripts.errors import UserError
+from lora_scripts.run import training
+from lora_scripts.run.folder import RunFolder
+from runs import Stopping
+
+STEPS = 9
+"""Five batches of one picture, two to a step, in each of three epochs: the last step of an epoch has one batch."""
+
+KILLED = """
+import os, signal, sys
+from lora_scripts.cli import main
+replace = os.replace
+
+def dying(source, target):
+    if str(target).endswith("step-00000004"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = dying
+main(["train", "--config", sys.argv[1], f"output_dir={sys.argv[2]}"])
+"""
+
+
+@pytest.fixture(scope="module")
+def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that draws random numbers."""
+    keys = {
+        **{"epochs": 3, "batch_size": 1, "gradient_accumulation": 2, "save_steps": 2, "seed": 7, "warmup_steps": 1},
+        **{"flip": "true", "random_crop": "true", "caption_dropout": 0.3, "lora_dropout": 0.2, "shuffle_tags": "true"},
+        **{"noise_offset": 0.05, "weight_decay": 0.1, "keep_last": 1, "sample_every": 5},
+    }
+    return tiny.write_config(tmp_path_factory.mktemp("resume"), base_model=base, train_data_dir=data, **keys)
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "mylora"
+    assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
+    return out
+
+
+def assert_same(left: Path, right: Path) -> None:
+    """The exported file to the byte; weights, moments and losses as they stand in float32."""
+    assert (left / "mylora.safetensors").read_bytes() == (right / "mylora.safetensors").read_bytes()
+    one, two = (out / "state" / f"step-{STEPS:08d}" for out in (left, right))
+    for name in ("lora.safetensors", "optimizer.safetensors"):
+        a, b = load_file(one / name), load_file(two / name)
+        assert a.keys() == b.keys() and len(a) >= 2 * 192 and all(torch.equal(a[k], b[k]) for k in a)
+    assert json.loads((one / "run.json").read_text()) == json.loads((two / "run.json").read_text())
+
+
+def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
+    config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped twice: in mid-epoch, and at the end of an epoch after a resume."""
+    out = tmp_path / "mylora"
+    argv = ["train", "--config", str(config), f"output_dir={out}"]
+    monkeypatch.setattr(training, "Run", Stopping)
+    for stop_at, more in ((4, []), (6, ["--resume"])):
+        monkeypatch.setattr(Stopping, "stop_at", stop_at)
+        assert main([*argv, *more]) == 130
+        told = capsys.readouterr()
+        assert f"stopped at step {stop_at}; everything is saved, go on with --resume" in told.out
+        assert told.err == "stopped\n"
+        assert not (out / "mylora.safetensors").exists() and not (out / ".lock").exists()
+        assert [p.name for p in out.glob("*.safetensors")] == [f"mylora-step00000{stop_at}.safetensors"]
+        assert [p.name for p in (out / "state").iterdir()] == [f"step-0000000{stop_at}"]
+    monkeypatch.undo()
+    # What only decides what is shown and kept may change; the notes say nothing, for nothing else did.
+    assert main([*argv, "--resume", "sample_every=0", "save_steps=5"]) == 0
+    told = capsys.readouterr().out
+    assert ", 6 done" in told and f"step {STEPS}/{STEPS}" in told and "note: since" not in told
+    assert_same(out, unbroken)
+
+
+def test_a_killed_run_leaves_a_whole_state_and_resuming_is_exact(config: Path, unbroken: Path, tmp_path: Path) -> None:
+    """SIGKILL while the state of step 4 is renamed into its place, which is the worst moment."""
+    out = tmp_path / "mylora"
+    source = str(Path(lora_scripts.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, str(config), str(out)]
+    died = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert died.returncode == -9, died.stderr
+    left = sorted(p.name for p in (out / "state").iterdir())
+    assert left[1:] == ["step-00000002"] and left[0].startswith(".lora-scripts-") and left[0].endswith(".tmp")
+    assert (out / ".lock").exists()
+    assert main(["train", "--config", str(config), f"output_dir={out}", "--resume"]) == 0
+    assert_same(out, unbroken)
+    assert not list(out.rglob(".*"))  # neither the lock nor what was half written
+
+
+@pytest.fixture
+def copy(finished: Finished, data: Path, tmp_path: Path) -> list[str]:
+    """The command line for a copy of the finished run, and of its pictures, which may be changed."""
+    shutil.copytree(finished.folder, tmp_path / "mylora")
+    shutil.copytree(data, tmp_path / "data")
+    where = [f"output_dir={tmp_path / 'mylora'}", f"train_data_dir={tmp_path / 'data'}"]
+    return ["train", "--config", str(finished.config), *where]
+
+
+def test_resuming_with_something_else_is_refused_by_name(
+    copy: list[str], finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.open(tmp_path / "data" / "3.png")
+    image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "data" / "3.png")
+    captions = tmp_path / "data" / "metadata.csv"
+    captions.write_text(captions.read_text().replace("round 1", "square"))
+    more = ["learning_rate=0.02", "epochs=3", f"init_lora={finished.lora}"]
+    before = {p: p.read_bytes() for p in (tmp_path / "mylora").rglob("*") if p.is_file()}
+    assert main([*copy, "--resume", *more]) == 2
+    told = capsys.readouterr().err
+    assert "cannot resume exactly, because something changed: " in told and told.count("\n") == 1
+    changed = told.partition("changed: ")[2]
+    assert "learning_rate: 0.01 -> 0.02" in changed and "epochs: 2 -> 3" in changed
+    assert "init_lora" in changed and "1.png" in changed and "3.png" in changed
+    assert not any(same in changed for same in ("0.png", "2.png", "4.png", "base_model", "vae", "seed", "output_dir"))
+    assert {p: p.read_bytes() for p in (tmp_path / "mylora").rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_can_be_resumed_and_another_thread_count_is_told(
+    copy: list[str], finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mylora" / "report.html").unlink()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert main([*copy, "--resume"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    told = capsys.readouterr().out
+    assert f"note: since the run began, threads: {threads} -> {threads + 1}: the last bits may differ" in told
+    assert ", 6 done" in told and "step 6/6" not in told and "verified: 192 of 192" in told
+    assert (tmp_path / "mylora" / "mylora.safetensors").read_bytes() == finished.lora.read_bytes()
+    assert (tmp_path / "mylora" / "report.html").exists()
+
+
+def test_there_must_be_something_to_resume(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*copy, "--resume", f"output_dir={tmp_path / 'empty'}"]) == 2
+    assert "there is no run to resume here; start it without --resume" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "mylora" / "state")
+    assert main([*copy, "--resume"]) == 2
+    assert "there is no run to resume here; choose another output_dir" in capsys.readouterr().err
+    assert main(copy) == 2
+    assert "this folder already has a run; choose another output_dir" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_one_line(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mylora" / "state" / "step-00000006" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main([*copy, "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert f"{path.parent}: the resume state cannot be read" in told and told.count("\n") == 1
+
+
+def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out", "out")
+    lock = tmp_path / "out" / ".lock"
+    with folder.locked():
+        assert lock.read_text() == str(os.getpid())
+    assert not lock.exists()
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lock.write_text(str(other.pid))
+    with pytest.raises(UserError, match="out: another run is writing here"), folder.locked():
+        pass
+    assert lock.read_text() == str(other.pid)
+    other.communicate(b"\n")  # it ends, and its lock stays
+    with folder.locked():
+        assert lock.read_text() == str(os.getpid())
+    lock.write_text("")  # killed before it could write its number
+    with folder.locked():
+        pass
+    assert not lock.exists()
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(
+    copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mylora" / ".lock").write_text(str(os.getppid()))
+    assert main([*copy, "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'mylora'}: another run is writing here" in told and told.count("\n") == 1
+    assert (tmp_path / "mylora" / ".lock").exists()
