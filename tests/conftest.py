@@ -78,7 +78,6 @@ def family(base: Path) -> Any:
 def finished(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Six steps in float32, alpha unlike the rank, trained through the command line without a network."""
     import tiny
-
     from lora_scripts.cli import main
 
     folder = tmp_path_factory.mktemp("finished")

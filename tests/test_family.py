@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+import tiny
 from lora_scripts.cli import main
 from lora_scripts.families.base import LoadOptions, Sampling, load_family
 from lora_scripts.families.clip import clip_tokenizer

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from toy import Toy, feed, samples
 from torch import Tensor
 
 from lora_scripts.data.cache import Cache
@@ -18,6 +17,7 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.train.feed import Feed, plan_pictures
+from toy import Toy, feed, samples
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -63,7 +63,9 @@ def test_strength_0_is_the_base_bit_for_bit(base: Path, loras: Path, plain: np.n
 @torch.no_grad()
 def test_two_loras_are_what_diffusers_draws(base: Path, loras: Path, plain: np.ndarray, tmp_path: Path) -> None:
     """Text encoder, guidance, sampler, VAE and both LoRAs at their strengths, against the pipeline of diffusers."""
-    ours = drawn(base, loras, tmp_path / "a.png", "a house <lora:all:0.8> <lora:some:-0.5>", "--negative-prompt", "ugly")
+    ours = drawn(
+        base, loras, tmp_path / "a.png", "a house <lora:all:0.8> <lora:some:-0.5>", "--negative-prompt", "ugly"
+    )
     unet, vae, text = tiny.models()
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "use_karras_sigmas": True}
     parts = {"tokenizer": clip_tokenizer(), "scheduler": DPMSolverMultistepScheduler(**schedule, steps_offset=1)}
@@ -123,7 +125,7 @@ def test_strengths_scale_the_change_and_loras_add_up(loras: Path, family: Any) -
         for lora, strength in ((one, 0.7), (two, -0.4)):
             for path, w in lora.items():
                 layer = modules[path]
-                kept.setdefault(path, layer.weight.clone())
+                kept.setdefault(path, layer.weight.data)
                 delta = w.alpha / w.rank * w.up.double().flatten(1) @ w.down.double().flatten(1)
                 layer.weight.data = (layer.weight.double() + strength * delta.view(layer.weight.shape)).float()
         merged = family.predict(x, t, states)
@@ -172,8 +174,8 @@ def test_a_lora_of_another_base_names_its_modules(
     io.save_safetensors(tmp_path / "wide.safetensors", kohya.to_kohya(wide))
     told = mistake(capsys, base, tmp_path, "a <lora:wide>", "--output", str(tmp_path / "a.png")).splitlines()
     assert len(told) == 2 and not (tmp_path / "a.png").exists()
-    assert f"{path}: A [2, 1280], B [1280, 2] for a weight [64, 64]; this LoRA is for another base model" in told[0]
-    assert f"{deep}: the base model has no such layer" in told[1]
+    assert f"{path}: A [2, 1280], B [1280, 2] for a weight [64, 64]; this LoRA is for another base model" in told[1]
+    assert f"{deep}: the base model has no such layer" in told[0]
     with pytest.raises(UserError):
         check_fits(wide, family, tmp_path)
     (tmp_path / "base.safetensors").write_bytes(base.read_bytes())

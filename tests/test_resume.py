@@ -21,7 +21,7 @@ from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.run import training
 from lora_scripts.run.folder import RunFolder
-from runs import Stopping
+from runs import Stopping, stopped
 
 STEPS = 9
 """Five batches of one picture, two to a step, in each of three epochs: the last step of an epoch has one batch."""
@@ -88,7 +88,7 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
     monkeypatch.undo()
     # What only decides what is shown and kept may change; the notes say nothing, for nothing else did.
     assert main([*argv, "--resume", "sample_every=0", "save_steps=5"]) == 0
-    told = capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
     assert ", 6 done" in told and f"step {STEPS}/{STEPS}" in told and "note: since" not in told
     assert_same(out, unbroken)
 
@@ -130,7 +130,7 @@ def test_resuming_with_something_else_is_refused_by_name(
     assert main([*copy, "--resume", *more]) == 2
     told = capsys.readouterr().err
     assert "cannot resume exactly, because something changed: " in told and told.count("\n") == 1
-    changed = told.partition("changed: ")[2]
+    changed = told.partition("changed: ")[2].partition("; undo that")[0]
     assert "learning_rate: 0.01 -> 0.02" in changed and "epochs: 2 -> 3" in changed
     assert "init_lora" in changed and "1.png" in changed and "3.png" in changed
     assert not any(same in changed for same in ("0.png", "2.png", "4.png", "base_model", "vae", "seed", "output_dir"))
@@ -147,15 +147,29 @@ def test_a_finished_run_can_be_resumed_and_another_thread_count_is_told(
         assert main([*copy, "--resume"]) == 0
     finally:
         torch.set_num_threads(threads)
-    told = capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
     assert f"note: since the run began, threads: {threads} -> {threads + 1}: the last bits may differ" in told
     assert ", 6 done" in told and "step 6/6" not in told and "verified: 192 of 192" in told
     assert (tmp_path / "mylora" / "mylora.safetensors").read_bytes() == finished.lora.read_bytes()
     assert (tmp_path / "mylora" / "report.html").exists()
 
 
+def test_another_unet_in_a_diffusers_folder_is_noticed(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, model in zip(("unet", "vae", "text_encoder"), tiny.models(), strict=True):
+        model.save_pretrained(tmp_path / "base" / name)
+    keys = [f"base_model={tmp_path / 'base'}", f"output_dir={tmp_path / 'out'}", "targets=['*.mid_block.*attn2*']"]
+    run = stopped(finished.config, 1, *keys)
+    assert len(run.layers) == 4 and run.folder.newest_state() is not None
+    tiny.models(seed=1)[0].save_pretrained(tmp_path / "base" / "unet")
+    assert main(["train", "--config", str(finished.config), "--resume", *keys]) == 2
+    assert "because something changed: base_model; undo that" in capsys.readouterr().err
+
+
 def test_there_must_be_something_to_resume(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*copy, "--resume", f"output_dir={tmp_path / 'empty'}"]) == 2
+    elsewhere = [*copy[:3], f"output_dir={tmp_path / 'empty'}", copy[4]]
+    assert main([*elsewhere, "--resume"]) == 2
     assert "there is no run to resume here; start it without --resume" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "mylora" / "state")
     assert main([*copy, "--resume"]) == 2

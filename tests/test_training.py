@@ -25,6 +25,7 @@ from lora_scripts.families.base import Batch, LoadOptions, load_family
 from lora_scripts.families.clip import clip_tokenizer
 from lora_scripts.formats import io, kohya
 from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.generate.apply import apply
 from lora_scripts.lora.inject import inject, remove
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train import device
@@ -35,6 +36,8 @@ from runs import stopped
 from toy import Toy
 
 Q, K = (f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{x}" for x in "qk")
+
+MID, TEXT = "unet.mid_block.attentions.0.transformer_blocks.0", "text_encoder.encoder.layers.0"
 
 # --- the loop, with a model of one layer ---------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ def losses_of(folder: Path) -> list[float]:
 
 
 def test_it_says_what_will_happen_and_proves_what_it_made(finished: Finished) -> None:
-    before, _, after = finished.told.partition("step 1/6")
+    before, _, after = " ".join(finished.told.split()).partition("step 1/6")
     assert "5 images x 1 repeats / batch 2 = 3 batches, x 2 epochs = 6 steps" in before
     assert "192 layers, rank 2, alpha 1" in before and "64x64: 5" in before and "fp32" in before
     assert "verified: 192 of 192 modules, largest difference" in after
@@ -297,20 +300,28 @@ def test_the_same_seed_gives_the_same_bytes(finished: Finished, again: Path) -> 
     assert sorted(p.name for p in again.glob("*-step*")) == [f"mylora-step00000{n}.safetensors" for n in (2, 4)]
 
 
-def test_another_seed_gives_another_lora(finished: Finished, again: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_another_lora_and_never_another_base(
+    finished: Finished, again: Path, family: Any, tmp_path: Path
+) -> None:
     other = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", "seed=43", "sample_every=0")
     one, two = (load_file(f / "mylora-step000002.safetensors") for f in (other.folder.path, again))
     differing = [name for name in one if not torch.equal(one[name], two[name])]
-    assert len(differing) == 2 * 192 and not any(name.endswith(".alpha") for name in differing)
+    assert len(differing) >= 2 * 192 - 2 and not any(name.endswith(".alpha") for name in differing)
+    for part in ("unet", "text_encoder"):
+        trained, fresh = other.family.roots[part].state_dict(), family.roots[part].state_dict()
+        kept = {k.replace(".base.", "."): v for k, v in trained.items() if not k.endswith((".down", ".up"))}
+        assert kept.keys() == fresh.keys() and all(torch.equal(kept[k], fresh[k]) for k in fresh)
 
 
-def test_bf16_learns_much_the_same(finished: Finished, tmp_path: Path) -> None:
-    run = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", "precision=bf16", "sample_every=0")
+def test_bf16_with_dropout_learns_much_the_same(finished: Finished, tmp_path: Path) -> None:
+    keys = ["precision=bf16", "lora_dropout=0.1", "sample_every=1"]
+    run = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", *keys)
     assert run.state.losses == pytest.approx(losses_of(finished.folder)[:2], rel=0.03)
     assert run.state.losses != losses_of(finished.folder)[:2]
     layers = run.layers.values()
     assert {p.dtype for layer in layers for p in (layer.down, layer.up)} == {torch.float32}
     assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert {(layer.dropout, layer.training) for layer in layers} == {(0.1, True)}  # after a preview, too
     assert load_file(run.folder.checkpoint(2)).keys() == load_file(finished.lora).keys()
 
 
@@ -322,6 +333,43 @@ def test_an_earlier_lora_is_where_it_goes_on(finished: Finished, tmp_path: Path)
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     assert metadata_of(run.folder.checkpoint(1))["ss_network_dim"] == "2"
     assert run.state.losses[0] != losses_of(finished.folder)[0]  # it was in effect in the first step
+
+
+def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
+    finished: Finished, family: Any, tmp_path: Path
+) -> None:
+    """A text encoder's layer, of another rank, without dropout, below cached captions; the file has one rank for all."""
+    unet, text = f"{MID}.attn2.to_k", f"{TEXT}.self_attn.k_proj"
+    g = torch.Generator().manual_seed(1)
+    weights = {
+        unet: LoraWeights(torch.randn(2, 16, generator=g), torch.randn(64, 2, generator=g), 1.0),
+        text: LoraWeights(torch.randn(3, 16, generator=g), torch.randn(16, 3, generator=g), 3.0),
+    }
+    io.save_safetensors(tmp_path / "early.safetensors", kohya_as_is(weights))
+    keys = [f"init_lora={tmp_path / 'early.safetensors'}", "targets=['*.mid_block.*attn2*']", "lora_dropout=0.5"]
+    more = ["save_precision=fp32", "sample_every=0", f"output_dir={tmp_path / 'out'}"]
+    run = stopped(finished.config, 1, *keys, *more)
+    assert sorted(run.layers) == sorted([*(f"{MID}.attn2.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")), text])
+    layers = apply(family, {text: weights[text]}, 1.0)
+    try:
+        for caption, states in run.feed.states.items():
+            torch.testing.assert_close(states, family.encode_text([caption])[0], rtol=1e-4, atol=1e-5)
+    finally:
+        remove(family.roots, layers)
+    new = kohya.from_kohya(load_file(run.folder.checkpoint(1)))
+    assert {w.rank for w in new.values()} == {3} and len({w.alpha for w in new.values()}) == 1
+    told = metadata_of(run.folder.checkpoint(1))
+    assert (told["ss_network_dim"], float(told["ss_network_alpha"])) == ("3", new[text].alpha)
+    old_change, new_change = (expected_changes({"x": (w.down, w.up, w.alpha)})["x"] for w in (weights[text], new[text]))
+    torch.testing.assert_close(old_change, new_change, rtol=1e-5, atol=1e-5)
+
+
+def kohya_as_is(weights: dict[str, LoraWeights]) -> dict[str, Tensor]:
+    """A file of several ranks, as other trainers write them."""
+    tensors = {}
+    for path, w in weights.items():
+        tensors |= kohya.to_kohya({path: w}, dtype=torch.float32)
+    return tensors
 
 
 def refused(finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], *keys: str) -> str:
@@ -337,10 +385,8 @@ def test_a_lora_that_changes_nothing_is_refused(
     zero = {name: t * 0 if "lora_up" in name else t for name, t in tensors.items()}
     io.save_safetensors(tmp_path / "zero.safetensors", zero)
     told = refused(finished, tmp_path, capsys, f"init_lora={tmp_path / 'zero.safetensors'}")
-    assert (
-        told
-        == f"error: {tmp_path / 'zero.safetensors'}: this LoRA changes no weight: all of it is zero; take another file\n"
-    )
+    fault = "this LoRA changes no weight: all of it is zero; take another file"
+    assert told == f"error: {tmp_path / 'zero.safetensors'}: {fault}\n"
     told = refused(finished, tmp_path, capsys, f"init_lora={base}")
     assert "this is a Stable Diffusion 1.x checkpoint, not a LoRA" in told
     wide = {
@@ -401,7 +447,7 @@ def test_captions_go_into_the_file_when_asked_for(everything: Path) -> None:
 
 @torch.no_grad()
 def test_the_file_does_in_diffusers_what_was_trained(everything: Path, family: Any) -> None:
-    """Through the pipeline's own `load_lora_weights`, against the weights in the resume state; alpha is not the rank."""
+    """Through the pipeline's `load_lora_weights`, against the weights in the resume state; alpha is not the rank."""
     unet, vae, text = tiny.models()
     parts = {
         "tokenizer": clip_tokenizer(),

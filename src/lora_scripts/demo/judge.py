@@ -274,7 +274,9 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--fresh", type=int, default=720, help="scenes to measure on")
     parser.add_argument("--vae", type=Path, help="a diffusers folder, to measure through")
+    parser.add_argument("--measure-only", action="store_true", help="measure the judge that ships")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    save(train(args.work, args.steps, args.scenes), ASSET, args.steps, args.scenes)
+    if not args.measure_only:
+        args.work.mkdir(parents=True, exist_ok=True)
+        save(train(args.work, args.steps, args.scenes), ASSET, args.steps, args.scenes)
     measure(Judge.load(), args.fresh, args.vae)

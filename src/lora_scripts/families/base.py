@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_scripts.formats.header import Kind, identify, refuse
 from lora_scripts.losses.diffusion import Objective, Prediction
 
 
@@ -117,11 +118,21 @@ class LoadOptions:
     vae: Path | None = None
 
 
-# Kind of checkpoint -> module with `load(path, options) -> Family`.
 FAMILIES = {"sd1": "lora_scripts.families.sd1"}
+"""Name -> module with `load(path, options) -> Family`."""
+KINDS = {Kind.SD1: "sd1"}
+"""What the header of a checkpoint says -> name."""
 
 
-def load_family(kind: str, path: Path, options: LoadOptions) -> Family:
-    """Builds the family of a checkpoint; its module, and with it the heavy libraries, is imported only now."""
-    family: Family = importlib.import_module(FAMILIES[kind]).load(path, options)
+def find_family(path: Path) -> str:
+    """The name of the family of a checkpoint, told by its header. UserError if it is of none."""
+    if path.is_dir():  # the loader looks into the folder
+        return "sd1"
+    kind = identify(path)
+    return KINDS[kind] if kind in KINDS else refuse(kind, path)
+
+
+def load_family(name: str, path: Path, options: LoadOptions) -> Family:
+    """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
+    family: Family = importlib.import_module(FAMILIES[name]).load(path, options)
     return family

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_scripts.config.load import dump_config
 from lora_scripts.data.image import load_rgb
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions, find_family, load_family
 from lora_scripts.formats import io, metadata
 from lora_scripts.generate.apply import apply, read_lora
 from lora_scripts.lora.inject import remove
@@ -40,7 +40,7 @@ def finish(run: Run) -> None:
 def prove_export(run: Run) -> Proof:
     """A fresh base, read from its file again, takes the exported LoRA through diffusers."""
     options = LoadOptions(torch.device("cpu"), torch.float32, run.config.vae)
-    fresh = load_family("sd1", run.config.base_model, options).roots
+    fresh = load_family(find_family(run.config.base_model), run.config.base_model, options).roots
     expected = expected_changes({p: (w.down, w.up, w.alpha) for p, w in run.exporter.weights().items()})
     return prove(run.folder.final, expected, fresh["unet"], fresh["text_encoder"])
 

@@ -19,14 +19,14 @@ def generate_pictures(options: GenerateOptions) -> None:
     if options.size and any(side % 8 for side in options.size):
         raise UserError(f"--size {options.size[0]}x{options.size[1]}: sides must be multiples of 8")
 
-    from lora_scripts.families.base import LoadOptions, Sampling, load_family
+    from lora_scripts.families.base import LoadOptions, Sampling, find_family, load_family
     from lora_scripts.generate.apply import apply, check_fits, read_lora
     from lora_scripts.train.device import DTYPES, choose_device, choose_precision
 
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     weights = [read_lora(path) for path in files]
-    family = load_family("sd1", options.base, LoadOptions(device, DTYPES[precision], options.vae))
+    family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
     for path, lora in zip(files, weights, strict=True):
         check_fits(lora, family, path)
     for call, lora in zip(calls, weights, strict=True):

@@ -20,7 +20,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, Sampling, find_family, load_family
 from lora_scripts.formats import io, metadata
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.generate.apply import check_fits, read_lora
@@ -79,7 +79,7 @@ class Run:
     def _load(self, initial: dict[str, LoraWeights]) -> None:
         config = self.config
         options = LoadOptions(self.device, DTYPES[self.precision], config.vae)
-        self.family = load_family("sd1", config.base_model, options)
+        self.family = load_family(find_family(config.base_model), config.base_model, options)
         self.family.prediction = config.prediction
         self.base_digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
         spec, layers = self.family.spec, self.family.trainable()
