@@ -338,7 +338,7 @@ def test_an_earlier_lora_is_where_it_goes_on(finished: Finished, tmp_path: Path)
 def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
     finished: Finished, family: Any, tmp_path: Path
 ) -> None:
-    """A text encoder's layer, of another rank, without dropout, below cached captions; the file has one rank for all."""
+    """A layer of the text encoder, without dropout, below cached captions; of several ranks the file has one."""
     unet, text = f"{MID}.attn2.to_k", f"{TEXT}.self_attn.k_proj"
     g = torch.Generator().manual_seed(1)
     weights = {
