@@ -216,7 +216,9 @@ def test_every_check_runs_and_pytest_is_last(
 def test_ctrl_c_leaves_the_program_time_to_save(start: ModuleType, tmp_path: Path) -> None:
     child = "import signal, time, sys\ntry:\n    print('up', flush=True); time.sleep(30)\n"
     child += "except KeyboardInterrupt:\n    time.sleep(0.6); open('saved', 'w').close(); sys.exit(5)\n"
-    code = f"import sys, pathlib; sys.path.insert(0, {str(START.parent)!r}); import start\n"
+    # A shell starts what it runs in the background with the signal ignored; here it must count.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"import sys, pathlib; sys.path.insert(0, {str(START.parent)!r}); import start\n"
     code += f"sys.exit(start.run([sys.executable, '-c', {child!r}], pathlib.Path({str(tmp_path)!r})))"
     process = subprocess.Popen(
         [sys.executable, "-B", "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
