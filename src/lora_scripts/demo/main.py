@@ -34,6 +34,6 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     config = load_config(config_path, [*moved, *overrides])
     run.train(config, resume=(result / "state").exists())
     print(
-        f"\ntry it: lora-scripts generate --base {base} --lora-dir {output} --cfg 4 "
-        f'--prompt "{config.sample_prompts[1]} <lora:{result.name}:0.8>" --output {output / "picture.png"}'
+        f"\ntry it: lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
+        f'--prompt "{config.sample_prompts[1]} <lora:{result.name}:1.0>" --output {output / "picture.png"}'
     )
