@@ -97,6 +97,12 @@ def test_prompt_seed_and_negative_prompt_count(base: Path, loras: Path, plain: n
     assert "Seed: 42" in Image.open(output.parent / "pictures-2.png").text["parameters"]
 
 
+def test_a_base_that_predicts_v_is_sampled_so(base: Path, loras: Path, plain: np.ndarray, tmp_path: Path) -> None:
+    v = drawn(base, loras, tmp_path / "v.png", "a house", "--prediction", "v")
+    assert not np.array_equal(v, drawn(base, loras, tmp_path / "e.png", "a house", "--prediction", "epsilon"))
+    assert np.array_equal(v, drawn(base, loras, tmp_path / "again.png", "a house", "--prediction", "v"))
+
+
 def test_the_picture_tells_how_it_was_made(base: Path, finished: Finished, tmp_path: Path) -> None:
     """With the LoRA that was trained, from the output folder, at the base's own size."""
     output = tmp_path / "a.png"

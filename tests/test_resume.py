@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ import lora_scripts
 import tiny
 from conftest import Finished
 from lora_scripts.cli import main
+from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.run import training
+from lora_scripts.run.check import check
 from lora_scripts.run.folder import RunFolder
 from runs import Stopping, stopped
 
@@ -165,6 +168,23 @@ def test_another_unet_in_a_diffusers_folder_is_noticed(
     tiny.models(seed=1)[0].save_pretrained(tmp_path / "base" / "unet")
     assert main(["train", "--config", str(finished.config), "--resume", *keys]) == 2
     assert "because something changed: base_model; undo that" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_encoding_ends_there_and_keeps_the_cache(base: Path, data: Path, tmp_path: Path) -> None:
+    config = load_config(tiny.write_config(tmp_path, base_model=base, train_data_dir=data))
+    run = training.Run(config, *check(config, resume=False), resume=False)
+
+    def press(what: str, done: int, total: int) -> None:
+        if done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    encoded = run._encoded
+    run._encoded = lambda counter: encoded(press)  # type: ignore[method-assign,arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        run.start()
+    assert len(list((tmp_path / "out" / "cache").rglob("*.safetensors"))) == 2
+    assert not (tmp_path / "out" / ".lock").exists() and not (tmp_path / "out" / "state").exists()
+    check(config, resume=False)  # a fresh start is possible
 
 
 def test_there_must_be_something_to_resume(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,19 +77,19 @@ class Looped:
         return self.toy.net.weight.detach()
 
 
-def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, lr: float = 0.1, **keys: Any) -> Looped:
-    """Plain gradient descent over the steps, with a constant rate unless told otherwise."""
+def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, scale: float = 0, **keys: Any) -> Looped:
+    """Plain gradient descent over the steps, at a constant 0.1 unless told otherwise; `scale` as for fp16."""
     toy = toy or Toy()
     out = Looped(toy, RunState(0, len(steps), {}, {}, {}))
     defaults = {"schedule": "constant", "warmup": 0, "max_grad_norm": 0.0, "objective": Objective(), "seed": 1}
     settings = LoopSettings(**{"total": len(steps), **defaults, "save_every": 100, "preview_every": 0, **keys})
-    optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": lr, "peak": lr}])
+    optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
 
     def note(event: str) -> None:
         out.events.append(f"{event} {out.state.step}")
 
     hooks = Hooks(out.facts.append, lambda: note("save"), lambda: note("preview"), lambda: out.state.step == stop_at)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1, enabled=bool(scale))
     out.done = run_loop(toy, FixedFeed(steps), optimizer, scaler, settings, out.state, hooks)  # type: ignore[arg-type]
     return out
 
@@ -157,6 +157,18 @@ def test_a_loss_that_is_no_number_stops_before_the_weights() -> None:
     assert torch.equal(toy.net.weight, loop(good).weight)
     with pytest.raises(UserError, match=r"dark.png, x/light.png; look at"):
         loop([[bad]])
+
+
+def test_scaled_gradients_change_nothing_but_an_overflow_is_left_out() -> None:
+    steps = [[batch_of(n, n + 1, n + 2, n + 3)] for n in (1, 2, 3)]
+    scaled, plain = loop(steps, scale=2.0**10, max_grad_norm=0.5), loop(steps, max_grad_norm=0.5)
+    torch.testing.assert_close(scaled.weight, plain.weight, rtol=1e-5, atol=1e-6)
+    assert scaled.state.grad_scale == 2.0**10 and plain.state.grad_scale is None
+    over = loop(steps, scale=3e38)  # the first step overflows, and the scale is halved until one does not
+    assert over.state.grad_scale is not None and over.state.grad_scale < 3e38 and torch.isfinite(over.weight).all()
+    assert torch.equal(loop(steps[:1], scale=3e38).weight, Toy().net.weight)
+    with pytest.raises(UserError, match=r"at dark\.png"):  # a scale mends no loss that is no number
+        loop([[batch_of(3, mean=float("nan"), names=["dark.png"])]], scale=2.0)
 
 
 def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -> None:
@@ -502,7 +514,7 @@ def small_lora(size: float) -> dict[str, LoraWeights]:
     return made
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e-1])
+@pytest.mark.parametrize("size", [1e-8, 1e-1])
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [

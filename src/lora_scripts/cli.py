@@ -122,6 +122,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--vae", metavar="FILE", type=_path, help="a VAE in place of the checkpoint's own")
     add("--count", metavar="N", type=_number(int, 1, 1000), default=1, help=_default("1", "pictures, seed by seed"))
     add("--device", type=_argument(_device), default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
+    add(
+        "--prediction", choices=("epsilon", "v"), default="epsilon", help="what the base predicts: epsilon (default), v"
+    )
     precisions = ("auto", "fp32", "bf16", "fp16")
     add("--precision", metavar="NAME", choices=precisions, default="auto", help=", ".join(precisions))
     parser.set_defaults(command=_generate)

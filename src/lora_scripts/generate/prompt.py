@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
@@ -42,6 +43,7 @@ class GenerateOptions:
     count: int = 1
     device: str = "auto"
     precision: str = "auto"
+    prediction: Literal["epsilon", "v"] = "epsilon"
 
 
 def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:

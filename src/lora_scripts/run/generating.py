@@ -27,6 +27,7 @@ def generate_pictures(options: GenerateOptions) -> None:
     precision = choose_precision(options.precision, device)
     weights = [read_lora(path) for path in files]
     family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
+    family.prediction = options.prediction
     for path, lora in zip(files, weights, strict=True):
         check_fits(lora, family, path)
     for call, lora in zip(calls, weights, strict=True):

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -67,7 +67,9 @@ class Run:
             self._restore(found)
             self._show()
             io.write_text(self.folder.path / "config.yaml", dump_config(config))
-            self.feed.fill(Cache(config.cache_dir or self.folder.path / "cache", io.write_atomic), Counter())
+            self.feed.fill(
+                Cache(config.cache_dir or self.folder.path / "cache", io.write_atomic), self._encoded(Counter())
+            )
             self.family.rest(text_encoder=self.feed.cache_text)
             if not self._train():
                 print(f"stopped at step {self.state.step}; everything is saved, go on with --resume", flush=True)
@@ -180,6 +182,16 @@ class Run:
 
     def _show(self) -> None:
         show_plan(plan_rows(self))
+
+    def _encoded(self, counter: Counter) -> Callable[[str, int, int], None]:
+        """The counter; it ends the run where it stands when Ctrl-C was pressed: what is encoded lies in the cache."""
+
+        def tell(what: str, done: int, total: int) -> None:
+            counter(what, done, total)
+            if self.interrupted:
+                raise KeyboardInterrupt
+
+        return tell
 
     # --- training ----------------------------------------------------------------------------------------------------
 
