@@ -199,3 +199,21 @@ def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: \\u6a21\\u578b.yaml: no such file")
+
+
+def test_faults_of_base_vae_init_lora_and_captions_come_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.safetensors"
+    page.write_text("<!DOCTYPE html><html></html>")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "metadata.csv").write_text("filename,prompt\na.png,a cat, red\n")
+    lines = {"train_data_dir": tmp_path / "pictures", "output_dir": tmp_path / "out"}
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "".join(f"{k}: '{v}'\n" for k, v in {**lines, "base_model": page, "vae": page, "init_lora": page}.items())
+    )
+    assert main(["train", "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("this is a web page, not a model") == 3  # base_model, vae, init_lora
+    assert "no images (jpg, png, webp, bmp) found" in told and len(told.splitlines()) == 4

@@ -44,11 +44,9 @@ def check_fits(weights: Mapping[str, LoraWeights], family: Family, path: Path) -
     raise_all(faults[:5])
 
 
-def apply(
-    family: Family, weights: Mapping[str, LoraWeights], strength: float, dropout: float = 0.0
-) -> dict[str, LoraLayer]:
+def apply(family: Family, weights: Mapping[str, LoraWeights], strength: float) -> dict[str, LoraLayer]:
     """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`."""
-    layers = inject(family.roots, weights, lambda p: (weights[p].rank, weights[p].alpha), dropout=dropout)
+    layers = inject(family.roots, weights, lambda p: (weights[p].rank, weights[p].alpha))
     for name, layer in layers.items():
         with torch.no_grad():
             layer.down.copy_(weights[name].down.reshape(layer.down.shape))

@@ -26,7 +26,9 @@ def check(config: TrainConfig, *, resume: bool) -> tuple[RunFolder, list[Sample]
             faults.append(e)
 
     attempt(lambda: folder.check(resume=resume))
-    attempt(lambda: _models(config))
+    attempt(lambda: _base(config))
+    attempt(lambda: _vae(config))
+    attempt(lambda: _initial(config))
     attempt(
         lambda: samples.extend(
             scan(config.train_data_dir, config.metadata_path, allow_missing_captions=config.allow_missing_captions)
@@ -36,11 +38,17 @@ def check(config: TrainConfig, *, resume: bool) -> tuple[RunFolder, list[Sample]
     return folder, samples
 
 
-def _models(config: TrainConfig) -> None:
+def _base(config: TrainConfig) -> None:
     if config.base_model.is_file():
         header.require_sd1(config.base_model, vae=config.vae is None)
+
+
+def _vae(config: TrainConfig) -> None:
     if config.vae is not None and config.vae.is_file():
         header.require_vae(config.vae)
+
+
+def _initial(config: TrainConfig) -> None:
     if config.init_lora is not None:
         kind = header.identify(config.init_lora)
         if kind is not header.Kind.LORA:

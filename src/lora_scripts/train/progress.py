@@ -18,14 +18,6 @@ SMOOTHING = 0.98
 """Factor of the moving average of the loss."""
 
 
-def smooth(losses: Sequence[float], factor: float = SMOOTHING) -> float:
-    """Exponential moving average, bias-corrected as Adam's (Kingma & Ba 2015): of one loss it is that loss."""
-    average, weight = 0.0, 0.0
-    for loss in losses:
-        average, weight = factor * average + (1 - factor) * loss, factor * weight + (1 - factor)
-    return average / weight if weight else float("nan")
-
-
 def show_plan(rows: Sequence[tuple[str, str]]) -> None:
     """The table before the first step."""
     table = Table(show_header=False, box=None, pad_edge=False)
