@@ -1,0 +1,100 @@
+"""Pieces of the command line: arguments that are checked while they are read, each fault in one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lora_scripts.config.values import DEVICE, model_fault, parse_path, parse_size
+from lora_scripts.errors import UserError, raise_all
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a usage error is a UserError of one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, hint=f"see {self.prog} --help")
+
+
+def default(value: str, text: str = "the folder to write to") -> str:
+    """A help text that tells the default."""
+    return f"{text} (default: {value})"
+
+
+def argument(convert: Callable[[str], T]) -> Callable[[str], T]:
+    """`convert` for argparse: its ValueError becomes the message."""
+
+    def checked(text: str) -> T:
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
+
+    return checked
+
+
+def number(kind: type[N], low: float, high: float) -> Callable[[str], N]:
+    """A number from `low` to `high`."""
+
+    def convert(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError("must be a whole number" if kind is int else "must be a number") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return value
+
+    return argument(convert)
+
+
+def file_of(*suffixes: str) -> Callable[[str], Path]:
+    """A path that ends in one of `suffixes`, such as ".png"."""
+
+    def convert(text: str) -> Path:
+        if not text.lower().endswith(suffixes):
+            raise ValueError(f"must be a {' or '.join(suffixes)} file")
+        return parse_path(text)
+
+    return argument(convert)
+
+
+def _device(text: str) -> str:
+    if not DEVICE.fullmatch(text):
+        raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
+    return text
+
+
+path = argument(parse_path)
+size = argument(parse_size)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device and --precision."""
+    text = "auto, cpu, cuda, cuda:1 or mps"
+    parser.add_argument("--device", type=argument(_device), default="auto", metavar="NAME", help=text)
+    text = ", ".join(PRECISIONS)
+    parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=text)
+
+
+def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
+    """UserErrors unless each (option, path, kind of model) that is given is a model file or folder."""
+    faults = []
+    for name, where, kind in models:
+        if where is not None and (fault := model_fault(where, kind=kind, folder=True)):
+            faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
+    raise_all(faults)

@@ -1,0 +1,32 @@
+"""`lora-scripts train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train a LoRA as a config says"
+OVERRIDES = True
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--resume", action="store_true", help="go on exactly where the run in output_dir stopped")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """--config and the keys laid over it."""
+    text = "the YAML file, for example configs/cyberpunk.yaml"
+    parser.add_argument("--config", metavar="FILE", type=Path, required=True, help=text)
+    text = "keys laid over the config: epochs=3 flip=true"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
+
+
+def call(options: argparse.Namespace) -> None:
+    """Trains a LoRA; relative paths in the config count from the folder you start in."""
+    from lora_scripts.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    from lora_scripts import run
+
+    run.train(config, resume=options.resume)
