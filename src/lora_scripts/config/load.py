@@ -136,9 +136,9 @@ def dump_config(config: TrainConfig) -> str:
     values = {key: getattr(config, key) for key in TrainConfig.model_fields}
     idle = {key: fault for key, fault, _ in conflicts(values, values.keys())}
     lines = ["# The config of this run, with every key. Relative paths count from the folder it was started in."]
-    for title, keys in GROUPS.items():
-        lines += ["", f"# {title}"]
-        for key in keys:
+    for group in GROUPS:
+        lines += ["", f"# {group.TITLE}"]
+        for key in group.model_fields:
             line = f"{key}: {_scalar(values[key])}"
             lines.append(f"# {line}  # {idle[key]}" if key in idle else line)
     return "\n".join(lines) + "\n"

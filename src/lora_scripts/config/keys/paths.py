@@ -1,0 +1,28 @@
+"""Where everything lies."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from lora_scripts.config.types import ConfigPath, Keys, OutputPath
+
+
+class PathKeys(Keys):
+    """Where everything lies."""
+
+    TITLE: ClassVar[str] = "Paths"
+
+    train_data_dir: ConfigPath
+    """The folder of the training pictures, in any layout. Relative paths count from the folder you start in."""
+    metadata_path: ConfigPath | None = None
+    """The captions: a .csv (filename,prompt) or .jsonl file. Without it, captions beside the pictures are found."""
+    base_model: ConfigPath
+    """The checkpoint to train on: one .safetensors file, or a diffusers folder."""
+    vae: ConfigPath | None = None
+    """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """What the base model predicts: epsilon (most SD 1.x models) or v."""
+    output_dir: OutputPath
+    """Where everything goes; the LoRA is named after this folder."""
+    cache_dir: ConfigPath | None = None
+    """Where encoded pictures and captions are kept. Without it, inside output_dir."""

@@ -1,0 +1,93 @@
+"""Types of config values, and `Keys`: a group of keys under one heading, which knows what makes them useless."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from lora_scripts.config.values import DEVICE, check_size, did_you_mean, parse_path
+
+TARGET_GROUPS = ("attention", "feed_forward", "conv")
+
+Fault = tuple[str, str, str]
+"""(key, what is wrong with it, the mend)"""
+
+
+class Keys(BaseModel):
+    """Some keys of the config, in the order and under the heading in which the resolved config shows them."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    TITLE: ClassVar[str]
+
+    @classmethod
+    def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        """Every key of this group that does nothing, or cannot be, beside the others.
+
+        `values` has each key's value or default; a key whose own value is wrong may be left out. A fault of a key that
+        nobody has written is not told.
+        """
+        yield from ()
+
+
+def no_effect(key: str, without: str, add: str) -> Fault:
+    """The usual fault: `key` does nothing without another key; `add` is what to write for it."""
+    return key, f"has no effect without {without}", f"add {add}, or leave {key} out"
+
+
+def as_tuple(value: object) -> object:
+    """A YAML list as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _target(value: str) -> str:
+    if value in TARGET_GROUPS or "*" in value or "." in value:
+        return value
+    near = did_you_mean(value, TARGET_GROUPS)
+    mend = f"did you mean {near}?" if near else "write * for any text, for example '*attn1*'"
+    raise ValueError(f"must be {', '.join(TARGET_GROUPS)} or a pattern with *; {mend}")
+
+
+def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or len(set(value)) < len(value):
+        raise ValueError("must name at least one group of layers" if not value else "names the same layers twice")
+    return value
+
+
+def _prompt(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is an empty text")
+    return value
+
+
+def _device(value: str) -> str:
+    if not DEVICE.fullmatch(value):
+        raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
+    return value
+
+
+def _output_dir(path: Path) -> Path:
+    # The exported LoRA bears the folder's name, and prompts call it as <lora:NAME:0.8>.
+    name = Path(os.path.abspath(path)).name
+    if not name or set(name) & set("<>:"):
+        raise ValueError("the LoRA is named after this folder, and a prompt cannot call a name with < > : or none")
+    return path
+
+
+ConfigPath = Annotated[Path, BeforeValidator(parse_path)]
+OutputPath = Annotated[ConfigPath, AfterValidator(_output_dir)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(check_size)]
+Target = Annotated[str, AfterValidator(_target)]
+Targets = Annotated[tuple[Target, ...], BeforeValidator(as_tuple), AfterValidator(_targets)]
+Prompts = Annotated[tuple[Annotated[str, AfterValidator(_prompt)], ...], BeforeValidator(as_tuple)]
+Device = Annotated[str, AfterValidator(_device)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
