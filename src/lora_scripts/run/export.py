@@ -50,7 +50,7 @@ class Exporter:
         return TrainingFacts(
             output_name=run.folder.name,
             base_name=c.base_model.name,
-            base_sha256=run.base_digest,
+            base_sha256=run.model.base_digest,
             rank=one.rank,
             alpha=one.alpha,
             resolution=c.size,

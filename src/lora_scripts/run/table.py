@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:
     """What will happen, as the table before the first step says it."""
-    c, feed = run.config, run.feed
+    c, feed, rank, alpha = run.config, run.feed, run.model.rank, run.model.alpha
     buckets = Counter(p.bucket for p in feed.pictures)
     told = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(buckets.items(), key=lambda b: -b[1])[:6])
     batches = len(feed.batches(0))
@@ -32,17 +32,17 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ),
         (
             "LoRA",
-            f"{len(run.layers)} layers, rank {run.rank}, alpha {run.alpha:g}, {count / 1e6:.2f} M parameters",
+            f"{len(run.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters",
         ),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
         ("precision", f"{run.precision}, LoRA fp32"),
         ("device", _device_name(run.device)),
         ("output", str(run.folder.final)),
     ]
-    if not 0.25 <= run.alpha / run.rank <= 2:
-        rows.append(("note", f"alpha / rank is {run.alpha / run.rank:g}; usual is 0.25 to 2"))
+    if not 0.25 <= alpha / rank <= 2:
+        rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
     if c.init_lora:
-        other = f", its rank {run.rank} in place of lora_rank" if run.rank != c.lora_rank else ""
+        other = f", its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", f"{c.init_lora}{other}"))
     return rows
 
