@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from lora_scripts.families.base import Batch
 from lora_scripts.losses import diffusion
-from lora_scripts.losses.diffusion import Draws, Objective
+from lora_scripts.losses.diffusion import Levels, Objective
+from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps, draw
 
 SCHEDULER = DDPMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, clip_sample=False
 )
 T = torch.tensor([0, 1, 37, 500, 998, 999])
+RICH = NoiseSettings(offset=0.1, multires_iterations=3, perturbation=0.2)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -35,13 +38,41 @@ def test_the_schedule_is_diffusers() -> None:
     assert ours[0].item() == pytest.approx(1 - 0.00085, abs=1e-7)
 
 
+def levels_of(*a: float) -> Levels:
+    alphas = torch.tensor(a)
+    return Levels(alphas.sqrt(), (1 - alphas).sqrt())
+
+
 def test_noised_latents_and_velocity_are_diffusers() -> None:
-    x0, noise = normal(6, 4, 3, 5), normal(6, 4, 3, 5, seed=1)
-    a = diffusion.alphas_cumprod()[T]
-    torch.testing.assert_close(diffusion.add_noise(x0, noise, a), SCHEDULER.add_noise(x0, noise, T), rtol=0, atol=2e-6)
-    v = diffusion.target(x0, noise, a, "v")
-    torch.testing.assert_close(v, SCHEDULER.get_velocity(x0, noise, T), rtol=0, atol=2e-6)
-    assert diffusion.target(x0, noise, a, "epsilon") is noise
+    x0, e = normal(6, 4, 3, 5), normal(6, 4, 3, 5, seed=1)
+    levels = diffusion.schedule("epsilon").at(T)
+    torch.testing.assert_close(diffusion.add_noise(x0, e, levels), SCHEDULER.add_noise(x0, e, T), rtol=0, atol=2e-6)
+    v = diffusion.target(x0, e, levels, "v")
+    torch.testing.assert_close(v, SCHEDULER.get_velocity(x0, e, T), rtol=0, atol=2e-6)
+    assert diffusion.target(x0, e, levels, "epsilon") is e
+
+
+def test_flow_is_diffusers_straight_line() -> None:
+    x0, e = normal(6, 4, 3, 5), normal(6, 4, 3, 5, seed=1)
+    flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    wanted = flow.scale_noise(x0, (T + 1).float(), e)  # its timesteps are 1000 sigma
+    torch.testing.assert_close(diffusion.add_noise(x0, e, diffusion.schedule("flow").at(T)), wanted, rtol=0, atol=2e-6)
+    # One Euler step of size sigma along the true velocity leads back to the picture.
+    levels = diffusion.schedule("flow").at(T)
+    x_t, v = diffusion.add_noise(x0, e, levels), diffusion.target(x0, e, levels, "flow")
+    torch.testing.assert_close(x_t - (T + 1).view(-1, 1, 1, 1) / 1000 * v, x0, rtol=0, atol=2e-6)
+
+
+def test_zero_terminal_snr_is_diffusers_and_ends_in_pure_noise() -> None:
+    theirs = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True
+    ).alphas_cumprod
+    ours = diffusion.schedule("v", zero_terminal_snr=True)
+    torch.testing.assert_close(ours.signal.square(), theirs, rtol=1e-4, atol=1e-7)
+    assert ours.signal[-1] == 0 and ours.noise[-1] == 1
+    assert diffusion.min_snr_weight(ours.snr, 5.0, "v").isfinite().all()
+    plain = diffusion.schedule("v")
+    assert plain.signal[-1] > 0.06 and ours.signal[0] == pytest.approx(plain.signal[0].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -54,24 +85,33 @@ def test_noised_latents_and_velocity_are_diffusers() -> None:
     ],
 )
 def test_min_snr_weight_by_hand(a: float, gamma: float, epsilon: float, v: float) -> None:
-    assert diffusion.min_snr_weight(torch.tensor([a]), gamma, "epsilon").item() == pytest.approx(epsilon, rel=1e-6)
-    assert diffusion.min_snr_weight(torch.tensor([a]), gamma, "v").item() == pytest.approx(v, rel=1e-6)
+    snr = levels_of(a).snr
+    assert diffusion.min_snr_weight(snr, gamma, "epsilon").item() == pytest.approx(epsilon, rel=1e-6)
+    assert diffusion.min_snr_weight(snr, gamma, "v").item() == pytest.approx(v, rel=1e-6)
 
 
 def test_min_snr_weight_at_timesteps() -> None:
     alphas = SCHEDULER.alphas_cumprod.double()
-    weights = diffusion.min_snr_weight(diffusion.alphas_cumprod()[T], 5.0, "epsilon")
+    weights = diffusion.min_snr_weight(diffusion.schedule("epsilon").at(T).snr, 5.0, "epsilon")
     for t, weight in zip(T.tolist(), weights.tolist(), strict=True):
         snr = float(alphas[t] / (1 - alphas[t]))
         assert weight == pytest.approx(min(snr, 5.0) / snr, rel=1e-3)
     assert weights[0] < 0.01 and weights[-1] == 1
 
 
+def test_debiased_weight_by_hand() -> None:
+    snr = torch.tensor([4.0, 0.25, 1e6])
+    assert diffusion.debiased_weight(snr, "epsilon").tolist() == pytest.approx([0.5, 2.0, 1000**-0.5])
+    # The squared error of v is (SNR + 1) times that of the picture, that of epsilon SNR times: so the losses agree.
+    both = [diffusion.debiased_weight(snr[:2], p) * f for p, f in (("epsilon", snr[:2]), ("v", snr[:2] + 1))]
+    torch.testing.assert_close(*both)
+
+
 def test_loss_by_hand() -> None:
     output = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]])
     x0 = torch.tensor([[[[0.0, 1.0]]], [[[2.0, 0.0]]]])
     noise = torch.tensor([[[[1.0, 0.0]]], [[[3.0, 1.0]]]])
-    draws, a = Draws(torch.tensor([0, 0]), noise, torch.zeros_like(noise)), torch.tensor([0.5, 0.8])
+    draws, a = Draws(torch.tensor([0, 0]), noise, torch.zeros_like(noise)), levels_of(0.5, 0.8)
     plain = diffusion.loss_of(output, x0, draws, a, Objective())
     assert plain.tolist() == [(0 + 4) / 2, (9 + 1) / 2] and plain.dtype == torch.float32
     weighted = diffusion.loss_of(output, x0, draws, a, Objective(min_snr_gamma=2.0))
@@ -84,17 +124,17 @@ def test_loss_by_hand() -> None:
 
 
 def test_an_items_draws_do_not_depend_on_its_neighbours() -> None:
-    pair = diffusion.draw((2, 4, 3, 5), generators(1, 2), 0.1)
-    alone = diffusion.draw((1, 4, 3, 5), generators(2), 0.1)
+    pair = draw((2, 4, 3, 5), generators(1, 2), noise=RICH)
+    alone = draw((1, 4, 3, 5), generators(2), noise=RICH)
     assert pair.timesteps.shape == (2,) and pair.noise.shape == pair.posterior.shape == (2, 4, 3, 5)
-    for name in ("timesteps", "noise", "posterior"):
+    for name in ("timesteps", "noise", "posterior", "perturbation"):
         assert torch.equal(getattr(pair, name)[1:], getattr(alone, name))
     assert not torch.equal(pair.noise[0], pair.noise[1])
     assert not torch.equal(alone.noise, alone.posterior)
 
 
 def test_draws_are_standard_normal_and_timesteps_uniform() -> None:
-    draws = diffusion.draw((4000, 2, 2, 2), generators(*range(4000)), 0.0)
+    draws = draw((4000, 2, 2, 2), generators(*range(4000)))
     for x in (draws.noise, draws.posterior):
         assert abs(x.mean().item()) < 0.02 and x.std().item() == pytest.approx(1, abs=0.02)
     assert abs((draws.noise * draws.posterior).mean().item()) < 0.02
@@ -105,8 +145,8 @@ def test_draws_are_standard_normal_and_timesteps_uniform() -> None:
 
 def test_noise_offset_shifts_each_channel_as_a_whole() -> None:
     shape, seeds = (500, 4, 3, 5), range(500)
-    plain = diffusion.draw(shape, generators(*seeds), 0.0)
-    moved = diffusion.draw(shape, generators(*seeds), 0.3)
+    plain = draw(shape, generators(*seeds))
+    moved = draw(shape, generators(*seeds), noise=NoiseSettings(offset=0.3))
     assert torch.equal(plain.timesteps, moved.timesteps) and torch.equal(plain.posterior, moved.posterior)
     shift = moved.noise - plain.noise
     torch.testing.assert_close(shift, shift[..., :1, :1].expand(shape), rtol=0, atol=1e-6)
@@ -115,14 +155,103 @@ def test_noise_offset_shifts_each_channel_as_a_whole() -> None:
     assert abs((one[:, 0] * one[:, 1]).mean().item()) < 0.2
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective("v", 5.0, 0.1)], ids=["epsilon", "v"])
+def test_multires_noise_is_coarse_and_of_unit_variance() -> None:
+    shape, seeds = (200, 4, 16, 16), range(200)
+    plain = draw(shape, generators(*seeds)).noise
+    rich = draw(shape, generators(*seeds), noise=NoiseSettings(multires_iterations=4, multires_discount=0.8)).noise
+    assert rich.flatten(1).std(1).sub(1).abs().max() < 1e-3
+    # Neighbouring pixels, and whole quarters of a picture, now move together.
+    near = [(x[..., 1:] * x[..., :-1]).mean().item() for x in (plain, rich)]
+    assert abs(near[0]) < 0.01 and near[1] > 0.3
+    quarter = [torch.nn.functional.avg_pool2d(x, 8).std().item() for x in (plain, rich)]
+    assert quarter[0] == pytest.approx(1 / 8, rel=0.1) and quarter[1] > 0.35
+
+
+def test_input_perturbation_is_in_the_input_and_not_in_the_target(family: Any) -> None:
+    mean, states = normal(1, 4, 8, 8), normal(1, 77, 16, seed=2)
+    batch = Batch(mean, torch.zeros_like(mean), [""], states, ["a"], generators(3))
+    draws = draw((1, 4, 8, 8), generators(3), noise=NoiseSettings(perturbation=0.5))
+    assert draws.perturbation is not None and draws.perturbation.std().item() == pytest.approx(0.5, rel=0.15)
+    with torch.no_grad():
+        got = family.losses(batch, Objective(), draws)
+        x_t = SCHEDULER.add_noise(mean, draws.noise + draws.perturbation, draws.timesteps)
+        wanted = (family.predict(x_t, draws.timesteps, states) - draws.noise).square().mean()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Timesteps("logit_normal", mean=0.5, std=0.8),
+        Timesteps("sigmoid", mean=9.0, std=1.3),
+        Timesteps("uniform", shift=3.0),
+        Timesteps("logit_normal", shift=0.5, first=200, last=699),
+    ],
+    ids=lambda s: f"{s.sampling}-{s.shift}",
+)
+def test_timesteps_follow_their_distribution(settings: Timesteps) -> None:
+    """The share below a few levels, against the distribution function worked out by hand."""
+    g = torch.Generator().manual_seed(1)
+    t = torch.stack([settings.draw(g) for _ in range(4000)]).double()
+    assert t.min() >= settings.first and t.max() <= settings.last
+    for share in (0.2, 0.5, 0.8):
+        below = settings.first + share * (settings.last + 1 - settings.first)
+        u = share / (settings.shift - (settings.shift - 1) * share)  # the shift undone
+        if settings.sampling != "uniform":
+            mean = settings.mean if settings.sampling == "logit_normal" else 0.0
+            u = 0.5 * (1 + math.erf((math.log(u / (1 - u)) - mean) / settings.std / math.sqrt(2)))
+        assert (t < below).double().mean().item() == pytest.approx(u, abs=0.03)
+
+
+def test_a_range_of_timesteps_is_uniform_and_closed() -> None:
+    g = torch.Generator().manual_seed(1)
+    t = torch.stack([Timesteps(first=10, last=13).draw(g) for _ in range(2000)])
+    assert torch.bincount(t, minlength=14)[10:].tolist() == pytest.approx([500] * 4, rel=0.15) and t.min() == 10
+
+
+def test_huber_and_smooth_l1_by_hand() -> None:
+    output, wanted = torch.tensor([[0.05, 3.0]]), torch.zeros(1, 2)
+    draws = Draws(torch.tensor([0]), wanted, wanted)
+    levels = levels_of(0.5)
+    huber = diffusion.loss_of(output, wanted, draws, levels, Objective(measure="huber", huber_delta=0.2))
+    assert huber.item() == pytest.approx((0.05**2 + 2 * 0.2 * (3 - 0.1)) / 2, rel=1e-5)
+    smooth = diffusion.loss_of(output, wanted, draws, levels, Objective(measure="smooth_l1", huber_delta=0.2))
+    assert smooth.item() == pytest.approx((0.05**2 / 0.4 + 3 - 0.1) / 2, rel=1e-5)
+
+
+def test_a_mask_says_how_much_each_place_counts() -> None:
+    output = torch.tensor([[[[1.0, 2.0]], [[0.0, 4.0]]]])
+    zero = torch.zeros_like(output)
+    draws, levels = Draws(torch.tensor([0]), zero, zero), levels_of(0.5)
+
+    def loss(*mask: float) -> float:
+        return diffusion.loss_of(output, zero, draws, levels, Objective(), torch.tensor([[[mask]]])).item()
+
+    assert loss(1.0, 1.0) == pytest.approx(21 / 4) and loss(1.0, 0.0) == pytest.approx(1 / 2)
+    assert loss(0.5, 0.5) == pytest.approx(21 / 4) and loss(1.0, 0.5) == pytest.approx((1 + 10) / 3)
+    assert loss(0.0, 0.0) == 0
+
+
+def test_weights_of_pictures_multiply_their_losses(family: Any) -> None:
+    mean, states = normal(2, 4, 8, 8), normal(2, 77, 16, seed=2)
+    draws = draw((2, 4, 8, 8), generators(3, 4))
+    batch = Batch(mean, torch.zeros_like(mean), ["", ""], states, ["a", "b"], generators(3, 4))
+    weighted = replace(batch, weights=torch.tensor([1.0, 0.25]))
+    with torch.no_grad():
+        plain, less = family.losses(batch, Objective(), draws), family.losses(weighted, Objective(), draws)
+    torch.testing.assert_close(less, plain * torch.tensor([1.0, 0.25]))
+
+
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective("v", 5.0, noise=NoiseSettings(offset=0.1))], ids=["epsilon", "v"]
+)
 def test_the_familys_loss_is_the_textbooks(family: Any, objective: Objective) -> None:
     """The latents are drawn from the posterior, noised by diffusers' scheduler, and compared with its target."""
     mean, std, states = normal(2, 4, 8, 8), 5 + normal(2, 4, 8, 8, seed=1).abs(), normal(2, 77, 16, seed=2)
     batch = Batch(mean, std, ["", ""], states, ["a", "b"], generators(3, 4))
     with torch.no_grad():
         total, count = family.loss(batch, objective)
-        draws = diffusion.draw((2, 4, 8, 8), generators(3, 4), objective.noise_offset)
+        draws = draw((2, 4, 8, 8), generators(3, 4), noise=objective.noise)
         x0 = mean + std * draws.posterior
         output = family.predict(SCHEDULER.add_noise(x0, draws.noise, draws.timesteps), draws.timesteps, states)
     velocity = objective.prediction == "v"

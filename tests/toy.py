@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, Sampling, Spec
-from lora_scripts.losses import diffusion
+from lora_scripts.losses import diffusion, noise
 from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
 
 
@@ -25,11 +25,11 @@ class Toy:
     device = torch.device("cpu")
     native_size = (64, 64)
     prediction: diffusion.Prediction = "epsilon"
+    zero_terminal_snr = False
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.net = nn.Linear(3, 3)
-        self.alphas = diffusion.alphas_cumprod()
         self.encoded: list[str] = []
         self.vae, self.text = "vae 1", "text 1"
 
@@ -54,10 +54,14 @@ class Toy:
         return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        draws = diffusion.draw(tuple(batch.mean.shape), batch.generators, objective.noise_offset)
-        x0, a = batch.mean + batch.std * draws.posterior, self.alphas[draws.timesteps]
-        output = self.net(diffusion.add_noise(x0, draws.noise, a).movedim(1, -1)).movedim(-1, 1)
-        return diffusion.loss_of(output, x0, draws, a, objective).sum(), len(batch.mean)
+        draws = noise.draw(tuple(batch.mean.shape), batch.generators, objective.timesteps, objective.noise)
+        return self.losses(batch, objective, draws).sum(), len(batch.mean)
+
+    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        levels = diffusion.schedule(objective.prediction).at(draws.timesteps)
+        x0 = batch.mean + batch.std * draws.posterior
+        output = self.net(diffusion.add_noise(x0, draws.noise, levels).movedim(1, -1)).movedim(-1, 1)
+        return diffusion.loss_of(output, x0, draws, levels, objective, batch.masks)
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         raise NotImplementedError

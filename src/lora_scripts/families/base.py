@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_scripts.formats.header import Kind, identify, refuse
 from lora_scripts.losses.diffusion import Objective, Prediction
+from lora_scripts.losses.noise import Draws
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Batch:
     """n file names, for messages"""
     generators: list[torch.Generator]
     """n CPU generators: all the randomness of the step"""
+    masks: Tensor | None = None
+    """[n, 1, h, w] float32, 0 … 1: how much each place of the latents counts; None: all the same"""
+    weights: Tensor | None = None
+    """[n] float32: how much each picture's loss counts; None: all the same"""
 
 
 class Family(Protocol):
@@ -74,6 +79,9 @@ class Family(Protocol):
 
     prediction: Prediction
     """What the base model answers with; `generate` needs to know."""
+
+    zero_terminal_snr: bool
+    """That the base was made for a noise schedule that ends in pure noise; `generate` needs to know."""
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
@@ -98,6 +106,10 @@ class Family(Protocol):
 
     def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
         """The sum of the batch's losses, with gradient, and how many were summed."""
+        ...
+
+    def losses(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+        """The loss of each picture of the batch, [n] float32, as a function of what was drawn."""
         ...
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:

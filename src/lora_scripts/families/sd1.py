@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
@@ -23,7 +28,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
 from lora_scripts.families.clip import MAX_LENGTH, clip_tokenizer
 from lora_scripts.formats import header, singlefile
-from lora_scripts.losses import diffusion
+from lora_scripts.losses import diffusion, noise
 
 SPEC = Spec(
     name="Stable Diffusion 1.x",
@@ -70,7 +75,6 @@ class StableDiffusion1:
             self.device.type == "cpu" and unet.config.block_out_channels[0] // unet.config.attention_head_dim <= 16
         )
         self._plain_attention = False
-        self.alphas = diffusion.alphas_cumprod().to(self.device)
         self._text_where = torch.device("cpu")
 
     @property
@@ -123,15 +127,25 @@ class StableDiffusion1:
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
         shape = tuple(batch.mean.shape)
-        draws = diffusion.draw(shape, batch.generators, objective.noise_offset)
-        to = self.device
-        draws = diffusion.Draws(draws.timesteps.to(to), draws.noise.to(to), draws.posterior.to(to))
-        x0 = batch.mean.to(to) + batch.std.to(to) * draws.posterior
-        a = self.alphas[draws.timesteps]
-        x_t = diffusion.add_noise(x0, draws.noise, a)
+        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise)
+        return self.losses(batch, objective, draws).sum(), shape[0]
+
+    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        draws = draws.to(self.device)
+        levels = diffusion.schedule(objective.prediction, zero_terminal_snr=objective.zero_terminal_snr)
+        levels = levels.to(self.device).at(draws.timesteps)
+        x0 = batch.mean.to(self.device) + batch.std.to(self.device) * draws.posterior
+        mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
         states = self._states(batch.captions) if batch.states is None else batch.states
-        output = self.predict(x_t, draws.timesteps, states)
-        return diffusion.loss_of(output, x0, draws, a, objective).sum(), shape[0]
+        output = self.predict(diffusion.add_noise(x0, mixed, levels), self._times(draws.timesteps, objective), states)
+        masks = None if batch.masks is None else batch.masks.to(self.device)
+        each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
+        return each if batch.weights is None else each * batch.weights.to(self.device)
+
+    @staticmethod
+    def _times(timesteps: Tensor, objective: diffusion.Objective) -> Tensor:
+        """What the UNet is told: the timestep, for flow 1000 sigma (as diffusers' flow scheduler tells it)."""
+        return timesteps + 1 if objective.prediction == "flow" else timesteps
 
     def predict(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """The UNet's answer [n, 4, h, w] to noised latents, timesteps [n] and text states [n, 77, width]."""
@@ -146,21 +160,20 @@ class StableDiffusion1:
         return answer
 
     prediction: diffusion.Prediction = "epsilon"
-    """What the base answers with; previews need to know."""
+    zero_terminal_snr = False
 
     @torch.no_grad()
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         """DPM-Solver++ (2M, Karras sigmas) with classifier-free guidance; the noise is drawn on the CPU from `seed`."""
-        kind = "v_prediction" if self.prediction == "v" else "epsilon"
-        scheduler = DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=kind, use_karras_sigmas=True)
+        scheduler = self._scheduler()
         scheduler.set_timesteps(sampling.steps, device=self.device)
         guided = sampling.cfg != 1.0
         states = self._states([sampling.negative, prompt] if guided else [prompt])
         width, height = (side // SPEC.vae_factor for side in sampling.size)
         x = torch.randn(1, SPEC.latent_channels, height, width, generator=torch.Generator().manual_seed(seed))
-        x = x.to(self.device) * scheduler.init_noise_sigma
+        x = x.to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
-            x_in = scheduler.scale_model_input(x, t)
+            x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             out = self.predict(x_in.repeat(len(states), 1, 1, 1), t.expand(len(states)), states).float()
             if guided:
                 without, with_prompt = out.chunk(2)
@@ -172,6 +185,13 @@ class StableDiffusion1:
             raise UserError("the picture came out as NaN", hint="use precision fp32 or bf16, or a lower LoRA strength")
         array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return Image.fromarray(array)
+
+    def _scheduler(self) -> Any:
+        if self.prediction == "flow":
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=SCHEDULE["num_train_timesteps"])
+        kind = "v_prediction" if self.prediction == "v" else "epsilon"
+        zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}
+        return DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=kind, use_karras_sigmas=True, **zero)
 
     def rest(self, *, text_encoder: bool) -> None:
         self.vae.to("cpu")

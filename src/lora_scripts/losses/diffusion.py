@@ -1,14 +1,21 @@
-"""Diffusion objectives, pure: schedule, noised latents, target, weight. Randomness is an argument."""
+"""Diffusion objectives, pure: schedule, noised latents, target, weight, loss. Randomness is an argument.
+
+Every schedule mixes x_t = signal * x0 + noise * e; they differ in the two factors and in what the model should answer.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Prediction = Literal["epsilon", "v"]
+from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps
+
+Prediction = Literal["epsilon", "v", "flow"]
+Measure = Literal["l2", "huber", "smooth_l1"]
 
 
 def alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
@@ -17,76 +24,117 @@ def alphas_cumprod(start: float = 0.00085, end: float = 0.012, steps: int = 1000
     return (1 - betas).cumprod(0).float()
 
 
-def snr(a: Tensor) -> Tensor:
-    """Signal-to-noise ratio of a_t = alphas_cumprod[t] (Kingma et al. 2021): a / (1 - a)."""
-    return a / (1 - a)
-
-
-def add_noise(x0: Tensor, noise: Tensor, a: Tensor) -> Tensor:
-    """x_t = sqrt(a) x0 + sqrt(1 - a) noise (Ho et al. 2020, eq. 4); `a` is [n], one for each of the n latents."""
-    a = _as(a, x0)
-    return a.sqrt() * x0 + (1 - a).sqrt() * noise
-
-
-def target(x0: Tensor, noise: Tensor, a: Tensor, prediction: Prediction) -> Tensor:
-    """What the model should say: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0 (Salimans & Ho 2022, app. D)."""
-    if prediction == "epsilon":
-        return noise
-    a = _as(a, x0)
-    return a.sqrt() * noise - (1 - a).sqrt() * x0
-
-
-def min_snr_weight(a: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (Hang et al. 2023, section 3.4); [n]."""
-    ratio = snr(a)
-    return ratio.clamp(max=gamma) / (ratio if prediction == "epsilon" else ratio + 1)
+def zero_terminal(a: Tensor) -> Tensor:
+    """alphas_cumprod moved and stretched so that the last step is pure noise (Lin et al. 2023, algorithm 1)."""
+    root = a.double().sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return (((root - last) * first / (first - last)) ** 2).float()
 
 
 @dataclass(frozen=True)
-class Draws:
-    """All the randomness of one batch of n latents; the loss is a function of these."""
+class Levels:
+    """How much of the picture and how much noise is in x_t, float32 [n] or [steps]."""
 
-    timesteps: Tensor
-    """int64 [n]"""
+    signal: Tensor
     noise: Tensor
-    """as the latents"""
-    posterior: Tensor
-    """as the latents: the sample of the VAE's posterior is mean + std * posterior"""
+
+    def at(self, timesteps: Tensor) -> Levels:
+        """The levels of n timesteps."""
+        return Levels(self.signal[timesteps], self.noise[timesteps])
+
+    def to(self, device: torch.device) -> Levels:
+        return Levels(self.signal.to(device), self.noise.to(device))
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio (Kingma et al. 2021): signal^2 / noise^2, as a / (1 - a) where signal^2 is a."""
+        a = self.signal.square()
+        return a / self.noise.square()
 
 
-def draw(shape: tuple[int, ...], generators: list[torch.Generator], noise_offset: float, steps: int = 1000) -> Draws:
-    """Noise and timesteps, each latent from its own generator: no neighbour in the batch changes another's.
+def schedule(prediction: Prediction, *, zero_terminal_snr: bool = False, steps: int = 1000) -> Levels:
+    """The levels of all timesteps: variance preserving with sqrt(a), sqrt(1 - a), or for "flow" the straight line
+    1 - sigma, sigma with sigma = (t + 1) / steps (Liu et al. 2022)."""
+    if prediction == "flow":
+        sigma = torch.arange(1, steps + 1) / steps
+        return Levels(1 - sigma, sigma)
+    a = alphas_cumprod(steps=steps)
+    a = zero_terminal(a) if zero_terminal_snr else a
+    return Levels(a.sqrt(), (1 - a).sqrt())
 
-    `shape` is (n, c, h, w), `generators` n CPU generators. `noise_offset` adds one normal number per channel, times the
-    offset (Guttenberg 2023, "Diffusion with offset noise").
-    """
-    timesteps, noise, posterior = [], [], []
-    for g in generators:
-        timesteps.append(torch.randint(steps, (), generator=g))
-        e = torch.randn(shape[1:], generator=g)
-        posterior.append(torch.randn(shape[1:], generator=g))
-        if noise_offset:
-            e = e + noise_offset * torch.randn(shape[1], *[1] * (len(shape) - 2), generator=g)
-        noise.append(e)
-    return Draws(torch.stack(timesteps), torch.stack(noise), torch.stack(posterior))
+
+def add_noise(x0: Tensor, noise: Tensor, levels: Levels) -> Tensor:
+    """x_t (Ho et al. 2020, eq. 4; for flow, Liu et al. 2022, eq. 1); `levels` of the n latents."""
+    return _as(levels.signal, x0) * x0 + _as(levels.noise, x0) * noise
+
+
+def target(x0: Tensor, noise: Tensor, levels: Levels, prediction: Prediction) -> Tensor:
+    """What the model should say: the noise; v = sqrt(a) noise - sqrt(1 - a) x0 (Salimans & Ho 2022, app. D); or the
+    flow's velocity noise - x0 (Liu et al. 2022)."""
+    if prediction == "epsilon":
+        return noise
+    if prediction == "flow":
+        return noise - x0
+    return _as(levels.signal, x0) * noise - _as(levels.noise, x0) * x0
+
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (Hang et al. 2023, section 3.4); [n]."""
+    return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+
+
+def debiased_weight(snr: Tensor, prediction: Prediction) -> Tensor:
+    """1 / sqrt(SNR) for epsilon (Yu et al. 2023, eq. 12), at most SNR 1000; for v the same weight on the predicted
+    picture, 1 / (SNR + 1) * sqrt(SNR); [n]."""
+    snr = snr.clamp(max=1000)
+    return snr.rsqrt() if prediction == "epsilon" else snr.sqrt() / (snr + 1)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The settings of the loss; family and schedule independent."""
+    """The settings of the loss; family independent."""
 
     prediction: Prediction = "epsilon"
     min_snr_gamma: float | None = None
-    noise_offset: float = 0.0
+    debiased: bool = False
+    zero_terminal_snr: bool = False
+    measure: Measure = "l2"
+    huber_delta: float = 0.1
+    """Errors above it count in proportion, below it squared."""
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    timesteps: Timesteps = field(default_factory=Timesteps)
 
 
-def loss_of(output: Tensor, x0: Tensor, draws: Draws, a: Tensor, objective: Objective) -> Tensor:
-    """Weighted squared error of each latent, float32 [n]."""
-    wanted = target(x0, draws.noise, a, objective.prediction)
-    each = (output.float() - wanted.float()).square().flatten(1).mean(1)
+def loss_of(
+    output: Tensor, x0: Tensor, draws: Draws, levels: Levels, objective: Objective, mask: Tensor | None = None
+) -> Tensor:
+    """The weighted error of each latent, float32 [n].
+
+    `mask` [n, 1, h, w], 0 … 1, says how much each place counts; the sum is divided by the mask's own, so that a small
+    subject counts as much as a large one.
+    """
+    wanted = target(x0, draws.noise, levels, objective.prediction)
+    error = _error(output.float(), wanted.float(), objective)
+    if mask is None:
+        each = error.flatten(1).mean(1)
+    else:
+        weight = mask.expand_as(error).flatten(1)
+        each = (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
     if objective.min_snr_gamma is not None:
-        each = each * min_snr_weight(a, objective.min_snr_gamma, objective.prediction)
+        each = each * min_snr_weight(levels.snr, objective.min_snr_gamma, objective.prediction)
+    if objective.debiased:
+        each = each * debiased_weight(levels.snr, objective.prediction)
     return each
+
+
+def _error(output: Tensor, wanted: Tensor, objective: Objective) -> Tensor:
+    """Element by element; l2 and huber are the square of a small error, smooth_l1 is half of huber over its delta."""
+    delta = objective.huber_delta
+    if objective.measure == "huber":  # Huber 1964: quadratic up to delta, then linear
+        return 2 * F.huber_loss(output, wanted, reduction="none", delta=delta)
+    if objective.measure == "smooth_l1":  # Girshick 2015: Huber's over delta, so that its slope is 1 far out
+        return F.smooth_l1_loss(output, wanted, reduction="none", beta=delta)
+    return (output - wanted).square()
 
 
 def _as(a: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
     options = LoadOptions(device, DTYPES[precision], config.vae)
     family = load_family(find_family(config.base_model), config.base_model, options)
-    family.prediction = config.prediction
+    family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
     digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
     spec, layers = family.spec, family.trainable()
     if initial:

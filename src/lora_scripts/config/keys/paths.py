@@ -20,8 +20,8 @@ class PathKeys(Keys):
     """The checkpoint to train on: one .safetensors file, or a diffusers folder."""
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
-    prediction: Literal["epsilon", "v"] = "epsilon"
-    """What the base model predicts: epsilon (most SD 1.x models) or v."""
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
+    """What the base model predicts: epsilon (most SD 1.x models), v or flow."""
     output_dir: OutputPath
     """Where everything goes; the LoRA is named after this folder."""
     cache_dir: ConfigPath | None = None

@@ -1,0 +1,111 @@
+"""All the randomness of a diffusion step: which noise level, which noise. Each latent draws from its own generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Sampling = Literal["uniform", "logit_normal", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All the randomness of one batch of n latents; the loss is a function of these."""
+
+    timesteps: Tensor
+    """int64 [n]"""
+    noise: Tensor
+    """as the latents: what is mixed in, and what an epsilon model should answer"""
+    posterior: Tensor
+    """as the latents: the sample of the VAE's posterior is mean + std * posterior"""
+    perturbation: Tensor | None = None
+    """as the latents: more noise in the input, of which the target knows nothing"""
+
+    def to(self, device: torch.device) -> Draws:
+        more = None if self.perturbation is None else self.perturbation.to(device)
+        return Draws(self.timesteps.to(device), self.noise.to(device), self.posterior.to(device), more)
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """How noise levels are drawn: a number u in [0, 1), shifted, laid over first … last."""
+
+    sampling: Sampling = "uniform"
+    mean: float = 0.0
+    """Of the normal number whose sigmoid is u ("logit_normal"; Esser et al. 2024, eq. 19)."""
+    std: float = 1.0
+    """Its standard deviation; for "sigmoid" the factor that other trainers call sigmoid_scale, with mean 0."""
+    shift: float = 1.0
+    """u -> shift * u / (1 + (shift - 1) * u): above 1, noisier (Esser et al. 2024, eq. 23)."""
+    first: int = 0
+    last: int = 999
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One int64 timestep from `first` to `last`."""
+        if self.sampling == "uniform" and self.shift == 1.0:
+            return torch.randint(self.first, self.last + 1, (), generator=generator)
+        if self.sampling == "uniform":
+            u = torch.rand((), generator=generator, dtype=torch.float64)
+        else:
+            mean = self.mean if self.sampling == "logit_normal" else 0.0
+            u = torch.sigmoid(mean + self.std * torch.randn((), generator=generator, dtype=torch.float64))
+        u = self.shift * u / (1 + (self.shift - 1) * u)
+        count = self.last - self.first + 1
+        return self.first + (u * count).long().clamp(max=count - 1)
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """What the noise is made of besides independent normal numbers."""
+
+    offset: float = 0.0
+    """Times one normal number per channel, added everywhere (Guttenberg 2023, "Diffusion with offset noise")."""
+    multires_iterations: int = 0
+    """Coarser layers of noise added (Whitaker 2023, "Multi-resolution noise"); 0: none."""
+    multires_discount: float = 0.3
+    """The weight of layer i is discount ** i."""
+    perturbation: float = 0.0
+    """Times further noise, added to the input only (Ning et al. 2023, algorithm 1)."""
+
+
+def draw(
+    shape: tuple[int, ...],
+    generators: list[torch.Generator],
+    timesteps: Timesteps = Timesteps(),
+    noise: NoiseSettings = NoiseSettings(),
+) -> Draws:
+    """Noise and timesteps, each latent from its own generator: no neighbour in the batch changes another's.
+
+    `shape` is (n, c, h, w), `generators` n CPU generators.
+    """
+    times, noises, posterior, more = [], [], [], []
+    for g in generators:
+        times.append(timesteps.draw(g))
+        e = torch.randn(shape[1:], generator=g)
+        posterior.append(torch.randn(shape[1:], generator=g))
+        if noise.offset:
+            e = e + noise.offset * torch.randn(shape[1], *[1] * (len(shape) - 2), generator=g)
+        if noise.multires_iterations:
+            e = _multires(e, noise, g)
+        if noise.perturbation:
+            more.append(noise.perturbation * torch.randn(shape[1:], generator=g))
+        noises.append(e)
+    extra = torch.stack(more) if more else None
+    return Draws(torch.stack(times), torch.stack(noises), torch.stack(posterior), extra)
+
+
+def _multires(e: Tensor, noise: NoiseSettings, g: torch.Generator) -> Tensor:
+    """[c, h, w] noise with coarser layers, each 2 to 4 times coarser than the one before, at unit variance again."""
+    height, width = e.shape[1:]
+    for i in range(1, noise.multires_iterations + 1):
+        ratio = (2 + 2 * torch.rand((), generator=g).item()) ** i
+        h, w = max(1, int(height / ratio)), max(1, int(width / ratio))
+        layer = torch.randn(1, e.shape[0], h, w, generator=g)
+        e = e + noise.multires_discount**i * F.interpolate(layer, size=(height, width), mode="bilinear")[0]
+        if h == w == 1:
+            break
+    return e / e.std()
