@@ -128,7 +128,8 @@ MODELS = "models/v1-5-pruned.ckpt"
         ('learning_rate: "2e-4"', 'c.yaml:4: learning_rate: must be a number, not "2e-4"; remove the quotes'),
         ("learning_rate: 0,1", 'c.yaml:4: learning_rate: must be a number, not "0,1"; write the decimal point as .'),
         ("learning_rate: true", "c.yaml:4: learning_rate: must be a number, not true"),
-        ("learning_rate: 1", "c.yaml:4: learning_rate: must be less than 1.0, not 1"),
+        ("learning_rate: 2", "c.yaml:4: learning_rate: must be 1.0 or less, not 2"),
+        ("learning_rate: 1", "c.yaml:4: learning_rate: 1 is far too high for adamw; 2e-4 is a careful start"),
         ("weight_decay: .nan", "c.yaml:4: weight_decay: must be a number that is not infinite, not nan"),
         ("lora_rank: 129", "c.yaml:4: lora_rank: must be 128 or less, not 129"),
         ("lora_alpha: 0", "c.yaml:4: lora_alpha: must be more than 0.0, not 0"),
@@ -137,11 +138,12 @@ MODELS = "models/v1-5-pruned.ckpt"
         ("flip: 1", "c.yaml:4: flip: must be true or false, not 1; write true"),
         (
             "lr_schedule: Cosin",
-            'c.yaml:4: lr_schedule: must be one of cosine, constant, linear, not "Cosin"; did you mean cosine?',
+            'c.yaml:4: lr_schedule: must be one of cosine, constant, linear, cosine_restarts, polynomial, not "Cosin"; '
+            "did you mean cosine?",
         ),
         (
             "prediction: v_prediction",
-            'c.yaml:4: prediction: must be one of epsilon, v, not "v_prediction"; did you mean v?',
+            'c.yaml:4: prediction: must be one of epsilon, v, flow, not "v_prediction"; did you mean v?',
         ),
         (
             "resolution: 500",
@@ -155,7 +157,7 @@ MODELS = "models/v1-5-pruned.ckpt"
         ("device: gpu", 'c.yaml:4: device: must be auto, cpu, cuda, mps, or one card such as cuda:1, not "gpu"'),
         (
             "targets: [attentoin]",
-            "c.yaml:4: targets: item 1 must be attention, feed_forward, conv or a pattern with *, "
+            "c.yaml:4: targets: item 1 must be attention, feed_forward, conv, a block such as OUT03, or a pattern with *, "
             'not "attentoin"; did you mean attention?',
         ),
         ("targets: []", "c.yaml:4: targets: must name at least one group of layers, not []"),

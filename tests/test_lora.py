@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import peft
@@ -11,9 +13,12 @@ from peft.tuners.lora import LoraLayer as PeftLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import tiny
+from lora_scripts.config.types import BLOCKS, TargetRule
 from lora_scripts.errors import UserError
+from lora_scripts.formats import sd1_layout
 from lora_scripts.formats.kohya import sd1_table
-from lora_scripts.lora.inject import inject, remove, select
+from lora_scripts.lora.inject import assign, inject, remove
 from lora_scripts.lora.layer import LoraLayer
 
 LAYERS = {
@@ -36,6 +41,15 @@ class Net(nn.Module):
         return self.layer(x)
 
 
+@dataclass(frozen=True)
+class Named:
+    match: str
+
+
+def select(paths: Iterable[str], targets: Iterable[str], groups: Mapping[str, Callable[[str], bool]]) -> list[str]:
+    return list(assign(paths, map(Named, targets), groups))
+
+
 def inputs(kind: str) -> Tensor:
     g = torch.Generator().manual_seed(2)
     return torch.randn((2, 7, 12) if "lin" in kind or "bias" in kind else (2, 12, 9, 10), generator=g)
@@ -44,7 +58,7 @@ def inputs(kind: str) -> Tensor:
 def trained(kind: str, *, rank: int = 3, alpha: float = 5.0, dropout: float = 0.0) -> tuple[Net, LoraLayer]:
     """A net with a LoRA whose B is not zero."""
     net = Net(kind)
-    layer = inject({"net": net}, ["net.layer"], lambda _: (rank, alpha), dropout=dropout)["net.layer"]
+    layer = inject({"net": net}, ["net.layer"], lambda _, base: LoraLayer(base, rank, alpha, dropout))["net.layer"]
     with torch.no_grad():
         layer.up.normal_(generator=torch.Generator().manual_seed(3))
     return net, layer
@@ -91,7 +105,7 @@ def test_delta_added_to_the_weight_does_the_same(kind: str) -> None:
 def test_at_the_start_and_at_strength_0_it_is_the_base_bit_for_bit(kind: str) -> None:
     x, plain = inputs(kind), Net(kind)
     net = Net(kind)
-    (layer,) = inject({"net": net}, ["net.layer"], lambda _: (4, 4.0)).values()
+    (layer,) = inject({"net": net}, ["net.layer"], lambda _, base: LoraLayer(base, 4, 4.0)).values()
     assert torch.equal(net(x), plain(x))
     changed, layer = trained(kind)
     assert not torch.equal(changed(x), plain(x))
@@ -110,7 +124,7 @@ def test_a_whole_unet_with_fresh_lora_is_the_base_and_removing_gives_the_same_mo
         before = family.predict(x, t, states)
         text = family.encode_text(["a house"])
     modules = family.trainable()
-    layers = inject(family.roots, modules, lambda _: (2, 1.0))
+    layers = inject(family.roots, modules, lambda _, base: LoraLayer(base, 2, 1.0))
     try:
         assert len(layers) == len(modules) > 200
         with torch.no_grad():
@@ -166,7 +180,7 @@ def test_bf16_input_gives_bf16_output_and_float32_gradients() -> None:
 
 def test_two_loras_lie_over_each_other_and_add_up() -> None:
     net, first = trained("strided")
-    (second,) = inject({"net": net}, ["net.layer"], lambda _: (2, 1.0)).values()
+    (second,) = inject({"net": net}, ["net.layer"], lambda _, base: LoraLayer(base, 2, 1.0)).values()
     with torch.no_grad():
         second.up.normal_(generator=torch.Generator().manual_seed(8))
     merged = Net("strided")
@@ -180,7 +194,8 @@ def test_two_loras_lie_over_each_other_and_add_up() -> None:
 def starts(paths: list[str], seed: int) -> dict[str, Tensor]:
     net = nn.ModuleDict({"a": nn.Linear(64, 8), "b": nn.Linear(64, 8), "c": nn.Conv2d(16, 8, 2)})
     torch.rand(len(paths))  # the global state must not matter
-    return {p: layer.down.detach() for p, layer in inject({"n": net}, paths, lambda _: (32, 8.0), seed=seed).items()}
+    layers = inject({"n": net}, paths, lambda _, base: LoraLayer(base, 32, 8.0), seed=seed)
+    return {p: layer.values()["down"].detach() for p, layer in layers.items()}
 
 
 def test_the_start_is_a_function_of_seed_and_path_only() -> None:
@@ -195,7 +210,7 @@ def test_the_start_is_a_function_of_seed_and_path_only() -> None:
 def test_groups_divide_the_layers_of_the_blocks(family: Any) -> None:
     paths, groups = list(family.trainable()), family.spec.groups
     assert set(paths) <= set(sd1_table(1))  # each has a name in the exported file
-    chosen = {name: select(paths, [name], groups) for name in groups}
+    chosen = {name: select(paths, [name], groups) for name in ("attention", "feed_forward", "conv")}
     assert sorted(p for found in chosen.values() for p in found) == sorted(paths)
     unet = [p for p in paths if p.startswith("unet.")]
     inside = [p for p in unet if ".attentions." in p]
@@ -213,3 +228,25 @@ def test_a_target_that_matches_nothing_names_the_nearest(family: Any) -> None:
     first, second = str(caught.value).splitlines()
     assert first.startswith("targets: 'atention' matches no layer; near it are attention")
     assert "proj_inn' matches no layer" in second and "unet.mid_block.attentions.0.proj_in," in second
+
+
+def test_blocks_are_the_published_ones(family: Any) -> None:
+    """By the numbers of the LDM layout, from the table that loads checkpoints: input_blocks.4 is IN04, and so on."""
+    paths, groups = [p for p in family.trainable() if p.startswith("unet.")], family.spec.groups
+    blocks = {name: select(paths, [name], groups) for name in BLOCKS if name != "IN00"}  # IN00 holds no such layer
+    assert sorted(p for found in blocks.values() for p in found) == sorted(paths)
+    published = {ours: key.removeprefix(sd1_layout.UNET_PREFIX) for key, ours in sd1_layout.unet_table(tiny.LAYOUT)}
+    kinds = {"input_blocks": "IN", "output_blocks": "OUT"}
+    for name, found in blocks.items():
+        for path in found:
+            part, number, *_ = published[path.removeprefix("unet.") + ".weight"].split(".")
+            assert name == ("MID" if part == "middle_block" else f"{kinds[part]}{int(number):02}"), path
+    with pytest.raises(UserError, match="'IN00' matches no layer"):
+        select(paths, ["IN00"], groups)
+
+
+def test_the_last_rule_that_matches_a_layer_is_its_own(family: Any) -> None:
+    rules = [TargetRule(match="attention"), TargetRule(match="OUT03", rank=4), TargetRule(match="*OUT*to_q*")]
+    found = assign(family.trainable(), rules[:2], family.spec.groups)
+    assert found["unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"].rank == 4
+    assert found["unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q"].rank is None

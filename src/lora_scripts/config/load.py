@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lora_scripts.config.faults import explain, our_name
 from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
@@ -152,6 +152,9 @@ def _scalar(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, Path):
         return _scalar(value.as_posix())
+    if isinstance(value, BaseModel):
+        given = {key: each for key, each in value if each is not None}
+        return "{" + ", ".join(f"{key}: {_scalar(each)}" for key, each in given.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_scalar, value)) + "]"
     if isinstance(value, str):

@@ -19,8 +19,8 @@ from lora_scripts.config.keys.objective import ObjectiveKeys
 from lora_scripts.config.keys.paths import PathKeys
 from lora_scripts.config.keys.previews import PreviewKeys
 from lora_scripts.config.keys.saving import SavingKeys
-from lora_scripts.config.keys.training import TrainingKeys
-from lora_scripts.config.types import Fault, Keys
+from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
+from lora_scripts.config.types import Fault, Keys, TargetRule
 
 GROUPS: tuple[type[Keys], ...] = (
     PathKeys,
@@ -56,6 +56,11 @@ class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, 
         return _pair(self.resolution)
 
     @property
+    def rules(self) -> tuple[TargetRule, ...]:
+        """`targets`, each as a rule."""
+        return tuple(t if isinstance(t, TargetRule) else TargetRule(match=t) for t in self.targets)
+
+    @property
     def effective_alpha(self) -> float:
         """`lora_alpha`, by default the rank."""
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
@@ -66,6 +71,11 @@ class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, 
         if not self.train_text_encoder:
             return None
         return self.learning_rate / 4 if self.text_encoder_lr is None else self.text_encoder_lr
+
+    @property
+    def effective_lr_schedule(self) -> LrSchedule:
+        """`lr_schedule`; constant where the optimizer needs no other."""
+        return "constant" if self.optimizer == "schedule_free" else self.lr_schedule
 
     @property
     def effective_sample_every(self) -> int:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from lora_scripts.config.values import DEVICE, check_size, did_you_mean, parse_path
 
-TARGET_GROUPS = ("attention", "feed_forward", "conv")
+BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
+"""The UNet's blocks, by the names that block-weight tools give them."""
+TARGET_GROUPS = ("attention", "feed_forward", "conv", *BLOCKS)
 
 Fault = tuple[str, str, str]
 """(key, what is wrong with it, the mend)"""
@@ -51,10 +53,21 @@ def _target(value: str) -> str:
         return value
     near = did_you_mean(value, TARGET_GROUPS)
     mend = f"did you mean {near}?" if near else "write * for any text, for example '*attn1*'"
-    raise ValueError(f"must be {', '.join(TARGET_GROUPS)} or a pattern with *; {mend}")
+    raise ValueError(f"must be attention, feed_forward, conv, a block such as OUT03, or a pattern with *; {mend}")
 
 
-def _targets(value: tuple[str, ...]) -> tuple[str, ...]:
+class TargetRule(BaseModel):
+    """A set of layers with a size and a learning rate of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    match: Annotated[str, AfterValidator(_target)]
+    rank: Annotated[int, Field(ge=1, le=128)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1024)] | None = None
+    lr: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+def _targets(value: tuple[str | TargetRule, ...]) -> tuple[str | TargetRule, ...]:
     if not value or len(set(value)) < len(value):
         raise ValueError("must name at least one group of layers" if not value else "names the same layers twice")
     return value
@@ -84,7 +97,11 @@ ConfigPath = Annotated[Path, BeforeValidator(parse_path)]
 OutputPath = Annotated[ConfigPath, AfterValidator(_output_dir)]
 Size = Annotated[int | tuple[int, int], BeforeValidator(check_size)]
 Target = Annotated[str, AfterValidator(_target)]
-Targets = Annotated[tuple[Target, ...], BeforeValidator(as_tuple), AfterValidator(_targets)]
+AnyTarget = Annotated[
+    Annotated[Target, Tag("name")] | Annotated[TargetRule, Tag("rule")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "rule"),
+]
+Targets = Annotated[tuple[AnyTarget, ...], BeforeValidator(as_tuple), AfterValidator(_targets)]
 Prompts = Annotated[tuple[Annotated[str, AfterValidator(_prompt)], ...], BeforeValidator(as_tuple)]
 Device = Annotated[str, AfterValidator(_device)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,32 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
+from lora_scripts.config.types import BLOCKS
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
 from lora_scripts.families.clip import MAX_LENGTH, clip_tokenizer
 from lora_scripts.formats import header, singlefile
 from lora_scripts.losses import diffusion, noise
+
+
+def block_of(path: str) -> str:
+    """The published name of the block that a layer of the UNet is in: IN01 … IN11, MID, OUT00 … OUT11.
+
+    These are the input_blocks, middle_block and output_blocks of the LDM layout: a level has two (up: three) pairs of a
+    residual block and a transformer; the downsampler is an input block of its own, the upsampler part of the last.
+    """
+    parts = path.removeprefix("unet.").split(".")
+    if parts[0] == "mid_block":
+        return "MID"
+    level, kind, number = int(parts[1]), parts[2], int(parts[3])
+    if parts[0] == "down_blocks":
+        return f"IN{3 * level + (3 if kind == 'downsamplers' else number + 1):02}"
+    return f"OUT{3 * level + (2 if kind == 'upsamplers' else number):02}"
+
+
+def _in_block(name: str, path: str) -> bool:
+    return path.startswith("unet.") and block_of(path) == name
+
 
 SPEC = Spec(
     name="Stable Diffusion 1.x",
@@ -41,6 +63,7 @@ SPEC = Spec(
         ),
         "feed_forward": lambda p: ".ff.net." in p or ".mlp." in p,
         "conv": lambda p: ".resnets." in p or ".downsamplers." in p or ".upsamplers." in p,
+        **{name: partial(_in_block, name) for name in BLOCKS},
     },
     image_root="unet",
     text_root="text_encoder",

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import Family
 from lora_scripts.formats import header, kohya
 from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.lora.dora import DoraLayer
 from lora_scripts.lora.inject import inject
-from lora_scripts.lora.layer import LoraLayer, lora_shapes
+from lora_scripts.lora.layer import Adapter, LoraLayer, lora_shapes
+from lora_scripts.lora.lycoris import LycorisLayer
+
+Change = LoraWeights | Mapping[str, Tensor]
+"""What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""
 
 
 def read_lora(path: Path) -> dict[str, LoraWeights]:
-    """Module path -> weights of a LoRA file. UserError for another file, or one that changes no weight."""
+    """Module path -> weights of a plain LoRA file. UserError for another file, or one that changes no weight."""
+    return _read(path, _tensors(path), dora=False)
+
+
+def read_change(path: Path) -> dict[str, Change]:
+    """As `read_lora`, and DoRA, LoHa, LoKr and OFT too."""
+    tensors = _tensors(path)
+    if not kohya.is_lycoris(tensors):
+        return dict(_read(path, tensors, dora=True))
+    if find_spec("lycoris") is None:
+        raise UserError("is read with lycoris-lora", file=path, hint="install it: pip install lycoris-lora")
+    return dict(kohya.from_lycoris(tensors, file=path))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
     kind = header.identify(path)
     if kind is not header.Kind.LORA:
         raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
-    weights = kohya.from_kohya(safetensors.torch.load_file(path), file=path)
-    if not any(bool(w.up.any()) and bool(w.down.any()) and w.alpha for w in weights.values()):
+    return safetensors.torch.load_file(path)
+
+
+def _read(path: Path, tensors: Mapping[str, Tensor], *, dora: bool) -> dict[str, LoraWeights]:
+    weights = kohya.from_kohya(tensors, file=path, dora=dora)
+    if not any(w.dora is not None or (w.up.any() and w.down.any() and w.alpha) for w in weights.values()):
         raise UserError("this LoRA changes no weight: all of it is zero", file=path, hint="take another file")
     return weights
 
 
-def check_fits(weights: Mapping[str, LoraWeights], family: Family, path: Path) -> None:
+def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> None:
     """UserError, all faults at once, unless every module is there and has the right shape."""
     layers, faults = family.trainable(), []
     for name, w in weights.items():
@@ -35,8 +60,10 @@ def check_fits(weights: Mapping[str, LoraWeights], family: Family, path: Path) -
         if layer is None:
             faults.append(UserError(f"{name}: the base model has no such layer", file=path))
             continue
-        layer = layer.frozen if isinstance(layer, LoraLayer) else layer
+        layer = layer.frozen if isinstance(layer, Adapter) else layer
         assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+        if not isinstance(w, LoraWeights):
+            continue  # the library says so itself, when it makes the layer
         down, up = lora_shapes(layer, w.rank)
         if w.down.numel() != torch.Size(down).numel() or w.up.numel() != torch.Size(up).numel():
             shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(layer.weight.shape)}"
@@ -44,13 +71,26 @@ def check_fits(weights: Mapping[str, LoraWeights], family: Family, path: Path) -
     raise_all(faults[:5])
 
 
-def apply(family: Family, weights: Mapping[str, LoraWeights], strength: float) -> dict[str, LoraLayer]:
+def apply(family: Family, weights: Mapping[str, Change], strength: float) -> dict[str, Adapter]:
     """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`."""
-    layers = inject(family.roots, weights, lambda p: (weights[p].rank, weights[p].alpha))
-    for name, layer in layers.items():
-        with torch.no_grad():
-            layer.down.copy_(weights[name].down.reshape(layer.down.shape))
-            layer.up.copy_(weights[name].up.reshape(layer.up.shape))
+
+    def make(path: str, layer: nn.Module) -> Adapter:
+        w = weights[path]
+        if not isinstance(w, LoraWeights):
+            return LycorisLayer.of_leaves(layer, w)
+        return (LoraLayer if w.dora is None else DoraLayer)(layer, w.rank, w.alpha)
+
+    layers = inject(family.roots, weights, make, reset=False)
+    for path, layer in layers.items():
+        w = weights[path]
+        if isinstance(w, LoraWeights):
+            layer.load(values_of(w))
         layer.strength = strength
         layer.requires_grad_(False).eval()
     return layers
+
+
+def values_of(weights: LoraWeights) -> dict[str, Tensor]:
+    """What a file says of a layer, by the names of `Adapter.values`."""
+    values = {"down": weights.down, "up": weights.up}
+    return values if weights.dora is None else values | {"magnitude": weights.dora}

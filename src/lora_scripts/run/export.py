@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_scripts.formats import io, kohya, metadata
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.formats.metadata import TrainingFacts
+from lora_scripts.lora.lycoris import KINDS
 
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run
@@ -24,25 +25,44 @@ class Exporter:
         self.run, self.dtype = run, dtype
 
     def weights(self) -> dict[str, LoraWeights]:
-        """Path -> A, B, alpha as they stand in the file: of one rank, rounded to its precision."""
-        layers = self.run.layers
-        plain = {
-            p: LoraWeights(layer.down.detach().cpu(), layer.up.detach().cpu(), layer.alpha)
-            for p, layer in layers.items()
-        }
+        """Path -> A, B, alpha as they stand in the file: of one rank, rounded to its precision. Not for LyCORIS."""
+        plain = {}
+        for path, leaves in self.leaves().items():
+            down, up = leaves["lora_down.weight"], leaves["lora_up.weight"]
+            plain[path] = LoraWeights(down, up, leaves["alpha"].item(), leaves.get("dora_scale"))
+
+        def rounded(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(self.dtype)
+
         return {
-            p: LoraWeights(w.down.to(self.dtype), w.up.to(self.dtype), w.alpha) for p, w in kohya.uniform(plain).items()
+            p: LoraWeights(w.down.to(self.dtype), w.up.to(self.dtype), w.alpha, rounded(w.dora))
+            for p, w in kohya.uniform(plain).items()
         }
+
+    def leaves(self) -> dict[str, dict[str, Tensor]]:
+        """Path -> what a file holds of the layer, averaged where the run averages, not rounded."""
+        with self.run.averaged():
+            return {path: layer.leaves() for path, layer in self.run.layers.items()}
+
+    @property
+    def lycoris(self) -> bool:
+        """That the file is one for readers of LyCORIS."""
+        return self.run.config.adapter in KINDS
 
     def write(self, path: Path) -> None:
         """UserError if a value is not finite in the file's precision."""
-        weights = self.weights()
-        tensors: dict[str, Tensor] = kohya.to_kohya(weights, dtype=self.dtype)
-        told = metadata.lora_metadata(self._facts(next(iter(weights.values()))))
+        if self.lycoris:
+            tensors = kohya.to_lycoris(self.leaves(), dtype=self.dtype)
+            facts = self._facts(self.run.model.rank, self.run.model.alpha)
+        else:
+            weights = self.weights()
+            tensors, one = kohya.to_kohya(weights, dtype=self.dtype), next(iter(weights.values()))
+            facts = self._facts(one.rank, one.alpha)
+        told = metadata.lora_metadata(facts)
         io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
 
-    def _facts(self, one: LoraWeights) -> TrainingFacts:
-        """`one` of the modules in the file: all have its rank and alpha."""
+    def _facts(self, rank: int, alpha: float) -> TrainingFacts:
+        """`rank` and `alpha` of every module in the file."""
         run, c = self.run, self.run.config
         asked = c.metadata_captions
         captions = Counter(s.caption for s in run.samples)
@@ -51,8 +71,8 @@ class Exporter:
             output_name=run.folder.name,
             base_name=c.base_model.name,
             base_sha256=run.model.base_digest,
-            rank=one.rank,
-            alpha=one.alpha,
+            rank=rank,
+            alpha=alpha,
             resolution=c.size,
             images=len(run.samples),
             repeats=c.repeats,
@@ -65,14 +85,15 @@ class Exporter:
             learning_rate=c.learning_rate,
             unet_learning_rate=c.learning_rate,
             text_learning_rate=c.effective_text_encoder_lr,
-            optimizer="torch.optim.AdamW",
-            scheduler=c.lr_schedule,
+            optimizer=type(run.optimizer).__module__ + "." + type(run.optimizer).__qualname__,
+            scheduler=c.effective_lr_schedule,
             warmup_steps=c.warmup_steps,
             seed=c.seed,
             precision="no" if run.precision == "fp32" else run.precision,
             v_prediction=c.prediction == "v",
             dropout=c.lora_dropout,
-            conv=any(layer.down.dim() == 4 and layer.down.shape[-1] > 1 for layer in run.layers.values()),
+            conv=any(layer.frozen.weight.shape[2:].numel() > 1 for layer in run.layers.values()),
+            algorithm=c.adapter,
             min_snr_gamma=c.min_snr_gamma,
             noise_offset=c.noise_offset or None,
             caption_dropout=c.caption_dropout,

@@ -6,20 +6,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from lora_scripts.config.load import dump_config
 from lora_scripts.data.image import load_rgb
-from lora_scripts.families.base import LoadOptions, find_family, load_family
 from lora_scripts.formats import io, metadata
-from lora_scripts.generate.apply import apply, read_lora
+from lora_scripts.generate.apply import apply, read_change
 from lora_scripts.lora.inject import remove
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
+from lora_scripts.run.proving import prove_export
 from lora_scripts.run.table import plan_rows
-from lora_scripts.train.optim import factor
-from lora_scripts.train.prove import Proof, expected_changes, prove
 
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run
@@ -37,18 +34,10 @@ def finish(run: Run) -> None:
     print(f"the report: {run.folder.path / 'report.html'}", flush=True)
 
 
-def prove_export(run: Run) -> Proof:
-    """A fresh base, read from its file again, takes the exported LoRA through diffusers."""
-    options = LoadOptions(torch.device("cpu"), torch.float32, run.config.vae)
-    fresh = load_family(find_family(run.config.base_model), run.config.base_model, options).roots
-    expected = expected_changes({p: (w.down, w.up, w.alpha) for p, w in run.exporter.weights().items()})
-    return prove(run.folder.final, expected, fresh["unet"], fresh["text_encoder"])
-
-
-def report(run: Run, proof: Proof) -> None:
+def report(run: Run, proof: str) -> None:
     """Draws with the exported file, not with the weights in memory, and writes report.html."""
     remove(run.family.roots, run.layers)
-    layers = apply(run.family, read_lora(run.folder.final), 1.0)
+    layers = apply(run.family, read_change(run.folder.final), 1.0)
 
     def draw(prompt: str, seed: int, strength: float) -> Image.Image:
         for layer in layers.values():
@@ -68,7 +57,7 @@ def report(run: Run, proof: Proof) -> None:
         lora=LoraFile(
             run.folder.final.name, run.folder.final.stat().st_size, metadata.model_hashes(run.folder.final).sha256
         ),
-        verification=str(proof),
+        verification=proof,
         facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[
             Comparison(p, seed + i, drawn[p, seed + i, 0.0], drawn[p, seed + i, 1.0]) for i, p in enumerate(prompts)
@@ -97,10 +86,7 @@ def _previews(run: Run, prompts: list[str]) -> list[tuple[int, list[tuple[str, I
 
 def _rates(run: Run) -> list[tuple[int, float]]:
     c = run.config
-    return [
-        (step + 1, c.learning_rate * factor(step, run.total, c.warmup_steps, c.lr_schedule))
-        for step in range(run.total)
-    ]
+    return [(step + 1, c.learning_rate * run.rates.share(step, run.total)) for step in range(run.total)]
 
 
 def _thumbnail(path: Path) -> Image.Image:

@@ -1,48 +1,56 @@
-"""What is trained: the base model of a config with its LoRA layers in it, and the optimizer over them."""
+"""What is trained: the base model of a config with adapters in it, and the optimizer over them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.types import TargetRule
 from lora_scripts.families.base import Family, LoadOptions, find_family, load_family
 from lora_scripts.families.device import DTYPES
 from lora_scripts.formats import metadata
 from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.apply import check_fits
-from lora_scripts.lora.inject import inject, select
-from lora_scripts.lora.layer import LoraLayer
-from lora_scripts.train.optim import Group, adamw
+from lora_scripts.generate.apply import check_fits, values_of
+from lora_scripts.lora.dora import DoraLayer
+from lora_scripts.lora.inject import assign, inject
+from lora_scripts.lora.layer import Adapter, LoraLayer
+from lora_scripts.lora.lycoris import KINDS, LycorisLayer
+from lora_scripts.lora.pissa import PissaLayer
+from lora_scripts.train.optim import Group, build_optimizer
 
 
 @dataclass
 class Model:
-    """A family with LoRA layers in it."""
+    """A family with adapters in it."""
 
     family: Family
-    layers: dict[str, LoraLayer]
+    layers: dict[str, Adapter]
     optimizer: torch.optim.Optimizer
     rank: int
     alpha: float
+    """Of most layers; single ones may have others, by `targets`."""
     base_digest: str
     """SHA-256 of the base's file; empty for a folder."""
 
-    @torch.no_grad()
-    def set_weights(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """path -> (A, B), copied into the layers."""
-        for path, (down, up) in weights.items():
-            layer = self.layers[path]
-            layer.down.copy_(down.reshape(layer.down.shape))
-            layer.up.copy_(up.reshape(layer.up.shape))
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The adapters' values by "path.name", as a resume state keeps them."""
+        return {f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()}
 
-    def weights(self) -> dict[str, Tensor]:
-        """The trained values by "path.name", as a resume state keeps them."""
-        pairs = ((p, n, t) for p, layer in self.layers.items() for n, t in (("down", layer.down), ("up", layer.up)))
-        return {f"{path}.{name}": tensor for path, name, tensor in pairs}
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies values in, by the names of `weights()`."""
+        for name, p in self.weights().items():
+            p.copy_(weights[name].reshape(p.shape))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train(self, training: bool) -> None:
         """Dropout on or off."""
@@ -60,34 +68,72 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
-    image = select([p for p in layers if p.startswith(spec.image_root + ".")], config.targets, spec.groups)
+    image = assign([p for p in layers if p.startswith(spec.image_root + ".")], config.rules, spec.groups)
     text = [p for p in layers if p.startswith(spec.text_root + ".")] if config.train_text_encoder else []
+    rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     # A continued LoRA keeps its rank; layers that it lacks get the same.
     first = next(iter(initial.values()), None)
     rank, alpha = (first.rank, first.alpha) if first else (config.lora_rank, config.effective_alpha)
-
-    def ranks(path: str) -> tuple[int, float]:
-        return (initial[path].rank, initial[path].alpha) if path in initial else (rank, alpha)
-
-    paths = list(dict.fromkeys([*image, *text, *initial]))
-    injected = inject(family.roots, paths, ranks, dropout=config.lora_dropout, seed=config.seed)
-    _freeze_all_but(injected, {*image, *text})
-    groups = [Group("unet", _parameters(injected, image), config.learning_rate)]
-    if config.effective_text_encoder_lr is not None:
-        groups.append(Group("text_encoder", _parameters(injected, text), config.effective_text_encoder_lr))
-    model = Model(family, injected, adamw(groups, config.weight_decay), rank, alpha, digest)
-    model.set_weights({p: (w.down, w.up) for p, w in initial.items()})
-    return model
+    make = _maker(config, rules, initial, (rank, alpha))
+    injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
+    for path, weights in initial.items():
+        injected[path].load(values_of(weights))
+    _freeze_all_but(injected, rules.keys())
+    groups = list(_groups(config, injected, rules, text))
+    optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
+    return Model(family, injected, optimizer, rank, alpha, digest)
 
 
-def _freeze_all_but(layers: Mapping[str, LoraLayer], trained: set[str]) -> None:
+def _maker(
+    config: TrainConfig,
+    rules: Mapping[str, TargetRule],
+    initial: Mapping[str, LoraWeights],
+    default: tuple[int, float],
+) -> Callable[[str, nn.Module], Adapter]:
+    """How a layer is wrapped: the adapter of the config at the rank and alpha of its rule, or of `init_lora`."""
+
+    def make(path: str, layer: nn.Module) -> Adapter:
+        rule, dropout = rules.get(path), config.lora_dropout if path in rules else 0.0
+        rank, alpha = default
+        if path in initial:
+            rank, alpha = initial[path].rank, initial[path].alpha
+        elif rule is not None and (rule.rank or rule.alpha):
+            # A rank of its own keeps the scale, unless alpha is given too.
+            own = rule.rank or rank
+            rank, alpha = own, rule.alpha or alpha / rank * own
+        if config.rank_stabilised and path not in initial:
+            # alpha / sqrt(rank) (Kalajdzievski 2023), written as the alpha that any reader divides by the rank
+            alpha = alpha * math.sqrt(rank)
+        if config.adapter in KINDS:
+            return LycorisLayer(layer, config.adapter, rank, alpha)
+        kinds = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+        return kinds[config.adapter](layer, rank, alpha, dropout)
+
+    return make
+
+
+def _groups(
+    config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: list[str]
+) -> Iterable[Group]:
+    """One group for each learning rate: the text encoder's, those of `targets`, and LoRA+'s of B."""
+    rates: dict[tuple[str, float], list[str]] = {}
+    inside = set(text)
+    for path, rule in rules.items():
+        name, rate = ("text_encoder", config.effective_text_encoder_lr) if path in inside else ("unet", rule.lr)
+        rates.setdefault((name, rate or config.learning_rate), []).append(path)
+    several = len([name for name, _ in rates if name == "unet"]) > 1
+    for (name, rate), paths in rates.items():
+        label = f"{name} {rate:g}" if several and name == "unet" else name
+        late = [p for path in paths for p in layers[path].late()] if config.lora_plus_ratio != 1 else []
+        ids = {id(p) for p in late}
+        yield Group(label, [p for path in paths for p in layers[path].values().values() if id(p) not in ids], rate)
+        if late:  # Hayou et al. 2024: B needs a higher rate than A
+            yield Group(f"{label} B", late, rate * config.lora_plus_ratio)
+
+
+def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
     """Layers that only `init_lora` has are applied as they are."""
+    kept = set(trained)
     for path, layer in layers.items():
-        for p in (layer.down, layer.up):
-            p.requires_grad_(path in trained)
-        if path not in trained:
-            layer.dropout = 0.0
-
-
-def _parameters(layers: Mapping[str, LoraLayer], paths: Iterable[str]) -> list[torch.nn.Parameter]:
-    return [p for path in paths for p in (layers[path].down, layers[path].up)]
+        for p in layer.values().values():
+            p.requires_grad_(path in kept)

@@ -53,10 +53,12 @@ def restore(run: Run, found: Path | None) -> None:
         print(f"note: since the run began, {change}: the last bits may differ", flush=True)
     old.environment = run.state.environment
     run.state = old
-    run.model.set_weights({p: (weights[f"{p}.down"], weights[f"{p}.up"]) for p in run.model.layers})
-    states.restore_optimizer(run.model.optimizer, moments)
-    if old.grad_scale is not None and run.scaler.is_enabled():
-        run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": old.grad_scale})
+    run.model.load(weights)
+    if run.ema is not None:
+        run.ema.load({name: weights[f"ema.{name}"] for name in run.ema.values})
+    states.restore_optimizer(run.model.optimizer, moments, old.optimizer)
+    if old.scaler and run.scaler.is_enabled():
+        run.scaler.load_state_dict(old.scaler)
 
 
 def _data_digests(run: Run) -> dict[str, str]:

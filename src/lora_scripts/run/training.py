@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
@@ -19,16 +20,18 @@ from lora_scripts.families.device import DTYPES, choose_device, choose_precision
 from lora_scripts.formats import io
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.generate.apply import read_lora
-from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.export import Exporter
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.model import build_model
+from lora_scripts.run.objective import objective_of
 from lora_scripts.run.resuming import new_state, restore
 from lora_scripts.run.table import plan_rows
 from lora_scripts.train import state as states
+from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
+from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Bar, Board, Counter, show_plan
 
 
@@ -78,6 +81,8 @@ class Run:
         self.feed = Feed(self.family, pictures, settings, cache_text=not c.train_text_encoder)
         self.total = self.feed.steps_per_epoch * c.epochs
         self.exporter = Exporter(self, DTYPES[c.save_precision])
+        self.rates = Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power)
+        self.ema = Ema(self.model.weights(), c.ema_decay) if c.ema_decay else None
         self.state = new_state(self)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -98,18 +103,17 @@ class Run:
 
     def _train(self) -> bool:
         c = self.config
-        objective = Objective(c.prediction, c.min_snr_gamma, c.noise_offset)
         every = c.effective_sample_every
-        settings = LoopSettings(
-            self.total, c.lr_schedule, c.warmup_steps, c.max_grad_norm, objective, c.seed, c.save_steps, every
-        )
+        settings = LoopSettings(self.total, self.rates, c.max_grad_norm, objective_of(c), c.seed, c.save_steps, every)
         self.model.train(True)
         self.board = Board(self.folder.logs, self.state.step)
         with Bar(self.total, self.state.step) as self.bar:
             self.bar.warm(self.state.losses)
             hooks = Hooks(self._told, self._save, self.preview, lambda: self.interrupted)
             try:
-                return run_loop(self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks)
+                return run_loop(
+                    self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
+                )
             finally:
                 self.board.close()
 
@@ -129,13 +133,20 @@ class Run:
     def _save(self) -> None:
         """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
         self.folder.states.mkdir(exist_ok=True)
-        io.write_folder(
-            self.folder.state(self.state.step), states.pack(self.state, self.model.weights(), self.optimizer)
-        )
+        io.write_folder(self.folder.state(self.state.step), states.pack(self.state, self._weights(), self.optimizer))
         self.folder.remove_states_before(self.state.step)
         if self.state.step < self.total:
             self.exporter.write(self.folder.checkpoint(self.state.step))
             self.folder.prune(self.config.keep_last)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What is trained, and its average, by name."""
+        average = {} if self.ema is None else {f"ema.{name}": value for name, value in self.ema.values.items()}
+        return {**self.model.weights(), **average}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the layers hold the weights that are shown and exported."""
+        return averaged(self.model.trained, self.optimizer, self.ema)
 
     @property
     def prompts(self) -> list[str]:
@@ -152,10 +163,11 @@ class Run:
     def preview(self) -> None:
         """Draws every preview prompt into samples/ and TensorBoard. Leaves the random state as it was."""
         self.model.train(False)
-        for number, prompt in enumerate(self.prompts, 1):
-            image = self.family.generate(prompt, self.config.seed + number - 1, self.sampling)
-            io.save_png(self.folder.sample(self.state.step, number), image)
-            self.board.picture(self.state.step, f"preview/{number}", image)
+        with self.averaged():
+            for number, prompt in enumerate(self.prompts, 1):
+                image = self.family.generate(prompt, self.config.seed + number - 1, self.sampling)
+                io.save_png(self.folder.sample(self.state.step, number), image)
+                self.board.picture(self.state.step, f"preview/{number}", image)
         self.family.rest(text_encoder=self.feed.cache_text)
         self.model.train(True)
 

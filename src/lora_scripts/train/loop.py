@@ -11,8 +11,9 @@ import torch
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, Family
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.train.average import Ema
 from lora_scripts.train.feed import Feed
-from lora_scripts.train.optim import Schedule, factor, set_rates
+from lora_scripts.train.optim import Rates, set_rates
 from lora_scripts.train.state import RunState
 
 
@@ -22,8 +23,7 @@ class LoopSettings:
 
     total: int
     """Optimizer steps of the whole run."""
-    schedule: Schedule
-    warmup: int
+    rates: Rates
     max_grad_norm: float
     objective: Objective
     seed: int
@@ -66,6 +66,7 @@ def run_loop(
     settings: LoopSettings,
     state: RunState,
     hooks: Hooks,
+    ema: Ema | None = None,
 ) -> bool:
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
@@ -74,7 +75,7 @@ def run_loop(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch, batches in feed.steps(state.step, settings.total):
-        start, share = time.perf_counter(), factor(state.step, settings.total, settings.warmup, settings.schedule)
+        start, share = time.perf_counter(), settings.rates.share(state.step, settings.total)
         set_rates(optimizer, share)
         torch.manual_seed((settings.seed << 32) + state.step)  # for dropout; noise comes with the batch
         total, count = torch.zeros((), device=family.device), 0
@@ -98,11 +99,13 @@ def run_loop(
         optimizer.zero_grad(set_to_none=True)
 
         state.step += 1
+        if ema is not None:
+            ema.update(state.step)
         state.losses.append(mean)
         hooks.told(StepFacts(state.step, epoch, mean, share, norm.item(), count, time.perf_counter() - start))
         last, stop = state.step == settings.total, hooks.stop()
         if stop or last or state.step % settings.save_every == 0:
-            state.grad_scale = scaler.get_scale() if scaler.is_enabled() else None
+            state.scaler = scaler.state_dict()
             hooks.save()
         if stop and not last:
             return False

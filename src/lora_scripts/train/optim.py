@@ -1,16 +1,17 @@
-"""The optimizer, and the learning rate as a pure function of the step."""
+"""Optimizers, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-Schedule = Literal["cosine", "constant", "linear"]
+Schedule = Literal["cosine", "constant", "linear", "cosine_restarts", "polynomial"]
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,91 @@ class Group:
     lr: float
 
 
-def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate over a run, as a share of the peak."""
+
+    schedule: Schedule = "cosine"
+    warmup: int = 0
+    """Steps of a linear rise before the schedule begins."""
+    cycles: int = 1
+    """How often "cosine_restarts" starts again from the peak."""
+    power: float = 2.0
+    """Of "polynomial"; 1 would be linear."""
+
+    def share(self, step: int, total: int) -> float:
+        """Share of the peak rate at `step` (0 … total - 1)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - self.warmup) / max(1, total - self.warmup)
+        if self.schedule == "linear":
+            return 1.0 - done
+        if self.schedule == "polynomial":
+            return float((1.0 - done) ** self.power)
+        if self.schedule == "cosine_restarts":  # Loshchilov & Hutter 2017, eq. 5, with cycles of one length
+            done = done * self.cycles % 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+Rows = list[dict[str, Any]]
+
+
+def adamw(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), one fused kernel over all tensors where the device has it."""
-    rows = [{"params": g.parameters, "lr": g.lr, "peak": g.lr, "name": g.name} for g in groups]
-    device = rows[0]["params"][0].device.type  # type: ignore[index]
+    device = rows[0]["params"][0].device.type
     return torch.optim.AdamW(rows, weight_decay=weight_decay, fused=device in ("cpu", "cuda"))
 
 
-def factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
-    """Share of the peak rate at `step` (0 …  total - 1): a linear rise over `warmup` steps, then the schedule."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1, total - warmup)
-    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+def _adamw8bit(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with its moments in 8 bits, in blocks (Dettmers et al. 2022)."""
+    return _imported("bitsandbytes.optim").AdamW8bit(rows, weight_decay=weight_decay)
+
+
+def _adafactor(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
+    """Adafactor (Shazeer & Stern 2018): the second moment as a row and a column; the learning rate is the config's."""
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    return _imported("transformers.optimization").Adafactor(rows, weight_decay=weight_decay, **fixed)
+
+
+def _lion(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
+    """Lion (Chen et al. 2023): the sign of a momentum; a third to a tenth of AdamW's learning rate."""
+    return _imported("lion_pytorch").Lion(rows, weight_decay=weight_decay)
+
+
+def _prodigy(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
+    """Prodigy (Mishchenko & Defazio 2024) finds the rate by itself; `learning_rate: 1` scales what it finds."""
+    fixed = {"use_bias_correction": True, "safeguard_warmup": True}
+    return _imported("prodigyopt").Prodigy(rows, weight_decay=weight_decay, **fixed)
+
+
+def _schedule_free(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
+    """Schedule-free AdamW (Defazio et al. 2024): an average of the weights in place of a falling rate."""
+    made: torch.optim.Optimizer = _imported("schedulefree").AdamWScheduleFree(rows, weight_decay=weight_decay)
+    made.train()  # type: ignore[attr-defined]
+    return made
+
+
+def _imported(module: str) -> Any:
+    """An optional package; that it is there was checked with the config."""
+    return importlib.import_module(module)
+
+
+OPTIMIZERS: dict[str, Callable[[Rows, float], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
+    "lion": _lion,
+    "prodigy": _prodigy,
+    "schedule_free": _schedule_free,
+}
+
+
+def build_optimizer(name: str, groups: Iterable[Group], weight_decay: float) -> torch.optim.Optimizer:
+    """The optimizer of that name over the groups, each with its peak learning rate."""
+    rows = [{"params": g.parameters, "lr": g.lr, "peak": g.lr, "name": g.name} for g in groups]
+    return OPTIMIZERS[name](rows, weight_decay)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,33 @@ class RunState:
     """Thread count, versions, device: a change may change the last bits, and is told."""
     losses: list[float] = field(default_factory=list)
     """One for every step so far."""
-    grad_scale: float | None = None
-    """The loss scale of fp16."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """The loss scale of fp16 and when it grows next; empty otherwise."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """What the optimizer keeps in plain numbers, by "index.name" of a parameter and "group.index.name"."""
 
 
 def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
     """The files of a state folder: name -> content."""
-    moments = optimizer.state_dict()["state"]
-    flat = {f"{index}.{name}": value for index, entry in moments.items() for name, value in entry.items()}
+    kept = optimizer.state_dict()
+    flat = {f"{index}.{name}": value for index, entry in kept["state"].items() for name, value in entry.items()}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in flat.items() if key not in tensors}
+    for index, group in enumerate(kept["param_groups"]):
+        numbers |= {f"group.{index}.{name}": v for name, v in group.items() if name not in _OURS and _plain(v)}
     return {
-        "run.json": json.dumps(asdict(state), indent=1).encode(),
+        "run.json": json.dumps(asdict(replace(state, optimizer=numbers)), indent=1).encode(),
         "lora.safetensors": _save(weights),
-        "optimizer.safetensors": _save(flat),
+        "optimizer.safetensors": _save(tensors),
     }
+
+
+# Set by the config and the step, so never restored.
+_OURS = ("params", "lr", "peak", "name", "weight_decay")
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def unpack(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[int, dict[str, Tensor]]]:
@@ -61,10 +75,19 @@ def unpack(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[int, dict[st
     return state, weights, moments
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Puts the moments back; learning rates are a function of the step and need no restoring."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Tensor]], numbers: Mapping[str, Any]
+) -> None:
+    """Puts tensors and numbers back; learning rates are a function of the step and need no restoring."""
     state = optimizer.state_dict()
-    state["state"] = {index: dict(entry) for index, entry in moments.items()}
+    entries: dict[int, dict[str, Any]] = {index: dict(entry) for index, entry in moments.items()}
+    for key, value in numbers.items():
+        index, _, name = key.removeprefix("group.").partition(".")
+        if key.startswith("group."):
+            state["param_groups"][int(index)][name] = value
+        else:
+            entries.setdefault(int(index), {})[name] = value
+    state["state"] = entries
     optimizer.load_state_dict(state)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lora_scripts.config.types import ConfigPath, Fault, Keys, Rate, Targets, no_effect
+
+LYCORIS = ("loha", "lokr", "oft")
 
 
 class AdapterKeys(Keys):
@@ -15,14 +18,21 @@ class AdapterKeys(Keys):
 
     TITLE: ClassVar[str] = "LoRA"
 
+    adapter: Literal["lora", "dora", "pissa", "loha", "lokr", "oft"] = "lora"
+    """The form of the change. lora is read everywhere; dora trains lengths apart; the rest are for experiments."""
     lora_rank: Annotated[int, Field(ge=1, le=128)] = 16
     """The size of the LoRA: 8 for a person or a thing, 12 to 16 for a style, at most 128."""
     lora_alpha: Annotated[float, Field(gt=0, le=1024)] | None = None
     """The LoRA's strength is alpha / rank. Without it, alpha is the rank."""
+    rank_stabilised: bool = False
+    """Strength alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732), so that high ranks learn as fast as low ones."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of the LoRA's inputs dropped in each step."""
     targets: Targets = ("attention", "feed_forward")
-    """Which layers are trained: attention, feed_forward, conv, or patterns with * that match the names of layers."""
+    """Which layers are trained: attention, feed_forward, conv, blocks such as OUT03, or patterns with *; or rules like
+    {match: OUT03, rank: 4, alpha: 4, lr: 1e-4}, the last that matches a layer being its own."""
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=100)] = 1.0
+    """LoRA+ (arXiv:2402.12354): how much faster B is trained than A; 16 is usual, with a lower learning_rate."""
     train_text_encoder: bool = False
     """Train the text encoder too."""
     text_encoder_lr: Rate | None = None
@@ -34,3 +44,24 @@ class AdapterKeys(Keys):
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         if values.get("text_encoder_lr") is not None and values.get("train_text_encoder") is False:
             yield no_effect("text_encoder_lr", "train_text_encoder", "train_text_encoder: true")
+        adapter = values.get("adapter")
+        if adapter in LYCORIS:
+            if find_spec("lycoris") is None:
+                yield "adapter", f"{adapter} needs the package lycoris-lora", "install it: pip install lycoris-lora"
+            for key, idle in (("lora_dropout", 0.0), ("lora_plus_ratio", 1.0)):
+                if values.get(key) not in (None, idle):
+                    yield key, f"has no effect with adapter: {adapter}", f"leave {key} out"
+        if adapter == "pissa" and values.get("lora_plus_ratio") not in (None, 1.0):
+            yield "lora_plus_ratio", "has no effect with adapter: pissa, whose A and B begin alike", "leave it out"
+        if adapter == "oft":
+            for key in ("lora_alpha", "rank_stabilised"):
+                if values.get(key):
+                    yield (
+                        key,
+                        "has no effect with adapter: oft, which turns weights and has no strength",
+                        "leave it out",
+                    )
+        if adapter not in ("lora", None) and values.get("init_lora") is not None:
+            yield "init_lora", f"begins with a plain LoRA, which adapter: {adapter} is not", "leave one of them out"
+        if values.get("rank_stabilised") is True and values.get("init_lora") is not None:
+            yield "rank_stabilised", "has no effect with init_lora, whose strength is kept", "leave it out"

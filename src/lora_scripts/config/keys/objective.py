@@ -60,7 +60,7 @@ class ObjectiveKeys(Keys):
         if sampling == "uniform":
             yield no_effect("timestep_std", "timestep_sampling: logit_normal or sigmoid", "timestep_sampling: sigmoid")
         if values.get("debiased_estimation") is True and values.get("min_snr_gamma") is not None:
-            yield "debiased_estimation", "and min_snr_gamma are two weights for one thing", "leave one of them out"
+            yield "debiased_estimation", "is a second weight beside min_snr_gamma", "leave one of them out"
         if prediction == "flow":
             for key in ("min_snr_gamma", "debiased_estimation"):
                 if values.get(key):
@@ -70,4 +70,4 @@ class ObjectiveKeys(Keys):
         low, high = values.get("timestep_min"), values.get("timestep_max")
         if isinstance(low, int) and isinstance(high, int) and low > high:
             for key in ("timestep_min", "timestep_max"):
-                yield key, f"timestep_min {low} is above timestep_max {high}", "swap them"
+                yield key, f"the range is empty: {low} to {high}", "swap them"

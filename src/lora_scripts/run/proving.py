@@ -1,0 +1,57 @@
+"""What a run proves of its exported file before it counts as done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+
+from lora_scripts.errors import UserError
+from lora_scripts.formats import kohya
+from lora_scripts.lora.layer import Adapter
+from lora_scripts.lora.lycoris import LycorisLayer
+from lora_scripts.run.verifying import CONSUMERS, require, verify_trained
+
+if TYPE_CHECKING:
+    from lora_scripts.run.training import Run
+
+NO_DORA = ("diffusers", "PEFT", "additional-networks", "kohya")
+"""Consumers that leave a DoRA's lengths out, or refuse the file: they are not asked about it."""
+
+
+def prove_export(run: Run) -> str:
+    """Every consumer takes the exported file, which is read from the disk again; the line to print.
+
+    UserErrors, naming consumer and key, where one does not apply what was trained.
+    """
+    path, config = run.folder.final, run.config
+    if run.exporter.lycoris:
+        return _prove_lycoris(run)
+    asked = [name for name in CONSUMERS if config.adapter != "dora" or name not in NO_DORA]
+    line = require(verify_trained(path, config.base_model, run.exporter.weights(), asked), path)
+    if config.adapter == "dora":
+        line += f"\nnote: {', '.join(NO_DORA)} read no DoRA; for them: lora-scripts convert {path} --bake-dora"
+    return line
+
+
+def _prove_lycoris(run: Run) -> str:
+    """The file's own weight changes, computed by the library from its keys, against those that were trained."""
+    path = run.folder.final
+    read = kohya.from_lycoris(safetensors.torch.load_file(path), file=path)
+    with run.averaged():
+        worst = max(_distance(layer, read.get(name), name, run) for name, layer in run.layers.items())
+    size = f"{len(run.layers)} of {len(run.layers)} modules in lycoris-lora"
+    return f"verified: {size}; largest difference {worst:.0e}, the rounding to {run.config.save_precision} included"
+
+
+def _distance(layer: Adapter, leaves: Mapping[str, object] | None, name: str, run: Run) -> float:
+    if not leaves:
+        raise UserError(f"does not load as trained: {name} is not in it", file=run.folder.final)
+    other = LycorisLayer.of_leaves(layer.base, leaves)  # type: ignore[arg-type]
+    trained, found = layer.delta(), other.delta()
+    worst = (found - trained).abs().max().item()
+    allowed = {"fp32": 1e-6, "fp16": 4e-3, "bf16": 3e-2}[run.config.save_precision]
+    if not worst <= allowed * max(1e-6, trained.abs().max().item()) + 1e-7:
+        raise UserError(f"does not load as trained: {name} differs by {worst:.0e}", file=run.folder.final)
+    return worst

@@ -1,0 +1,210 @@
+"""Every form of adapter against another library or its paper's formula, as a layer, in a file and in a run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import tiny
+from lora_scripts.cli import main
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.generate.apply import apply, read_change
+from lora_scripts.lora.dora import DoraLayer
+from lora_scripts.lora.inject import inject, remove
+from lora_scripts.lora.layer import Adapter, LoraLayer
+from lora_scripts.lora.lycoris import LycorisLayer
+from lora_scripts.lora.pissa import PissaLayer
+from lora_scripts.run.model import build_model
+
+KINDS = ["lora", "dora", "pissa", "loha", "lokr", "oft"]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def frozen(kind: str) -> nn.Module:
+    torch.manual_seed(3)
+    layer = nn.Linear(12, 8) if kind == "linear" else nn.Conv2d(6, 8, 3, stride=2, padding=1)
+    return layer.requires_grad_(False)
+
+
+def inputs(kind: str) -> Tensor:
+    return normal(5, 12) if kind == "linear" else normal(2, 6, 7, 9)
+
+
+def made(kind: str, base: nn.Module, *, fresh: bool = False) -> Adapter:
+    """An adapter in the middle of its training, every value moved a little from its start; or at the start."""
+    if kind in ("loha", "lokr", "oft"):
+        pytest.importorskip("lycoris")
+    layers = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+    layer = layers[kind](base, 2, 3.0) if kind in layers else LycorisLayer(base, kind, 2, 3.0)
+    layer.reset(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for n, p in enumerate([] if fresh else layer.values().values()):
+            p.add_(0.1 * normal(*p.shape, seed=n))
+    return layer
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_nothing_and_trains_every_value(kind: str, shape: str) -> None:
+    base = frozen(shape)
+    layer = made(kind, base, fresh=True)
+    x = inputs(shape)
+    torch.testing.assert_close(layer(x), base(x), rtol=0, atol=2e-6)
+    moved = made(kind, base)
+    moved(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in moved.values().values())
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+@pytest.mark.parametrize("strength", [1.0, 0.6, -0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layer_computes_what_delta_says(kind: str, strength: float, shape: str) -> None:
+    base, x = frozen(shape), inputs(shape)
+    layer = made(kind, base)
+    layer.strength = strength
+    merged = copy.deepcopy(base)
+    merged.weight += strength * layer.delta()
+    torch.testing.assert_close(layer(x), merged(x), rtol=1e-4, atol=1e-5)
+    assert layer.delta().abs().max() > 1e-3
+    layer.strength = 0.0
+    assert torch.equal(layer(x), base(x))
+
+
+def test_dora_is_pefts_seen_through_the_transpose() -> None:
+    """PEFT keeps one length for each row of the weight, the WebUIs one for each column: W' here is PEFT's of W'."""
+    base = nn.Linear(12, 8, bias=False).requires_grad_(False)
+    ours = made("dora", base)
+    assert isinstance(ours, DoraLayer)
+    other = nn.Sequential(nn.Linear(8, 12, bias=False))
+    other[0].weight.data = base.weight.data.T.clone()
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0"], use_dora=True)
+    theirs = peft.get_peft_model(other, config).base_model.model[0]
+    with torch.no_grad():
+        theirs.lora_A["default"].weight.copy_(ours.up.T)
+        theirs.lora_B["default"].weight.copy_(ours.down.T)
+        theirs.lora_magnitude_vector["default"].weight.copy_(ours.magnitude)
+    seen = normal(12, 8, seed=9)  # the gradient of the loss by the changed weight
+    mine, their = ours(torch.eye(12)), theirs(torch.eye(8)).T
+    torch.testing.assert_close(mine, their, rtol=1e-5, atol=1e-6)
+    (mine * seen).sum().backward()
+    (their * seen).sum().backward()
+    pairs = [
+        (ours.up.grad, theirs.lora_A["default"].weight.grad.T),
+        (ours.down.grad, theirs.lora_B["default"].weight.grad.T),
+        (ours.magnitude.grad, theirs.lora_magnitude_vector["default"].weight.grad),
+    ]
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+def test_dora_is_lycoris_with_lengths_of_inputs(shape: str) -> None:
+    locon = pytest.importorskip("lycoris.modules.locon")
+    base = frozen(shape)
+    ours = made("dora", base)
+    assert isinstance(ours, DoraLayer)
+    theirs = locon.LoConModule("", base, lora_dim=2, alpha=3.0, weight_decompose=True, wd_on_out=False)
+    leaves = ours.leaves()
+    with torch.no_grad():
+        theirs.lora_down.weight.copy_(leaves["lora_down.weight"])
+        theirs.lora_up.weight.copy_(leaves["lora_up.weight"])
+        theirs.dora_scale.copy_(leaves["dora_scale"])
+    merged = theirs.get_merged_weight()[0]
+    torch.testing.assert_close(base.weight + ours.delta(), merged, rtol=1e-5, atol=1e-6)
+
+
+def test_pissa_starts_from_the_largest_singular_directions() -> None:
+    """B0 A0 times the scale is the best approximation of W of that rank; peft's own start is the same."""
+    base = nn.Linear(40, 30, bias=False).requires_grad_(False)
+    layer = PissaLayer(base, 3, 6.0)
+    layer.reset(torch.Generator().manual_seed(1))
+    u, s, vh = torch.linalg.svd(base.weight)
+    best = u[:, :3] * s[:3] @ vh[:3]
+    torch.testing.assert_close(layer.scale * layer.up @ layer.down, best, rtol=1e-3, atol=1e-4)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights="pissa")
+    theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(base)), config).base_model.model[0]
+    torch.testing.assert_close(theirs.get_delta_weight("default"), best, rtol=1e-3, atol=1e-4)
+    leaves = layer.leaves()
+    assert leaves["lora_down.weight"].shape == (6, 40) and leaves["alpha"] == 12.0
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_rank_stabilised_is_pefts_rslora(rank: int, base: Path, tmp_path: Path) -> None:
+    keys = {"train_data_dir": "d", "base_model": str(base), "output_dir": str(tmp_path / "o"), "precision": "fp32"}
+    config = TrainConfig(**keys, lora_rank=rank, lora_alpha=2.0, rank_stabilised=True, targets=("*mid*attn2.to_q",))  # type: ignore[arg-type]
+    model = build_model(config, torch.device("cpu"), "fp32", {})
+    (layer,) = model.layers.values()
+    assert isinstance(layer, LoraLayer) and layer.scale == pytest.approx(2.0 / math.sqrt(rank))
+    theirs = peft.get_peft_model(
+        nn.Sequential(nn.Linear(4, 4)),
+        peft.LoraConfig(r=rank, lora_alpha=2, use_rslora=True, target_modules=["0"]),
+    ).base_model.model[0]
+    assert layer.scale == pytest.approx(theirs.scaling["default"])
+    assert layer.leaves()["alpha"].item() / rank == pytest.approx(layer.scale)  # readers divide by the rank
+
+
+def test_lora_plus_and_rules_give_layers_their_own_rank_and_rate(base: Path, tmp_path: Path) -> None:
+    keys = {"train_data_dir": "d", "base_model": str(base), "output_dir": str(tmp_path / "o"), "precision": "fp32"}
+    rules = (
+        {"match": "attention"},
+        {"match": "MID", "rank": 3, "lr": 1e-3},
+        {"match": "OUT03", "rank": 2, "alpha": 8.0},
+    )
+    values = {"targets": rules, "lora_rank": 4, "lora_alpha": 2.0, "lora_plus_ratio": 16.0}
+    config = TrainConfig.model_validate(keys | values)
+    model = build_model(config, torch.device("cpu"), "fp32", {})
+    rates = {g["name"]: g["lr"] for g in model.optimizer.param_groups}
+    assert rates == pytest.approx(
+        {"unet 0.0002": 2e-4, "unet 0.0002 B": 3.2e-3, "unet 0.001": 1e-3, "unet 0.001 B": 1.6e-2}
+    )
+    found = {(".".join(p.split(".")[1:3]), x.rank, x.alpha) for p, x in model.layers.items()}
+    assert {("mid_block.attentions", 3, 1.5), ("up_blocks.1", 2, 8.0), ("up_blocks.1", 4, 2.0)} <= found
+    for group in model.optimizer.param_groups:
+        assert {p.ndim and p.any().item() for p in group["params"]} == {"B" not in group["name"]}  # B begins at zero
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_with_each_adapter_is_proved_resumed_and_read_back(
+    kind: str, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind in ("loha", "lokr", "oft"):
+        pytest.importorskip("lycoris")
+    keys = {"adapter": kind, "base_model": base, "train_data_dir": data, "targets": "['*attn2*', MID]", "epochs": 1}
+    folder = tmp_path / "run"
+    config = tiny.write_config(tmp_path, **keys, output_dir=folder, save_precision="fp32", learning_rate=0.003)
+    assert main(["train", "--config", str(config)]) == 0, capsys.readouterr().err
+    assert "verified: " in capsys.readouterr().out
+    state = next((folder / "state").iterdir()) / "lora.safetensors"
+    run = build_model(_config(config), torch.device("cpu"), "fp32", {})
+    run.load(safetensors.torch.load_file(state))
+    x, t, words = normal(1, 4, 8, 8), torch.tensor([400]), normal(1, 77, 16, seed=1)
+    with torch.no_grad():
+        trained = run.family.predict(x, t, words)  # type: ignore[attr-defined]
+        remove(run.family.roots, run.layers)
+        plain = run.family.predict(x, t, words)  # type: ignore[attr-defined]
+        apply(run.family, read_change(folder / "run.safetensors"), 1.0)
+        read = run.family.predict(x, t, words)  # type: ignore[attr-defined]
+    assert (trained - plain).abs().max() > 1e-4
+    torch.testing.assert_close(read, trained, rtol=1e-4, atol=2e-6)
+
+
+def _config(path: Path) -> TrainConfig:
+    from lora_scripts.config.load import load_config
+
+    return load_config(path)
+
+
+def test_inject_wraps_whatever_is_made() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4)})
+    layers = inject({"n": net}, ["n.a"], lambda _, layer: DoraLayer(layer, 2, 2.0))
+    assert isinstance(net["a"], DoraLayer) and layers["n.a"] is net["a"]
