@@ -26,6 +26,7 @@ class Toy:
     native_size = (64, 64)
     prediction: diffusion.Prediction = "epsilon"
     zero_terminal_snr = False
+    clip_skip, caption_tokens = 1, 75
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)

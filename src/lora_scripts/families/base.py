@@ -45,6 +45,12 @@ class Sampling:
     negative: str = ""
     size: tuple[int, int] = (512, 512)
     """(width, height) in pixels"""
+    scheduler: str | None = None
+    """A name of `families.schedulers`; None: the usual one."""
+    start: Tensor | None = None
+    """[3, height, width] in [-1, 1] of `size`: a picture to begin with, instead of noise alone."""
+    denoise: float = 1.0
+    """Of `start`: the share of the steps that are done, 0 … 1."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,11 @@ class Family(Protocol):
         """The parts that can take LoRA, by the first word of a path."""
         ...
 
+    clip_skip: int
+    """1: the text encoder's last layer is read; 2: the one before it, and so on."""
+    caption_tokens: int
+    """Where captions are cut off: 75, 150 or 225 tokens. Prompts of pictures are never cut."""
+
     def trainable(self) -> dict[str, nn.Module]:
         """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
         ...
@@ -114,6 +125,14 @@ class Family(Protocol):
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         """A picture from the model as it stands, LoRA layers and all."""
+        ...
+
+    def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
+        """As `generate`, one picture for each seed, together; each is what it is alone, but for rounding."""
+        ...
+
+    def image_features(self, pixels: Tensor) -> list[Tensor]:
+        """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
         ...
 
     def rest(self, *, text_encoder: bool) -> None:

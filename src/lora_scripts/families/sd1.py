@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
@@ -27,8 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from lora_scripts.config.types import BLOCKS
 from lora_scripts.errors import UserError
+from lora_scripts.families import schedulers
+from lora_scripts.families import prompts
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
-from lora_scripts.families.clip import MAX_LENGTH, clip_tokenizer
 from lora_scripts.formats import header, singlefile
 from lora_scripts.losses import diffusion, noise
 
@@ -119,6 +115,8 @@ class StableDiffusion1:
     def fingerprint(self, part: str) -> str:
         model = {"vae": self.vae, "text": self.text_encoder}[part]
         digest = hashlib.sha256()
+        if part == "text" and (self.clip_skip, self.caption_tokens) != (1, prompts.ROOM):
+            digest.update(f"clip skip {self.clip_skip}, {self.caption_tokens} tokens".encode())
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -132,16 +130,35 @@ class StableDiffusion1:
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        return self._states(captions).cpu()
+        return self._captions(captions).cpu()
 
-    def _states(self, captions: Sequence[str]) -> Tensor:
-        """[n, 77, width]: the last hidden states after the final norm, as SD 1.x reads them."""
+    def _captions(self, captions: Sequence[str]) -> Tensor:
+        """[n, 77 k, width]: captions as they stand, cut off at `caption_tokens`."""
+        most = self.caption_tokens // prompts.ROOM
+        return self._states([prompts.chunks(prompts.plain(c), most) for c in captions], most)
+
+    def _states(self, rows: Sequence[Sequence[prompts.Chunk]], length: int | None = None) -> Tensor:
+        """[n, 77 k, width]: the hidden states after the final norm, chunk beside chunk, as SD 1.x and WebUIs read them.
+
+        All rows get the length of the longest, or `length`, in chunks; what a row lacks is the empty prompt.
+        """
         self._move_text(self.device)
-        tokens = clip_tokenizer()(
-            list(captions), padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
-        states: Tensor = self.text_encoder(tokens.to(self.device)).last_hidden_state
-        return states
+        count = length or max(map(len, rows))
+        empty = prompts.chunks(prompts.plain(""))
+        flat = [chunk for row in rows for chunk in [*row, *empty * (count - len(row))]]
+        ids = torch.tensor([c.ids for c in flat], device=self.device)
+        if self.clip_skip == 1:
+            states = self.text_encoder(ids).last_hidden_state
+        else:
+            inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # flat from transformers 5.6 on
+            kept = self.text_encoder(ids, output_hidden_states=True).hidden_states
+            if self.clip_skip >= len(kept):
+                raise UserError(f"clip_skip {self.clip_skip}: this text encoder has {len(kept) - 1} layers")
+            states = inner.final_layer_norm(kept[-self.clip_skip])
+        weights = torch.tensor([c.weights for c in flat], device=self.device)
+        if (weights != 1).any():
+            states = _weighted(states, weights)
+        return states.reshape(len(rows), -1, states.shape[-1])
 
     def _move_text(self, device: torch.device) -> None:
         if self._text_where != device:
@@ -159,7 +176,7 @@ class StableDiffusion1:
         levels = levels.to(self.device).at(draws.timesteps)
         x0 = batch.mean.to(self.device) + batch.std.to(self.device) * draws.posterior
         mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-        states = self._states(batch.captions) if batch.states is None else batch.states
+        states = self._captions(batch.captions) if batch.states is None else batch.states
         output = self.predict(diffusion.add_noise(x0, mixed, levels), self._times(draws.timesteps, objective), states)
         masks = None if batch.masks is None else batch.masks.to(self.device)
         each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
@@ -184,42 +201,84 @@ class StableDiffusion1:
 
     prediction: diffusion.Prediction = "epsilon"
     zero_terminal_snr = False
+    clip_skip = 1
+    caption_tokens = prompts.ROOM
+
+    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
+        return self.draw(prompt, [seed], sampling)[0]
 
     @torch.no_grad()
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        """DPM-Solver++ (2M, Karras sigmas) with classifier-free guidance; the noise is drawn on the CPU from `seed`."""
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(sampling.steps, device=self.device)
+    def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
+        """With classifier-free guidance (Ho & Salimans 2022); each picture's noise is drawn on the CPU from its seed."""
+        sampler = schedulers.find_sampler(sampling.scheduler, self.prediction, sampling.steps)
         guided = sampling.cfg != 1.0
-        states = self._states([sampling.negative, prompt] if guided else [prompt])
+        texts = [sampling.negative, prompt] if guided else [prompt]
+        states = self._states([prompts.chunks(prompts.weighted(text)) for text in texts])
+        states = states.repeat_interleave(len(seeds), 0)
+
+        def answer(x: Tensor, t: Tensor) -> Tensor:
+            x = x.repeat(2, 1, 1, 1) if guided else x
+            out = self.predict(x, t.expand(len(x)), states).float()
+            if not guided:
+                return out
+            without, with_prompt = out.chunk(2)
+            return without + sampling.cfg * (with_prompt - without)
+
         width, height = (side // SPEC.vae_factor for side in sampling.size)
-        x = torch.randn(1, SPEC.latent_channels, height, width, generator=torch.Generator().manual_seed(seed))
-        x = x.to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        for t in scheduler.timesteps:
-            x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            out = self.predict(x_in.repeat(len(states), 1, 1, 1), t.expand(len(states)), states).float()
-            if guided:
-                without, with_prompt = out.chunk(2)
-                out = without + sampling.cfg * (with_prompt - without)
-            x = scheduler.step(out, t, x, return_dict=False)[0]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = torch.cat([torch.randn(1, SPEC.latent_channels, height, width, generator=g) for g in generators])
+        start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
+        zero = self.zero_terminal_snr
+        scheduler = schedulers.build(sampler, self.prediction, zero_terminal_snr=zero, schedule=SCHEDULE)
+        x = schedulers.sample(
+            scheduler,
+            sampler,
+            sampling.steps,
+            drawn.to(self.device),
+            generators,
+            answer,
+            start=start,
+            denoise=sampling.denoise,
+        )
+        return [self._picture(latents) for latents in x]
+
+    def _picture(self, latents: Tensor) -> Image.Image:
+        """[c, h, w], one at a time: at full size the VAE needs more memory than all else."""
         self.vae.to(self.device)
-        pixels = self.vae.decode(x.float() / SCALING, return_dict=False)[0][0]
+        pixels = self.vae.decode(latents[None] / SCALING, return_dict=False)[0][0]
         if not torch.isfinite(pixels).all():
             raise UserError("the picture came out as NaN", hint="use precision fp32 or bf16, or a lower LoRA strength")
         array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return Image.fromarray(array)
 
-    def _scheduler(self) -> Any:
-        if self.prediction == "flow":
-            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=SCHEDULE["num_train_timesteps"])
-        kind = "v_prediction" if self.prediction == "v" else "epsilon"
-        zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}
-        return DPMSolverMultistepScheduler(**SCHEDULE, prediction_type=kind, use_karras_sigmas=True, **zero)
+    @torch.no_grad()
+    def image_features(self, pixels: Tensor) -> list[Tensor]:
+        self.vae.to(self.device)
+        maps: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _m, _i, out: maps.append(out.float().cpu()))
+            for block in self.vae.encoder.down_blocks
+        ]
+        try:
+            self.vae.encoder(pixels.to(self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps
 
     def rest(self, *, text_encoder: bool) -> None:
         self.vae.to("cpu")
         if text_encoder:
             self._move_text(torch.device("cpu"))
+
+
+def _weighted(states: Tensor, weights: Tensor) -> Tensor:
+    """States times the weights of their tokens [n, 77], at the mean that each chunk had before (as WebUIs do)."""
+    changed = states * weights[..., None]
+    before, after = states.mean((1, 2), keepdim=True), changed.mean((1, 2), keepdim=True)
+    # A text encoder whose states have no mean to keep gives rounding over rounding.
+    known = (before.abs() > 1e-6) & (after.abs() > 1e-6)
+    return changed * torch.where(known, before / after, 1.0)
 
 
 def load(path: Path, options: LoadOptions) -> StableDiffusion1:

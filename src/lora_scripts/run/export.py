@@ -94,6 +94,7 @@ class Exporter:
             dropout=c.lora_dropout,
             conv=any(layer.frozen.weight.shape[2:].numel() > 1 for layer in run.layers.values()),
             algorithm=c.adapter,
+            clip_skip=c.clip_skip,
             min_snr_gamma=c.min_snr_gamma,
             noise_offset=c.noise_offset or None,
             caption_dropout=c.caption_dropout,

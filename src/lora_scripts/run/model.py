@@ -63,6 +63,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     options = LoadOptions(device, DTYPES[precision], config.vae)
     family = load_family(find_family(config.base_model), config.base_model, options)
     family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
+    family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
     digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
     spec, layers = family.spec, family.trainable()
     if initial:

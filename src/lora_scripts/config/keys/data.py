@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,10 @@ class DataKeys(Keys):
     """Shuffle the comma-separated parts of a caption anew each time."""
     keep_tags: Annotated[int, Field(ge=0, le=1000)] = 1
     """How many first parts of a caption stay in place. Only with shuffle_tags."""
+    caption_tokens: Literal[75, 150, 225] = 75
+    """Where captions are cut off, in tokens; more than 75 are read in chunks, as WebUIs do."""
+    clip_skip: Annotated[int, Field(ge=1, le=12)] = 1
+    """The text encoder's layer that is read, from the end: 2 for bases of the anime kind, else 1."""
     allow_missing_captions: bool = False
     """Train pictures that have no caption with an empty one, instead of refusing them."""
 
