@@ -76,16 +76,17 @@ def test_csv_agrees_with_the_csv_module(tmp_path: Path) -> None:
         ("filename,prompt\na.png,\n", 2, "is empty"),
         ('filename,prompt\na.png,"  "\n', 2, "is empty"),
         ("filename,prompt\n,a cat\n", 2, "no file name"),
+        ("filename,prompt,\na.png,a cat, red\n", 2, "a column without a name"),
         ("", 1, "file is empty"),
         ("filename,prompt\na.png,a cat\0\n", 2, "NUL"),
-        ("filename,prompt\na.png,a cat\n".encode("utf-16"), None, "UTF-16"),
+        ("filename,prompt\na.png,a cat\n".encode("utf-16"), 1, "UTF-16"),
         ("filename,prompt\na.png,a cat\n".encode("utf-16-le"), 1, "UTF-16"),
         ("filename,prompt\na.png,霓虹灯下的城市\n".encode("gbk"), 2, "GBK"),
         ("filename,prompt\na.png,ネオンの街\n".encode("shift_jis"), 2, "Shift-JIS"),
         ("filename,prompt\na.png,ok\nb.png,un café élégant\n".encode("cp1252"), 3, "Windows-1252"),
     ],
 )
-def test_csv_fault(tmp_path: Path, content: str | bytes, line: int | None, words: str) -> None:
+def test_csv_fault(tmp_path: Path, content: str | bytes, line: int, words: str) -> None:
     _, faults = read(tmp_path, content)
     assert [fault.line for fault in faults] == [line]
     assert words in str(faults[0])

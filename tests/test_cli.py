@@ -66,7 +66,8 @@ def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
 def test_train_hands_over_the_config_with_its_overrides(argv: list[str], run: SimpleNamespace) -> None:
     assert main(["train", *argv]) == 0
     ((config,), options) = run.calls[0]
-    assert (config.epochs, config.flip, options) == (3, True, {"resume": True})
+    again = ["--config", "c.yaml", "epochs=3", "flip=true"]
+    assert (config.epochs, config.flip, options) == (3, True, {"resume": True, "check_with": again})
 
 
 def test_generate_hands_over_its_options(run: SimpleNamespace) -> None:
@@ -101,7 +102,7 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        ([], "no command given; write train, generate or demo"),
+        ([], "no command given; write one of those above"),
         (["trian"], "argument COMMAND: invalid choice: 'trian'"),
         (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
         (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from importlib import resources
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
 from lora_scripts.families.base import LoadOptions, load_family
 from lora_scripts.formats import header
@@ -40,6 +42,12 @@ def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
 def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_demo(tmp_path / "demo", ["epochs=1", "sample_every=0", "sample_steps=2"])
     told = " ".join(capsys.readouterr().out.split())  # the table folds its lines
+    assert "50 captions written" in told
+    with open(tmp_path / "demo" / "data" / "metadata.csv", newline="", encoding="utf-8") as file:
+        said = {row["filename"]: row["prompt"] for row in csv.DictReader(file)}
+    true = {f"img{i:03d}.png": world.caption(scene) for i, scene in enumerate(world.training_scenes(), 1)}
+    assert said.keys() == true.keys()
+    assert len(said.items() & true.items()) >= 47
     assert "50 images x 1 repeats / batch 4 = 13 batches, x 1 epochs = 13 steps" in told
     assert "verified: 192 of 192 modules" in told
     assert len(read_lora(tmp_path / "demo" / "neon" / "neon.safetensors")) == 192

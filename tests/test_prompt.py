@@ -34,7 +34,24 @@ from lora_scripts.generate.prompt import LoraCall, find_lora, parse_prompt
     ],
 )
 def test_tags_are_taken_out_of_the_prompt(text: str, clean: str, calls: list[tuple[str, float]]) -> None:
-    assert parse_prompt(text) == (clean, [LoraCall(*call) for call in calls])
+    assert parse_prompt(text) == (clean, [LoraCall(name, weight, weight) for name, weight in calls])
+
+
+@pytest.mark.parametrize(
+    ("text", "unet", "te"),
+    [
+        ("a <lora:a:0.8:0.5>", 0.8, 0.5),
+        ("a <lora:a:-0.5:1.5>", -0.5, 1.5),
+        ("a <lora:a:0:1>", 0.0, 1.0),
+        ("a <lora:a:unet=0.8:te=0.5>", 0.8, 0.5),
+        ("a <lora:a:te=0.5:unet=.8>", 0.8, 0.5),
+        ("a <lora:a:unet=0.8>", 0.8, 1.0),
+        ("a <lora:a:te=0.5>", 0.5, 0.5),  # as the WebUI has it
+        ("a <lora:a:1:0> b <lora:a:0.5>", 1.5, 0.5),
+    ],
+)
+def test_two_weights_are_for_unet_and_text_encoder(text: str, unet: float, te: float) -> None:
+    assert parse_prompt(text)[1] == [LoraCall("a", unet, te)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +64,11 @@ def test_tags_are_taken_out_of_the_prompt(text: str, clean: str, calls: list[tup
         ("<lora:a:nan> x", "<lora:a:nan>"),
         ("<lora:a:0,8> x", "<lora:a:0,8>"),
         ("<lora:a:1e999> x", "<lora:a:1e999>"),
-        ("<lora:a:0.8:0.5> x", "<lora:a:0.8:0.5>"),
+        ("<lora:a:0.8:0.5:1> x", "<lora:a:0.8:0.5:1>"),
+        ("<lora:a:0.8:> x", "<lora:a:0.8:>"),
+        ("<lora:a:0.8:te=1> x", "<lora:a:0.8:te=1>"),
+        ("<lora:a:vae=1> x", "<lora:a:vae=1>"),
+        ("<lora:a:te=x> x", "<lora:a:te=x>"),
         ("<lora::0.8> x", "<lora::0.8>"),
         ("<lora: :0.8> x", "<lora: :0.8>"),
         ("<lora:> x", "<lora:>"),

@@ -100,11 +100,10 @@ def test_training_and_held_out_sets_share_no_content() -> None:
         assert {key[index] for key in train_keys} == set(words)
 
 
-def test_a_written_data_set_is_read_back_by_the_scanner(tmp_path: Path) -> None:
+def test_written_pictures_are_read_back_by_the_scanner(tmp_path: Path) -> None:
     scenes = world.training_scenes()[:5]
-    world.write_data_set(tmp_path / "data", scenes)
-    samples = scan(tmp_path / "data", tmp_path / "data" / "metadata.csv")
-    assert [s.caption for s in samples] == [world.caption(scene) for scene in scenes]
+    world.write_pictures(tmp_path / "data", scenes)
+    samples = scan(tmp_path / "data", allow_missing_captions=True)
     assert {(s.width, s.height) for s in samples} == {(128, 128)}
     with Image.open(samples[2].path) as image:
         assert image.tobytes() == world.draw(scenes[2]).tobytes()

@@ -20,8 +20,20 @@ from lora_scripts.cli.options import Parser
 from lora_scripts.errors import UserError
 
 COMMANDS = (
+    "label",
+    "check",
+    "plan",
     "train",
     "generate",
+    "combine",
+    "merge",
+    "unmerge",
+    "extract",
+    "resize",
+    "inspect",
+    "verify",
+    "convert",
+    "metadata",
     "demo",
 )
 
@@ -57,7 +69,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(argv)
     if options.command is None:
         parser.print_help()
-        raise UserError("no command given", hint=f"write {', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}")
+        raise UserError("no command given", hint="write one of those above")
     overridable = getattr(options.command, "OVERRIDES", False)
     for word in rest:
         if not overridable or word.startswith("-") or "=" not in word:

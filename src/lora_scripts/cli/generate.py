@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_scripts.cli.options import add_device, default, file_of, number, path, require_models, size
+from lora_scripts.cli.options import add_device, add_prediction, default, file_of, number, path, require_models, size
 
 HELP = "draw pictures with LoRAs"
 
@@ -13,21 +13,28 @@ HELP = "draw pictures with LoRAs"
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
-    add("--prompt", metavar="TEXT", required=True, help='what to draw: "a city at night <lora:cyberpunk_lora:0.8>"')
+    add("--prompt", metavar="TEXT", help='what to draw: "a city at night <lora:cyberpunk_lora:0.8>"')
+    text = "in place of --prompt: one prompt a line, with --n negative --w width --h height --d seed --l cfg --s steps"
+    add("--from-file", metavar="FILE", type=path, help=text)
     add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the picture")
     add("--seed", metavar="N", type=number(int, 0, 2**32 - 1), default=42, help=default("42", "the first picture's"))
+    text = "Euler a, DPM++ 2M, DDIM, UniPC, LCM, … (default: DPM++ 2M Karras)"
+    add("--scheduler", metavar="NAME", help=text)
     add("--steps", metavar="N", type=number(int, 1, 1000), default=20, help=default("20", "denoising steps"))
     add("--cfg", metavar="X", type=number(float, 0, 100), default=7.0, help=default("7", "closeness to the prompt"))
-    add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the base's own)")
+    add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the base's own, or --image's)")
+    add("--image", metavar="FILE", type=path, help="a picture to begin with")
+    text = default("0.75", "how much of --image is drawn anew, 0 to 1")
+    add("--denoise", metavar="X", type=number(float, 0, 1), help=text)
     add("--lora-dir", metavar="DIR", type=path, default=Path("output"), help=default("output", "where LoRAs are"))
     image = Path("output/generated.png")
     add("--output", metavar="FILE", type=file_of(".png"), default=image, help=default("%(default)s", "a .png file"))
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
     add("--count", metavar="N", type=number(int, 1, 1000), default=1, help=default("1", "pictures, seed by seed"))
+    add("--batch", metavar="N", type=number(int, 1, 64), default=1, help=default("1", "pictures drawn together"))
+    add("--merged", action="store_true", help="add LoRAs to the weights: as quick as the base alone")
     add_device(parser)
-    add(
-        "--prediction", choices=("epsilon", "v"), default="epsilon", help="what the base predicts: epsilon (default), v"
-    )
+    add_prediction(parser)
 
 
 def call(options: argparse.Namespace) -> None:

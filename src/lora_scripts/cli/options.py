@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -79,6 +80,22 @@ def _device(text: str) -> str:
     return text
 
 
+def weighted(text: str) -> tuple[Path, float]:
+    """(path, weight) from "a.safetensors:0.8"; weight 1 if there is none, also after the colon of a drive (C:\\a)."""
+    head, colon, tail = text.rpartition(":")
+    try:
+        weight = float(tail)
+    except ValueError:
+        if colon and head.lower().endswith(".safetensors"):
+            raise ValueError("must be FILE:WEIGHT with a number such as 0.8 as the weight") from None
+        return parse_path(text), 1.0
+    if not colon or not head:
+        raise ValueError("must be FILE:WEIGHT, such as a.safetensors:0.8")
+    if not math.isfinite(weight):
+        raise ValueError("must have a finite number as the weight")
+    return parse_path(head), weight
+
+
 path = argument(parse_path)
 size = argument(parse_size)
 
@@ -91,6 +108,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=text)
 
 
+def add_prediction(parser: argparse.ArgumentParser) -> None:
+    """--prediction, --zero-terminal-snr and --clip-skip: what the base was trained for."""
+    kinds = ("epsilon", "v", "flow")
+    text = "what the base predicts: epsilon (default), v or flow"
+    parser.add_argument("--prediction", choices=kinds, default="epsilon", help=text)
+    text = "the base's noise schedule ends in pure noise"
+    parser.add_argument("--zero-terminal-snr", action="store_true", help=text)
+    text = default("1", "2: the text encoder's last layer but one, as anime bases want it")
+    parser.add_argument("--clip-skip", metavar="N", type=number(int, 1, 12), default=1, help=text)
+
+
 def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
     """UserErrors unless each (option, path, kind of model) that is given is a model file or folder."""
     faults = []
@@ -98,3 +126,12 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
         if where is not None and (fault := model_fault(where, kind=kind, folder=True)):
             faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
     raise_all(faults)
+
+
+def add_writing(
+    parser: argparse.ArgumentParser, precision: str = "auto (default): as the files given; fp32, bf16, fp16"
+) -> None:
+    """--precision, --overwrite and --json: of commands that write a model file."""
+    parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=precision)
+    parser.add_argument("--overwrite", action="store_true", help="replace --output if it is there")
+    parser.add_argument("--json", action="store_true", help="tell it as JSON")

@@ -29,4 +29,4 @@ def call(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     from lora_scripts import run
 
-    run.train(config, resume=options.resume)
+    run.train(config, resume=options.resume, check_with=["--config", str(options.config), *options.overrides])

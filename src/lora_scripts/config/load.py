@@ -123,8 +123,11 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "base_model": lambda path: model_fault(path, kind="checkpoint", folder=True),
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=False),
+    "val_data_dir": _data_fault,
     "output_dir": _folder_fault,
     "cache_dir": _folder_fault,
+    "mask_dir": _data_fault,
+    "class_data_dir": _data_fault,
 }
 
 

@@ -20,6 +20,7 @@ from lora_scripts.config.keys.paths import PathKeys
 from lora_scripts.config.keys.previews import PreviewKeys
 from lora_scripts.config.keys.saving import SavingKeys
 from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
+from lora_scripts.config.keys.validation import ValidationKeys
 from lora_scripts.config.types import Fault, Keys, TargetRule
 
 GROUPS: tuple[type[Keys], ...] = (
@@ -29,12 +30,13 @@ GROUPS: tuple[type[Keys], ...] = (
     TrainingKeys,
     ObjectiveKeys,
     SavingKeys,
+    ValidationKeys,
     PreviewKeys,
 )
 """In the order of the resolved config."""
 
 
-class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, SavingKeys, PreviewKeys):
+class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, SavingKeys, ValidationKeys, PreviewKeys):
     """Everything that decides a training run; made by `load_config`, or directly with the same checks of values."""
 
     TITLE: ClassVar[str] = "Training run"

@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts.data.csv_rows import read_record
 from lora_scripts.errors import UserError
 
 NAME_COLUMNS = ("filename", "file_name")
@@ -20,8 +21,7 @@ TEXT_COLUMNS = ("prompt", "text", "caption")
 METADATA_SUFFIXES = (".csv", ".jsonl")
 SIDECAR_SUFFIXES = (".txt", ".caption")
 
-_NEWLINE = re.compile(r"\r\n|\n|\r")  # str.splitlines() would also cut at U+2028 and U+0085 inside a caption
-_LOOKS_LIKE_A_ROW = re.compile(r'\s*"?[^",]+\.(?:png|jpe?g|webp|bmp)"?\s*,', re.IGNORECASE)
+NEWLINE = re.compile(r"\r\n|\n|\r")  # str.splitlines() would also cut at U+2028 and U+0085 inside a caption
 _LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -56,7 +56,7 @@ def read_text(path: Path) -> str:
     data = read_bytes(path)
     hint = "save it as UTF-8"
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError("this is UTF-16 text", file=path, hint=hint)
+        raise UserError("this is UTF-16 text", file=path, line=1, hint=hint)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,6 +93,14 @@ def tidy(text: str) -> str:
     return " ".join(text.split())
 
 
+def image_name(raw: str) -> str:
+    """A name in a row as a posix path in NFC form; ValueError for one that leaves the image folder."""
+    name = posixpath.normpath(unicodedata.normalize("NFC", raw.strip().replace("\\", "/")))
+    if name == ".." or name.startswith(("/", "../")) or name[1:2] == ":":
+        raise ValueError(f'"{raw}" leaves the image folder')
+    return name
+
+
 def read_sidecar(path: Path, *, allow_empty: bool = False) -> str:
     """The caption in a .txt or .caption file; several lines become one. Raises UserError."""
     text = tidy(read_text(path))
@@ -112,7 +120,7 @@ def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = Fa
         faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path))
         return {}
     try:
-        lines = _NEWLINE.split(read_text(path))
+        lines = NEWLINE.split(read_text(path))
     except UserError as fault:
         faults.append(fault)
         return {}
@@ -139,13 +147,14 @@ class _Table:
         self.faults.append(UserError(message, file=self.path, line=line, hint=hint))
 
     def add(self, raw: str, text: str, line: int, *, already_faulty: bool = False) -> None:
-        name = posixpath.normpath(unicodedata.normalize("NFC", raw.strip().replace("\\", "/")))
         if not raw.strip():
             if not already_faulty:
                 self.fault(line, "the row has no file name")
             return
-        if name == ".." or name.startswith(("/", "../")) or name[1:2] == ":":
-            self.fault(line, f'"{raw}" leaves the image folder', "use paths relative to that folder")
+        try:
+            name = image_name(raw)
+        except ValueError as error:
+            self.fault(line, str(error), "use paths relative to that folder")
             return
         if name in self.rows:
             before = self.rows[name].line
@@ -167,7 +176,7 @@ def _read_csv(lines: list[str], table: _Table) -> None:
             row += 1
             continue
         try:
-            fields, row = _record(lines, row)
+            fields, row = read_record(lines, row)
         except ValueError as error:
             message, hint = error.args
             table.fault(line, message, hint)
@@ -183,57 +192,13 @@ def _read_csv(lines: list[str], table: _Table) -> None:
             header = [field.lower() for field in fields]
             name_at = next(i for i, column in enumerate(header) if column in NAME_COLUMNS)
             text_at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
-        elif len(fields) == len(header):
+        elif len(fields) == len(header) and not any(f for f, column in zip(fields, header, strict=True) if not column):
             table.add(fields[name_at], fields[text_at], line)
         else:
             table.fault(line, *_wrong_count(fields, header))
             table.add(fields[min(name_at, len(fields) - 1)], "", line, already_faulty=True)
     if header is None:
         table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
-
-
-def _record(lines: list[str], row: int) -> tuple[list[str], int]:
-    """One CSV record (RFC 4180; blanks around a field do not count) that starts on `lines[row]`, and the row after it.
-
-    Raises ValueError(message, hint). The csv module would read on to the next quote or the end of the file.
-    """
-    fields: list[str] = []
-    column = 0
-    while True:
-        line = lines[row]
-        start = len(line) - len(line[column:].lstrip(" \t"))
-        if line[start : start + 1] == '"':
-            text, row, column = _quoted(lines, row, start + 1)
-            line = lines[row]
-            end = line.find(",", column) if "," in line[column:] else len(line)
-            if line[column:end].strip():
-                raise ValueError("there is text after the closing quote", 'write a quote inside a prompt twice: ""')
-        else:
-            end = line.find(",", column) if "," in line[column:] else len(line)
-            text = line[column:end]
-        fields.append(text.strip())
-        if end == len(line):
-            return fields, row + 1
-        column = end + 1
-
-
-def _quoted(lines: list[str], row: int, column: int) -> tuple[str, int, int]:
-    """The text of a quoted field from just behind its opening quote; row and column just behind the closing one."""
-    parts: list[str] = []
-    while True:
-        line = lines[row]
-        end = line.find('"', column)
-        if end < 0:
-            parts.append(line[column:] + "\n")
-            row, column = row + 1, 0
-            if row == len(lines) or _LOOKS_LIKE_A_ROW.match(lines[row]):
-                raise ValueError("the quote that opens here is never closed", 'end the prompt with "')
-        elif line[end + 1 : end + 2] == '"':
-            parts.append(line[column : end + 1])
-            column = end + 2
-        else:
-            parts.append(line[column:end])
-            return "".join(parts), row, end + 1
 
 
 def _header_problem(fields: list[str]) -> tuple[str, str] | None:
@@ -254,7 +219,9 @@ def _header_problem(fields: list[str]) -> tuple[str, str] | None:
 
 
 def _wrong_count(fields: list[str], header: list[str]) -> tuple[str, str]:
-    """What is wrong with a row of more or fewer fields than the header, and the mend."""
+    """What is wrong with a row whose fields are not the header's, and the mend."""
+    if len(fields) == len(header):  # "filename,prompt," as spreadsheets write it would hide an unquoted comma
+        return "there is text in a column without a name", "put the prompt in double quotes, or name the column"
     if len(fields) < len(header):
         return f"the row has {len(fields)} of {len(header)} fields", f"the columns are {','.join(header)}"
     mended = ", ".join(fields[1:]).replace('"', '""')

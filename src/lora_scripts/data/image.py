@@ -84,6 +84,14 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
         raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
 
 
+def load_alpha(path: Path) -> Image.Image | None:
+    """The transparency of the image at `path`, upright, mode L, white where it is opaque; None if it has none."""
+    load_rgb(path)  # tells every fault
+    with Image.open(io.BytesIO(read_bytes(path)), formats=_FORMATS) as image:
+        upright = _upright(image)
+        return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+
+
 def apply_view(image: Image.Image, view: View) -> torch.Tensor:
     """The pixels of `view` of an RGB image: float32 [3, height, width] in [-1, 1].
 

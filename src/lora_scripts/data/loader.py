@@ -59,14 +59,19 @@ def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, cap
     return Draw(variant=int(variant * variants), drop_caption=drop < caption_dropout)
 
 
-def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str) -> str:
-    """The caption with its comma-separated tags shuffled behind the first `keep`; unchanged without `shuffle`.
+def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str, dropout: float = 0.0) -> str:
+    """The caption with its comma-separated tags shuffled behind the first `keep`, and each of them left out with
+    probability `dropout`; unchanged without either.
 
     `rng_key` names the occasion, for example "seed/epoch/position/index": equal keys give equal orders.
     """
-    if not shuffle:
+    if not shuffle and not dropout:
         return caption
     tags = [tag for tag in (part.strip() for part in caption.split(",")) if tag]
     rest = tags[keep:]
-    random.Random(f"tags/{rng_key}").shuffle(rest)
+    if shuffle:
+        random.Random(f"tags/{rng_key}").shuffle(rest)
+    if dropout:
+        rng = random.Random(f"tag dropout/{rng_key}")
+        rest = [tag for tag in rest if rng.random() >= dropout]
     return ", ".join(tags[:keep] + rest)

@@ -39,13 +39,37 @@ class Sample:
     """SHA-256 of the file's bytes, 64 hex digits."""
 
 
-def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> list[Sample]:
-    """The images below `folder`, sorted by name, each fully decoded once.
+@dataclass(frozen=True)
+class Said:
+    """What one source says about one image."""
 
-    Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
-    sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
-    Raises UserError or UserErrors with everything that is wrong with images and captions.
-    """
+    text: str
+    file: Path
+    line: int | None
+    """Of a metadata file; None for a sidecar, which is all one caption."""
+    source: str
+    """As told to a person: "metadata.csv:3", "a.txt"."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set as it lies on the disk, faults and all; no image is opened."""
+
+    images: dict[str, Path]
+    """Name -> path, sorted by name."""
+    said: dict[str, list[Said]]
+    """Name -> captions; none for an image that no source names, or whose sidecar cannot be read."""
+    faults: list[UserError]
+    lost: bool
+    """A metadata file could not be read at all, so that captions missing now say nothing."""
+
+    def caption(self, name: str) -> str:
+        """The first source's; empty where there is none."""
+        return next((said.text for said in self.said.get(name, ())), "")
+
+
+def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> Listing:
+    """The images below `folder` and what is said about each; see `scan`. UserError(s) if there is no image at all."""
     faults: list[UserError] = []
     files = _files(folder, faults)
     images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
@@ -53,16 +77,28 @@ def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: 
         raise_all([*faults, UserError(f"no images (jpg, png, webp, bmp) found; {_kinds(files)}", file=folder)])
     captions = _Captions(folder, files, images, faults, allow_missing_captions)
     captions.read(metadata)
+    return Listing(images, captions.said, faults, captions.lost)
+
+
+def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> list[Sample]:
+    """The images below `folder`, sorted by name, each fully decoded once.
+
+    Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
+    sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
+    Raises UserError or UserErrors with everything that is wrong with images and captions.
+    """
+    listing = list_data(folder, metadata, allow_missing_captions=allow_missing_captions)
+    faults = listing.faults
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
-        found = list(pool.map(_inspect, images.values()))
+        found = list(pool.map(_inspect, listing.images.values()))
     samples: list[Sample] = []
-    for (name, path), result in zip(images.items(), found, strict=True):
+    for (name, path), result in zip(listing.images.items(), found, strict=True):
         if isinstance(result, UserError):
             faults.append(result)
         else:
             digest, (width, height) = result
-            samples.append(Sample(path, name, captions.text(name), width, height, digest))
+            samples.append(Sample(path, name, listing.caption(name), width, height, digest))
     raise_all(faults)
     return samples
 
@@ -133,10 +169,8 @@ class _Captions:
     images: Mapping[str, Path]
     faults: list[UserError]
     allow_missing: bool
-    said: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Image name -> {source, as told to a person: caption}."""
+    said: dict[str, list[Said]] = field(default_factory=dict)
     lost: bool = False
-    """A metadata file could not be read at all, so that captions missing now say nothing."""
 
     def read(self, metadata: Path | None) -> None:
         if metadata is not None:
@@ -149,13 +183,10 @@ class _Captions:
                     self._metadata(self.files[name], name, f"{prefix}/" if prefix else "")
         self._sidecars()
         for name, sources in self.said.items():
-            if len(set(sources.values())) > 1:
-                told = " but ".join(f'"{_short(text)}" in {source}' for source, text in sources.items())
+            if len({said.text for said in sources}) > 1:
+                told = " but ".join(f'"{_short(said.text)}" in {said.source}' for said in sources)
                 self.faults.append(UserError(f"two captions: {told}", file=self.images[name], hint="keep one of them"))
         self._gaps()
-
-    def text(self, name: str) -> str:
-        return next(iter(self.said.get(name, {}).values()), "")
 
     def _metadata(self, path: Path, source: str, prefix: str) -> None:
         before = len(self.faults)
@@ -164,7 +195,8 @@ class _Captions:
         strangers: dict[str, int] = {}
         for name, caption in rows.items():
             if prefix + name in self.images:
-                self.said.setdefault(prefix + name, {})[f"{source}:{caption.line}"] = caption.text
+                said = Said(caption.text, path, caption.line, f"{source}:{caption.line}")
+                self.said.setdefault(prefix + name, []).append(said)
             else:
                 strangers[prefix + name] = caption.line
         if strangers and len(strangers) == len(rows) > 1:
@@ -207,10 +239,10 @@ class _Captions:
             except UserError as fault:
                 self.faults.append(fault)
                 for owner in owners:
-                    self.said.setdefault(owner, {})  # told once; not as an image without caption, too
+                    self.said.setdefault(owner, [])  # told once; not as an image without caption, too
                 continue
             for owner in owners:
-                self.said.setdefault(owner, {})[name] = text
+                self.said.setdefault(owner, []).append(Said(text, self.files[name], None, name))
 
     def _gaps(self) -> None:
         without = [name for name in self.images if name not in self.said]

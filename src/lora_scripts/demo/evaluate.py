@@ -22,9 +22,9 @@ from lora_scripts.demo import world
 from lora_scripts.demo.judge import SLOTS, Judge, Reading
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
+from lora_scripts.families.device import DTYPES, choose_device, choose_precision
 from lora_scripts.formats.io import save_png
 from lora_scripts.generate import apply
-from lora_scripts.train.device import DTYPES, choose_device, choose_precision
 
 SIDE = 128
 """Pixels of the pictures: what the world is drawn at."""

@@ -1,4 +1,4 @@
-"""`lora-scripts demo`: a LoRA of the neon style on the bundled miniature world, from pictures to report."""
+"""`lora-scripts demo`: a LoRA of the neon style on the bundled miniature world, from raw pictures to report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from lora_scripts import run
 from lora_scripts.config.load import load_config
 from lora_scripts.demo import world
 from lora_scripts.formats import io
+from lora_scripts.label.base import MINIATURE
+from lora_scripts.run.labelling import LabelOptions, label
 
 
 def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
-    """Draws the data set, copies the base and trains as configs/demo.yaml says, all in `output`."""
+    """Draws pictures, labels them, copies the base and trains as configs/demo.yaml says, all in `output`."""
     data, base = output / "data", output / "base.safetensors"
     config_path, result = output / "demo.yaml", output / "neon"
     if (result / "report.html").exists():
         print(f"the demo has run already; its report: {result / 'report.html'}\nremove {output} to run it again")
         return
     print(f"drawing 50 pictures of the neon style into {data}", flush=True)
-    world.write_data_set(data, world.training_scenes())
+    world.write_pictures(data, world.training_scenes())
+    print(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does", flush=True)
+    label(LabelOptions(input=data, model=MINIATURE))
+    print("training a LoRA on the pictures and their captions", flush=True)
     assets = resources.files("lora_scripts.demo").joinpath("assets")
     io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
     config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())

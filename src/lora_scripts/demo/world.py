@@ -7,7 +7,6 @@ styles differ in how they paint, not in what they paint. Everything is a functio
 
 from __future__ import annotations
 
-import csv
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -360,12 +359,8 @@ def held_out_scenes(count: int = 40) -> list[Scene]:
     return style_set("neon", count, seed=2, skip=frozenset(s.key for s in training_scenes()))
 
 
-def write_data_set(folder: Path, scenes: list[Scene], size: int = 128) -> None:
-    """Draws scenes as img001.png … into `folder`, with a metadata.csv (filename,prompt) beside them."""
+def write_pictures(folder: Path, scenes: list[Scene], size: int = 128) -> None:
+    """Draws scenes as img001.png … into `folder`. What they show is for others to say."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as f:
-        rows = csv.writer(f)
-        rows.writerow(["filename", "prompt"])
-        for i, scene in enumerate(scenes, 1):
-            draw(scene, size).save(folder / f"img{i:03d}.png")
-            rows.writerow([f"img{i:03d}.png", caption(scene)])
+    for i, scene in enumerate(scenes, 1):
+        draw(scene, size).save(folder / f"img{i:03d}.png")

@@ -32,6 +32,8 @@ class TensorInfo:
     dtype: str
     """The format's name: F32, F16, BF16, …"""
     shape: tuple[int, ...]
+    span: tuple[int, int] = (0, 0)
+    """First byte, and the one after the last, counted from the body's start."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Header:
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    body: int = 0
+    """Where in the file the tensors begin, in bytes."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -73,7 +77,10 @@ def read_header(path: Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _damaged(path, "__metadata__ is not a table of texts")
     _check_offsets(path, rows, total - 8 - length)
-    return Header({name: TensorInfo(row["dtype"], tuple(row["shape"])) for name, row in rows.items()}, metadata)
+    tensors = {
+        name: TensorInfo(row["dtype"], tuple(row["shape"]), tuple(row["data_offsets"])) for name, row in rows.items()
+    }
+    return Header(tensors, metadata, 8 + length)
 
 
 def sniff(path: Path) -> Kind | None:

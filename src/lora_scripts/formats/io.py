@@ -8,6 +8,7 @@ is synced. A writer holds a lock on what it writes, so `remove_stale_temps` can 
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import secrets
@@ -16,8 +17,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lora_scripts.errors import UserError
 
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Data: TypeAlias = Buffer | Iterable[Buffer]
 
+
+class Row(NamedTuple):
+    """What a safetensors header says of one tensor."""
+
+    name: str
+    dtype: str
+    """The format's name: F32, F16, BF16, …"""
+    shape: tuple[int, ...]
+    size: int
+    """In bytes."""
+
+
 _PREFIX, _NEW, _OLD = ".lora-scripts-", ".tmp", ".old-"
 _CHUNK = 1 << 24  # bytes for one os.write; the largest that every system takes is 2 GiB
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot sync a folder
@@ -40,6 +53,8 @@ _SAFETENSORS_DTYPES = {
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
@@ -73,7 +88,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, Data]) -> None:
-    """Writes a folder of plain files (name -> content), whole or not at all.
+    """Writes a folder of files (name, as "a" or "sub/a", -> content), whole or not at all.
 
     An older folder of that name goes only after the new one is complete and synced; should the machine stop between the
     two renames, `remove_stale_temps` puts the older one back. UserError as in `write_atomic`.
@@ -84,17 +99,47 @@ def write_folder(path: Path, files: Mapping[str, Data]) -> None:
         try:
             temp.mkdir()
             with _locked_folder(temp):
+                inner = {temp}
                 for name, data in files.items():
-                    if Path(name).name != name:
-                        raise ValueError(f"not a plain file name: {name!r}")
+                    parts = PurePosixPath(name).parts
+                    if "/".join(parts) != name or {"..", "/"} & set(parts) or not parts:
+                        raise ValueError(f"not the name of a file inside a folder: {name!r}")
+                    (temp / name).parent.mkdir(parents=True, exist_ok=True)
+                    inner |= {parent for parent in (temp / name).parents if temp in parent.parents}
                     _write_synced(temp / name, data)
-                _sync_folder(temp)
+                for folder in sorted(inner, reverse=True):  # from the deepest up
+                    _sync_folder(folder)
                 _swap_in(temp, path, old)
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)
             raise
         _sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file, also to another disk; never over another one. The folder of `target` is made. UserError as above.
+
+    Started again after it was killed, it ends what it began.
+    """
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.resolve() == target.resolve():
+            return
+        if target.exists():
+            if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+                raise UserError("there is another file of this name", file=target, hint="move one of them away")
+            source.unlink()
+        else:
+            try:
+                os.rename(source, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                write_atomic(target, source.read_bytes())
+                source.unlink()
+        _sync_folder(target.parent)
+        _sync_folder(source.parent)
 
 
 def remove_stale_temps(folder: Path) -> list[Path]:
@@ -129,19 +174,30 @@ def safetensors_parts(
     Tensors of wider types come first, then by name, as the library does, so each starts where its type wants it.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    rows = []
+    for name in order:
+        tensor = tensors[name]
+        dtype = _SAFETENSORS_DTYPES[str(tensor.dtype).removeprefix("torch.")]
+        rows.append(Row(name, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size()))
+    return safetensors_header(rows, metadata), (tensor_bytes(tensors[name]) for name in order)
+
+
+def safetensors_header(rows: Iterable[Row], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The header (with the 8 bytes of its length) of a file whose tensors follow one another as the rows do.
+
+    `write_atomic(path, chain([header], buffers))` then writes a file of any size, one tensor in memory at a time.
+    """
     header: dict[str, object] = {}
     if metadata:
         header["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
     start = 0
-    for name in order:
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
-        dtype = _SAFETENSORS_DTYPES[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for row in rows:
+        end = start + row.size
+        header[row.name] = {"dtype": row.dtype, "shape": list(row.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, (_tensor_bytes(tensors[name]) for name in order)
+    return len(text).to_bytes(8, "little") + text
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -155,7 +211,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     write_atomic(path, parts())
 
 
-def _tensor_bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's values, row by row, little-endian as on every machine that torch runs on."""
     import torch
 
@@ -270,10 +326,15 @@ def _as_user_error(error: OSError, path: Path) -> UserError:
     return UserError(f"not written: {error.strerror or error}", file=path, hint="check the disk")
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, with those above it, unless it is there. UserError as above."""
+    with _told(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def save_png(path: Path, image: Image, texts: PngInfo | None = None) -> None:
     """Writes a PNG, whole or not at all, with `texts` in it; the folder is made. UserError as above."""
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=texts)
-    with _told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, buffer.getvalue())

@@ -62,6 +62,8 @@ class TrainingFacts:
     dropout: float = 0.0
     conv: bool = False
     """Whether convolutions carry a LoRA too."""
+    algorithm: str = "lora"
+    """What the adapter is: "lora", "dora", or what LyCORIS calls its own: "loha", "lokr", "oft"."""
     min_snr_gamma: float | None = None
     noise_offset: float | None = None
     caption_dropout: float = 0.0
@@ -136,11 +138,15 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         args["dropout"] = facts.dropout
     if facts.conv:
         args |= {"conv_dim": facts.rank, "conv_alpha": facts.alpha}
+    if facts.algorithm in ("loha", "lokr", "oft"):
+        args["algo"] = "diag-oft" if facts.algorithm == "oft" else facts.algorithm
+    if facts.algorithm == "dora":
+        args["dora_wd"] = True
     batches = -(-facts.images * facts.repeats // facts.batch_size)
     result = {
         "ss_v2": "False",
         "ss_base_model_version": "sd_v1",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
         "ss_network_dim": str(facts.rank),
         "ss_network_alpha": str(facts.alpha),
         "ss_network_dropout": str(facts.dropout or None),

@@ -71,8 +71,13 @@ def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> Non
     raise_all(faults[:5])
 
 
-def apply(family: Family, weights: Mapping[str, Change], strength: float) -> dict[str, Adapter]:
-    """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`."""
+def apply(
+    family: Family, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
+) -> dict[str, Adapter]:
+    """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`.
+
+    `text_strength`: in the text encoder, if another than `strength`.
+    """
 
     def make(path: str, layer: nn.Module) -> Adapter:
         w = weights[path]
@@ -85,9 +90,16 @@ def apply(family: Family, weights: Mapping[str, Change], strength: float) -> dic
         w = weights[path]
         if isinstance(w, LoraWeights):
             layer.load(values_of(w))
-        layer.strength = strength
         layer.requires_grad_(False).eval()
+    set_strength(family, layers, strength, strength if text_strength is None else text_strength)
     return layers
+
+
+def set_strength(family: Family, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
+    """Of a LoRA that is on: of its layers outside the text encoder, and of those in it."""
+    inside = family.spec.text_root + "."
+    for path, layer in layers.items():
+        layer.strength = text_strength if path.startswith(inside) else strength
 
 
 def values_of(weights: LoraWeights) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""The WebUI's "<lora:name:0.8>" in a prompt, and where the LoRA of that name lies. Standard library only."""
+"""The WebUI's "<lora:name:0.8>" in a prompt, and where the LoRA of that name lies. Standard library only.
+
+Two numbers are the strengths in the UNet and in the text encoder: <lora:name:0.8:0.5>, or by name, as the WebUI reads
+them too, <lora:name:unet=0.8:te=0.5>.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from typing import Literal
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
 
-_TAG = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
+_TAG = re.compile(r"<lora:([^<>:]+)((?::[^<>:]*)*)>")
 # Anything that starts like a tag but is none, to its end or as far as the comma.
 _BROKEN = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
-_FORM = "write <lora:name:0.8>"
+_FORM = "write <lora:name:0.8>, or <lora:name:0.8:0.5> for UNet and text encoder"
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,22 @@ class LoraCall:
     """A LoRA that a prompt asks for, by the stem of its file, and how strongly."""
 
     name: str
-    weight: float
+    unet: float
+    """Strength in the UNet."""
+    text: float
+    """Strength in the text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """What `lora-scripts generate` was asked for; `size` (width, height) in pixels, None: the base model's own."""
+    """What `lora-scripts generate` was asked for; `size` (width, height) in pixels, None: the base model's own, or that
+    of `image`."""
 
     base: Path
-    prompt: str
+    prompt: str | None
+    """Or a `from_file`."""
     output: Path
+    from_file: Path | None = None
     negative_prompt: str = ""
     seed: int = 42
     steps: int = 20
@@ -41,27 +51,41 @@ class GenerateOptions:
     lora_dir: Path = Path("output")
     vae: Path | None = None
     count: int = 1
+    batch: int = 1
+    """Pictures that are drawn together."""
+    scheduler: str | None = None
+    image: Path | None = None
+    """A picture to begin with."""
+    denoise: float | None = None
+    """How much of it is drawn anew, the WebUI's denoising strength; None without `image`."""
+    merged: bool = False
+    """LoRAs are added to the weights instead of computed beside them."""
     device: str = "auto"
     precision: str = "auto"
-    prediction: Literal["epsilon", "v"] = "epsilon"
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
+    zero_terminal_snr: bool = False
+    clip_skip: int = 1
+    """As `families.base.Family.clip_skip`."""
 
 
 def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:
     """The prompt without its `<lora:name:weight>` tags, and the LoRAs they call, in order of their first tag.
 
-    The weight may be left out (1), negative, or above 1. Each tag is applied, so the weights of tags with the same
-    name add up. Raises UserError, with the piece, for what starts like a tag and is none.
+    One weight is for both parts, two are for UNet and text encoder. It may be left out (1), negative, or above 1. Each
+    tag is applied, so the weights of tags with the same name add up. Raises UserError, with the piece, for what starts
+    like a tag and is none.
     """
-    weights: dict[str, float] = {}
+    weights: dict[str, tuple[float, float]] = {}
     clean, end = "", 0
     for match in _TAG.finditer(text):
-        name, weight = match[1].strip(), _weight(match)
-        weights[name] = weights.get(name, 0.0) + weight
+        name, (unet, te) = match[1].strip(), _weights(match)
+        before = weights.get(name, (0.0, 0.0))
+        weights[name] = before[0] + unet, before[1] + te
         clean, end = _join(clean, _without_broken(text[end : match.start()])), match.end()
     if not weights:
         return _without_broken(text).strip(), []
     clean = _join(clean, _without_broken(text[end:])).strip().rstrip(",， \t\n")
-    return clean, [LoraCall(name, weight) for name, weight in weights.items()]
+    return clean, [LoraCall(name, *both) for name, both in weights.items()]
 
 
 def _without_broken(piece: str) -> str:
@@ -72,16 +96,31 @@ def _without_broken(piece: str) -> str:
     return piece
 
 
-def _weight(match: re.Match[str]) -> float:
-    """The weight of one tag; UserError where the name or the number is none."""
+def _weights(match: re.Match[str]) -> tuple[float, float]:
+    """(UNet, text encoder) of one tag; UserError where the name or a number is none."""
     if not match[1].strip():
         raise UserError(f"{match[0]!r} in the prompt has no name", hint=_FORM)
-    if match[2] is None:
-        return 1.0
-    number = match[2].strip()
-    if not _NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+    parts = [part.strip() for part in match[2].split(":")[1:]]
+    if not parts:
+        return 1.0, 1.0
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    numbers = {key.strip(): _number(text, match) for key, text in named.items()}
+    if numbers:
+        if len(numbers) < len(parts) or not numbers.keys() <= {"unet", "te"}:
+            raise UserError(f"{match[0]!r} in the prompt names other things than unet and te", hint=_FORM)
+        te = numbers.get("te", 1.0)  # alone it counts for both, as in the WebUI
+        return numbers.get("unet", te), te
+    if len(parts) > 2:
+        raise UserError(f"{match[0]!r} in the prompt has {len(parts)} weights", hint=_FORM)
+    both = [_number(part, match) for part in parts]
+    return both[0], both[-1]
+
+
+def _number(text: str, match: re.Match[str]) -> float:
+    text = text.strip()
+    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise UserError(f"the weight of {match[0]!r} in the prompt is not a number", hint=_FORM)
-    return float(number)
+    return float(text)
 
 
 def _join(left: str, right: str) -> str:

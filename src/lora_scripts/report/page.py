@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from . import chart
 from .data import Comparison, LoraFile, ReportData, StrengthRow
-from .parts import copyable, facts, grouped, picture, section, tag
+from .parts import asset, copyable, document, facts, grouped, picture, section, tag
 from .usage import usage
 
 MOST_THUMBNAILS = 12
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-"""The browser itself refuses every load from elsewhere."""
 
 
 def write_report(path: Path, data: ReportData, write: Callable[[Path, str], None]) -> None:
@@ -34,18 +31,9 @@ def render(data: ReportData) -> str:
         _trained_on(data),
         _run(data),
     ]
-    assets = files("lora_scripts.report") / "assets"
-    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(data.name)} · LoRA report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(part + chr(10) for part in parts if part)}</main>\n"
-        '<dialog aria-label="Enlarged picture"><img alt=""><p></p></dialog>\n'
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+    enlarged = '<dialog aria-label="Enlarged picture"><img alt=""><p></p></dialog>\n'
+    script = asset("copy.js") + asset("page.js")
+    return document(f"{data.name} · LoRA report", parts, [asset("page.css")], script, after=enlarged)
 
 
 def _hero(data: ReportData) -> str:

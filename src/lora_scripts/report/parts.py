@@ -6,11 +6,33 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
 from typing import TypeVar
 
 from PIL.Image import Image
 
 Value = TypeVar("Value")
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+"""The browser itself refuses every load from elsewhere."""
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script that ships with the package."""
+    return (files("lora_scripts.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def document(title: str, parts: Iterable[str], styles: Iterable[str], script: str, *, after: str = "") -> str:
+    """A whole page: `parts` (HTML, empty ones left out) in its main element, `after` behind it."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{''.join(styles)}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(part + chr(10) for part in parts if part)}</main>\n"
+        f"{after}<script>\n{script}</script>\n</body>\n</html>\n"
+    )
 
 
 def data_uri(image: Image) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lora_scripts.check.quick import quick_findings
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import header
 from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.verdict import check_command, lines, shortened
+
+MOST = 4
+"""Lines about the data set before a training, besides the one that names the whole check."""
 
 
-def check(config: TrainConfig, *, resume: bool) -> tuple[RunFolder, list[Sample]]:
-    """The output folder and the samples of a run; UserErrors with every fault of them and of the model files."""
+def check(config: TrainConfig, *, resume: bool | None) -> tuple[RunFolder, list[Sample]]:
+    """The output folder and the samples of a run; UserErrors with every fault of them and of the model files.
+
+    `resume` None: whatever lies in the output folder is no fault.
+    """
     folder = RunFolder(config.output_dir, config.name)
     samples: list[Sample] = []
     faults: list[UserError] = []
@@ -25,7 +33,8 @@ def check(config: TrainConfig, *, resume: bool) -> tuple[RunFolder, list[Sample]
         except UserError as e:
             faults.append(e)
 
-    attempt(lambda: folder.check(resume=resume))
+    if resume is not None:
+        attempt(lambda: folder.check(resume=resume))
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
@@ -36,6 +45,15 @@ def check(config: TrainConfig, *, resume: bool) -> tuple[RunFolder, list[Sample]
     )
     raise_all(faults)
     return folder, samples
+
+
+def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str]) -> None:
+    """Prints in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
+    found = lines(quick_findings(samples, config.size))
+    for line in found[:MOST]:
+        print(f"data {shortened(line)}")
+    more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
+    print(f"data: {more}to look closer, with pictures: {check_command(words)}", flush=True)
 
 
 def _base(config: TrainConfig) -> None:

@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / f"{self.name}.safetensors"
 
     @property
+    def best(self) -> Path:
+        """The file of the checkpoint with the lowest held-out loss."""
+        return self.path / f"{self.name}-best.safetensors"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

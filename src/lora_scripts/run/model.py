@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,18 @@ class Model:
     def trained(self) -> list[nn.Parameter]:
         """What the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the base answers alone."""
+        kept = {layer: layer.strength for layer in self.layers.values()}
+        for layer in kept:
+            layer.strength = 0.0
+        try:
+            yield
+        finally:
+            for layer, strength in kept.items():
+                layer.strength = strength
 
     def train(self, training: bool) -> None:
         """Dropout on or off."""
@@ -127,9 +140,11 @@ def _groups(
         label = f"{name} {rate:g}" if several and name == "unet" else name
         late = [p for path in paths for p in layers[path].late()] if config.lora_plus_ratio != 1 else []
         ids = {id(p) for p in late}
-        yield Group(label, [p for path in paths for p in layers[path].values().values() if id(p) not in ids], rate)
+        window = (config.text_encoder_start, config.text_encoder_stop) if name == "text_encoder" else (0, None)
+        early = [p for path in paths for p in layers[path].values().values() if id(p) not in ids]
+        yield Group(label, early, rate, *window)
         if late:  # Hayou et al. 2024: B needs a higher rate than A
-            yield Group(f"{label} B", late, rate * config.lora_plus_ratio)
+            yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)
 
 
 def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
+    *("val_data_dir", "val_every", "patience"),
     *("save_steps", "keep_last", "save_precision", "metadata_captions"),
     *("sample_prompts", "sample_every", "sample_steps", "sample_cfg", "sample_negative", "sample_size"),
 }
@@ -69,7 +70,7 @@ def _data_digests(run: Run) -> dict[str, str]:
         "vae": run.model.family.fingerprint("vae"),
         "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
     }
-    for s in run.samples:
+    for s in (picture.sample for picture in run.feed.pictures):
         digests[s.name] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
     return digests
 

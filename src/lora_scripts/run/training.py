@@ -21,15 +21,16 @@ from lora_scripts.formats import io
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.generate.apply import read_lora
 from lora_scripts.run.export import Exporter
+from lora_scripts.run.feeding import build_feed
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.model import build_model
 from lora_scripts.run.objective import objective_of
+from lora_scripts.run.prior import class_samples
 from lora_scripts.run.resuming import new_state, restore
 from lora_scripts.run.table import plan_rows
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema, averaged
-from lora_scripts.train.feed import Feed, Settings, plan_pictures
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Bar, Board, Counter, show_plan
@@ -72,13 +73,9 @@ class Run:
 
     def _plan(self) -> None:
         c = self.config
-        pictures = plan_pictures(
-            self.samples, c.size, self.family.spec.bucket_step, flip=c.flip, random_crop=c.random_crop, seed=c.seed
-        )
-        settings = Settings(
-            c.batch_size, c.gradient_accumulation, c.repeats, c.seed, c.caption_dropout, c.shuffle_tags, c.keep_tags
-        )
-        self.feed = Feed(self.family, pictures, settings, cache_text=not c.train_text_encoder)
+        with self.model.off():
+            prior = class_samples(c, self.family, self.folder.path / "class_images", self._encoded(Counter()))
+        self.feed = build_feed(c, self.family, self.samples, prior)
         self.total = self.feed.steps_per_epoch * c.epochs
         self.exporter = Exporter(self, DTYPES[c.save_precision])
         self.rates = Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.cache import Cache, cache_key
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.loader import caption_for, draw, epoch_batches
+from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, Family
 
@@ -25,6 +27,10 @@ class Picture:
     sample: Sample
     bucket: Size
     views: list[View]
+    weight: float = 1.0
+    """How much its loss counts."""
+    of_class: bool = False
+    """A picture of the class, which keeps the model from forgetting it: it has no mask."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class Settings:
     caption_dropout: float
     shuffle_tags: bool
     keep_tags: int
+    tag_dropout: float = 0.0
+    mask: Callable[[Sample], Image.Image] | None = None
+    """A picture's mask, where there are any."""
+    mask_background: float = 0.0
+    """How much the black of a mask counts, 0 … 1."""
 
 
 def plan_pictures(
@@ -63,6 +74,8 @@ class Feed:
     cache_text: bool
     latents: list[list[dict[str, Tensor]]] = field(default_factory=list)
     """[picture][view] -> mean, std, each [c, h, w]"""
+    masks: list[list[Tensor]] = field(default_factory=list)
+    """[picture][view] -> [1, h, w]; empty without masks"""
     states: dict[str, Tensor] = field(default_factory=dict)
     """caption -> [tokens, width]"""
 
@@ -84,6 +97,8 @@ class Feed:
                 done += 1
                 progress("pictures", done, total)
             self.latents.append(row)
+            if self.settings.mask is not None:
+                self.masks.append(self._masks(picture))
         if self.cache_text:
             self._fill_text(cache, progress)
 
@@ -98,6 +113,15 @@ class Feed:
                 cache.put(key, entry)
             self.states[caption] = entry["states"]
             progress("captions", done, len(captions))
+
+    def _masks(self, picture: Picture) -> list[Tensor]:
+        """One for each view; a picture that counts as a whole (of the class) has none of its own."""
+        assert self.settings.mask is not None
+        factor, background = self.family.spec.vae_factor, self.settings.mask_background
+        if picture.of_class:
+            return [torch.ones(1, v.bucket[1] // factor, v.bucket[0] // factor) for v in picture.views]
+        mask = self.settings.mask(picture.sample)
+        return [view_mask(mask, view, factor, background) for view in picture.views]
 
     def batches(self, epoch: int) -> list[list[int]]:
         s = self.settings
@@ -124,7 +148,7 @@ class Feed:
                 yield epoch, ready
 
     def _batch(self, epoch: int, start: int, indices: list[int]) -> Batch:
-        s, means, stds, captions, generators = self.settings, [], [], [], []
+        s, means, stds, captions, generators, masks = self.settings, [], [], [], [], []
         names = [self.pictures[index].sample.name for index in indices]
         for position, index in enumerate(indices, start):
             row = self.latents[index]
@@ -133,11 +157,25 @@ class Feed:
             stds.append(row[drawn.variant]["std"])
             place = f"{s.seed}/{epoch}/{position}/{index}"
             caption = "" if drawn.drop_caption else self.pictures[index].sample.caption
-            captions.append(caption_for(caption, shuffle=s.shuffle_tags, keep=s.keep_tags, rng_key=place))
+            captions.append(
+                caption_for(caption, shuffle=s.shuffle_tags, keep=s.keep_tags, rng_key=place, dropout=s.tag_dropout)
+            )
+            if self.masks:
+                masks.append(self.masks[index][drawn.variant])
             generators.append(generator(f"noise/{place}"))
-        return Batch(torch.stack(means), torch.stack(stds), captions, self._states_of(captions), names, generators)
+        weights = [self.pictures[index].weight for index in indices]
+        return Batch(
+            torch.stack(means),
+            torch.stack(stds),
+            captions,
+            self.states_of(captions),
+            names,
+            generators,
+            masks=torch.stack(masks) if masks else None,
+            weights=torch.tensor(weights) if set(weights) != {1.0} else None,
+        )
 
-    def _states_of(self, captions: list[str]) -> Tensor | None:
+    def states_of(self, captions: Sequence[str]) -> Tensor | None:
         if not self.cache_text:
             return None
         unknown = [c for c in dict.fromkeys(captions) if c not in self.states]  # shuffled tags

@@ -13,7 +13,7 @@ from lora_scripts.families.base import Batch, Family
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.average import Ema
 from lora_scripts.train.feed import Feed
-from lora_scripts.train.optim import Rates, set_rates
+from lora_scripts.train.optim import Rates, rest_groups, set_rates
 from lora_scripts.train.state import RunState
 
 
@@ -88,6 +88,7 @@ def run_loop(
         for p in parameters:
             if p.grad is not None:
                 p.grad.div_(count)
+        rest_groups(optimizer, state.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
         # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
         if not (torch.isfinite(total) and (scaler.is_enabled() or torch.isfinite(norm))):

@@ -21,6 +21,10 @@ class Group:
     name: str
     parameters: list[nn.Parameter]
     lr: float
+    start: int = 0
+    """The first step in which it is trained."""
+    stop: int | None = None
+    """The first step in which it is trained no more."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,10 @@ OPTIMIZERS: dict[str, Callable[[Rows, float], torch.optim.Optimizer]] = {
 
 def build_optimizer(name: str, groups: Iterable[Group], weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer of that name over the groups, each with its peak learning rate."""
-    rows = [{"params": g.parameters, "lr": g.lr, "peak": g.lr, "name": g.name} for g in groups]
+    rows = [
+        {"params": g.parameters, "lr": g.lr, "peak": g.lr, "name": g.name, "start": g.start, "stop": g.stop}
+        for g in groups
+    ]
     return OPTIMIZERS[name](rows, weight_decay)
 
 
@@ -114,3 +121,11 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
     """Sets every group to its peak times `share`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
+
+
+def rest_groups(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Takes the gradients of groups that are not trained in `step` (0 …), so that the optimizer passes over them."""
+    for group in optimizer.param_groups:
+        if step < (group.get("start") or 0) or (group.get("stop") is not None and step >= group["stop"]):
+            for p in group["params"]:
+                p.grad = None

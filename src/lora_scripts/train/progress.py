@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lora_scripts.train.loop import StepFacts
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lora_scripts.train.loop import StepFacts
 
 SMOOTHING = 0.98
 """Factor of the moving average of the loss."""

@@ -29,6 +29,8 @@ class RunState:
     """Thread count, versions, device: a change may change the last bits, and is told."""
     losses: list[float] = field(default_factory=list)
     """One for every step so far."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """What was measured so far; each the fields of an `evidence.Evaluation`."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16 and when it grows next; empty otherwise."""
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -51,7 +53,7 @@ def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.
 
 
 # Set by the config and the step, so never restored.
-_OURS = ("params", "lr", "peak", "name", "weight_decay")
+_OURS = ("params", "lr", "peak", "name", "weight_decay", "start", "stop")
 
 
 def _plain(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lora_scripts.config.types import ConfigPath, Fault, Keys, Rate, Targets, no_effect
+from lora_scripts.config.types import ConfigPath, Count, CountOrZero, Fault, Keys, Rate, Targets, no_effect
 
 LYCORIS = ("loha", "lokr", "oft")
 
@@ -37,13 +37,21 @@ class AdapterKeys(Keys):
     """Train the text encoder too."""
     text_encoder_lr: Rate | None = None
     """The text encoder's learning rate. Without it, a quarter of learning_rate. Only with train_text_encoder."""
+    text_encoder_start: CountOrZero = 0
+    """The step in which the training of the text encoder begins. Only with train_text_encoder."""
+    text_encoder_stop: Count | None = None
+    """The step in which it ends. Without it, never. Only with train_text_encoder."""
     init_lora: ConfigPath | None = None
     """An earlier LoRA (.safetensors) to start from; its rank is taken over."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
-        if values.get("text_encoder_lr") is not None and values.get("train_text_encoder") is False:
-            yield no_effect("text_encoder_lr", "train_text_encoder", "train_text_encoder: true")
+        for key in ("text_encoder_lr", "text_encoder_start", "text_encoder_stop"):
+            if values.get(key) and values.get("train_text_encoder") is False:
+                yield no_effect(key, "train_text_encoder", "train_text_encoder: true")
+        start, stop = values.get("text_encoder_start"), values.get("text_encoder_stop")
+        if isinstance(start, int) and isinstance(stop, int) and stop <= start:
+            yield "text_encoder_stop", f"is not after text_encoder_start: {start}", "write a later step"
         adapter = values.get("adapter")
         if adapter in LYCORIS:
             if find_spec("lycoris") is None:

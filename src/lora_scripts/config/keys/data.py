@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lora_scripts.config.types import Count, Fault, Fraction, Keys, Size, no_effect
+from lora_scripts.config.types import ConfigPath, Count, Fault, Fraction, Keys, Size, no_effect
 
 
 class DataKeys(Keys):
@@ -33,12 +33,38 @@ class DataKeys(Keys):
     """Where captions are cut off, in tokens; more than 75 are read in chunks, as WebUIs do."""
     clip_skip: Annotated[int, Field(ge=1, le=12)] = 1
     """The text encoder's layer that is read, from the end: 2 for bases of the anime kind, else 1."""
+    tag_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the comma-separated parts of a caption left out anew each time; the first keep_tags stay."""
+    mask_alpha: bool = False
+    """Train only what is opaque in each picture (PNG or WebP with transparency)."""
+    mask_dir: ConfigPath | None = None
+    """Train only what is white in the picture of the same name in this folder."""
+    mask_background: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """How much the masked-out part still counts; 0.1 keeps backgrounds from going astray."""
+    class_data_dir: ConfigPath | None = None
+    """Pictures of the class (any woman, not this one), trained along so that it is not forgotten."""
+    class_prompt: str = ""
+    """The caption of class pictures that have none, as "a photo of a woman"."""
+    class_images: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Draw class pictures with the base model and class_prompt until there are so many."""
+    prior_weight: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """How much the loss of class pictures counts (prior preservation, arXiv:2208.12242)."""
     allow_missing_captions: bool = False
     """Train pictures that have no caption with an empty one, instead of refusing them."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
-        if values.get("shuffle_tags") is False:
-            yield no_effect("keep_tags", "shuffle_tags", "shuffle_tags: true")
+        if values.get("shuffle_tags") is False and not values.get("tag_dropout"):
+            yield no_effect("keep_tags", "shuffle_tags or tag_dropout", "shuffle_tags: true")
+        if values.get("mask_alpha") is True and values.get("mask_dir") is not None:
+            yield "mask_alpha", "is a second mask beside mask_dir", "leave one of them out"
+        if values.get("mask_alpha") is False and values.get("mask_dir") is None:
+            yield no_effect("mask_background", "mask_dir or mask_alpha", "mask_dir")
+        if values.get("class_data_dir") is None and values.get("class_images") == 0:
+            yield no_effect("prior_weight", "class_data_dir or class_images", "class_images: 50")
+            if values.get("class_prompt"):
+                yield no_effect("class_prompt", "class_data_dir or class_images", "class_images: 50")
+        if values.get("class_images") and not values.get("class_prompt"):
+            yield "class_images", "cannot be drawn without class_prompt", 'add class_prompt: "a photo of a woman"'
         if values.get("shuffle_tags") is True and values.get("caption_dropout") == 1:
             yield "shuffle_tags", "has no effect, because caption_dropout: 1 drops every caption", "lower it"

@@ -1,22 +1,3 @@
-"use strict";
-// Copy buttons: the text is there without them.
-for (const box of document.querySelectorAll(".code")) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "copy";
-  button.textContent = "Copy";
-  button.addEventListener("click", async () => {
-    const code = box.querySelector("code");
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-      setTimeout(() => { button.textContent = "Copy"; }, 1500);
-    } catch {
-      getSelection().selectAllChildren(code); // no right to the clipboard: selected, ready for the keyboard
-    }
-  });
-  box.append(button);
-}
 // Pictures: a click enlarges, the arrow keys go through all of them in place, a click or Esc closes.
 const pictures = [...document.querySelectorAll(".zoom img")];
 const dialog = document.querySelector("dialog");

@@ -1,0 +1,184 @@
+"""Mends what can be mended without losing anything: duplicates are set aside, captions corrected beside a backup.
+
+Every step leaves a whole data set, so a process that is killed between two of them has lost nothing, and the next
+`--fix` does the rest: first the captions of what goes are written into the side folder, then the caption files are
+rewritten (each after its backup), and the pictures move last.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_scripts.check.tags import corrected, corrections
+from lora_scripts.data.captions import SIDECAR_SUFFIXES, read_bytes, read_metadata
+from lora_scripts.data.csv_rows import write_record
+from lora_scripts.data.rewrite import rewritten
+from lora_scripts.data.scan import Listing, Said
+from lora_scripts.errors import UserError
+from lora_scripts.formats import io
+
+SIDE_LIST = "captions.csv"
+"""In the side folder: what the captions of the pictures in it were."""
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What `apply` will do."""
+
+    side: Path
+    """The folder for what is set aside, beside the image folder."""
+    moves: dict[Path, Path] = field(default_factory=dict)
+    """Pictures and their sidecars -> where they go."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Name in the side folder -> caption, of the pictures that go."""
+    changes: dict[Path, dict[int | None, str | None]] = field(default_factory=dict)
+    """Caption file -> line (None: all of a sidecar) -> new caption (None: the row goes)."""
+    left: list[str] = field(default_factory=list)
+    """What is left to the person, in words."""
+
+    def __bool__(self) -> bool:
+        return bool(self.moves or self.changes)
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """`data/cats-set-aside` for `data/cats`: a name outside of the folder, so that nothing there is scanned."""
+    whole = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    return whole.with_name(whole.name + ending)
+
+
+def merged(clusters: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Clusters that share a name, put together; names in order."""
+    out: list[set[str]] = []
+    for cluster in clusters:
+        touching = [other for other in out if other & set(cluster)]
+        out = [other for other in out if other not in touching] + [set(cluster).union(*touching)]
+    return sorted(sorted(cluster) for cluster in out)
+
+
+def plan(folder: Path, listing: Listing, surplus: Iterable[str]) -> Mend:
+    """The moves of `surplus`, names of pictures that another one stands for, and the corrections of all captions."""
+    mend = Mend(beside(folder, "-set-aside"))
+    gone = set()
+    for name in sorted(surplus):
+        if listing.images[name].is_symlink():
+            mend.left.append(f"{name} is a link, which is not moved; remove it if you do not need it")
+        else:
+            gone.add(name)
+    _plan_moves(mend, listing, gone)
+    _plan_captions(mend, listing, gone)
+    return mend
+
+
+def _plan_moves(mend: Mend, listing: Listing, gone: set[str]) -> None:
+    owners: dict[Path, set[str]] = {}
+    for name in listing.images:
+        for said in _sidecars(listing, name):
+            owners.setdefault(said.file, set()).add(name)
+    for name in sorted(gone):
+        # a.txt stays as long as another a.jpg is there. It goes before its picture: what a kill leaves is found again.
+        own = [said.file for said in _sidecars(listing, name) if owners[said.file] <= gone]
+        target = _free(mend.side / name, [*own, listing.images[name]])
+        mend.moves.update({source: target.with_suffix(source.suffix) for source in [*own, listing.images[name]]})
+        if text := listing.caption(name):
+            mend.captions[target.relative_to(mend.side).as_posix()] = text
+
+
+def _sidecars(listing: Listing, name: str) -> list[Said]:
+    return [said for said in listing.said.get(name, ()) if said.line is None]
+
+
+def _free(target: Path, sources: Sequence[Path]) -> Path:
+    """`target`, or with a number if something else of its stem lies there from an earlier time."""
+    number, free = 1, target
+    while any((there := free.with_suffix(source.suffix)).exists() and not _same(there, source) for source in sources):
+        number += 1
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    return free
+
+
+def _same(one: Path, other: Path) -> bool:
+    return read_bytes(one) == read_bytes(other)
+
+
+def _plan_captions(mend: Mend, listing: Listing, gone: set[str]) -> None:
+    table = corrections([listing.caption(name) for name in listing.images if name not in gone])
+    broken = {(fault.file, fault.line) for fault in listing.faults}
+    for name, sources in listing.said.items():
+        for said in sources:
+            if (said.file, said.line) in broken or said.file in mend.moves:
+                continue
+            text = corrected(said.text, table)
+            if name in gone and said.line is not None:
+                mend.changes.setdefault(said.file, {})[said.line] = None
+            elif name not in gone and text and text != said.text:
+                mend.changes.setdefault(said.file, {})[said.line] = text
+
+
+def apply(mend: Mend, folder: Path) -> list[str]:
+    """Does it; gives in words what was done, and how to undo it. UserError when the disk or the permissions refuse."""
+    told: list[str] = []
+    undo: list[str] = []
+    if mend.captions:
+        _keep_captions(mend)
+    for path, changes in mend.changes.items():
+        backup = _backed_up(path)
+        io.write_atomic(path, _changed(path, changes))
+        rows = sum(text is None for text in changes.values())
+        what = [f"{rows} row{'s' if rows > 1 else ''} taken out"] if rows else []
+        edits = len(changes) - rows
+        what += [f"{edits} caption{'s' if edits > 1 else ''} corrected"] if edits else []
+        told.append(f"{path}: {', '.join(what)}; as it was: {backup.name}")
+        undo.append(f"move {backup} back over {path}")
+    for source, target in mend.moves.items():
+        io.move(source, target)
+        told.append(f"{source} set aside as {target}")
+    if mend.moves:
+        undo.insert(0, f"move the files in {mend.side} (not {SIDE_LIST}) back into {folder}")
+    return told + ([f"to undo: {'; '.join(_few(undo))}"] if undo else []) + mend.left
+
+
+def _few(undo: list[str]) -> list[str]:
+    return undo if len(undo) <= 3 else [*undo[:3], f"and so on with {len(undo) - 3} more backups, each beside its file"]
+
+
+def _keep_captions(mend: Mend) -> None:
+    """Adds the captions of what goes to the list in the side folder. What stands there stays."""
+    path = mend.side / SIDE_LIST
+    rows: Mapping[str, str] = {}
+    if path.exists():
+        faults: list[UserError] = []
+        rows = {name: caption.text for name, caption in read_metadata(path, faults, allow_empty=True).items()}
+        if faults:
+            raise faults[0]
+    everything = {**mend.captions, **rows}
+    lines = [write_record(["filename", "prompt"]), *(write_record([*row]) for row in sorted(everything.items()))]
+    text = "\n".join(lines) + "\n"
+    if everything != rows:
+        io.make_folder(mend.side)
+        io.write_text(path, text)
+
+
+def _backed_up(path: Path) -> Path:
+    """A copy beside the file, as metadata.csv.bak-1; the newest one if it is a copy already."""
+    numbers = [
+        int(match[1])
+        for other in path.parent.iterdir()
+        if (match := re.fullmatch(re.escape(path.name) + r"\.bak-(\d+)", other.name))
+    ]
+    data, newest = read_bytes(path), max(numbers, default=0)
+    backup = path.with_name(f"{path.name}.bak-{newest}")
+    if newest and read_bytes(backup) == data:
+        return backup
+    backup = path.with_name(f"{path.name}.bak-{newest + 1}")
+    io.write_atomic(backup, data)
+    return backup
+
+
+def _changed(path: Path, changes: Mapping[int | None, str | None]) -> bytes:
+    if path.suffix.lower() in SIDECAR_SUFFIXES:
+        return f"{changes[None]}\n".encode()
+    return rewritten(path, {line: text for line, text in changes.items() if line is not None})

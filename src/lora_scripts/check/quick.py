@@ -1,0 +1,42 @@
+"""What sizes, digests and captions tell: the part of the check that every training does by itself, in no time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_scripts.check.captions import identical, missing, truncated
+from lora_scripts.check.shape import shape_findings
+from lora_scripts.check.vocabulary import Captioned
+from lora_scripts.data.buckets import Size, bucket_sizes
+from lora_scripts.data.findings import Finding
+from lora_scripts.data.scan import Sample
+
+
+def quick_findings(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
+    """What can be told of pictures that `scan` has read, without opening one again; the worst first."""
+    captions = [Captioned(sample.name, sample.caption) for sample in samples if sample.caption]
+    return [
+        *_same_files(samples),
+        *_shapes(samples, resolution),
+        *truncated(captions),
+        *identical(captions),
+        *missing([sample.name for sample in samples if not sample.caption], allowed=True),
+    ]
+
+
+def _same_files(samples: Sequence[Sample]) -> list[Finding]:
+    groups: dict[str, list[str]] = {}
+    for sample in samples:
+        groups.setdefault(sample.digest, []).append(sample.name)
+    mend = "keep one of them"
+    return [
+        Finding("exact_duplicate", "warning", tuple(names), f"{len(names)} pictures are one file", mend)
+        for names in groups.values()
+        if len(names) > 1
+    ]
+
+
+def _shapes(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
+    buckets = bucket_sizes(resolution)
+    found = [f for sample in samples for f in shape_findings(sample.name, (sample.width, sample.height), buckets)]
+    return [finding for finding in found if finding.severity != "note"]

@@ -1,0 +1,126 @@
+"""How fine the details of a picture are: at the size of training (out of focus?) and at its own (enlarged?).
+
+Both are told from the strongest edges of the busiest parts, so that a smooth sky, a flat ground or a background out of
+focus count for nothing. An edge that is blurred by s keeps its slope when it is blurred once more by less than s, and
+a sharp one loses it: the ratio of its gradients under two Gaussians tells s (Zhuo and Sim, "Defocus map estimation from
+a single image", 2011). Enlarging leaves, in addition, a spectrum that ends at the old limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import fft
+from scipy.ndimage import gaussian_filter, maximum_filter
+
+from lora_scripts.check.weights import DETAIL, FOCUS, Weights
+
+Floats = NDArray[np.float32]
+
+WORK = 512
+"""Focus is judged at this size: the square root of width x height."""
+SMALLEST = 0.7
+"""Pictures smaller than this part of WORK are not judged; that they are too small says it all."""
+_TILE, _TILES = 64, 24
+_EDGES = 40
+"""Fewer edges than this do not carry a verdict."""
+_BANDS = ((0.06, 0.10), (0.12, 0.18), (0.20, 0.26), (0.28, 0.36), (0.40, 0.48))
+"""Cycles a pixel."""
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Above 0 is a finding; each None where there are too few edges to tell."""
+
+    blurred: float | None = None
+    """Out of focus at WORK, with a deviation of 2 px or more: in log odds."""
+    enlarged: float | None = None
+    """Without detail that half of its pixels could not hold: in log odds."""
+
+
+def measure(grey: Image.Image) -> Sharpness:
+    """Of a picture in mode L, without its borders."""
+    scale = math.sqrt(grey.width * grey.height) / WORK
+    if scale < SMALLEST:
+        return Sharpness()
+    native = tiles(np.asarray(grey, np.float32))
+    if scale > 1:
+        small = grey.resize((round(grey.width / scale), round(grey.height / scale)), Image.Resampling.LANCZOS)
+        work = tiles(np.asarray(small, np.float32))
+    else:
+        work = native
+    return Sharpness(_odds(focus_features(work), FOCUS), _odds(detail_features(native), DETAIL))
+
+
+def tiles(grey: Floats) -> Floats:
+    """The busiest tiles of a picture, overlapping by half: [tiles, 64, 64]; fewer for small pictures."""
+    half = _TILE // 2
+    rows, columns = grey.shape[0] // half, grey.shape[1] // half
+    if min(rows, columns) < 2:
+        return np.zeros((0, _TILE, _TILE), np.float32)
+    part = grey[: rows * half, : columns * half]
+    busy = np.abs(part[::2, ::2] - part[1::2, ::2]) + np.abs(part[::2, ::2] - part[::2, 1::2])
+    cells = busy.reshape(rows, half // 2, columns, half // 2).sum((1, 3))
+    sums = cells[:-1, :-1] + cells[1:, :-1] + cells[:-1, 1:] + cells[1:, 1:]
+    best = np.argsort(sums, axis=None)[::-1][:_TILES]
+    places = zip(*np.unravel_index(best, sums.shape), strict=True)
+    return np.stack([part[y * half : y * half + _TILE, x * half : x * half + _TILE] for y, x in places])
+
+
+def focus_features(work: Floats) -> Floats | None:
+    """Quantiles of the gradients' ratio under deviations 1 and 2 px, in logarithms."""
+    ratios = _edge_ratios(work, (1.0, 2.0))
+    return None if ratios is None else np.log(np.quantile(ratios[0], (0.5, 0.75, 0.9)).clip(0.85)).astype(np.float32)
+
+
+def detail_features(native: Floats) -> Floats | None:
+    """As `focus_features` with finer Gaussians, and by how much the spectrum falls from band to band."""
+    ratios = _edge_ratios(native, (0.5, 1.0, 2.0))
+    if ratios is None:
+        return None
+    fine, coarse = ratios
+    edges = [*np.quantile(fine, (0.5, 0.75)), np.quantile(coarse, 0.5)]
+    power = _spectrum(native)
+    return np.array([*np.log(np.maximum(edges, 0.85)), *(power[:-1] - power[1:]), power[-1]], np.float32)
+
+
+def _edge_ratios(stack: Floats, sigmas: tuple[float, ...]) -> list[Floats] | None:
+    """At the strongest fifth of the ridges of gradient: its ratio from each deviation to the next."""
+    if not len(stack):
+        return None
+    slopes = [_slope(stack, sigma) for sigma in sigmas]
+    ratios = []
+    for sharp, smooth in pairwise(slopes):
+        ridge = (sharp >= maximum_filter(sharp, (1, 3, 3))) & (sharp > 1.0)
+        ridge[:, :4] = ridge[:, -4:] = ridge[:, :, :4] = ridge[:, :, -4:] = False
+        heights = sharp[ridge]
+        if heights.size < _EDGES:
+            return None
+        strong = ridge & (sharp >= np.quantile(heights, 0.8))
+        ratios.append(sharp[strong] / np.maximum(smooth[strong], 1e-3))
+    return ratios
+
+
+def _slope(stack: Floats, sigma: float) -> Floats:
+    across = gaussian_filter(stack, (0, sigma, sigma), order=(0, 0, 1), truncate=3)
+    down = gaussian_filter(stack, (0, sigma, sigma), order=(0, 1, 0), truncate=3)
+    return np.hypot(across, down)
+
+
+def _spectrum(stack: Floats) -> Floats:
+    """log10 of the power in each of `_BANDS`, of the tiles under a Hann window."""
+    window = np.outer(np.hanning(_TILE + 2)[1:-1], np.hanning(_TILE + 2)[1:-1]).astype(np.float32)
+    flat = (stack - stack.mean((1, 2), keepdims=True)) * window
+    power = (np.abs(fft.rfft2(flat)) ** 2).mean(0) / (window**2).sum()
+    frequency = np.hypot(np.fft.fftfreq(_TILE)[:, None], np.fft.rfftfreq(_TILE)[None])
+    means = [power[(frequency >= low) & (frequency < high)].mean() for low, high in _BANDS]
+    return np.log10(np.array(means) + 1e-3).astype(np.float32)
+
+
+def _odds(features: Floats | None, weights: Weights) -> float | None:
+    return None if features is None else float(weights.bias + np.dot(features, weights.factors))

@@ -1,0 +1,72 @@
+"""`lora-scripts check`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.cli.options import file_of, size
+from lora_scripts.errors import UserError
+
+HELP = "look at a data set: what is wrong with it, and the mend"
+OVERRIDES = True
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", metavar="FILE", type=Path, help="the YAML file of the training; or give a folder of pictures")
+    text = "a folder of pictures; or, with --config, keys laid over it: resolution=768"
+    add("overrides", metavar="DATA_DIR | key=value", nargs="*", default=[], help=text)
+    add("--resolution", metavar="WxH", type=size, help="of a bare folder, for its buckets (default: 512)")
+    add("--trigger", metavar="TEXT", help="the word that calls the LoRA (default: guessed from how captions begin)")
+    text = "the page (default: check.html in output_dir, or DATA_DIR-check.html beside the folder)"
+    add("--output", metavar="FILE", type=file_of(".html"), help=text)
+    add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
+
+
+def call(options: argparse.Namespace) -> None:
+    """Looks at a data set before an evening is spent on it: prints a verdict and writes one HTML page with every
+    finding. Exit code 0 if training can start, warnings or not, and 2 if it would stop."""
+    if options.trigger is not None and not options.trigger.strip():
+        raise UserError("--trigger is an empty text", hint="leave it out, or name the word")
+    target = _config(options) if options.config else _folder(options)
+    from lora_scripts.run.checking import CheckOptions, check_data
+
+    check_data(CheckOptions(**target, page=options.output, trigger=options.trigger, fix=options.fix))
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any]:
+    from lora_scripts.config.load import load_config
+
+    if options.resolution:
+        width, height = options.resolution
+        raise UserError("--resolution has no effect with --config", hint=f"write resolution=[{width},{height}]")
+    config = load_config(options.config, options.overrides)
+    return {
+        "folder": config.train_data_dir,
+        "metadata": config.metadata_path,
+        "resolution": config.size,
+        "allow_missing": config.allow_missing_captions,
+        "default_page": config.output_dir / "check.html",
+        "words": ("--config", str(options.config), *options.overrides),
+    }
+
+
+def _folder(options: argparse.Namespace) -> dict[str, Any]:
+    if len(options.overrides) != 1:
+        hint = "write lora-scripts check --config FILE, or lora-scripts check DATA_DIR"
+        raise UserError(
+            "give one folder of pictures, or a config" if options.overrides else "nothing to look at", hint=hint
+        )
+    folder = Path(options.overrides[0]).expanduser()
+    width, height = size = options.resolution or (512, 512)
+    asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]
+    return {
+        "folder": folder,
+        "metadata": None,
+        "resolution": size,
+        "allow_missing": False,
+        "default_page": None,
+        "words": (str(folder), *asked),
+    }

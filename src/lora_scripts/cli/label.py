@@ -1,0 +1,136 @@
+"""`lora-scripts label`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lora_scripts.cli.options import add_device, argument, default, number, path
+from lora_scripts.errors import UserError, raise_all
+
+HELP = "write captions for a folder of pictures"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = (part.strip() for part in text.partition("="))
+    if not (old and equals and new):
+        raise ValueError('must be like "car=vehicle" (to take words out there is --remove)')
+    return old, new
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--input", metavar="DIR", type=path, required=True, help="the folder with the pictures; subfolders count")
+    text = "a .csv or .jsonl file; txt or caption for a file beside each picture; or a folder for .txt files"
+    add("--output", metavar="FILE", help=default("DIR/metadata.csv", text))
+    add("--overwrite", action="store_true", help="make captions anew that are there already")
+    text = "no captioner: change the words of the captions that are there"
+    add("--words-only", action="store_true", help=text)
+    add_device(parser)
+    _add_captioner(parser.add_argument_group("captioner"))
+    _add_words(parser.add_argument_group("words"))
+
+
+def _add_captioner(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = "a model's folder, its name on the hub, or miniature (the demo's world only)"
+    add("--model", metavar="MODEL", help=default("Salesforce/blip-image-captioning-base", text))
+    add("--captioner", metavar="NAME", help="blip, blip2, florence2, qwen-vl, llava or wd (default: as the model says)")
+    add("--instruction", metavar="TEXT", help="what to write, for captioners that take an instruction")
+    add("--threshold", metavar="X", type=number(float, 0, 1), help="WD taggers, general tags (default: 0.35)")
+    text = "WD taggers, names of characters (default: 0.85)"
+    add("--character-threshold", metavar="X", type=number(float, 0, 1), help=text)
+    add("--batch-size", metavar="N", type=number(int, 1, 256), help=default("4", "pictures at once"))
+
+
+def _add_words(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    text = "leave out what the LoRA shall learn by itself: a style's or a character's own words"
+    add("--for", dest="purpose", choices=("style", "character"), help=text)
+    add("--trigger", metavar="WORD", default="", help="put first in every caption")
+    add("--prefix", metavar="TEXT", default="", help="put before every caption, behind the trigger")
+    add("--append", metavar="TEXT", default="", help="put last in every caption")
+    text = "write b for a, whole words; may be given again"
+    add("--replace", metavar="a=b", type=argument(_pair), action="append", default=[], help=text)
+    add("--remove", metavar="WORDS", action="append", default=[], help="take words or a tag out; may be given again")
+    add("--blacklist", metavar="LIST", help='as --remove for many: "hat, red shoes", or a text file of them')
+    add("--whitelist", metavar="LIST", help="keep only these tags: as --blacklist")
+    text = "shorten captions to N tokens of CLIP, at a word or tag (SD 1.x reads 75)"
+    add("--max-tokens", metavar="N", type=number(int, 1, 2000), help=text)
+
+
+def call(options: argparse.Namespace) -> None:
+    """Writes a caption for every picture that has none; what a person has written stays."""
+    from lora_scripts.label.words import WordRules
+
+    rules = WordRules(
+        purpose=options.purpose,
+        replace=tuple(options.replace),
+        remove=(*options.remove, *_words(options.blacklist)),
+        whitelist=_words(options.whitelist),
+        trigger=options.trigger,
+        prefix=options.prefix,
+        append=options.append,
+        max_tokens=options.max_tokens,
+    )
+    if options.words_only:
+        if not rules:
+            raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
+        _refuse_captioner(options)
+    from lora_scripts.label.base import DEFAULT_MODEL, CaptionOptions
+    from lora_scripts.run.labelling import LabelOptions, label
+
+    plain = CaptionOptions()
+    captions = CaptionOptions(
+        device=options.device,
+        precision=options.precision,
+        instruction=options.instruction,
+        general_threshold=_or(options.threshold, plain.general_threshold),
+        character_threshold=_or(options.character_threshold, plain.character_threshold),
+    )
+    label(
+        LabelOptions(
+            input=options.input,
+            output=options.output,
+            model=options.model or DEFAULT_MODEL,
+            captioner=options.captioner,
+            captions=captions,
+            rules=rules,
+            batch_size=options.batch_size or LabelOptions.batch_size,
+            overwrite=options.overwrite,
+            words_only=options.words_only,
+        )
+    )
+
+
+def _refuse_captioner(options: argparse.Namespace) -> None:
+    """UserError for an option that does nothing without a captioner."""
+    given = [name for name in ("model", "captioner", "instruction") if getattr(options, name)]
+    given += [n for n in ("threshold", "character_threshold", "batch_size") if getattr(options, n) is not None]
+    given += [name for name in ("device", "precision") if getattr(options, name) != "auto"]
+    given += ["overwrite"] * options.overwrite
+    raise_all(
+        [
+            UserError(f"--{name.replace('_', '-')} does nothing with --words-only", hint="leave one of them out")
+            for name in given
+        ]
+    )
+
+
+def _or(value: float | None, plain: float) -> float:
+    return plain if value is None else value
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    """From "a, b c", or from a text file with one on each line or commas between."""
+    if text is None:
+        return ()
+    from lora_scripts.data.captions import read_text
+
+    file = Path(text).expanduser()
+    if "," not in text and file.suffix == ".txt":
+        text = read_text(file).replace("\n", ",")
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise UserError("a list of words is empty", file=file, hint='write words with commas: "hat, red shoes"')
+    return words

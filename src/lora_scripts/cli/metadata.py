@@ -1,0 +1,43 @@
+"""`lora-scripts metadata`."""
+
+from __future__ import annotations
+
+import argparse
+
+from lora_scripts.cli.options import argument, file_of, path, require_models
+from lora_scripts.errors import UserError
+
+HELP = "show or change what a LoRA file says of itself"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, found, value = text.partition("=")
+    if not found or not key.strip():
+        raise ValueError("must be key=value")
+    return key.strip(), value
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", type=path, help="the .safetensors file; changed in place unless --output is given")
+    text = "set a value; an empty one takes the key out"
+    add("--set", metavar="KEY=VALUE", nargs="+", action="extend", type=argument(_pair), default=[], help=text)
+    add("--strip", action="store_true", help="keep only what programs read")
+    add("--private", action="store_true", help="take out captions, folder names, paths and session marks")
+    add("--output", metavar="FILE", type=file_of(".safetensors"), help="write there, and leave FILE as it is")
+
+
+def call(options: argparse.Namespace) -> None:
+    """Shows the metadata of a .safetensors file, or changes it; the tensors stay as they are, byte for byte."""
+    require_models([("FILE", options.file, "LoRA")])
+    if options.file.is_dir():
+        raise UserError("is a folder, not a file", file=options.file, hint="name the .safetensors file in it")
+    from lora_scripts.run import describing
+
+    if not (options.set or options.strip or options.private):
+        if options.output:
+            raise UserError("--output does nothing without --set, --strip or --private", hint="say what to change")
+        describing.show(options.file)
+        return
+    output = options.output or options.file
+    describing.change(options.file, output, dict(options.set), strip=options.strip, make_private=options.private)

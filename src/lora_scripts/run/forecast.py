@@ -1,0 +1,290 @@
+"""What a run will take, from what a rehearsal of it measured, and what to change. Arithmetic only; torch is not needed.
+
+Sizes are bytes, times seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from lora_scripts.config.schema import TrainConfig
+
+PHASES = {"load": "loading", "encode": "encoding", "preview": "a preview", "step": "a step", "save": "a save"}
+"""What needs memory, in the order of a rehearsal, and how a table calls it."""
+SIDES = (512, 448, 384)
+"""Resolutions to go down to when memory is short."""
+RANKS = (8, 4)
+SIDE_STEP = 64
+ROOM = 0.9
+"""A peak beyond this share of the memory that is there is too near: a run varies, and so do its neighbours."""
+LONGEST_ACCUMULATION = 1024
+"""As the config has it."""
+
+
+class Kind(NamedTuple):
+    """Batches of one shape."""
+
+    width: int
+    """Pixels, as of height"""
+    height: int
+    images: int
+    count: int
+    """In one epoch"""
+
+    @property
+    def pixels(self) -> int:
+        """Of the whole batch."""
+        return self.width * self.height * self.images
+
+    def __str__(self) -> str:
+        return f"{self.images} {'image' if self.images == 1 else 'images'} of {self.width}x{self.height}"
+
+
+class Views(NamedTuple):
+    """How many views of pictures are encoded at one size."""
+
+    width: int
+    height: int
+    pictures: int
+    views: int
+
+
+@dataclass
+class Measured:
+    """What a rehearsal tells; of one that ran out of memory, as far as it got."""
+
+    at: str = "start"
+    """The phase under way: one of PHASES; in the end "done"."""
+    short: bool = False
+    """Memory ran out, in phase `at`."""
+    device: str = ""
+    precision: str = ""
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    """The table that a training begins with."""
+    steps: int = 0
+    kinds: list[Kind] = field(default_factory=list)
+    """The shapes of the batches of an epoch, the largest first."""
+    views: list[Views] = field(default_factory=list)
+    captions: int = 0
+    """Texts that are encoded once."""
+    thumbnails: int = 0
+    """Pixels of the training pictures that the report shows."""
+    prompts: int = 1
+    accumulation: int = 1
+    """Batches in each rehearsed step."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """load, picture (read and encoded once), view (one more of it), caption, largest (batch), smallest, preview, save"""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Phase -> highest use of the device's memory."""
+    resident: int = 0
+    """What is held between two steps."""
+    there: int = 0
+    """Memory of the device for this process; 0: unknown."""
+    ram: int = 0
+    """Highest use of RAM where the device is a card; 0 elsewhere."""
+    free_ram: int = 0
+    """Likewise: RAM for this process."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Of files: latents (of a view in the largest batch), caption, lora, state, picture, scalars (of one step)"""
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> Measured:
+        """From `asdict`, through JSON and back."""
+        found = Measured(**values)
+        found.rows = [(name, value) for name, value in found.rows]
+        found.kinds = [Kind(*row) for row in found.kinds]
+        found.views = [Views(*row) for row in found.views]
+        return found
+
+    def write(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def done(self) -> bool:
+        return self.at == "done" and not self.short
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values(), default=0)
+
+    @property
+    def worst(self) -> str:
+        """The phase that needs most, or that the memory did not suffice for."""
+        # The first of about equal ones: what a step took, a process keeps for what follows.
+        return self.at if self.short else next(p for p, peak in self.peaks.items() if peak >= 0.97 * self.peak)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def batch_seconds(measured: Measured) -> Callable[[int], float]:
+    """Seconds of a batch by its pixels: on the line through the largest and the smallest, which were rehearsed."""
+    large, small = measured.kinds[0].pixels, measured.kinds[-1].pixels
+    most, least = measured.seconds["largest"], measured.seconds.get("smallest", 0.0)
+    if large == small or not least:
+        return lambda pixels: most * pixels / large
+    slope = max(0.0, most - least) / (large - small)
+    return lambda pixels: min(most, least) + slope * (pixels - small)
+
+
+def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
+    """The parts of a run, in its order. `before`: from its start until the model was loaded, as measured."""
+    of, seconds = batch_seconds(m), m.seconds
+    pictures, views = sum(v.pictures for v in m.views), sum(v.views for v in m.views)
+    every = config.effective_sample_every
+    previews = (m.steps - 1) // every if every else 0
+    shown = 4 + 2 * (min(m.prompts, 4) - 1)  # of the report: one prompt at four strengths, the others without and with
+    return {
+        "start": before,
+        "encoding": pictures * seconds["picture"]
+        + (views - pictures) * seconds["view"]
+        + m.captions * seconds.get("caption", 0.0),
+        "steps": config.epochs * sum(kind.count * of(kind.pixels) for kind in m.kinds),
+        "previews": previews * m.prompts * seconds["preview"],
+        "saves": -(-m.steps // config.save_steps) * seconds["save"],
+        "proof and report": shown * seconds["preview"] + seconds["load"],
+    }
+
+
+def duration(seconds: float) -> str:
+    """In two units at most: "2 h 10 min", "3 min 20 s", "45 s"."""
+    if seconds < 9.5:
+        return f"{seconds:.1f} s"
+    if seconds < 599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return (f"{minutes} min " if minutes else "") + (f"{rest} s" if rest or not minutes else "")
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return (f"{hours} h " if hours else "") + f"{minutes} min"
+
+
+# --- disk -------------------------------------------------------------------------------------------------------------
+
+
+def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
+    """What lies on the disk when the run is over."""
+    sizes, every = m.sizes, config.effective_sample_every
+    previews = (m.steps - 1) // every if every else 0
+    kept = (m.steps - 1) // config.save_steps
+    kept = kept if config.keep_last is None else min(kept, config.keep_last)
+    shown = 4 + 2 * (min(m.prompts, 4) - 1) + min(previews + 1, 8) * m.prompts
+    return {
+        "cache": cache_size(m),
+        "LoRA files": (kept + 1) * sizes["lora"],
+        "resume state": sizes["state"] + 22 * m.steps,  # the loss of each step as text
+        "samples": (previews * m.prompts + min(m.prompts, 4)) * sizes["picture"],
+        "logs": m.steps * sizes["scalars"] + previews * m.prompts * sizes["picture"],
+        # Pictures stand in the page as text, four letters for three bytes; small ones take about a byte for a pixel.
+        "report": round((shown * sizes["picture"] + m.thumbnails) * 4 / 3) + 50_000,
+    }
+
+
+def cache_size(m: Measured) -> int:
+    """All encoded pictures and captions, as files or in RAM."""
+    largest = m.kinds[0].width * m.kinds[0].height
+    latents = sum(v.views * v.width * v.height for v in m.views) * m.sizes["latents"] / largest
+    return round(latents) + m.captions * m.sizes.get("caption", 0)
+
+
+def in_passing(m: Measured) -> int:
+    """What is on the disk beyond that for a moment: the new state and LoRA file, before older ones go."""
+    return m.sizes["state"] + m.sizes["lora"]
+
+
+def size(count: float) -> str:
+    """ "6.1 GB", "35 MB"; 1 GB is 2^30 bytes."""
+    for unit, name in ((2**30, "GB"), (2**20, "MB")):
+        if count >= unit:
+            value = count / unit
+            return f"{value:.0f} {name}" if value >= 99.5 else f"{value:.1f} {name}"
+    return f"{count / 1024:.0f} kB"
+
+
+# --- memory, and what to change ---------------------------------------------------------------------------------------
+
+
+def over(m: Measured, limit: int) -> set[str]:
+    """The phases that come too near to `limit`, or beyond; none if it is not known (0)."""
+    found = {phase for phase, peak in m.peaks.items() if limit and peak > ROOM * limit}
+    return found | {m.at} if m.short else found
+
+
+def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dict[str, Any]]:
+    """What to change, less first: previews no larger than the pictures, then batch size with gradient accumulation to
+    make up, resolution, rank. Each rung keeps what those before it changed.
+
+    `images`: pictures in the largest batch, which a small bucket keeps below batch_size. The effective batch and the
+    ratio of alpha to rank stay as they were. A rung that cannot help the phases in `too_much` is left out.
+    """
+    changes: dict[str, Any] = {}
+    if "preview" in too_much and _area(config.effective_sample_size) > _area(config.size):
+        changes["sample_size"] = config.resolution
+        yield dict(changes)
+    if "step" in too_much:
+        batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
+        while batch > 1:
+            batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
+            if batch < images and effective // batch <= LONGEST_ACCUMULATION:
+                changes |= {"batch_size": batch, "gradient_accumulation": effective // batch}
+                yield dict(changes)
+    if too_much & {"encode", "step", "preview"}:
+        for side in SIDES:
+            if side**2 < _area(config.size):
+                changes["resolution"] = smaller = _resolution(config, side)
+                if config.sample_size is not None and _area(config.effective_sample_size) > side**2:
+                    changes["sample_size"] = smaller
+                yield dict(changes)
+    if too_much - {"load"} and config.init_lora is None:  # the rank of an earlier LoRA stays
+        for rank in RANKS:
+            if rank < config.lora_rank:
+                changes["lora_rank"] = rank
+                if config.lora_alpha is not None:
+                    changes["lora_alpha"] = config.lora_alpha * rank / config.lora_rank
+                yield dict(changes)
+
+
+def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limit: int) -> bool:
+    """Whether a rehearsal of the changes is worth its time: memory beyond the resident goes about as pixels do."""
+    changed = changed_config(config, changes)
+    area = _area(changed.size) / _area(config.size)
+    images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
+    drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)
+    factors = {"encode": area, "step": area * images, "preview": drawn}
+    known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
+    rest = min(m.resident or m.peak, *known.values()) if known else 0
+    return all(rest + (peak - rest) * factors[phase] <= 1.1 * ROOM * limit for phase, peak in known.items())
+
+
+def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """The config with other values, checked anew."""
+    return TrainConfig.model_validate({**config.model_dump(exclude_unset=True), **changes})
+
+
+def as_words(changes: Mapping[str, Any]) -> list[str]:
+    """As a person types them: "batch_size=2"."""
+    return [f"{key}={_word(value)}" for key, value in changes.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _resolution(config: TrainConfig, side: int) -> int | tuple[int, int]:
+    """About side x side pixels, in the shape that the config has."""
+    width, height = config.size
+    if width == height:
+        return side
+    factor = side / math.sqrt(width * height)
+    return _side(width * factor), _side(height * factor)
+
+
+def _side(length: float) -> int:
+    return max(SIDE_STEP, int(length) // SIDE_STEP * SIDE_STEP)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]

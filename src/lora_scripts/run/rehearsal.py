@@ -1,0 +1,281 @@
+"""A run in small, to be measured: a few steps of its largest batch, one preview and one save, in a process of its own.
+
+`python -m lora_scripts.run.rehearsal` reads a task from its input as JSON, and tells what it measured so far line by
+line, each a `Measured` as JSON: should the system end it for its memory, the last line says where. A person's mistake
+comes as {"faults": …}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.cache import Cache
+from lora_scripts.data.scan import Sample
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.device import choose_device, choose_precision
+from lora_scripts.formats import io
+from lora_scripts.generate.apply import read_lora
+from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.forecast import Kind, Measured, Views, cache_size
+from lora_scripts.run.meter import Meter, free_ram, peak_ram, used_ram
+from lora_scripts.run.table import plan_rows
+from lora_scripts.run.training import Run
+from lora_scripts.train.feed import Feed, Picture
+from lora_scripts.train.loop import StepFacts
+from lora_scripts.train.progress import Board
+
+LEAST, MOST = 2, 8
+"""Steps that are timed, after one that warms up."""
+ENOUGH = 4.0
+"""Seconds of timed steps after which no more than the least are needed."""
+ENCODED = 4
+"""Pictures that are encoded; a larger batch has them several times."""
+ACCUMULATED = 2
+"""Batches in a step at most: from the second on, the gradients of the ones before are there."""
+
+
+class Rehearsal(Run):
+    """The run of a config, all of it as it is, except that it is cut short and writes into `scratch`."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: list[Sample],
+        scratch: Path,
+        memory: int,
+        tell: Callable[[Measured], None],
+    ) -> None:
+        """`memory`: bytes that a card shall seem to have; 0: those that it has."""
+        super().__init__(config, RunFolder(config.output_dir, config.name), samples, resume=False)
+        self.scratch, self.memory, self.tell = scratch, memory, tell
+        self.measured = Measured()
+        self.timed: list[float] = []
+
+    def start(self) -> None:
+        """Measures everything. UserError for a person's mistake, and what torch raises when memory runs out."""
+        m, config = self.measured, self.config
+        self.device = choose_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
+        m.device, m.precision = str(self.device), self.precision
+        self.meter = Meter(self.device)
+        if self.memory:
+            self.meter.limit_to(self.memory)
+        m.there = self.meter.there()
+        m.free_ram = free_ram() + used_ram() if self.device.type != "cpu" else 0
+        self._enter("load")
+        begun = time.perf_counter()
+        self._load(read_lora(config.init_lora) if config.init_lora else {})
+        m.seconds["load"] = time.perf_counter() - begun
+        self._plan()
+        self.leave()
+        self._survey()
+        # From here on nothing touches the real folder, and the loop saves when we end it.
+        self.folder = RunFolder(self.scratch / config.name, config.name)
+        self.folder.path.mkdir()
+        self.config = config.model_copy(update={"save_steps": 1_000_000, "sample_every": 0})
+        self.total = self.state.total = 1_000_000
+        # The largest last: memory that other shapes have left in pieces counts, too.
+        kinds = {"smallest": m.kinds[-1], "largest": m.kinds[0]}
+        feeds = {name: self._cut(kind) for name, kind in kinds.items() if name == "largest" or kind != m.kinds[0]}
+        self._encode(feeds["largest"], feeds.get("smallest"))
+        self._draw()
+        for name, feed in feeds.items():
+            steps = self._some_steps(feed)
+            m.seconds[name] = sum(steps) / len(steps) / m.accumulation
+        self._weigh()
+        self._hold_all()
+        m.ram = peak_ram() if self.device.type != "cpu" else 0
+        self._enter("done")
+
+    def _enter(self, phase: str) -> None:
+        self.measured.at = phase
+        self.tell(self.measured)
+        self.meter.restart()
+
+    def leave(self) -> None:
+        """Notes the peak of the phase under way."""
+        peaks, at = self.measured.peaks, self.measured.at
+        peaks[at] = max(peaks.get(at, 0), self.meter.peak())
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def _survey(self) -> None:
+        """What the whole run has to do."""
+        m, feed = self.measured, self.feed
+        m.rows, m.steps, m.prompts = plan_rows(self), self.total, len(super().prompts)
+        batches = feed.batches(0)  # every epoch has the same, in another order
+        counts = Counter((*feed.pictures[batch[0]].bucket, len(batch)) for batch in batches)
+        m.kinds = sorted((Kind(*shape, count) for shape, count in counts.items()), key=lambda k: k.pixels, reverse=True)
+        m.accumulation = min(self.config.gradient_accumulation, ACCUMULATED, len(batches))
+        # The cache knows equal pictures by their content, and keeps one.
+        views = {(p.sample.digest, view) for p in feed.pictures for view in p.views}
+        encoded = Counter(view.bucket for _, view in views)
+        pictures = Counter(bucket for _, bucket in {(digest, view.bucket) for digest, view in views})
+        m.views = [Views(*bucket, count, encoded[bucket]) for bucket, count in sorted(pictures.items())]
+        m.thumbnails = sum(
+            round(s.width * s.height * min(1, 256 / max(s.width, s.height)) ** 2) for s in self.samples[:12]
+        )
+        m.captions = len({s.caption for s in self.samples} | {""}) if feed.cache_text else 0
+
+    def _cut(self, kind: Kind) -> Feed:
+        """A feed whose every batch is of this kind."""
+        pictures: list[Picture] = [p for p in self.feed.pictures if p.bucket == (kind.width, kind.height)]
+        pictures = [replace(p, views=p.views[:2]) for p in pictures[: min(kind.images, ENCODED)]]
+        accumulation = self.measured.accumulation
+        settings = replace(
+            self.feed.settings,
+            batch_size=kind.images,
+            accumulation=accumulation,
+            repeats=kind.images * accumulation,  # so that pictures x repeats fill batches and steps without a rest
+        )
+        return Feed(self.family, pictures, settings, cache_text=self.feed.cache_text)
+
+    # --- doing it ----------------------------------------------------------------------------------------------------
+
+    def _encode(self, feed: Feed, other: Feed | None) -> None:
+        """Fills both, and measures the first."""
+        m = self.measured
+        self._enter("encode")
+        written: list[int] = []
+        timed: dict[str, list[float]] = {"pictures": [], "captions": []}
+        last = time.perf_counter()
+
+        def write(path: Path, data: bytes) -> None:
+            io.write_atomic(path, data)
+            written.append(len(data))
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            timed[what].append(now - last)
+            last = now
+            m.sizes.setdefault({"pictures": "latents", "captions": "caption"}[what], written[-1])
+
+        cache = Cache(self.folder.path / "cache", write)
+        feed.fill(cache, tell)
+        if other is not None:
+            other.fill(cache, lambda what, done, total: None)
+        self.family.rest(text_encoder=self.feed.cache_text)
+        self.leave()
+        # The first of each also warms up, and makes the fingerprint of its encoder.
+        views = len(feed.pictures[0].views)
+        m.seconds["picture"] = _mean(timed["pictures"][::views])
+        m.seconds["view"] = _mean(timed["pictures"][1::2]) if views > 1 else 0.0
+        if timed["captions"]:
+            m.seconds["caption"] = _mean(timed["captions"])
+        m.resident = self.meter.used()
+
+    def _some_steps(self, feed: Feed) -> list[float]:
+        """Seconds of the timed ones."""
+        self.feed, self.interrupted, self.timed = feed, False, []
+        self._enter("step")
+        self._train()
+        return self.timed[1:]
+
+    def _told(self, facts: StepFacts) -> None:
+        super()._told(facts)
+        self.leave()
+        self.timed.append(facts.seconds)
+        after = self.timed[1:]
+        self.interrupted = len(after) >= LEAST and (sum(after) >= ENOUGH or len(after) >= MOST)
+        self._enter("step")
+
+    def _save(self) -> None:
+        self._enter("save")
+        begun = time.perf_counter()
+        super()._save()
+        self.measured.seconds["save"] = time.perf_counter() - begun
+        self.leave()
+
+    @property
+    def prompts(self) -> list[str]:
+        """One is enough."""
+        return super().prompts[:1]
+
+    def _draw(self) -> None:
+        """Before the steps: what they leave unused, but not given back, would count as the preview's."""
+        self._enter("preview")
+        self.board = Board(self.folder.logs, self.state.step)
+        begun = time.perf_counter()
+        self.preview()
+        self.measured.seconds["preview"] = time.perf_counter() - begun
+        self.board.close()
+        self.leave()
+
+    def _weigh(self) -> None:
+        """What was written."""
+        sizes, step = self.measured.sizes, self.state.step
+        sizes["lora"] = self.folder.checkpoint(step).stat().st_size
+        sizes["state"] = sum(f.stat().st_size for f in self.folder.state(step).iterdir())
+        sizes["picture"] = next(self.folder.samples.glob("*.png")).stat().st_size
+        logs = sum(f.stat().st_size for f in self.folder.logs.rglob("*") if f.is_file())
+        sizes["scalars"] = max(0, logs - sizes["picture"]) // step
+
+    def _hold_all(self) -> None:
+        """Counts what the run keeps in RAM while it trains: all that is encoded, of which here is only a little."""
+        m = self.measured
+        if self.device.type == "cpu":
+            m.resident += cache_size(m)
+            m.peaks |= {phase: m.peaks[phase] + cache_size(m) for phase in ("preview", "step", "save")}
+
+
+def _mean(values: list[float]) -> float:
+    """Without the first, if there are more."""
+    used = values[1:] or values
+    return sum(used) / len(used)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory ran out: torch has a class for cards only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _fault(error: UserError) -> dict[str, Any]:
+    file = None if error.file is None else os.fspath(error.file)
+    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
+
+
+def rehearse(task: dict[str, Any], out: TextIO) -> None:
+    """Does one task, as `planning` writes it."""
+
+    def tell(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    config = TrainConfig.model_validate(task["config"])
+    samples = [Sample(Path(path), *rest) for path, *rest in task["samples"]]
+    run = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
+    try:
+        run.start()
+    except UserErrors as errors:
+        tell({"faults": [_fault(error) for error in errors.errors]})
+    except UserError as error:
+        tell({"faults": [_fault(error)]})
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        run.leave()
+        run.measured.short = True
+        tell(run.measured.write())
+
+
+if __name__ == "__main__":
+    with suppress(OSError):  # should Linux run out of memory, it is to end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else is printed is no message
+    rehearse(json.load(sys.stdin), told)

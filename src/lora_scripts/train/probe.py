@@ -1,0 +1,88 @@
+"""Losses that can be compared: of the same pictures, at the same noise and the same noise levels, whenever taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_scripts.families.base import Batch
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.noise import Draws
+from lora_scripts.train.feed import Feed, generator
+
+
+@dataclass(frozen=True)
+class Range:
+    """Noise levels first … last in `strata` parts of equal length, of each of which one is drawn."""
+
+    strata: int
+    first: int = 0
+    last: int = 999
+
+    def draw(self, part: int, g: torch.Generator) -> int:
+        """A timestep of the part (0 … strata - 1)."""
+        count = self.last - self.first + 1
+        u = torch.rand((), generator=g, dtype=torch.float64).item()
+        return self.first + min(int((part + u) / self.strata * count), count - 1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Some pictures of a feed, each in its first view with its own caption, at `levels.strata` fixed draws.
+
+    What is drawn for a picture is a function of (seed, the picture's digest, the stratum).
+    """
+
+    feed: Feed
+    indices: Sequence[int]
+    objective: Objective
+    levels: Range
+    seed: int
+    batch: int
+    """Latents at a time."""
+
+    @torch.no_grad()
+    def losses(self, *, captions: bool = True) -> Tensor:
+        """[pictures, strata] float32, as the model stands; without `captions`, as if every caption were empty.
+
+        Draws nothing from torch's own generator.
+        """
+        found = torch.zeros(len(self.indices), self.levels.strata)
+        for places in self._batches():
+            batch, draws = self._ready(places, captions)
+            each = self.feed.family.losses(batch, self.objective, draws).float().cpu()
+            for (row, part), value in zip(places, each, strict=True):
+                found[row, part] = value
+        return found
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        """(row, stratum), each batch of one bucket."""
+        by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row, index in enumerate(self.indices):
+            places = by_bucket.setdefault(self.feed.pictures[index].bucket, [])
+            places += [(row, part) for part in range(self.levels.strata)]
+        for places in by_bucket.values():
+            yield from (places[i : i + self.batch] for i in range(0, len(places), self.batch))
+
+    def _ready(self, places: Sequence[tuple[int, int]], captions: bool) -> tuple[Batch, Draws]:
+        pictures = [self.feed.pictures[self.indices[row]] for row, _ in places]
+        latents = [self.feed.latents[self.indices[row]][0] for row, _ in places]
+        times, noises, posteriors = [], [], []
+        for picture, (_, part), moments in zip(pictures, places, latents, strict=True):
+            g = generator(f"probe/{self.seed}/{picture.sample.digest}/{part}")
+            times.append(self.levels.draw(part, g))
+            noises.append(torch.randn(moments["mean"].shape, generator=g))
+            posteriors.append(torch.randn(moments["mean"].shape, generator=g))
+        texts = [picture.sample.caption if captions else "" for picture in pictures]
+        batch = Batch(
+            torch.stack([m["mean"] for m in latents]),
+            torch.stack([m["std"] for m in latents]),
+            texts,
+            self.feed.states_of(texts),
+            [picture.sample.name for picture in pictures],
+            [],
+        )
+        return batch, Draws(torch.tensor(times), torch.stack(noises), torch.stack(posteriors))

@@ -1,0 +1,283 @@
+"""`lora-scripts check`: the verdict, the page, exit codes, and the quick part of it before a training."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import offline
+from lora_scripts.check.quick import quick_findings
+from lora_scripts.check.shape import in_bucket
+from lora_scripts.cli import main
+from lora_scripts.config.load import load_config
+from lora_scripts.data.buckets import bucket_sizes
+from lora_scripts.data.findings import Finding
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.demo import world
+from lora_scripts.report.check_page import CheckData, ShownPicture, render
+from lora_scripts.run.check import tell_quick
+from lora_scripts.run.verdict import lines, ordered
+from test_report import EVIL, Page
+
+LONG = ", ".join(f"detail number {n}" for n in range(40))
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn scenes of 256 px, one of them wide, each with its caption."""
+    folder = tmp_path_factory.mktemp("check") / "neon"
+    folder.mkdir()
+    rows = ["filename,prompt"]
+    for number, scene in enumerate(world.style_set("plain", 6, seed=4), 1):
+        image = world.draw(scene, 256)
+        if number == 6:
+            image = image.crop((0, 64, 256, 192)).resize((512, 256))
+        image.save(folder / f"img{number:02d}.png")
+        rows.append(f'img{number:02d}.png,"{world.caption(scene)}"')
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def faulty(clean: Path, tmp_path: Path) -> Path:
+    """The same with planted faults."""
+    folder = tmp_path / "neon"
+    shutil.copytree(clean, folder)
+    rows = (folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    rows[2] = rows[2][:-1] + f', {LONG}"'
+    rows[3] = rows[3][:-1] + ', indoors, outdoors"'
+    rows += ["gone.png,a cat", 'copy of img01.png,"a caption of its own"', "img04.png,a cat, red"]
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    shutil.copy(folder / "img01.png", folder / "copy of img01.png")
+    data = (folder / "img05.png").read_bytes()
+    (folder / "img05.png").write_bytes(data[: len(data) // 2])
+    Image.new("RGB", (256, 256), "teal").save(folder / "<script>alert(1).png")
+    return folder
+
+
+def check(*words: str | Path) -> tuple[int, str, str]:
+    """Exit code, standard output and errors of the command, without a network."""
+    out, err = io.StringIO(), io.StringIO()
+    with offline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["check", *map(str, words)])
+    return code, out.getvalue(), err.getvalue()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_set(clean: Path) -> None:
+    code, out, err = check(clean)
+    assert (code, err) == (0, "")
+    assert "6 pictures, 6 with a caption: " in out and "error" not in out
+    page = clean.with_name("neon-check.html")
+    assert out.rstrip().endswith(f"the page: {page}")
+    assert {path.suffix for path in clean.iterdir()} == {".png", ".csv"}  # nothing is left among the pictures
+    Page(page.read_text(encoding="utf-8"))
+
+
+def test_planted_faults_are_told_with_file_and_line(faulty: Path, tmp_path: Path) -> None:
+    code, out, err = check(faulty, "--output", tmp_path / "new/page.html", "--trigger", "neonpunk")
+    assert code == 2 and len(err.splitlines()) == 1 and "training would stop at" in err
+    for told in (
+        "metadata.csv:10: too many fields (3 instead of 2)",
+        "also metadata.csv:8",  # gone.png
+        "img05.png: ",
+        "<script>alert(1).png: has no caption",
+        "copy of img01.png",
+        "img02.png (metadata.csv:3): ",
+        'img03.png (metadata.csv:4): says both "indoors" and "outdoors"',
+        'the trigger "neonpunk" stands in 0 of 7 captions',
+        f"lora-scripts check {faulty} --fix",
+    ):
+        assert told in out
+    assert len(out.splitlines()) < 30 and max(map(len, out.splitlines())) < 500
+    html = (tmp_path / "new/page.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert "<script>alert(1).png" in page.text("figcaption") and "<script>alert(1)" not in html
+    assert any("detail number 39" in text for text in page.text("p"))  # what is cut stands there in full
+    assert len(page.all("span", "thumb")) >= 8
+
+
+def test_fix_mends_and_ends(faulty: Path) -> None:
+    pictures = {path.read_bytes() for path in faulty.glob("*.png")}
+    code, out, _ = check(faulty, "--fix")
+    aside = faulty.with_name("neon-set-aside")
+    assert code == 2 and "copy of img01.png set aside as" in out and "to undo" in out
+    assert sorted(path.name for path in aside.iterdir()) == ["captions.csv", "copy of img01.png"]
+    assert {path.read_bytes() for root in (faulty, aside) for path in root.glob("*.png")} == pictures
+    assert (faulty / "metadata.csv.bak-1").exists() and "copy of" not in (faulty / "metadata.csv").read_text()
+    before = {path: path.read_bytes() for path in faulty.parent.rglob("*") if path.suffix != ".html" and path.is_file()}
+    assert "nothing to mend without asking" in check(faulty, "--fix")[1]
+    after = {path: path.read_bytes() for path in faulty.parent.rglob("*") if path.suffix != ".html" and path.is_file()}
+    assert after == before
+
+
+def write_config(folder: Path, data: Path) -> Path:
+    (folder / "base.safetensors").touch()
+    path = folder / "config.yaml"
+    path.write_text(f"train_data_dir: {data}\nbase_model: {folder}/base.safetensors\noutput_dir: {folder}/out\n")
+    return path
+
+
+def test_with_a_config(clean: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, clean)
+    code, out, _ = check("--config", config, "resolution=1024")
+    assert code == 0 and "too small (6)" in out
+    page = (tmp_path / "out/check.html").read_text(encoding="utf-8")
+    assert "1024\u00a0×\u00a01024" in page
+    (tmp_path / "other.csv").write_text("filename,prompt\nimg01.png,a cat\n")
+    other = f"metadata_path={tmp_path}/other.csv"
+    assert check("--config", config, other)[0] == 2
+    assert check("--config", config, other, "allow_missing_captions=true")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "nothing to look at"),
+        (["a", "b"], "give one folder of pictures"),
+        (["nix"], "nix: no such folder"),
+        (["empty"], "empty: no images"),
+        (["--config", "c.yaml", "--resolution", "768"], "--resolution has no effect with --config"),
+        (["empty", "--trigger", " "], "--trigger is an empty text"),
+        (["empty", "--output", "x.txt"], "argument --output: must be a .html file"),
+        (["empty", "--output", "empty/x.html"], "empty/x.html: the page would lie among the pictures"),
+        (["empty", "resolution=3"], "give one folder of pictures"),
+    ],
+)
+def test_mistakes(words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    code, _, err = check(*words)
+    assert code == 2 and err.startswith(f"error: {error}") and len(err.splitlines()) == 1
+
+
+def test_the_command_imports_no_torch(clean: Path, tmp_path: Path) -> None:
+    code = "import sys; from lora_scripts.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    words = ["check", str(clean), "--output", str(tmp_path / "p.html")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def thumbnail(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def data() -> CheckData:
+    pictures = [
+        ShownPicture(EVIL, (200, 100), thumbnail(), EVIL, (512, 512), (0.25, 0.0, 0.5, 1.0)),
+        ShownPicture("b.png", (512, 512), thumbnail("blue"), "b", (512, 512), (0.0, 0.0, 1.0, 1.0)),
+        ShownPicture("c.png", None, b"", ""),
+    ]
+    findings = [
+        Finding("corrupt", "error", ("c.png",), EVIL, EVIL, None, EVIL),
+        Finding("near_duplicate", "warning", (EVIL, "b.png"), "alike", "keep one", 0.93),
+    ]
+    return CheckData(EVIL, EVIL, [(EVIL, EVIL)], findings, pictures, [EVIL], EVIL)
+
+
+def test_the_page_loads_nothing_and_escapes_everything() -> None:
+    html = render(data())
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "poster"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert all(address.startswith("url(data:image/jpeg;base64,") for address in re.findall(r"url\([^)]*", html))
+    assert "http" not in html.replace("http-equiv", "") and "default-src 'none'" in html
+    assert len(page.all("script")) == 1
+    assert EVIL in page.text("h1") and EVIL in page.text("b") and EVIL in page.text("figcaption")
+    assert page.all("span", "t0")[0]["aria-label"] == EVIL
+    none = CheckData("n", "fine", [], [], [])
+    assert not Page(render(none)).all("article")
+
+
+def test_each_picture_stands_on_the_page_once() -> None:
+    html = render(data())
+    assert html.count("base64,") == 2
+    assert len(Page(html).all("span", "t0")) == 2  # in its finding, and among all
+
+
+def test_the_crop_is_drawn_where_training_crops() -> None:
+    buckets = bucket_sizes((512, 512))
+    bucket, enlarged, kept = in_bucket((2000, 500), buckets)
+    left, top, width, height = kept
+    assert bucket[0] / bucket[1] == pytest.approx(2000 * width / (500 * height), abs=0.02)
+    assert left == pytest.approx((1 - width) / 2, abs=0.002) and (top, height) == (0, 1)
+    assert enlarged == pytest.approx(bucket[1] / 500)
+    page = Page(render(replace(data(), findings=[])))
+    assert [a["style"] for a in page.all("i")] == ["left: 25.00%; top: 0.00%; width: 50.00%; height: 100.00%"]
+    assert "−50%" in page.text("b") and "cannot be read" in page.text("span")
+
+
+def test_one_line_for_each_kind_the_worst_first() -> None:
+    found = [
+        Finding("b", "note", (), "all of it", "x"),
+        Finding("a", "warning", ("1.png",), "one", "mend", 0.6),
+        Finding("a", "warning", ("2.png", "3.png", "4.png", "5.png"), "two " * 90, "mend", 0.9, "m.csv:2"),
+        Finding("c", "error", ("6.png",), "three", "stop"),
+    ]
+    assert [f.kind for f in ordered(found)] == ["c", "a", "a", "b"]
+    told = lines(found)
+    assert told[0] == "error: 6.png: three; stop"
+    assert told[1].startswith("warning: a (2): 2.png, 3.png, 4.png and 1 more (m.csv:2): two two")
+    assert told[1].endswith("…; mend; also 1.png") and len(told[1]) < 250
+    assert told[2] == "note: all of it; x"
+
+
+# --- before a training ------------------------------------------------------------------------------------------------
+
+
+def sample(name: str, size: tuple[int, int] = (512, 512), caption: str = "", digest: str = "") -> Sample:
+    return Sample(Path(name), name, caption or f"the picture {name}", *size, digest or name)
+
+
+def test_the_quick_part_sees_what_headers_tell() -> None:
+    samples = [
+        sample("a.png", digest="x"),
+        sample("b.png", digest="x"),
+        sample("c.png", (300, 300)),
+        sample("d.png", (3000, 512)),
+        sample("e.png", caption=LONG),
+        sample("f.png", caption="one"),
+        sample("g.png", caption="One"),
+        sample("i.png", (768, 512)),
+    ]
+    found = quick_findings(samples, (512, 512))
+    assert Counter(f.kind for f in found) == {
+        kind: 1 for kind in ("exact_duplicate", "too_small", "odd_aspect", "caption_truncated", "captions_identical")
+    }
+    by_kind = {f.kind: f for f in found}
+    assert by_kind["exact_duplicate"].files == ("a.png", "b.png")
+    assert by_kind["too_small"].files == ("c.png",) and "1.71-fold" in by_kind["too_small"].message
+    assert by_kind["odd_aspect"].files == ("d.png",)
+    assert quick_findings([sample("a.png"), sample("b.png", (768, 512))], (512, 512)) == []
+
+
+def test_before_a_training_five_lines_at_most(clean: Path, tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, clean), ["resolution=256"])
+    samples = [sample(f"{n}.png", (40 * n, 100), LONG if n % 2 else "one", str(n // 2)) for n in range(1, 20)]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        tell_quick(config, samples, ["--config", "my config.yaml", "epochs=3"])
+    told = out.getvalue().splitlines()
+    assert len(told) == 5 and "lora-scripts check --config 'my config.yaml' epochs=3" in told[-1]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        tell_quick(config, scan(clean), ["x"])
+    assert len(out.getvalue().splitlines()) == 1

@@ -1,0 +1,226 @@
+"""`--fix`: what it moves and rewrites, that it loses nothing, wherever it is killed, and that it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_scripts.check import fix
+from lora_scripts.data.rewrite import rewritten
+from lora_scripts.data.scan import list_data, scan
+from lora_scripts.formats import io
+
+SURPLUS = ["b.png", "sub/d.png"]
+
+
+def draw(path: Path, colour: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), colour).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """a = b and c = d in pixels; captions in a table with a third column, and in sidecars."""
+    data = tmp_path / "cats"
+    for name, colour in (
+        ("a.png", "red"),
+        ("b.png", "red"),
+        ("c.png", "blue"),
+        ("sub/d.png", "blue"),
+        ("e.png", "tan"),
+    ):
+        draw(data / name, colour)
+    table = 'filename,author,prompt\r\na.png,"Li, Wei","neon lights, a cat,\r\nneon lights"\r\n'
+    table += 'b.png,,"a cat"\r\nc.png,"Zoë ""Z""","neonlights, rain"\r\n\r\n'
+    (data / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + table.encode())
+    (data / "sub/d.txt").write_text("neon lights, a dog")
+    (data / "e.caption").write_text("neon lights,\n  sand")
+    return data
+
+
+def contents(*folders: Path) -> dict[str, int]:
+    """Digest -> how often, of every file in the folders: what must never get less."""
+    found: dict[str, int] = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                found[digest] = found.get(digest, 0) + 1
+    return found
+
+
+def side(folder: Path) -> Path:
+    return folder.with_name("cats-set-aside")
+
+
+def mend(folder: Path, surplus: list[str] = SURPLUS) -> list[str]:
+    listing = list_data(folder, allow_missing_captions=True)
+    return fix.apply(fix.plan(folder, listing, [name for name in surplus if name in listing.images]), folder)
+
+
+def test_it_sets_aside_and_corrects(folder: Path) -> None:
+    before = (folder / "metadata.csv").read_bytes()
+    pictures = {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+    told = mend(folder)
+    assert {s.name: s.caption for s in scan(folder)} == {
+        "a.png": "neon lights, a cat",
+        "c.png": "neon lights, rain",
+        "e.png": "neon lights, sand",
+    }
+    assert (folder / "metadata.csv").read_bytes() == (
+        b"\xef\xbb\xbf"
+        + 'filename,author,prompt\r\na.png,"Li, Wei","neon lights, a cat"\r\n'
+        'c.png,"Zoë ""Z""","neon lights, rain"\r\n\r\n'.encode()
+    )
+    assert (folder / "metadata.csv.bak-1").read_bytes() == before
+    assert (folder / "e.caption").read_text() == "neon lights,\n  sand"  # read as one line, so there is nothing to mend
+    aside = sorted(path.relative_to(side(folder)).as_posix() for path in side(folder).rglob("*") if path.is_file())
+    assert aside == ["b.png", "captions.csv", "sub/d.png", "sub/d.txt"]
+    assert {path.name: path.read_bytes() for root in (folder, side(folder)) for path in root.rglob("*.png")} == pictures
+    found = {s.name: s.caption for s in scan(side(folder), side(folder) / "captions.csv")}
+    assert found == {"b.png": "a cat", "sub/d.png": "neon lights, a dog"}
+    assert any("metadata.csv.bak-1" in line for line in told) and any(line.startswith("to undo") for line in told)
+
+
+def test_undoing(folder: Path) -> None:
+    before = contents(folder)
+    mend(folder)
+    shutil.move(folder / "metadata.csv.bak-1", folder / "metadata.csv")
+    for name in ("b.png", "sub/d.png", "sub/d.txt"):
+        shutil.move(side(folder) / name, folder / name)
+    assert contents(folder) == before
+
+
+def test_again_it_does_nothing(folder: Path) -> None:
+    mend(folder)
+    before = contents(folder, side(folder))
+    assert mend(folder) == []
+    assert contents(folder, side(folder)) == before
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+def killed(folder: Path, after: int, patch: pytest.MonkeyPatch) -> bool:
+    """Mends, and stops before write or move number `after`; whether it came so far."""
+    left = after
+
+    def counting(act: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object) -> None:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            act(*arguments)
+
+        return counted
+
+    with patch.context() as patched:
+        for name in ("write_atomic", "move"):
+            patched.setattr(fix.io, name, counting(getattr(io, name)))
+        try:
+            mend(folder)
+        except Killed:
+            return True
+    return False
+
+
+def test_killed_anywhere_it_loses_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tmp_path / "whole/cats"
+    shutil.copytree(folder, whole)
+    mend(whole)
+    wanted = {s.name: s.caption for s in scan(whole)}
+    before, step = contents(folder), 0
+    while True:
+        here = tmp_path / f"{step}/cats"
+        shutil.copytree(folder, here)
+        stopped = killed(here, step, monkeypatch)
+        after = contents(*(path for path in (here, side(here)) if path.exists()))
+        assert before.keys() <= after.keys() and all(after[digest] >= 1 for digest in before)
+        assert len(list(here.parent.rglob("*.png"))) == 5
+        mend(here)
+        assert {s.name: s.caption for s in scan(here)} == wanted, step
+        captions = scan(side(here), side(here) / "captions.csv")
+        assert {s.name: s.caption for s in captions} == {"b.png": "a cat", "sub/d.png": "neon lights, a dog"}
+        assert mend(here) == []
+        if not stopped:
+            break
+        step += 1
+    assert step == 6  # the list, the backup, the table, two pictures, a sidecar
+
+
+def test_a_shared_sidecar_stays(tmp_path: Path) -> None:
+    data = tmp_path / "cats"
+    draw(data / "a.png", "red")
+    Image.open(data / "a.png").save(data / "a.bmp")
+    (data / "a.txt").write_text("a cat")
+    mend(data, ["a.bmp"])
+    assert [(s.name, s.caption) for s in scan(data)] == [("a.png", "a cat")]
+    assert sorted(p.name for p in side(data).iterdir()) == ["a.bmp", "captions.csv"]
+
+
+def test_nothing_in_the_side_folder_is_replaced(tmp_path: Path) -> None:
+    data = tmp_path / "cats"
+    for colour in ("red", "blue"):
+        draw(data / "a.png", colour)
+        draw(data / "b.png", colour)
+        (data / "a.txt").write_text(f"{colour} thing")
+        (data / "b.txt").write_text(f"{colour} cat")
+        mend(data, ["b.png"])
+    assert {s.name: s.caption for s in scan(side(data))} == {"b.png": "red cat", "b-2.png": "blue cat"}
+
+
+def test_links_and_broken_rows_are_left(tmp_path: Path) -> None:
+    data = tmp_path / "cats"
+    original = draw(tmp_path / "real.png", "red")
+    draw(data / "a.png", "red")
+    (data / "b.png").symlink_to(original)
+    text = 'filename,prompt\na.png,a cat, red\nb.png,"rain, rain"\n'
+    (data / "metadata.csv").write_text(text)
+    told = mend(data, ["b.png"])
+    assert (data / "b.png").is_symlink() and not side(data).exists()
+    assert (data / "metadata.csv").read_text() == "filename,prompt\na.png,a cat, red\nb.png,rain\n"
+    assert any("b.png is a link" in line for line in told)
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    rows = ['{"file_name": "a.png", "text": "霓虹, rain", "n": 1}', "", '{"file_name": "b.png", "caption": "x"}']
+    path = tmp_path / "metadata.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    assert rewritten(path, {}) == path.read_bytes()
+    path.write_bytes(rewritten(path, {1: "雨\u2028", 3: None}))
+    assert json.loads(path.read_text(encoding="utf-8")) == {"file_name": "a.png", "text": "雨\u2028", "n": 1}
+
+
+def test_the_side_folder_lies_beside() -> None:
+    assert fix.beside(Path("data/cats"), "-x") == Path("data/cats-x")
+    assert fix.beside(Path("data/cats/"), "-x") == Path("data/cats-x")
+    assert fix.beside(Path(), "-x") == Path.cwd().with_name(Path.cwd().name + "-x")
+
+
+def test_clusters_that_touch_are_one() -> None:
+    assert fix.merged([("a", "b"), ("d", "c"), ("b", "e")]) == [["a", "b", "e"], ["c", "d"]]
+
+
+def test_moving(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "new/b"
+    source.write_text("x")
+    io.move(source, target)
+    assert target.read_text() == "x" and not source.exists()
+    source.write_text("x")
+    io.move(source, target)  # as after a kill between copy and removal
+    assert target.read_text() == "x" and not source.exists()
+    source.write_text("y")
+    with pytest.raises(Exception, match="another file of this name"):
+        io.move(source, target)
+    assert (source.read_text(), target.read_text()) == ("y", "x")
+    io.move(target, target)
+    assert target.read_text() == "x"
