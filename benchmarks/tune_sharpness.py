@@ -22,11 +22,11 @@ FEW = 0.015
 def features(image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
     grey = image.convert("L")
     scale = (grey.width * grey.height) ** 0.5 / sharpness.WORK
-    native = sharpness.tiles(np.asarray(grey, np.float32))
+    native = sharpness.tiles(np.asarray(grey))
     small = grey
     if scale > 1:
         small = grey.resize((round(grey.width / scale), round(grey.height / scale)), Image.Resampling.LANCZOS)
-    return sharpness.focus_features(sharpness.tiles(np.asarray(small, np.float32))), sharpness.detail_features(native)
+    return sharpness.focus_features(sharpness.tiles(np.asarray(small))), sharpness.detail_features(native)
 
 
 def sample(job: tuple[int, Path | None]) -> list[tuple[str, np.ndarray | None, np.ndarray | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -62,7 +63,7 @@ def _measured(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[li
         yield from map(_chunk, chunks)
         return
     # spawned, not forked: the caller may have threads, and a worker needs no copy of what it has loaded
-    pool: Executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool: Executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts)
     try:
         for future in as_completed([pool.submit(_chunk, chunk) for chunk in chunks]):
             yield future.result()
@@ -71,6 +72,11 @@ def _measured(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[li
         raise UserError("a process that looked at pictures was killed, perhaps for want of memory", hint=hint) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process; the one that was started by the person answers it for all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _chunk(files: list[tuple[str, Path]]) -> list[PictureFacts]:

@@ -48,28 +48,30 @@ def measure(grey: Image.Image) -> Sharpness:
     scale = math.sqrt(grey.width * grey.height) / WORK
     if scale < SMALLEST:
         return Sharpness()
-    native = tiles(np.asarray(grey, np.float32))
+    native = tiles(np.asarray(grey))
     if scale > 1:
         small = grey.resize((round(grey.width / scale), round(grey.height / scale)), Image.Resampling.LANCZOS)
-        work = tiles(np.asarray(small, np.float32))
+        work = tiles(np.asarray(small))
     else:
         work = native
     return Sharpness(_odds(focus_features(work), FOCUS), _odds(detail_features(native), DETAIL))
 
 
-def tiles(grey: Floats) -> Floats:
+def tiles(grey: NDArray[np.uint8]) -> Floats:
     """The busiest tiles of a picture, overlapping by half: [tiles, 64, 64]; fewer for small pictures."""
     half = _TILE // 2
     rows, columns = grey.shape[0] // half, grey.shape[1] // half
     if min(rows, columns) < 2:
         return np.zeros((0, _TILE, _TILE), np.float32)
     part = grey[: rows * half, : columns * half]
-    busy = np.abs(part[::2, ::2] - part[1::2, ::2]) + np.abs(part[::2, ::2] - part[::2, 1::2])
+    corner, below, beside = (p.astype(np.int16) for p in (part[::2, ::2], part[1::2, ::2], part[::2, 1::2]))
+    busy = np.abs(corner - below) + np.abs(corner - beside)
     cells = busy.reshape(rows, half // 2, columns, half // 2).sum((1, 3))
     sums = cells[:-1, :-1] + cells[1:, :-1] + cells[:-1, 1:] + cells[1:, 1:]
     best = np.argsort(sums, axis=None)[::-1][:_TILES]
     places = zip(*np.unravel_index(best, sums.shape), strict=True)
-    return np.stack([part[y * half : y * half + _TILE, x * half : x * half + _TILE] for y, x in places])
+    found = [part[y * half : y * half + _TILE, x * half : x * half + _TILE] for y, x in places]
+    return np.stack(found).astype(np.float32)
 
 
 def focus_features(work: Floats) -> Floats | None:

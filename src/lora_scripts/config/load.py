@@ -138,6 +138,8 @@ def dump_config(config: TrainConfig) -> str:
     """
     values = {key: getattr(config, key) for key in TrainConfig.model_fields}
     idle = {key: fault for key, fault, _ in conflicts(values, values.keys())}
+    if config.init_lora is not None and "lora_rank" not in config.model_fields_set:
+        idle["lora_rank"] = "taken over from init_lora"  # written, it would change the rank
     lines = ["# The config of this run, with every key. Relative paths count from the folder it was started in."]
     for group in GROUPS:
         lines += ["", f"# {group.TITLE}"]

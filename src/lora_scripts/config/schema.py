@@ -72,6 +72,8 @@ class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, 
         """`text_encoder_lr`, by default a quarter of `learning_rate`; None where the text encoder is frozen."""
         if not self.train_text_encoder:
             return None
+        if self.optimizer == "prodigy":  # it takes one rate for all
+            return self.learning_rate
         return self.learning_rate / 4 if self.text_encoder_lr is None else self.text_encoder_lr
 
     @property

@@ -129,14 +129,13 @@ def sample(
     depends on its neighbours.
     """
     scheduler.set_timesteps(steps, device=noise.device)
-    times = scheduler.timesteps
+    skipped = 0 if start is None else (steps - steps_done(steps, denoise)) * getattr(scheduler, "order", 1)
+    times = scheduler.timesteps[skipped:]
+    if hasattr(scheduler, "set_begin_index"):  # else it is guessed from the timestep, of which there may be two
+        scheduler.set_begin_index(skipped)
     if start is None:
         x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     else:
-        skipped = (steps - steps_done(steps, denoise)) * getattr(scheduler, "order", 1)
-        times = times[skipped:]
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(skipped)
         mix = scheduler.add_noise if hasattr(scheduler, "add_noise") else scheduler.scale_noise
         x = mix(start.expand_as(noise), noise, times[:1].expand(len(noise)))
     more = {"generator": list(generators)} if sampler.noisy else {}

@@ -48,9 +48,11 @@ class LoraStack:
         wanted = tuple(wanted)
         if wanted == self.worn:
             return
+        if any(one.path not in self.read for one in wanted):
+            self.take_off()  # files are checked against the bare model
         for one in wanted:
             self.load(one.path)
-        if not self.merged and [w.path for w in wanted] == [w.path for w in self.worn]:
+        if not self.merged and self.layers and [w.path for w in wanted] == [w.path for w in self.worn]:
             for one, layers in zip(wanted, self.layers, strict=True):
                 set_strength(self.family, layers, one.unet, one.text)
         else:

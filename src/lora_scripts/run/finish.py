@@ -51,7 +51,7 @@ def report(run: Run, proof: str) -> None:
         drawn[key] = draw(*key)
     # The file's effect at full strength is the last preview.
     for number, prompt in enumerate(prompts, 1):
-        io.save_png(run.folder.sample(run.total, number), drawn[prompt, seed + number - 1, 1.0])
+        io.save_png(run.folder.sample(run.state.step, number), drawn[prompt, seed + number - 1, 1.0])
     data = ReportData(
         name=run.folder.name,
         lora=LoraFile(
@@ -86,7 +86,7 @@ def _previews(run: Run, prompts: list[str]) -> list[tuple[int, list[tuple[str, I
 
 def _rates(run: Run) -> list[tuple[int, float]]:
     c = run.config
-    return [(step + 1, c.learning_rate * run.rates.share(step, run.total)) for step in range(run.total)]
+    return [(step + 1, c.learning_rate * run.rates.share(step, run.total)) for step in range(run.state.step)]
 
 
 def _thumbnail(path: Path) -> Image.Image:

@@ -31,8 +31,7 @@ class Kind(NamedTuple):
     """Pixels, as of height"""
     height: int
     images: int
-    count: int
-    """In one epoch"""
+    per_epoch: int
 
     @property
     def pixels(self) -> int:
@@ -76,7 +75,7 @@ class Measured:
     accumulation: int = 1
     """Batches in each rehearsed step."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """load, picture (read and encoded once), view (one more of it), caption, largest (batch), smallest, preview, save"""
+    """load, picture (read and encoded), view (one more of it), caption, largest, smallest (batch), preview, save"""
     peaks: dict[str, int] = field(default_factory=dict)
     """Phase -> highest use of the device's memory."""
     resident: int = 0
@@ -142,7 +141,7 @@ def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
         "encoding": pictures * seconds["picture"]
         + (views - pictures) * seconds["view"]
         + m.captions * seconds.get("caption", 0.0),
-        "steps": config.epochs * sum(kind.count * of(kind.pixels) for kind in m.kinds),
+        "steps": config.epochs * sum(kind.per_epoch * of(kind.pixels) for kind in m.kinds),
         "previews": previews * m.prompts * seconds["preview"],
         "saves": -(-m.steps // config.save_steps) * seconds["save"],
         "proof and report": shown * seconds["preview"] + seconds["load"],
@@ -251,10 +250,10 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
     area = _area(changed.size) / _area(config.size)
     images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
     drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)
-    factors = {"encode": area, "step": area * images, "preview": drawn}
+    factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images}
     known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
-    rest = min(m.resident or m.peak, *known.values()) if known else 0
-    return all(rest + (peak - rest) * factors[phase] <= 1.1 * ROOM * limit for phase, peak in known.items())
+    rest = {phase: min(m.resident, peak) for phase, peak in known.items()}
+    return all(rest[p] + (peak - rest[p]) * factors[p] <= 1.1 * ROOM * limit for p, peak in known.items())
 
 
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

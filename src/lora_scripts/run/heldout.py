@@ -98,6 +98,10 @@ class HeldOut:
         self.inside = probe(run.feed, drawn, TRAIN_STRATA)
         self.all = probe(run.feed, own, TRAIN_STRATA)
 
+    def silence(self) -> None:
+        """Measures nothing from here on."""
+        self.on, self.every = False, 0
+
     def fill(self, cache: Cache, tell: Callable[[str, int, int], None]) -> None:
         """Encodes the held-out pictures."""
         if self.on and self.held:

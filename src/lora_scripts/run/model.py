@@ -22,6 +22,7 @@ from lora_scripts.lora.inject import assign, inject
 from lora_scripts.lora.layer import Adapter, LoraLayer
 from lora_scripts.lora.lycoris import KINDS, LycorisLayer
 from lora_scripts.lora.pissa import PissaLayer
+from lora_scripts.run.starting import Size, default_size, fit_all, size_of
 from lora_scripts.train.optim import Group, build_optimizer
 
 
@@ -37,6 +38,8 @@ class Model:
     """Of most layers; single ones may have others, by `targets`."""
     base_digest: str
     """SHA-256 of the base's file; empty for a folder."""
+    resized: str = ""
+    """How the rank of `init_lora` was changed; empty if it was not."""
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The adapters' values by "path.name", as a resume state keeps them."""
@@ -85,37 +88,37 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     image = assign([p for p in layers if p.startswith(spec.image_root + ".")], config.rules, spec.groups)
     text = [p for p in layers if p.startswith(spec.text_root + ".")] if config.train_text_encoder else []
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
-    # A continued LoRA keeps its rank; layers that it lacks get the same.
-    first = next(iter(initial.values()), None)
-    rank, alpha = (first.rank, first.alpha) if first else (config.lora_rank, config.effective_alpha)
-    make = _maker(config, rules, initial, (rank, alpha))
+    usual = default_size(config, initial)
+    sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
+    make = _maker(config, rules, sizes, usual)
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
-    for path, weights in initial.items():
+    begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
+    for path, weights in begun.items():
         injected[path].load(values_of(weights))
     _freeze_all_but(injected, rules.keys())
     groups = list(_groups(config, injected, rules, text))
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return Model(family, injected, optimizer, rank, alpha, digest)
+    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized)
 
 
 def _maker(
     config: TrainConfig,
     rules: Mapping[str, TargetRule],
-    initial: Mapping[str, LoraWeights],
-    default: tuple[int, float],
+    sizes: Mapping[str, Size],
+    usual: Size,
 ) -> Callable[[str, nn.Module], Adapter]:
     """How a layer is wrapped: the adapter of the config at the rank and alpha of its rule, or of `init_lora`."""
 
     def make(path: str, layer: nn.Module) -> Adapter:
         rule, dropout = rules.get(path), config.lora_dropout if path in rules else 0.0
-        rank, alpha = default
-        if path in initial:
-            rank, alpha = initial[path].rank, initial[path].alpha
+        rank, alpha = usual.rank, usual.alpha
+        if path in sizes:
+            rank, alpha = sizes[path].rank, sizes[path].alpha
         elif rule is not None and (rule.rank or rule.alpha):
             # A rank of its own keeps the scale, unless alpha is given too.
             own = rule.rank or rank
             rank, alpha = own, rule.alpha or alpha / rank * own
-        if config.rank_stabilised and path not in initial:
+        if config.rank_stabilised and path not in sizes:
             # alpha / sqrt(rank) (Kalajdzievski 2023), written as the alpha that any reader divides by the rank
             alpha = alpha * math.sqrt(rank)
         if config.adapter in KINDS:

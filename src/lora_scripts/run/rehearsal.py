@@ -85,6 +85,7 @@ class Rehearsal(Run):
         self.folder = RunFolder(self.scratch / config.name, config.name)
         self.folder.path.mkdir()
         self.config = config.model_copy(update={"save_steps": 1_000_000, "sample_every": 0})
+        self.held.silence()
         self.total = self.state.total = 1_000_000
         # The largest last: memory that other shapes have left in pieces counts, too.
         kinds = {"smallest": m.kinds[-1], "largest": m.kinds[0]}

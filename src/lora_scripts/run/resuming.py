@@ -31,6 +31,7 @@ FREE_KEYS = {
 def new_state(run: Run) -> RunState:
     """The state of a run before its first step."""
     kept = run.config.model_dump(mode="json", exclude=FREE_KEYS)
+    kept["lora_rank"] = run.model.rank  # of init_lora, where it is not written
     return RunState(0, run.total, kept, _data_digests(run), _environment(run))
 
 
@@ -70,6 +71,8 @@ def _data_digests(run: Run) -> dict[str, str]:
         "vae": run.model.family.fingerprint("vae"),
         "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
     }
+    for s in run.held_out:
+        digests[f"held out: {s.name}"] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
     for s in (picture.sample for picture in run.feed.pictures):
         digests[s.name] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
     return digests

@@ -23,6 +23,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     rows = [
         ("base model", f"{c.base_model} ({run.family.spec.name})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
+        run.held.row(),
         ("buckets", told + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
@@ -42,8 +43,8 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     if not 0.25 <= alpha / rank <= 2:
         rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
     if c.init_lora:
-        other = f", its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
-        rows.insert(1, ("starts from", f"{c.init_lora}{other}"))
+        kept = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
+        rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), run.model.resized or kept]))))
     return rows
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lora_scripts.run.export import Exporter
 from lora_scripts.run.feeding import build_feed
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.heldout import HeldOut, split
 from lora_scripts.run.model import build_model
 from lora_scripts.run.objective import objective_of
 from lora_scripts.run.prior import class_samples
@@ -40,7 +42,8 @@ class Run:
     """Everything that one run holds; `start` is the story."""
 
     def __init__(self, config: TrainConfig, folder: RunFolder, samples: list[Sample], *, resume: bool) -> None:
-        self.config, self.folder, self.samples, self.resume = config, folder, samples, resume
+        self.config, self.folder, self.resume = config, folder, resume
+        self.samples, self.held_out = split(config, samples)
         self.interrupted = False
 
     def start(self) -> None:
@@ -56,9 +59,9 @@ class Run:
             restore(self, found)
             self._show()
             io.write_text(self.folder.path / "config.yaml", dump_config(config))
-            self.feed.fill(
-                Cache(config.cache_dir or self.folder.path / "cache", io.write_atomic), self._encoded(Counter())
-            )
+            cache = Cache(config.cache_dir or self.folder.path / "cache", io.write_atomic)
+            self.feed.fill(cache, self._encoded(Counter()))
+            self.held.fill(cache, self._encoded(Counter()))
             self.family.rest(text_encoder=self.feed.cache_text)
             if not self._train():
                 print(f"stopped at step {self.state.step}; everything is saved, go on with --resume", flush=True)
@@ -77,6 +80,7 @@ class Run:
             prior = class_samples(c, self.family, self.folder.path / "class_images", self._encoded(Counter()))
         self.feed = build_feed(c, self.family, self.samples, prior)
         self.total = self.feed.steps_per_epoch * c.epochs
+        self.held = HeldOut(self, self.held_out)
         self.exporter = Exporter(self, DTYPES[c.save_precision])
         self.rates = Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power)
         self.ema = Ema(self.model.weights(), c.ema_decay) if c.ema_decay else None
@@ -102,13 +106,17 @@ class Run:
         c = self.config
         every = c.effective_sample_every
         settings = LoopSettings(self.total, self.rates, c.max_grad_norm, objective_of(c), c.seed, c.save_steps, every)
+        settings = replace(settings, measure_every=self.held.every)
         self.model.train(True)
         self.board = Board(self.folder.logs, self.state.step)
         with Bar(self.total, self.state.step) as self.bar:
             self.bar.warm(self.state.losses)
-            hooks = Hooks(self._told, self._save, self.preview, lambda: self.interrupted)
+            hooks = Hooks(
+                self._told, self._save, self.preview, lambda: self.interrupted, self.held.measure, self.held.keep_best
+            )
             try:
-                return run_loop(
+                self.held.begin()
+                return self.held.ended or run_loop(
                     self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
                 )
             finally:

@@ -109,7 +109,7 @@ def _t975(freedom: int) -> float:
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """The checkpoint with the lowest held-out loss, the earliest of equals; None without one."""
-    points = [e for e in evaluations if not e.name and e.held]
+    points = [e for e in evaluations if not e.name and e.held and math.isfinite(e.loss)]
     return min(points, key=lambda e: (e.loss, e.step)) if points else None
 
 

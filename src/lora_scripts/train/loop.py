@@ -30,6 +30,8 @@ class LoopSettings:
     save_every: int
     preview_every: int
     """0: never"""
+    measure_every: int = 0
+    """0: never; otherwise after the last step, too"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Hooks:
     preview: Callable[[], None]
     stop: Callable[[], bool]
     """True: save and leave."""
+    measure: Callable[[], bool] = lambda: False
+    """True: this step shall be the last."""
+    keep_best: Callable[[], None] = lambda: None
+    """Called after `measure`, when what it found is saved."""
 
 
 def run_loop(
@@ -105,12 +111,18 @@ def run_loop(
         state.losses.append(mean)
         hooks.told(StepFacts(state.step, epoch, mean, share, norm.item(), count, time.perf_counter() - start))
         last, stop = state.step == settings.total, hooks.stop()
+        measured = settings.measure_every > 0 and (last or state.step % settings.measure_every == 0)
+        last = (measured and hooks.measure()) or last
         if stop or last or state.step % settings.save_every == 0:
             state.scaler = scaler.state_dict()
             hooks.save()
+        if measured:
+            hooks.keep_best()
         if stop and not last:
             return False
-        if settings.preview_every and state.step % settings.preview_every == 0 and not last:
+        if last:
+            return True
+        if settings.preview_every and state.step % settings.preview_every == 0:
             hooks.preview()
     return True
 

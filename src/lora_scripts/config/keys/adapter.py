@@ -42,7 +42,8 @@ class AdapterKeys(Keys):
     text_encoder_stop: Count | None = None
     """The step in which it ends. Without it, never. Only with train_text_encoder."""
     init_lora: ConfigPath | None = None
-    """An earlier LoRA (.safetensors) to start from; its rank is taken over."""
+    """An earlier LoRA (.safetensors) to start from. Its rank is taken over, unless lora_rank is written: then it gets
+    fresh directions beside those it has, or is cut to the best of that rank."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:

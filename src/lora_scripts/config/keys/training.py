@@ -66,6 +66,12 @@ class TrainingKeys(Keys):
         if optimizer == "prodigy" and isinstance(rate, float) and rate < 0.1:
             for key in ("optimizer", "learning_rate"):
                 yield key, f"prodigy finds the rate itself, and scales it by learning_rate {rate:g}", "write 1"
+        if optimizer == "prodigy":
+            several = [key for key in ("text_encoder_lr",) if values.get(key) is not None]
+            several += ["lora_plus_ratio"] if values.get("lora_plus_ratio") not in (None, 1.0) else []
+            several += ["targets"] if any(getattr(t, "lr", None) for t in values.get("targets") or ()) else []
+            for key in several:
+                yield key, "gives a part another rate, and prodigy knows only one for all", f"leave {key} out"
         elif optimizer not in ("prodigy", None) and rate == 1:
             yield "learning_rate", f"1 is far too high for {optimizer}", "2e-4 is a careful start"
         if optimizer == "schedule_free" and schedule != "constant":

@@ -1,0 +1,153 @@
+"""What a run's measurements advise, in words. Pure functions, made to be silent on a healthy run.
+
+The loss of a single step scatters with the noise level that it drew, so nothing here looks at it: all tests are on
+`evidence.Evaluation`s, the same pictures at the same noise, whose differences are paired. Each test needs both a
+difference that the bootstrap over pictures tells from zero and one that is large enough to matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_scripts.train.evidence import FEWEST, Evaluation, Interval, best_of, bootstrap, less, mean
+
+RISE = 0.02
+"""Of the loss before training: a rise that counts."""
+SWING = 0.015
+"""Of the loss before training: an up or down from one measurement to the next that counts as a swing."""
+STILL = 0.001
+"""Of the loss before training: what a run has to gain by half of its steps."""
+WORSE = 0.01
+"""Of the loss before training: how much the held-out pictures lose while a run memorises."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the words need to know of the run."""
+
+    learning_rate: float
+    total: int
+    """Optimizer steps."""
+    steps_per_epoch: int
+    warmup: int
+    name: str
+    """Of the LoRA."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to say."""
+
+    kind: str
+    """rises, oscillates, does_not_fall, memorises, never_fit"""
+    step: int
+    """Where it shows."""
+    message: str
+    change: str
+    """A line of the config to try."""
+    names: tuple[str, ...] = ()
+    """Pictures that it is about."""
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.message}; try {self.change}"
+
+
+def advise(evaluations: Sequence[Evaluation], facts: Facts) -> list[Advice]:
+    """Everything that the measurements show so far; nothing for a healthy run, or for too few measurements."""
+    starts = [e for e in evaluations if e.name]
+    points = [e for e in evaluations if not e.name]
+    if not starts or not points or len(points[0].train) < FEWEST:
+        return []
+    start = starts[-1]
+    found = _rises(start, points, facts) or _oscillates(start, points, facts) or _still(start, points, facts)
+    return [advice for advice in (found, _memorises(start, points, facts)) if advice is not None]
+
+
+def _rises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """The training pictures are worse than before the run, at two measurements or at the last step."""
+    floor, worse = mean(start.train), 0
+    for point in points:
+        rise = _of(less(point.train, start.train), floor)
+        worse = worse + 1 if rise.low > 0 and rise.mean > RISE or not math.isfinite(rise.mean) else 0
+        if worse == 2 or (worse and point.step == facts.total):
+            share = "no number" if not math.isfinite(rise.mean) else f"{rise.mean:.0%} above".replace("%", " %")
+            by = 10 if not rise.mean < 0.1 else 3
+            return Advice(
+                "rises",
+                point.step,
+                f"the loss rises: on training pictures it is {share} what it was before the run, so the learning rate "
+                "is too high",
+                f"learning_rate: {facts.learning_rate / by:.2g}",
+            )
+    return None
+
+
+def _oscillates(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """The training pictures' loss goes up twice, with a way down between."""
+    floor, ups, down = mean(start.train), 0, True
+    for before, after in zip([start, *points], points, strict=False):
+        step = _of(less(after.train, before.train), floor)
+        if step.low > 0 and step.mean > SWING and down:
+            ups, down = ups + 1, False
+        elif step.high < 0 and step.mean < -SWING:
+            down = True
+        if ups == 2:
+            return Advice(
+                "oscillates",
+                after.step,
+                "the loss goes up and down: on the same training pictures it rose twice, so the learning rate is too "
+                "high",
+                f"learning_rate: {facts.learning_rate / 3:.2g}",
+            )
+    return None
+
+
+def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """Half of the run has changed nothing."""
+    late = [p for p in points if p.step >= max(facts.total / 2, 2 * facts.warmup)]
+    if len(points) < 3 or not late:
+        return None
+    point = late[0]
+    won = _of(less(start.train, point.train), mean(start.train))
+    if won.high >= STILL or points[-1] is not point and _of(
+        less(start.train, points[-1].train), mean(start.train)
+    ).mean >= STILL:
+        return None
+    return Advice(
+        "does_not_fall",
+        point.step,
+        f"the loss does not fall: on training pictures it is {won.mean:.2%} lower than before the run, so the learning "
+        "rate is too low, or the base knows these pictures already".replace("%", " %"),
+        f"learning_rate: {facts.learning_rate * 10:.2g}",
+    )
+
+
+def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """Training pictures get better and held-out ones worse, over at least two measurements after the best."""
+    best = best_of(points)
+    if best is None or len(best.held) < FEWEST:
+        return None
+    after = points[points.index(best) + 1 :]
+    if len(after) < 2:
+        return None
+    floor = mean(start.held)
+    for i in range(1, len(after)):
+        lost = [_of(less(point.held, best.held), floor) for point in after[i - 1 : i + 1]]
+        won = _of(less(best.train, after[i].train), mean(start.train))
+        if all(x.low > 0 for x in lost) and lost[1].mean > WORSE and won.low > 0:
+            epochs = max(1, round(best.step / facts.steps_per_epoch))
+            return Advice(
+                "memorises",
+                after[i].step,
+                f"it begins to memorise: since step {best.step} the held-out loss has risen by {lost[1].mean:.1%} while "
+                f"that of training pictures fell; {facts.name}-best.safetensors is from before".replace("%", " %"),
+                f"epochs: {epochs}, or more pictures",
+            )
+    return None
+
+
+def _of(differences: Sequence[float], floor: float) -> Interval:
+    """As a share of the loss before training."""
+    return bootstrap([d / floor for d in differences])
