@@ -22,7 +22,7 @@ from lora_scripts.config.schema import TrainConfig
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 READMES = ("README.md", "README.zh-CN.md")
-WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")
+WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 HOLES = {"torch": "2.10", "transformers": "5.3", "diffusers": "0.38", "pillow": "12.2"}
 """Lowest versions without known security holes."""
 
@@ -147,6 +147,18 @@ def test_every_key_in_the_readme_exists(name: str) -> None:
     keys -= {"python", "py", "lora_scripts", "pip", "lora-scripts", "git"}
     assert {"flip", "init_lora", "gradient_accumulation", "min_snr_gamma"} <= keys
     assert keys <= set(TrainConfig.model_fields), keys - set(TrainConfig.model_fields)
+
+
+def test_every_key_stands_in_the_table_with_a_test_that_exists() -> None:
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", text, re.MULTILINE))
+    assert set(rows) == set(TrainConfig.model_fields)
+    for key, shown in rows.items():
+        tests = re.findall(r"`(\w+)::(test_\w+)`", shown)
+        assert tests, key
+        for module, name in tests:
+            source = (ROOT / "tests" / f"test_{module}.py").read_text("utf-8")
+            assert f"\ndef {name}(" in source, f"{key}: {module}::{name}"
 
 
 def test_both_readmes_have_the_same_parts() -> None:

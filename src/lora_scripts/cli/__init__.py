@@ -25,6 +25,8 @@ COMMANDS = (
     "plan",
     "train",
     "generate",
+    "grid",
+    "card",
     "combine",
     "merge",
     "unmerge",

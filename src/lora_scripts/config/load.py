@@ -58,7 +58,7 @@ def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[U
                 continue  # conflicts, told below with their lines
             key = str(where[0])
             if detail["type"] != "missing":
-                item = where[1] if len(where) > 1 and isinstance(where[1], int) else None
+                item = next((part for part in where[1:] if isinstance(part, int)), None)
                 faults.append(known[key].fault(*explain(detail), file, item))
                 values.pop(key, None)
             elif key not in meant:
@@ -81,7 +81,7 @@ def _unknown(entry: Entry, hint: str, file: Path) -> UserError:
 
 def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(key, fault, mend) of every path to read that is not there, and of folders that get in each other's way."""
-    paths = {key: parse_path(values[key]) for key in _PATHS if values.get(key) is not None}
+    paths = {key: parse_path(values[key]) for key in _PATHS if isinstance(values.get(key), str | Path)}
     found = []
     for key, path in paths.items():
         if fault := _PATHS[key](path):
@@ -113,6 +113,10 @@ def _metadata_fault(path: Path) -> tuple[str, str] | None:
     )
 
 
+def _prompts_fault(path: Path) -> tuple[str, str]:
+    return f"{path.as_posix()} is no file", "write the prompts into it, one a line, or name another"
+
+
 def _folder_fault(path: Path) -> tuple[str, str] | None:
     return (f"{path.as_posix()} is a file", "name a folder") if path.exists() and not path.is_dir() else None
 
@@ -124,6 +128,7 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=False),
     "val_data_dir": _data_fault,
+    "sample_prompts": lambda path: None if path.is_file() else _prompts_fault(path),
     "output_dir": _folder_fault,
     "cache_dir": _folder_fault,
     "mask_dir": _data_fault,

@@ -15,10 +15,12 @@ from pydantic import model_validator
 
 from lora_scripts.config.keys.adapter import AdapterKeys
 from lora_scripts.config.keys.data import DataKeys
+from lora_scripts.config.keys.memory import MemoryKeys
 from lora_scripts.config.keys.objective import ObjectiveKeys
 from lora_scripts.config.keys.paths import PathKeys
 from lora_scripts.config.keys.previews import PreviewKeys
 from lora_scripts.config.keys.saving import SavingKeys
+from lora_scripts.config.keys.token import TokenKeys
 from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
 from lora_scripts.config.keys.validation import ValidationKeys
 from lora_scripts.config.types import Fault, Keys, TargetRule
@@ -27,8 +29,10 @@ GROUPS: tuple[type[Keys], ...] = (
     PathKeys,
     DataKeys,
     AdapterKeys,
+    TokenKeys,
     TrainingKeys,
     ObjectiveKeys,
+    MemoryKeys,
     SavingKeys,
     ValidationKeys,
     PreviewKeys,
@@ -36,7 +40,18 @@ GROUPS: tuple[type[Keys], ...] = (
 """In the order of the resolved config."""
 
 
-class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, SavingKeys, ValidationKeys, PreviewKeys):
+class TrainConfig(
+    PathKeys,
+    DataKeys,
+    AdapterKeys,
+    TokenKeys,
+    TrainingKeys,
+    ObjectiveKeys,
+    MemoryKeys,
+    SavingKeys,
+    ValidationKeys,
+    PreviewKeys,
+):
     """Everything that decides a training run; made by `load_config`, or directly with the same checks of values."""
 
     TITLE: ClassVar[str] = "Training run"
@@ -85,6 +100,12 @@ class TrainConfig(PathKeys, DataKeys, AdapterKeys, TrainingKeys, ObjectiveKeys, 
     def effective_sample_every(self) -> int:
         """`sample_every`, by default `save_steps`; 0: no previews while training."""
         return self.save_steps if self.sample_every is None else self.sample_every
+
+    def preview_steps(self, steps_per_epoch: int) -> int:
+        """Steps from one preview to the next; 0: no previews while training."""
+        if self.sample_every_epochs is not None:
+            return self.sample_every_epochs * steps_per_epoch
+        return self.effective_sample_every
 
     @property
     def effective_sample_size(self) -> tuple[int, int]:

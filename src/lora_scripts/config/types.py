@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from lora_scripts.config.prompt_line import parse_line
 from lora_scripts.config.values import DEVICE, check_size, did_you_mean, parse_path
+from lora_scripts.errors import UserError, UserErrors
 
 BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
 """The UNet's blocks, by the names that block-weight tools give them."""
@@ -76,7 +78,24 @@ def _targets(value: tuple[str | TargetRule, ...]) -> tuple[str | TargetRule, ...
 def _prompt(value: str) -> str:
     if not value.strip():
         raise ValueError("is an empty text")
+    try:
+        parse_line(value, tags=False)
+    except UserErrors as errors:
+        raise ValueError(_first(errors.errors[0])) from None
+    except UserError as error:
+        raise ValueError(_first(error)) from None
     return value
+
+
+def _first(error: UserError) -> str:
+    return f"{error.message}; {error.hint}"
+
+
+def _prompts(value: object) -> object:
+    """A list as a tuple, and the path of a text file as one; any other text stays what it is, a fault."""
+    if isinstance(value, str) and value.strip().lower().endswith(".txt"):
+        return parse_path(value)
+    return as_tuple(value)
 
 
 def _device(value: str) -> str:
@@ -102,7 +121,12 @@ AnyTarget = Annotated[
     Discriminator(lambda value: "name" if isinstance(value, str) else "rule"),
 ]
 Targets = Annotated[tuple[AnyTarget, ...], BeforeValidator(as_tuple), AfterValidator(_targets)]
-Prompts = Annotated[tuple[Annotated[str, AfterValidator(_prompt)], ...], BeforeValidator(as_tuple)]
+PromptList = tuple[Annotated[str, AfterValidator(_prompt)], ...]
+Prompts = Annotated[
+    Annotated[PromptList, Tag("list")] | Annotated[Path, Tag("file")],
+    Discriminator(lambda value: "file" if isinstance(value, Path) else "list"),
+    BeforeValidator(_prompts),
+]
 Device = Annotated[str, AfterValidator(_device)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]

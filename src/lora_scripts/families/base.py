@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_scripts.families.memory import MemoryOptions
 from lora_scripts.formats.header import Kind, identify, refuse
 from lora_scripts.losses.diffusion import Objective, Prediction
 from lora_scripts.losses.noise import Draws
@@ -107,6 +108,17 @@ class Family(Protocol):
         """A digest of what turns pictures ("vae") or captions ("text") into cached tensors."""
         ...
 
+    def set_words(self, words: Mapping[str, Tensor]) -> None:
+        """Words that the text encoder lacks, each with its vectors [k, width]; {}: none, and it is as it was loaded.
+
+        A vector that is a Parameter is read where it is, and gets a gradient. Cached captions know nothing of them.
+        """
+        ...
+
+    def vectors_of(self, text: str) -> Tensor:
+        """[n, width] float32 on the CPU: what the text encoder's table has for the n tokens of a text; of "" the mean of all."""
+        ...
+
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, h, w] in [-1, 1] -> {"mean", "std"}, each [n, c, h / f, w / f] float32 on the CPU, scaled."""
         ...
@@ -147,6 +159,7 @@ class LoadOptions:
     device: torch.device
     dtype: torch.dtype
     vae: Path | None = None
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 FAMILIES = {"sd1": "lora_scripts.families.sd1"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_scripts.families.clip import MAX_LENGTH, clip_tokenizer
@@ -13,6 +13,8 @@ ROOM = MAX_LENGTH - 2
 COMMA_REACH = 20
 """A chunk that is full ends at its last comma, if that is no more than so many tokens back."""
 BREAK = "BREAK"
+Words = Mapping[str, tuple[int, ...]]
+"""New words -> the token numbers that each stands for."""
 
 _NUMBER = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
@@ -88,21 +90,46 @@ def _joined(texts: Sequence[str], weights: Sequence[float]) -> Iterator[tuple[st
         start = end
 
 
-def chunks(stretches: Sequence[tuple[str, float]], most: int | None = None) -> list[Chunk]:
-    """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off."""
+def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the words where it stands by itself; capitals make no difference, as to CLIP."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
+
+
+def chunks(
+    stretches: Sequence[tuple[str, float]], most: int | None = None, words: Words | None = None
+) -> list[Chunk]:
+    """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off.
+
+    `words`: new ones, with the token numbers that they stand for, which never part.
+    """
     tokenizer = clip_tokenizer()
-    encoded = tokenizer([text for text, _ in stretches], add_special_tokens=False).input_ids
     comma = tokenizer.convert_tokens_to_ids(",</w>")
     done: list[list[tuple[int, float]]] = [[]]
-    for (text, weight), ids in zip(stretches, encoded, strict=True):
+    for (text, weight), groups in zip(stretches, _tokens([text for text, _ in stretches], words or {}), strict=True):
         if text == BREAK and weight < 0:
             done.append([])
             continue
-        for token in ids:
-            if len(done[-1]) == ROOM:
-                done.append(_rest_after_comma(done[-1], comma) if token != comma else [])
-            done[-1].append((token, weight))
+        for ids in groups:
+            if len(done[-1]) + len(ids) > ROOM:
+                done.append(_rest_after_comma(done[-1], comma) if ids != (comma,) else [])
+            done[-1] += [(token, weight) for token in ids]
     return [_chunk(row, tokenizer) for row in done[:most]]
+
+
+def _tokens(texts: Sequence[str], words: Words) -> list[list[tuple[int, ...]]]:
+    """For each text its tokens, each alone but those of a new word."""
+    folded = {word.lower(): ids for word, ids in words.items()}
+    pieces = [word_pattern(words).split(text) if words else [text] for text in texts]  # text, word, text, …
+    plain_pieces = [piece for row in pieces for piece in row[::2]]
+    encoded = iter(clip_tokenizer()(plain_pieces, add_special_tokens=False).input_ids)
+    rows = []
+    for row in pieces:
+        groups: list[tuple[int, ...]] = []
+        for i, piece in enumerate(row):
+            groups += [folded[piece.lower()]] if i % 2 else [(token,) for token in next(encoded)]
+        rows.append(groups)
+    return rows
 
 
 def _rest_after_comma(row: list[tuple[int, float]], comma: int) -> list[tuple[int, float]]:

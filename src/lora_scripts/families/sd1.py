@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from lora_scripts.config.types import BLOCKS
 from lora_scripts.errors import UserError
-from lora_scripts.families import schedulers
-from lora_scripts.families import prompts
+from lora_scripts.families import memory, prompts, schedulers
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
+from lora_scripts.families.words import WordTable, numbered
 from lora_scripts.formats import header, singlefile
 from lora_scripts.losses import diffusion, noise
 
@@ -83,12 +84,20 @@ class StableDiffusion1:
         native_size: tuple[int, int] = (512, 512),
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
-        self.unet = unet.to(self.device, self.dtype).requires_grad_(False).eval()
+        self.unet = unet.requires_grad_(False).eval()
+        memory.place(self.unet, options.memory, self.device, self.dtype)
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
         self.vae = vae.float().requires_grad_(False).eval()
         self.text_encoder = text_encoder.float().requires_grad_(False).eval()
         if self.device.type == "cpu":
             self.unet.to(memory_format=torch.channels_last)
+        if options.memory.checkpointing:
+            for layer in getattr(self.text_encoder, "text_model", self.text_encoder).encoder.layers:
+                memory.around(layer)
+        self.tiles = options.memory.vae_tiling
+        if self.tiles:
+            self.vae.enable_tiling()
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // SPEC.vae_factor
         self.native_size = native_size
         self._narrow = (
             self.device.type == "cpu" and unet.config.block_out_channels[0] // unet.config.attention_head_dim <= 16
@@ -117,6 +126,8 @@ class StableDiffusion1:
         digest = hashlib.sha256()
         if part == "text" and (self.clip_skip, self.caption_tokens) != (1, prompts.ROOM):
             digest.update(f"clip skip {self.clip_skip}, {self.caption_tokens} tokens".encode())
+        if part == "vae" and self.tiles:
+            digest.update(f"tiles of {memory.TILE} px".encode())
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -135,7 +146,7 @@ class StableDiffusion1:
     def _captions(self, captions: Sequence[str]) -> Tensor:
         """[n, 77 k, width]: captions as they stand, cut off at `caption_tokens`."""
         most = self.caption_tokens // prompts.ROOM
-        return self._states([prompts.chunks(prompts.plain(c), most) for c in captions], most)
+        return self._states([prompts.chunks(prompts.plain(c), most, self.words) for c in captions], most)
 
     def _states(self, rows: Sequence[Sequence[prompts.Chunk]], length: int | None = None) -> Tensor:
         """[n, 77 k, width]: the hidden states after the final norm, chunk beside chunk, as SD 1.x and WebUIs read them.
@@ -159,6 +170,23 @@ class StableDiffusion1:
         if (weights != 1).any():
             states = _weighted(states, weights)
         return states.reshape(len(rows), -1, states.shape[-1])
+
+    def set_words(self, words: Mapping[str, Tensor]) -> None:
+        embeddings = getattr(self.text_encoder, "text_model", self.text_encoder).embeddings
+        table = embeddings.token_embedding
+        if isinstance(table, WordTable):
+            table = table.base
+        self.words = numbered(words, table.num_embeddings)
+        made = WordTable(table, list(words.values())).to(table.weight.device) if words else table
+        embeddings.token_embedding = made
+
+    @torch.no_grad()
+    def vectors_of(self, text: str) -> Tensor:
+        table = getattr(self.text_encoder, "text_model", self.text_encoder).embeddings.token_embedding.weight
+        (chunk, *_) = prompts.chunks(prompts.plain(text))
+        ids = [token for token in chunk.ids[1:-1] if token != chunk.ids[-1]]
+        rows: Tensor = table[ids] if ids else table.mean(0, keepdim=True)
+        return rows.detach().float().cpu()
 
     def _move_text(self, device: torch.device) -> None:
         if self._text_where != device:
@@ -204,6 +232,8 @@ class StableDiffusion1:
     clip_skip = 1
     caption_tokens = prompts.ROOM
 
+    words: prompts.Words = MappingProxyType({})
+
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         return self.draw(prompt, [seed], sampling)[0]
 
@@ -213,7 +243,7 @@ class StableDiffusion1:
         sampler = schedulers.find_sampler(sampling.scheduler, self.prediction, sampling.steps)
         guided = sampling.cfg != 1.0
         texts = [sampling.negative, prompt] if guided else [prompt]
-        states = self._states([prompts.chunks(prompts.weighted(text)) for text in texts])
+        states = self._states([prompts.chunks(prompts.weighted(text), words=self.words) for text in texts])
         states = states.repeat_interleave(len(seeds), 0)
 
         def answer(x: Tensor, t: Tensor) -> Tensor:

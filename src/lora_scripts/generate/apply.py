@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import Family
 from lora_scripts.formats import header, kohya
+from lora_scripts.formats.embedding import split_bundle
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.lora.dora import DoraLayer
 from lora_scripts.lora.inject import inject
@@ -31,8 +32,15 @@ def read_lora(path: Path) -> dict[str, LoraWeights]:
 def read_change(path: Path) -> dict[str, Change]:
     """As `read_lora`, and DoRA, LoHa, LoKr and OFT too."""
     tensors = _tensors(path)
+    if kohya.is_lycoris(tensors):
+        return changes_of(tensors, path)
+    return dict(_read(path, tensors, dora=True))
+
+
+def changes_of(tensors: Mapping[str, Tensor], path: Path | None = None) -> dict[str, Change]:
+    """Module path -> change of the tensors of a file, also where all of it is zero. UserErrors as `read_change`."""
     if not kohya.is_lycoris(tensors):
-        return dict(_read(path, tensors, dora=True))
+        return dict(kohya.from_kohya(tensors, file=path, dora=True))
     if find_spec("lycoris") is None:
         raise UserError("is read with lycoris-lora", file=path, hint="install it: pip install lycoris-lora")
     return dict(kohya.from_lycoris(tensors, file=path))
@@ -42,7 +50,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     kind = header.identify(path)
     if kind is not header.Kind.LORA:
         raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
-    return safetensors.torch.load_file(path)
+    return split_bundle(safetensors.torch.load_file(path), path)[0]  # its words: generate/words.py
 
 
 def _read(path: Path, tensors: Mapping[str, Tensor], *, dora: bool) -> dict[str, LoraWeights]:
@@ -71,6 +79,15 @@ def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> Non
     raise_all(faults[:5])
 
 
+def check_words_fit(words: Mapping[str, Tensor], family: Family, path: Path) -> None:
+    """UserError unless the vectors are as wide as the text encoder's own."""
+    width = family.vectors_of("").shape[1] if words else 0
+    for word, vectors in words.items():
+        if vectors.shape[1] != width:
+            text = f"the word {word!r} has vectors of {vectors.shape[1]} numbers, the text encoder's have {width}"
+            raise UserError(text, file=path, hint="this LoRA is for another base model")
+
+
 def apply(
     family: Family, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
 ) -> dict[str, Adapter]:
@@ -91,6 +108,7 @@ def apply(
         if isinstance(w, LoraWeights):
             layer.load(values_of(w))
         layer.requires_grad_(False).eval()
+        layer.place(family.device)
     set_strength(family, layers, strength, strength if text_strength is None else text_strength)
     return layers
 

@@ -134,7 +134,7 @@ def _join(left: str, right: str) -> str:
 
 
 def find_lora(name: str, lora_dir: Path) -> Path:
-    """The file `name`.safetensors in `lora_dir` or any folder below it, resume states (`state/`) left out.
+    """The file `name`.safetensors in `lora_dir` or any folder below it, resume states (`state/`) and `embeddings/` left out.
 
     Of several, the final file of a run (`name/name.safetensors`) is taken. UserError if none or no single one is left.
     """
@@ -143,7 +143,7 @@ def find_lora(name: str, lora_dir: Path) -> Path:
     files = sorted(
         path
         for path in lora_dir.rglob("*.safetensors")
-        if path.is_file() and "state" not in path.relative_to(lora_dir).parts[:-1]
+        if path.is_file() and not {"state", "embeddings"} & set(path.relative_to(lora_dir).parts[:-1])
     )
     found = [path for path in files if path.stem == name]
     final = [path for path in found if path.parent.name == name]

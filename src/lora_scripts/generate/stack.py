@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.families.base import Family
-from lora_scripts.generate.apply import Change, apply, check_fits, read_change, set_strength
+from lora_scripts.generate.apply import Change, apply, check_fits, check_words_fit, read_change, set_strength
+from lora_scripts.generate.words import read_words, together
 from lora_scripts.lora.dora import DoraLayer
 from lora_scripts.lora.inject import remove
 from lora_scripts.lora.layer import Adapter
@@ -35,12 +36,16 @@ class LoraStack:
         self.worn: tuple[Worn, ...] = ()
         self.layers: list[dict[str, Adapter]] = []
         self.kept: dict[nn.Linear | nn.Conv2d, Tensor] = {}
+        self.words: dict[Path, Mapping[str, Tensor]] = {}
+        """That the files bring."""
 
     def load(self, path: Path) -> None:
         """Reads a file, once. UserError for one that is no LoRA, or does not fit the model."""
         if path not in self.read:
             weights = read_change(path)
             check_fits(weights, self.family, path)
+            self.words[path] = read_words(path)
+            check_words_fit(self.words[path], self.family, path)
             self.read[path] = weights
 
     def wear(self, wanted: Sequence[Worn]) -> None:
@@ -57,6 +62,7 @@ class LoraStack:
                 set_strength(self.family, layers, one.unet, one.text)
         else:
             self.take_off()
+            self.family.set_words(together({w.path: self.words[w.path] for w in wanted}))
             self.layers = [apply(self.family, self.read[w.path], w.unet, w.text) for w in wanted]
             if self.merged:
                 self._merge()
@@ -68,6 +74,7 @@ class LoraStack:
             layer.weight.data = weight
         self.kept.clear()
         self._unwrap()
+        self.family.set_words({})
         self.worn = ()
 
     def _unwrap(self) -> None:

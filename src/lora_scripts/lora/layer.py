@@ -61,6 +61,12 @@ class Adapter(nn.Module):
         """dW in the shape of the frozen weight, strength not counted."""
         raise NotImplementedError
 
+    def place(self, device: torch.device) -> None:
+        """Moves all but the frozen layer, which may live elsewhere."""
+        base = self.__dict__["_modules"].pop("base")
+        self.to(device)
+        self.base = base
+
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Copies values in, by the names of `values()`."""

@@ -50,6 +50,39 @@ class LoraFile:
 
 
 @dataclass(frozen=True)
+class HeldOutCurve:
+    """What was measured while the run went on."""
+
+    held: Sequence[tuple[int, float]]
+    """Step and loss of the held-out pictures; empty without any."""
+    train: Sequence[tuple[int, float]]
+    """The same of some training pictures."""
+    words: Sequence[str]
+    """The verdict."""
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """A picture drawn with the LoRA and the training picture nearest to it."""
+
+    drawn: Image
+    train: Image
+    name: str
+    """Of the training picture."""
+    note: str
+    """Prompt and distance."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Whether the LoRA draws copies."""
+
+    verdict: str
+    pairs: Sequence[NearPair]
+    """The closest first."""
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page, in the order of a run; empty parts are left out of the page."""
 
@@ -66,6 +99,9 @@ class ReportData:
     loss: Sequence[tuple[int, float]] = ()
     """Step and loss, by rising step."""
     learning_rate: Sequence[tuple[int, float]] = ()
+    held_out: HeldOutCurve | None = None
+    advice: Sequence[str] = ()
+    nearest: Nearest | None = None
     thumbnails: Sequence[tuple[Image, str]] = ()
     """Training images and captions; the first 12 are shown."""
     config_text: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from . import chart
+from . import chart, heldout
 from .data import Comparison, LoraFile, ReportData, StrengthRow
 from .parts import asset, copyable, document, facts, grouped, picture, section, tag
 from .usage import usage
@@ -27,7 +27,10 @@ def render(data: ReportData) -> str:
         _strengths(data.strengths),
         usage(data.lora, data.comparisons[0].prompt if data.comparisons else ""),
         _previews(data),
+        heldout.advised(data.advice),
+        heldout.held_out(data.held_out),
         _curves(data),
+        heldout.nearest(data.nearest),
         _trained_on(data),
         _run(data),
     ]

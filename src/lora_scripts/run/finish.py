@@ -15,6 +15,7 @@ from lora_scripts.generate.apply import apply, read_change
 from lora_scripts.lora.inject import remove
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
+from lora_scripts.run import memorisation
 from lora_scripts.run.proving import prove_export
 from lora_scripts.run.table import plan_rows
 
@@ -29,6 +30,7 @@ def finish(run: Run) -> None:
     run.exporter.write(run.folder.final)
     proof = prove_export(run)
     print(proof, flush=True)
+    run.held.conclude()
     report(run, proof)
     print(f"the LoRA: {run.folder.final}  (prompt: <lora:{run.folder.name}:0.8>)")
     print(f"the report: {run.folder.path / 'report.html'}", flush=True)
@@ -49,6 +51,11 @@ def report(run: Run, proof: str) -> None:
     wanted = [(p, seed + i, s) for i, p in enumerate(prompts) for s in (STRENGTHS if i == 0 else (0.0, 1.0))]
     for key in wanted:
         drawn[key] = draw(*key)
+    whole = {(prompt, number): drawn[prompt, number, 1.0] for prompt, number, strength in wanted if strength == 1.0}
+    whole |= {(prompt, seed): draw(prompt, seed, 1.0) for prompt in memorisation.captions(run, prompts)}
+    copies = memorisation.nearest(run, whole)
+    if copies is not None:
+        print(copies.verdict, flush=True)
     # The file's effect at full strength is the last preview.
     for number, prompt in enumerate(prompts, 1):
         io.save_png(run.folder.sample(run.state.step, number), drawn[prompt, seed + number - 1, 1.0])
@@ -66,6 +73,9 @@ def report(run: Run, proof: str) -> None:
         previews=_previews(run, prompts),
         loss=list(enumerate(run.state.losses, 1)),
         learning_rate=_rates(run),
+        held_out=run.held.curve(),
+        advice=[str(one) for one in run.held.advice],
+        nearest=copies,
         thumbnails=[(_thumbnail(s.path), s.caption) for s in run.samples[:12]],
         config_text=dump_config(run.config),
         versions={k: v for k, v in run.state.environment.items() if k not in ("device", "precision", "threads")},

@@ -23,7 +23,9 @@ from lora_scripts.data.split import FEWEST, hold_out, share_of
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.report.data import HeldOutCurve
 from lora_scripts.run import advice
+from lora_scripts.train.advise import Advice, advise
 from lora_scripts.train.evidence import FEWEST as FEWEST_FOR_INTERVALS
 from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
@@ -128,12 +130,10 @@ class HeldOut:
         if not self.on:
             return
         if not self.run.state.evaluations:
-            if self.run.config.init_lora is not None:
-                with self.run.model.off():
-                    self._take("base")
-                self._take("init")
-            else:
+            with self.run.model.off():
                 self._take("base")
+            if self.run.config.init_lora is not None:
+                self._take("init")
         self.keep_best()
 
     def measure(self) -> bool:
@@ -183,7 +183,7 @@ class HeldOut:
             "noise_levels": {"held_out": STRATA, "training": TRAIN_STRATA},
             "evaluations": [asdict(e) for e in taken],
             "best": verdict.best.step if verdict else None,
-            "words": words(verdict, taken) if verdict else [],
+            "words": self.words,
         }
         io.write_text(self.run.folder.path / "heldout.json", json.dumps(told, indent=1) + "\n")
 
@@ -193,7 +193,31 @@ class HeldOut:
         if best is not None and best.step == self.run.state.step:
             self.run.exporter.write(self.run.folder.best)
 
+    def conclude(self) -> None:
+        """Says at the end what the measurements say, and looks for pictures that did not fit."""
+        if not self.on:
+            return
+        for line in self.words:
+            print(line, flush=True)
+
     # --- telling -----------------------------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> list[str]:
+        """The verdict."""
+        verdict = self.verdict
+        return words(verdict, self.evaluations) if verdict else []
+
+    @property
+    def advice(self) -> list[Advice]:
+        """All of it, for the report."""
+        return advise(self.evaluations, advice.facts_of(self.run)) if self.on else []
+
+    def curve(self) -> HeldOutCurve | None:
+        """For the report."""
+        points = [e for e in self.evaluations if e.name != "init"] if self.on else []
+        held = [(e.step, e.loss) for e in points if e.held]
+        return HeldOutCurve(held, [(e.step, mean(e.train)) for e in points], self.words) if points else None
 
     def share(self) -> float:
         """Of the run's time, as forecast from what a step costs."""

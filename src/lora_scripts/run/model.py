@@ -23,6 +23,7 @@ from lora_scripts.lora.layer import Adapter, LoraLayer
 from lora_scripts.lora.lycoris import KINDS, LycorisLayer
 from lora_scripts.lora.pissa import PissaLayer
 from lora_scripts.run.starting import Size, default_size, fit_all, size_of
+from lora_scripts.run.memory import options_of
 from lora_scripts.train.optim import Group, build_optimizer
 
 
@@ -76,7 +77,7 @@ class Model:
 
 def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
-    options = LoadOptions(device, DTYPES[precision], config.vae)
+    options = LoadOptions(device, DTYPES[precision], config.vae, options_of(config, device))
     family = load_family(find_family(config.base_model), config.base_model, options)
     family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
     family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
@@ -92,6 +93,8 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     make = _maker(config, rules, sizes, usual)
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
+    for layer in injected.values():
+        layer.place(device)  # the frozen one may be in RAM
     begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
     for path, weights in begun.items():
         injected[path].load(values_of(weights))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("val_data_dir", "val_every", "patience"),
+    *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     *("save_steps", "keep_last", "save_precision", "metadata_captions"),
     *("sample_prompts", "sample_every", "sample_steps", "sample_cfg", "sample_negative", "sample_size"),
 }

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.run import memory
+
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run
 
@@ -38,6 +40,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
         ("precision", f"{run.precision}, LoRA fp32"),
         ("device", _device_name(run.device)),
+        *([("memory", memory.told(c))] if memory.told(c) else []),
         ("output", str(run.folder.final)),
     ]
     if not 0.25 <= alpha / rank <= 2:

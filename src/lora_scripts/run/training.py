@@ -26,6 +26,7 @@ from lora_scripts.run.feeding import build_feed
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.heldout import HeldOut, split
+from lora_scripts.run.memory import check_tiles
 from lora_scripts.run.model import build_model
 from lora_scripts.run.objective import objective_of
 from lora_scripts.run.prior import class_samples
@@ -79,6 +80,7 @@ class Run:
         with self.model.off():
             prior = class_samples(c, self.family, self.folder.path / "class_images", self._encoded(Counter()))
         self.feed = build_feed(c, self.family, self.samples, prior)
+        check_tiles(c, [p.bucket for p in self.feed.pictures])
         self.total = self.feed.steps_per_epoch * c.epochs
         self.held = HeldOut(self, self.held_out)
         self.exporter = Exporter(self, DTYPES[c.save_precision])

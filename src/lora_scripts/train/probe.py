@@ -28,6 +28,10 @@ class Range:
         u = torch.rand((), generator=g, dtype=torch.float64).item()
         return self.first + min(int((part + u) / self.strata * count), count - 1)
 
+    def middle(self, part: int) -> int:
+        """The timestep in the middle of a part."""
+        return self.first + (2 * part + 1) * (self.last - self.first + 1) // (2 * self.strata)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -43,6 +47,8 @@ class Probe:
     seed: int
     batch: int
     """Latents at a time."""
+    common: bool = False
+    """The same draws for every picture, in the middle of the strata: so that pictures compare with one another."""
 
     @torch.no_grad()
     def losses(self, *, captions: bool = True) -> Tensor:
@@ -72,8 +78,8 @@ class Probe:
         latents = [self.feed.latents[self.indices[row]][0] for row, _ in places]
         times, noises, posteriors = [], [], []
         for picture, (_, part), moments in zip(pictures, places, latents, strict=True):
-            g = generator(f"probe/{self.seed}/{picture.sample.digest}/{part}")
-            times.append(self.levels.draw(part, g))
+            g = generator(f"probe/{self.seed}/{'' if self.common else picture.sample.digest}/{part}")
+            times.append(self.levels.middle(part) if self.common else self.levels.draw(part, g))
             noises.append(torch.randn(moments["mean"].shape, generator=g))
             posteriors.append(torch.randn(moments["mean"].shape, generator=g))
         texts = [picture.sample.caption if captions else "" for picture in pictures]

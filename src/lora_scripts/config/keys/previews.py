@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lora_scripts.config.types import CountOrZero, Fault, Keys, Prompts, Size
+from lora_scripts.config.types import Count, CountOrZero, Fault, Keys, Prompts, Size
 
 
 class PreviewKeys(Keys):
@@ -16,9 +16,14 @@ class PreviewKeys(Keys):
     TITLE: ClassVar[str] = "Previews"
 
     sample_prompts: Prompts = ()
-    """Prompts of the preview pictures. Without them, two captions of the data set."""
+    """Prompts of the preview pictures, or a .txt file of them, one a line; each may end in --n negative --w width
+    --h height --d seed --l cfg --s steps. Without them, two captions of the data set."""
     sample_every: CountOrZero | None = None
     """Preview pictures every so many steps; 0: none while training. Without it, as often as save_steps."""
+    sample_every_epochs: Count | None = None
+    """Preview pictures every so many epochs, in place of sample_every."""
+    sample_first: bool = False
+    """Preview pictures before the first step, too: what the base model makes of the prompts."""
     sample_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Denoising steps of a preview picture."""
     sample_cfg: Annotated[float, Field(ge=0, le=100)] = 7.0
@@ -33,3 +38,5 @@ class PreviewKeys(Keys):
         if values.get("sample_negative") and values.get("sample_cfg") == 1:
             mend = "raise sample_cfg, or leave sample_negative out"
             yield "sample_negative", "has no effect with sample_cfg: 1", mend
+        if values.get("sample_every") is not None and values.get("sample_every_epochs") is not None:
+            yield "sample_every_epochs", "says again what sample_every says", "leave one of them out"

@@ -1,0 +1,59 @@
+"""`lora-scripts grid`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from lora_scripts.cli.options import add_device, add_prediction, argument, default, number, path, require_models, size
+
+HELP = "compare LoRAs, checkpoints and strengths in one picture and one page"
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("must be a number")
+    return value
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base", metavar="FILE", type=path, help="the checkpoint to draw with (default: that of the run)")
+    add("--loras", metavar="FILE", nargs="+", type=path, default=(), help="LoRA files")
+    text = "checkpoints of a run: its folder, files, or a pattern with *"
+    add("--checkpoints", metavar="RUN", nargs="+", default=(), help=text)
+    strengths = (0.0, 0.4, 0.8, 1.0)
+    text = default("0 0.4 0.8 1", "how strongly the LoRA is on")
+    add("--strengths", metavar="X", nargs="+", type=argument(_finite), default=strengths, help=text)
+    add("--prompts", metavar="FILE", type=path, help="one prompt a line (default: those of the run's previews)")
+    add("--seeds", metavar="N", nargs="+", type=number(int, 0, 2**32 - 1), default=(42,), help=default("42", "noise"))
+    text = default("7", "closeness to the prompt")
+    add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(7.0,), help=text)
+    add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the pictures")
+    add("--steps", metavar="N", type=number(int, 1, 1000), default=20, help=default("20", "denoising steps"))
+    add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the run's, or the base's own)")
+    add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras)")
+    add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
+    add("--data", metavar="DIR", type=path, help="training pictures to measure with (default: the run's)")
+    add("--no-measures", dest="measures", action="store_false", help="draw only")
+    add("--output", metavar="DIR", type=path, default=Path("output/grid"), help=default("output/grid"))
+    add_device(parser)
+    add_prediction(parser)
+
+
+def call(options: argparse.Namespace) -> None:
+    """Draws up to three of prompt, LoRA, checkpoint, seed, cfg and strength against each other, each picture once; a
+    grid that was stopped goes on where it was."""
+    from lora_scripts.generate.grid import GridOptions
+
+    require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
+    values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
+    asked = GridOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    from lora_scripts.run.gridding import draw_grid
+
+    draw_grid(asked)

@@ -1,0 +1,108 @@
+"""One line of a list of prompts, with options as kohya's and the WebUI's users write them. Standard library only.
+
+    a red house on sand --n blurry, text --w 512 --h 768 --d 42 --l 7 --s 20
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.config.values import check_size
+from lora_scripts.errors import UserError, raise_all
+
+# An option begins at the line's start or after a space; "--" alone and a dash inside a word are text.
+_OPTION = re.compile(r"(?:^|\s)--([^\W\d_][\w-]*)(?=\s|=|$)=?")
+_TAG = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
+_KNOWN = "--n negative --w width --h height --d seed --l cfg --s steps"
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """One line; None for what it does not say."""
+
+    prompt: str
+    negative: str | None = None
+    width: int | None = None
+    """Pixels."""
+    height: int | None = None
+    seed: int | None = None
+    cfg: float | None = None
+    steps: int | None = None
+
+
+def parse_line(text: str, file: Path | None = None, line: int | None = None, *, tags: bool = True) -> PromptLine:
+    """The prompt of a line and what follows it. UserError(s), with file and line, for all that is wrong with it.
+
+    `tags=False`: where <lora:…> has no meaning, it is one of the faults.
+    """
+    found = list(_OPTION.finditer(text))
+    prompt = (text[: found[0].start()] if found else text).strip()
+    values: dict[str, object] = {}
+    faults = [] if prompt else [UserError("there is no prompt", file=file, line=line, hint="write it before the --")]
+    if not tags and (tag := _TAG.search(prompt)):
+        why = f"holds {tag[0]!r}, but previews show what is being trained, and nothing else"
+        faults.append(UserError(why, file=file, line=line, hint="take it out"))
+    ends = [match.start() for match in found] + [len(text)]
+    for match, end in zip(found, ends[1:], strict=True):
+        name, value = match[1], text[match.end() : end].strip()
+        try:
+            key, convert = _option(name)
+            if key in values:
+                raise ValueError(f"--{name} is given twice")
+            values[key] = convert(name, value)
+        except ValueError as error:
+            faults.append(UserError(str(error), file=file, line=line, hint=f"the options are {_KNOWN}"))
+    raise_all(faults)
+    return PromptLine(prompt, **values)  # type: ignore[arg-type]
+
+
+def _option(name: str) -> tuple[str, Callable[[str, str], object]]:
+    if name not in _OPTIONS:
+        raise ValueError(f"unknown option --{name}")
+    return _OPTIONS[name]
+
+
+def _text(name: str, value: str) -> str:
+    return value  # empty: no negative prompt, whatever the command line says
+
+
+def _whole(low: int, high: int) -> Callable[[str, str], int]:
+    def convert(name: str, value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", value) or not low <= int(value) <= high:
+            raise ValueError(f"--{name} must be a whole number from {low} to {high}, not {value!r}")
+        return int(value)
+
+    return convert
+
+
+def _side(name: str, value: str) -> int:
+    side = _whole(1, 10**6)(name, value)
+    try:
+        check_size(side)
+    except ValueError as error:
+        raise ValueError(f"--{name} {error}") from None
+    return side
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 100:
+        raise ValueError(f"--{name} must be a number from 0 to 100, not {value!r}")
+    return number
+
+
+_OPTIONS: dict[str, tuple[str, Callable[[str, str], object]]] = {
+    "n": ("negative", _text),
+    "w": ("width", _side),
+    "h": ("height", _side),
+    "d": ("seed", _whole(0, 2**32 - 1)),
+    "l": ("cfg", _number),
+    "s": ("steps", _whole(1, 1000)),
+}

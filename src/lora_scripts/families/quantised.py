@@ -1,0 +1,152 @@
+"""Frozen layers whose weight is stored in 8 or 4 bits and made whole again for each product, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_scripts.errors import UserError
+
+Storage = Literal["fp8", "int8", "nf4"]
+LARGEST = {"fp8": torch.finfo(torch.float8_e4m3fn).max, "int8": 127.0}
+"""What the largest weight of an output channel becomes: 448, 127."""
+NF4_BLOCK = 64
+"""Weights that share a scale (Dettmers et al. 2023, section 3)."""
+
+
+def quantise(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a weight [out, …]; no code is of a floating type, so that no cast of a model changes it.
+
+    fp8 (E4M3) and int8, symmetric: codes in the weight's shape, a float32 scale for each output channel. nf4, by
+    bitsandbytes: two codes a byte, a scale for each 64 weights. ValueError for a weight that is not finite.
+    """
+    weight = weight.detach().float()
+    if not torch.isfinite(weight).all():
+        raise ValueError("a weight is not a finite number")
+    if storage == "nf4":
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        return packed, state.absmax
+    scale = weight.abs().flatten(1).amax(1) / LARGEST[storage]
+    scale = torch.where(scale > 0, scale, 1.0).view(-1, *[1] * (weight.dim() - 1))
+    if storage == "fp8":
+        return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
+    return (weight / scale).round().to(torch.int8), scale
+
+
+def dequantise(codes: Tensor, scale: Tensor, storage: Storage, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The weight that codes stand for, rounded once to `dtype`."""
+    if storage == "nf4":
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        return dequantize_4bit(codes, QuantState(scale, shape, None, NF4_BLOCK, "nf4", dtype))
+    # Every code is exact in 16 bits; the product with the float32 scale is rounded as it is written.
+    values = (codes.view(torch.float8_e4m3fn) if storage == "fp8" else codes).to(dtype)
+    return torch.mul(values, scale, out=values)
+
+
+class QuantisedLayer(nn.Module):
+    """What both kinds of layer have in common; made by `quantise_layer`."""
+
+    storage: Storage
+    shape: torch.Size
+    """Of the weight."""
+    dtype: torch.dtype
+    """That the model computes in."""
+    codes: Tensor
+    scale: Tensor
+
+    def whole(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return dequantise(codes, scale, self.storage, self.shape, dtype)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's output."""
+        raise NotImplementedError
+
+    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient by the input, of that shape, from the one by the output."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        y: Tensor = _Product.apply(x, self, self.codes, self.scale)
+        return y
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # A type that the model is cast to is not one for the scales.
+        scale = self.scale
+        super()._apply(fn, recurse)
+        self.scale = scale.to(self.codes.device)
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        """Made anew at each call. Whoever needs its shape or type only pays for the whole."""
+        return self.whole(self.codes, self.scale, self.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """Keeps the codes for the backward pass, not the weight that they stand for, and of the input nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantisedLayer, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        # The tensors rather than the layer's own later on: a block may have left the card by then.
+        ctx.save_for_backward(codes, scale)
+        return layer.product(x, layer.whole(codes, scale, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        codes, scale = ctx.saved_tensors
+        return ctx.layer.pullback(grad, ctx.layer.whole(codes, scale, grad.dtype), ctx.shape), None, None, None
+
+
+class QuantisedLinear(QuantisedLayer, nn.Linear):
+    """An `nn.Linear` with a rounded weight."""
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return grad @ weight
+
+
+class QuantisedConv2d(QuantisedLayer, nn.Conv2d):
+    """An `nn.Conv2d` with a rounded weight."""
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        return torch.nn.grad.conv2d_input(shape, weight, grad, self.stride, self.padding, self.dilation, self.groups)
+
+
+KINDS: dict[type[nn.Module], type[QuantisedLayer]] = {nn.Linear: QuantisedLinear, nn.Conv2d: QuantisedConv2d}
+
+
+def quantise_layer(layer: nn.Module, storage: Storage, dtype: torch.dtype) -> None:
+    """Rounds an `nn.Linear` or `nn.Conv2d` in place, for good; whoever holds it need not know."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    codes, scale = quantise(weight, storage)
+    kind = KINDS[type(layer)]
+    del layer.weight
+    layer.__class__ = kind  # as torch's own parametrisations do: paths and parents stay as they are
+    layer.register_buffer("codes", codes)
+    layer.register_buffer("scale", scale)
+    layer.storage, layer.shape, layer.dtype = storage, weight.shape, dtype  # type: ignore[assignment]
+
+
+def quantise_layers(model: nn.Module, blocks: Sequence[nn.Module], storage: Storage, dtype: torch.dtype) -> None:
+    """Rounds every linear and convolution layer in these blocks of a model. UserError naming one that is not finite."""
+    inside = {id(layer) for block in blocks for layer in block.modules()}
+    for path, layer in model.named_modules():
+        if id(layer) in inside and type(layer) in KINDS:
+            try:
+                quantise_layer(layer, storage, dtype)
+            except ValueError as error:
+                raise UserError(f"{path}: {error}", hint="take another base model, this one is broken") from None
