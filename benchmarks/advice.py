@@ -79,7 +79,7 @@ def settings(spec: Spec) -> tuple[dict[str, Any], int, str]:
     elif spec.kind == "rate_low":
         keys["learning_rate"] = rate / 100
     elif spec.kind == "memorise":
-        keys |= {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 2 * max(rate, 2e-3), "batch_size": 4}
+        keys |= {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 6e-3, "batch_size": 2}
         keys |= {"optimizer": "adamw", "lr_schedule": "constant", "min_snr_gamma": None}
         count = 6
     elif spec.kind in ("captions", "strays"):
@@ -124,6 +124,7 @@ class Shortened(Run):
         self.held.fill(cache, lambda *told: None)
         self.held.keep_best = lambda: None  # type: ignore[method-assign]
         self._train()
+        self.fitted = self.held.fit()
 
     def _save(self) -> None:
         pass
@@ -135,7 +136,7 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
     scratch = folder / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     bad = write_data(spec, count, style, scratch / "data")
-    steps = 72 if spec.kind == "memorise" else 40
+    steps = 160 if spec.kind == "memorise" else 40
     trained = count if spec.kind == "memorise" else round(0.9 * count)
     keys["epochs"] = -(-steps // -(-trained // keys["batch_size"]))
     if spec.kind == "memorise":
@@ -144,7 +145,7 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
         keys["val_data_dir"] = scratch / "held"
     config = TrainConfig(
         train_data_dir=scratch / "data", base_model=BASE, output_dir=scratch / "out", resolution=SIDE,
-        targets=("attention",), val_every=8 if steps == 40 else 12, sample_every=0, save_steps=10**6, device="cpu", precision="fp32", **keys,
+        targets=("attention", "feed_forward") if spec.kind == "memorise" else ("attention",), val_every=steps // 5, sample_every=0, save_steps=10**6, device="cpu", precision="fp32", **keys,
     )  # fmt: skip
     run = Shortened(config, *check(config, resume=None), resume=False)
     begun = time.process_time()
@@ -155,7 +156,7 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
         failed = str(error)
     return {
         "spec": asdict(spec), "keys": {k: v for k, v in keys.items() if k != "val_data_dir"}, "pictures": count, "style": style, "bad": bad, "failed": failed,
-        "evaluations": run.state.evaluations, "losses": run.state.losses, "seconds": time.process_time() - begun,
+        "evaluations": run.state.evaluations, "fit": None if failed else run.fitted, "losses": run.state.losses, "seconds": time.process_time() - begun,
         "measuring": run.held.seconds,
     }  # fmt: skip
 

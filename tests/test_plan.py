@@ -94,7 +94,7 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     assert figures["fits"] == "yes" and figures["steps"] == 4 and figures["proposal"] is None
     seconds = figures["seconds"]
     assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"))
-    assert all(value > 0 for value in seconds.values())
+    assert all(seconds[part] > 0 for part in ("start", "encoding", "steps", "previews", "saves", "proof and report"))
     memory = figures["memory"]
     assert list(memory["phases"]) == list(forecast.PHASES)
     assert memory["peak"] == max(memory["phases"].values()) < memory["limit"]
@@ -196,17 +196,20 @@ def test_a_rung_that_cannot_help_is_not_rehearsed() -> None:
 
 
 def test_time_goes_by_the_line_through_two_batches() -> None:
-    m = Measured(kinds=[Kind(64, 64, 4, 3), Kind(64, 32, 1, 2)], steps=10, prompts=2, captions=7)
+    m = Measured(kinds=[Kind(64, 64, 4, 3), Kind(64, 32, 1, 2)], steps=10, prompts=2, captions=7, shown=6, drawn=3)
+    m.measuring = 0.2
     m.views = [Views(64, 64, 12, 24), Views(64, 32, 2, 2)]
     m.seconds = {"largest": 4.0, "smallest": 0.5, "picture": 1.0, "view": 0.5, "caption": 0.1}
-    m.seconds |= {"preview": 3.0, "save": 0.25, "load": 2.0}
+    m.seconds |= {"preview": 3.0, "save": 0.25, "load": 2.0, "class picture": 2.5}
     assert batch_seconds(m)(64 * 64 * 2) == pytest.approx(0.5 + 3.5 * (8192 - 2048) / (16384 - 2048))
     config = config_of(epochs=2, save_steps=4, sample_every=3, keep_last=1)
     assert forecast.times(config, m, 6.0) == pytest.approx(
         {
             "start": 6.0,
+            "class pictures": 3 * 2.5,
             "encoding": 14 * 1.0 + 12 * 0.5 + 0.7,
             "steps": 2 * (3 * 4.0 + 2 * 0.5),
+            "held-out loss": 26.0 / 4,
             "previews": 3 * 2 * 3.0,  # after steps 3, 6 and 9
             "saves": 3 * 0.25,  # after 4, 8 and 10
             "proof and report": 6 * 3.0 + 2.0,

@@ -80,6 +80,13 @@ def remove(roots: Roots, layers: Mapping[str, Adapter]) -> None:
         setattr(parent, name, layer.base)
 
 
+def put_back(roots: Roots, layers: Mapping[str, nn.Module]) -> None:
+    """Sets the layer of each path, whatever stands there."""
+    for path, layer in layers.items():
+        parent, name = _parent(roots, path)
+        setattr(parent, name, layer)
+
+
 def _parent(roots: Roots, path: str) -> tuple[nn.Module, str]:
     root, _, inner = path.partition(".")
     where, _, name = inner.rpartition(".")

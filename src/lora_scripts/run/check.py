@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import header
+from lora_scripts.generate.prompts_file import read_prompts
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.verdict import check_command, lines, shortened
+from lora_scripts.run.words import check_new_words
 
 MOST = 4
 """Lines about the data set before a training, besides the one that names the whole check."""
@@ -38,11 +41,13 @@ def check(config: TrainConfig, *, resume: bool | None) -> tuple[RunFolder, list[
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
+    attempt(lambda: _prompts(config))
     attempt(
         lambda: samples.extend(
             scan(config.train_data_dir, config.metadata_path, allow_missing_captions=config.allow_missing_captions)
         )
     )
+    attempt(lambda: check_new_words(config, samples))
     raise_all(faults)
     return folder, samples
 
@@ -64,6 +69,11 @@ def _base(config: TrainConfig) -> None:
 def _vae(config: TrainConfig) -> None:
     if config.vae is not None and config.vae.is_file():
         header.require_vae(config.vae)
+
+
+def _prompts(config: TrainConfig) -> None:
+    if isinstance(config.sample_prompts, Path):
+        read_prompts(config.sample_prompts, tags=False)
 
 
 def _initial(config: TrainConfig) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_scripts.formats import io, kohya, metadata
+from lora_scripts.formats import embedding, io, kohya, metadata
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.formats.metadata import TrainingFacts
 from lora_scripts.lora.lycoris import KINDS
+from lora_scripts.run.words import metadata_of, save_words
 
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run
@@ -49,17 +50,32 @@ class Exporter:
         """That the file is one for readers of LyCORIS."""
         return self.run.config.adapter in KINDS
 
+    def words(self) -> dict[str, Tensor]:
+        """New words -> their vectors [k, width], averaged where the run averages, float32 as in every file."""
+        with self.run.averaged():
+            return {word: p.detach().cpu().clone() for word, p in self.run.model.words.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the file would hold now. UserError if a value is not finite in the file's precision."""
+        words = embedding.to_bundle(self.words()) if self.run.config.token_bundle else {}
+        if self.lycoris:
+            return kohya.to_lycoris(self.leaves(), dtype=self.dtype) | words
+        return kohya.to_kohya(self.weights(), dtype=self.dtype) | words
+
     def write(self, path: Path) -> None:
         """UserError if a value is not finite in the file's precision."""
-        if self.lycoris:
-            tensors = kohya.to_lycoris(self.leaves(), dtype=self.dtype)
-            facts = self._facts(self.run.model.rank, self.run.model.alpha)
-        else:
-            weights = self.weights()
-            tensors, one = kohya.to_kohya(weights, dtype=self.dtype), next(iter(weights.values()))
-            facts = self._facts(one.rank, one.alpha)
-        told = metadata.lora_metadata(facts)
+        tensors = self.tensors()
+        words = self.words()
+        told = metadata.lora_metadata(self._facts(*self._size())) | metadata_of(words)
+        save_words(words, path)  # first: a LoRA that is there has its words
         io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
+
+    def _size(self) -> tuple[int, float]:
+        """Rank and alpha of every module in the file."""
+        if self.lycoris:
+            return self.run.model.rank, self.run.model.alpha
+        one = next(iter(self.weights().values()))
+        return one.rank, one.alpha
 
     def _facts(self, rank: int, alpha: float) -> TrainingFacts:
         """`rank` and `alpha` of every module in the file."""

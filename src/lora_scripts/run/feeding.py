@@ -31,7 +31,7 @@ def build_feed(config: TrainConfig, family: Family, samples: Sequence[Sample], o
         mask_background=c.mask_background,
     )
     pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
-    return Feed(family, pictures, settings, cache_text=not c.train_text_encoder)
+    return Feed(family, pictures, settings, cache_text=not (c.train_text_encoder or c.new_token))
 
 
 def _pictures(c: TrainConfig, family: Family, samples: Sequence[Sample]) -> list[Picture]:

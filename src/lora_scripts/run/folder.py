@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
+from lora_scripts.generate.words import embedding_file
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class RunFolder:
         if keep is not None:
             for old in self.checkpoints()[:-keep]:
                 old.unlink()
+                shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -107,7 +109,8 @@ class RunFolder:
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(str(os.getpid()))
-            for folder in (self.path, self.states, self.samples):
+            words = embedding_file(self.final, "").parent.parent
+            for folder in (self.path, self.states, self.samples, *words.glob("*/")):
                 io.remove_stale_temps(folder)
             yield
         finally:

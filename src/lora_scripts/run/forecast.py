@@ -72,6 +72,14 @@ class Measured:
     thumbnails: int = 0
     """Pixels of the training pictures that the report shows."""
     prompts: int = 1
+    shown: int = 4
+    """Pictures that are drawn for the report."""
+    best: bool = False
+    """The LoRA with the lowest held-out loss is kept, too."""
+    measuring: float = 0.0
+    """Share of the run's time for held-out losses."""
+    drawn: int = 0
+    """Class pictures to draw before the first step."""
     accumulation: int = 1
     """Batches in each rehearsed step."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -135,16 +143,18 @@ def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
     pictures, views = sum(v.pictures for v in m.views), sum(v.views for v in m.views)
     every = config.effective_sample_every
     previews = (m.steps - 1) // every if every else 0
-    shown = 4 + 2 * (min(m.prompts, 4) - 1)  # of the report: one prompt at four strengths, the others without and with
+    steps = config.epochs * sum(kind.per_epoch * of(kind.pixels) for kind in m.kinds)
     return {
         "start": before,
+        "class pictures": m.drawn * seconds.get("class picture", 0.0),
         "encoding": pictures * seconds["picture"]
         + (views - pictures) * seconds["view"]
         + m.captions * seconds.get("caption", 0.0),
-        "steps": config.epochs * sum(kind.per_epoch * of(kind.pixels) for kind in m.kinds),
+        "steps": steps,
+        "held-out loss": steps * m.measuring / (1 - m.measuring),
         "previews": previews * m.prompts * seconds["preview"],
         "saves": -(-m.steps // config.save_steps) * seconds["save"],
-        "proof and report": shown * seconds["preview"] + seconds["load"],
+        "proof and report": m.shown * seconds["preview"] + seconds["load"],
     }
 
 
@@ -168,10 +178,11 @@ def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
     previews = (m.steps - 1) // every if every else 0
     kept = (m.steps - 1) // config.save_steps
     kept = kept if config.keep_last is None else min(kept, config.keep_last)
-    shown = 4 + 2 * (min(m.prompts, 4) - 1) + min(previews + 1, 8) * m.prompts
+    shown = 2 + 2 * min(m.prompts, 4) + min(previews + 1, 8) * m.prompts
     return {
         "cache": cache_size(m),
-        "LoRA files": (kept + 1) * sizes["lora"],
+        "LoRA files": (kept + 1 + m.best) * sizes["lora"],
+        "class pictures": m.drawn * sizes.get("class picture", 0),
         "resume state": sizes["state"] + 22 * m.steps,  # the loss of each step as text
         "samples": (previews * m.prompts + min(m.prompts, 4)) * sizes["picture"],
         "logs": m.steps * sizes["scalars"] + previews * m.prompts * sizes["picture"],

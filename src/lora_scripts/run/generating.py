@@ -16,6 +16,7 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import io, metadata
 from lora_scripts.generate.infotext import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
+from lora_scripts.generate.words import check_words
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _jobs(options: GenerateOptions) -> list[Job]:
         try:
             prompt, calls = parse_prompt(line.prompt)
             jobs.append(Job(line, prompt, calls, _find(calls, options.lora_dir)))
+            check_words(prompt, jobs[-1].files)
         except UserErrors as errors:
             faults += errors.errors
         except UserError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from lora_scripts.families.device import DTYPES
 from lora_scripts.formats import metadata
 from lora_scripts.formats.kohya import LoraWeights
 from lora_scripts.generate.apply import check_fits, values_of
+from lora_scripts.generate.words import read_words
 from lora_scripts.lora.dora import DoraLayer
 from lora_scripts.lora.inject import assign, inject
 from lora_scripts.lora.layer import Adapter, LoraLayer
 from lora_scripts.lora.lycoris import KINDS, LycorisLayer
 from lora_scripts.lora.pissa import PissaLayer
+from lora_scripts.run.words import group_of, make_words
 from lora_scripts.run.starting import Size, default_size, fit_all, size_of
 from lora_scripts.run.memory import options_of
 from lora_scripts.train.optim import Group, build_optimizer
@@ -42,9 +44,13 @@ class Model:
     resized: str = ""
     """How the rank of `init_lora` was changed; empty if it was not."""
 
+    words: dict[str, nn.Parameter] = field(default_factory=dict)
+    """New words -> their vectors [k, width], trained too."""
+
     def weights(self) -> dict[str, nn.Parameter]:
-        """The adapters' values by "path.name", as a resume state keeps them."""
-        return {f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()}
+        """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
+        words = {f"new_token.{word}": p for word, p in self.words.items()}
+        return {f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()} | words
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -99,9 +105,10 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     for path, weights in begun.items():
         injected[path].load(values_of(weights))
     _freeze_all_but(injected, rules.keys())
-    groups = list(_groups(config, injected, rules, text))
+    words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
+    groups = [*_groups(config, injected, rules, text), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized)
+    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized, words)
 
 
 def _maker(

@@ -29,7 +29,9 @@ from lora_scripts.formats import io
 from lora_scripts.generate.apply import read_lora
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.forecast import Kind, Measured, Views, cache_size
+from lora_scripts.run.memorisation import captions
 from lora_scripts.run.meter import Meter, free_ram, peak_ram, used_ram
+from lora_scripts.run.prior import class_samples
 from lora_scripts.run.table import plan_rows
 from lora_scripts.run.training import Run
 from lora_scripts.train.feed import Feed, Picture
@@ -58,14 +60,16 @@ class Rehearsal(Run):
         tell: Callable[[Measured], None],
     ) -> None:
         """`memory`: bytes that a card shall seem to have; 0: those that it has."""
-        super().__init__(config, RunFolder(config.output_dir, config.name), samples, resume=False)
-        self.scratch, self.memory, self.tell = scratch, memory, tell
+        # Nothing touches the real folder.
+        super().__init__(config, RunFolder(scratch / config.name, config.name), samples, resume=False)
+        self.memory, self.tell = memory, tell
         self.measured = Measured()
         self.timed: list[float] = []
 
     def start(self) -> None:
         """Measures everything. UserError for a person's mistake, and what torch raises when memory runs out."""
         m, config = self.measured, self.config
+        self.folder.path.mkdir()
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
         m.device, m.precision = str(self.device), self.precision
@@ -81,9 +85,7 @@ class Rehearsal(Run):
         self._plan()
         self.leave()
         self._survey()
-        # From here on nothing touches the real folder, and the loop saves when we end it.
-        self.folder = RunFolder(self.scratch / config.name, config.name)
-        self.folder.path.mkdir()
+        # From here on the loop saves when we end it, and measures nothing of its own.
         self.config = config.model_copy(update={"save_steps": 1_000_000, "sample_every": 0})
         self.held.silence()
         self.total = self.state.total = 1_000_000
@@ -114,21 +116,40 @@ class Rehearsal(Run):
 
     def _survey(self) -> None:
         """What the whole run has to do."""
-        m, feed = self.measured, self.feed
-        m.rows, m.steps, m.prompts = plan_rows(self), self.total, len(super().prompts)
+        m, feed, held, prompts = self.measured, self.feed, self.held, super().prompts
+        m.steps, m.prompts, m.best, m.measuring = self.total, len(prompts), held.on and bool(held.held), held.share()
+        # Of the report: one prompt at four strengths, the others without and with the LoRA, and what it looks up.
+        m.shown = 2 + 2 * len(prompts[:4]) + len(captions(self, prompts[:4]))
+        scratch, self.folder = self.folder, RunFolder(self.config.output_dir, self.config.name)
+        m.rows, self.folder = plan_rows(self), scratch
         batches = feed.batches(0)  # every epoch has the same, in another order
         counts = Counter((*feed.pictures[batch[0]].bucket, len(batch)) for batch in batches)
         m.kinds = sorted((Kind(*shape, count) for shape, count in counts.items()), key=lambda k: k.pixels, reverse=True)
         m.accumulation = min(self.config.gradient_accumulation, ACCUMULATED, len(batches))
         # The cache knows equal pictures by their content, and keeps one.
-        views = {(p.sample.digest, view) for p in feed.pictures for view in p.views}
+        pictures_of_all = [*feed.pictures, *(held.feed.pictures if held.on else [])]
+        views = {(p.sample.digest, view) for p in pictures_of_all for view in p.views}
         encoded = Counter(view.bucket for _, view in views)
         pictures = Counter(bucket for _, bucket in {(digest, view.bucket) for digest, view in views})
         m.views = [Views(*bucket, count, encoded[bucket]) for bucket, count in sorted(pictures.items())]
         m.thumbnails = sum(
             round(s.width * s.height * min(1, 256 / max(s.width, s.height)) ** 2) for s in self.samples[:12]
         )
-        m.captions = len({s.caption for s in self.samples} | {""}) if feed.cache_text else 0
+        m.captions = len({p.sample.caption for p in pictures_of_all} | {""}) if feed.cache_text else 0
+
+    def _class_pictures(self) -> list[Sample]:
+        """Of those that would be drawn one is drawn, and stands for all."""
+        c, m = self.config, self.measured
+        found = class_samples(c.model_copy(update={"class_images": 0}), self.family, self.folder.path, lambda *_: None)
+        m.drawn = max(0, c.class_images - len(found))
+        if m.drawn:
+            begun, folder = time.perf_counter(), self.folder.path / "class_images"
+            one = c.model_copy(update={"class_data_dir": None, "class_images": 1})
+            (sample,) = class_samples(one, self.family, folder, lambda *_: None)
+            m.seconds["class picture"] = time.perf_counter() - begun
+            m.sizes["class picture"] = sample.path.stat().st_size
+            found += [replace(sample, name=f"{n}", digest=f"{n}/{sample.digest}") for n in range(m.drawn)]
+        return found
 
     def _cut(self, kind: Kind) -> Feed:
         """A feed whose every batch is of this kind."""

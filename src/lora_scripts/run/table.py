@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_scripts.run.words import tell_new_words
+
 from lora_scripts.run import memory
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         *([("memory", memory.told(c))] if memory.told(c) else []),
         ("output", str(run.folder.final)),
     ]
+    if c.new_token:
+        rows.insert(-4, ("new words", tell_new_words(c, run.samples)))
     if not 0.25 <= alpha / rank <= 2:
         rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
     if c.init_lora:

@@ -78,7 +78,7 @@ class Run:
     def _plan(self) -> None:
         c = self.config
         with self.model.off():
-            prior = class_samples(c, self.family, self.folder.path / "class_images", self._encoded(Counter()))
+            prior = self._class_pictures()
         self.feed = build_feed(c, self.family, self.samples, prior)
         check_tiles(c, [p.bucket for p in self.feed.pictures])
         self.total = self.feed.steps_per_epoch * c.epochs
@@ -88,6 +88,9 @@ class Run:
         self.ema = Ema(self.model.weights(), c.ema_decay) if c.ema_decay else None
         self.state = new_state(self)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def _class_pictures(self) -> list[Sample]:
+        return class_samples(self.config, self.family, self.folder.path / "class_images", self._encoded(Counter()))
 
     def _show(self) -> None:
         show_plan(plan_rows(self))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from lora_scripts.train.evidence import FEWEST, Evaluation, Interval, best_of, bootstrap, less, mean
 
@@ -21,6 +22,14 @@ STILL = 0.001
 """Of the loss before training: what a run has to gain by half of its steps."""
 WORSE = 0.01
 """Of the loss before training: how much the held-out pictures lose while a run memorises."""
+
+
+GAIN = 0.05
+"""Of the loss: what half of the pictures must have gained before single ones can be said not to fit."""
+STRAY = 3.5
+"""Robust deviations by which a picture that does not fit lies below the others (Iglewicz & Hoaglin 1993)."""
+LEAST = 12
+"""Pictures of a set in which strays are looked for."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,29 @@ def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) ->
                 f"epochs: {epochs}, or more pictures",
             )
     return None
+
+
+def never_fit(step: int, names: Sequence[str], ratios: Sequence[float]) -> Advice | None:
+    """Pictures that gained little or nothing where the others gained much; `ratios`: log of the loss after over before.
+
+    Only in a set that has gained as a whole, and only if they are few: else it is not they who do not fit.
+    """
+    if len(names) < LEAST:
+        return None
+    middle = median(ratios)
+    spread = max(1.4826 * median([abs(r - middle) for r in ratios]), 0.02)
+    bad = [n for n, r in zip(names, ratios, strict=True) if (r - middle) / spread > STRAY and r > middle / 2]
+    if middle > -GAIN or not bad or len(bad) > len(names) / 4:
+        return None
+    few = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+    return Advice(
+        "never_fit",
+        step,
+        f"{few} did not fit: the others' loss at high noise fell by {1 - math.exp(middle):.0%}, theirs by less than half "
+        "as much, so look whether picture and caption belong to this set".replace("%", " %"),
+        "a train_data_dir without them",
+        tuple(bad),
+    )
 
 
 def _of(differences: Sequence[float], floor: float) -> Interval:

@@ -25,6 +25,8 @@ class Group:
     """The first step in which it is trained."""
     stop: int | None = None
     """The first step in which it is trained no more."""
+    weight_decay: float | None = None
+    """If another than the optimizer's."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,14 @@ OPTIMIZERS: dict[str, Callable[[Rows, float], torch.optim.Optimizer]] = {
 
 def build_optimizer(name: str, groups: Iterable[Group], weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer of that name over the groups, each with its peak learning rate."""
-    rows = [
+    groups = list(groups)
+    rows: Rows = [
         {"params": g.parameters, "lr": g.lr, "peak": g.lr, "name": g.name, "start": g.start, "stop": g.stop}
         for g in groups
     ]
+    for row, group in zip(rows, groups, strict=True):
+        if group.weight_decay is not None:
+            row["weight_decay"] = group.weight_decay
     return OPTIMIZERS[name](rows, weight_decay)
 
 
