@@ -21,6 +21,7 @@ import defects
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from lora_scripts.check import sharpness
 from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.pictures import picture_findings
 
@@ -33,7 +34,7 @@ def made_of(image: Image.Image, rng: defects.Rng, number: int) -> Made:
     """The picture as a clean file, and with one defect each."""
     clean = defects.encoded(image, rng)
     out: Made = {"clean": ("", clean), "corrupt": defects.broken(clean, rng)}
-    if math.sqrt(image.width * image.height) > 480:  # smaller ones have no size of 512 to be judged at
+    if math.sqrt(image.width * image.height) > sharpness.WORK * sharpness.SMALLEST:
         sigma = 2.0 if rng.random() < 0.25 else float(rng.uniform(2, 4))
         factor = float(rng.choice([2.0, 3.0, 4.0]) if rng.random() < 0.5 else rng.uniform(2, 4))
         out["blurred"] = f"{sigma:.1f}", defects.encoded(defects.blurred(image, sigma, rng), rng)

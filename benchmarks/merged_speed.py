@@ -77,7 +77,9 @@ def main() -> None:
         # Turn by turn, so that what else the machine does falls on both.
         ratio = statistics.median(own / other for own, other in zip(seconds, found[0], strict=True))
         low, *_, high = statistics.quantiles(seconds, n=4)
-        print(f"{name:8}{middle:8.4f} s  ({low:.4f} to {high:.4f})  {middle / first:6.3f} of the base, paired {ratio:.3f}")
+        print(
+            f"{name:8}{middle:8.4f} s  ({low:.4f} to {high:.4f})  {middle / first:6.3f} of the base, paired {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

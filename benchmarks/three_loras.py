@@ -90,7 +90,7 @@ def run(work: Path) -> None:
     base = work / "base.safetensors"
     io.write_atomic(base, resources.files("lora_scripts.demo").joinpath("assets/base.safetensors").read_bytes())
     files = {name: train(work, name) for name in STRENGTHS}
-    combined = work / "loras" / "combined" / "combined.safetensors"
+    combined = work / "loras" / "combined.safetensors"
     if not combined.exists():
         inputs = [f"{file}:{STRENGTHS[name]}" for name, file in files.items()]
         if main(["combine", *inputs, "--output", str(combined)]):

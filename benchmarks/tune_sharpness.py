@@ -17,6 +17,9 @@ from lora_scripts.check import sharpness
 
 FEW = 0.015
 """The share of clean pictures that a judgement may call wrong on the tuning set."""
+LOST = 0.025
+"""The share of pictures out of focus that may be called enlarged, when both tests have found them."""
+LABELS = ("clean", "soft", "blurred", "enlarged", "far enlarged")
 
 
 def features(image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -47,8 +50,8 @@ def sample(job: tuple[int, Path | None]) -> list[tuple[str, np.ndarray | None, n
     return [(k, *features(defects.opened(defects.encoded(v, rng)))) for k, v in made.items()]
 
 
-def fit(rows: np.ndarray, wrong: np.ndarray, clean: np.ndarray) -> tuple[float, np.ndarray]:
-    """Logistic regression by Newton's method with a little shrinkage; the bias is then set by `FEW`."""
+def fit(rows: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Factors of a logistic regression, by Newton's method with a little shrinkage."""
     mean, spread = rows.mean(0), rows.std(0) + 1e-9
     z = np.c_[np.ones(len(rows)), (rows - mean) / spread]
     w = np.zeros(z.shape[1])
@@ -56,8 +59,20 @@ def fit(rows: np.ndarray, wrong: np.ndarray, clean: np.ndarray) -> tuple[float, 
     for _ in range(60):
         p = 1 / (1 + np.exp(-z @ w))
         w -= np.linalg.solve(z.T @ (z * (p * (1 - p))[:, None]) + shrink, z.T @ (p - wrong) + shrink @ w)
-    factors = w[1:] / spread
-    return -float(np.quantile((rows @ factors)[clean], 1 - FEW)), factors
+    return w[1:] / spread
+
+
+def judgement(
+    name: str, x: np.ndarray, labels: np.ndarray, wrong: list[str], right: list[str], zero: tuple[list[str], float]
+) -> None:
+    """Fits and prints one row of check/weights.py. `zero` is (labels, the share of them that lies above 0)."""
+    used = np.isin(labels, wrong + right)
+    factors = fit(x[used], np.isin(labels[used], wrong).astype(float))
+    bias = -float(np.quantile((x @ factors)[np.isin(labels, zero[0])], 1 - zero[1]))
+    print(f"{name} = Weights({bias:.3f}, ({', '.join(f'{f:.3f}' for f in factors)}))")
+    for label in LABELS:
+        odds = bias + x[labels == label] @ factors
+        print(f"  {label}: {len(odds)} judged, {(odds > 0).mean():.1%} found")
 
 
 def main() -> None:
@@ -69,18 +84,15 @@ def main() -> None:
     jobs = [(i, photos[(i // 2) % len(photos)] if photos and i % 2 else None) for i in range(given.count)]
     with ProcessPoolExecutor(2) as pool:
         rows = [row for made in pool.map(sample, jobs, chunksize=4) for row in made]
-    for name, column, wrong in (("FOCUS", 1, ("blurred",)), ("DETAIL", 2, ("enlarged", "far enlarged"))):
-        # a soft picture is not out of focus, but may well lack detail: DETAIL has no opinion on it
-        used = [r for r in rows if r[column] is not None and (name == "FOCUS" or r[0] not in ("soft", "blurred"))]
-        labels = np.array([r[0] for r in used])
-        x, y = np.stack([r[column] for r in used]).astype(float), np.isin(labels, wrong).astype(float)
-        innocent = ("clean", "enlarged") if name == "FOCUS" else ("clean",)
-        bias, factors = fit(x, y, np.isin(labels, innocent))
-        print(f"{name} = Weights({bias:.3f}, ({', '.join(f'{f:.3f}' for f in factors)}))")
-        everything = [r for r in rows if r[column] is not None]
-        for label in ("clean", "soft", "blurred", "enlarged", "far enlarged"):
-            odds = np.array([bias + factors @ r[column] for r in everything if r[0] == label])
-            print(f"  {label}: {len(odds)} judged, {(odds > 0).mean():.1%} found")
+    judged = [row for row in rows if row[1] is not None and row[2] is not None]
+    labels = np.array([row[0] for row in judged])
+    focus, detail = (np.stack([row[i] for row in judged]).astype(float) for i in (1, 2))
+    # a soft picture is not out of focus, but may well lack detail: DETAIL has no opinion on it
+    judgement(
+        "FOCUS", focus, labels, ["blurred"], ["clean", "enlarged", "soft", "far enlarged"], (["clean", "enlarged"], FEW)
+    )
+    judgement("DETAIL", detail, labels, ["enlarged", "far enlarged"], ["clean"], (["clean"], FEW))
+    judgement("NAME", np.c_[focus, detail], labels, ["blurred"], ["enlarged", "far enlarged"], (["blurred"], 1 - LOST))
 
 
 if __name__ == "__main__":

@@ -217,11 +217,13 @@ def test_bars(tmp_path: Path) -> None:
     files: dict[str, bytes | Image.Image] = {
         "bars.jpg": ImageOps.expand(image, (0, 40), "black"),
         "frame.jpg": ImageOps.expand(image, 20, "white"),
+        "uneven.jpg": ImageOps.expand(image, (0, 30, 0, 90), (20, 20, 30)),
         "none.jpg": image,
         "drawn.jpg": scene(21, "neon"),
     }
     found = findings(tmp_path, files)
-    assert sorted(names(found, "border")) == ["bars.jpg", "frame.jpg"]
+    assert sorted(names(found, "border")) == ["bars.jpg", "frame.jpg", "uneven.jpg"]
+    assert {finding.severity for finding in found["border"]} == {"warning"}
     bars = measure("bars.jpg", tmp_path / "bars.jpg").border
     assert bars is not None and (bars.left, bars.right) == (0, 0) and bars.sure == 0.9
     assert (bars.top, bars.bottom) == pytest.approx((40 / 592, 40 / 592), abs=0.005)

@@ -15,6 +15,7 @@ from lora_scripts.config.load import dump_config, load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
 from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.run import training
 from lora_scripts.run.starting import Size, default_size, fit_all, fitted, size_of
 
 
@@ -92,13 +93,17 @@ def test_the_rank_is_the_files_unless_it_is_written(base: Path, data: Path, tmp_
     assert "# lora_rank: 16  # taken over from init_lora" in dump_config(kept)
 
 
-def test_before_and_after_on_the_old_pictures(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_before_and_after_on_the_old_pictures(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second run from the first one's file: at step 0 its held-out loss is what the first run ended with."""
     data = tiny.write_pictures(tmp_path / "data", 4)
     held = tiny.write_pictures(tmp_path / "held", 4, size=(72, 64))
     keys = {"base_model": base, "train_data_dir": data, "val_data_dir": held, "save_precision": "fp32", "epochs": 1}
     first = tiny.write_config(tmp_path, **keys, output_dir=tmp_path / "first")
-    assert main(["train", "--config", str(first)]) == 0
+    with monkeypatch.context() as patch:  # its file is enough
+        patch.setattr(training, "finish", lambda run: run.exporter.write(run.folder.final))
+        assert main(["train", "--config", str(first)]) == 0
     lora_file = tmp_path / "first" / "first.safetensors"
     more = {**keys, "lora_rank": 4, "init_lora": lora_file, "output_dir": tmp_path / "second"}
     second = tiny.write_config(tmp_path, **more)
@@ -110,5 +115,7 @@ def test_before_and_after_on_the_old_pictures(base: Path, tmp_path: Path, capsys
     assert [(e["step"], e["name"]) for e in b] == [(0, "base"), (0, "init"), (2, "")]
     assert b[0]["held"] == pytest.approx(a[0]["held"], rel=1e-6)
     assert b[1]["held"] == pytest.approx(a[-1]["held"], rel=1e-4)
-    assert "before and after: base" in told
+    assert "before and after: base" in told and "measuring took" in told
+    page = (tmp_path / "second" / "report.html").read_text()
+    assert "Held-out loss" in page and "Before and after: base" in page and "Copies?" in page
     assert load_config(tmp_path / "second" / "config.yaml").lora_rank == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -123,7 +124,9 @@ def pipeline(kind: Any) -> Any:
     unet, vae, text = tiny.models()
     schedule = {k: v for k, v in SCHEDULE.items() if k.startswith("beta")}
     parts = {"tokenizer": clip_tokenizer(), "scheduler": EulerAncestralDiscreteScheduler(**schedule)}
-    pipe = kind(vae, text, unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts)
+    pipe = kind(
+        vae, text, unet=unet, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -176,7 +179,7 @@ def test_the_family_samples_v_and_zero_terminal_snr_with_the_named_sampler(famil
             drawn.append(np.asarray(family.generate("a house", 1, Sampling(3, 1.0, "", (64, 64), "Euler a"))))
         finally:
             family.prediction, family.zero_terminal_snr = "epsilon", False
-    assert all(not np.array_equal(one, other) for one, other in zip(drawn, drawn[1:], strict=False))
+    assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(drawn))
 
 
 @pytest.mark.parametrize("name", ["Euler a", "DPM++ 2M SDE Karras", "LCM", "DPM++ 2M Karras"])
@@ -223,7 +226,7 @@ def test_taking_a_lora_off_gives_back_the_base_bit_for_bit(
             assert {name: p.stride() for name, p in family.unet.named_parameters()} == layouts
     assert contents(family) == before
     assert np.array_equal(drawn[-1], plain)
-    assert all(difference(a, b) > 0 for a, b in zip(drawn, drawn[1:], strict=False))
+    assert all(difference(a, b) > 0 for a, b in itertools.pairwise(drawn))
 
 
 @pytest.mark.parametrize(

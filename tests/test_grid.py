@@ -45,7 +45,9 @@ def test_axes_are_what_has_several_values() -> None:
 
 
 def test_too_many_axes_and_none_are_refused_with_a_mend() -> None:
-    with pytest.raises(UserError, match=r"at most three axes, not 4: 2 prompts, 2 LoRAs, 2 seeds, 3 strengths; give one"):
+    with pytest.raises(
+        UserError, match=r"at most three axes, not 4: 2 prompts, 2 LoRAs, 2 seeds, 3 strengths; give one"
+    ):
         plan(labels(prompt=2, lora=2, seed=2, strength=3))
     with pytest.raises(UserError, match="nothing to compare"):
         plan(labels())
@@ -88,7 +90,9 @@ def test_the_nearest_training_picture_is_the_same_one(family: Any) -> None:
     pictures = []
     for corner in range(4):
         image = Image.new("RGB", (64, 64), "white")
-        image.paste((20, 20, 20), (32 * (corner % 2), 32 * (corner // 2), 32 * (corner % 2) + 32, 32 * (corner // 2) + 32))
+        image.paste(
+            (20, 20, 20), (32 * (corner % 2), 32 * (corner // 2), 32 * (corner % 2) + 32, 32 * (corner // 2) + 32)
+        )
         pictures.append(measures.look(family, measures.as_pixels(image)))
     for number, one in enumerate(pictures):
         assert measures.nearest(one, pictures) == (number, pytest.approx(1.0, abs=1e-5))
@@ -136,6 +140,9 @@ class Page(HTMLParser):
         if values.get("class") == "zoom":
             self.cells.append(values)
         self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = "th" if tag == "span" else ""
 
     def handle_data(self, data: str) -> None:
         if self.inside == "th":
@@ -234,7 +241,10 @@ def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data:
         (["--loras", "none.safetensors", "--prompts", "p.txt"], "there is no base to draw with; name one with --base"),
         (["--base", "base.safetensors", "--loras", "a.safetensors"], "there are no prompts to draw"),
         (["--base", "base.safetensors", "--loras", "none.safetensors", "--prompts", "p.txt"], "--loras: none"),
-        (["--base", "base.safetensors", "--checkpoints", "empty", "--prompts", "p.txt"], "empty: --checkpoints: there is"),
+        (
+            ["--base", "base.safetensors", "--checkpoints", "empty", "--prompts", "p.txt"],
+            "empty: --checkpoints: there is",
+        ),
         (["--base", "base.safetensors", "--loras", "a.safetensors", "--prompts", "q.txt"], "q.txt: --d in 'a'"),
         (
             ["--base", "base.safetensors", "--loras", "a.safetensors", "--prompts", "p.txt", "--strengths", "1", "1.0"],

@@ -131,7 +131,7 @@ def test_without_enough_memory_it_names_what_to_type(
 
 
 def proposal_of(config: TrainConfig, *phases: str, images: int = 100) -> list[list[str]]:
-    return [forecast.as_words(changes) for changes in ladder(config, set(phases), images)]
+    return [planning.as_words(changes) for changes in ladder(config, set(phases), images)]
 
 
 def config_of(**keys: Any) -> TrainConfig:
@@ -148,6 +148,7 @@ def test_the_order_of_what_to_change() -> None:
         ["batch_size=1", "gradient_accumulation=12", "resolution=384"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=8"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4"],
+        ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4", "gradient_checkpointing=true"],
     ]
     # 9 is 3 x 3, so 4 would change the effective batch; a picture is encoded, and drawn, by itself.
     assert proposal_of(config_of(batch_size=9, lora_rank=4), "step")[:2] == [
@@ -271,11 +272,15 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
             torch.empty(1 << 60, dtype=torch.uint8)
 
     monkeypatch.setattr(Run, "_told", greedy)
-    loaded, out = load_config(config, [f"output_dir={tmp_path / 'new'}"]), io.StringIO()
+    keys = [f"output_dir={tmp_path / 'new'}", "class_images=3", "class_prompt=a thing"]
+    loaded, out = load_config(config, keys), io.StringIO()
     values = [[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in check(loaded, resume=None)[1]]
-    asked = loaded.model_dump(mode="json", exclude_unset=True)
-    rehearse({"config": asked, "samples": values, "scratch": str(tmp_path), "memory": 0}, out)
+    asked, scratch = loaded.model_dump(mode="json", exclude_unset=True), tmp_path / "scratch"
+    scratch.mkdir()
+    rehearse({"config": asked, "samples": values, "scratch": str(scratch), "memory": 0}, out)
     last = Measured.read(json.loads(out.getvalue().splitlines()[-1]))
+    assert last.drawn == 3 and Kind(128, 128, 8, 1) in last.kinds and Kind(128, 128, 3, 1) in last.kinds
+    assert not (tmp_path / "new").exists()
     assert last.short and last.worst == "step" and not last.done
     assert last.peaks.keys() == {"load", "encode", "preview", "step"} and min(last.peaks.values()) > 0
     assert planning.verdict(last, 0) == "no" and forecast.over(last, 10**15) == {"step"}

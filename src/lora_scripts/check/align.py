@@ -49,8 +49,9 @@ def _compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[Floats, Floats
     first, second = a.astype(np.float32), b.astype(np.float32)
     grey_a, grey_b = first.mean(-1), second.mean(-1)
     place = np.zeros((len(a), 4), np.float32)
-    for sigma, rounds in ((2.0, 6), (0.8, 5)):
-        place = _align(_smooth(grey_a, sigma), _smooth(grey_b, sigma), place, rounds)
+    for sigma, step, rounds in ((2.0, 2, 6), (0.8, 1, 4)):
+        coarse_a, coarse_b = (_smooth(grey, sigma)[:, ::step, ::step] for grey in (grey_a, grey_b))
+        place = _align(coarse_a, coarse_b, place, rounds)
     return _differences(first, second, place)
 
 
@@ -58,11 +59,11 @@ def _smooth(stack: Floats, sigma: float) -> Floats:
     return gaussian_filter(stack, (0, sigma, sigma), mode="nearest")
 
 
-def _weights(scale: Floats, shift: Floats) -> Floats:
-    """Linear interpolation along one axis as matrices [pairs, GRID out, GRID in]; rows beyond it sum to < 1."""
-    u = np.linspace(-1, 1, GRID, dtype=np.float32)
-    at = ((1 + scale)[:, None] * u + shift[:, None] + 1) * ((GRID - 1) / 2)
-    return np.maximum(0, 1 - np.abs(at[..., None] - np.arange(GRID, dtype=np.float32)))
+def _weights(scale: Floats, shift: Floats, side: int) -> Floats:
+    """Linear interpolation along one axis as matrices [pairs, side out, side in]; rows beyond it sum to < 1."""
+    u = np.linspace(-1, 1, side, dtype=np.float32)
+    at = ((1 + scale)[:, None] * u + shift[:, None] + 1) * ((side - 1) / 2)
+    return np.maximum(0, 1 - np.abs(at[..., None] - np.arange(side, dtype=np.float32)))
 
 
 def _align(a: Floats, b: Floats, place: Floats, rounds: int) -> Floats:
@@ -70,14 +71,15 @@ def _align(a: Floats, b: Floats, place: Floats, rounds: int) -> Floats:
 
     place: [pairs, 4] (scale x, shift x, scale y, shift y) in half sides; gives the improved one.
     """
-    u = np.linspace(-1, 1, GRID, dtype=np.float32)
+    side = a.shape[1]
+    u = np.linspace(-1, 1, side, dtype=np.float32)
     x, y = u[None, None, :], u[None, :, None]
     ridge = np.diag(np.array([1, 1, 1, 1, 0, 0], np.float32))
     for _ in range(rounds):
-        across, down = _weights(place[:, 0], place[:, 1]), _weights(place[:, 2], place[:, 3])
-        seen = down.sum(-1)[:, :, None] * across.sum(-1)[:, None, :] > 0.99  # [pairs, GRID, GRID]
+        across, down = _weights(place[:, 0], place[:, 1], side), _weights(place[:, 2], place[:, 3], side)
+        seen = down.sum(-1)[:, :, None] * across.sum(-1)[:, None, :] > 0.99  # [pairs, side, side]
         warped = down @ a @ across.transpose(0, 2, 1)
-        slope_y, slope_x = np.gradient(warped, 2 / (GRID - 1), axis=(1, 2))
+        slope_y, slope_x = np.gradient(warped, 2 / (side - 1), axis=(1, 2))
         columns = np.stack([slope_x * x, slope_x, slope_y * y, slope_y, warped, np.ones_like(warped)], -1)
         columns = (columns * seen[..., None]).reshape(len(a), -1, 6)
         wanted = (b * seen).reshape(len(a), -1, 1)
@@ -91,7 +93,7 @@ def _align(a: Floats, b: Floats, place: Floats, rounds: int) -> Floats:
 
 
 def _differences(a: Floats, b: Floats, place: Floats) -> tuple[Floats, Floats]:
-    across, down = _weights(place[:, 0], place[:, 1]), _weights(place[:, 2], place[:, 3])
+    across, down = _weights(place[:, 0], place[:, 1], GRID), _weights(place[:, 2], place[:, 3], GRID)
     seen = (down.sum(-1)[:, :, None] * across.sum(-1)[:, None, :] > 0.99).astype(np.float32)
     first, second = (gaussian_filter(g, (0, 0.7, 0.7, 0), mode="nearest") for g in (a, b))
     planes = down[:, None] @ first.transpose(0, 3, 1, 2) @ across.transpose(0, 2, 1)[:, None]  # [pairs, 3, GRID, GRID]

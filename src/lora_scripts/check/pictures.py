@@ -25,7 +25,7 @@ _CHUNK = 8
 """Files that a worker takes at a time. Fewer than that for each worker are not worth starting processes."""
 _SMALL_AREA = 512 * 512
 """Pixels below which a picture is small for every model in common use."""
-_STRONG_BLOCKS = 1.6
+_STRONG_BLOCKS = 1.3
 """Grey values, see `surface.blocking`: for what was strongly compressed once, and saved again."""
 _LOW_QUALITY = 35
 

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import fft
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from lora_scripts.check.weights import DETAIL, FOCUS, Weights
+from lora_scripts.check.weights import DETAIL, FOCUS, NAME, Weights
 
 Floats = NDArray[np.float32]
 
@@ -38,9 +38,9 @@ class Sharpness:
     """Above 0 is a finding; each None where there are too few edges to tell."""
 
     blurred: float | None = None
-    """Out of focus at WORK, with a deviation of 2 px or more: in log odds."""
+    """Out of focus at WORK, with a deviation of 2 px or more, and not by being enlarged: in log odds."""
     enlarged: float | None = None
-    """Without detail that half of its pixels could not hold: in log odds."""
+    """Without detail that half of its width could not hold, for whatever reason: in log odds."""
 
 
 def measure(grey: Image.Image) -> Sharpness:
@@ -54,7 +54,13 @@ def measure(grey: Image.Image) -> Sharpness:
         work = tiles(np.asarray(small))
     else:
         work = native
-    return Sharpness(_odds(focus_features(work), FOCUS), _odds(detail_features(native), DETAIL))
+    focus, detail = focus_features(work), detail_features(native)
+    if focus is None or detail is None:
+        return Sharpness()
+    soft = _odds(focus, FOCUS)
+    # a picture enlarged far is as soft as one out of focus; its spectrum tells which
+    named = _odds(np.concatenate([focus, detail]), NAME)
+    return Sharpness(min(soft, named), max(soft, _odds(detail, DETAIL)))
 
 
 def tiles(grey: NDArray[np.uint8]) -> Floats:
@@ -124,5 +130,5 @@ def _spectrum(stack: Floats) -> Floats:
     return np.log10(np.array(means) + 1e-3).astype(np.float32)
 
 
-def _odds(features: Floats | None, weights: Weights) -> float | None:
-    return None if features is None else float(weights.bias + np.dot(features, weights.factors))
+def _odds(features: Floats, weights: Weights) -> float:
+    return float(weights.bias + np.dot(features, weights.factors))

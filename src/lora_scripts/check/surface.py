@@ -34,7 +34,7 @@ class Border:
     right: float
     bottom: float
     sure: float
-    """A pair of equal bars is hardly ever meant; a single one may be a wall or a sky."""
+    """Two bars of one colour are hardly ever meant; a single one may be a wall or a sky."""
 
     def content(self, size: tuple[int, int], margin: int) -> tuple[int, int, int, int]:
         """The box of what is no bar, in pixels of a picture of `size`, with `margin` px taken off beside each bar."""
@@ -58,7 +58,7 @@ def border(pixels: NDArray[np.uint8]) -> Border | None:
     if not any(shares):
         return None
     left, top, right, bottom = shares
-    twins = any(paired[i] and shares[i] and shares[i + 2] for i in (0, 1))
+    twins = any(shares[i] and shares[i + 2] and _one_colour(bars[i], bars[i + 2]) for i in (0, 1))
     return Border(left, top, right, bottom, 0.9 if twins else 0.4)
 
 
@@ -71,7 +71,11 @@ class _Bar(NamedTuple):
 
 
 def _equal(a: _Bar, b: _Bar) -> bool:
-    return abs(a.depth - b.depth) <= 2 + 0.1 * max(a.depth, b.depth) and np.abs(a.colour - b.colour).max() <= _LIKE
+    return abs(a.depth - b.depth) <= 2 + 0.1 * max(a.depth, b.depth) and _one_colour(a, b)
+
+
+def _one_colour(a: _Bar, b: _Bar) -> bool:
+    return bool(np.abs(a.colour - b.colour).max() <= _LIKE)
 
 
 def _bar(lines: NDArray[np.uint8]) -> _Bar:

@@ -53,7 +53,8 @@ def call(options: argparse.Namespace) -> None:
 
     require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
-    asked = GridOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    asked = GridOptions(**values)
     from lora_scripts.run.gridding import draw_grid
 
     draw_grid(asked)

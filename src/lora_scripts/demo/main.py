@@ -10,6 +10,7 @@ from lora_scripts import run
 from lora_scripts.config.load import load_config
 from lora_scripts.demo import world
 from lora_scripts.formats import io
+from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
 from lora_scripts.run.labelling import LabelOptions, label
 
@@ -38,7 +39,8 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
     config = load_config(config_path, [*moved, *overrides])
     run.train(config, resume=(result / "state").exists())
+    last = preview_lines(config.sample_prompts)[-1].prompt
     print(
         f"\ntry it: lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
-        f'--prompt "{config.sample_prompts[1]} <lora:{result.name}:1.0>" --output {output / "picture.png"}'
+        f'--prompt "{last} <lora:{result.name}:1.0>" --output {output / "picture.png"}'
     )

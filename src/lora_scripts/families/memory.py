@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -48,7 +48,7 @@ def around(block: nn.Module, before: Callable[[], None] | None = None) -> None:
     dropout has the same masks (Chen et al. 2016).
     """
     # In the instance, not as a module around it: paths, and with them the names of everything inside, stay.
-    block.forward = partial(_call, block, before)  # type: ignore[method-assign]
+    block.forward = partial(_call, block, before)
 
 
 def _call(block: nn.Module, before: Callable[[], None] | None, *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +132,7 @@ class _CudaCopies:
 class Slot:
     """Where a tensor stands in a module."""
 
-    owner: dict[str, Tensor | None]
+    owner: MutableMapping[str, Any]
     name: str
 
     @property

@@ -96,9 +96,7 @@ def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
-def chunks(
-    stretches: Sequence[tuple[str, float]], most: int | None = None, words: Words | None = None
-) -> list[Chunk]:
+def chunks(stretches: Sequence[tuple[str, float]], most: int | None = None, words: Words | None = None) -> list[Chunk]:
     """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off.
 
     `words`: new ones, with the token numbers that they stand for, which never part.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from lora_scripts.errors import UserError
 
@@ -100,29 +101,36 @@ class _Product(torch.autograd.Function):
         return layer.product(x, layer.whole(codes, scale, x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         codes, scale = ctx.saved_tensors
         return ctx.layer.pullback(grad, ctx.layer.whole(codes, scale, grad.dtype), ctx.shape), None, None, None
 
 
-class QuantisedLinear(QuantisedLayer, nn.Linear):
+class QuantisedLinear(QuantisedLayer, nn.Linear):  # type: ignore[override]  # its weight cannot be set
     """An `nn.Linear` with a rounded weight."""
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, self.bias)
+        # F.linear may answer with a view, which an adapter could not add to in place.
+        y, rows = x.new_empty(*x.shape[:-1], weight.shape[0]), x.reshape(-1, x.shape[-1])
+        out = y.view(-1, y.shape[-1])
+        if self.bias is None:
+            torch.mm(rows, weight.T, out=out)
+        else:
+            torch.addmm(self.bias, rows, weight.T, out=out)
+        return y
 
     def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         return grad @ weight
 
 
-class QuantisedConv2d(QuantisedLayer, nn.Conv2d):
+class QuantisedConv2d(QuantisedLayer, nn.Conv2d):  # type: ignore[override]  # likewise
     """An `nn.Conv2d` with a rounded weight."""
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        return torch.nn.grad.conv2d_input(shape, weight, grad, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(shape, weight, grad, self.stride, self.padding, self.dilation, self.groups)
 
 
 KINDS: dict[type[nn.Module], type[QuantisedLayer]] = {nn.Linear: QuantisedLinear, nn.Conv2d: QuantisedConv2d}

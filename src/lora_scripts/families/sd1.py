@@ -239,7 +239,7 @@ class StableDiffusion1:
 
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
-        """With classifier-free guidance (Ho & Salimans 2022); each picture's noise is drawn on the CPU from its seed."""
+        """With classifier-free guidance (Ho & Salimans 2022); each picture's noise comes from its seed, on the CPU."""
         sampler = schedulers.find_sampler(sampling.scheduler, self.prediction, sampling.steps)
         guided = sampling.cfg != 1.0
         texts = [sampling.negative, prompt] if guided else [prompt]

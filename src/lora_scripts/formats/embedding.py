@@ -2,7 +2,7 @@
 
 A file of one word holds one tensor, `emb_params` [vectors, width], which A1111, ComfyUI, InvokeAI and diffusers read;
 the word is the file's name. In a LoRA file they stand as `bundle_emb.WORD.string_to_param.*`, which is where A1111
-(from 1.7 on) looks for them, and what OneTrainer writes.
+looks for them (seen in 1.10), and what OneTrainer writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def to_bundle(words: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bundled(keys: Iterable[str]) -> list[str]:
-    """The words that a LoRA file brings, in order."""
-    return list(dict.fromkeys(key.removeprefix(BUNDLE).partition(".")[0] for key in keys if key.startswith(BUNDLE)))
+    """The words that a LoRA file brings."""
+    return sorted({key.removeprefix(BUNDLE).partition(".")[0] for key in keys if key.startswith(BUNDLE)})
 
 
 def split_bundle(

@@ -49,6 +49,11 @@ _TEXT_LAYER = {
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("hada_w", "lokr_w", "oft_", "glora"), "a LyCORIS file (LoHa, LoKr, …)", "give a plain LoRA"),
     (("dora_scale",), "a DoRA", "bake it to a plain LoRA first: lora-scripts convert --bake-dora"),
+    (
+        ("bundle_emb.",),
+        "a LoRA with words of its own in it",
+        "give the one without them: train it without token_bundle",
+    ),
     (("lora_mid",), "a LoCon with a Tucker core (lora_mid)", "bake it to a plain LoRA first"),
     (
         ("lora_te1_", "lora_te2_", "lora_unet_input_blocks_", "lora_unet_output_blocks_"),

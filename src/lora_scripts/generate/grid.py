@@ -1,4 +1,4 @@
-"""A grid of pictures, pure: its axes, its cells, and a cell's name, which is made of all that the picture depends on."""
+"""A grid of pictures, pure: its axes, its cells, and a cell's name, made of all that the picture depends on."""
 
 from __future__ import annotations
 

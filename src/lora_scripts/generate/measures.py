@@ -1,7 +1,7 @@
-"""What numbers can say of a picture beside the base's and the training pictures; the family's own encoders judge.
+"""What numbers can say of a picture beside the base's and the training pictures; the family's own parts judge.
 
-Three kinds, each explained where it is computed: difference from the base, likeness to the training style, and how much
-of the prompt the base model finds in a picture; and which training picture comes nearest. None of them is taste.
+Each is explained where it is computed: difference from the base, likeness to the training style, how much of the prompt
+the model finds in its picture, and which training picture comes nearest. None of them is taste.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Draws
 
 TIMES = (100, 250, 400, 550, 700, 850)
-"""Noise levels at which the base is asked whether the prompt helps."""
+"""Noise levels at which the model is asked whether the prompt helps."""
 NOISES = 2
 """Draws of noise at each level, the same for every picture."""
 LAYOUT = 4
@@ -78,7 +78,9 @@ class Style:
 
     def __init__(self, looks: Sequence[Look]) -> None:
         self.looks = list(looks)
-        self.own = sum(self._without(i).distance(one) for i, one in enumerate(looks)) / len(looks) if len(looks) > 1 else 0
+        self.own = (
+            sum(self._without(i).distance(one) for i, one in enumerate(looks)) / len(looks) if len(looks) > 1 else 0
+        )
         """How far one of the pictures is from the others' style, on average."""
 
     def _without(self, i: int) -> Style:
@@ -117,10 +119,11 @@ def nearest(one: Look, others: Sequence[Look]) -> tuple[int, float]:
 
 @torch.no_grad()
 def prompt_gain(family: Family, latents: Tensor, prompt: str) -> float:
-    """How much the base's error of denoising the picture falls when it is told the prompt, as a share of the error
+    """How much the error of denoising the picture falls when the model is told the prompt, as a share of the error
     without it: a diffusion classifier's score (Li et al. 2023, eqs. 4 and 5), with fixed noise and timesteps.
 
-    `latents` [c, h, w]. Take LoRAs off before: the base judges.
+    `latents` [c, h, w]. The model judges as it stands, LoRAs and all: one that does not know the style of a picture can
+    tell nothing of its contents.
     """
     generators = [torch.Generator().manual_seed(i) for i in range(len(TIMES) * NOISES)]
     count = len(generators)

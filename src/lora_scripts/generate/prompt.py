@@ -134,7 +134,7 @@ def _join(left: str, right: str) -> str:
 
 
 def find_lora(name: str, lora_dir: Path) -> Path:
-    """The file `name`.safetensors in `lora_dir` or any folder below it, resume states (`state/`) and `embeddings/` left out.
+    """The file `name`.safetensors in `lora_dir` or any folder below it, but for resume states and `embeddings/`.
 
     Of several, the final file of a run (`name/name.safetensors`) is taken. UserError if none or no single one is left.
     """

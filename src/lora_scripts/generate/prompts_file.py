@@ -7,12 +7,20 @@ An empty line and one that begins with # say nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_scripts.config.prompt_line import PromptLine, parse_line
 from lora_scripts.errors import UserError, UserErrors, raise_all
 
-__all__ = ["PromptLine", "parse_line", "read_prompts"]
+__all__ = ["PromptLine", "parse_line", "preview_lines", "read_prompts"]
+
+
+def preview_lines(asked: Sequence[str] | Path) -> list[PromptLine]:
+    """Of a config's `sample_prompts`: texts, or a file of them. UserErrors as `read_prompts`."""
+    if isinstance(asked, Path):
+        return read_prompts(asked, tags=False)
+    return [parse_line(text, tags=False) for text in asked]
 
 
 def read_prompts(path: Path, *, tags: bool = True) -> list[PromptLine]:

@@ -47,18 +47,19 @@ def check_words(prompt: str, loras: Iterable[Path]) -> None:
         for word in lost:
             if word_pattern([word]).search(prompt):
                 text = f"was trained with the word {word!r}, whose vectors are not there"
-                faults.append(UserError(text, file=lora, hint=f"put its embedding file at {embedding_file(lora, word)}"))
+                hint = f"put its embedding file at {embedding_file(lora, word)}"
+                faults.append(UserError(text, file=lora, hint=hint))
     raise_all(faults)
 
 
 def read_words(lora: Path) -> dict[str, Tensor]:
     """Word -> vectors [k, width] float32: those in the file, then those beside it. UserError for spoilt ones."""
-    import safetensors.torch
+    from safetensors import safe_open
 
     names = [key for key in header.read_header(lora).tensors if key.startswith(embedding.BUNDLE)]
     words: dict[str, Tensor] = {}
     if names:
-        with safetensors.torch.safe_open(lora, "pt") as file:
+        with safe_open(lora, "pt") as file:
             words = embedding.split_bundle({name: file.get_tensor(name) for name in names}, lora)[1]
     beside = embedding_files(lora)
     return words | {w: embedding.read_embedding(p) for w, p in beside.items() if p is not None and w not in words}

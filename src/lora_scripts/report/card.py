@@ -144,15 +144,20 @@ def _strengths(card: Card) -> str:
     if not card.lines:
         return text
     style = any(line.style is not None for line in card.lines)
-    heads = ["strength", "difference from the base", *(["likeness to the training style"] if style else []), "prompt found"]
+    heads = [
+        "strength",
+        "difference from the base",
+        *(["likeness to the training style"] if style else []),
+        "prompt found",
+    ]
     rows = [heads, ["---:"] * len(heads)]
     for line in card.lines:
         likeness = ["–" if line.style is None or not line.strength else f"{line.style:.0%}"] if style else []
         name = f"{line.strength:g}" if line.strength else "0, the base"
         rows.append([name, f"{line.pixels:.1%}", *likeness, f"{line.prompt:.1%}"])
     note = (
-        "Recommended is the weakest strength within 5 points of the best likeness, of those at which the base still "
-        "finds at least half as much of the prompt as in its own pictures.\n"
+        "Recommended is the weakest strength within 5 points of the best likeness, of those at which at least half as "
+        "much of the prompt is found as by the base in its own pictures.\n"
     )
     return f"{text}\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
 

@@ -88,7 +88,7 @@ def render(data: GridData) -> str:
     """The whole page as HTML."""
     parts = [_hero(data), *(_block(data, number) for number in range(len(data.blocks))), _measures(data)]
     after = (
-        '<dialog aria-label="Enlarged picture"><div class="sheet"><img alt=""><div class="about"><h2></h2><dl></dl>'
+        '<dialog aria-label="Enlarged picture" tabindex="-1" autofocus><div class="sheet"><img alt=""><div class="about"><h2></h2><dl></dl>'
         "<pre></pre><p><a>Open the file in full size</a> · arrow keys go on, Esc closes</p></div></div></dialog>\n"
     )
     return document(
@@ -110,7 +110,7 @@ def _block(data: GridData, number: int) -> str:
     block = data.blocks[number]
     heading = f"<h2><span>{escape(data.axes[0])}</span> {escape(block.label)}</h2>" if block.label is not None else ""
     down = data.axes[-2] if len(data.axes) > 1 else ""
-    corner = f"<td></td>" if down else ""
+    corner = "<td></td>" if down else ""
     first = '<span class="axis">{}</span>'
     columns = "".join(
         f'<th scope="col">{first.format(escape(data.axes[-1]))}{escape(label)}</th>' for label in block.columns
@@ -156,7 +156,8 @@ def _measures(data: GridData) -> str:
     heads += ["prompt found"]
     heads += ["nearest training picture"] if data.with_data else []
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{_measure_cells(row, with_data=data.with_data)}</tr>" for row in data.rows)
+    most = [max(max(values), 1e-9) for values in zip(*((row.pixels, row.prompt) for row in data.rows), strict=True)]
+    body = "".join(f"<tr>{_measure_cells(row, most, with_data=data.with_data)}</tr>" for row in data.rows)
     table = (
         '<div class="scroll" tabindex="0" role="region" aria-label="Measures">'
         f'<table class="measures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -165,20 +166,23 @@ def _measures(data: GridData) -> str:
     return section("Measures", note, table + _explained(with_data=data.with_data))
 
 
-def _measure_cells(row: MeasureRow, *, with_data: bool) -> str:
+def _measure_cells(row: MeasureRow, most: Sequence[float], *, with_data: bool) -> str:
+    """`most`: the largest difference and the largest share of the prompt of all rows, for the bars."""
     base = not row.loras
     cells = [
         f'<th scope="row">{escape(row.name)}</th>',
         f"<td>{'–' if base else f'{row.strength:g}'}</td><td>{row.pictures}</td>",
-        f"<td>{'–' if base else _bar(row.pixels, row.pixels / 0.5, f'{row.pixels:.1%}')}</td>",
+        f"<td>{'–' if base else _bar(row.pixels, row.pixels / most[0], f'{row.pixels:.1%}')}</td>",
     ]
     if with_data:
-        style = "0 %, by definition" if base else "not told" if row.style is None else _bar(row.style, row.style, f"{row.style:.0%}")
+        style = "0%" if base else "not told" if row.style is None else _bar(row.style, row.style, f"{row.style:.0%}")
         cells.append(f"<td>{style}</td>")
-    cells.append(f"<td>{_bar(row.prompt, row.prompt / 0.2, f'{row.prompt:.1%}')}</td>")
+    cells.append(f"<td>{_bar(row.prompt, row.prompt / most[1], f'{row.prompt:.1%}')}</td>")
     if with_data and row.nearest is not None and row.similarity is not None:
         image = "" if row.thumbnail is None else f'<img src="{_embedded(row.thumbnail)}" alt="">'
-        cells.append(f'<td><div class="near">{image}<span>{escape(row.nearest)}<br>{row.similarity:.2f}</span></div></td>')
+        cells.append(
+            f'<td><div class="near">{image}<span>{escape(row.nearest)}<br>{row.similarity:.2f}</span></div></td>'
+        )
     elif with_data:
         cells.append("<td></td>")
     return "".join(cells)
@@ -202,16 +206,16 @@ def _explained(*, with_data: bool) -> str:
             (
                 "likeness to the training style",
                 "Mean and spread of each channel of the base's own image encoder: colours, contrast, the kind of edges "
-                "and textures, not what is shown where. 0 % is as far from the training pictures as the base's picture, "
-                "100 % as near as the training pictures are among themselves; below 0 % is farther away.",
+                "and textures, not what is shown where. 0 % is as far from the training pictures as the picture of the "
+                "base, 100 % as near as the training pictures are among themselves; below 0 % is farther away.",
             )
         )
     rows.append(
         (
             "prompt found",
-            "Noise is put on the picture, and the base, without a LoRA, takes it off, once knowing the prompt and once "
-            "not: by so much its error is smaller when it knows. The base's own row says what is much. A strong style "
-            "that the base has never seen lowers it, too.",
+            "Noise is put on the picture, and the model that drew it takes it off, once knowing the prompt and once "
+            "not: by so much its error is smaller when it knows. About 0 % or less is a picture that does not show the "
+            "prompt, or a LoRA that no longer listens to it. The row of the base says what is much.",
         )
     )
     if with_data:

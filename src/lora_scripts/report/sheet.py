@@ -32,7 +32,10 @@ def contact_sheet(axes: Sequence[str], blocks: Sequence[Block]) -> Image.Image:
     header = [_wrapped(_titled(axes[-1], label, i == 0), font, width) for i, label in enumerate(blocks[0].columns)]
     lines = max(len(rows) for rows in header)
     tops, y = [], MARGIN
-    titles = [_wrapped(f"{axes[0]}: {block.label}", font, total - 2 * MARGIN) if block.label is not None else [] for block in blocks]
+    titles = [
+        _wrapped(f"{axes[0]}: {block.label}", font, total - 2 * MARGIN) if block.label is not None else []
+        for block in blocks
+    ]
     for block, title in zip(blocks, titles, strict=True):
         tops.append(y)
         y += (len(title) + lines) * line + GAP + len(block.rows) * (height + GAP) + MARGIN
@@ -72,14 +75,18 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     factor = min(size[0] / image.width, size[1] / image.height, 1.0)
     if factor == 1.0 and image.size == size:
         return image
-    small = image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.LANCZOS)
+    small = image.resize(
+        (max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.LANCZOS
+    )
     place = Image.new("RGB", size, _PAPER)
     place.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
     return place
 
 
 def _font(blocks: Sequence[Block], size: int) -> Font:
-    labels = [label or "" for block in blocks for label in (block.label, *block.columns, *(row for row, _ in block.rows))]
+    labels = [
+        label or "" for block in blocks for label in (block.label, *block.columns, *(row for row, _ in block.rows))
+    ]
     if any(ord(letter) > 0x2E80 for label in labels for letter in label):
         for name in _WIDE_FONTS:
             try:
@@ -107,7 +114,12 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
 
 
 def _text(
-    pen: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], font: Font, colour: tuple[int, int, int], height: int
+    pen: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    lines: Sequence[str],
+    font: Font,
+    colour: tuple[int, int, int],
+    height: int,
 ) -> None:
     for number, row in enumerate(lines):
         pen.text((at[0], at[1] + number * height), row, colour, font)

@@ -16,6 +16,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats import header, io
+from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
 from lora_scripts.run.inspecting import report_of
 
@@ -151,9 +152,7 @@ def _from_grid(folder: Path, autov3: str) -> Found:
             for row in rows
         ]
     except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", file=path, hint="draw it with lora-scripts grid"
-        ) from None
+        raise UserError(f"cannot be read: {error.strerror}", file=path, hint="draw it with lora-scripts grid") from None
     except (ValueError, KeyError, TypeError):
         raise UserError("this is no grid of lora-scripts", file=path, hint="draw it again") from None
     if not pictures:
@@ -171,14 +170,17 @@ def _from_run(options: CardOptions, config: TrainConfig | None) -> list[CardPict
         return []
     last = files[-1].name.partition("-")[0]
     pictures = []
-    for number, prompt in enumerate(config.sample_prompts, 1):
+    for number, line in enumerate(preview_lines(config.sample_prompts), 1):
         path = files[-1].with_name(f"{last}-{number}.png")
         if path.is_file():
             with Image.open(path) as image:
                 size = image.size
             pictures.append(
-                CardPicture(path, f"images/{path.name}", prompt, config.sample_negative, config.seed + number - 1,
-                            config.sample_steps, config.sample_cfg, "DPM++ 2M Karras", size, 1.0)
+                CardPicture(path, f"images/{path.name}", line.prompt,
+                            config.sample_negative if line.negative is None else line.negative,
+                            config.seed + number - 1 if line.seed is None else line.seed,
+                            line.steps or config.sample_steps, config.sample_cfg if line.cfg is None else line.cfg,
+                            "DPM++ 2M Karras", size, 1.0)
             )  # fmt: skip
     return pictures
 
@@ -192,9 +194,9 @@ def _strength(options: CardOptions, lines: Sequence[StrengthLine]) -> tuple[floa
 def recommended(lines: Sequence[StrengthLine]) -> tuple[float, str] | None:
     """The strength to recommend, and why; None where nothing was measured.
 
-    Of the strengths at which the base still finds half as much of the prompt as in its own pictures, the weakest that
-    is within 0.05 of the best likeness to the training style, where more than 1 counts as 1. Without likeness, the
-    strongest of them.
+    Of the strengths at which at least half as much of the prompt is found as by the base in its own pictures, the
+    weakest that is within 0.05 of the best likeness to the training style, where more than 1 counts as 1. Without
+    likeness, the strongest of them.
     """
     tried = [line for line in lines if line.strength > 0]
     base = next((line.prompt for line in lines if line.strength == 0), None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import header
-from lora_scripts.generate.prompts_file import read_prompts
+from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.verdict import check_command, lines, shortened
 from lora_scripts.run.words import check_new_words
@@ -41,7 +40,7 @@ def check(config: TrainConfig, *, resume: bool | None) -> tuple[RunFolder, list[
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
-    attempt(lambda: _prompts(config))
+    attempt(lambda: preview_lines(config.sample_prompts))
     attempt(
         lambda: samples.extend(
             scan(config.train_data_dir, config.metadata_path, allow_missing_captions=config.allow_missing_captions)
@@ -69,11 +68,6 @@ def _base(config: TrainConfig) -> None:
 def _vae(config: TrainConfig) -> None:
     if config.vae is not None and config.vae.is_file():
         header.require_vae(config.vae)
-
-
-def _prompts(config: TrainConfig) -> None:
-    if isinstance(config.sample_prompts, Path):
-        read_prompts(config.sample_prompts, tags=False)
 
 
 def _initial(config: TrainConfig) -> None:

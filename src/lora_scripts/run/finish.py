@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.data.image import load_rgb
 from lora_scripts.formats import io, metadata
 from lora_scripts.generate.apply import apply, read_change
+from lora_scripts.generate.words import embedding_file, read_words
 from lora_scripts.lora.inject import remove
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
-from lora_scripts.run import memorisation
+from lora_scripts.run import generating, memorisation
+from lora_scripts.run.previewing import Preview, told_of, usual
 from lora_scripts.run.proving import prove_export
 from lora_scripts.run.table import plan_rows
 
@@ -33,32 +36,37 @@ def finish(run: Run) -> None:
     run.held.conclude()
     report(run, proof)
     print(f"the LoRA: {run.folder.final}  (prompt: <lora:{run.folder.name}:0.8>)")
+    for word in run.config.new_token:
+        print(f"the word {word}: {embedding_file(run.folder.final, word)}  (into the WebUI's embeddings folder)")
     print(f"the report: {run.folder.path / 'report.html'}", flush=True)
 
 
 def report(run: Run, proof: str) -> None:
     """Draws with the exported file, not with the weights in memory, and writes report.html."""
     remove(run.family.roots, run.layers)
-    layers = apply(run.family, read_change(run.folder.final), 1.0)
+    layers, words = apply(run.family, read_change(run.folder.final), 1.0), read_words(run.folder.final)
 
-    def draw(prompt: str, seed: int, strength: float) -> Image.Image:
+    def draw(preview: Preview, strength: float) -> Image.Image:
         for layer in layers.values():
             layer.strength = strength
-        return run.family.generate(prompt, seed, run.sampling)
+        run.family.set_words(words if strength else {})  # the base knows no new words
+        return run.family.generate(preview.prompt, preview.seed, preview.sampling)
 
     print("drawing the pictures of the report", flush=True)
-    seed, prompts, drawn = run.config.seed, run.prompts[:4], {}
-    wanted = [(p, seed + i, s) for i, p in enumerate(prompts) for s in (STRENGTHS if i == 0 else (0.0, 1.0))]
-    for key in wanted:
-        drawn[key] = draw(*key)
-    whole = {(prompt, number): drawn[prompt, number, 1.0] for prompt, number, strength in wanted if strength == 1.0}
-    whole |= {(prompt, seed): draw(prompt, seed, 1.0) for prompt in memorisation.captions(run, prompts)}
+    previews = run.previews[:4]
+    prompts, seed = [p.prompt for p in previews], run.config.seed
+    wanted = [(i, s) for i in range(len(previews)) for s in (STRENGTHS if i == 0 else (0.0, 1.0))]
+    drawn = {(i, strength): draw(previews[i], strength) for i, strength in wanted}
+    whole = {(p.prompt, p.seed): drawn[i, 1.0] for i, p in enumerate(previews)}
+    for prompt in memorisation.captions(run, prompts):
+        whole[prompt, seed] = draw(replace(usual(run.config), prompt=prompt), 1.0)
     copies = memorisation.nearest(run, whole)
     if copies is not None:
         print(copies.verdict, flush=True)
     # The file's effect at full strength is the last preview.
-    for number, prompt in enumerate(prompts, 1):
-        io.save_png(run.folder.sample(run.state.step, number), drawn[prompt, seed + number - 1, 1.0])
+    file = generating.lora_hash(run.folder.final)
+    for i, preview in enumerate(previews):
+        generating.save(run.folder.sample(run.state.step, i + 1), drawn[i, 1.0], told_of(run, preview, file))
     data = ReportData(
         name=run.folder.name,
         lora=LoraFile(
@@ -67,9 +75,9 @@ def report(run: Run, proof: str) -> None:
         verification=proof,
         facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[
-            Comparison(p, seed + i, drawn[p, seed + i, 0.0], drawn[p, seed + i, 1.0]) for i, p in enumerate(prompts)
+            Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)
         ],
-        strengths=[StrengthRow(prompts[0], seed, [(s, drawn[prompts[0], seed, s]) for s in STRENGTHS])],
+        strengths=[StrengthRow(prompts[0], previews[0].seed, [(s, drawn[0, s]) for s in STRENGTHS])],
         previews=_previews(run, prompts),
         loss=list(enumerate(run.state.losses, 1)),
         learning_rate=_rates(run),

@@ -20,6 +20,8 @@ RANKS = (8, 4)
 SIDE_STEP = 64
 ROOM = 0.9
 """A peak beyond this share of the memory that is there is too near: a run varies, and so do its neighbours."""
+CHECKPOINTED = 0.3
+"""About what a step still needs, beyond the resident, with gradient_checkpointing."""
 LONGEST_ACCUMULATION = 1024
 """As the config has it."""
 
@@ -141,8 +143,7 @@ def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
     """The parts of a run, in its order. `before`: from its start until the model was loaded, as measured."""
     of, seconds = batch_seconds(m), m.seconds
     pictures, views = sum(v.pictures for v in m.views), sum(v.views for v in m.views)
-    every = config.effective_sample_every
-    previews = (m.steps - 1) // every if every else 0
+    previews = _previews(config, m)
     steps = config.epochs * sum(kind.per_epoch * of(kind.pixels) for kind in m.kinds)
     return {
         "start": before,
@@ -156,6 +157,12 @@ def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
         "saves": -(-m.steps // config.save_steps) * seconds["save"],
         "proof and report": m.shown * seconds["preview"] + seconds["load"],
     }
+
+
+def _previews(config: TrainConfig, m: Measured) -> int:
+    """How often preview pictures are drawn."""
+    every = config.preview_steps(m.steps // config.epochs)
+    return ((m.steps - 1) // every if every else 0) + config.sample_first
 
 
 def duration(seconds: float) -> str:
@@ -174,8 +181,7 @@ def duration(seconds: float) -> str:
 
 def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
     """What lies on the disk when the run is over."""
-    sizes, every = m.sizes, config.effective_sample_every
-    previews = (m.steps - 1) // every if every else 0
+    sizes, previews = m.sizes, _previews(config, m)
     kept = (m.steps - 1) // config.save_steps
     kept = kept if config.keep_last is None else min(kept, config.keep_last)
     shown = 2 + 2 * min(m.prompts, 4) + min(previews + 1, 8) * m.prompts
@@ -223,7 +229,7 @@ def over(m: Measured, limit: int) -> set[str]:
 
 def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dict[str, Any]]:
     """What to change, less first: previews no larger than the pictures, then batch size with gradient accumulation to
-    make up, resolution, rank. Each rung keeps what those before it changed.
+    make up, resolution, rank, and last what costs time. Each rung keeps what those before it changed.
 
     `images`: pictures in the largest batch, which a small bucket keeps below batch_size. The effective batch and the
     ratio of alpha to rank stay as they were. A rung that cannot help the phases in `too_much` is left out.
@@ -253,6 +259,9 @@ def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dic
                 if config.lora_alpha is not None:
                     changes["lora_alpha"] = config.lora_alpha * rank / config.lora_rank
                 yield dict(changes)
+    if "step" in too_much and not config.gradient_checkpointing:
+        changes["gradient_checkpointing"] = True
+        yield dict(changes)
 
 
 def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limit: int) -> bool:
@@ -261,7 +270,8 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
     area = _area(changed.size) / _area(config.size)
     images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
     drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)
-    factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images}
+    kept = CHECKPOINTED if changed.gradient_checkpointing and not config.gradient_checkpointing else 1.0
+    factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images * kept}
     known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
     rest = {phase: min(m.resident, peak) for phase, peak in known.items()}
     return all(rest[p] + (peak - rest[p]) * factors[p] <= 1.1 * ROOM * limit for p, peak in known.items())
@@ -270,17 +280,6 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """The config with other values, checked anew."""
     return TrainConfig.model_validate({**config.model_dump(exclude_unset=True), **changes})
-
-
-def as_words(changes: Mapping[str, Any]) -> list[str]:
-    """As a person types them: "batch_size=2"."""
-    return [f"{key}={_word(value)}" for key, value in changes.items()]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _resolution(config: TrainConfig, side: int) -> int | tuple[int, int]:

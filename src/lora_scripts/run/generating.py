@@ -16,12 +16,11 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import io, metadata
 from lora_scripts.generate.infotext import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
-from lora_scripts.generate.words import check_words
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
+from lora_scripts.generate.words import check_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
     from torch import Tensor
 
     from lora_scripts.families.base import Family, Sampling

@@ -108,7 +108,9 @@ def _measure(
 ) -> dict[tuple[int, ...], Measured]:
     print(f"measuring {len(images)} pictures", flush=True)
     looks = {digest: measures.look(grid.family, measures.as_pixels(image)) for digest, image in images.items()}
-    gains = {cell.digest: _gain(grid, cell, looks[cell.digest]) for cell in {c.digest: c for c in cells.values()}.values()}
+    places = {cell.digest: place for place, cell in cells.items()}
+    gains = {digest: _gain(grid, place, cells[place], looks[digest]) for digest, place in places.items()}
+    grid.stack.take_off()
     found = {}
     for place, cell in cells.items():
         one, base = cell.digest, bare[place].digest
@@ -124,14 +126,15 @@ def _measure(
     return found
 
 
-def _gain(grid: Grid, cell: Cell, look: Look) -> float:
-    """The one measure that takes long is kept beside the picture."""
+def _gain(grid: Grid, place: tuple[int, ...], cell: Cell, look: Look) -> float:
+    """By the model that drew the picture. The one measure that takes long is kept beside it."""
     path = grid.path(cell).with_suffix(".json")
     kept = remembered(path)
-    if "prompt_gain" not in kept:
-        kept = {"prompt_gain": measures.prompt_gain(grid.family, look.latents, cell.prompt)}
+    if "prompt" not in kept:
+        grid.wear(grid.plan.points[place])
+        kept = {"prompt": measures.prompt_gain(grid.family, look.latents, cell.prompt)}
         io.write_text(path, json.dumps(kept))
-    return kept["prompt_gain"]
+    return kept["prompt"]
 
 
 def _rows(grid: Grid, measured: Mapping[tuple[int, ...], Measured], training: Training | None) -> list[MeasureRow]:
@@ -206,7 +209,7 @@ def _told(one: Measured, *, base: bool) -> list[tuple[str, str]]:
     rows = [] if base else [("difference from the base", f"{one.pixels:.1%}")]
     if one.style is not None and not base:
         rows.append(("likeness to the training style", f"{one.style:.0%}"))
-    rows.append(("prompt found by the base", f"{one.prompt:.1%}"))
+    rows.append(("prompt found", f"{one.prompt:.1%}"))
     if one.nearest is not None and one.similarity is not None:
         rows.append(("nearest training picture", f"{one.nearest} ({one.similarity:.2f})"))
     return rows
@@ -230,7 +233,7 @@ def _facts(grid: Grid, cells: Mapping[tuple[int, ...], Cell], training: Training
     if len(grid.sources.prompts) == 1:
         facts.append(("prompt", first.prompt))
     if training:
-        facts.append(("training pictures", f"{len(training.names)} in {grid.sources.data}"))
+        facts.append(("training pictures", str(len(training.names))))
     return facts
 
 
@@ -261,7 +264,5 @@ def _plain(
             }
             for place, cell in cells.items()
         ],
-        "rows": [
-            {key: value for key, value in vars(row).items() if key != "thumbnail"} for row in rows
-        ],
+        "rows": [{key: value for key, value in vars(row).items() if key != "thumbnail"} for row in rows],
     }

@@ -1,10 +1,10 @@
-"""What a grid is drawn from: checkpoints of runs, prompts, and what a run's own config says. Before torch is imported."""
+"""What a grid is drawn from: checkpoints of runs, prompts, what a run's own config says. It needs no torch."""
 
 from __future__ import annotations
 
 import glob
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import model_fault
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.generate.grid import GridOptions, fitting
-from lora_scripts.generate.prompts_file import PromptLine, read_prompts
+from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
 
 _STEP = re.compile(r"-(?:step)?(\d{3,})$")
 
@@ -80,7 +80,11 @@ def find_sources(options: GridOptions) -> Sources:
 def _config(options: GridOptions, checkpoints: tuple[LoraSource, ...]) -> TrainConfig | None:
     """Of the first run that was named; what its config has wrong by now counts only if it is needed."""
     folders = dict.fromkeys(
-        [*(c.path.parent for c in checkpoints), *(p.parent for p in options.loras), *(p.parent.parent for p in options.loras)]
+        [
+            *(c.path.parent for c in checkpoints),
+            *(p.parent for p in options.loras),
+            *(p.parent.parent for p in options.loras),
+        ]
     )
     path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
     if path is None:
@@ -104,8 +108,11 @@ def _prompts(options: GridOptions, config: TrainConfig | None) -> tuple[PromptLi
         raise_all(faults)
         return tuple(dict.fromkeys(lines))
     if config is None or not config.sample_prompts:
-        raise UserError("there are no prompts to draw", hint="write them into a file, one a line: --prompts prompts.txt")
-    return tuple(PromptLine(prompt) for prompt in dict.fromkeys(config.sample_prompts))
+        raise UserError(
+            "there are no prompts to draw", hint="write them into a file, one a line: --prompts prompts.txt"
+        )
+    lines = preview_lines(config.sample_prompts)  # seeds and cfgs are axes
+    return tuple(dict.fromkeys(replace(line, seed=None, cfg=None) for line in lines))
 
 
 def _checkpoints(word: str) -> list[LoraSource]:

@@ -48,6 +48,14 @@ class Grid:
         both = (self.sources.checkpoints[point.checkpoint], self.sources.loras[point.lora])
         return [(one, strength) for one in both if one is not None and strength != 0]
 
+    def wear(self, point: Point) -> list[tuple[LoraSource, float]]:
+        """Puts on what is on at a point, and gives it."""
+        from lora_scripts.generate.stack import Worn
+
+        worn = self.worn(point)
+        self.stack.wear([Worn(one.path, strength, strength) for one, strength in worn])
+        return worn
+
     def cell(self, point: Point, *, bare: bool = False) -> Cell:
         """What is drawn at a point; `bare`: by the base alone."""
         options, line = self.options, self.sources.prompts[point.prompt]
@@ -135,14 +143,13 @@ def _load(options: GridOptions, sources: Sources, wanted: Plan) -> Grid:
 
 def _draw(grid: Grid, cells: Sequence[Cell], points: Mapping[str, Point]) -> None:
     """What is not there yet, the cells of one LoRA together."""
-    from lora_scripts.generate.stack import Worn
-
     missing = [cell for cell in cells if not _whole(grid.path(cell))]
     kept = f"; {len(cells) - len(missing)} were there already" if len(missing) < len(cells) else ""
     print(f"{len(missing)} pictures to draw{kept}", flush=True)
     for number, cell in enumerate(missing, 1):
-        worn = grid.worn(points[cell.digest]) if cell.loras else []
-        grid.stack.wear([Worn(one.path, strength, strength) for one, strength in worn])
+        worn = grid.wear(points[cell.digest]) if cell.loras else []
+        if not worn:
+            grid.stack.take_off()
         image = grid.family.generate(cell.prompt, cell.seed, sampling := _sampling(cell))
         tags = "".join(f" <lora:{one.path.stem}:{strength:g}>" for one, strength in worn)
         loras = {one.path.stem: lora_hash(one.path) for one, _ in worn}

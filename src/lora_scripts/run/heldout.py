@@ -6,21 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from lora_scripts.check import duplicates
-from lora_scripts.check.align import GRID
-from lora_scripts.check.facts import PictureFacts
-from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.image import load_rgb
-from lora_scripts.data.scan import Sample, scan
-from lora_scripts.data.split import FEWEST, hold_out, share_of
-from lora_scripts.errors import UserError
+from lora_scripts.data.scan import Sample
+from lora_scripts.data.split import FEWEST
 from lora_scripts.formats import io
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.data import HeldOutCurve
@@ -44,40 +35,6 @@ STEP_COST = 2.3
 """A step's time for one picture, in forward passes; measured: 2.1 to 2.3 on a CPU."""
 
 
-def split(config: TrainConfig, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """(trained, held out). UserError where `patience` has nothing to go by."""
-    if config.val_data_dir is not None:
-        held = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions)
-        digests = {s.digest for s in held}
-        both = copies([*samples, *(s for s in held if s.digest not in {t.digest for t in samples})])
-        trained = {s.digest for s in samples}
-        kept = [s for s in held if s.digest not in trained and s.name not in both]
-        if len(kept) < len(digests):
-            print(f"note: {len(held) - len(kept)} pictures of val_data_dir are copies of training pictures, and left out")
-        train = list(samples)
-    else:
-        wanted = share_of(len(samples), config.val_split)
-        train, kept = hold_out(samples, wanted, config.seed, copies(samples) if wanted else ())
-    if config.patience is not None and not kept:
-        hint = "add val_split: 0.2, or val_data_dir"
-        raise UserError(f"patience: of fewer than {FEWEST} pictures none is held out by itself", hint=hint)
-    return train, kept
-
-
-def copies(samples: Sequence[Sample]) -> set[str]:
-    """Names of pictures that are nearly the same as another, or its mirror image."""
-
-    def facts(sample: Sample) -> PictureFacts:
-        grid = load_rgb(sample.path).resize((GRID, GRID), Image.Resampling.BOX)
-        return PictureFacts(
-            sample.name, sample.digest, 0, "", size=(sample.width, sample.height), pixels=sample.digest, grid=grid.tobytes()
-        )
-
-    with ThreadPoolExecutor(4) as pool:
-        found = duplicates.find(list(pool.map(facts, samples)))
-    return {name for cluster in (*found.exact, *found.near, *found.mirrored) for name in cluster}
-
-
 class HeldOut:
     """The measuring of one run. Everything it knows stands in the run's state, so a resumed run goes on with it."""
 
@@ -87,7 +44,7 @@ class HeldOut:
         self.on = c.val_split != 0 or c.val_data_dir is not None
         self.every = (c.val_every or c.save_steps) if self.on else 0
         objective = Objective(c.prediction, zero_terminal_snr=c.zero_terminal_snr)
-        step, batch = run.family.spec.bucket_step, 2 * c.batch_size
+        step, batch = run.family.spec.bucket_step, 4 * c.batch_size
         pictures = plan_pictures(self.held, c.size, step, flip=False, random_crop=False, seed=c.seed)
         settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
         feed = Feed(run.family, pictures, settings, cache_text=run.feed.cache_text)
@@ -287,8 +244,9 @@ def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
     if verdict.best is verdict.last:
         told.append("the last step is the best")
     elif verdict.separate:
+        sure = f"(95 %: {gap.low:.4f} to {gap.high:.4f})"
         told.append(
-            f"step {verdict.best.step} is better than the last: by {gap.mean:.4f} (95 %: {gap.low:.4f} to {gap.high:.4f})"
+            f"step {verdict.best.step} is better than the last, step {verdict.last.step}: by {gap.mean:.4f} {sure}"
         )
     else:
         told.append(

@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_scripts.data.buckets import View
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.families.base import Family
-from lora_scripts.report.data import NearPair, Nearest
+from lora_scripts.report.data import Nearest, NearPair
 from lora_scripts.train import memorised
 
 if TYPE_CHECKING:

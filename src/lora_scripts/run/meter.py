@@ -94,6 +94,16 @@ def _windows_peak() -> int:
     return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory ran out: torch has a class for cards only."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @dataclass(frozen=True)
 class Meter:
     """The memory that decides whether a run fits: the device's."""

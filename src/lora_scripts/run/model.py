@@ -23,9 +23,9 @@ from lora_scripts.lora.inject import assign, inject
 from lora_scripts.lora.layer import Adapter, LoraLayer
 from lora_scripts.lora.lycoris import KINDS, LycorisLayer
 from lora_scripts.lora.pissa import PissaLayer
-from lora_scripts.run.words import group_of, make_words
-from lora_scripts.run.starting import Size, default_size, fit_all, size_of
 from lora_scripts.run.memory import options_of
+from lora_scripts.run.starting import Size, default_size, fit_all, size_of
+from lora_scripts.run.words import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
 

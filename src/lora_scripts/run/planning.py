@@ -126,7 +126,7 @@ def propose(options: PlanOptions, stage: Stage, m: Measured, limit: int, looked:
         if spent + stage.took > BUDGET:
             return Proposal(changes, command, None)
         changed = forecast.changed_config(config, changes)
-        tried = stage.rehearse(changed, ", ".join(forecast.as_words(changes)))
+        tried = stage.rehearse(changed, ", ".join(as_words(changes)))
         spent += stage.took
         if verdict(tried, limit) == "yes":
             took = sum(forecast.times(changed, tried, looked + stage.start).values())
@@ -139,7 +139,20 @@ def to_type(options: PlanOptions, changes: Mapping[str, Any]) -> str:
     """The command that trains with the changes laid over what was asked."""
     program = ["python", "train.py"] if Path("train.py").is_file() else ["lora-scripts", "train"]
     kept = [word for word in options.overrides if word.partition("=")[0].strip() not in changes]
-    return shlex.join([*program, "--config", str(options.file), *kept, *forecast.as_words(changes)])
+    return shlex.join([*program, "--config", str(options.file), *kept, *as_words(changes)])
+
+
+def as_words(changes: Mapping[str, Any]) -> list[str]:
+    """As a person types them: "batch_size=2"."""
+    return [f"{key}={_word(value)}" for key, value in changes.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(map(str, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def note_of(folder: RunFolder) -> str:
@@ -246,7 +259,7 @@ def figures(made: Plan) -> dict[str, Any]:
     if proposal is not None:
         tried = proposal.measured
         out["proposal"] = {
-            "overrides": forecast.as_words(proposal.changes),
+            "overrides": as_words(proposal.changes),
             "command": proposal.command,
             "peak": tried.peak if tried else None,
             "seconds": proposal.seconds if tried else None,

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import safetensors.torch
+import torch
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import kohya
+from lora_scripts.formats.embedding import read_embedding, split_bundle
+from lora_scripts.generate.words import embedding_file, read_words
 from lora_scripts.lora.layer import Adapter
 from lora_scripts.lora.lycoris import LycorisLayer
 from lora_scripts.run.verifying import CONSUMERS, require, verify_trained
@@ -16,6 +19,8 @@ from lora_scripts.run.verifying import CONSUMERS, require, verify_trained
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run
 
+NO_BUNDLE = ("diffusers", "additional-networks")
+"""Consumers that refuse a LoRA with words bundled in it."""
 NO_DORA = ("diffusers", "PEFT", "additional-networks", "kohya")
 """Consumers that leave a DoRA's lengths out, or refuse the file: they are not asked about it."""
 
@@ -26,19 +31,35 @@ def prove_export(run: Run) -> str:
     UserErrors, naming consumer and key, where one does not apply what was trained.
     """
     path, config = run.folder.final, run.config
+    words = _prove_words(run)
     if run.exporter.lycoris:
-        return _prove_lycoris(run)
-    asked = [name for name in CONSUMERS if config.adapter != "dora" or name not in NO_DORA]
+        return _prove_lycoris(run) + words
+    left_out = {*(NO_DORA if config.adapter == "dora" else ()), *(NO_BUNDLE if config.token_bundle else ())}
+    asked = [name for name in CONSUMERS if name not in left_out]
     line = require(verify_trained(path, config.base_model, run.exporter.weights(), asked), path)
     if config.adapter == "dora":
         line += f"\nnote: {', '.join(NO_DORA)} read no DoRA; for them: lora-scripts convert {path} --bake-dora"
+    return line + words
+
+
+def _prove_words(run: Run) -> str:
+    """The new words, read from the disk again as `generate` reads them, are those that were trained; to be printed."""
+    path, trained = run.folder.final, run.exporter.words()
+    found = read_words(path)
+    for word, vectors in trained.items():
+        files = [read_embedding(embedding_file(path, word)), *([found[word]] if word in found else [])]
+        if len(files) < 2 or not all(torch.equal(vectors, other) for other in files):
+            raise UserError(f"the word {word} does not read back as it was trained", file=path)
+    line = "".join(f"\nverified: the word {word}, {len(v)} x {v.shape[1]} numbers" for word, v in trained.items())
+    if run.config.token_bundle:
+        line += f"\nnote: {', '.join(NO_BUNDLE)} refuse a LoRA with words in it (token_bundle)"
     return line
 
 
 def _prove_lycoris(run: Run) -> str:
     """The file's own weight changes, computed by the library from its keys, against those that were trained."""
     path = run.folder.final
-    read = kohya.from_lycoris(safetensors.torch.load_file(path), file=path)
+    read = kohya.from_lycoris(split_bundle(safetensors.torch.load_file(path), path)[0], file=path)
     with run.averaged():
         worst = max(_distance(layer, read.get(name), name, run) for name, layer in run.layers.items())
     size = f"{len(run.layers)} of {len(run.layers)} modules in lycoris-lora"

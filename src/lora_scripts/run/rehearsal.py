@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
@@ -30,7 +28,8 @@ from lora_scripts.generate.apply import read_lora
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run.memorisation import captions
-from lora_scripts.run.meter import Meter, free_ram, peak_ram, used_ram
+from lora_scripts.run.meter import Meter, free_ram, peak_ram, ran_out, used_ram
+from lora_scripts.run.previewing import Preview, draw_previews
 from lora_scripts.run.prior import class_samples
 from lora_scripts.run.table import plan_rows
 from lora_scripts.run.training import Run
@@ -52,12 +51,7 @@ class Rehearsal(Run):
     """The run of a config, all of it as it is, except that it is cut short and writes into `scratch`."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        samples: list[Sample],
-        scratch: Path,
-        memory: int,
-        tell: Callable[[Measured], None],
+        self, config: TrainConfig, samples: list[Sample], scratch: Path, memory: int, tell: Callable[[Measured], None]
     ) -> None:
         """`memory`: bytes that a card shall seem to have; 0: those that it has."""
         # Nothing touches the real folder.
@@ -86,7 +80,9 @@ class Rehearsal(Run):
         self.leave()
         self._survey()
         # From here on the loop saves when we end it, and measures nothing of its own.
-        self.config = config.model_copy(update={"save_steps": 1_000_000, "sample_every": 0})
+        self.config = config.model_copy(
+            update={"save_steps": 1_000_000, "sample_every": 0, "sample_every_epochs": None}
+        )
         self.held.silence()
         self.total = self.state.total = 1_000_000
         # The largest last: memory that other shapes have left in pieces counts, too.
@@ -116,7 +112,7 @@ class Rehearsal(Run):
 
     def _survey(self) -> None:
         """What the whole run has to do."""
-        m, feed, held, prompts = self.measured, self.feed, self.held, super().prompts
+        m, feed, held, prompts = self.measured, self.feed, self.held, [p.prompt for p in super().previews]
         m.steps, m.prompts, m.best, m.measuring = self.total, len(prompts), held.on and bool(held.held), held.share()
         # Of the report: one prompt at four strengths, the others without and with the LoRA, and what it looks up.
         m.shown = 2 + 2 * len(prompts[:4]) + len(captions(self, prompts[:4]))
@@ -222,17 +218,23 @@ class Rehearsal(Run):
         self.leave()
 
     @property
-    def prompts(self) -> list[str]:
+    def previews(self) -> list[Preview]:
         """One is enough."""
-        return super().prompts[:1]
+        return super().previews[:1]
+
+    def preview(self) -> None:
+        """One for which the memory is too small must end the rehearsal."""
+        draw_previews(self, strict=True)
 
     def _draw(self) -> None:
         """Before the steps: what they leave unused, but not given back, would count as the preview's."""
         self._enter("preview")
         self.board = Board(self.folder.logs, self.state.step)
-        begun = time.perf_counter()
-        self.preview()
-        self.measured.seconds["preview"] = time.perf_counter() - begun
+        whole = self.config
+        for self.config in (whole.model_copy(update={"sample_steps": 1}), whole):  # the first warms up
+            begun = time.perf_counter()
+            self.preview()
+            self.measured.seconds["preview"] = time.perf_counter() - begun
         self.board.close()
         self.leave()
 
@@ -243,7 +245,7 @@ class Rehearsal(Run):
         sizes["state"] = sum(f.stat().st_size for f in self.folder.state(step).iterdir())
         sizes["picture"] = next(self.folder.samples.glob("*.png")).stat().st_size
         logs = sum(f.stat().st_size for f in self.folder.logs.rglob("*") if f.is_file())
-        sizes["scalars"] = max(0, logs - sizes["picture"]) // step
+        sizes["scalars"] = max(0, logs - 2 * sizes["picture"]) // step
 
     def _hold_all(self) -> None:
         """Counts what the run keeps in RAM while it trains: all that is encoded, of which here is only a little."""
@@ -257,14 +259,6 @@ def _mean(values: list[float]) -> float:
     """Without the first, if there are more."""
     used = values[1:] or values
     return sum(used) / len(used)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether it says that memory ran out: torch has a class for cards only."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _fault(error: UserError) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _data_digests(run: Run) -> dict[str, str]:
         "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
     }
     for s in run.held_out:
-        digests[f"held out: {s.name}"] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
+        digests[f"{s.name} (held out)"] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
     for s in (picture.sample for picture in run.feed.pictures):
         digests[s.name] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
     return digests

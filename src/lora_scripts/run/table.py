@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_scripts.run.words import tell_new_words
-
 from lora_scripts.run import memory
+from lora_scripts.run.words import tell_new_words
 
 if TYPE_CHECKING:
     from lora_scripts.run.training import Run

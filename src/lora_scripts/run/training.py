@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import Sampling
 from lora_scripts.families.device import DTYPES, choose_device, choose_precision, peak_memory
 from lora_scripts.formats import io
 from lora_scripts.formats.kohya import LoraWeights
@@ -25,13 +25,16 @@ from lora_scripts.run.export import Exporter
 from lora_scripts.run.feeding import build_feed
 from lora_scripts.run.finish import finish
 from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.heldout import HeldOut, split
+from lora_scripts.run.heldout import HeldOut
+from lora_scripts.run.holding import split
 from lora_scripts.run.memory import check_tiles
 from lora_scripts.run.model import build_model
 from lora_scripts.run.objective import objective_of
+from lora_scripts.run.previewing import Preview, draw_previews, previews_of
 from lora_scripts.run.prior import class_samples
 from lora_scripts.run.resuming import new_state, restore
 from lora_scripts.run.table import plan_rows
+from lora_scripts.run.words import set_stop
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
@@ -82,6 +85,7 @@ class Run:
         self.feed = build_feed(c, self.family, self.samples, prior)
         check_tiles(c, [p.bucket for p in self.feed.pictures])
         self.total = self.feed.steps_per_epoch * c.epochs
+        set_stop(self.optimizer, c.token_stop, self.total)
         self.held = HeldOut(self, self.held_out)
         self.exporter = Exporter(self, DTYPES[c.save_precision])
         self.rates = Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power)
@@ -109,7 +113,7 @@ class Run:
 
     def _train(self) -> bool:
         c = self.config
-        every = c.effective_sample_every
+        every = c.preview_steps(self.feed.steps_per_epoch)
         settings = LoopSettings(self.total, self.rates, c.max_grad_norm, objective_of(c), c.seed, c.save_steps, every)
         settings = replace(settings, measure_every=self.held.every)
         self.model.train(True)
@@ -121,6 +125,8 @@ class Run:
             )
             try:
                 self.held.begin()
+                if c.sample_first and self.state.step == 0:
+                    self.preview()
                 return self.held.ended or run_loop(
                     self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
                 )
@@ -158,28 +164,13 @@ class Run:
         """Within it the layers hold the weights that are shown and exported."""
         return averaged(self.model.trained, self.optimizer, self.ema)
 
-    @property
-    def prompts(self) -> list[str]:
-        """Of the previews: the config's, or the first two captions of the data set."""
-        captions = dict.fromkeys(s.caption for s in self.samples if s.caption)
-        return list(self.config.sample_prompts) or list(captions)[:2] or [""]
-
-    @property
-    def sampling(self) -> Sampling:
-        c = self.config
-        width, height = c.effective_sample_size
-        return Sampling(c.sample_steps, c.sample_cfg, c.sample_negative, (width, height))
+    @cached_property
+    def previews(self) -> list[Preview]:
+        return previews_of(self.config, self.samples)
 
     def preview(self) -> None:
-        """Draws every preview prompt into samples/ and TensorBoard. Leaves the random state as it was."""
-        self.model.train(False)
-        with self.averaged():
-            for number, prompt in enumerate(self.prompts, 1):
-                image = self.family.generate(prompt, self.config.seed + number - 1, self.sampling)
-                io.save_png(self.folder.sample(self.state.step, number), image)
-                self.board.picture(self.state.step, f"preview/{number}", image)
-        self.family.rest(text_encoder=self.feed.cache_text)
-        self.model.train(True)
+        """Draws every preview with what a file would hold now."""
+        draw_previews(self)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.skeleton import Skeleton, skeleton_of
-from lora_scripts.formats import convert, header
+from lora_scripts.formats import convert, embedding, header
 from lora_scripts.formats.consumers import (
     a1111,
     additional_networks,
@@ -24,6 +24,7 @@ from lora_scripts.formats.consumers import (
     invokeai,
     kohya_tools,
     published,
+    rules,
     run_diffusers,
     run_peft,
 )
@@ -65,7 +66,8 @@ class Source:
         if self.adapters:
             parts = {part: (adapter.tensors, adapter.config) for part, adapter in self.adapters.items()}
             return convert.from_peft(parts, sd1(), file=self.path)
-        return convert.read(self.tensors, self.metadata, self.naming or Naming.KOHYA, sd1(), file=self.path)
+        plain = embedding.split_bundle(self.tensors, self.path)[0]
+        return convert.read(plain, self.metadata, self.naming or Naming.KOHYA, sd1(), file=self.path)
 
 
 def open_lora(path: Path) -> Source:
@@ -155,7 +157,9 @@ def _read(name: str, source: Source, skeleton: Skeleton) -> Reading:
         return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")
     except UserError as error:
         return Reading().refuse("", f"it cannot be converted: {error.message}")
-    return run_peft.read(source.adapters or adapters, roots)
+    reading = run_peft.read(source.adapters or adapters, roots)
+    reading.note = rules.unread_words(source.tensors)
+    return reading
 
 
 def _config(path: Path) -> dict[str, Any]:

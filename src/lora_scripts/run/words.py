@@ -36,7 +36,7 @@ def check_new_words(config: TrainConfig, samples: Sequence[Sample]) -> None:
             faults.append(UserError(f"new_token: CLIP knows the word {word!r} already", hint=hint))
         holding = sum(bool(word_pattern([word]).search(s.caption)) for s in samples)
         if samples and not holding:
-            hint = "write it into the captions where the thing is seen, or take it out of new_token"
+            hint = f"write it into the captions, as lora-scripts label --trigger {word} does"
             faults.append(UserError(f"new_token: no caption holds the word {word!r}", hint=hint))
     raise_all(faults)
 

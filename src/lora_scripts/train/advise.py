@@ -18,15 +18,15 @@ RISE = 0.02
 """Of the loss before training: a rise that counts."""
 SWING = 0.015
 """Of the loss before training: an up or down from one measurement to the next that counts as a swing."""
-STILL = 0.001
+STILL = 0.015
 """Of the loss before training: what a run has to gain by half of its steps."""
 WORSE = 0.01
 """Of the loss before training: how much the held-out pictures lose while a run memorises."""
 
 
-GAIN = 0.05
+GAIN = 0.15
 """Of the loss: what half of the pictures must have gained before single ones can be said not to fit."""
-STRAY = 3.5
+STRAY = 3.0
 """Robust deviations by which a picture that does not fit lies below the others (Iglewicz & Hoaglin 1993)."""
 LEAST = 12
 """Pictures of a set in which strays are looked for."""
@@ -79,9 +79,9 @@ def _rises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
     floor, worse = mean(start.train), 0
     for point in points:
         rise = _of(less(point.train, start.train), floor)
-        worse = worse + 1 if rise.low > 0 and rise.mean > RISE or not math.isfinite(rise.mean) else 0
+        worse = worse + 1 if (rise.low > 0 and rise.mean > RISE) or not math.isfinite(rise.mean) else 0
         if worse == 2 or (worse and point.step == facts.total):
-            share = "no number" if not math.isfinite(rise.mean) else f"{rise.mean:.0%} above".replace("%", " %")
+            share = "no number" if not math.isfinite(rise.mean) else f"{_percent(rise.mean)} above"
             by = 10 if not rise.mean < 0.1 else 3
             return Advice(
                 "rises",
@@ -120,15 +120,13 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
         return None
     point = late[0]
     won = _of(less(start.train, point.train), mean(start.train))
-    if won.high >= STILL or points[-1] is not point and _of(
-        less(start.train, points[-1].train), mean(start.train)
-    ).mean >= STILL:
+    if not won.mean < STILL or won.low < -RISE:
         return None
     return Advice(
         "does_not_fall",
         point.step,
-        f"the loss does not fall: on training pictures it is {won.mean:.2%} lower than before the run, so the learning "
-        "rate is too low, or the base knows these pictures already".replace("%", " %"),
+        f"the loss hardly falls: on training pictures it is {_percent(won.mean)} lower than before the run, so the "
+        "learning rate is too low, or the base knows these pictures already",
         f"learning_rate: {facts.learning_rate * 10:.2g}",
     )
 
@@ -145,20 +143,21 @@ def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) ->
     for i in range(1, len(after)):
         lost = [_of(less(point.held, best.held), floor) for point in after[i - 1 : i + 1]]
         won = _of(less(best.train, after[i].train), mean(start.train))
-        if all(x.low > 0 for x in lost) and lost[1].mean > WORSE and won.low > 0:
+        if all(x.mean > WORSE for x in lost) and any(x.low > 0 for x in lost) and won.low > 0:
             epochs = max(1, round(best.step / facts.steps_per_epoch))
             return Advice(
                 "memorises",
                 after[i].step,
-                f"it begins to memorise: since step {best.step} the held-out loss has risen by {lost[1].mean:.1%} while "
-                f"that of training pictures fell; {facts.name}-best.safetensors is from before".replace("%", " %"),
+                f"it begins to memorise: since step {best.step} the held-out loss has risen by "
+                f"{_percent(lost[1].mean)} while that of training pictures fell; {facts.name}-best.safetensors is from "
+                "before",
                 f"epochs: {epochs}, or more pictures",
             )
     return None
 
 
 def never_fit(step: int, names: Sequence[str], ratios: Sequence[float]) -> Advice | None:
-    """Pictures that gained little or nothing where the others gained much; `ratios`: log of the loss after over before.
+    """Pictures that lost where the others gained; `ratios`: log of the loss after over before.
 
     Only in a set that has gained as a whole, and only if they are few: else it is not they who do not fit.
     """
@@ -166,18 +165,22 @@ def never_fit(step: int, names: Sequence[str], ratios: Sequence[float]) -> Advic
         return None
     middle = median(ratios)
     spread = max(1.4826 * median([abs(r - middle) for r in ratios]), 0.02)
-    bad = [n for n, r in zip(names, ratios, strict=True) if (r - middle) / spread > STRAY and r > middle / 2]
+    bad = [n for n, r in zip(names, ratios, strict=True) if (r - middle) / spread > STRAY and r > 0]
     if middle > -GAIN or not bad or len(bad) > len(names) / 4:
         return None
     few = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
     return Advice(
         "never_fit",
         step,
-        f"{few} did not fit: the others' loss at high noise fell by {1 - math.exp(middle):.0%}, theirs by less than half "
-        "as much, so look whether picture and caption belong to this set".replace("%", " %"),
+        f"{few} did not fit: the others' loss at high noise fell by {_percent(1 - math.exp(middle))}, theirs "
+        "rose, so look whether picture and caption belong to this set",
         "a train_data_dir without them",
         tuple(bad),
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
 
 
 def _of(differences: Sequence[float], floor: float) -> Interval:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 FEWEST = 4
 """Pictures below which an interval would promise more than it holds."""

@@ -72,5 +72,7 @@ def verdict(found: Sequence[Pair]) -> str:
     rule = f"nearer to a training picture than {CLOSE:g} of the usual distance between two of them"
     if found and found[0].outside is not None:
         rule += f", and than {MARGIN:g} of the distance to the nearest held-out picture"
-    count = f"{sum(pair.copy for pair in found)} of {len(found)} drawn pictures are near copies ({rule})"
+    closest = ", ".join(f"{pair.distance:.2f}" for pair in found[:3])
+    count = f"{sum(pair.copy for pair in found)} of {len(found)} drawn pictures are near copies ({rule}; "
+    count += f"the closest: {closest})"
     return f"memorised: {count}; stop earlier, or train on more pictures" if memorises(found) else f"no copies: {count}"

@@ -59,11 +59,11 @@ class TokenKeys(Keys):
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
-        words, init = values.get("new_token"), values.get("token_init")
+        words, init = (_one_or_more(values.get(key)) for key in ("new_token", "token_init"))
         if words == ():
             for key in ("token_vectors", "token_init", "token_lr", "token_stop", "token_bundle"):
                 yield no_effect(key, "new_token", "new_token: a word that the captions hold")
-        elif words and init and len(init) not in (1, len(words)):
+        elif isinstance(words, tuple) and isinstance(init, tuple) and len(init) not in (0, 1, len(words)):
             yield "token_init", f"has {len(init)} texts for {len(words)} new words", "write one, or one for each"
         if words and values.get("optimizer") == "prodigy":
             yield "new_token", "cannot have a rate of its own with optimizer: prodigy", "use another optimizer"

@@ -4,7 +4,7 @@ It cuts a key at the first dot and looks the stem up among the layers of the pub
 rules (also conv_in, conv_out and the time embedding, which kohya's tools never train), then `lora_unet_…` as the
 published block names themselves, and `lora_te1_text_model_…` as the text encoder of SD 1.x. A stem that leads nowhere
 is dropped without a word. A layer with one of its two matrices only makes the whole file fail. `dora_scale` is taken as
-one number an input.
+one number an input. `bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_scripts.formats.consumers import rules
 from lora_scripts.formats.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Layer, Reading
+from lora_scripts.formats.embedding import BUNDLE, bundled
 
 _KNOWN = (DOWN, UP, rules.ALPHA, DORA)
 
@@ -25,6 +26,8 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     reading, layers = Reading(), dict[str, Layer]()
     for key in tensors:
         stem, _, leaf = key.partition(".")
+        if key.startswith(BUNDLE):
+            continue
         if stem not in table:
             reading.faults.append(Fault(key, "dropped without a word: no layer has this name"))
             continue
@@ -45,6 +48,8 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
         rank = parts[DOWN].shape[0]
         reading.changes[layer.path] = Change(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+    if words := bundled(tensors):
+        reading.note = f"and its prompts know the word {', '.join(words)}"
     return reading
 
 

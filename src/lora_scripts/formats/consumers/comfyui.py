@@ -4,7 +4,7 @@ It walks over the layers of the base and asks the file for each of several names
 block names, `lora_te_` and `lora_te1_`, `unet.…` with the `.processor.` of old diffusers before `to_q`, `to_k`, `to_v`
 and `to_out`, `text_encoder.text_model.…`, and its own generic ones. Keys that nobody asked for are logged as not
 loaded. An `up` without its `down` stops the loading; a product of the wrong size leaves the layer unchanged, with a log
-line.
+line. Bundled words are read only from its folder of embeddings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_scripts.formats.consumers import rules
 from lora_scripts.formats.consumers.rules import DORA, Base, Change, Fault, Layer, Reading
+from lora_scripts.formats.embedding import BUNDLE
 
 # (down, up) of the forms that it tries, in its order.
 _PAIRS = (
@@ -48,7 +49,9 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             reading.changes[layer.path] = Change(
                 tensors[down], tensors[up], rules.scale_of(parts, rank), parts.get(DORA)
             )
-    reading.faults += [Fault(key, "not loaded, a line in the log says so") for key in tensors if key not in used]
+    left = [key for key in tensors if key not in used]
+    reading.faults += [Fault(k, "not loaded, a line in the log says so") for k in left if not k.startswith(BUNDLE)]
+    reading.note = rules.unread_words(tensors)
     return reading
 
 

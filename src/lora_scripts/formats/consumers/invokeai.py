@@ -4,7 +4,7 @@ On installing, it tells the base from the width of the first `attn2_to_k`, `attn
 SDXL) time embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no known
 kind of layer, or that lacks a matrix, fails the whole file. `lora_unet_…` and `lora_te_…` are looked up as diffusers'
 and transformers' module names with `_` for `.`; one that is not there is logged and left out, and other prefixes are
-passed over.
+passed over. Keys that begin with `bundle_emb` are taken out before all that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_scripts.formats.consumers import rules
 from lora_scripts.formats.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.formats.embedding import BUNDLE
 
 _KNOWN = (DOWN, UP, rules.ALPHA, DORA)
 _UNTOLD = "it cannot tell on installing that this is for SD 1.x (no attn2_to_k, attn2_to_v or text encoder in it)"
@@ -24,7 +25,10 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
     table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers}
     reading = Reading()
+    reading.note = rules.unread_words(tensors)
     for stem, parts in rules.stems(tensors).items():
+        if stem + "." == BUNDLE:
+            continue
         first = f"{stem}.{next(iter(parts))}"
         if UP not in parts and DORA not in parts:
             return reading.refuse(first, "the whole file fails to load: this is no layer that it knows")

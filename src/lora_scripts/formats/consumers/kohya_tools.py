@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_scripts.formats.consumers import rules
 from lora_scripts.formats.consumers.rules import ALPHA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.formats.embedding import BUNDLE
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
@@ -21,6 +22,9 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     reading = Reading()
     for stem, parts in rules.stems(tensors).items():
         layer = table.get(stem)
+        if stem + "." == BUNDLE:
+            reading.note = rules.unread_words(tensors)
+            continue
         if layer is None:
             reading.faults += [Fault(f"{stem}.{leaf}", "passed over: no layer has this name") for leaf in parts]
             continue

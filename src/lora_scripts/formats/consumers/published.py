@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_scripts.formats.consumers import rules
 from lora_scripts.formats.consumers.rules import Base, Change, Fault, Layer, Reading
+from lora_scripts.formats.embedding import BUNDLE
 from lora_scripts.formats.names import PEFT_PREFIX, Half, sd1
 
 _LEAVES: dict[str, Half] = {rules.DOWN: "down", rules.UP: "up", rules.ALPHA: "alpha", rules.DORA: "dora"}
@@ -22,6 +23,8 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     reading, parts = Reading(), dict[str, dict[Half, Tensor]]()
     first: dict[str, str] = {}
     for key, tensor in tensors.items():
+        if key.startswith(BUNDLE):  # words change no layer
+            continue
         if key not in known:
             reading.faults.append(Fault(key, "names no layer of this base model"))
             continue

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_scripts.formats.embedding import bundled
 from lora_scripts.formats.sd1_layout import TEXT_PREFIX, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
 
 DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
@@ -121,6 +122,12 @@ def stems(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         stem, _, leaf = key.partition(".")
         groups.setdefault(stem, {})[leaf] = tensor
     return groups
+
+
+def unread_words(tensors: Mapping[str, Tensor]) -> str:
+    """The note of a consumer that takes a LoRA and leaves its bundled words alone."""
+    words = ", ".join(bundled(tensors))
+    return f"the word {words} in the file is not read, its embedding file is" if words else ""
 
 
 def misfit(down: Tensor, up: Tensor, shape: tuple[int, ...]) -> str | None:

@@ -26,6 +26,7 @@ function show(index) {
 cells.forEach((cell, index) => cell.addEventListener("click", () => {
   show(index);
   dialog.showModal();
+  dialog.scrollTop = 0;
 }));
 dialog.addEventListener("click", (event) => {
   if (!event.target.closest(".about")) dialog.close();

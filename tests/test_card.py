@@ -1,0 +1,135 @@
+"""`lora-scripts card`: what it tells, the names of its files, and the strength that it recommends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from conftest import offline
+from lora_scripts.cli import main
+from lora_scripts.formats import io, kohya, metadata
+from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.report.card import StrengthLine
+from lora_scripts.run.carding import recommended
+
+PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA whose metadata names a phrase, and a grid of it at two strengths."""
+    path = tmp_path / "loras" / "neon.safetensors"
+    path.parent.mkdir()
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(4, 32), torch.randn(32, 4), 2.0)})
+    told = {"modelspec.trigger_phrase": 'neon "style"', "ss_steps": "104", "ss_sd_model_name": "v1-5.safetensors"}
+    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
+    return path
+
+
+def write_grid(folder: Path, lora: Path) -> Path:
+    cells, (autov3) = [], metadata.model_hashes(lora).autov3
+    for number, (loras, strength) in enumerate((([], 0.0), ([autov3], 0.5), ([autov3], 1.0), (["0" * 12], 0.5))):
+        file = f"cells/{number}.png"
+        io.save_png(folder / file, Image.new("RGB", (640, 320), (number * 60, 0, 0)))
+        cells.append({"file": file, "loras": loras, "strength": strength, "prompt": "a: red | house", "negative": "x",
+                      "seed": 1, "cfg": 4.0, "steps": 20, "scheduler": "DDIM", "size": [640, 320]})  # fmt: skip
+    measured = (([], 0.0, 0.0, 0.10), ([autov3], 0.5, 0.5, 0.09), ([autov3], 1.0, 0.9, 0.08), (["0" * 12], 0.5, 1, 1))
+    rows = [
+        {"loras": loras, "strength": strength, "pixels": 0.1, "style": style, "prompt": prompt}
+        for loras, strength, style, prompt in measured
+    ]
+    (folder / "grid.json").write_text(json.dumps({"cells": cells, "rows": rows}))
+    return folder
+
+
+def card(*argv: str) -> int:
+    with offline():
+        return main(["card", *argv])
+
+
+def test_a_card_with_a_grid(lora: Path, tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", lora)
+    words = ["--grid", str(folder), "--license", "mit", "--base-model", "a/b", "--description", "Glowing edges."]
+    assert card(str(lora), *words) == 0
+    beside = {path.name for path in lora.parent.iterdir()}
+    assert beside == {"neon.safetensors", "neon.preview.png", "neon.json", "neon.civitai.info", "neon-card"}
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    _, head, body = text.split("---\n", 2)
+    told = yaml.safe_load(head)
+    assert (told["base_model"], told["license"], told["instance_prompt"]) == ("a/b", "mit", 'neon "style"')
+    assert told["pipeline_tag"] == "text-to-image" and "lora" in told["tags"]
+    (widget,) = told["widget"]  # the pictures at the recommended strength
+    assert widget["text"] == "a: red | house"
+    picture = lora.parent / "neon-card" / widget["output"]["url"]
+    assert picture.read_bytes() == (folder / "cells" / "2.png").read_bytes()
+    assert "<lora:neon:1>" in body and "Recommended: **1** (90% of the training style" in body
+    assert "| 0.5 | 10.0% | 50% | 9.0% |" in body and "| steps | 104 |" in body and "| rank | 4 |" in body
+    with Image.open(lora.with_name("neon.preview.png")) as preview:
+        assert preview.size == (512, 256)
+    user = json.loads(lora.with_name("neon.json").read_text())
+    assert user["activation text"] == 'neon "style"' and user["preferred weight"] == 1 and user["sd version"] == "SD1"
+    info = json.loads(lora.with_name("neon.civitai.info").read_text())
+    hashes = metadata.model_hashes(lora)
+    assert info["trainedWords"] == ['neon "style"'] and info["baseModel"] == "SD 1.5"
+    assert info["files"][0]["hashes"]["SHA256"].lower() == hashes.sha256
+    assert info["files"][0]["hashes"]["AutoV2"].lower() == hashes.sha256[:10]
+
+
+def test_a_persons_files_stay_unless_told(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = lora.with_suffix(".json")
+    mine.write_text("mine")
+    assert card(str(lora)) == 2
+    assert "neon.json: is there already; add --overwrite to replace it" in capsys.readouterr().err
+    assert mine.read_text() == "mine" and {p.name for p in lora.parent.iterdir()} == {"neon.safetensors", "neon.json"}
+    assert card(str(lora), "--overwrite") == 0
+    assert json.loads(mine.read_text())["preferred weight"] == 0.8
+    assert card(str(lora)) == 0  # the same again replaces nothing
+    assert card(str(lora), "--strength", "0.6") == 2
+
+
+def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert card(str(lora), "--trigger", "glow") == 0
+    told = capsys.readouterr().out
+    assert "no license yet" in told and "base_model in the header is v1-5" in told and "there is no picture" in told
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    assert "# license: choose one" in text and "Recommended: **0.8** (a usual start" in text and "**glow**" in text
+    assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "v1-5"
+    assert not lora.with_name("neon.preview.png").exists()
+
+
+def test_a_grid_of_another_lora_is_refused(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_grid(tmp_path / "grid", lora)
+    other = lora.with_name("other.safetensors")
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
+    io.save_safetensors(other, tensors)
+    for grid, told in ((folder, "no picture of the LoRA alone"), (tmp_path, "cannot be read")):
+        assert card(str(other), "--grid", str(grid)) == 2
+        assert told in capsys.readouterr().err
+    (folder / "grid.json").write_text("{}")
+    assert card(str(lora), "--grid", str(folder)) == 2
+    assert "no grid of lora-scripts" in capsys.readouterr().err
+    shutil.copy(folder / "cells" / "0.png", tmp_path / "fake.safetensors")
+    assert card(str(tmp_path / "fake.safetensors")) == 2
+    assert "not a LoRA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "strength"),
+    [
+        ([(0, None, 0.1), (0.4, 0.6, 0.1), (0.8, 0.93, 0.1), (1.0, 0.95, 0.1)], 0.8),  # near the best, and weaker
+        ([(0, None, 0.1), (0.4, 0.6, 0.1), (0.8, 0.7, 0.06), (1.0, 0.95, 0.04)], 0.8),  # at 1 the prompt is lost
+        ([(0, None, 0.1), (0.8, 1.0, 0.1), (1.0, 1.4, 0.1)], 0.8),  # more than the training style is no gain
+        ([(0, None, 0.1), (0.4, None, 0.1), (1.0, None, 0.09)], 1.0),
+        ([(0, None, 0.1), (0.4, 0.5, 0.03), (1.0, 0.9, 0.01)], 0.4),
+    ],
+)
+def test_the_recommended_strength(lines: list[tuple[float, float | None, float]], strength: float) -> None:
+    found = recommended([StrengthLine(s, 0.1, style, prompt) for s, style, prompt in lines])
+    assert found is not None and found[0] == strength
+    assert recommended([]) is None

@@ -1,0 +1,54 @@
+"""Copies among drawn pictures, from latents made so that the answer is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_scripts.train.memorised import features, memorises, pairs, spacing, verdict
+
+
+def latents(count: int, seed: int) -> list[torch.Tensor]:
+    return [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(1000 * seed + i)) for i in range(count)]
+
+
+def test_features_pool_and_forgive_a_small_shift() -> None:
+    one = torch.arange(4 * 16 * 24, dtype=torch.float32).reshape(4, 16, 24)
+    found = features([one])
+    assert found.shape == (1, 4 * 64)
+    assert found[0, 0] == one[0, :2, :3].mean()
+    smooth = torch.nn.functional.avg_pool2d(
+        torch.randn(1, 4, 70, 70, generator=torch.Generator().manual_seed(1)), 7, 1
+    )[0]
+    a, b, other = smooth[:, :48, :48], smooth[:, 1:49, :48], torch.flip(smooth[:, :48, :48], (1, 2))
+    f = features([a, b, other])
+    assert (f[0] - f[1]).norm() < 0.5 * (f[0] - f[2]).norm()
+
+
+def test_the_unit_is_the_usual_distance_to_the_nearest_other() -> None:
+    train = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    assert spacing(train) == pytest.approx(1.0)  # nearest: 1, 1, 2, 4; the lower median
+    found = pairs(torch.tensor([[6.0], [0.1]]), train, torch.tensor([[5.0]]))
+    assert [(p.drawn, p.train) for p in found] == [(1, 0), (0, 3)]
+    assert found[0].distance == pytest.approx(0.1) and found[0].outside == pytest.approx(4.9)
+    assert found[0].copy and not found[1].copy
+    assert spacing(torch.zeros(3, 2)) > 0  # copies of one picture
+
+
+def test_copies_are_told_from_new_pictures() -> None:
+    train, held, new = features(latents(10, 1)), features(latents(5, 2)), features(latents(6, 3))
+    fresh = pairs(new, train, held)
+    assert not any(pair.copy for pair in fresh) and not memorises(fresh)
+    assert verdict(fresh).startswith("no copies: 0 of 6")
+    copied = torch.cat([train[:2] + 0.01, new[:4]])
+    found = pairs(copied, train, held)
+    assert {(p.drawn, p.train, p.copy) for p in found[:2]} == {(0, 0, True), (1, 1, True)}
+    assert memorises(found) and verdict(found).startswith("memorised: 2 of 6")
+    assert not memorises(pairs(copied[1:], train, held))  # one alone may be chance
+
+
+def test_near_to_both_is_no_copy() -> None:
+    """In a set of near alike pictures a drawn one is near to a held-out one, too."""
+    train, held = features(latents(6, 1)), features(latents(6, 1)) + 0.001
+    assert not any(pair.copy for pair in pairs(train + 0.002, train, held))
+    assert all(pair.copy for pair in pairs(train + 0.002, train))

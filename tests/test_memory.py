@@ -1,0 +1,484 @@
+"""What saves memory: blocks computed again, weights in 8 or 4 bits, blocks in RAM, tiles; and what it changes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+
+import tiny
+from lora_scripts.cli import main
+from lora_scripts.config.load import load_config
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families import memory
+from lora_scripts.families.base import Batch, LoadOptions, Sampling, load_family
+from lora_scripts.families.memory import MemoryOptions, Offloader, blocks_of, offload
+from lora_scripts.families.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
+from lora_scripts.lora.inject import inject
+from lora_scripts.lora.layer import LoraLayer
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.run import forecast, planning
+from lora_scripts.run.check import check
+from lora_scripts.run.model import Model, build_model
+from lora_scripts.run.training import Run
+from runs import stopped
+
+CPU = torch.device("cpu")
+NF4 = torch.tensor(
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ]
+)
+"""Dettmers et al. 2023, appendix E."""
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def frozen(kind: str) -> nn.Module:
+    torch.manual_seed(3)
+    layer = nn.Linear(12, 8) if kind == "linear" else nn.Conv2d(6, 8, 3, stride=2, padding=1)
+    return layer.requires_grad_(False)
+
+
+@contextmanager
+def counted(*models: nn.Module) -> Iterator[list[int]]:
+    """The bytes that autograd keeps for the backward pass within it, without what the models hold anyway."""
+    own = {t.untyped_storage().data_ptr() for m in models for t in (*m.parameters(), *m.buffers())}
+    kept, sizes = dict[int, Tensor](), list[int]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield sizes
+    sizes.append(sum(t.untyped_storage().nbytes() for t in kept.values()))
+
+
+# --- stored in fewer bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("storage", ["fp8", "int8"])
+@pytest.mark.parametrize("shape", [(8, 33), (8, 5, 3, 3)])
+def test_rounding_is_within_what_the_format_allows(storage: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    weight = normal(*shape) * torch.logspace(-6, 3, 8).view(-1, *[1] * (len(shape) - 1))
+    weight[3] = 0
+    codes, scale = quantise(weight, storage)
+    assert codes.element_size() == 1 and not codes.is_floating_point() and scale.numel() == 8
+    largest = weight.abs().flatten(1).amax(1).view_as(scale)
+    if storage == "int8":  # half a step of 127 from 0 to the channel's largest
+        bound = (largest / 254).expand_as(weight)
+    else:  # three digits behind the leading one; below 2^-6 of 448 steps of 2^-9
+        bound = torch.maximum(weight.abs() / 16, largest / 448 / 1024)
+    whole = dequantise(codes, scale, storage, weight.shape, dtype)
+    assert whole.dtype == dtype and whole.shape == weight.shape and not whole[3].any()
+    rounding = weight.abs() * (1.07 * torch.finfo(dtype).eps / 2)
+    assert ((whole.float() - weight).abs() <= bound * 1.00001 + rounding).all()
+    assert (whole.float() - weight).abs().max() > 0.2 * bound.max()  # it is no mere copy
+
+
+def test_nf4_is_the_papers_table() -> None:
+    pytest.importorskip("bitsandbytes")
+    weight = normal(6, 50)  # 300 = 4 * 64 + 44
+    codes, scale = quantise(weight, "nf4")
+    assert codes.nbytes == 150 and scale.shape == (5,)
+    blocks = F.pad(weight.flatten(), (0, 20)).view(5, 64)
+    largest = blocks.abs().amax(1, keepdim=True)
+    nearest = NF4[((blocks / largest)[..., None] - NF4).abs().argmin(-1)] * largest
+    whole = dequantise(codes, scale, "nf4", weight.shape, torch.float32)
+    torch.testing.assert_close(whole, nearest.flatten()[:300].view(6, 50), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("storage", ["fp8", "int8", "nf4"])
+def test_a_quantised_layer_is_the_layer_with_the_rounded_weight(storage: Any, kind: str) -> None:
+    if storage == "nf4":
+        pytest.importorskip("bitsandbytes")
+    plain, layer = frozen(kind), frozen(kind)
+    quantise_layer(layer, storage, torch.float32)
+    assert isinstance(layer, QuantisedLayer) and isinstance(layer, type(plain))
+    rounded = layer.weight
+    assert not torch.equal(rounded, plain.weight)
+    plain.weight.data = rounded  # type: ignore[union-attr]
+    x = normal(5, 12) if kind == "linear" else normal(2, 6, 7, 9)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with counted(layer) as kept:
+        y = layer(one)
+    assert kept == [0]  # of the input nothing, of the weight only its codes
+    wanted = plain(other)
+    assert torch.equal(y, wanted)
+    seen = normal(*y.shape, seed=1)
+    (y * seen).sum().backward()
+    (wanted * seen).sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_a_cast_of_the_model_leaves_codes_and_scales() -> None:
+    layer = frozen("linear")
+    quantise_layer(layer, "fp8", torch.bfloat16)
+    before = [layer.codes.clone(), layer.scale.clone()]
+    layer.to(torch.bfloat16)
+    assert torch.equal(layer.codes, before[0]) and torch.equal(layer.scale, before[1])
+    assert layer.scale.dtype == torch.float32 and layer.bias.dtype == layer.weight.dtype == torch.bfloat16
+    assert layer(normal(2, 12).bfloat16()).dtype == torch.bfloat16
+
+
+def loaded(base: Path, **keys: Any) -> Any:
+    return load_family("sd1", base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(**keys)))
+
+
+def answer(family: Any, x: Tensor) -> Tensor:
+    found: Tensor = family.predict(x, torch.tensor([5, 900]), normal(2, 77, 16, seed=1))
+    return found
+
+
+def test_a_quantised_base_is_the_base_with_rounded_weights(base: Path) -> None:
+    """The layers inside the blocks, and nothing else."""
+    family, plain = loaded(base, storage="int8"), loaded(base)
+    rounded = {n: m for n, m in family.unet.named_modules() if isinstance(m, QuantisedLayer)}
+    assert {f"unet.{n}" for n in rounded} == {n for n in plain.trainable() if n.startswith("unet.")}
+    assert family.trainable().keys() == plain.trainable().keys()
+    size, before = (sum(m.codes.nbytes + m.scale.nbytes for m in rounded.values()), 0)
+    for name, layer in rounded.items():
+        before += plain.unet.get_submodule(name).weight.nbytes
+        plain.unet.get_submodule(name).weight.data = layer.weight
+    assert 0.25 < size / before < 0.27
+    layers = []
+    for f in (family, plain):
+        made = inject(f.roots, [f"unet.{n}" for n in rounded], lambda _, layer: LoraLayer(layer, 2, 2.0))
+        for number, layer in enumerate(made.values()):
+            layer.up.data = 0.1 * normal(*layer.up.shape, seed=number)
+        layers.append(made)
+    ours, theirs = answer(family, normal(2, 4, 8, 8)), answer(plain, normal(2, 4, 8, 8))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    for path, layer in layers[0].items():
+        wanted = layers[1][path].down.grad
+        torch.testing.assert_close(layer.down.grad, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+def test_a_broken_base_is_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="1: a weight is not a finite number"):
+        quantise_layers(net, [net], "fp8", torch.float32)
+
+
+# --- computed again ---------------------------------------------------------------------------------------------------
+
+
+def config_of(base: Path, **keys: Any) -> TrainConfig:
+    given = {"train_data_dir": Path("d"), "base_model": base, "output_dir": Path("o"), "lora_rank": 2}
+    return TrainConfig(**{**given, **keys})
+
+
+def step(base: Path, **keys: Any) -> tuple[Model, float, int]:
+    """A model after one backward pass, its loss, and the bytes that were kept for it."""
+    model = build_model(config_of(base, **keys), CPU, "fp32", {})
+    for number, p in enumerate(model.weights().values()):
+        p.data += 0.1 * normal(*p.shape, seed=number)
+    model.train(True)
+    torch.manual_seed(5)
+    states = None if keys.get("train_text_encoder") else normal(2, 77, 16)
+    generators = [torch.Generator().manual_seed(n) for n in range(2)]
+    batch = Batch(normal(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.1), ["a cat", "a dog"], states, ["1", "2"], generators)
+    with counted(*model.family.roots.values()) as kept:
+        loss, _ = model.family.loss(batch, Objective())
+    loss.backward()
+    return model, loss.item(), kept[0]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"lora_dropout": 0.3, "targets": ("attention", "feed_forward", "conv")},
+        {"train_text_encoder": True, "lora_dropout": 0.3},
+        {"adapter": "dora"},
+        {"base_precision": "fp8"},
+    ],
+    ids=["dropout", "text encoder", "dora", "fp8"],
+)
+def test_checkpointing_changes_no_bit_of_a_gradient(base: Path, keys: dict[str, Any]) -> None:
+    plain, loss, before = step(base, **keys)
+    lean, same, after = step(base, **keys, gradient_checkpointing=True)
+    assert loss == same
+    for name, p in plain.weights().items():
+        other = lean.weights()[name]
+        assert p.grad is not None and other.grad is not None and torch.equal(p.grad, other.grad), name
+    assert any(p.grad is not None and p.grad.any() for p in plain.weights().values())
+    assert after < 0.25 * before
+
+
+def test_checkpointing_reaches_the_text_encoder(base: Path) -> None:
+    """Its layers are computed twice when it is trained, and once when it only encodes."""
+    family, calls = loaded(base, checkpointing=True), list[bool]()
+    inner = getattr(family.text_encoder, "text_model", family.text_encoder)
+    layer = inner.encoder.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    family.encode_text(["a cat"])
+    assert calls == [False]
+    (made,) = inject(family.roots, [p for p in family.trainable() if p.endswith("0.mlp.fc1")], plain_lora).values()
+    family._captions(["a cat"]).sum().backward()
+    assert calls == [False, True, True] and made.up.grad.any()  # type: ignore[union-attr]
+
+
+def plain_lora(_: str, layer: nn.Module) -> LoraLayer:
+    return LoraLayer(layer, 2, 2.0)
+
+
+# --- blocks in RAM ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Arrival:
+    copies: list[Tensor]
+
+    def arrived(self) -> list[Tensor]:
+        return self.copies
+
+
+@dataclass
+class CopyMover:
+    """Copies from memory to memory, and counts."""
+
+    begun: int = 0
+    most: int = 0
+    """Blocks' copies that were alive when a block's turn began."""
+    alive: list[list[StorageWeakRef]] = field(default_factory=list)
+
+    def home(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def begin(self, tensors: Sequence[Tensor]) -> Arrival:
+        copies = [t.detach().clone() for t in tensors]
+        self.alive.append([StorageWeakRef(c.untyped_storage()) for c in copies])
+        self.begun += 1
+        return Arrival(copies)
+
+    def turn(self) -> None:
+        self.most = max(self.most, sum(not all(ref.expired() for ref in refs) for refs in self.alive))
+
+
+def offloaded(base: Path, count: int, **keys: Any) -> tuple[Any, list[LoraLayer], CopyMover | None]:
+    family, mover = loaded(base, **keys), CopyMover()
+    if count:
+        offload(blocks_of(family.unet), count, mover)
+    paths = [p for p in family.trainable() if p.endswith(("attn2.to_q", "attn1.to_v", "conv2"))]
+    layers = inject(family.roots, paths, plain_lora)
+    for number, layer in enumerate(layers.values()):
+        layer.up.data = 0.1 * normal(*layer.up.shape, seed=number)  # type: ignore[union-attr]
+    return family, list(layers.values()), mover if count else None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("storage", [None, "int8"])
+def test_blocks_come_one_ahead_and_the_numbers_stay(base: Path, storage: Any) -> None:
+    count, steps = 7, 3
+    plain, layers, _ = offloaded(base, 0, storage=storage)
+    family, others, mover = offloaded(base, count, storage=storage)
+    assert mover is not None
+    for number in range(steps):
+        x = normal(2, 4, 8, 8, seed=number)
+        one, other = answer(plain, x), answer(family, x)
+        assert torch.equal(one, other)
+        one.square().sum().backward()
+        other.square().sum().backward()
+    assert all(torch.equal(a.up.grad, b.up.grad) for a, b in zip(layers, others, strict=True))  # type: ignore[arg-type]
+    # Each way through, all but the two that are there from the way before.
+    assert mover.begun == count + (2 * steps - 1) * (count - 2)
+    assert mover.most <= 3  # the one whose turn was, this one and the next
+    # A preview goes forward only: again and again from the first to the last.
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(answer(plain, x), answer(family, x))
+    assert mover.most <= 3
+
+
+def test_the_largest_blocks_go_and_there_are_44(base: Path) -> None:
+    unet = loaded(base).unet
+    blocks = blocks_of(unet)
+    assert len(blocks) == len({id(b) for b in blocks}) == 44
+    inside = sum(p.numel() for b in blocks for p in b.parameters())
+    ends = ("conv_in", "conv_out", "time_embedding", "conv_norm_out")
+    assert inside == sum(p.numel() for n, p in unet.named_parameters() if not n.startswith(ends))
+    called: list[nn.Module] = []
+    hooks = [b.register_forward_pre_hook(lambda m, _: called.append(m)) for b in blocks]
+    with torch.no_grad():
+        unet(normal(1, 4, 8, 8), torch.tensor([5]), normal(1, 77, 16))
+    for hook in hooks:
+        hook.remove()
+    assert called == blocks
+    chosen = offload(blocks, 5, CopyMover()).blocks
+    sizes = sorted((sum(p.numel() for p in b.parameters()) for b in blocks), reverse=True)
+    assert sorted((sum(p.numel() for p in b.parameters()) for b in chosen), reverse=True) == sizes[:5]
+    with pytest.raises(UserError, match="45: this UNet has 44 blocks"):
+        offload(blocks, 45, CopyMover())
+
+
+def test_one_block_alone_can_be_away() -> None:
+    block, mover = nn.Linear(3, 3).requires_grad_(False), CopyMover()
+    x, wanted = normal(2, 3).requires_grad_(), None
+    wanted = F.linear(x, block.weight.clone(), block.bias.clone())
+    Offloader([block], mover)
+    assert torch.equal(block(x), wanted)
+    block(x).sum().backward()
+    assert mover.begun == 1
+
+
+# --- the text encoder and the VAE -------------------------------------------------------------------------------------
+
+
+def test_the_encoders_leave_and_come_back_for_a_preview(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each is told to go, in order; the device is one that only bears another name than where they rest."""
+    family = loaded(base)
+    family.device = torch.device("cpu:0")
+    where, moved = {}, list[tuple[str, str]]()
+    for name in ("vae", "text_encoder"):
+        model = getattr(family, name)
+
+        def to(device: Any, name: str = name, model: nn.Module = model, inner: Callable[..., Any] = model.to) -> Any:
+            if where.get(name) != str(device):
+                moved.append((name, str(device)))
+            where[name] = str(device)
+            return inner(device)
+
+        monkeypatch.setattr(model, "to", to)
+    family.encode_image(normal(1, 3, 64, 64))
+    family.encode_text(["a cat"])
+    family.rest(text_encoder=True)
+    assert where == {"vae": "cpu", "text_encoder": "cpu"}
+    assert moved == [(n, d) for d in ("cpu:0", "cpu") for n in (("vae", "text_encoder"))]
+    moved.clear()
+    family.generate("a cat", 1, Sampling(steps=1, size=(64, 64)))
+    family.rest(text_encoder=True)
+    assert moved == [("text_encoder", "cpu:0"), ("vae", "cpu:0"), ("vae", "cpu"), ("text_encoder", "cpu")]
+    moved.clear()
+    family.encode_text(["a cat"])
+    family.rest(text_encoder=False)  # one that is trained stays
+    assert moved == [("text_encoder", "cpu:0")]
+
+
+def test_tiles_change_only_what_is_larger_and_are_cached_apart(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "TILE", 64)
+    plain, tiled = loaded(base), loaded(base, vae_tiling=True)
+    assert plain.fingerprint("vae") != tiled.fingerprint("vae")
+    assert plain.fingerprint("text") == tiled.fingerprint("text")
+    small, wide = normal(1, 3, 64, 64), normal(1, 3, 64, 128)
+    assert torch.equal(plain.encode_image(small)["mean"], tiled.encode_image(small)["mean"])
+    whole, parts = plain.encode_image(wide)["mean"], tiled.encode_image(wide)["mean"]
+    assert whole.shape == parts.shape == (1, 4, 8, 16) and not torch.equal(whole, parts)
+    latents = normal(1, 4, 8, 16)
+    sizes: list[int] = []
+    tiled.vae.decoder.register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[-1]))
+    assert tiled._picture(latents[0]).size == (128, 64)
+    assert max(sizes) == 64 and len(sizes) > 1
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def assert_same(left: Path, right: Path) -> None:
+    name = "mylora.safetensors"
+    assert (left / name).read_bytes() == (right / name).read_bytes()
+    one, two = (load_file(next((out / "state").iterdir()) / "lora.safetensors") for out in (left, right))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+RUNS: dict[str, dict[str, object]] = {
+    "checkpointing": {"gradient_checkpointing": "true", "lora_dropout": 0.2, "train_text_encoder": "true"},
+    "fp8": {"base_precision": "fp8"},
+    "nf4": {"base_precision": "nf4"},
+    "int8, tiles": {"base_precision": "int8", "adapter": "pissa", "vae_tiling": "true", "resolution": 128},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_with_each_ends_proved_and_resumes_exactly(
+    name: str,
+    base: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if name == "nf4":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(memory, "TILE", 64)
+    monkeypatch.setattr("lora_scripts.run.memory.TILE", 64)
+    keys = {"targets": "['*attn2*', MID]", "base_model": base, "train_data_dir": data, "learning_rate": 0.003}
+    config = tiny.write_config(tmp_path, **{**keys, **RUNS[name], "epochs": 1, "save_steps": 1})
+    assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'one' / 'mylora'}"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "verified: " in told and " memory " in told
+    stopped(config, 2, f"output_dir={tmp_path / 'two' / 'mylora'}")
+    assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'two' / 'mylora'}", "--resume"]) == 0
+    assert_same(tmp_path / "one" / "mylora", tmp_path / "two" / "mylora")
+    if name == "checkpointing":  # it may come in, or go, in the middle of a run: the same LoRA
+        shutil.rmtree(tmp_path / "two")
+        without = [f"output_dir={tmp_path / 'two' / 'mylora'}", "gradient_checkpointing=false"]
+        stopped(config, 2, *without)
+        assert main(["train", "--config", str(config), without[0], "--resume"]) == 0
+        left, right = (load_file(tmp_path / n / "mylora" / "mylora.safetensors") for n in ("one", "two"))
+        assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# --- what does nothing, or cannot be ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"base_precision": "fp8", "adapter": "dora"}, "rounds the weights that adapter: dora scales"),
+        ({"offload_blocks": 3, "device": "cpu"}, "offload_blocks has no effect with device: cpu"),
+        ({"base_precision": "fp4"}, "base_precision"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_config(base: Path, keys: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        config_of(base, **keys)
+
+
+def test_nf4_names_its_package(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_scripts.config.keys.memory.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package bitsandbytes; install it: pip install bitsandbytes"):
+        config_of(base, base_precision="nf4")
+
+
+def test_what_does_nothing_here_is_refused_before_a_step(base: Path, data: Path, tmp_path: Path) -> None:
+    keys = {"base_model": base, "train_data_dir": data, "output_dir": tmp_path / "mylora"}
+    for line, words in (
+        ("offload_blocks=4", "offload_blocks has no effect on the CPU"),
+        ("vae_tiling=true", "no picture that is trained or drawn has a side over 512 pixels"),
+    ):
+        config = load_config(tiny.write_config(tmp_path, **keys), [line])
+        run = Run(config, *check(config, resume=False), resume=False)
+        with pytest.raises((UserError, UserErrors), match=words):
+            run.start()
+        assert not (tmp_path / "mylora" / "cache").exists()
+
+
+def test_checkpointing_is_proposed_last() -> None:
+    config = config_of(Path("b"), batch_size=2, lora_rank=4)
+    rungs = [planning.as_words(changes) for changes in forecast.ladder(config, {"step"}, 100)]
+    assert rungs[0] == ["batch_size=1", "gradient_accumulation=2"]
+    assert rungs[-1] == [*rungs[-2], "gradient_checkpointing=true"]
+    assert not any("gradient_checkpointing=true" in rung for rung in rungs[:-1])
+    on = config_of(Path("b"), batch_size=2, gradient_checkpointing=True)
+    words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in planning.as_words(changes)}
+    assert "gradient_checkpointing=true" not in words

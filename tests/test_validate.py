@@ -1,0 +1,265 @@
+"""Held-out pictures: which they are, how they are measured, what follows, and that training does not notice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import tiny
+import toy
+from lora_scripts.cli import main
+from lora_scripts.config.load import load_config
+from lora_scripts.data.cache import Cache
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.split import hold_out, share_of
+from lora_scripts.errors import UserError
+from lora_scripts.formats import io
+from lora_scripts.losses import diffusion
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.run import training
+from lora_scripts.run.holding import copies, split
+from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
+from lora_scripts.train.feed import generator
+from lora_scripts.train.probe import Probe, Range
+from runs import stopped
+
+
+def sample(name: str, digest: str) -> Sample:
+    return Sample(Path(name), name, "", 64, 64, digest)
+
+
+# --- which ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tenth_of_enough_pictures() -> None:
+    assert [share_of(n, None) for n in (5, 19, 20, 24, 50, 200, 1000)] == [0, 0, 2, 2, 5, 20, 24]
+    assert [share_of(10, s) for s in (0.0, 0.01, 0.25, 0.5)] == [0, 1, 2, 5]
+    assert share_of(1, 0.5) == 0
+
+
+def test_the_choice_is_of_seed_and_contents_not_of_names_or_order() -> None:
+    files = [sample(f"{i}.png", f"digest {i}") for i in range(30)]
+    train, held = hold_out(files, 3, seed=1)
+    assert len(held) == 3 and len(train) == 27 and not {s.digest for s in held} & {s.digest for s in train}
+    renamed = [replace(s, name=f"x{s.name}") for s in reversed(files)]
+    assert {s.digest for s in hold_out(renamed, 3, seed=1)[1]} == {s.digest for s in held}
+    assert {s.digest for s in hold_out(files, 3, seed=2)[1]} != {s.digest for s in held}
+    more = [*files, sample("new.png", "another")]
+    assert len({s.digest for s in hold_out(more, 3, seed=1)[1]} & {s.digest for s in held}) >= 2
+
+
+def test_a_picture_with_a_copy_is_never_held_out(tmp_path: Path) -> None:
+    files = [sample(f"{i}.png", f"digest {i // 2}") for i in range(10)] + [sample("a.png", "a"), sample("b.png", "b")]
+    for seed in range(20):
+        assert {s.name for s in hold_out(files, 4, seed)[1]} == {"a.png", "b.png"}
+        assert [s.name for s in hold_out(files, 4, seed, {"a.png"})[1]] == ["b.png"]
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        picture = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(
+            (96, 96), Image.Resampling.BICUBIC
+        )
+        picture.save(tmp_path / f"{name}.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "a2.jpg", quality=80)
+    Image.open(tmp_path / "b.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b2.png")
+    found = scan(tmp_path, allow_missing_captions=True)
+    assert copies(found) == {"a.png", "a2.jpg", "b.png", "b2.png"}
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def probe(tmp_path: Path, batch: int = 3, **keys: object) -> Probe:
+    family = toy.Toy()
+    feed = toy.feed(family, toy.samples(tmp_path / "data", 3))
+    feed.fill(Cache(tmp_path / "cache", io.write_atomic), lambda *told: None)
+    return Probe(feed, [0, 2], Objective(), Range(4), 7, batch, **keys)  # type: ignore[arg-type]
+
+
+def test_noise_levels_are_stratified() -> None:
+    g = torch.Generator().manual_seed(0)
+    for levels in (Range(8), Range(4, 200, 399), Range(3, 0, 9)):
+        count = levels.last - levels.first + 1
+        for part in range(levels.strata):
+            low, high = (levels.first + edge * count / levels.strata for edge in (part, part + 1))
+            drawn = [levels.draw(part, g) for _ in range(200)]
+            assert low - 1 < min(drawn) and max(drawn) < high and len(set(drawn)) > 1
+            assert low - 1 < levels.middle(part) < high
+    assert [Range(2, 600, 999).middle(p) for p in (0, 1)] == [700, 900]
+
+
+def test_losses_are_those_of_the_formula_at_fixed_draws(tmp_path: Path) -> None:
+    taken = probe(tmp_path)
+    found = taken.losses()
+    assert found.shape == (2, 4)
+    for row, index in enumerate((0, 2)):
+        picture, moments = taken.feed.pictures[index], taken.feed.latents[index][0]
+        for part in range(4):
+            g = generator(f"probe/7/{picture.sample.digest}/{part}")
+            t = int((part + torch.rand((), generator=g, dtype=torch.float64).item()) / 4 * 1000)
+            e, z = (torch.randn(moments["mean"].shape, generator=g) for _ in range(2))
+            a = diffusion.alphas_cumprod()[t]
+            x = a.sqrt() * (moments["mean"] + moments["std"] * z) + (1 - a).sqrt() * e
+            answer = taken.feed.family.net(x.movedim(0, -1)).movedim(-1, 0)  # type: ignore[attr-defined]
+            assert found[row, part].item() == pytest.approx((answer - e).square().mean().item(), rel=1e-5)
+
+
+def test_measuring_again_or_in_other_batches_gives_the_same_and_draws_nothing(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    first = probe(tmp_path)
+    once = first.losses()
+    assert torch.equal(once, first.losses()) and torch.equal(before, torch.get_rng_state())
+    torch.testing.assert_close(probe(tmp_path, batch=1).losses(), once, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(probe(tmp_path, common=True).losses(), once)
+    assert first.feed.family.net.weight.grad is None  # type: ignore[attr-defined]
+
+
+# --- what follows --------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_scipys_at_the_level_of_few_pictures() -> None:
+    for count in (5, 12, 40):
+        values = np.random.default_rng(count).normal(0.3, 1, count)
+        level = 1 - 2 * tail(count)
+        reach = scipy.stats.t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5
+        assert tail(count) == pytest.approx(scipy.stats.norm.cdf(-reach), rel=1e-4)
+        theirs = scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=20000, method="percentile", confidence_level=level, rng=1
+        ).confidence_interval
+        mine = bootstrap(list(values))
+        assert mine.mean == pytest.approx(values.mean())
+        assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=0.2 if count == 5 else 0.08)
+        assert bootstrap(list(values)) == mine != bootstrap(list(values), seed=1)
+    assert bootstrap([1.0]).low == -np.inf and not bootstrap([1.0]).sure
+
+
+def test_the_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        found = bootstrap(list(rng.normal(1, 1, 5)))
+        hits += found.low <= 1 <= found.high
+    assert hits / 300 > 0.9  # plain percentiles over five pictures: 0.83
+
+
+def points(*losses: float, spread: float = 0.0) -> list[Evaluation]:
+    offsets = [-2 * spread, -spread, 0.0, spread, 2 * spread]
+    taken = [Evaluation(0, [1.0 + o for o in offsets], [1.0], "base")]
+    return taken + [Evaluation(10 * i, [x + o for o in offsets], [x]) for i, x in enumerate(losses, 1)]
+
+
+def test_the_best_is_the_lowest_and_the_evidence_separates_it_or_not() -> None:
+    taken = points(0.9, 0.7, 0.8, spread=0.1)
+    found = judge(taken)
+    assert found is not None and best_of(taken) == found.best == taken[2] and found.last == taken[3]
+    assert found.improvement.mean == pytest.approx(0.3) and found.gap.mean == pytest.approx(0.1) and found.separate
+    noisy = [
+        *taken[:3],
+        Evaluation(30, [x + d for x, d in zip(taken[2].held, (0.3, -0.2, 0.2, -0.2, 0.1), strict=True)], [1.0]),
+    ]
+    close = judge(noisy)
+    assert close is not None and close.gap.mean > 0 and not close.separate
+    few = judge([replace(e, held=e.held[:3]) for e in taken])
+    assert few is not None and not few.separate  # alike, but three pictures prove nothing
+    assert judge(taken[:1]) is None and judge([replace(e, held=[]) for e in taken]) is None
+
+
+def test_patience_counts_measurements_since_the_lowest() -> None:
+    taken = points(0.9, 0.7, 0.8, 0.75, 0.72)
+    assert [stalled(taken[: n + 1], 2) for n in range(6)] == [False, False, False, False, True, True]
+    assert not stalled(taken, 4) and stalled(taken, 3)
+    assert not stalled(points(0.9, 0.9, 0.8), 1)
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+
+def config_with(folder: Path, base: Path, **keys: object) -> Path:
+    """A config of six steps on four pictures, four others held out."""
+    data = tiny.write_pictures(folder / "data", 4)
+    held = tiny.write_pictures(folder / "held", 4, size=(72, 64))
+    return tiny.write_config(
+        folder,
+        base_model=base,
+        train_data_dir=data,
+        output_dir=folder / "out",
+        epochs=3,
+        **{"val_data_dir": held, **keys},
+    )
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with their file: no proof, no pictures."""
+    monkeypatch.setattr(training, "finish", lambda run: run.exporter.write(run.folder.final))
+
+
+def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path, short: None) -> None:
+    keys = {"lora_dropout": 0.3, "ema_decay": 0.9, "save_precision": "fp32"}
+    config = config_with(tmp_path, base, val_every=1, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    unmeasured = tiny.write_config(
+        tmp_path,
+        base_model=base,
+        train_data_dir=tmp_path / "data",
+        output_dir=tmp_path / "off",
+        epochs=3,
+        val_split=0,
+        **keys,
+    )
+    assert main(["train", "--config", str(unmeasured)]) == 0
+    a, b = load_file(tmp_path / "out" / "out.safetensors"), load_file(tmp_path / "off" / "off.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in b) and a.keys() == b.keys()
+    assert not (tmp_path / "off" / "heldout.json").exists()
+    told = json.loads((tmp_path / "out" / "heldout.json").read_text())
+    assert [e["step"] for e in told["evaluations"]] == [0, 1, 2, 3, 4, 5, 6]
+    best = load_file(tmp_path / "out" / "out-best.safetensors")
+    at = tmp_path / "out" / f"out-step{told['best']:06}.safetensors"
+    if told["best"] == 6:
+        at = tmp_path / "out" / "out.safetensors"
+    if at.exists():
+        assert all(torch.equal(best[key], value) for key, value in load_file(at).items())
+
+
+def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
+) -> None:
+    """The rate is so high that the first measurement is the lowest; the same after an interruption in between."""
+    keys = {"learning_rate": 0.9, "lr_schedule": "constant", "val_every": 1, "patience": 2, "save_precision": "fp32"}
+    config = config_with(tmp_path, base, keep_last=1, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    out = tmp_path / "out"
+    found = json.loads((out / "heldout.json").read_text())
+    losses = [sum(e["held"]) for e in found["evaluations"][1:]]
+    assert losses.index(min(losses)) == len(losses) - 3 and len(losses) < 6
+    assert f"stopping early at step {len(losses)}" in told
+    assert found["best"] == len(losses) - 2 and (out / "out-best.safetensors").exists()
+    again = tmp_path / "again"
+    stopped(config, len(losses) - 1, f"output_dir={again}")
+    assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
+    assert json.loads((again / "heldout.json").read_text())["evaluations"] == found["evaluations"]
+    for name in ("{}.safetensors", "{}-best.safetensors"):
+        a, b = load_file(out / name.format("out")), load_file(again / name.format("again"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0  # it stays ended
+    shutil.rmtree(again)
+
+
+def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
+    config = config_with(tmp_path, base)
+    loaded = load_config(config, ["val_data_dir=null", "patience=2"])
+    with pytest.raises(UserError, match="no picture is held out"):
+        split(loaded, scan(loaded.train_data_dir))
+    with pytest.raises(UserError, match="has no effect without held-out pictures"):
+        load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
+    copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
+    assert split(copied, scan(copied.train_data_dir))[1] == []
