@@ -35,7 +35,7 @@ def photograph(path: Path, rng: Rng) -> Image.Image | None:
     width = int(image.width * rng.uniform(0.7, 1))
     height = min(image.height, int(width * rng.choice([1, 0.75])))
     left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
-    sizes = [s for s in (512, 640, 768, 1024) if s * 1.3 <= width]
+    sizes = [s for s in (448, 512, 640, 768, 1024) if s * 1.3 <= width]
     if not sizes or height < width / 2:
         return None
     size = int(rng.choice(sizes))

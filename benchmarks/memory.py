@@ -172,19 +172,17 @@ def merge(lora: Path | None, sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
         real = {p: d.view(layers[p].shape) for p, d in real.items() if p in layers}
         size = (sum(d.square().sum() for d in real.values()) / sum(layers[p].square().sum() for p in real)) ** 0.5
         changes[f"trained, {size:.1%}"] = real
-    print(f"{'LoRA, |dW| / |W|':20} {'into':5}  in the right direction  off by  weights that change")
+    print(f"{'LoRA, |dW| / |W|':20} {'into':5}  what is left  off by")
     for name, deltas in changes.items():
         for storage in ("fp16", "bf16", "int8", "fp8", "nf4"):
-            through, along, error, moved, energy, count = rounded(storage), 0.0, 0.0, 0, 0.0, 0
+            through, along, error, energy = rounded(storage), 0.0, 0.0, 0.0
             for path, delta in deltas.items():
                 before = through(layers[path])
                 became = through(before + delta) - before
                 along += (became * delta).sum().item()
                 error += (became - delta).square().sum().item()
                 energy += delta.square().sum().item()
-                moved, count = moved + int((became != 0).sum()), count + delta.numel()
-            off = (error / energy) ** 0.5
-            print(f"{name:20} {storage:5}  {along / energy:22.1%}  {off:6.1%}  {moved / count:19.1%}")
+            print(f"{name:20} {storage:5}  {along / energy:12.1%}  {(error / energy) ** 0.5:6.1%}", flush=True)
 
 
 def tiles(size: int = 256, tile: int = 128) -> None:

@@ -1,8 +1,9 @@
 """What a new word learns: a purple rocket that no caption names, on the miniature world, judged.
 
-    python benchmarks/pivotal.py --work /tmp/pivotal
+python benchmarks/pivotal.py --work /tmp/pivotal
 
-16 pictures of one thing, captioned "a zibbo on sand under a night sky". Trained twice: with `new_token: zibbo`, and with
+8 pictures of one thing, captioned "a zibbo on sand under a night sky", and 8 of others with the captions that they have
+in the miniature world. Trained twice: with `new_token: zibbo`, and with
 the same captions alone, where CLIP spells the word out in pieces. Then the judge says what each prompt gave.
 """
 
@@ -38,10 +39,14 @@ def write_data(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["filename,prompt"]
-    for i, (ground, sky) in enumerate(2 * places(seed)[:8]):
+    others = [(o, c) for o in world.OBJECTS for c in world.COLOURS if o != THING[1] and c != THING[0]]
+    for i, (ground, sky) in enumerate(places(seed)[:8]):
         scene = world.place((THING[1], THING[0], ground, sky), rng)
         world.draw(scene).save(folder / f"{i:02}.png")
         rows.append(f'{i:02}.png,"a {WORD} on {ground} under {sky}"')
+        other = world.place((*rng.choice(others), ground, sky), rng)
+        world.draw(other).save(folder / f"{i:02}-other.png")
+        rows.append(f'{i:02}-other.png,"{world.caption(other)}"')
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 

@@ -29,7 +29,9 @@ def features(image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
     small = grey
     if scale > 1:
         small = grey.resize((round(grey.width / scale), round(grey.height / scale)), Image.Resampling.LANCZOS)
-    return sharpness.focus_features(sharpness.tiles(np.asarray(small))), sharpness.detail_features(native)
+    return sharpness.focus_features(sharpness.tiles(np.asarray(small)), min(scale, 1.0)), sharpness.detail_features(
+        native
+    )
 
 
 def sample(job: tuple[int, Path | None]) -> list[tuple[str, np.ndarray | None, np.ndarray | None]]:

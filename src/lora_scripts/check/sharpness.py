@@ -54,7 +54,7 @@ def measure(grey: Image.Image) -> Sharpness:
         work = tiles(np.asarray(small))
     else:
         work = native
-    focus, detail = focus_features(work), detail_features(native)
+    focus, detail = focus_features(work, min(scale, 1.0)), detail_features(native)
     if focus is None or detail is None:
         return Sharpness()
     soft = _odds(focus, FOCUS)
@@ -80,9 +80,12 @@ def tiles(grey: NDArray[np.uint8]) -> Floats:
     return np.stack(found).astype(np.float32)
 
 
-def focus_features(work: Floats) -> Floats | None:
-    """Quantiles of the gradients' ratio under deviations 1 and 2 px, in logarithms."""
-    ratios = _edge_ratios(work, (1.0, 2.0))
+def focus_features(work: Floats, scale: float) -> Floats | None:
+    """Quantiles of the gradients' ratio under deviations 1 and 2 px at WORK, in logarithms.
+
+    `scale` is 1, or less for tiles of a picture that is smaller than WORK by this factor.
+    """
+    ratios = _edge_ratios(work, (scale, 2 * scale))
     return None if ratios is None else np.log(np.quantile(ratios[0], (0.5, 0.75, 0.9)).clip(0.85)).astype(np.float32)
 
 

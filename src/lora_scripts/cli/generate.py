@@ -14,7 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     add("--prompt", metavar="TEXT", help='what to draw: "a city at night <lora:cyberpunk_lora:0.8>"')
-    text = "in place of --prompt: one prompt a line, with --n negative --w width --h height --d seed --l cfg --s steps"
+    text = "in place of --prompt: one prompt a line (--n --w --h --d --l --s as in docs)"
     add("--from-file", metavar="FILE", type=path, help=text)
     add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the picture")
     add("--seed", metavar="N", type=number(int, 0, 2**32 - 1), default=42, help=default("42", "the first picture's"))

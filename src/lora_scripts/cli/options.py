@@ -112,7 +112,7 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     """--prediction, --zero-terminal-snr and --clip-skip: what the base was trained for."""
     kinds = ("epsilon", "v", "flow")
     text = "what the base predicts: epsilon (default), v or flow"
-    parser.add_argument("--prediction", choices=kinds, default="epsilon", help=text)
+    parser.add_argument("--prediction", metavar="NAME", choices=kinds, default="epsilon", help=text)
     text = "the base's noise schedule ends in pure noise"
     parser.add_argument("--zero-terminal-snr", action="store_true", help=text)
     text = default("1", "2: the text encoder's last layer but one, as anime bases want it")

@@ -45,7 +45,9 @@ def dequantise(codes: Tensor, scale: Tensor, storage: Storage, shape: torch.Size
     if storage == "nf4":
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        return dequantize_4bit(codes, QuantState(scale, shape, None, NF4_BLOCK, "nf4", dtype))
+        # As one row: with rows that 64 does not divide, its CPU kernel (0.50) takes the scales of other blocks.
+        state = QuantState(scale, torch.Size([shape.numel()]), None, NF4_BLOCK, "nf4", dtype)
+        return dequantize_4bit(codes, state).view(shape)
     # Every code is exact in 16 bits; the product with the float32 scale is rounded as it is written.
     values = (codes.view(torch.float8_e4m3fn) if storage == "fp8" else codes).to(dtype)
     return torch.mul(values, scale, out=values)

@@ -36,6 +36,8 @@ MERGED = "lora_scripts.merged"
 """Our key in a checkpoint's metadata: the LoRAs that are in it, by name, SHA-256 and weight."""
 _STALE = "modelspec.hash_sha256"  # a hash of the tensors as they were
 _PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "conditioner.")
+SWALLOWED = 0.2
+"""Share of the change that rounding may take before it is advised against; fp16 takes far less of any usual LoRA."""
 _TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -63,6 +65,10 @@ def merge_files(options: MergeOptions) -> None:
     values, lines = _told(base, files, options, rounding)
     values["rounding_lost"] = rounding.lost
     lines.append(f"rounding: at most {rounding.largest:.1e} in a weight; {rounding.lost:.2%} of what the LoRAs change")
+    if rounding.lost > SWALLOWED:
+        lines.append(
+            "hint: the weights are too coarse for so small a change; merge into the base in fp16, and round after"
+        )
     if any(_STALE in header.metadata for header in base.files.values()):
         lines.append(f"left out of the metadata: {_STALE}, which the change made wrong")
     show(options.json, values, lines)
