@@ -30,7 +30,8 @@ from lora_scripts.families import memory
 from lora_scripts.families.base import Batch, LoadOptions, load_family
 from lora_scripts.families.memory import MemoryOptions, blocks_of
 from lora_scripts.families.quantised import dequantise, quantise
-from lora_scripts.families.sd1 import StableDiffusion1, build_unet
+from lora_scripts.families.sd1 import StableDiffusion1
+from lora_scripts.families.sd1_parts import build_unet
 from lora_scripts.formats import singlefile
 from lora_scripts.generate.apply import read_lora
 from lora_scripts.lora.inject import assign, inject

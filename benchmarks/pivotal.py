@@ -67,9 +67,9 @@ def main() -> None:
     for name, keys in ARMS.items():
         out = args.work / f"{name.replace(' ', '-')}-{args.token_lr:g}-{args.epochs}"
         config = TrainConfig(
-            train_data_dir=data, base_model=BASE, output_dir=out, resolution=128, lora_rank=args.rank, epochs=args.epochs,
-            learning_rate=args.lr, save_steps=10**6, sample_every=0, sample_steps=4, sample_cfg=4.0, val_split=0.0,
-            device="cpu", precision="fp32", min_snr_gamma=5.0, targets=("attention", "feed_forward"),
+            train_data_dir=data, base_model=BASE, output_dir=out, resolution=128, lora_rank=args.rank,
+            epochs=args.epochs, learning_rate=args.lr, save_steps=10**6, sample_every=0, sample_steps=4, sample_cfg=4.0,
+            val_split=0.0, device="cpu", precision="fp32", min_snr_gamma=5.0, targets=("attention", "feed_forward"),
             **(keys | ({"token_lr": args.token_lr} if keys else {})),
         )  # fmt: skip
         if not (out / f"{out.name}.safetensors").exists():

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-import tiny
 import torch
-from conftest import offline
 from PIL import Image
-from runs import stopped
 
+import tiny
+from conftest import offline
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
@@ -30,6 +29,7 @@ from lora_scripts.generate.stack import LoraStack, Worn
 from lora_scripts.generate.words import read_words
 from lora_scripts.run.check import check
 from lora_scripts.run.verifying import CONSUMERS, verify
+from runs import stopped
 
 FIRST = 49408
 """The number after CLIP's last token."""
@@ -261,7 +261,10 @@ def test_faults(config: Path) -> None:
         )
     told = [str(error) for error in found.value.errors]
     assert "new_token: CLIP knows the word 'house' already; choose one" in told[0]
-    assert any("no caption holds the word 'flumox'; write it into the captions, as lora-scripts label --trigger flumox" in line for line in told)
+    assert any(
+        "no caption holds the word 'flumox'; write it into the captions, as lora-scripts label --trigger flumox" in line
+        for line in told
+    )
     for override, fault in {
         "new_token=[a b]": "must be one word",
         "new_token=[zorblax, Zorblax]": "names a word twice",

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-import tiny
 import torch
 from PIL import Image
-from runs import stopped
 
+import tiny
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.formats import io, metadata, singlefile
 from lora_scripts.run.check import check
+from runs import stopped
 
 LINE = "a gradient, (round:1.2) --n blurry --w 64 --h 128 --d 7 --l 3 --s 2"
 

@@ -10,8 +10,7 @@ import torch
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.families.prompts import BREAK, chunks, plain, weighted
-from lora_scripts.families.sd1 import _weighted
+from lora_scripts.families.prompts import BREAK, chunks, emphasise, plain, weighted
 
 START, END = 49406, 49407
 
@@ -92,7 +91,7 @@ def test_weights_multiply_states_and_keep_the_chunks_mean(family: Any) -> None:
     shifted = before + 0.25
     wanted = shifted * weights
     wanted = wanted * (shifted.mean() / wanted.mean())
-    torch.testing.assert_close(_weighted(shifted, weights.T), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(emphasise(shifted, weights.T), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_captions_are_literal_prompts_are_not(family: Any) -> None:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lora_scripts.families.clip import MAX_LENGTH, clip_tokenizer
 
 ROOM = MAX_LENGTH - 2
@@ -34,7 +37,7 @@ def plain(text: str) -> list[tuple[str, float]]:
 
 
 def weighted(prompt: str) -> list[tuple[str, float]]:
-    r"""(text, weight) for each stretch of a prompt: (a) is 1.1, ((a)) 1.21, [a] 1 / 1.1, (a:1.3) 1.3; "\(" is a bracket.
+    r"""(text, weight) for each stretch of a prompt: (a) is 1.1, ((a)) 1.21, [a] 1 / 1.1, (a:1.3) 1.3; "\(" is one.
 
     A bracket that is never closed counts to the end. The word BREAK comes back as (BREAK, -1).
     """
@@ -145,3 +148,12 @@ def _chunk(row: list[tuple[int, float]], tokenizer: object) -> Chunk:
     padding = ROOM - len(row)
     ids = (start, *(token for token, _ in row), *[end] * (padding + 1))
     return Chunk(ids, (1.0, *(weight for _, weight in row), *[1.0] * (padding + 1)))
+
+
+def emphasise(states: Tensor, weights: Tensor) -> Tensor:
+    """States times the weights of their tokens [n, 77], at the mean that each chunk had before (as WebUIs do)."""
+    changed = states * weights[..., None]
+    before, after = states.mean((1, 2), keepdim=True), changed.mean((1, 2), keepdim=True)
+    # A text encoder whose states have no mean to keep gives rounding over rounding.
+    known = (before.abs() > 1e-6) & (after.abs() > 1e-6)
+    return changed * torch.where(known, before / after, 1.0)

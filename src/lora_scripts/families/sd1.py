@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from lora_scripts.config.types import BLOCKS
 from lora_scripts.errors import UserError
 from lora_scripts.families import memory, prompts, schedulers
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
+from lora_scripts.families.sd1_parts import from_file, from_folder, load_vae
 from lora_scripts.families.words import WordTable, numbered
-from lora_scripts.formats import header, singlefile
 from lora_scripts.losses import diffusion, noise
 
 
@@ -168,7 +164,7 @@ class StableDiffusion1:
             states = inner.final_layer_norm(kept[-self.clip_skip])
         weights = torch.tensor([c.weights for c in flat], device=self.device)
         if (weights != 1).any():
-            states = _weighted(states, weights)
+            states = prompts.emphasise(states, weights)
         return states.reshape(len(rows), -1, states.shape[-1])
 
     def set_words(self, words: Mapping[str, Tensor]) -> None:
@@ -302,15 +298,6 @@ class StableDiffusion1:
             self._move_text(torch.device("cpu"))
 
 
-def _weighted(states: Tensor, weights: Tensor) -> Tensor:
-    """States times the weights of their tokens [n, 77], at the mean that each chunk had before (as WebUIs do)."""
-    changed = states * weights[..., None]
-    before, after = states.mean((1, 2), keepdim=True), changed.mean((1, 2), keepdim=True)
-    # A text encoder whose states have no mean to keep gives rounding over rounding.
-    known = (before.abs() > 1e-6) & (after.abs() > 1e-6)
-    return changed * torch.where(known, before / after, 1.0)
-
-
 def load(path: Path, options: LoadOptions) -> StableDiffusion1:
     """From one LDM `.safetensors` (memory-mapped) or a diffusers folder, and perhaps a separate VAE; else UserError."""
     diffusers_logging.set_verbosity_error()
@@ -318,84 +305,10 @@ def load(path: Path, options: LoadOptions) -> StableDiffusion1:
     transformers_logging.disable_progress_bar()
     size = (512, 512)
     if path.is_dir():
-        unet, vae, text = _from_folder(path, with_vae=options.vae is None)
+        unet, vae, text = from_folder(path, with_vae=options.vae is None)
     else:
-        unet, vae, text, size = _from_file(path, with_vae=options.vae is None)
+        unet, vae, text, size = from_file(path, with_vae=options.vae is None)
     if options.vae is not None:
         vae = load_vae(options.vae)
     assert vae is not None
     return StableDiffusion1(unet, vae, text, options, size)
-
-
-def _from_file(
-    path: Path, *, with_vae: bool
-) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel, tuple[int, int]]:
-    head = header.require_sd1(path, vae=with_vae)
-    layout = singlefile.layout_of(head.shapes, file=path, vae=with_vae)
-    with safe_open(path, "pt") as handle:
-        unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout, file=path)
-    unet, vae = build_unet(layout), None
-    _fill(unet, unet_sd)
-    if with_vae:
-        with torch.device("meta"):
-            vae = AutoencoderKL(**singlefile.vae_config(layout))
-        _fill(vae, vae_sd)
-    text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout)))
-    text.load_state_dict(singlefile.text_keys_like(text_sd, text.state_dict().keys()), strict=True)
-    return unet, vae, text, _native_size(head.metadata.get("modelspec.resolution", ""))
-
-
-def _native_size(text: str) -> tuple[int, int]:
-    """(width, height) from ModelSpec's "512x512"; 512 x 512 where the file does not say."""
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
-    return (int(match[1]), int(match[2])) if match else (512, 512)
-
-
-def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:
-    """The UNet of a layout, without weights."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**singlefile.unet_config(layout))
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    model.load_state_dict(state, strict=True, assign=True)
-
-
-def _from_folder(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
-    """A diffusers folder: unet/, vae/, text_encoder/, each with a config.json and safetensors weights."""
-    needed = ["unet", "text_encoder", *(["vae"] if with_vae else [])]
-    missing = [p for p in needed if not (path / p / "config.json").is_file()]
-    if missing:
-        raise UserError(
-            f"this folder has no {', '.join(f'{m}/config.json' for m in missing)}",
-            file=path,
-            hint="give a diffusers folder of Stable Diffusion 1.x, or a single .safetensors file",
-        )
-    width = json.loads((path / "unet" / "config.json").read_text("utf-8")).get("cross_attention_dim")
-    if (path / "text_encoder_2").exists() or width == 1024:
-        raise UserError("this is not Stable Diffusion 1.x", file=path, hint="SDXL and SD 2.x are not supported yet")
-    vae = _pretrained(AutoencoderKL, path / "vae") if with_vae else None
-    return _pretrained(UNet2DConditionModel, path / "unet"), vae, _pretrained(CLIPTextModel, path / "text_encoder")
-
-
-def _pretrained(kind: Any, folder: Path) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except OSError as e:
-        raise UserError(
-            str(e).splitlines()[0], file=folder, hint="it needs config.json and .safetensors weights"
-        ) from None
-
-
-def load_vae(path: Path) -> AutoencoderKL:
-    """A separate VAE: a diffusers folder or a `.safetensors` in either naming."""
-    if path.is_dir():
-        inner = path / "vae" if (path / "vae").is_dir() else path
-        return _pretrained(AutoencoderKL, inner)
-    head = header.require_vae(path)
-    with safe_open(path, "pt") as handle:
-        widths, state = singlefile.vae_from(handle, head.shapes, file=path)
-    with torch.device("meta"):
-        vae = AutoencoderKL(**singlefile.vae_config_of(widths))
-    _fill(vae, state)
-    return vae

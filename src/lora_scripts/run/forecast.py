@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
 
-PHASES = {"load": "loading", "encode": "encoding", "preview": "a preview", "step": "a step", "save": "a save"}
+PHASES = {
+    "load": "loading",
+    "encode": "encoding",
+    "preview": "a preview",
+    "step": "a step",
+    "save": "a save",
+    "measure": "held-out loss",
+}
 """What needs memory, in the order of a rehearsal, and how a table calls it."""
 SIDES = (512, 448, 384)
 """Resolutions to go down to when memory is short."""
@@ -238,14 +245,14 @@ def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dic
     if "preview" in too_much and _area(config.effective_sample_size) > _area(config.size):
         changes["sample_size"] = config.resolution
         yield dict(changes)
-    if "step" in too_much:
+    if too_much & {"step", "measure"}:
         batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
         while batch > 1:
             batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
             if batch < images and effective // batch <= LONGEST_ACCUMULATION:
                 changes |= {"batch_size": batch, "gradient_accumulation": effective // batch}
                 yield dict(changes)
-    if too_much & {"encode", "step", "preview"}:
+    if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
             if side**2 < _area(config.size):
                 changes["resolution"] = smaller = _resolution(config, side)
@@ -271,7 +278,7 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
     images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
     drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)
     kept = CHECKPOINTED if changed.gradient_checkpointing and not config.gradient_checkpointing else 1.0
-    factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images * kept}
+    factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images * kept, "measure": area * images}
     known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
     rest = {phase: min(m.resident, peak) for phase, peak in known.items()}
     return all(rest[p] + (peak - rest[p]) * factors[p] <= 1.1 * ROOM * limit for p, peak in known.items())

@@ -45,6 +45,8 @@ ENCODED = 4
 """Pictures that are encoded; a larger batch has them several times."""
 ACCUMULATED = 2
 """Batches in a step at most: from the second on, the gradients of the ones before are there."""
+BEFORE = ("load", "encode")
+"""Phases before all pictures are encoded."""
 
 
 class Rehearsal(Run):
@@ -83,6 +85,7 @@ class Rehearsal(Run):
         self.config = config.model_copy(
             update={"save_steps": 1_000_000, "sample_every": 0, "sample_every_epochs": None}
         )
+        measures = self.held.on
         self.held.silence()
         self.total = self.state.total = 1_000_000
         # The largest last: memory that other shapes have left in pieces counts, too.
@@ -93,8 +96,9 @@ class Rehearsal(Run):
         for name, feed in feeds.items():
             steps = self._some_steps(feed)
             m.seconds[name] = sum(steps) / len(steps) / m.accumulation
+        if measures:
+            self._measure()
         self._weigh()
-        self._hold_all()
         m.ram = peak_ram() if self.device.type != "cpu" else 0
         self._enter("done")
 
@@ -238,21 +242,30 @@ class Rehearsal(Run):
         self.board.close()
         self.leave()
 
+    def _measure(self) -> None:
+        """A held-out loss, of as many latents at a time as the run takes."""
+        self._enter("measure")
+        probe, known = self.held.inside, len(self.feed.pictures)
+        indices = [n % known for n in range(-(-probe.batch // probe.levels.strata))]
+        self.model.train(False)
+        with self.averaged():
+            replace(probe, feed=self.feed, indices=indices).losses()
+        self.model.train(True)
+        self.leave()
+
     def _weigh(self) -> None:
         """What was written."""
-        sizes, step = self.measured.sizes, self.state.step
+        m, sizes, step = self.measured, self.measured.sizes, self.state.step
         sizes["lora"] = self.folder.checkpoint(step).stat().st_size
         sizes["state"] = sum(f.stat().st_size for f in self.folder.state(step).iterdir())
         sizes["picture"] = next(self.folder.samples.glob("*.png")).stat().st_size
         logs = sum(f.stat().st_size for f in self.folder.logs.rglob("*") if f.is_file())
         sizes["scalars"] = max(0, logs - 2 * sizes["picture"]) // step
-
-    def _hold_all(self) -> None:
-        """Counts what the run keeps in RAM while it trains: all that is encoded, of which here is only a little."""
-        m = self.measured
-        if self.device.type == "cpu":
+        if (
+            self.device.type == "cpu"
+        ):  # while it trains, the run keeps all that is encoded in RAM; here is only a little
             m.resident += cache_size(m)
-            m.peaks |= {phase: m.peaks[phase] + cache_size(m) for phase in ("preview", "step", "save")}
+            m.peaks |= {phase: peak + cache_size(m) for phase, peak in m.peaks.items() if phase not in BEFORE}
 
 
 def _mean(values: list[float]) -> float:
