@@ -157,8 +157,8 @@ MODELS = "models/v1-5-pruned.ckpt"
         ("device: gpu", 'c.yaml:4: device: must be auto, cpu, cuda, mps, or one card such as cuda:1, not "gpu"'),
         (
             "targets: [attentoin]",
-            "c.yaml:4: targets: item 1 must be attention, feed_forward, conv, a block such as OUT03, or a pattern with *, "
-            'not "attentoin"; did you mean attention?',
+            "c.yaml:4: targets: item 1 must be attention, feed_forward, conv, a block such as OUT03, or a pattern with "
+            '*, not "attentoin"; did you mean attention?',
         ),
         ("targets: []", "c.yaml:4: targets: must name at least one group of layers, not []"),
         (

@@ -26,7 +26,12 @@ MIXED = {
     "dora with prodigy": {"adapter": "dora", "optimizer": "prodigy", "learning_rate": 1},
     "pissa with lion": {"adapter": "pissa", "optimizer": "lion", "ema_decay": 0.5, "lr_schedule": "polynomial"},
     "loha with schedule_free": {"adapter": "loha", "optimizer": "schedule_free", "gradient_accumulation": 2},
-    "lokr with adafactor": {"adapter": "lokr", "optimizer": "adafactor", "lr_schedule": "cosine_restarts", "lora_alpha": 4},
+    "lokr with adafactor": {
+        "adapter": "lokr",
+        "optimizer": "adafactor",
+        "lr_schedule": "cosine_restarts",
+        "lora_alpha": 4,
+    },
     "oft with restarts": {"adapter": "oft", "lr_schedule": "cosine_restarts", "lr_cycles": 2},
     "every kind of chance": {
         **{"multires_noise_iterations": 3, "input_perturbation": 0.1, "timestep_sampling": "logit_normal"},

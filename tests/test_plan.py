@@ -26,11 +26,12 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import forecast, meter, planning
 from lora_scripts.run.check import check
-from lora_scripts.run.forecast import ROOM, Kind, Measured, Views, batch_seconds, duration, ladder, size
+from lora_scripts.run.forecast import ROOM, Kind, Measured, Views, batch_seconds, ladder
 from lora_scripts.run.planning import Plan, PlanOptions, make_plan, to_type
 from lora_scripts.run.rehearsal import Rehearsal, rehearse
 from lora_scripts.run.stage import Stage
 from lora_scripts.run.training import Run
+from lora_scripts.run.units import duration, size
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 
@@ -100,7 +101,10 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     assert memory["peak"] == max(memory["phases"].values()) < memory["limit"]
     planning.show(made)
     *_, verdict = capsys.readouterr().out.splitlines()
-    assert verdict == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} (a step)"
+    assert (
+        verdict
+        == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} ({forecast.PHASES[made.measured.worst]})"
+    )
     planning.show(dataclasses.replace(made, free_disk=1000))
     assert "not enough disk space: needs " in capsys.readouterr().out
 
@@ -120,7 +124,8 @@ def test_without_enough_memory_it_names_what_to_type(
     assert batch < 8 and batch * accumulation == 8
     planning.show(Plan(m, limit, planning.verdict(m, limit), proposal=proposal))
     verdict = capsys.readouterr().out.splitlines()[-1]
-    assert verdict.startswith(f"does not fit: peak {size(m.peak)} (a step), of {size(limit)}; rehearsed with peak ")
+    head = f"does not fit: peak {size(m.peak)} ({forecast.PHASES[m.worst]}), of {size(limit)}; rehearsed with peak "
+    assert verdict.startswith(head)
     words = shlex.split(verdict.partition(" type: ")[2])
     assert words[-2:] == [f"batch_size={batch}", f"gradient_accumulation={accumulation}"]
     changed = load_config(Path(words[words.index("--config") + 1]), words[-2:])

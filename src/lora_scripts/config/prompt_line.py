@@ -1,6 +1,6 @@
 """One line of a list of prompts, with options as kohya's and the WebUI's users write them. Standard library only.
 
-    a red house on sand --n blurry, text --w 512 --h 768 --d 42 --l 7 --s 20
+a red house on sand --n blurry, text --w 512 --h 768 --d 42 --l 7 --s 20
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Family(Protocol):
         ...
 
     def vectors_of(self, text: str) -> Tensor:
-        """[n, width] float32 on the CPU: the text encoder's vectors of the n tokens of a text; of "" the mean of all."""
+        """[n, width] float32 on the CPU: the text encoder's vectors of the n tokens of a text; of "" the mean."""
         ...
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -88,7 +88,8 @@ def render(data: GridData) -> str:
     """The whole page as HTML."""
     parts = [_hero(data), *(_block(data, number) for number in range(len(data.blocks))), _measures(data)]
     after = (
-        '<dialog aria-label="Enlarged picture" tabindex="-1" autofocus><div class="sheet"><img alt=""><div class="about"><h2></h2><dl></dl>'
+        '<dialog aria-label="Enlarged picture" tabindex="-1" autofocus><div class="sheet"><img alt="">'
+        '<div class="about"><h2></h2><dl></dl>'
         "<pre></pre><p><a>Open the file in full size</a> · arrow keys go on, Esc closes</p></div></div></dialog>\n"
     )
     return document(

@@ -74,9 +74,7 @@ def report(run: Run, proof: str) -> None:
         ),
         verification=proof,
         facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
-        comparisons=[
-            Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)
-        ],
+        comparisons=[Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)],
         strengths=[StrengthRow(prompts[0], previews[0].seed, [(s, drawn[0, s]) for s in STRENGTHS])],
         previews=_previews(run, prompts),
         loss=list(enumerate(run.state.losses, 1)),

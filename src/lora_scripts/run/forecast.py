@@ -172,17 +172,6 @@ def _previews(config: TrainConfig, m: Measured) -> int:
     return ((m.steps - 1) // every if every else 0) + config.sample_first
 
 
-def duration(seconds: float) -> str:
-    """In two units at most: "2 h 10 min", "3 min 20 s", "45 s"."""
-    if seconds < 9.5:
-        return f"{seconds:.1f} s"
-    if seconds < 599.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return (f"{minutes} min " if minutes else "") + (f"{rest} s" if rest or not minutes else "")
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return (f"{hours} h " if hours else "") + f"{minutes} min"
-
-
 # --- disk -------------------------------------------------------------------------------------------------------------
 
 
@@ -214,15 +203,6 @@ def cache_size(m: Measured) -> int:
 def in_passing(m: Measured) -> int:
     """What is on the disk beyond that for a moment: the new state and LoRA file, before older ones go."""
     return m.sizes["state"] + m.sizes["lora"]
-
-
-def size(count: float) -> str:
-    """ "6.1 GB", "35 MB"; 1 GB is 2^30 bytes."""
-    for unit, name in ((2**30, "GB"), (2**20, "MB")):
-        if count >= unit:
-            value = count / unit
-            return f"{value:.0f} {name}" if value >= 99.5 else f"{value:.1f} {name}"
-    return f"{count / 1024:.0f} kB"
 
 
 # --- memory, and what to change ---------------------------------------------------------------------------------------

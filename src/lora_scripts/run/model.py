@@ -50,7 +50,9 @@ class Model:
     def weights(self) -> dict[str, nn.Parameter]:
         """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
         words = {f"new_token.{word}": p for word, p in self.words.items()}
-        return {f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()} | words
+        return {
+            f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()
+        } | words
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:

@@ -15,9 +15,10 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import forecast
 from lora_scripts.run.check import check
 from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.forecast import PHASES, ROOM, Measured, duration, size
+from lora_scripts.run.forecast import PHASES, ROOM, Measured
 from lora_scripts.run.meter import GB
 from lora_scripts.run.stage import Stage, place_of, scratch_in, terminable
+from lora_scripts.run.units import duration, size
 from lora_scripts.train.progress import show_plan
 
 BUDGET = 300.0

@@ -45,8 +45,6 @@ ENCODED = 4
 """Pictures that are encoded; a larger batch has them several times."""
 ACCUMULATED = 2
 """Batches in a step at most: from the second on, the gradients of the ones before are there."""
-BEFORE = ("load", "encode")
-"""Phases before all pictures are encoded."""
 
 
 class Rehearsal(Run):
@@ -265,7 +263,9 @@ class Rehearsal(Run):
             self.device.type == "cpu"
         ):  # while it trains, the run keeps all that is encoded in RAM; here is only a little
             m.resident += cache_size(m)
-            m.peaks |= {phase: peak + cache_size(m) for phase, peak in m.peaks.items() if phase not in BEFORE}
+            m.peaks |= {
+                phase: peak + cache_size(m) for phase, peak in m.peaks.items() if phase not in ("load", "encode")
+            }
 
 
 def _mean(values: list[float]) -> float:
@@ -290,10 +290,9 @@ def rehearse(task: dict[str, Any], out: TextIO) -> None:
     run = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
     try:
         run.start()
-    except UserErrors as errors:
-        tell({"faults": [_fault(error) for error in errors.errors]})
     except UserError as error:
-        tell({"faults": [_fault(error)]})
+        errors = error.errors if isinstance(error, UserErrors) else [error]
+        tell({"faults": [_fault(one) for one in errors]})
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

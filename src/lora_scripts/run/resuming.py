@@ -25,7 +25,17 @@ FREE_KEYS = {
     *("val_data_dir", "val_every", "patience"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     *("save_steps", "keep_last", "save_precision", "metadata_captions"),
-    *("sample_prompts", "sample_every", "sample_every_epochs", "sample_first", "token_bundle", "sample_steps", "sample_cfg", "sample_negative", "sample_size"),
+    *(
+        "sample_prompts",
+        "sample_every",
+        "sample_every_epochs",
+        "sample_first",
+        "token_bundle",
+        "sample_steps",
+        "sample_cfg",
+        "sample_negative",
+        "sample_size",
+    ),
 }
 
 
