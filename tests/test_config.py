@@ -156,6 +156,12 @@ MODELS = "models/v1-5-pruned.ckpt"
         ),
         ("device: gpu", 'c.yaml:4: device: must be auto, cpu, cuda, mps, or one card such as cuda:1, not "gpu"'),
         (
+            "targets: [attention, {match: OUT03, rank: 0}]",
+            "c.yaml:4: targets: item 2 rank: must be 1 or more, not 0",
+        ),
+        ("targets: [{rank: 4}]", "c.yaml:4: targets: item 1 has no match; write {match: …}"),
+        ("targets: [{match: conv, dim: 4}]", "c.yaml:4: targets: item 1 has an unknown key dim; remove it"),
+        (
             "targets: [attentoin]",
             "c.yaml:4: targets: item 1 must be attention, feed_forward, conv, a block such as OUT03, or a pattern with "
             '*, not "attentoin"; did you mean attention?',
@@ -203,7 +209,8 @@ MODELS = "models/v1-5-pruned.ckpt"
         ("epochs: 1\x00", "c.yaml:4: holds the character U+0000, which no text has; remove it"),
         (
             "keep_tags: 2",
-            "c.yaml:4: keep_tags: has no effect without shuffle_tags; add shuffle_tags: true, or leave keep_tags out",
+            "c.yaml:4: keep_tags: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true, "
+            "or leave keep_tags out",
         ),
         (
             "text_encoder_lr: 1e-5",
@@ -245,7 +252,7 @@ def test_all_faults_at_once_in_file_order() -> None:
     assert places == [
         "c.yaml:1: output_dir: lies in train_data_dir, so the previews would be trained on too",
         "c.yaml:2: base_modell: unknown key",  # base_model is not called missing: this is it
-        "c.yaml:3: keep_tags: has no effect without shuffle_tags",
+        "c.yaml:3: keep_tags: has no effect without shuffle_tags or tag_dropout",
         "c.yaml:4: text_encoder_lr: has no effect without train_text_encoder",
         'c.yaml:5: epochs: must be a whole number, not "many"',
         "c.yaml:6: epochs: given twice",
@@ -325,7 +332,10 @@ def test_overrides_replace_keys_of_the_file() -> None:
         ("epochs", "epochs: is not key=value; write for example epochs=3"),
         ("epoch=3", "epoch=3: unknown key epoch; did you mean epochs?"),
         ("resolution=[512", "resolution=[512: not valid YAML: a [ or { is not closed; put the value in quotes"),
-        ("keep_tags=2", "keep_tags=2: has no effect without shuffle_tags; add shuffle_tags: true, or leave keep_tags"),
+        (
+            "keep_tags=2",
+            "keep_tags=2: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true, or leave keep_tags",
+        ),
     ],
 )
 def test_faults_of_overrides_name_the_override(override: str, fault: str) -> None:
@@ -374,6 +384,7 @@ def test_every_field_is_documented_and_stands_in_one_group() -> None:
         "shuffle_tags: true\nkeep_tags: 3\ntrain_text_encoder: true\ntext_encoder_lr: 1e-6\n",
         "targets: [conv, '*attn2*']\nsample_cfg: 1\ndevice: cuda:1\nkeep_last: 2\nsample_negative: ''\n",
         "cache_dir: 'C:\\new'\n",
+        "targets: [attention, {match: OUT03, rank: 4, lr: 1e-4}, {match: '*conv*', alpha: 2}]\n",
     ],
 )
 def test_dump_reads_back_equal_and_has_every_key(keys: str) -> None:

@@ -26,13 +26,15 @@ def test_features_pool_and_forgive_a_small_shift() -> None:
 
 
 def test_the_unit_is_the_usual_distance_to_the_nearest_other() -> None:
-    train = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    assert spacing(train) == pytest.approx(1.0)  # nearest: 1, 1, 2, 4; the lower median
-    found = pairs(torch.tensor([[6.0], [0.1]]), train, torch.tensor([[5.0]]))
-    assert [(p.drawn, p.train) for p in found] == [(1, 0), (0, 3)]
-    assert found[0].distance == pytest.approx(0.1) and found[0].outside == pytest.approx(4.9)
-    assert found[0].copy and not found[1].copy
+    assert spacing(torch.tensor([[0.0], [1.0], [3.0], [7.0]])) == pytest.approx(1.0)  # 1, 1, 2, 4: the lower median
     assert spacing(torch.zeros(3, 2)) > 0  # copies of one picture
+    # three training pictures and a held-out one at the corners of a square round (5, 5)
+    train, held = torch.tensor([[6.0, 5.0], [5.0, 6.0], [4.0, 5.0]]), torch.tensor([[5.0, 4.0]])
+    found = pairs(torch.tensor([[5.0, 5.5], [5.0, 3.0], [10.0, 5.0]]), train, held)
+    assert [(p.drawn, p.train) for p in found[:2]] == [(0, 1), (2, 0)]  # whatever their contrast
+    assert [p.distance for p in found] == pytest.approx([0, 0, 1], abs=1e-6)  # in units of sqrt(2)
+    assert [p.outside for p in found] == pytest.approx([2**0.5, 1, 0], abs=1e-6)
+    assert [p.copy for p in found] == [True, True, False]
 
 
 def test_copies_are_told_from_new_pictures() -> None:

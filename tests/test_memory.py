@@ -72,7 +72,7 @@ def counted(*models: nn.Module) -> Iterator[list[int]]:
 # --- stored in fewer bits ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("storage", ["fp8", "int8"])
 @pytest.mark.parametrize("shape", [(8, 33), (8, 5, 3, 3)])
 def test_rounding_is_within_what_the_format_allows(storage: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -80,14 +80,16 @@ def test_rounding_is_within_what_the_format_allows(storage: Any, shape: tuple[in
     weight[3] = 0
     codes, scale = quantise(weight, storage)
     assert codes.element_size() == 1 and not codes.is_floating_point() and scale.numel() == 8
+    assert torch.equal(scale.bfloat16().float(), scale)
     largest = weight.abs().flatten(1).amax(1).view_as(scale)
     if storage == "int8":  # half a step of 127 from 0 to the channel's largest
-        bound = (largest / 254).expand_as(weight)
+        bound = (1.006 * largest / 254).expand_as(weight)
     else:  # three digits behind the leading one; below 2^-6 of 448 steps of 2^-9
-        bound = torch.maximum(weight.abs() / 16, largest / 448 / 1024)
+        bound = torch.maximum(weight.abs() / 16, 1.006 * largest / 448 / 1024)
     whole = dequantise(codes, scale, storage, weight.shape, dtype)
     assert whole.dtype == dtype and whole.shape == weight.shape and not whole[3].any()
-    rounding = weight.abs() * (1.07 * torch.finfo(dtype).eps / 2)
+    kind = torch.finfo(dtype)
+    rounding = (1.07 * weight.abs()).clamp(min=kind.smallest_normal) * kind.eps / 2
     assert ((whole.float() - weight).abs() <= bound * 1.00001 + rounding).all()
     assert (whole.float() - weight).abs().max() > 0.2 * bound.max()  # it is no mere copy
 

@@ -261,11 +261,8 @@ def test_faults(config: Path) -> None:
         )
     told = [str(error) for error in found.value.errors]
     assert "new_token: CLIP knows the word 'house' already; choose one" in told[0]
-    assert any(
     mend = "no caption holds the word 'flumox'; write it into the captions, as lora-scripts label --trigger flumox"
     assert any(mend in line for line in told)
-        for line in told
-    )
     for override, fault in {
         "new_token=[a b]": "must be one word",
         "new_token=[zorblax, Zorblax]": "names a word twice",

@@ -57,9 +57,9 @@ def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[U
             if not (where := detail["loc"]):
                 continue  # conflicts, told below with their lines
             key = str(where[0])
-            if detail["type"] != "missing":
+            if detail["type"] != "missing" or len(where) > 1:
                 item = next((part for part in where[1:] if isinstance(part, int)), None)
-                faults.append(known[key].fault(*explain(detail), file, item))
+                faults.append(known[key].fault(*_explained(detail), file, item))
                 values.pop(key, None)
             elif key not in meant:
                 doc = (fields[key].description or "").split(": ")[0].split(". ")[0].rstrip(".")
@@ -71,6 +71,19 @@ def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[U
     for key, fault, mend in _path_faults(values):
         faults.append(known[key].fault(fault, mend, file))
     return config, faults
+
+
+def _explained(detail: Any) -> tuple[str, str | None]:
+    """The fault and its mend; of a key in a group in a list, with that key."""
+    inner = [str(word) for word in detail["loc"][3:]]
+    if not inner:
+        return explain(detail)
+    if detail["type"] == "missing":
+        return f"has no {inner[0]}", f"write {{{inner[0]}: …}}"
+    if detail["type"] == "extra_forbidden":
+        return f"has an unknown key {inner[0]}", "remove it"
+    fault, mend = explain(detail)
+    return f"{inner[0]}: {fault}", mend
 
 
 def _unknown(entry: Entry, hint: str, file: Path) -> UserError:

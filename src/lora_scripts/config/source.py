@@ -39,7 +39,7 @@ for _name, _pattern, _first in (
 class Entry:
     """One key of the config and where it was written; `value` is None, bool, int, float, str, list or dict.
 
-    A dict stands for a nested group and is always empty: no key takes one.
+    Groups of keys stand only in lists, as {match: OUT03, rank: 4}; a dict elsewhere is empty: no key takes one.
     """
 
     key: str
@@ -154,12 +154,12 @@ def _line(node: Any) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _value(node: Any, nested: bool = False) -> object:
-    """The Python value of a node. Nothing below a list's items is expanded, so aliases cannot grow without end."""
+def _value(node: Any, depth: int = 0) -> object:
+    """The Python value of a node: a list, and groups in it; deeper nothing is expanded, so aliases cannot grow."""
     if isinstance(node, yaml.MappingNode):
-        return {}
+        return _group(node) if depth == 1 else {}
     if isinstance(node, yaml.SequenceNode):
-        return [] if nested else [_value(item, nested=True) for item in node.value]
+        return [] if depth else [_value(item, depth=1) for item in node.value]
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
     if kind == "str":
@@ -173,6 +173,15 @@ def _value(node: Any, nested: bool = False) -> object:
     if kind == "float":
         return float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
     raise ValueError(f"the tag {node.tag} is not known here")
+
+
+def _group(node: Any) -> dict[str, object]:
+    group: dict[str, object] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in group:
+            raise ValueError("a group of keys has one of them twice, or a list or group as a key")
+        group[key.value] = _value(value, depth=2)
+    return group
 
 
 _ESCAPE = "a backslash in double quotes starts an escape", "write the path with / or in single quotes"

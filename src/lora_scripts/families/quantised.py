@@ -33,7 +33,8 @@ def quantise(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
 
         packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
         return packed, state.absmax
-    scale = weight.abs().flatten(1).amax(1) / LARGEST[storage]
+    # A little more than the largest weight needs, so that a scale is exact in bf16, where a product is soon made.
+    scale = (weight.abs().flatten(1).amax(1) / LARGEST[storage] * (1 + 2**-8)).bfloat16().float()
     scale = torch.where(scale > 0, scale, 1.0).view(-1, *[1] * (weight.dim() - 1))
     if storage == "fp8":
         return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
@@ -48,9 +49,9 @@ def dequantise(codes: Tensor, scale: Tensor, storage: Storage, shape: torch.Size
         # As one row: with rows that 64 does not divide, its CPU kernel (0.50) takes the scales of other blocks.
         state = QuantState(scale, torch.Size([shape.numel()]), None, NF4_BLOCK, "nf4", dtype)
         return dequantize_4bit(codes, state).view(shape)
-    # Every code is exact in 16 bits; the product with the float32 scale is rounded as it is written.
+    # Every code is exact in 16 bits, and every scale in bf16; in fp16 a small one is not, so it stays as it is.
     values = (codes.view(torch.float8_e4m3fn) if storage == "fp8" else codes).to(dtype)
-    return torch.mul(values, scale, out=values)
+    return torch.mul(values, scale if dtype == torch.float16 else scale.to(dtype), out=values)
 
 
 class QuantisedLayer(nn.Module):

@@ -27,6 +27,8 @@ RANKS = (8, 4)
 SIDE_STEP = 64
 ROOM = 0.9
 """A peak beyond this share of the memory that is there is too near: a run varies, and so do its neighbours."""
+DRIFT = 160 * 2**20
+"""What a process on a CPU may come to hold beyond that, as its allocator's pieces and the report's libraries add up."""
 CHECKPOINTED = 0.3
 """About what a step still needs, beyond the resident, with gradient_checkpointing."""
 LONGEST_ACCUMULATION = 1024
@@ -208,9 +210,14 @@ def in_passing(m: Measured) -> int:
 # --- memory, and what to change ---------------------------------------------------------------------------------------
 
 
+def target(m: Measured, limit: int) -> float:
+    """What a peak may be at most, to fit into `limit` with room."""
+    return min(ROOM * limit, limit - DRIFT) if m.device == "cpu" else ROOM * limit
+
+
 def over(m: Measured, limit: int) -> set[str]:
     """The phases that come too near to `limit`, or beyond; none if it is not known (0)."""
-    found = {phase for phase, peak in m.peaks.items() if limit and peak > ROOM * limit}
+    found = {phase for phase, peak in m.peaks.items() if limit and peak > target(m, limit)}
     return found | {m.at} if m.short else found
 
 
@@ -261,7 +268,7 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
     factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images * kept, "measure": area * images}
     known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
     rest = {phase: min(m.resident, peak) for phase, peak in known.items()}
-    return all(rest[p] + (peak - rest[p]) * factors[p] <= 1.1 * ROOM * limit for p, peak in known.items())
+    return all(rest[p] + (peak - rest[p]) * factors[p] <= 1.1 * target(m, limit) for p, peak in known.items())
 
 
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

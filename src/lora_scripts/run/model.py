@@ -100,6 +100,10 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     make = _maker(config, rules, sizes, usual)
+    if text:
+        family.encode_text(
+            [""]
+        )  # brings the text encoder to the device, so that its LoRA, EMA and moments are made there
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
     for layer in injected.values():
         layer.place(device)  # the frozen one may be in RAM

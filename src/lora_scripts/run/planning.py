@@ -15,7 +15,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import forecast
 from lora_scripts.run.check import check
 from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.forecast import PHASES, ROOM, Measured
+from lora_scripts.run.forecast import PHASES, Measured
 from lora_scripts.run.meter import GB
 from lora_scripts.run.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.run.units import duration, size
@@ -111,7 +111,7 @@ def verdict(m: Measured, limit: int) -> str:
         return "no"
     if not limit or not m.peak:
         return "unknown"
-    return "no" if m.peak > limit else "barely" if m.peak > ROOM * limit else "yes"
+    return "no" if m.peak > limit else "barely" if m.peak > forecast.target(m, limit) else "yes"
 
 
 def propose(options: PlanOptions, stage: Stage, m: Measured, limit: int, looked: float) -> Proposal | None:

@@ -1,34 +1,23 @@
-"""A run in small, to be measured: a few steps of its largest batch, one preview and one save, in a process of its own.
-
-`python -m lora_scripts.run.rehearsal` reads a task from its input as JSON, and tells what it measured so far line by
-line, each a `Measured` as JSON: should the system end it for its memory, the last line says where. A person's mistake
-comes as {"faults": …}.
-"""
+"""A run in small, to be measured: a few steps of its largest batch, one preview, one save, one held-out loss."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.device import choose_device, choose_precision
 from lora_scripts.formats import io
 from lora_scripts.generate.apply import read_lora
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run.memorisation import captions
-from lora_scripts.run.meter import Meter, free_ram, peak_ram, ran_out, used_ram
+from lora_scripts.run.meter import Meter, free_ram, peak_ram, used_ram
 from lora_scripts.run.previewing import Preview, draw_previews
 from lora_scripts.run.prior import class_samples
 from lora_scripts.run.table import plan_rows
@@ -272,38 +261,3 @@ def _mean(values: list[float]) -> float:
     """Without the first, if there are more."""
     used = values[1:] or values
     return sum(used) / len(used)
-
-
-def _fault(error: UserError) -> dict[str, Any]:
-    file = None if error.file is None else os.fspath(error.file)
-    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
-
-
-def rehearse(task: dict[str, Any], out: TextIO) -> None:
-    """Does one task, as `planning` writes it."""
-
-    def tell(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=out, flush=True)
-
-    config = TrainConfig.model_validate(task["config"])
-    samples = [Sample(Path(path), *rest) for path, *rest in task["samples"]]
-    run = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
-    try:
-        run.start()
-    except UserError as error:
-        errors = error.errors if isinstance(error, UserErrors) else [error]
-        tell({"faults": [_fault(one) for one in errors]})
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        run.leave()
-        run.measured.short = True
-        tell(run.measured.write())
-
-
-if __name__ == "__main__":
-    with suppress(OSError):  # should Linux run out of memory, it is to end this process and no other
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else is printed is no message
-    rehearse(json.load(sys.stdin), told)

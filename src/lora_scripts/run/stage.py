@@ -84,7 +84,7 @@ def _process(errors: Any) -> Iterator[subprocess.Popen[str]]:
     """The rehearsing process, which never outlives this block. Ctrl-C is for us alone: we end it then."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lora_scripts.run.rehearsal"],
+        [sys.executable, "-P", "-m", "lora_scripts.run.rehearsing"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -9,7 +9,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 599.5:
         minutes, rest = divmod(round(seconds), 60)
-        return (f"{minutes} min " if minutes else "") + (f"{rest} s" if rest or not minutes else "")
+        return " ".join([f"{minutes} min"] * bool(minutes) + [f"{rest} s"] * bool(rest or not minutes))
     hours, minutes = divmod(round(seconds / 60), 60)
     return (f"{hours} h " if hours else "") + f"{minutes} min"
 

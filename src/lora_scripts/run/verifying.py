@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ class Source:
         if self.adapters:
             parts = {part: (adapter.tensors, adapter.config) for part, adapter in self.adapters.items()}
             return convert.from_peft(parts, sd1(), file=self.path)
-        plain = embedding.split_bundle(self.tensors, self.path)[0]
-        return convert.read(plain, self.metadata, self.naming or Naming.KOHYA, sd1(), file=self.path)
+        return convert.read(self.tensors, self.metadata, self.naming or Naming.KOHYA, sd1(), file=self.path)
 
 
 def open_lora(path: Path) -> Source:
@@ -151,7 +150,7 @@ def _read(name: str, source: Source, skeleton: Skeleton) -> Reading:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")
         return run_diffusers.read(source.path, roots)
     try:
-        modules = source.modules()
+        modules = replace(source, tensors=embedding.split_bundle(source.tensors)[0]).modules()
         adapters = convert.to_peft(modules, flat_text=run_peft.text_is_flat(roots["text_encoder"]))
     except UserErrors as errors:
         return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")

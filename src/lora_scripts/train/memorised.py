@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 GRID = 8
 """Places of a side that a feature has, whatever the picture's shape."""
-CLOSE = 0.5
-"""A drawn picture is a copy if a training picture is nearer than this share of the usual distance between two
-training pictures, and than `MARGIN` of the distance to the nearest held-out picture."""
-MARGIN = 0.7
+CLOSE = 0.7
+"""A drawn picture is a copy if a training picture is nearer than this share of the usual distance between a training
+picture and its nearest neighbour, and than `MARGIN` of the distance to the nearest held-out picture."""
+MARGIN = 0.75
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,16 @@ def features(latents: Sequence[Tensor]) -> Tensor:
 
 
 def pairs(drawn: Tensor, train: Tensor, held: Tensor | None = None) -> list[Pair]:
-    """For each drawn picture its nearest training picture, the closest pair first; features as rows."""
+    """For each drawn picture its nearest training picture, the closest pair first; features as rows.
+
+    What all pictures of the set share, its style, is taken off first, and every row then brought to length 1: a drawn
+    picture of too much contrast is still a copy.
+    """
+    known = train if held is None or not len(held) else torch.cat([train, held])
+    drawn, train, *others = (F.normalize(x - known.mean(0), dim=1) for x in (drawn, train, known[len(train) :]))
     usual = spacing(train)
     near, which = torch.cdist(drawn, train).min(1)
-    outside = None if held is None or not len(held) else torch.cdist(drawn, held).min(1).values / usual
+    outside = torch.cdist(drawn, others[0]).min(1).values / usual if len(others[0]) else None
     found = [
         Pair(i, int(which[i]), float(near[i] / usual), None if outside is None else float(outside[i]))
         for i in range(len(drawn))
