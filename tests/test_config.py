@@ -334,7 +334,7 @@ def test_overrides_replace_keys_of_the_file() -> None:
         ("resolution=[512", "resolution=[512: not valid YAML: a [ or { is not closed; put the value in quotes"),
         (
             "keep_tags=2",
-            "keep_tags=2: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true, or leave keep_tags",
+            "keep_tags=2: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true",
         ),
     ],
 )
