@@ -76,6 +76,9 @@ def test_a_run_that_memorises() -> None:
     assert advise(few, FACTS) == []  # three pictures are too few
     both = measured(lambda x: 0.8 + 0.5 * max(0, x - 0.3) if x >= 0.3 else 1 - x / 2, falling(0.3))
     assert all(a.kind != "memorises" for a in advise(both, FACTS))
+    # where training pictures get worse with the held-out ones, nothing is being learnt by heart
+    worse = measured(lambda x: 0.6 + 0.1 * abs(x - 0.3), lambda x: 0.8 + 0.5 * abs(x - 0.3))
+    assert all(a.kind != "memorises" for a in advise(worse, FACTS))
 
 
 def test_too_little_is_not_judged() -> None:

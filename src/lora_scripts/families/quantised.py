@@ -33,8 +33,8 @@ def quantise(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
 
         packed, state = quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
         return packed, state.absmax
-    # A little more than the largest weight needs, so that a scale is exact in bf16, where a product is soon made.
-    scale = (weight.abs().flatten(1).amax(1) / LARGEST[storage] * (1 + 2**-8)).bfloat16().float()
+    # A scale that is exact in bf16 makes products there quick and exact; 127.25 and 448.9 still round to 127 and 448.
+    scale = (weight.abs().flatten(1).amax(1) / LARGEST[storage]).bfloat16().float()
     scale = torch.where(scale > 0, scale, 1.0).view(-1, *[1] * (weight.dim() - 1))
     if storage == "fp8":
         return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 GRID = 8
 """Places of a side that a feature has, whatever the picture's shape."""
-CLOSE = 0.7
+CLOSE = 0.8
 """A drawn picture is a copy if a training picture is nearer than this share of the usual distance between a training
 picture and its nearest neighbour, and than `MARGIN` of the distance to the nearest held-out picture."""
 MARGIN = 0.75
