@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,15 @@ def test_ctrl_c_leaves_nothing(config: Path, tmp_path: Path) -> None:
     """SIGINT while it rehearses."""
     command = [sys.executable, "-m", "lora_scripts", "plan", "--config", str(config), f"output_dir={tmp_path / 'x'}"]
     env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts background jobs with Ctrl-C switched off, and tests may be run from one
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout and process.stdout.readline().startswith("rehearsing ")
     until = time.monotonic() + 60
     while not list(tmp_path.glob(".lora-scripts-plan-*/1/*")) and time.monotonic() < until:
