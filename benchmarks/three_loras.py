@@ -22,7 +22,7 @@ from lora_scripts.label.base import MINIATURE
 from lora_scripts.run.labelling import LabelOptions, label
 
 PROMPTS = ("a white house on snow under a night sky", "a yellow house on grass under a clear sky")
-STRENGTHS = {"neon": 0.6, "sketch": 0.5, "mill": 0.9}
+STRENGTHS = {"neon": 0.8, "sketch": 0.25, "mill": 0.9}
 LABELS = ("base", "neon", "sketch", "mill", "all three", "combined file")
 CELL, SEED = 192, 5
 
