@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from lora_scripts.adapters.inject import remove
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.demo import world
@@ -32,10 +33,9 @@ from lora_scripts.demo.evaluate import wilson
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Family, LoadOptions, load_family
 from lora_scripts.formats import io
-from lora_scripts.lora.inject import remove
-from lora_scripts.run import heldout, model
-from lora_scripts.run.check import check
-from lora_scripts.run.training import Run
+from lora_scripts.run import build, heldout
+from lora_scripts.run.preflight import check
+from lora_scripts.run.story import Run
 from lora_scripts.train.advise import Facts, advise, never_fit
 from lora_scripts.train.evidence import Evaluation
 
@@ -240,7 +240,7 @@ def main() -> int:
         print(table(args.folder, args.set))
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    model.load_family = lambda *told: base()
+    build.load_family = lambda *told: base()
     heldout.STRATA, heldout.TRAIN_STRATA = 4, 3
     for spec in specs(args.set):
         path = args.folder / f"{spec.name}.json"

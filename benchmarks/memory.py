@@ -25,19 +25,19 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lora_scripts.adapters.inject import assign, inject
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.compute import memory
+from lora_scripts.compute.memory import MemoryOptions, blocks_of
+from lora_scripts.compute.meter import peak_ram, restart_ram, used_ram
+from lora_scripts.compute.quantised import dequantise, quantise
 from lora_scripts.demo import world
-from lora_scripts.families import memory
 from lora_scripts.families.base import Batch, LoadOptions, load_family
-from lora_scripts.families.memory import MemoryOptions, blocks_of
-from lora_scripts.families.quantised import dequantise, quantise
-from lora_scripts.families.sd1 import StableDiffusion1
-from lora_scripts.families.sd1_parts import build_unet
-from lora_scripts.formats import singlefile
-from lora_scripts.generate.apply import read_lora
-from lora_scripts.lora.inject import assign, inject
-from lora_scripts.lora.layer import LoraLayer
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.load import build_unet
+from lora_scripts.families.sd1.model import StableDiffusion1
+from lora_scripts.loras.on_model import read_lora
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.run.meter import peak_ram, restart_ram, used_ram
 
 SD15 = singlefile.Sd1Layout(
     unet_widths=(320, 640, 1280, 1280),

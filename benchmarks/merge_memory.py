@@ -18,8 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from lora_scripts.formats import io, sdxl_names
-from lora_scripts.formats.sdxl_names import Module
+from lora_scripts.families.sdxl import names
+from lora_scripts.families.sdxl.names import Module
+from lora_scripts.formats import io
 
 GIVEN = {  # channels that come into the residual blocks of the UNet
     "input_blocks": {1: 320, 2: 320, 4: 320, 5: 640, 7: 640, 8: 1280},
@@ -70,7 +71,7 @@ def shape(module: Module) -> tuple[int, ...] | None:
 def write_base(path: Path) -> int:
     """The sparse checkpoint; its size in bytes."""
     shapes = dict(REST)
-    for module in sdxl_names.modules():
+    for module in names.modules():
         size = shape(module)
         if size is not None:
             shapes[module.ldm] = size if module.third is None else (3 * size[0], *size[1:])
@@ -86,18 +87,18 @@ def write_lora(path: Path, rank: int) -> None:
     """A random fp16 LoRA in every layer, 3 x 3 convolutions too."""
     import torch
 
-    from lora_scripts.formats import kohya
-    from lora_scripts.formats.kohya import LoraWeights
+    from lora_scripts.loras import kohya
+    from lora_scripts.loras.kohya import LoraWeights
 
     weights = {}
-    for module in sdxl_names.modules():
+    for module in names.modules():
         size = shape(module)
         if size is not None:
             ones = (1,) * (len(size) - 2)
             weights[module.path] = LoraWeights(
                 torch.randn(rank, *size[1:]), torch.randn(size[0], rank, *ones), rank / 2
             )
-    io.save_safetensors(path, kohya.to_kohya(weights, table=sdxl_names.table()))
+    io.save_safetensors(path, kohya.to_kohya(weights, table=names.table()))
 
 
 def peak(argv: list[str]) -> tuple[float, float]:

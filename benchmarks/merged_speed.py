@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
+from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
-from lora_scripts.formats import io, kohya
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.stack import LoraStack, Worn
-from lora_scripts.lora.layer import lora_shapes
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.stack import LoraStack, Worn
 
 NAMES = ("base", "LoRA", "merged")
 

@@ -21,7 +21,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import Judge
 from lora_scripts.families.base import LoadOptions, Sampling, load_family
-from lora_scripts.generate.stack import LoraStack, Worn
+from lora_scripts.loras.stack import LoraStack, Worn
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 WORD, THING = "zibbo", ("purple", "rocket")

@@ -19,7 +19,7 @@ from lora_scripts.cli import main
 from lora_scripts.demo import world
 from lora_scripts.formats import io
 from lora_scripts.label.base import MINIATURE
-from lora_scripts.run.labelling import LabelOptions, label
+from lora_scripts.label.command import LabelOptions, label
 
 PROMPTS = ("a white house on snow under a night sky", "a yellow house on grass under a clear sky")
 STRENGTHS = {"neon": 0.8, "sketch": 0.25, "mill": 0.9}

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from conftest import offline
+from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.cli import main
-from lora_scripts.formats import io, kohya
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.lora.layer import lora_shapes
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.kohya import LoraWeights
 
 Weights = dict[str, LoraWeights]
 

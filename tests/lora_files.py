@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from lora_scripts.families.skeleton import Skeleton
-from lora_scripts.formats import io, kohya, singlefile
-from lora_scripts.formats.consumers.rules import Base, sd1_base
-from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.skeleton import Skeleton
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.consumers.rules import Base, sd1_base
+from lora_scripts.loras.kohya import LoraWeights
 
 BASE: Base = sd1_base(tiny.LAYOUT)
 SHAPES = {layer.path: layer.shape for layer in BASE.layers}

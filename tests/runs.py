@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 from lora_scripts.config.load import load_config
-from lora_scripts.run.check import check
-from lora_scripts.run.training import Run
+from lora_scripts.run.preflight import check
+from lora_scripts.run.story import Run
 from lora_scripts.train.loop import StepFacts
 
 

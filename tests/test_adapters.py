@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from lora_scripts.adapters.dora import DoraLayer
+from lora_scripts.adapters.inject import inject, remove
+from lora_scripts.adapters.layer import Adapter, LoraLayer
+from lora_scripts.adapters.lycoris import LycorisLayer
+from lora_scripts.adapters.pissa import PissaLayer
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.generate.apply import apply, read_change
-from lora_scripts.lora.dora import DoraLayer
-from lora_scripts.lora.inject import inject, remove
-from lora_scripts.lora.layer import Adapter, LoraLayer
-from lora_scripts.lora.lycoris import LycorisLayer
-from lora_scripts.lora.pissa import PissaLayer
-from lora_scripts.run.model import build_model
+from lora_scripts.loras.on_model import apply, read_change
+from lora_scripts.run.build import build_model
 
 KINDS = ["lora", "dora", "pissa", "loha", "lokr", "oft"]
 

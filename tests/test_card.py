@@ -13,10 +13,11 @@ from PIL import Image
 
 from conftest import offline
 from lora_scripts.cli import main
-from lora_scripts.formats import io, kohya, metadata
-from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya, metadata
+from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.report.card import StrengthLine
-from lora_scripts.run.carding import recommended
+from lora_scripts.workshop.card import recommended
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -18,6 +18,7 @@ from PIL import Image
 from conftest import offline
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.shape import in_bucket
+from lora_scripts.check.verdict import lines, ordered
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.data.buckets import bucket_sizes
@@ -25,8 +26,7 @@ from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.demo import world
 from lora_scripts.report.check_page import CheckData, ShownPicture, render
-from lora_scripts.run.check import tell_quick
-from lora_scripts.run.verdict import lines, ordered
+from lora_scripts.run.preflight import tell_quick
 from test_report import EVIL, Page
 
 LONG = ", ".join(f"detail number {n}" for n in range(40))

@@ -13,7 +13,7 @@ from lora_scripts.check.captions import READ, caption_findings, cut, identical, 
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world
-from lora_scripts.families.clip import clip_counter, clip_tokenizer
+from lora_scripts.families.clip.tokenizer import clip_counter, clip_tokenizer
 
 
 def captions(*texts: str) -> list[Captioned]:

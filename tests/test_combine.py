@@ -14,13 +14,16 @@ from safetensors import safe_open
 from torch import nn
 
 from blocks import delta, mistake, random_lora, run, save, total
+from lora_scripts.adapters.algebra import combine, factors, overlap
+from lora_scripts.adapters.algebra.combine import Method
+from lora_scripts.adapters.inject import remove
 from lora_scripts.cli.options import weighted
 from lora_scripts.families.base import LoadOptions, load_family
-from lora_scripts.formats import combine, factors, kohya, loras, metadata, overlap, sdxl_names
-from lora_scripts.formats.combine import Method
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.apply import apply, read_lora
-from lora_scripts.lora.inject import remove
+from lora_scripts.families.sdxl import names
+from lora_scripts.loras import file as loras
+from lora_scripts.loras import kohya, metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import apply, read_lora
 
 Files = dict[str, Path]
 
@@ -304,9 +307,9 @@ def test_files_of_other_models_are_refused_by_name(
     wide = save(tmp_path / "wide.safetensors", {path: LoraWeights(torch.ones(2, 1280), torch.ones(1280, 2), 2.0)})
     told = mistake(capsys, "combine", files["a"], wide, "--report-only")
     assert f"{wide}: {path} is [1280, 1280] here and [64, 64] in {files['a']}" in told
-    name = sdxl_names.modules()[100]
+    name = names.modules()[100]
     tensors = kohya.to_kohya(
-        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, table=sdxl_names.table(), dtype=torch.float32
+        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, table=names.table(), dtype=torch.float32
     )
     loras.io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     told = mistake(capsys, "combine", files["a"], tmp_path / "xl.safetensors", "--report-only")

@@ -14,13 +14,16 @@ from torch import Tensor
 import lora_files
 from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense, tensors
+from lora_scripts.adapters.algebra import bake as dora
+from lora_scripts.adapters.algebra import precision
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
-from lora_scripts.formats import convert, dora, io, kohya, metadata, names, precision
+from lora_scripts.formats import io
 from lora_scripts.formats.header import read_header
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.formats.names import Naming, naming_of, sd1
-from lora_scripts.run.verifying import CONSUMERS, check, expected_by, open_lora
+from lora_scripts.loras import dialects, kohya, metadata, naming
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.naming import Naming, naming_of, sd1
+from lora_scripts.loras.verify import CONSUMERS, check, expected_by, open_lora
 
 Q = f"{MID}.attn1.to_q"
 FACTS = {"ss_output_name": "x", "ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_v2": "False"}
@@ -157,7 +160,7 @@ def test_old_names_of_diffusers_are_read(tmp_path: Path) -> None:
     (verdict,) = check(open_lora(path), lora_files.SMALL, expected, ["diffusers"])
     assert verdict.ok and not faults, verdict
     bare = {k: v for k, v in old_diffusers(lora_files.weights(paths[:4]), "").items()}
-    assert convert.from_diffusers(bare, {}, sd1()).keys() == set(paths[:4])
+    assert dialects.from_diffusers(bare, {}, sd1()).keys() == set(paths[:4])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp8"])
@@ -314,12 +317,14 @@ def test_private_keys_of_one_format_do_not_reach_another(tmp_path: Path) -> None
     start = exported(tmp_path / "x.safetensors", lora_files.weights(), lora_adapter_metadata="{}")
     run(start, "--to", "diffusers")
     told = read_header(tmp_path / "x-diffusers.safetensors").metadata
-    assert json.loads(told[convert.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
+    assert json.loads(told[dialects.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
     body = (tmp_path / "x-diffusers.safetensors").read_bytes()
     length = 8 + int.from_bytes(body[:8], "little")
     assert told["sshs_model_hash"] == hashlib.sha256(body[length:]).hexdigest()
     with pytest.raises(UserError, match=r"metadata lora_scripts\.alpha is not readable"):
-        convert.from_diffusers(open_lora(tmp_path / "x-diffusers.safetensors").tensors, {convert.ALPHA_KEY: "?"}, sd1())
+        dialects.from_diffusers(
+            open_lora(tmp_path / "x-diffusers.safetensors").tensors, {dialects.ALPHA_KEY: "?"}, sd1()
+        )
 
 
 def test_kohya_refuses_a_dora_where_nobody_minds_it() -> None:
@@ -327,4 +332,4 @@ def test_kohya_refuses_a_dora_where_nobody_minds_it() -> None:
     with pytest.raises(UserError, match="a DoRA"):
         kohya.from_kohya(found)
     assert kohya.from_kohya(found, dora=True)[Q].dora is not None
-    assert names.FAMILIES["sd1"]() is sd1() and io.safetensors_parts(found)[0]
+    assert naming.FAMILIES["sd1"]() is sd1() and io.safetensors_parts(found)[0]

@@ -14,7 +14,7 @@ from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
 from lora_scripts.families.base import LoadOptions, load_family
 from lora_scripts.formats import header
-from lora_scripts.generate.apply import read_lora
+from lora_scripts.loras.on_model import read_lora
 
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(str(resources.files("lora_scripts.demo"))) / "assets"

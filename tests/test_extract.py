@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 import tiny
 from blocks import delta, mistake, random_lora, run, save
-from lora_scripts.formats import extracting, io, kohya, loras, metadata
-from lora_scripts.generate.apply import read_lora
+from lora_scripts.adapters.algebra import extract as extracting
+from lora_scripts.formats import io
+from lora_scripts.loras import file, kohya, metadata
+from lora_scripts.loras.on_model import read_lora
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,10 @@ def test_a_known_rank_8_is_found_as_rank_8(
     for path, w in wanted.items():
         exact = delta(w, 0.8)
         assert (delta(found[path]) - exact).abs().max() < 1e-5 * exact.abs().max(), path
-    values = loras.read(output).metadata
+    values = file.read(output).metadata
     assert values["ss_sd_model_name"] == base.name
     assert values["ss_new_sd_model_hash"] == metadata.model_hashes(base).sha256
-    names = [row["name"] for row in json.loads(values[loras.MADE_FROM])]
+    names = [row["name"] for row in json.loads(values[file.MADE_FROM])]
     assert (
         names == [base.name, tuned.name] and values["ss_network_dim"] == "8" and "conv_dim" in values["ss_network_args"]
     )

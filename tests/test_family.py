@@ -19,8 +19,9 @@ from transformers import CLIPTokenizer
 import tiny
 from lora_scripts.cli import main
 from lora_scripts.families.base import LoadOptions, Sampling, load_family
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.formats import io, singlefile
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.formats import io
 
 FP32 = LoadOptions(torch.device("cpu"), torch.float32)
 CAPTIONS = ["", "a photo of a cat", "1girl, (night:1.2), 霓虹 city — ünïcode 🐈", "word " * 100]

@@ -13,8 +13,9 @@ from safetensors import safe_open
 import lora_files
 from lora_files import tensors
 from lora_scripts.cli import main
-from lora_scripts.formats import metadata, private, reheader
 from lora_scripts.formats.io import save_safetensors
+from lora_scripts.loras import metadata, private
+from lora_scripts.workshop import reheader
 
 FACTS = {
     "ss_output_name": "neon",

@@ -13,15 +13,16 @@ from PIL import Image
 
 import tiny
 from conftest import Finished, offline
+from lora_scripts.adapters.inject import remove
+from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.formats import io, kohya
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.apply import apply, check_fits, read_lora
-from lora_scripts.lora.inject import remove
-from lora_scripts.lora.layer import lora_shapes
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import apply, check_fits, read_lora
 
 
 @pytest.fixture(scope="module")

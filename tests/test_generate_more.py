@@ -17,17 +17,18 @@ from PIL import Image
 
 import tiny
 from conftest import offline
+from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.families.schedulers import SAMPLERS, build, find_sampler, sample, steps_done
-from lora_scripts.families.sd1 import SCHEDULE
-from lora_scripts.formats import io, kohya, metadata
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.infotext import infotext
-from lora_scripts.generate.stack import LoraStack, Worn
-from lora_scripts.lora.layer import lora_shapes
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
+from lora_scripts.families.sd1.model import SCHEDULE
+from lora_scripts.formats import io
+from lora_scripts.generate.png import infotext
+from lora_scripts.loras import kohya, metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.diffusion import schedule
 
 SMALL = Sampling(steps=3, cfg=3.0, size=(64, 64))

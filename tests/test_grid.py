@@ -19,8 +19,8 @@ from conftest import Finished, offline
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
-from lora_scripts.generate import measures
-from lora_scripts.generate.grid import NAMES, Cell, plan
+from lora_scripts.grid import measures
+from lora_scripts.grid.axes import NAMES, Cell, plan
 from lora_scripts.losses.diffusion import alphas_cumprod
 
 QUICK = ["--steps", "1", "--cfgs", "2", "--size", "64", "--precision", "fp32", "--device", "cpu"]

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import header, singlefile
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.formats import header
 from lora_scripts.formats.header import Kind
 
 LAYOUT = singlefile.Sd1Layout((32, 32, 32, 32), 32, 4, 4, (32, 32, 32, 32), 4, 32, 1, 64, 100, 8)

@@ -12,9 +12,9 @@ from torch import Tensor
 import lora_files
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.cli import main
-from lora_scripts.formats import metadata, portrait
-from lora_scripts.formats.consumers import a1111
-from lora_scripts.run.inspecting import report_of
+from lora_scripts.loras import metadata, portrait
+from lora_scripts.loras.consumers import a1111
+from lora_scripts.workshop.inspect import report_of
 
 Q = KOHYA[f"{MID}.attn1.to_q"]
 FACTS = {"ss_v2": "False", "ss_base_model_version": "sd_v1", "ss_network_dim": "4", "ss_network_alpha": "2.0"}

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import kohya
-from lora_scripts.formats.kohya import LoraWeights
+from lora_scripts.loras import kohya
+from lora_scripts.loras.kohya import LoraWeights
 
 Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KQ = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

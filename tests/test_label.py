@@ -23,10 +23,10 @@ from conftest import offline
 from lora_scripts.cli import main
 from lora_scripts.data.scan import scan
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.label import command as labelling
 from lora_scripts.label.base import Captioner
+from lora_scripts.label.command import LabelOptions, label
 from lora_scripts.label.words import WordRules
-from lora_scripts.run import labelling
-from lora_scripts.run.labelling import LabelOptions, label
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 NAMES = ("red", "green", "blue")
@@ -336,7 +336,7 @@ def test_a_failure_in_the_middle_loses_nothing(data: Path) -> None:
 SLOW = """
 import time
 from pathlib import Path
-from lora_scripts.run.labelling import LabelOptions, label
+from lora_scripts.label.command import LabelOptions, label
 
 class Slow:
     name, limits, kind = "Slow", None, "sentence"

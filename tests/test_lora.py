@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from lora_scripts.adapters.inject import assign, inject, remove
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.types import BLOCKS, TargetRule
 from lora_scripts.errors import UserError
-from lora_scripts.formats import sd1_layout
-from lora_scripts.formats.kohya import sd1_table
-from lora_scripts.lora.inject import assign, inject, remove
-from lora_scripts.lora.layer import LoraLayer
+from lora_scripts.families.sd1 import layout as sd1_layout
+from lora_scripts.loras.kohya import sd1_table
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 20),

@@ -16,21 +16,21 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import tiny
+from lora_scripts.adapters.inject import inject
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
+from lora_scripts.compute import memory
+from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
+from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families import memory
 from lora_scripts.families.base import Batch, LoadOptions, Sampling, load_family
-from lora_scripts.families.memory import MemoryOptions, Offloader, blocks_of, offload
-from lora_scripts.families.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
-from lora_scripts.lora.inject import inject
-from lora_scripts.lora.layer import LoraLayer
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.run import forecast, planning
-from lora_scripts.run.check import check
-from lora_scripts.run.model import Model, build_model
-from lora_scripts.run.training import Run
+from lora_scripts.plan import command, forecast
+from lora_scripts.run.build import Model, build_model
+from lora_scripts.run.preflight import check
+from lora_scripts.run.story import Run
 from runs import stopped
 
 CPU = torch.device("cpu")
@@ -466,10 +466,10 @@ def test_what_does_nothing_here_is_refused_before_a_step(base: Path, data: Path,
 
 def test_checkpointing_is_proposed_last() -> None:
     config = config_of(Path("b"), batch_size=2, lora_rank=4)
-    rungs = [planning.as_words(changes) for changes in forecast.ladder(config, {"step"}, 100)]
+    rungs = [command.as_words(changes) for changes in forecast.ladder(config, {"step"}, 100)]
     assert rungs[0] == ["batch_size=1", "gradient_accumulation=2"]
     assert rungs[-1] == [*rungs[-2], "gradient_checkpointing=true"]
     assert not any("gradient_checkpointing=true" in rung for rung in rungs[:-1])
     on = config_of(Path("b"), batch_size=2, gradient_checkpointing=True)
-    words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in planning.as_words(changes)}
+    words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in command.as_words(changes)}
     assert "gradient_checkpointing=true" not in words

@@ -17,15 +17,19 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import tiny
 from blocks import delta, mistake, random_lora, run, save, total
+from lora_scripts.adapters.inject import remove
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions, load_family
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.formats import header, io, kohya, metadata, sdxl_names, singlefile
-from lora_scripts.formats.checkpoint import open_checkpoint
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.apply import apply, read_lora
-from lora_scripts.lora.inject import remove
-from lora_scripts.run import building, merging
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sdxl import names as sdxl_names
+from lora_scripts.formats import header, io
+from lora_scripts.loras import kohya, metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import apply, read_lora
+from lora_scripts.workshop import common
+from lora_scripts.workshop import merge as merging
+from lora_scripts.workshop.checkpoint import open_checkpoint
 
 EXTRA = {
     "model_ema.decay": torch.tensor(0.5),
@@ -335,4 +339,4 @@ def test_mistakes(
     assert "already exists" in told(loras[0], "--base", base, "--output", out) and out.read_bytes() == b"mine"
     run("merge", loras[0], "--base", base, "--output", out, "--overwrite")
     with pytest.raises(UserError, match="the disk has"):
-        building.check_space(out, 10**18)
+        common.check_space(out, 10**18)

@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import io, metadata
-from lora_scripts.formats.metadata import TrainingFacts
+from lora_scripts.formats import io
+from lora_scripts.loras import metadata
+from lora_scripts.loras.metadata import TrainingFacts
 
 FACTS = TrainingFacts(
     output_name="cyberpunk_lora",

@@ -7,15 +7,16 @@ import random
 from pathlib import Path
 
 import pytest
+from benchmarks.miniature import build_captioner, elsewhere
 from PIL import Image
 from safetensors import safe_open
 from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from conftest import offline
-from lora_scripts.demo import build_captioner, elsewhere, world
+from lora_scripts.demo import world
 from lora_scripts.errors import UserError
 from lora_scripts.label.base import MINIATURE, Captioner, CaptionOptions, load_captioner, require_model
-from lora_scripts.run.labelling import LabelOptions, label
+from lora_scripts.label.command import LabelOptions, label
 
 FRESH = 987
 """A seed of its own: neither trained on nor measured with in the docs."""

@@ -20,15 +20,15 @@ from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions, load_family
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.families.prompts import chunks, plain, weighted
-from lora_scripts.families.words import spread
+from lora_scripts.families.clip.prompts import chunks, plain, weighted
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.clip.words import spread
 from lora_scripts.formats import header, io
-from lora_scripts.formats.embedding import to_bundle
-from lora_scripts.generate.stack import LoraStack, Worn
-from lora_scripts.generate.words import read_words
-from lora_scripts.run.check import check
-from lora_scripts.run.verifying import CONSUMERS, verify
+from lora_scripts.loras.embedding import to_bundle
+from lora_scripts.loras.stack import LoraStack, Worn
+from lora_scripts.loras.verify import CONSUMERS, verify
+from lora_scripts.loras.words import read_words
+from lora_scripts.run.preflight import check
 from runs import stopped
 
 FIRST = 49408
@@ -164,7 +164,7 @@ def test_diffusers_reads_the_embedding_files_as_we_do(base: Path, trained: tuple
 
 
 def _merges() -> list[tuple[str, str]]:
-    from lora_scripts.families.clip import _vocabulary
+    from lora_scripts.families.clip.tokenizer import _vocabulary
 
     return _vocabulary()[1]
 
@@ -239,8 +239,8 @@ def test_bundled_in_the_lora_if_asked(config: Path, capsys: pytest.CaptureFixtur
         f"output_dir={config.parent / 'on'}",
     ]
     loaded = load_config(config, [*more, "token_init=neon"])
-    from lora_scripts.generate.apply import read_lora
-    from lora_scripts.run.model import build_model
+    from lora_scripts.loras.on_model import read_lora
+    from lora_scripts.run.build import build_model
 
     with pytest.raises(UserError, match="was trained with the word 'qux-3'"):
         build_model(loaded, torch.device("cpu"), "fp32", read_lora(trained_lora(config)))

@@ -23,17 +23,19 @@ from PIL import Image
 import lora_scripts
 import tiny
 from lora_scripts.cli import main
+from lora_scripts.compute import meter
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.run import forecast, meter, planning
-from lora_scripts.run.check import check
-from lora_scripts.run.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
-from lora_scripts.run.planning import Plan, PlanOptions, make_plan, to_type
-from lora_scripts.run.rehearsal import Rehearsal
-from lora_scripts.run.rehearsing import rehearse
-from lora_scripts.run.stage import Stage
-from lora_scripts.run.training import Run
-from lora_scripts.run.units import duration, size
+from lora_scripts.plan import command as planning
+from lora_scripts.plan import forecast
+from lora_scripts.plan.command import Plan, PlanOptions, make_plan, to_type
+from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
+from lora_scripts.plan.rehearsal import Rehearsal
+from lora_scripts.plan.stage import Stage
+from lora_scripts.plan.worker import rehearse
+from lora_scripts.run.preflight import check
+from lora_scripts.run.story import Run
+from lora_scripts.text import duration, size
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 
@@ -257,7 +259,7 @@ def test_ctrl_c_leaves_nothing(config: Path, tmp_path: Path) -> None:
 
 DYING = """
 import os, sys
-if "lora_scripts.run.rehearsing" in sys.orig_argv:
+if "lora_scripts.plan.worker" in sys.orig_argv:
     os.kill(os.getpid(), 9)
 """
 

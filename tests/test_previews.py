@@ -15,8 +15,10 @@ from PIL import Image
 import tiny
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.formats import io, metadata, singlefile
-from lora_scripts.run.check import check
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.formats import io
+from lora_scripts.loras import metadata
+from lora_scripts.run.preflight import check
 from runs import stopped
 
 LINE = "a gradient, (round:1.2) --n blurry --w 64 --h 128 --d 7 --l 3 --s 2"

@@ -9,8 +9,8 @@ import torch
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.families.prompts import BREAK, chunks, emphasise, plain, weighted
+from lora_scripts.families.clip.prompts import BREAK, chunks, emphasise, plain, weighted
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
 
 START, END = 49406, 49407
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from blocks import delta, mistake, random_lora, run, save
-from lora_scripts.formats import loras, metadata, resize
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.formats.overlap import block_of
-from lora_scripts.generate.apply import read_lora
+from lora_scripts.adapters.algebra import resize
+from lora_scripts.adapters.algebra.overlap import block_of
+from lora_scripts.loras import file, metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import read_lora
 
 SAID = {
     "ss_tag_frequency": '{"a": {"b": 1}}',
@@ -49,12 +50,12 @@ def test_to_a_rank(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert after[path].down.shape[1:] == w.down.shape[1:]
         kept, whole = kept + (s[:3] ** 2).sum().item(), whole + (s**2).sum().item()
     assert told["energy_kept"] == pytest.approx(kept / whole) and told["rank_before"] == 6
-    values = loras.read(output).metadata
+    values = file.read(output).metadata
     assert values["ss_network_dim"] == "3" and values["ss_tag_frequency"] == SAID["ss_tag_frequency"]
     assert values["ss_output_name"] == values["modelspec.title"] == "three"
     assert not {"modelspec.hash_sha256", "lora_adapter_metadata"} & values.keys()
     assert values["sshs_model_hash"] == metadata.model_hashes(output).sshs_model_hash
-    assert json.loads(values[loras.MADE_FROM]) == [
+    assert json.loads(values[file.MADE_FROM]) == [
         {"name": "lora.safetensors", "sha256": metadata.model_hashes(lora).sha256}
     ]
 
@@ -100,6 +101,6 @@ def test_mistakes(lora: Path, base: Path, tmp_path: Path, capsys: pytest.Capture
     assert "over what is read" in mistake(capsys, "resize", lora, "--rank", "2", "--output", lora, "--overwrite")
     assert "must be from" in mistake(capsys, "resize", lora, "--energy", "1.5", "--output", out)
     tensors = {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.ones(2, 2)}
-    loras.io.save_safetensors(tmp_path / "loha.safetensors", tensors)
+    file.io.save_safetensors(tmp_path / "loha.safetensors", tensors)
     assert "LyCORIS" in mistake(capsys, "resize", tmp_path / "loha.safetensors", "--rank", "2", "--output", out)
     assert not out.exists()

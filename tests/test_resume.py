@@ -21,9 +21,9 @@ from conftest import Finished
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
-from lora_scripts.run import training
-from lora_scripts.run.check import check
+from lora_scripts.run import story
 from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.preflight import check
 from runs import Stopping, stopped
 
 STEPS = 9
@@ -78,7 +78,7 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
     """Stopped twice: in mid-epoch, and at the end of an epoch after a resume."""
     out = tmp_path / "mylora"
     argv = ["train", "--config", str(config), f"output_dir={out}"]
-    monkeypatch.setattr(training, "Run", Stopping)
+    monkeypatch.setattr(story, "Run", Stopping)
     for stop_at, more in ((4, []), (6, ["--resume"])):
         monkeypatch.setattr(Stopping, "stop_at", stop_at)
         assert main([*argv, *more]) == 130
@@ -172,7 +172,7 @@ def test_another_unet_in_a_diffusers_folder_is_noticed(
 
 def test_ctrl_c_while_encoding_ends_there_and_keeps_the_cache(base: Path, data: Path, tmp_path: Path) -> None:
     config = load_config(tiny.write_config(tmp_path, base_model=base, train_data_dir=data))
-    run = training.Run(config, *check(config, resume=False), resume=False)
+    run = story.Run(config, *check(config, resume=False), resume=False)
 
     def press(what: str, done: int, total: int) -> None:
         if done == 2:

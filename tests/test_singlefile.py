@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import singlefile
+from lora_scripts.families.sd1 import singlefile
 
 WIDE = singlefile.Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (128, 256, 512, 512), 4, 768, 12, 3072, 49408, 77)
 Q = "first_stage_model.encoder.mid.attn_1.q.weight"

@@ -17,17 +17,19 @@ from torch import Tensor
 
 import tiny
 from conftest import Finished
+from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.inject import inject, remove
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
+from lora_scripts.compute import device
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
-from lora_scripts.families import device
 from lora_scripts.families.base import Batch
-from lora_scripts.families.clip import clip_tokenizer
-from lora_scripts.formats import factors, io, kohya
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.generate.apply import apply
-from lora_scripts.lora.inject import inject, remove
-from lora_scripts.lora.layer import LoraLayer
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates

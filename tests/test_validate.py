@@ -25,7 +25,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.run import training
+from lora_scripts.run import story
 from lora_scripts.run.holding import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
 from lora_scripts.train.feed import generator
@@ -199,7 +199,7 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with their file: no proof, no pictures."""
-    monkeypatch.setattr(training, "finish", lambda run: run.exporter.write(run.folder.final))
+    monkeypatch.setattr(story, "finish", lambda run: run.exporter.write(run.folder.final))
 
 
 def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path, short: None) -> None:

@@ -14,12 +14,12 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
-from lora_scripts.formats import convert, kohya
-from lora_scripts.formats.consumers import compare, published
-from lora_scripts.formats.consumers.compare import Verdict
-from lora_scripts.formats.names import sd1
-from lora_scripts.run import verifying
-from lora_scripts.run.verifying import CONSUMERS, MATCHERS, open_lora, require, verify, verify_trained
+from lora_scripts.loras import dialects, kohya
+from lora_scripts.loras import verify as verifying
+from lora_scripts.loras.consumers import compare, published
+from lora_scripts.loras.consumers.compare import Verdict
+from lora_scripts.loras.naming import sd1
+from lora_scripts.loras.verify import CONSUMERS, MATCHERS, open_lora, require, verify, verify_trained
 
 Q, K = KOHYA[f"{MID}.attn1.to_q"], KOHYA[f"{MID}.attn2.to_k"]
 TE = KOHYA["text_encoder.encoder.layers.0.self_attn.q_proj"]
@@ -143,7 +143,7 @@ def test_diffusers_loses_the_text_encoders_attention_without_its_out_proj(tmp_pa
 def test_who_reads_diffusers_names(base: Path, tmp_path: Path) -> None:
     """The known table: A1111 takes nothing, ComfyUI 64 of the 192 modules, InvokeAI and additional-networks refuse."""
     attention = [path for path in lora_files.TRAINABLE if ".attentions." in path]
-    folded = convert.to_diffusers(lora_files.weights(attention), sd1(), torch.float32)
+    folded = dialects.to_diffusers(lora_files.weights(attention), sd1(), torch.float32)
     path = lora_files.write(tmp_path / "x.safetensors", folded.tensors, folded.metadata)
     rights = {name: verdict.right for name, verdict in verdicts(path, base).items()}
     wanted = {"diffusers": 192, "PEFT": 192, "A1111": 0, "ComfyUI": 64}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lora_scripts.families.clip import clip_tokenizer
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.label.words import WordRules, apply_rules, clean_tag, close_gaps, looks_like_tags
 
 

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lora_scripts.formats import io, singlefile
+from lora_scripts.families.sd1 import singlefile
+from lora_scripts.formats import io
 
 LAYOUT = singlefile.Sd1Layout(
     unet_widths=(32, 32, 64, 64),

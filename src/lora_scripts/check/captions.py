@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lora_scripts.check import contradictions, tags, vocabulary
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding, Severity
-from lora_scripts.families.clip import clip_counter
+from lora_scripts.families.clip.tokenizer import clip_counter
 
 READ = 75
 """Tokens of a caption that CLIP reads: 77 positions, less the two that mark start and end."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lora_scripts.check.tags import parts, words
 from lora_scripts.data.findings import Finding
-from lora_scripts.families.clip import clip_counter
+from lora_scripts.families.clip.tokenizer import clip_counter
 
 FEW = 5
 """Captions. In a smaller set it says nothing that a word stands in all of them, or in one."""

@@ -27,6 +27,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> None:
     """Writes a model card with the Hugging Face header, and beside the LoRA the thumbnail and the two JSON files that
     WebUIs look for."""
-    from lora_scripts.run.carding import CardOptions, write_card
+    from lora_scripts.workshop.card import CardOptions, write_card
 
     write_card(CardOptions(**{key: value for key, value in vars(options).items() if key not in ("command", "name")}))

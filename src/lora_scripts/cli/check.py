@@ -31,7 +31,7 @@ def call(options: argparse.Namespace) -> None:
     if options.trigger is not None and not options.trigger.strip():
         raise UserError("--trigger is an empty text", hint="leave it out, or name the word")
     target = _config(options) if options.config else _folder(options)
-    from lora_scripts.run.checking import CheckOptions, check_data
+    from lora_scripts.check.command import CheckOptions, check_data
 
     check_data(CheckOptions(**target, page=options.output, trigger=options.trigger, fix=options.fix))
 

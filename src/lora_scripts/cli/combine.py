@@ -9,8 +9,8 @@ from lora_scripts.cli.options import add_writing, argument, file_of, number, wei
 from lora_scripts.errors import UserError
 
 if TYPE_CHECKING:
-    from lora_scripts.run.building import Weighted
-    from lora_scripts.run.combining import CombineOptions
+    from lora_scripts.workshop.combine import CombineOptions
+    from lora_scripts.workshop.common import Weighted
 
 HELP = "put several LoRAs into one file"
 METHODS = ("concat", "svd", "linear", "ties", "dare")
@@ -42,14 +42,14 @@ def call(options: argparse.Namespace) -> None:
         raise UserError("--report-only writes nothing", hint="leave out --output, or --report-only")
     if not options.report_only and options.output is None:
         raise UserError("where to?", hint="give --output both.safetensors, or --report-only")
-    from lora_scripts.run.building import Weighted
-    from lora_scripts.run.combining import combine_files
+    from lora_scripts.workshop.combine import combine_files
+    from lora_scripts.workshop.common import Weighted
 
     combine_files(_asked(options, tuple(Weighted(*lora) for lora in options.loras)))
 
 
 def _asked(options: argparse.Namespace, loras: tuple[Weighted, ...]) -> CombineOptions:
-    from lora_scripts.run.combining import CombineOptions
+    from lora_scripts.workshop.combine import CombineOptions
 
     skip = ("command", "name", "loras", "report_only")
     return CombineOptions(loras=loras, **{k: v for k, v in vars(options).items() if k not in skip})

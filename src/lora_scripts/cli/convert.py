@@ -31,6 +31,6 @@ def call(options: argparse.Namespace) -> None:
         raise UserError("--bake-dora needs the base model", hint="add --base CHECKPOINT")
     if not options.bake_dora and (options.base or options.rank):
         raise UserError("--base and --rank do nothing without --bake-dora", hint="add it, or leave them out")
-    from lora_scripts.run.converting import ConvertOptions, convert_file
+    from lora_scripts.workshop.convert import ConvertOptions, convert_file
 
     convert_file(ConvertOptions(**{k: v for k, v in vars(options).items() if k not in ("command", "name")}))

@@ -22,6 +22,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> None:
     """Writes what a fine-tuned model has beyond its base as a LoRA, and tells the rank of the difference."""
-    from lora_scripts.run.extracting import ExtractOptions, extract_file
+    from lora_scripts.workshop.extract import ExtractOptions, extract_file
 
     extract_file(ExtractOptions(**{k: v for k, v in vars(options).items() if k not in ("command", "name")}))

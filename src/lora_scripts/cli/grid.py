@@ -49,12 +49,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> None:
     """Draws up to three of prompt, LoRA, checkpoint, seed, cfg and strength against each other, each picture once; a
     grid that was stopped goes on where it was."""
-    from lora_scripts.generate.grid import GridOptions
+    from lora_scripts.grid.axes import GridOptions
 
     require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     asked = GridOptions(**values)
-    from lora_scripts.run.gridding import draw_grid
+    from lora_scripts.grid.command import draw_grid
 
     draw_grid(asked)

@@ -18,6 +18,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace) -> None:
     """Says what a file is: family, rank, norms by block, hashes, trigger words, where it loads, what looks wrong."""
     require_models([("PATH", options.file, "model")])
-    from lora_scripts.run.inspecting import inspect
+    from lora_scripts.workshop.inspect import inspect
 
     inspect(options.file, as_json=options.json)

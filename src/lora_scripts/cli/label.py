@@ -78,7 +78,7 @@ def call(options: argparse.Namespace) -> None:
             raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
         _refuse_captioner(options)
     from lora_scripts.label.base import DEFAULT_MODEL, CaptionOptions
-    from lora_scripts.run.labelling import LabelOptions, label
+    from lora_scripts.label.command import LabelOptions, label
 
     plain = CaptionOptions()
     captions = CaptionOptions(

@@ -25,8 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> None:
     """Writes a base model with LoRAs added to its weights, tensor by tensor; everything else in it stays as it is."""
-    from lora_scripts.run.building import Weighted
-    from lora_scripts.run.merging import MergeOptions, merge_files
+    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.merge import MergeOptions, merge_files
 
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "loras")}
     merge_files(MergeOptions(loras=tuple(Weighted(*lora) for lora in options.loras), **values))

@@ -32,7 +32,7 @@ def call(options: argparse.Namespace) -> None:
     require_models([("FILE", options.file, "LoRA")])
     if options.file.is_dir():
         raise UserError("is a folder, not a file", file=options.file, hint="name the .safetensors file in it")
-    from lora_scripts.run import describing
+    from lora_scripts.workshop import metadata as describing
 
     if not (options.set or options.strip or options.private):
         if options.output:

@@ -24,6 +24,6 @@ def call(options: argparse.Namespace) -> None:
     from lora_scripts.config.load import load_config
 
     config = load_config(options.config, options.overrides)
-    from lora_scripts.run.planning import PlanOptions, plan
+    from lora_scripts.plan.command import PlanOptions, plan
 
     plan(PlanOptions(config, options.config, options.overrides, options.memory, options.json))

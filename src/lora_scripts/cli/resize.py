@@ -20,6 +20,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> None:
     """Writes a LoRA at a smaller rank, the best of that size, and tells how much of it is kept."""
-    from lora_scripts.run.resizing import ResizeOptions, resize_file
+    from lora_scripts.workshop.resize import ResizeOptions, resize_file
 
     resize_file(ResizeOptions(**{k: v for k, v in vars(options).items() if k not in ("command", "name")}))

@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace) -> None:
     """Subtracts merged LoRAs from a model: the base again, to within the rounding that it tells."""
-    from lora_scripts.run.building import Weighted
-    from lora_scripts.run.merging import MergeOptions, unmerge_files
+    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.merge import MergeOptions, unmerge_files
 
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "loras")}
     unmerge_files(MergeOptions(loras=tuple(Weighted(*lora) for lora in options.loras), **values))

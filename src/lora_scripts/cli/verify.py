@@ -32,7 +32,7 @@ def call(options: argparse.Namespace) -> None:
     """
     models = [("FILE", options.file, "LoRA"), ("--reference", options.reference, "LoRA")]
     require_models([*models, ("--base", options.base, "checkpoint")])
-    from lora_scripts.run.verifying import verify
+    from lora_scripts.loras.verify import verify
 
     verdicts = verify(options.file, options.base, options.reference, options.consumers)
     for verdict in verdicts:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
 from lora_scripts.config.values import DEVICE
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import SLOTS, Judge, Reading
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
-from lora_scripts.families.device import DTYPES, choose_device, choose_precision
 from lora_scripts.formats.io import save_png
-from lora_scripts.generate import apply
+from lora_scripts.loras import on_model
 
 SIDE = 128
 """Pixels of the pictures: what the world is drawn at."""
@@ -116,8 +116,8 @@ def evaluate(args: argparse.Namespace) -> None:
     family = load_family("sd1", args.base, LoadOptions(device, DTYPES[precision]))
     weights = None
     if args.lora is not None:
-        weights = apply.read_lora(args.lora)
-        apply.check_fits(weights, family, args.lora)
+        weights = on_model.read_lora(args.lora)
+        on_model.check_fits(weights, family, args.lora)
     judge, sampling = Judge.load(), Sampling(args.steps, args.cfg, args.negative, (SIDE, SIDE))
     trained_on = frozenset(scene.key for scene in world.training_scenes()) if weights else frozenset()
     asked = prompts(args.seed, args.count, trained_on)
@@ -132,7 +132,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     columns = {"base": judged("base", "plain")}
     if weights is not None:
-        apply.apply(family, weights, 1.0)
+        on_model.apply(family, weights, 1.0)
         columns["LoRA at 1.0"] = judged("LoRA", "neon")
     kind = "contents that are not in the training set" if weights else "random contents"
     print(f"{kind}, seed {args.seed}, {args.steps} steps, cfg {args.cfg:g}, {precision} on {device}; 95 % intervals")

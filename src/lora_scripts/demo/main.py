@@ -12,7 +12,7 @@ from lora_scripts.demo import world
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
-from lora_scripts.run.labelling import LabelOptions, label
+from lora_scripts.label.command import LabelOptions, label
 
 
 def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:

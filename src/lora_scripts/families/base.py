@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_scripts.families.memory import MemoryOptions
+from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.formats.header import Kind, identify, refuse
 from lora_scripts.losses.diffusion import Objective, Prediction
 from lora_scripts.losses.noise import Draws
@@ -162,7 +162,7 @@ class LoadOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
 
 
-FAMILIES = {"sd1": "lora_scripts.families.sd1"}
+FAMILIES = {"sd1": "lora_scripts.families.sd1.model"}
 """Name -> module with `load(path, options) -> Family`."""
 KINDS = {Kind.SD1: "sd1"}
 """What the header of a checkpoint says -> name."""

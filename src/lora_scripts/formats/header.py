@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import singlefile
-from lora_scripts.formats.kinds import DOWNLOAD, Kind, kind_of
+from lora_scripts.families.kinds import DOWNLOAD, Kind, kind_of
+from lora_scripts.families.sd1 import singlefile
 
 __all__ = ["Header", "Kind", "TensorInfo", "identify", "read_header", "refuse", "require_sd1", "require_vae", "sniff"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
 from lora_scripts.data.captions import tidy
 from lora_scripts.errors import UserError
-from lora_scripts.families.device import DTYPES, choose_device, choose_precision
 from lora_scripts.label.base import CaptionOptions
 
 INSTRUCTION = (

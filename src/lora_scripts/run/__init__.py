@@ -16,18 +16,18 @@ def train(config: TrainConfig, *, resume: bool = False, check_with: Sequence[str
 
     `check_with` is what `lora-scripts check` needs to look at the same data, as told to the person.
     """
-    from lora_scripts.run.check import check, tell_quick
+    from lora_scripts.run.preflight import check, tell_quick
 
     folder, samples = check(config, resume=resume)  # before torch is imported: mistakes are told within a second
     if not resume:
         tell_quick(config, samples, check_with or [str(config.train_data_dir)])
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
     Run(config, folder, samples, resume=resume).start()
 
 
 def generate(options: GenerateOptions) -> None:
     """Draws the pictures that were asked for. UserError for a person's mistake."""
-    from lora_scripts.run.generating import generate_pictures
+    from lora_scripts.generate.command import generate_pictures
 
     generate_pictures(options)

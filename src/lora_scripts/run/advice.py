@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.train.advise import Advice, Facts, advise
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 
 def facts_of(run: Run) -> Facts:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_scripts.formats import embedding, io, kohya, metadata
-from lora_scripts.formats.kohya import LoraWeights
-from lora_scripts.formats.metadata import TrainingFacts
-from lora_scripts.lora.lycoris import KINDS
-from lora_scripts.run.words import metadata_of, save_words
+from lora_scripts.adapters.lycoris import KINDS
+from lora_scripts.formats import io
+from lora_scripts.loras import embedding, kohya, metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.metadata import TrainingFacts
+from lora_scripts.run.new_words import metadata_of, save_words
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 
 class Exporter:

@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from lora_scripts.adapters.inject import remove
 from lora_scripts.config.load import dump_config
 from lora_scripts.data.image import load_rgb
-from lora_scripts.formats import io, metadata
-from lora_scripts.generate.apply import apply, read_change
-from lora_scripts.generate.words import embedding_file, read_words
-from lora_scripts.lora.inject import remove
+from lora_scripts.formats import io
+from lora_scripts.generate import command
+from lora_scripts.loras import metadata
+from lora_scripts.loras.on_model import apply, read_change
+from lora_scripts.loras.words import embedding_file, read_words
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
-from lora_scripts.run import generating, memorisation
-from lora_scripts.run.previewing import Preview, told_of, usual
+from lora_scripts.run import memorisation
+from lora_scripts.run.previews import Preview, told_of, usual
 from lora_scripts.run.proving import prove_export
 from lora_scripts.run.table import plan_rows
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 STRENGTHS = (0.0, 0.4, 0.8, 1.0)
 
@@ -64,9 +66,9 @@ def report(run: Run, proof: str) -> None:
     if copies is not None:
         print(copies.verdict, flush=True)
     # The file's effect at full strength is the last preview.
-    file = generating.lora_hash(run.folder.final)
+    file = command.lora_hash(run.folder.final)
     for i, preview in enumerate(previews):
-        generating.save(run.folder.sample(run.state.step, i + 1), drawn[i, 1.0], told_of(run, preview, file))
+        command.save(run.folder.sample(run.state.step, i + 1), drawn[i, 1.0], told_of(run, preview, file))
     data = ReportData(
         name=run.folder.name,
         lora=LoraFile(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
-from lora_scripts.generate.words import embedding_file
+from lora_scripts.loras.words import embedding_file
 
 
 @dataclass(frozen=True)

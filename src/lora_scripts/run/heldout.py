@@ -23,7 +23,7 @@ from lora_scripts.train.feed import Feed, Settings, plan_pictures
 from lora_scripts.train.probe import Probe, Range
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 STRATA, TRAIN_STRATA = 8, 4
 """Noise levels at which a held-out picture, and a training picture, is measured."""

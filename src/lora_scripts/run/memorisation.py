@@ -15,7 +15,7 @@ from lora_scripts.report.data import Nearest, NearPair
 from lora_scripts.train import memorised
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 MORE = 4
 """Pictures that are drawn for this alone: captions of held-out pictures, or of the data set where there are none."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from lora_scripts.compute.memory import TILE, MemoryOptions
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.memory import TILE, MemoryOptions
 
 
 def options_of(config: TrainConfig, device: torch.device) -> MemoryOptions:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 import torch
 
+from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.errors import UserError
-from lora_scripts.formats import kohya
-from lora_scripts.formats.embedding import read_embedding, split_bundle
-from lora_scripts.generate.words import embedding_file, read_words
-from lora_scripts.lora.layer import Adapter
-from lora_scripts.lora.lycoris import LycorisLayer
-from lora_scripts.run.verifying import CONSUMERS, require, verify_trained
+from lora_scripts.loras import kohya
+from lora_scripts.loras.embedding import read_embedding, split_bundle
+from lora_scripts.loras.verify import CONSUMERS, require, verify_trained
+from lora_scripts.loras.words import embedding_file, read_words
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 NO_BUNDLE = ("diffusers", "additional-networks")
 """Consumers that refuse a LoRA with words bundled in it."""

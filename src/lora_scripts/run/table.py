@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_scripts.run import memory
-from lora_scripts.run.words import tell_new_words
+from lora_scripts.run.new_words import tell_new_words
 
 if TYPE_CHECKING:
-    from lora_scripts.run.training import Run
+    from lora_scripts.run.story import Run
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:

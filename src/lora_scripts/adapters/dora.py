@@ -1,0 +1,66 @@
+"""DoRA: the length of each column of the weight is trained apart from its direction (Liu et al. 2024, eq. 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.adapters.layer import LoraLayer
+
+
+class DoraLayer(LoraLayer):
+    """W' = m * (W + s B A) / |W + s B A|, with one length for each input channel, over all outputs (and the kernel).
+
+    That is the direction whose `dora_scale`, [1, in] or [1, in, 1, 1], the WebUIs read alike. Scaling a column of W' is
+    scaling an input, so the layer needs no second weight: y = W (g x) + s B A (g x), g = m / |W + s B A|. The norm
+    counts as a constant for the gradient (section 4.3 of the paper).
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__(base, rank, alpha, dropout)
+        weight = self.frozen.weight.detach().float()
+        self.magnitude = nn.Parameter(self._columns(weight).sum(0).sqrt())
+
+    @staticmethod
+    def _columns(weight: Tensor) -> Tensor:
+        """[out, in, …] -> squares [out * kernel, in]"""
+        return weight.square().transpose(0, 1).flatten(1).T
+
+    def values(self) -> dict[str, nn.Parameter]:
+        return super().values() | {"magnitude": self.magnitude}
+
+    def leaves(self) -> dict[str, Tensor]:
+        shape = [1, -1, *[1] * (self.frozen.weight.dim() - 2)]
+        return super().leaves() | {"dora_scale": self.magnitude.detach().cpu().clone().view(shape)}
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """|W + s B A| of each input channel, [in], without forming the sum.
+
+        |w + s B a|^2 = |w|^2 + 2 s (B' w) . a + s^2 a . (B' B) a for each column w of W and a of A.
+        """
+        weight = self.frozen.weight.detach().float().flatten(1)  # [out, in * k]
+        up, down = self.up.flatten(1), self.down.flatten(1)  # [out, r], [r, in * k]
+        squares = weight.square().sum(0)
+        squares = squares + 2 * self.scale * ((up.T @ weight) * down).sum(0)
+        squares = squares + self.scale**2 * ((up.T @ up @ down) * down).sum(0)
+        return squares.clamp(min=0).view(self.frozen.weight.shape[1], -1).sum(1).sqrt()
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        if self.strength == 0.0:
+            plain: Tensor = self.base(x, *args)
+            return plain
+        gain = self.magnitude / self.norm().clamp(min=1e-12)
+        linear = isinstance(self.frozen, nn.Linear)
+        shaped = gain if linear else gain.view(-1, 1, 1)
+        # At strength s the weight is W + s (W' - W), as the consumers of the file have it.
+        y: Tensor = self.base(x * (1 + self.strength * (shaped - 1)).to(x.dtype), *args)
+        return self.add_change(y, x * shaped.to(x.dtype), self.down, self.up)
+
+    @torch.no_grad()
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        weight = self.frozen.weight.detach().to(dtype)
+        changed = weight + super().delta(dtype)
+        norm = self._columns(changed).sum(0).sqrt()
+        gain = self.magnitude.detach().to(dtype) / norm
+        return changed * gain.view(1, -1, *[1] * (weight.dim() - 2)) - weight

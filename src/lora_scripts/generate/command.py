@@ -1,0 +1,262 @@
+"""`lora-scripts generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL.PngImagePlugin import PngInfo
+
+from lora_scripts.data.buckets import views
+from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.formats import io
+from lora_scripts.generate.png import infotext
+from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
+from lora_scripts.generate.prompts_file import PromptLine, read_prompts
+from lora_scripts.loras import metadata
+from lora_scripts.loras.words import check_words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from lora_scripts.families.base import Family, Sampling
+    from lora_scripts.families.samplers import Sampler
+
+DENOISE = 0.75
+"""The WebUI's denoising strength where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt: `count` pictures of it, seed by seed."""
+
+    line: PromptLine
+    prompt: str
+    """Without its tags."""
+    calls: Sequence[LoraCall]
+    files: Sequence[Path]
+
+
+def generate_pictures(options: GenerateOptions) -> None:
+    """Draws `options.count` pictures of each prompt as numbered PNGs. Mistakes are told before a model is loaded."""
+    jobs = _jobs(options)
+    _check(options, jobs)
+    image = load_rgb(options.image) if options.image is not None else None
+
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.families.base import LoadOptions, find_family, load_family
+    from lora_scripts.families.samplers import find_sampler, steps_done
+    from lora_scripts.loras.stack import LoraStack, Worn
+
+    denoise = 1.0 if image is None else DENOISE if options.denoise is None else options.denoise
+    for job in jobs:
+        steps = job.line.steps or options.steps
+        sampler = find_sampler(options.scheduler, options.prediction, steps)
+        if steps_done(steps, denoise) < 1:
+            raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
+    family.prediction, family.zero_terminal_snr = options.prediction, options.zero_terminal_snr
+    family.clip_skip = options.clip_skip
+    stack = LoraStack(family, merged=options.merged)
+    for path in dict.fromkeys(path for job in jobs for path in job.files):
+        stack.load(path)
+    total, number = len(jobs) * options.count, 0
+    for job in jobs:
+        stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
+        sampling = _sampling(options, job.line, family.native_size, sampler, _Start(image, denoise))
+        first = options.seed if job.line.seed is None else job.line.seed
+        for seed, drawn in draw(family, job.prompt, range(first, first + options.count), sampling, options.batch):
+            path = _numbered(options.output, number, total)
+            save(path, drawn, _parameters(options, job, seed, sampling, sampler))
+            print(path, flush=True)
+            number += 1
+
+
+def _jobs(options: GenerateOptions) -> list[Job]:
+    """The prompts, with the files of the LoRAs that they call; UserErrors for all that is wrong with any."""
+    if (options.prompt is None) == (options.from_file is None):
+        raise UserError("give one of --prompt and --from-file")
+    lines = read_prompts(options.from_file) if options.from_file else [PromptLine(options.prompt or "")]
+    jobs: list[Job] = []
+    faults: list[UserError] = []
+    for line in lines:
+        try:
+            prompt, calls = parse_prompt(line.prompt)
+            jobs.append(Job(line, prompt, calls, _find(calls, options.lora_dir)))
+            check_words(prompt, jobs[-1].files)
+        except UserErrors as errors:
+            faults += errors.errors
+        except UserError as error:
+            faults.append(error)
+    # A name that several lines call is missed once.
+    raise_all(list({str(fault): fault for fault in faults}.values()))
+    return jobs
+
+
+def _check(options: GenerateOptions, jobs: Sequence[Job]) -> None:
+    """UserErrors for options that do not fit each other, or do nothing."""
+    faults = []
+    if options.size and any(side % 8 for side in options.size):
+        faults.append(UserError(f"--size {options.size[0]}x{options.size[1]}: sides must be multiples of 8"))
+    if options.denoise is not None and options.image is None:
+        faults.append(UserError("--denoise does nothing without --image", hint="name a picture to begin with"))
+    if options.batch > options.count:
+        hint = "raise --count; prompts of a file are drawn one after the other"
+        text = f"--batch {options.batch}: there is no more than --count {options.count} of a prompt"
+        faults.append(UserError(text, hint=hint))
+    if options.merged and not any(job.calls for job in jobs):
+        faults.append(UserError("--merged does nothing without a LoRA", hint="call one as <lora:name:0.8>"))
+    raise_all(faults)
+
+
+def _find(calls: Sequence[LoraCall], folder: Path) -> list[Path]:
+    files, faults = [], []
+    for call in calls:
+        try:
+            files.append(find_lora(call.name, folder))
+        except UserError as e:
+            faults.append(e)
+    raise_all(faults)
+    return files
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the pictures begin with, and the share of the steps that are done."""
+
+    image: Image | None
+    denoise: float
+
+    def at(self, size: tuple[int, int]) -> Tensor | None:
+        """[3, height, width]: scaled to cover the size, and cut to it."""
+        if self.image is None:
+            return None
+        (view, *_) = views(self.image.size, size, flip=False, random_crop=False, seed=0, index=0)
+        return apply_view(self.image, view)
+
+
+def _sampling(
+    options: GenerateOptions, line: PromptLine, native: tuple[int, int], sampler: Sampler, start: _Start
+) -> Sampling:
+    from lora_scripts.families.base import Sampling
+
+    size = options.size
+    if size is None:
+        size = native if start.image is None else (_to_8(start.image.width), _to_8(start.image.height))
+    size = (line.width or size[0], line.height or size[1])
+    return Sampling(
+        steps=line.steps or options.steps,
+        cfg=options.cfg if line.cfg is None else line.cfg,
+        negative=options.negative_prompt if line.negative is None else line.negative,
+        size=size,
+        scheduler=sampler.name,
+        start=start.at(size),
+        denoise=start.denoise,
+    )
+
+
+def _to_8(side: int) -> int:
+    return max(64, round(side / 8) * 8)
+
+
+def draw(
+    family: Family, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1
+) -> Iterator[tuple[int, Image]]:
+    """Seed and picture, `batch` at a time, or as many as the card's memory holds."""
+    import torch
+
+    at = 0
+    while at < len(seeds):
+        some = seeds[at : at + batch]
+        try:
+            drawn = family.draw(prompt, some, sampling)
+        except torch.OutOfMemoryError:
+            if len(some) == 1:
+                hint = "choose a smaller --size, or a lower --precision"
+                raise UserError("the card's memory is too small for one picture", hint=hint) from None
+            batch = len(some) // 2
+            torch.cuda.empty_cache()
+            print(f"not enough memory for {len(some)} pictures at once; drawing {batch}", flush=True)
+            continue
+        yield from zip(some, drawn, strict=True)
+        at += len(some)
+
+
+def _numbered(path: Path, number: int, count: int) -> Path:
+    return path if count == 1 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
+
+
+def save(path: Path, image: Image, parameters: str) -> None:
+    """Writes a PNG that tells how it was made."""
+    info = PngInfo()
+    if parameters.isascii():
+        info.add_text("parameters", parameters)
+    else:
+        info.add_itxt("parameters", parameters)
+    io.save_png(path, image, info)
+
+
+def _parameters(options: GenerateOptions, job: Job, seed: int, sampling: Sampling, sampler: Sampler) -> str:
+    loras = {call.name: lora_hash(file) for call, file in zip(job.calls, job.files, strict=True)}
+    clip = options.clip_skip
+    return parameters(options.base, job.line.prompt, seed, sampling, sampler, loras, clip_skip=clip)
+
+
+def parameters(
+    base: Path,
+    prompt: str,
+    seed: int,
+    sampling: Sampling,
+    sampler: Sampler,
+    loras: Mapping[str, str],
+    *,
+    clip_skip: int = 1,
+) -> str:
+    """The text for "PNG Info"; `prompt` with its tags, `loras`: name -> AutoV3."""
+    name, schedule = sampler.webui
+    rows = {
+        "Steps": sampling.steps,
+        "Sampler": name,
+        "Schedule type": schedule,
+        "CFG scale": f"{sampling.cfg:g}",
+        "Seed": seed,
+        "Size": f"{sampling.size[0]}x{sampling.size[1]}",
+        "Model hash": model_hash(base),
+        "Model": base.stem,
+        "Denoising strength": None if sampling.start is None else f"{sampling.denoise:g}",
+        "Clip skip": clip_skip if clip_skip > 1 else None,
+        "Lora hashes": ", ".join(f"{lora}: {digest}" for lora, digest in loras.items()) or None,
+    }
+    return infotext(prompt, sampling.negative, rows)
+
+
+def model_hash(path: Path) -> str | None:
+    """The base's AutoV2, computed once; None for a folder."""
+    return _hashes(path, *_stamp(path)).autov2 if path.is_file() else None
+
+
+def lora_hash(path: Path) -> str:
+    """Its AutoV3, computed once."""
+    return _hashes(path, *_stamp(path)).autov3
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the whole file, computed once."""
+    return _hashes(path, *_stamp(path)).sha256
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _hashes(path: Path, size: int, changed: int) -> metadata.Hashes:
+    return metadata.model_hashes(path)

@@ -1,0 +1,154 @@
+"""What a grid is drawn from: checkpoints of runs, prompts, what a run's own config says. It needs no torch."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lora_scripts.config.load import load_config
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.values import model_fault
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
+from lora_scripts.grid.axes import GridOptions, fitting
+
+_STEP = re.compile(r"-(?:step)?(\d{3,})$")
+
+
+@dataclass(frozen=True)
+class LoraSource:
+    """A LoRA file, and its name on the axis."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that was asked for, with what a run's config added."""
+
+    base: Path
+    vae: Path | None
+    loras: tuple[LoraSource | None, ...]
+    """(None,) where only checkpoints are compared"""
+    checkpoints: tuple[LoraSource | None, ...]
+    prompts: tuple[PromptLine, ...]
+    size: tuple[int, int] | None
+    data: Path | None
+    prediction: Literal["epsilon", "v", "flow"]
+    zero_terminal_snr: bool
+    clip_skip: int
+
+
+def find_sources(options: GridOptions) -> Sources:
+    """UserErrors for everything that is missing or wrong."""
+    checkpoints = tuple(c for word in options.checkpoints for c in _checkpoints(word))
+    if not checkpoints and not options.loras:
+        raise UserError("there is no LoRA to draw", hint="name files with --loras, or a run with --checkpoints")
+    config = _config(options, checkpoints)
+    prompts = _prompts(options, config)
+    base = options.base or (config.base_model if config else None)
+    if base is None:
+        raise UserError("there is no base to draw with", hint="name one with --base")
+    faults = [
+        UserError(f"{name}: {fault[0]}", hint=fault[1])
+        for name, path, kind, folder in (
+            ("--base", base, "checkpoint", True),
+            ("--vae", options.vae, "VAE", True),
+            *(("--loras", path, "LoRA", False) for path in options.loras),
+        )
+        if path is not None and (fault := model_fault(path, kind=kind, folder=folder))
+    ]
+    raise_all(faults)
+    return Sources(
+        base=base,
+        vae=options.vae or (config.vae if config and options.base is None else None),
+        loras=tuple(_labelled(options.loras)) or (None,),
+        checkpoints=checkpoints or (None,),
+        prompts=prompts,
+        size=options.size or (config.effective_sample_size if config else None),
+        data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
+        prediction=config.prediction if config and options.prediction == "epsilon" else options.prediction,
+        zero_terminal_snr=options.zero_terminal_snr or bool(config and config.zero_terminal_snr),
+        clip_skip=config.clip_skip if config and options.clip_skip == 1 else options.clip_skip,
+    )
+
+
+def _config(options: GridOptions, checkpoints: tuple[LoraSource, ...]) -> TrainConfig | None:
+    """Of the first run that was named; what its config has wrong by now counts only if it is needed."""
+    folders = dict.fromkeys(
+        [
+            *(c.path.parent for c in checkpoints),
+            *(p.parent for p in options.loras),
+            *(p.parent.parent for p in options.loras),
+        ]
+    )
+    path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    if path is None:
+        return None
+    try:
+        return load_config(path)
+    except UserError:
+        if options.base is None or options.prompts is None:
+            raise
+        return None
+
+
+def _prompts(options: GridOptions, config: TrainConfig | None) -> tuple[PromptLine, ...]:
+    if options.prompts is not None:
+        path, faults, lines = options.prompts, [], []
+        for line in read_prompts(path):
+            try:
+                lines.append(fitting(line, path))
+            except UserError as error:
+                faults.append(error)
+        raise_all(faults)
+        return tuple(dict.fromkeys(lines))
+    if config is None or not config.sample_prompts:
+        raise UserError(
+            "there are no prompts to draw", hint="write them into a file, one a line: --prompts prompts.txt"
+        )
+    lines = preview_lines(config.sample_prompts)  # seeds and cfgs are axes
+    return tuple(dict.fromkeys(replace(line, seed=None, cfg=None) for line in lines))
+
+
+def _checkpoints(word: str) -> list[LoraSource]:
+    """Of a run's folder, a pattern or a file: the earliest first, the file without a step last. UserError for none."""
+    path = Path(word).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+    elif set("*?[") & set(word):
+        files = sorted(Path(p) for p in glob.glob(str(path)) if p.endswith(".safetensors"))
+    else:
+        if fault := model_fault(path, kind="LoRA", folder=False):
+            raise UserError(f"--checkpoints: {fault[0]}", hint=fault[1])
+        files = [path]
+    if not files:
+        raise UserError("--checkpoints: there is no .safetensors file", file=path, hint="name the folder of a run")
+    final = max((_step(file) or 0 for file in files), default=0) + 1
+    ordered = sorted(files, key=lambda file: (final if _step(file) is None else _step(file), file.name))
+    one_run = len({_STEP.sub("", file.stem) for file in ordered}) == 1 and len(ordered) > 1
+    return [LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered]
+
+
+def _step(path: Path) -> int | None:
+    match = _STEP.search(path.stem)
+    return int(match[1]) if match else None
+
+
+def _checkpoint_label(path: Path) -> str:
+    step = _step(path)
+    return "final" if step is None else f"step {step}"
+
+
+def _labelled(paths: tuple[Path, ...]) -> list[LoraSource]:
+    """By the file's name; where two are alike, with the folder's."""
+    paths = tuple(dict.fromkeys(paths))
+    stems = [path.stem for path in paths]
+    return [
+        LoraSource(path, path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}")
+        for path in paths
+    ]

@@ -1,0 +1,78 @@
+"""AUTOMATIC1111 stable-diffusion-webui 1.10.1, its built-in LoRA extension.
+
+It cuts a key at the first dot and looks the stem up among the layers of the published checkpoint: kohya's names by
+rules (also conv_in, conv_out and the time embedding, which kohya's tools never train), then `lora_unet_…` as the
+published block names themselves, and `lora_te1_text_model_…` as the text encoder of SD 1.x. A stem that leads nowhere
+is dropped without a word. A layer with one of its two matrices only makes the whole file fail. `dora_scale` is taken as
+one number an input. `bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lora_scripts.loras.consumers import rules
+from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.embedding import BUNDLE, bundled
+
+_KNOWN = (DOWN, UP, rules.ALPHA, DORA)
+
+
+def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
+    """What it would apply."""
+    table = _table(base)
+    reading, layers = Reading(), dict[str, Layer]()
+    for key in tensors:
+        stem, _, leaf = key.partition(".")
+        if key.startswith(BUNDLE):
+            continue
+        if stem not in table:
+            reading.faults.append(Fault(key, "dropped without a word: no layer has this name"))
+            continue
+        layers.setdefault(stem, table[stem])
+        if leaf not in _KNOWN:
+            reading.faults.append(Fault(key, "not read: this part of a LoRA is unknown"))
+    groups = rules.stems(tensors)
+    for stem, layer in layers.items():
+        parts = groups[stem]
+        if DOWN not in parts or UP not in parts:
+            there = next(iter(parts))
+            return reading.refuse(f"{stem}.{there}", "the whole file fails to load: a matrix of this layer is missing")
+        why = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        if why:
+            reading.faults.append(Fault(f"{stem}.{UP}", f"this layer is not changed: {why}"))
+            continue
+        if not rules.per_input(parts.get(DORA), layer.shape):
+            reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
+        rank = parts[DOWN].shape[0]
+        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+    if words := bundled(tensors):
+        reading.note = f"and its prompts know the word {', '.join(words)}"
+    return reading
+
+
+def hidden(metadata: Mapping[str, str], family: str = "sd1") -> str | None:
+    """Why its list does not show the file beside a model of `family`; None when it does."""
+    if metadata.get("ss_base_model_version", "").startswith("sdxl_"):
+        says, key = "sdxl", "ss_base_model_version"
+    elif metadata.get("ss_v2") == "True":
+        says, key = "sd2", "ss_v2"
+    else:
+        says, key = "sd1", ""
+    if not metadata or says == family:
+        return None
+    reason = f"{key} is {metadata[key]!r}" if key else "ss_base_model_version does not begin with sdxl_"
+    return f"A1111's list hides it beside a model of this family, because {reason}"
+
+
+def _table(base: Base) -> dict[str, Layer]:
+    table: dict[str, Layer] = {}
+    for layer in base.layers:
+        if layer.unet:
+            table |= {f"lora_unet_{layer.hf_flat}": layer, f"lora_unet_{layer.ldm_flat}": layer}
+        else:
+            table |= {f"lora_te_{layer.hf_flat}": layer, f"lora_te1_{layer.hf_flat}": layer}
+            table[layer.ldm_flat] = layer
+    return table

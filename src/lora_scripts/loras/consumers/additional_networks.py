@@ -1,0 +1,41 @@
+"""sd-webui-additional-networks, kohya's own extension for A1111 (SD 1.x and 2.x).
+
+Every stem, cut at the first dot, must be one of kohya's names of a layer inside the blocks or of the text encoder
+(`lora_te_`): any other stops the loading of the file. Layers are made for the stems that have a `lora_down`; what is
+left over (a lone `lora_up`, `dora_scale`) is printed as unexpected, a lone `lora_down` changes nothing, and a matrix of
+the wrong shape is left out. An alpha of 0 counts as the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lora_scripts.loras.consumers import rules
+from lora_scripts.loras.consumers.rules import ALPHA, DOWN, UP, Base, Change, Fault, Reading
+
+
+def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
+    """What it would apply."""
+    table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers if layer.in_block}
+    reading = Reading()
+    for key in tensors:
+        if key.partition(".")[0] not in table:
+            return reading.refuse(key, "the whole file fails to load: this name cannot be converted")
+    for stem, parts in rules.stems(tensors).items():
+        layer = table[stem]
+        if DOWN not in parts:
+            reading.faults += [Fault(f"{stem}.{leaf}", "not read: the layer has no lora_down") for leaf in parts]
+            continue
+        if UP not in parts:
+            reading.faults.append(Fault(f"{stem}.{DOWN}", "this layer is not changed: it has no lora_up"))
+            continue
+        reading.faults += [Fault(f"{stem}.{leaf}", "not read") for leaf in parts if leaf not in (DOWN, UP, ALPHA)]
+        why = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        if why:
+            reading.faults.append(Fault(f"{stem}.{UP}", f"left out: {why}"))
+            continue
+        scale = rules.scale_of(parts, parts[DOWN].shape[0], zero_means_rank=True)
+        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], scale)
+    return reading

@@ -1,0 +1,150 @@
+"""The consumers' readings of one file, held against the change that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
+
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-8
+_CHUNK = 1 << 20  # numbers at a time: what is compared stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one consumer took the file."""
+
+    consumer: str
+    right: int
+    """Layers that it changes as was trained."""
+    total: int
+    """Layers that were trained, and keys that name none."""
+    largest: float
+    """Largest |ΔW applied - ΔW trained| of any weight that it changes."""
+    fault: Fault | None
+    """The first key that fails, and why."""
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.fault is None
+
+    def __str__(self) -> str:
+        if self.fault is None:
+            said = f"{self.consumer}: {self.right} of {self.total} modules, ΔW equal ({self.largest:.0e})"
+            return f"{said}; {self.note}" if self.note else said
+        key = f"{self.fault.key}: " if self.fault.key else ""
+        return f"{self.consumer}: {self.right} of {self.total} modules; {key}{self.fault.why}"
+
+
+def judge(
+    expected: Mapping[str, Change],
+    readings: Mapping[str, Reading],
+    base: Base,
+    keys: Sequence[str],
+    own: Sequence[Fault],
+) -> list[Verdict]:
+    """A verdict for each consumer, in the order of `readings`.
+
+    `expected` is what was trained, `keys` are the file's, `own` is what is wrong with the file itself.
+    """
+    differences = _differences(expected, readings)
+    names = _Names(base, keys)
+    return [_verdict(name, reading, expected, differences[name], own, names) for name, reading in readings.items()]
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """One line for a file that is right everywhere: "verified: 192 of 192 modules in diffusers, …"."""
+    first, names = verdicts[0], ", ".join(v.consumer for v in verdicts)
+    largest = max(v.largest for v in verdicts)
+    return f"verified: {first.right} of {first.total} modules in {names}; largest difference {largest:.0e}"
+
+
+def _verdict(
+    consumer: str,
+    reading: Reading,
+    wanted: Mapping[str, Change],
+    differences: Mapping[str, Fault | float],
+    own: Sequence[Fault],
+    names: _Names,
+) -> Verdict:
+    wrong = {path: found for path, found in differences.items() if isinstance(found, Fault)}
+    right = [path for path in wanted if path in reading.changes and path not in wrong]
+    faults = [*reading.faults, *own]
+    faults += [Fault(names.of(path), found.why) for path, found in wrong.items()]
+    faults += [Fault(names.of(p), "this layer is not changed") for p in wanted if p not in reading.changes]
+    faults += [Fault(names.of(p), "changes a layer that was not trained") for p in reading.changes if p not in wanted]
+    fault = faults[0] if faults else None
+    if fault is not None and not fault.key and own:  # a library does not always say which key it stopped at
+        fault = Fault(own[0].key, fault.why)
+    strangers = {stranger.key.partition(".")[0] for stranger in own} - {names.of(p).partition(".")[0] for p in wanted}
+    largest = max((found for found in differences.values() if isinstance(found, float)), default=0.0)
+    return Verdict(consumer, len(right), len(wanted) + len(strangers), largest, fault, reading.note)
+
+
+def _differences(wanted: Mapping[str, Change], readings: Mapping[str, Reading]) -> dict[str, dict[str, Fault | float]]:
+    """Consumer -> path -> largest |difference|, or the fault that it is. Layer by layer, so that memory stays small."""
+    found: dict[str, dict[str, Fault | float]] = {consumer: {} for consumer in readings}
+    sizes = {path: 0.0 for path in wanted}
+    for path, want in wanted.items():
+        exact = want.exact()
+        sizes[path] = exact.abs().max().item() if exact.numel() else 0.0
+        done: list[tuple[Change, float]] = []
+        for consumer, reading in readings.items():
+            got = reading.changes.get(path)
+            if got is None:
+                continue
+            if (got.dora is None) != (want.dora is None):
+                text = "dora_scale is left out" if want.dora is not None else "a DoRA is made of a plain LoRA"
+                found[consumer][path] = Fault("", f"{text}: the change is another one")
+                continue
+            if got.dora is not None and want.dora is not None and not torch.equal(got.dora, want.dora):
+                found[consumer][path] = Fault("", "the lengths of its DoRA are other ones")
+                continue
+            difference = next((value for change, value in done if change.same(got)), None)
+            if difference is None:
+                difference = _largest(got.delta(), exact)
+                done.append((got, difference))
+            found[consumer][path] = difference
+    largest = max(sizes.values(), default=0.0)
+    for rows in found.values():
+        for path, value in rows.items():
+            # Of each module's own size: early in a training all of the changes are small.
+            allowed = _RELATIVE * sizes[path] + _ABSOLUTE * largest + _rounding(wanted[path])
+            if isinstance(value, float) and not value <= allowed:
+                rows[path] = Fault("", f"ΔW is another one than was trained (off by {value:.1e} of {sizes[path]:.1e})")
+    return found
+
+
+def _rounding(change: Change) -> float:
+    """What float32 may lose in up @ down: matters where large products nearly cancel, as in a PiSSA's file."""
+    up, down = change.up.double().flatten(1), change.down.double().flatten(1)
+    return 2**-21 * abs(change.scale) * up.norm(dim=1).max().item() * down.norm(dim=0).max().item()
+
+
+def _largest(got: Tensor, want: Tensor) -> float:
+    """Largest |difference|; infinite where the shapes differ or a number is none."""
+    if got.shape != want.shape:
+        return float("inf")
+    step = max(1, _CHUNK // max(1, want.shape[1]))
+    rows = range(0, want.shape[0], step)
+    most = [(got[i : i + step].double() - want[i : i + step]).abs().max() for i in rows]
+    value = torch.stack(most).max().item() if most else 0.0
+    return value if value == value else float("inf")
+
+
+class _Names:
+    """A key of the file for one of our paths, to show to a person."""
+
+    def __init__(self, base: Base, keys: Sequence[str]) -> None:
+        self.layers = {layer.path: layer for layer in base.layers}
+        self.keys = keys
+
+    def of(self, path: str) -> str:
+        layer = self.layers.get(path)
+        forms = [path] if layer is None else [layer.hf_flat, layer.ldm_flat, layer.hf, path.partition(".")[2]]
+        return next((key for form in forms for key in self.keys if form + "." in key), path)

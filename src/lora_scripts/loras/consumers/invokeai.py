@@ -1,0 +1,69 @@
+"""InvokeAI 6.14.2.
+
+On installing, it tells the base from the width of the first `attn2_to_k`, `attn2_to_v`, text encoder attention or (of
+SDXL) time embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no known
+kind of layer, or that lacks a matrix, fails the whole file. `lora_unet_…` and `lora_te_…` are looked up as diffusers'
+and transformers' module names with `_` for `.`; one that is not there is logged and left out, and other prefixes are
+passed over. Keys that begin with `bundle_emb` are taken out before all that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lora_scripts.loras.consumers import rules
+from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.loras.embedding import BUNDLE
+
+_KNOWN = (DOWN, UP, rules.ALPHA, DORA)
+_UNTOLD = "it cannot tell on installing that this is for SD 1.x (no attn2_to_k, attn2_to_v or text encoder in it)"
+
+
+def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
+    """What it would apply."""
+    table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers}
+    reading = Reading()
+    reading.note = rules.unread_words(tensors)
+    for stem, parts in rules.stems(tensors).items():
+        if stem + "." == BUNDLE:
+            continue
+        first = f"{stem}.{next(iter(parts))}"
+        if UP not in parts and DORA not in parts:
+            return reading.refuse(first, "the whole file fails to load: this is no layer that it knows")
+        if DOWN not in parts or UP not in parts:
+            return reading.refuse(first, "the whole file fails to load: a matrix of this layer is missing")
+        reading.faults += [
+            Fault(f"{stem}.{leaf}", "not read, a line in the log says so") for leaf in parts if leaf not in _KNOWN
+        ]
+        layer = table.get(stem)
+        if layer is None:
+            known = stem.startswith(("lora_unet_", "lora_te_"))
+            why = "left out, a line in the log says so" if known else "passed over without a word"
+            reading.faults += [Fault(f"{stem}.{leaf}", f"{why}: no layer has this name") for leaf in parts]
+            continue
+        why_not = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        if why_not:
+            reading.faults.append(Fault(f"{stem}.{UP}", f"this layer is not changed: {why_not}"))
+            continue
+        if not rules.per_input(parts.get(DORA), layer.shape):
+            reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
+        rank = parts[DOWN].shape[0]
+        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+    width = _token_width(tensors)
+    if base.context_width and width != base.context_width:
+        reading.note = _UNTOLD if width is None else f"it takes the file, by its width of {width}, for another base"
+    return reading
+
+
+def _token_width(tensors: Mapping[str, Tensor]) -> int | None:
+    """What it takes for the width of the text embedding."""
+    for key, tensor in tensors.items():
+        unet = key.startswith("lora_unet_") and any(
+            mark in key for mark in ("_attn2_to_k.", "_attn2_to_v.", "time_emb_proj.lora_down")
+        )
+        text = key.startswith("lora_te_") and "_self_attn_" in key
+        if (unet or text) and key.endswith("." + DOWN):
+            return tensor.shape[1]
+    return None

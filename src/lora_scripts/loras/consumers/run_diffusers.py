@@ -1,0 +1,93 @@
+"""diffusers, by running it: its loader puts the file onto a UNet and a text encoder, and PEFT tells the ΔW of each
+layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from lora_scripts.loras.consumers.rules import Change, Reading
+
+# What the two libraries raise for a file that they cannot take; anything else is a fault of ours.
+REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
+
+
+def read(path: Path, roots: Mapping[str, nn.Module]) -> Reading:
+    """What it applies; `roots` are fresh parts of the base ("unet", "text_encoder"), whose weights do not matter."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+
+    unet, text = roots["unet"], roots["text_encoder"]
+    try:
+        with quiet():
+            tensors, alphas, metadata = Loader.lora_state_dict(
+                str(path), local_files_only=True, unet_config=unet.config, return_lora_metadata=True
+            )
+            Loader.load_lora_into_unet(
+                tensors, network_alphas=alphas, unet=unet, adapter_name="proof", metadata=metadata
+            )
+            Loader.load_lora_into_text_encoder(
+                tensors,
+                network_alphas=alphas,
+                text_encoder=text,
+                prefix="text_encoder",
+                adapter_name="proof",
+                metadata=metadata,
+            )
+    except REFUSALS as error:
+        return Reading().refuse("", f"the loading stops: {told(error)}")
+    return Reading(dict(applied(roots, "proof")))
+
+
+def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str, Change]]:
+    """(our path, change) of every layer that PEFT has wrapped."""
+    from peft.tuners.lora import LoraLayer
+
+    for root, model in roots.items():
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer) and adapter in module.lora_A:
+                inner = name.removeprefix("base_model.model.").removeprefix("text_model.")
+                yield (
+                    f"{root}.{inner}",
+                    Change(
+                        module.lora_A[adapter].weight.detach(),
+                        module.lora_B[adapter].weight.detach(),
+                        float(module.scaling[adapter]),
+                        compute=partial(_delta, module, adapter),
+                    ),
+                )
+
+
+def told(error: Exception) -> str:
+    """An exception of a library in one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {text[:160]}" + ("…" if len(text) > 160 else "")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries' warnings and log lines are about a pipeline that is not there."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    loggers = {name: logging.getLogger(name) for name in ("diffusers", "transformers")}
+    before = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, logger in loggers.items():
+            logger.setLevel(before[name])
+
+
+def _delta(module: nn.Module, adapter: str):  # type: ignore[no-untyped-def]
+    return module.get_delta_weight(adapter).detach()  # type: ignore[operator]

@@ -1,0 +1,140 @@
+"""Where runs are rehearsed: in fresh processes, one after the other, and in a folder that is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.scan import Sample
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.plan.forecast import PHASES, Measured
+
+
+class Stage:
+    """Where runs are rehearsed: each in a fresh process, so that its memory is its own."""
+
+    def __init__(self, samples: Sequence[Sample], scratch: Path, memory: int, *, quiet: bool) -> None:
+        self.samples, self.scratch, self.memory, self.quiet = samples, scratch, memory, quiet
+        self.count = 0
+        self.took = 0.0
+        """Seconds of the last rehearsal."""
+        self.start = 0.0
+        """Of them, until the model was loaded."""
+
+    def rehearse(self, config: TrainConfig, what: str = "the largest batch, one preview, one save") -> Measured:
+        """Measures a run of the config. UserErrors for what the run would refuse."""
+        self.count += 1
+        folder = self.scratch / str(self.count)
+        folder.mkdir()
+        values = [[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in self.samples]
+        task = {
+            "config": config.model_dump(mode="json", exclude_unset=True),
+            "samples": values,
+            "scratch": str(folder),
+            "memory": self.memory,
+        }
+        begun, self.start = time.perf_counter(), 0.0
+        self._tell(f"rehearsing {what}", whole=True)
+        found, errors = Measured(), folder / "errors.txt"
+        with errors.open("wb") as printed, _process(printed) as process:
+            assert process.stdin and process.stdout
+            with process.stdin as pipe:
+                pipe.write(json.dumps(task))
+            for line in process.stdout:
+                message = json.loads(line)
+                if "faults" in message:
+                    raise_all([UserError(**fault) for fault in message["faults"]])
+                found = Measured.read(message)
+                if found.at != "load" and not self.start:
+                    self.start = time.perf_counter() - begun
+                self._tell(f"rehearsing: {PHASES.get(found.at, found.at)} …")
+            code = process.wait()
+        self.took = time.perf_counter() - begun
+        self._tell("")
+        killed = code in (-getattr(signal, "SIGKILL", 9), 128 + 9)  # Linux does so when memory runs out
+        if code and not killed:
+            told = errors.read_text("utf-8", "replace")
+            raise RuntimeError(f"the rehearsal ended with code {code}, while {found.at}:\n{told[-4000:]}")
+        found.short = found.short or killed
+        shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+    def _tell(self, text: str, *, whole: bool = False) -> None:
+        """On a terminal in place of what was told before, elsewhere only the lines that stand for a whole rehearsal."""
+        if sys.stdout.isatty() and not self.quiet:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        elif whole and not self.quiet:
+            print(text, flush=True)
+
+
+@contextmanager
+def _process(errors: Any) -> Iterator[subprocess.Popen[str]]:
+    """The rehearsing process, which never outlives this block. Ctrl-C is for us alone: we end it then."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "lora_scripts.plan.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def place_of(output: Path) -> Path:
+    """The nearest folder above `output` that is there: on its disk, and nothing of a run lies in it."""
+    above = Path(os.path.abspath(output))
+    if above.is_dir() and not os.access(above, os.W_OK):
+        raise UserError("cannot write here", file=output, hint="choose another output_dir")
+    above = above.parent
+    while not above.is_dir():
+        above = above.parent
+    if not output.is_dir() and not os.access(above, os.W_OK):
+        raise UserError(f"cannot write into {above}", file=output, hint="choose another output_dir")
+    return above
+
+
+@contextmanager
+def scratch_in(place: Path) -> Iterator[Path]:
+    """A folder for what a rehearsal writes, beside the output folder; it is gone afterwards."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".lora-scripts-plan-", dir=place, ignore_cleanup_errors=True)
+    except OSError:  # the output folder may be written to, the one it lies in may not
+        made = tempfile.TemporaryDirectory(prefix="lora-scripts-plan-", ignore_cleanup_errors=True)
+    with made as name:
+        yield Path(name)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """A polite kill is as Ctrl-C, so that what was begun is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,55 @@
+"""The process that a run is rehearsed in: `python -m lora_scripts.plan.worker`, started by `stage`.
+
+It reads a task from its input as JSON, and tells what it measured so far in lines, each a `Measured` as JSON: should
+the system end it for want of memory, the last line says where. A person's mistake comes as {"faults": …}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from lora_scripts.compute.meter import ran_out
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.scan import Sample
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.plan.rehearsal import Rehearsal
+
+
+def _fault(error: UserError) -> dict[str, Any]:
+    file = None if error.file is None else os.fspath(error.file)
+    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
+
+
+def rehearse(task: dict[str, Any], out: TextIO) -> None:
+    """Does one task, as `planning` writes it."""
+
+    def tell(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    config = TrainConfig.model_validate(task["config"])
+    samples = [Sample(Path(path), *rest) for path, *rest in task["samples"]]
+    run = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
+    try:
+        run.start()
+    except UserError as error:
+        errors = error.errors if isinstance(error, UserErrors) else [error]
+        tell({"faults": [_fault(one) for one in errors]})
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        run.leave()
+        run.measured.short = True
+        tell(run.measured.write())
+
+
+if __name__ == "__main__":
+    with suppress(OSError):  # should Linux run out of memory, it is to end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else is printed is no message
+    rehearse(json.load(sys.stdin), told)

@@ -1,0 +1,174 @@
+"""What is trained: the base model of a config with adapters in it, and the optimizer over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.adapters.dora import DoraLayer
+from lora_scripts.adapters.inject import assign, inject
+from lora_scripts.adapters.layer import Adapter, LoraLayer
+from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
+from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.compute.device import DTYPES
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.types import TargetRule
+from lora_scripts.families.base import Family, LoadOptions, find_family, load_family
+from lora_scripts.loras import metadata
+from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.loras.words import read_words
+from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
+from lora_scripts.run.memory import options_of
+from lora_scripts.run.new_words import group_of, make_words
+from lora_scripts.train.optim import Group, build_optimizer
+
+
+@dataclass
+class Model:
+    """A family with adapters in it."""
+
+    family: Family
+    layers: dict[str, Adapter]
+    optimizer: torch.optim.Optimizer
+    rank: int
+    alpha: float
+    """Of most layers; single ones may have others, by `targets`."""
+    base_digest: str
+    """SHA-256 of the base's file; empty for a folder."""
+    resized: str = ""
+    """How the rank of `init_lora` was changed; empty if it was not."""
+
+    words: dict[str, nn.Parameter] = field(default_factory=dict)
+    """New words -> their vectors [k, width], trained too."""
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
+        words = {f"new_token.{word}": p for word, p in self.words.items()}
+        return {
+            f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()
+        } | words
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies values in, by the names of `weights()`."""
+        for name, p in self.weights().items():
+            p.copy_(weights[name].reshape(p.shape))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the base answers alone."""
+        kept = {layer: layer.strength for layer in self.layers.values()}
+        for layer in kept:
+            layer.strength = 0.0
+        try:
+            yield
+        finally:
+            for layer, strength in kept.items():
+                layer.strength = strength
+
+    def train(self, training: bool) -> None:
+        """Dropout on or off."""
+        for layer in self.layers.values():
+            layer.train(training)
+
+
+def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
+    """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
+    options = LoadOptions(device, DTYPES[precision], config.vae, options_of(config, device))
+    family = load_family(find_family(config.base_model), config.base_model, options)
+    family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
+    family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
+    digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
+    spec, layers = family.spec, family.trainable()
+    if initial:
+        assert config.init_lora is not None
+        check_fits(initial, family, config.init_lora)
+    image = assign([p for p in layers if p.startswith(spec.image_root + ".")], config.rules, spec.groups)
+    text = [p for p in layers if p.startswith(spec.text_root + ".")] if config.train_text_encoder else []
+    rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
+    usual = default_size(config, initial)
+    sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
+    make = _maker(config, rules, sizes, usual)
+    if text:
+        family.encode_text(
+            [""]
+        )  # brings the text encoder to the device, so that its LoRA, EMA and moments are made there
+    injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
+    for layer in injected.values():
+        layer.place(device)  # the frozen one may be in RAM
+    begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
+    for path, weights in begun.items():
+        injected[path].load(values_of(weights))
+    _freeze_all_but(injected, rules.keys())
+    words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
+    groups = [*_groups(config, injected, rules, text), *group_of(config, words)]
+    optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
+    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized, words)
+
+
+def _maker(
+    config: TrainConfig,
+    rules: Mapping[str, TargetRule],
+    sizes: Mapping[str, Size],
+    usual: Size,
+) -> Callable[[str, nn.Module], Adapter]:
+    """How a layer is wrapped: the adapter of the config at the rank and alpha of its rule, or of `init_lora`."""
+
+    def make(path: str, layer: nn.Module) -> Adapter:
+        rule, dropout = rules.get(path), config.lora_dropout if path in rules else 0.0
+        rank, alpha = usual.rank, usual.alpha
+        if path in sizes:
+            rank, alpha = sizes[path].rank, sizes[path].alpha
+        elif rule is not None and (rule.rank or rule.alpha):
+            # A rank of its own keeps the scale, unless alpha is given too.
+            own = rule.rank or rank
+            rank, alpha = own, rule.alpha or alpha / rank * own
+        if config.rank_stabilised and path not in sizes:
+            # alpha / sqrt(rank) (Kalajdzievski 2023), written as the alpha that any reader divides by the rank
+            alpha = alpha * math.sqrt(rank)
+        if config.adapter in KINDS:
+            return LycorisLayer(layer, config.adapter, rank, alpha)
+        kinds = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+        return kinds[config.adapter](layer, rank, alpha, dropout)
+
+    return make
+
+
+def _groups(
+    config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: list[str]
+) -> Iterable[Group]:
+    """One group for each learning rate: the text encoder's, those of `targets`, and LoRA+'s of B."""
+    rates: dict[tuple[str, float], list[str]] = {}
+    inside = set(text)
+    for path, rule in rules.items():
+        name, rate = ("text_encoder", config.effective_text_encoder_lr) if path in inside else ("unet", rule.lr)
+        rates.setdefault((name, rate or config.learning_rate), []).append(path)
+    several = len([name for name, _ in rates if name == "unet"]) > 1
+    for (name, rate), paths in rates.items():
+        label = f"{name} {rate:g}" if several and name == "unet" else name
+        late = [p for path in paths for p in layers[path].late()] if config.lora_plus_ratio != 1 else []
+        ids = {id(p) for p in late}
+        window = (config.text_encoder_start, config.text_encoder_stop) if name == "text_encoder" else (0, None)
+        early = [p for path in paths for p in layers[path].values().values() if id(p) not in ids]
+        yield Group(label, early, rate, *window)
+        if late:  # Hayou et al. 2024: B needs a higher rate than A
+            yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)
+
+
+def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
+    """Layers that only `init_lora` has are applied as they are."""
+    kept = set(trained)
+    for path, layer in layers.items():
+        for p in layer.values().values():
+            p.requires_grad_(path in kept)

@@ -1,0 +1,90 @@
+"""Going on from an earlier LoRA: its weights at the rank that is asked for, the change they make being the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_scripts.adapters.algebra import factors
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.types import TargetRule
+from lora_scripts.loras.kohya import LoraWeights
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one layer's LoRA."""
+
+    rank: int
+    alpha: float
+
+
+def default_size(config: TrainConfig, initial: Mapping[str, LoraWeights]) -> Size:
+    """Of most layers: the config's; with an earlier LoRA its own, unless `lora_rank` or `lora_alpha` is written."""
+    first = next(iter(initial.values()), None)
+    if first is None:
+        return Size(config.lora_rank, config.effective_alpha)
+    return _resized(config, first, config.lora_rank)
+
+
+def size_of(config: TrainConfig, weights: LoraWeights, rule: TargetRule | None) -> Size:
+    """Of a layer that the earlier LoRA has; one that is not trained (no rule) stays as it is."""
+    if rule is None:
+        return Size(weights.rank, weights.alpha)
+    if rule.rank is not None:
+        return Size(rule.rank, rule.alpha or weights.alpha / weights.rank * rule.rank)
+    size = _resized(config, weights, config.lora_rank)
+    return Size(size.rank, rule.alpha or size.alpha)
+
+
+def _resized(config: TrainConfig, weights: LoraWeights, asked: int) -> Size:
+    rank = asked if "lora_rank" in config.model_fields_set else weights.rank
+    alpha = weights.alpha / weights.rank * rank  # the strength stays
+    return Size(rank, alpha if config.lora_alpha is None else config.lora_alpha)
+
+
+def fitted(weights: LoraWeights, size: Size, fresh: Tensor) -> tuple[LoraWeights, float, float]:
+    """The weights at another size, and how much of Σ s² of their ΔW is kept, of how much.
+
+    More rank: the rows that are missing are those of `fresh` (a new A, of the wanted rank) with a B of zero, so ΔW is
+    the same. Less: the best ΔW of that rank (Eckart & Young 1936). Another strength alpha / rank is made up for by B.
+    """
+    if (weights.rank, weights.alpha) == (size.rank, size.alpha):
+        return weights, 1.0, 1.0
+    scale, kept, whole = size.alpha / size.rank, 1.0, 1.0
+    up, down = weights.up.double() * (weights.alpha / weights.rank / scale), weights.down
+    if size.rank < weights.rank:
+        found = factors.svd(factors.of(weights))
+        whole, kept = (found.s**2).sum().item(), (found.s[: size.rank] ** 2).sum().item()
+        best = factors.balanced(factors.cut(found, min(size.rank, len(found.s))))
+        down = best.down.reshape(best.rank, *weights.down.shape[1:])
+        up = (best.up / scale).reshape(best.up.shape[0], best.rank, *weights.up.shape[2:])
+    missing = size.rank - down.shape[0]
+    if missing > 0:
+        down = torch.cat([down, fresh.to(down).reshape(size.rank, *down.shape[1:])[-missing:]])
+        up = torch.cat([up, up.new_zeros(up.shape[0], missing, *up.shape[2:])], dim=1)
+    return LoraWeights(down.float(), up.float(), size.alpha), kept, whole
+
+
+def fit_all(
+    initial: Mapping[str, LoraWeights], sizes: Mapping[str, Size], fresh: Callable[[str], Tensor]
+) -> tuple[dict[str, LoraWeights], str]:
+    """Every layer at its size, and in words what was done; empty if nothing was."""
+    found: dict[str, LoraWeights] = {}
+    wider, narrower, kept, whole = set(), set(), 0.0, 0.0
+    for path, weights in initial.items():
+        size = sizes[path]
+        found[path], part, of = fitted(weights, size, fresh(path))
+        change = (weights.rank, size.rank)
+        if size.rank > weights.rank:
+            wider.add(change)
+        elif size.rank < weights.rank:
+            narrower.add(change)
+            kept, whole = kept + part, whole + of
+    told = [f"rank {a} widened to {b} by fresh directions, its effect unchanged" for a, b in sorted(wider)]
+    energy = f"{kept / whole if whole else 1.0:.1%} of its energy kept".replace("%", " %")
+    told += [f"rank {a} cut to {b} by SVD, {energy}" for a, b in sorted(narrower)]
+    return found, "; ".join(told)
