@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.stack import LoraStack, Worn
 
 NAMES = ("base", "LoRA", "merged")

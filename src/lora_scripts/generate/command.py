@@ -14,10 +14,10 @@ from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
-from lora_scripts.loras import metadata
 from lora_scripts.loras.words import check_words
 
 if TYPE_CHECKING:
@@ -258,5 +258,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @cache
-def _hashes(path: Path, size: int, changed: int) -> metadata.Hashes:
-    return metadata.model_hashes(path)
+def _hashes(path: Path, size: int, changed: int) -> Hashes:
+    return model_hashes(path)

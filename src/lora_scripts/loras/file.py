@@ -15,11 +15,12 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.kinds import Kind, kind_of
 from lora_scripts.families.sdxl import names as sdxl_names
 from lora_scripts.formats import header, io
+from lora_scripts.formats.hashes import model_hashes, with_hashes
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 
@@ -41,7 +42,7 @@ class LoraFamily:
         """Our module path -> kohya's name."""
         if self.name == "sdxl":
             return sdxl_names.table()
-        from lora_scripts.loras.kohya import sd1_table
+        from lora_scripts.families.sd1.names import sd1_table
 
         return sd1_table()
 
@@ -115,13 +116,13 @@ def read(path: Path) -> LoraFile:
     """Reads a LoRA file, whole. UserError for another file, for unknown keys and for spoilt values."""
     import safetensors.torch
 
-    from lora_scripts.loras import kohya, metadata
+    from lora_scripts.loras import kohya
 
     family = family_of(path)
     weights = kohya.from_kohya(safetensors.torch.load_file(path), file=path, table=family.table())
     if not any(bool(w.up.any()) and bool(w.down.any()) and w.alpha for w in weights.values()):
         raise UserError("this LoRA changes no weight: all of it is zero", file=path, hint="take another file")
-    return LoraFile(path, family, weights, header.read_header(path).metadata, metadata.model_hashes(path).sha256)
+    return LoraFile(path, family, weights, header.read_header(path).metadata, model_hashes(path).sha256)
 
 
 def new_metadata(
@@ -174,7 +175,7 @@ def write(
     import torch
 
     from lora_scripts.adapters.algebra import factors
-    from lora_scripts.loras import kohya, metadata
+    from lora_scripts.loras import kohya
 
     tensors = kohya.to_kohya(weights, dtype=dtype, table=family.table())
     rounded = kohya.from_kohya(tensors, table=family.table())
@@ -184,7 +185,7 @@ def write(
     if off > 8 * torch.finfo(dtype).eps:
         text = f"{str(dtype).removeprefix('torch.')} would change ΔW by {off:.1%}"
         raise UserError(text, file=path, hint="write it with --precision fp32")
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, values))
+    io.save_safetensors(path, tensors, with_hashes(tensors, values))
     written = read(path)
     same = written.weights.keys() == rounded.keys() and all(
         torch.equal(w.up, rounded[n].up) and torch.equal(w.down, rounded[n].down) and w.alpha == rounded[n].alpha

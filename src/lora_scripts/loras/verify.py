@@ -13,7 +13,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.names import Base
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.families.sd1.skeleton import Skeleton, skeleton_of
 from lora_scripts.formats import header
 from lora_scripts.loras import dialects, embedding
@@ -30,10 +33,9 @@ from lora_scripts.loras.consumers import (
     run_peft,
 )
 from lora_scripts.loras.consumers.compare import Verdict
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import Change, Fault, Reading
 from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Naming, naming_of, sd1
+from lora_scripts.loras.naming import Naming, naming_of
 
 MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
     "A1111": a1111.read,

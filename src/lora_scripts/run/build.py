@@ -15,12 +15,12 @@ from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
 from lora_scripts.families.base import Family, LoadOptions, find_family, load_family
-from lora_scripts.loras import metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
@@ -89,7 +89,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     family = load_family(find_family(config.base_model), config.base_model, options)
     family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
     family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
-    digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
+    digest = model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
     spec, layers = family.spec, family.trainable()
     if initial:
         assert config.init_lora is not None

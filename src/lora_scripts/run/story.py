@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES, choose_device, choose_precision, peak_memory
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.formats import io
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.on_model import read_lora
 from lora_scripts.run.build import build_model
 from lora_scripts.run.export import Exporter

@@ -20,7 +20,7 @@ from lora_scripts.loras.file import LoraFamily, LoraFile
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 T = TypeVar("T")
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import find_family
+from lora_scripts.families.names import Base
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.names import sd1_base
 from lora_scripts.families.sd1.singlefile import Sd1Layout
 from lora_scripts.formats import header
-from lora_scripts.loras.consumers.rules import Base, sd1_base
 
 
 @dataclass(frozen=True)
