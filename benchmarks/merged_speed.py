@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from lora_scripts.adapters.layer import lora_shapes
-from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
+from lora_scripts.families.base import Family, LoadOptions, Sampling
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
 from lora_scripts.loras.kohya import LoraWeights
@@ -31,7 +32,7 @@ NAMES = ("base", "LoRA", "merged")
 def random_lora(family: Family, folder: Path) -> Path:
     """A file of rank 16 with small random numbers."""
     g, weights = torch.Generator().manual_seed(0), {}
-    chosen = family.spec.groups["attention"]
+    chosen = family.facts.groups["attention"]
     for path, layer in family.trainable().items():
         if chosen(path) and path.startswith("unet."):
             down, up = lora_shapes(layer, 16)  # type: ignore[arg-type]
@@ -42,7 +43,7 @@ def random_lora(family: Family, folder: Path) -> Path:
 
 
 def loaded(base: Path) -> Family:
-    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 def measure(families: Sequence[Family], rounds: int, sampling: Sampling) -> list[list[float]]:

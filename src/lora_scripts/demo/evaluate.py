@@ -22,7 +22,8 @@ from lora_scripts.config.values import DEVICE
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import SLOTS, Judge, Reading
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, Sampling
+from lora_scripts.families.table import find, load_family
 from lora_scripts.formats.io import save_png
 from lora_scripts.loras import on_model
 
@@ -113,7 +114,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Draws, judges and prints, as the command line asks."""
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    family = load_family("sd1", args.base, LoadOptions(device, DTYPES[precision]))
+    family = load_family(find(args.base), args.base, LoadOptions(device, DTYPES[precision]))
     weights = None
     if args.lora is not None:
         weights = on_model.read_lora(args.lora)

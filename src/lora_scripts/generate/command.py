@@ -49,8 +49,8 @@ def generate_pictures(options: GenerateOptions) -> None:
     image = load_rgb(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions, find_family, load_family
     from lora_scripts.families.samplers import find_sampler, steps_done
+    from lora_scripts.families.table import find, load_family
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if image is None else DENOISE if options.denoise is None else options.denoise
@@ -61,9 +61,7 @@ def generate_pictures(options: GenerateOptions) -> None:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
-    family.prediction, family.zero_terminal_snr = options.prediction, options.zero_terminal_snr
-    family.clip_skip = options.clip_skip
+    family = load_family(find(options.base), options.base, _load_options(options, device, DTYPES[precision]))
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
         stack.load(path)

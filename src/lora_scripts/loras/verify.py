@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.sd1.skeleton import Skeleton, skeleton_of
+from lora_scripts.families.table import require_lora
 from lora_scripts.formats import header
 from lora_scripts.loras import dialects, embedding
 from lora_scripts.loras.consumers import (
@@ -73,9 +74,7 @@ class Source:
 def open_lora(path: Path) -> Source:
     """Reads a LoRA file, or a PEFT folder (`adapter_config.json` in it, or in folders of it). UserError for others."""
     if not path.is_dir():
-        kind = header.identify(path)
-        if kind is not header.Kind.LORA:
-            raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
+        require_lora(path)
         return Source(path, safetensors.torch.load_file(path), header.read_header(path).metadata, {})
     folders = (
         [path] if (path / ADAPTER_CONFIG).is_file() else sorted(p.parent for p in path.glob(f"*/{ADAPTER_CONFIG}"))
