@@ -19,7 +19,7 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.types import BLOCKS, TargetRule
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1 import layout as sd1_layout
-from lora_scripts.loras.kohya import sd1_table
+from lora_scripts.families.sd1.names import sd1_table
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 20),

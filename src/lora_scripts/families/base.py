@@ -1,4 +1,4 @@
-"""What the rest of the house knows of a model: one protocol for every family, and what picture families have besides."""
+"""What the house knows of a model: the protocol of every family, and what picture families have besides."""
 
 from __future__ import annotations
 
@@ -76,6 +76,8 @@ class Family(Protocol):
 
     facts: Facts
     device: torch.device
+    objective: Objective
+    """What the base itself was made with: what it answers with, and its noise schedule; nothing weighted."""
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:

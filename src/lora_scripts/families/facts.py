@@ -11,6 +11,8 @@ from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Header, Kind
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lora_scripts.families.names import Base, Names
 
 
@@ -81,10 +83,12 @@ class Facts:
     """Our module path -> where its weight stands in a single file: of all layers of the file, also those that no LoRA
     file has a name for."""
     parts: Mapping[str, str]
-    """The parts that a LoRA may change, which are folders of a diffusers folder -> what their keys begin with there, and
-    our paths do not."""
+    """The parts that a LoRA may change, each a folder of a diffusers folder -> what their keys begin with there and our
+    paths do not."""
     base: Callable[[Path | None], Base]
     """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
+    build: Callable[[Path], dict[str, nn.Module]]
+    """The parts of a base by name, their weights not set: only for looking at what a loader puts onto them."""
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

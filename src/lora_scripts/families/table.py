@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
@@ -15,7 +15,7 @@ from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.formats.header import Kind, read_header, sniff
 
 if TYPE_CHECKING:
-    from lora_scripts.families.base import Family, LoadOptions
+    from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
 FAMILIES: tuple[Facts, ...] = (SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
@@ -86,3 +86,13 @@ def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:
     """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
     family: Family = importlib.import_module(facts.model).load(path, options)
     return family
+
+
+def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:
+    """The family of a base that draws pictures. UserError for a base of another kind."""
+    facts = find(path)
+    if "pictures" not in facts.features:
+        raise UserError(
+            f"this is {facts.checkpoint.words}, which draws no pictures", file=path, hint="give another base"
+        )
+    return cast("PictureFamily", load_family(facts, path, options))

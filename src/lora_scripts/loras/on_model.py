@@ -14,12 +14,12 @@ from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import Family, PictureFamily
 from lora_scripts.families.table import require_lora
 from lora_scripts.loras import kohya
 from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.kohya import LoraWeights
 
 Change = LoraWeights | Mapping[str, Tensor]
 """What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""

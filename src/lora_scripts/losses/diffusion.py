@@ -73,7 +73,7 @@ class Schedule:
 
 @cache
 def discrete(prediction: Prediction, *, zero_terminal_snr: bool = False, steps: int = 1000) -> Schedule:
-    """The schedule of a base with timesteps. One that predicts flow is told 1000 sigma, as diffusers' scheduler does."""
+    """The schedule of a base with timesteps; one that predicts flow is told 1000 sigma, as diffusers does."""
     levels = schedule(prediction, zero_terminal_snr=zero_terminal_snr, steps=steps)
     return Schedule(levels, 1 if prediction == "flow" else 0)
 

@@ -31,7 +31,7 @@ class Draws:
     """All the randomness of one batch of n latents; the loss is a function of these."""
 
     u: Tensor
-    """float64 [n] on the CPU: noise levels in [0, 1), the noisier the higher; the family's schedule says what they are"""
+    """float64 [n] on the CPU: noise levels in [0, 1), the higher the noisier; the family says what they are"""
     noise: Tensor
     """as the latents: what is mixed in, and what an epsilon model should answer"""
     posterior: Tensor

@@ -85,8 +85,8 @@ def run_loop(
 ) -> bool:
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
-    `loss_of` gives the sum of a batch's losses, with gradient, and how many were summed; `steps(first, total)` the epoch
-    and the batches of each step.
+    `loss_of` gives the sum of a batch's losses, with gradient, and how many were summed; `steps(first, total)` gives
+    the epoch and the batches of each step.
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.

@@ -15,6 +15,7 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.table import require_lora
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json

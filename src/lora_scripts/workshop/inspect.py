@@ -12,14 +12,13 @@ from typing import Any
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.kinds import LORA
+from lora_scripts.families.sd1.names import STANDARD, sd1_base
 from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
+from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.formats.header import Header, Kind
-from lora_scripts.loras import metadata
 from lora_scripts.loras.consumers import a1111, published
-from lora_scripts.loras.consumers.rules import STANDARD, sd1_base
 from lora_scripts.loras.dialects import ALPHA_KEY
-from lora_scripts.loras.metadata import Hashes
 from lora_scripts.loras.portrait import SD1, Portrait, portrait, triggers
 from lora_scripts.loras.verify import MATCHERS, Source, open_lora
 
@@ -77,7 +76,7 @@ def report_of(path: Path) -> Report:
         return _lora(open_lora(path), sum(f.stat().st_size for f in path.rglob("*") if f.is_file()), {})
     kind = identify(path)
     if kind is LORA:
-        return _lora(open_lora(path), path.stat().st_size, _hashes(metadata.model_hashes(path)))
+        return _lora(open_lora(path), path.stat().st_size, _hashes(model_hashes(path)))
     return _model(path, kind)
 
 
@@ -143,7 +142,7 @@ def _model(path: Path, kind: Kind) -> Report:
         family=kind.words.removeprefix("a ").removeprefix("an ").removesuffix(" checkpoint"),
         size=path.stat().st_size,
         dtypes=dict(dtypes.most_common()),
-        hashes=_hashes(metadata.model_hashes(path)),
+        hashes=_hashes(model_hashes(path)),
         metadata=head.metadata,
         parts=dict(parts),
         problems=_of_model(path, kind, head),

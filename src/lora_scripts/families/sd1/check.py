@@ -48,8 +48,8 @@ def folder_kind(path: Path) -> Kind | None:
         return None
     if unet.get("cross_attention_dim") == 1024:
         return kinds.SD2
-    channels = unet.get("in_channels", 4)
-    return {9: INPAINTING, 8: EDITING}.get(channels, CHECKPOINT)
+    channels = unet.get("in_channels")
+    return INPAINTING if channels == 9 else EDITING if channels == 8 else CHECKPOINT
 
 
 def read_config(folder: Path) -> dict[str, object] | None:

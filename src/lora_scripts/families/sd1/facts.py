@@ -11,6 +11,8 @@ from lora_scripts.families.sd1 import check
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lora_scripts.families.names import Base, Names
 
 BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
@@ -61,6 +63,12 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     }
 
 
+def _build(path: Path) -> dict[str, nn.Module]:
+    from lora_scripts.families.sd1 import skeleton
+
+    return skeleton.build(path)
+
+
 FACTS = Facts(
     name="sd1",
     words="Stable Diffusion 1.x",
@@ -92,4 +100,5 @@ FACTS = Facts(
     parts={"unet": "", "text_encoder": "text_model."},
     check_vae=check.check_vae,
     base=_base,
+    build=_build,
 )

@@ -65,7 +65,8 @@ class StableDiffusion1:
         native_size: tuple[int, int] = (512, 512),
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
-        self.settings = Settings.of(options.settings)
+        self.settings = settings = Settings.of(options.settings)
+        self.objective = diffusion.Objective(settings.prediction, zero_terminal_snr=settings.zero_terminal_snr)
         self.unet = unet.requires_grad_(False).eval()
         memory.place(self.unet, options.memory, self.device, self.dtype)
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.

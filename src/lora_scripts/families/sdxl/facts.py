@@ -11,6 +11,8 @@ from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.formats.header import Header, Kind
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lora_scripts.families.names import Base, Names
 
 CHECKPOINT = Kind("an SDXL checkpoint")
@@ -59,6 +61,10 @@ def _base(path: Path | None) -> Base:
     raise NotImplementedError
 
 
+def _build(path: Path) -> dict[str, nn.Module]:
+    raise NotImplementedError
+
+
 FACTS = Facts(
     name="sdxl",
     words="SDXL",
@@ -87,4 +93,5 @@ FACTS = Facts(
     parts={},
     check_vae=_check_vae,
     base=_base,
+    build=_build,
 )
