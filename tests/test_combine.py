@@ -19,8 +19,9 @@ from lora_scripts.adapters.algebra.combine import Method
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli.options import weighted
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.sdxl import names
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import file as loras
 from lora_scripts.loras import kohya
@@ -47,7 +48,7 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
     output = tmp_path / "abc.safetensors"
     strengths = {"a": 0.8, "b": 0.5, "c": -0.7}
     run("combine", *(f"{files[name]}:{s}" for name, s in strengths.items()), "--output", output)
-    family = load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float64))
+    family = load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float64))
     family.text_encoder.double()
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.tensor([500])

@@ -20,10 +20,11 @@ from blocks import delta, mistake, random_lora, run, save, total
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sdxl import names as sdxl_names
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import kohya
@@ -83,7 +84,7 @@ def test_merged_then_drawn_is_drawn_with_the_loras(base: Path, loras: list[Path]
     applied = answer(family)
     for layers in reversed(on):
         remove(family.roots, layers)
-    merged = answer(load_family("sd1", output, LoadOptions(torch.device("cpu"), torch.float32)))
+    merged = answer(load_family(by_name("sd1"), output, LoadOptions(torch.device("cpu"), torch.float32)))
     assert (applied - plain).abs().max() > 0.1 * plain.abs().max()
     assert (merged - applied).abs().max() < 2e-5 * applied.abs().max()
 

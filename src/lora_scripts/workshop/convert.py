@@ -20,7 +20,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.names import Layer, Names
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
 from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
-from lora_scripts.families.sd1.skeleton import skeleton_of
+from lora_scripts.families.table import find
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import dialects, kohya
@@ -153,7 +153,7 @@ def _baked(
 
 def _base_weights(base: Path) -> Callable[[str], Tensor]:
     """Our path -> the base's frozen weight, read one at a time."""
-    layers = {layer.path: layer for layer in skeleton_of(base).base.layers}
+    layers = {layer.path: layer for layer in find(base).base(base).layers}
     files = (
         [base]
         if base.is_file()
