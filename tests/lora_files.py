@@ -11,10 +11,11 @@ import tiny
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sd1.names import sd1_base, sd1_table
-from lora_scripts.families.sd1.skeleton import Skeleton
+from lora_scripts.families.sd1.facts import FACTS
+from lora_scripts.families.sd1.names import sd1, sd1_base, sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
+from lora_scripts.loras.verify import Skeleton
 
 BASE: Base = sd1_base(tiny.LAYOUT)
 SHAPES = {layer.path: layer.shape for layer in BASE.layers}
@@ -52,7 +53,7 @@ def _build() -> dict[str, nn.Module]:
     return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
 
 
-SMALL = Skeleton(BASE, _build)
+SMALL = Skeleton(FACTS, BASE, _build)
 
 
 def weights(
@@ -78,7 +79,7 @@ def dense(w: LoraWeights) -> Tensor:
 
 def tensors(modules: dict[str, LoraWeights], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """With kohya's names, ranks and alphas as they are."""
-    return kohya.to_kohya(modules, dtype=dtype, mixed=True)
+    return kohya.to_kohya(modules, sd1().kohya, dtype=dtype, mixed=True)
 
 
 def write(path: Path, found: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:

@@ -14,7 +14,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.formats import io
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.memorisation import captions
@@ -63,7 +63,7 @@ class Rehearsal(Run):
         m.free_ram = free_ram() + used_ram() if self.device.type != "cpu" else 0
         self._enter("load")
         begun = time.perf_counter()
-        self._load(read_lora(config.init_lora) if config.init_lora else {})
+        self._load(loras.read(config.init_lora).weights if config.init_lora else {})
         m.seconds["load"] = time.perf_counter() - begun
         self._plan()
         self.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from lora_scripts.adapters.lycoris import KINDS
 from lora_scripts.adapters.weights import LoraWeights, uniform
-from lora_scripts.formats import io
-from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import embedding, kohya, metadata
+from lora_scripts.loras.file import save
 from lora_scripts.loras.metadata import TrainingFacts
 from lora_scripts.run.new_words import metadata_of, save_words
 
@@ -48,6 +48,10 @@ class Exporter:
             return {path: layer.leaves() for path, layer in self.run.layers.items()}
 
     @property
+    def _names(self) -> Mapping[str, str]:
+        return self.run.family.facts.names().kohya
+
+    @property
     def lycoris(self) -> bool:
         """That the file is one for readers of LyCORIS."""
         return self.run.config.adapter in KINDS
@@ -61,16 +65,16 @@ class Exporter:
         """What the file would hold now. UserError if a value is not finite in the file's precision."""
         words = embedding.to_bundle(self.words()) if self.run.config.token_bundle else {}
         if self.lycoris:
-            return kohya.to_lycoris(self.leaves(), dtype=self.dtype) | words
-        return kohya.to_kohya(self.weights(), dtype=self.dtype) | words
+            return kohya.to_lycoris(self.leaves(), self._names, dtype=self.dtype) | words
+        return kohya.to_kohya(self.weights(), self._names, dtype=self.dtype) | words
 
     def write(self, path: Path) -> None:
         """UserError if a value is not finite in the file's precision."""
         tensors = self.tensors()
         words = self.words()
-        told = metadata.lora_metadata(self._facts(*self._size())) | metadata_of(words)
+        told = metadata.of_training(self.run.family.facts, self._facts(*self._size())) | metadata_of(words)
         save_words(words, path)  # first: a LoRA that is there has its words
-        io.save_safetensors(path, tensors, with_hashes(tensors, told))
+        save(path, tensors, told)
 
     def _size(self) -> tuple[int, float]:
         """Rank and alpha of every module in the file."""

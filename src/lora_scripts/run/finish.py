@@ -15,7 +15,8 @@ from lora_scripts.data.image import load_rgb
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate import command
-from lora_scripts.loras.on_model import apply, read_change
+from lora_scripts.loras.file import read
+from lora_scripts.loras.on_model import apply
 from lora_scripts.loras.words import embedding_file, read_words
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
@@ -46,7 +47,7 @@ def finish(run: Run) -> None:
 def report(run: Run, proof: str) -> None:
     """Draws with the exported file, not with the weights in memory, and writes report.html."""
     remove(run.family.roots, run.layers)
-    layers, words = apply(run.family, read_change(run.folder.final), 1.0), read_words(run.folder.final)
+    layers, words = apply(run.family, read(run.folder.final).modules, 1.0), read_words(run.folder.final)
 
     def draw(preview: Preview, strength: float) -> Image.Image:
         for layer in layers.values():

@@ -19,8 +19,9 @@ from lora_scripts.families.samplers import find_sampler
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import parameters, save
 from lora_scripts.generate.prompts_file import preview_lines
+from lora_scripts.loras import reading
 from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.on_model import apply, changes_of
+from lora_scripts.loras.on_model import apply
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import Run
@@ -93,7 +94,7 @@ def exported(run: Run) -> Iterator[str]:
     The layers in training are laid aside meanwhile, and put back as they were.
     """
     tensors, words = run.exporter.tensors(), run.exporter.words()
-    changes = changes_of(split_bundle(tensors)[0], run.folder.final)
+    changes = reading.read(split_bundle(tensors)[0], run.family.facts.names(), file=run.folder.final)
     try:
         put_back(run.family.roots, {path: layer.base for path, layer in run.layers.items()})
         apply(run.family, changes, 1.0)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import safetensors.torch
 import torch
 
 from lora_scripts.adapters.layer import Adapter
 from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.errors import UserError
-from lora_scripts.loras import kohya
-from lora_scripts.loras.embedding import read_embedding, split_bundle
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.embedding import read_embedding
 from lora_scripts.loras.verify import CONSUMERS, require, verify_trained
 from lora_scripts.loras.words import embedding_file, read_words
 
@@ -59,14 +57,14 @@ def _prove_words(run: Run) -> str:
 def _prove_lycoris(run: Run) -> str:
     """The file's own weight changes, computed by the library from its keys, against those that were trained."""
     path = run.folder.final
-    read = kohya.from_lycoris(split_bundle(safetensors.torch.load_file(path), path)[0], file=path)
+    read = loras.read(path).modules
     with run.averaged():
         worst = max(_distance(layer, read.get(name), name, run) for name, layer in run.layers.items())
     size = f"{len(run.layers)} of {len(run.layers)} modules in lycoris-lora"
     return f"verified: {size}; largest difference {worst:.0e}, the rounding to {run.config.save_precision} included"
 
 
-def _distance(layer: Adapter, leaves: Mapping[str, object] | None, name: str, run: Run) -> float:
+def _distance(layer: Adapter, leaves: object | None, name: str, run: Run) -> float:
     if not leaves:
         raise UserError(f"does not load as trained: {name} is not in it", file=run.folder.final)
     other = LycorisLayer.of_leaves(layer.base, leaves)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.run.build import build_model
 from lora_scripts.run.export import Exporter
 from lora_scripts.run.finish import finish
@@ -56,7 +56,7 @@ class Run:
         config = self.config
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
-        initial = read_lora(config.init_lora) if config.init_lora else {}
+        initial = loras.read(config.init_lora).weights if config.init_lora else {}
         with self.folder.locked(), self._signals():
             found = self.folder.check(resume=self.resume)  # again: an interrupted save has been put right
             self._load(initial)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import LoraFile, Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.file import LoraFile
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
     Faults,
     Weighted,
@@ -186,7 +188,7 @@ def _write(
         dtype = dtype_of("fp32")
     one = next(iter(padded.values()))
     sources = [Source(f.name, f.sha256, a.weight) for f, a in zip(files, options.loras, strict=True)]
-    values = loras.new_metadata(
+    values = metadata.of_making(
         files[0].family,
         output.stem,
         rank=one.rank,
@@ -195,7 +197,8 @@ def _write(
         made_by=_words(method),
         sources=sources,
     )
-    file, off = loras.write(output, files[0].family, padded, dtype, values | loras.shared_metadata(files))
+    values |= metadata.shared([file.metadata for file in files])
+    file, off = loras.write(output, files[0].family, padded, dtype, values)
     rows = file_rows(file, off)
     told = {"method": method.name, **rows}
     lines = file_lines(rows)

@@ -17,16 +17,16 @@ from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
 from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
-from lora_scripts.families.names import Layer, Names
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.names import Layer
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
-from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
 from lora_scripts.families.table import find
 from lora_scripts.formats import io
-from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import dialects, kohya
-from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALPHA_KEY
+from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
-from lora_scripts.loras.verify import MATCHERS, Source, open_lora
+from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.verify import MATCHERS
 
 _NOT_CARRIED = (ALPHA_KEY, "lora_adapter_metadata", "format")
 """What belongs to the naming that it came in: diffusers' text encoder fails on its own key beside kohya's alphas."""
@@ -52,8 +52,8 @@ class ConvertOptions:
 def convert_file(options: ConvertOptions) -> None:
     """Writes the converted LoRA and tells what it cost. UserError for a mistake; then nothing is written."""
     output = _output(options)
-    source, names = open_lora(options.file), sd1()
-    modules = source.modules()
+    source = open_lora(options.file)
+    family, modules = source.require_family(), _of_lora(source)
     told = [f"{options.file}: {len(modules)} modules, {_naming(source)} names, {_ranks(modules)}"]
     if options.bake_dora:
         assert options.base is not None
@@ -70,8 +70,15 @@ def convert_file(options: ConvertOptions) -> None:
     if options.dtype is not None:
         told.append(f"{options.dtype}: {loss}")
     carried = {key: value for key, value in source.metadata.items() if key not in _NOT_CARRIED}
-    told += _write(output, naming, modules, dtype, _renumbered(carried, modules), names)
+    told += _write(output, naming, modules, dtype, _renumbered(carried, modules), family)
     print("\n".join([*told, f"written: {output}"]))
+
+
+def _of_lora(source: Contents) -> dict[str, LoraWeights]:
+    """The modules, DoRA too. UserError for LoHa, LoKr and OFT."""
+    modules = source.modules()
+    plain({path: w for path, w in modules.items() if not isinstance(w, LoraWeights)}, source.path)
+    return {path: w for path, w in modules.items() if isinstance(w, LoraWeights)}
 
 
 def _write(
@@ -80,9 +87,10 @@ def _write(
     modules: Mapping[str, LoraWeights],
     dtype: torch.dtype,
     carried: dict[str, str],
-    names: Names,
+    family: Facts,
 ) -> list[str]:
     """Writes, and gives the lines that a person should read."""
+    names = family.names()
     if naming is Naming.PEFT:
         io.write_folder(path, _peft_files(modules, dtype, carried))
         parts = sorted({name.partition("/")[0] for name in modules_by_part(modules)})
@@ -93,9 +101,9 @@ def _write(
         lines = [] if folded.exact else [_rounding(modules)]
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
-        tensors, lines = kohya.to_kohya(modules, dtype=dtype, table=table, mixed=True), []
-    io.save_safetensors(path, tensors, with_hashes(tensors, carried))
-    base = sd1_base(STANDARD, shapes=False)
+        tensors, lines = kohya.to_kohya(modules, table, dtype=dtype, mixed=True), []
+    save(path, tensors, carried)
+    base = family.base(None)
     readings = {name: read(tensors, base) for name, read in MATCHERS.items()}
     fine = [name for name, reading in readings.items() if not reading.faults]
     lines.append(f"every key is read by {', '.join(fine)}" if fine else "these names are read by diffusers")
@@ -222,7 +230,7 @@ def _main_dtype(modules: Mapping[str, LoraWeights]) -> torch.dtype:
     return Counter(w.down.dtype for w in modules.values()).most_common(1)[0][0]
 
 
-def _naming(source: Source) -> str:
+def _naming(source: Contents) -> str:
     return source.naming.value if source.naming else "unknown"
 
 

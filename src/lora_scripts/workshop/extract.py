@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
@@ -128,7 +129,7 @@ def _metadata(
     one = next(iter(weights.values()))
     words = ["extract", *(f"{k}={v}" for k, v in (("rank", options.rank), ("energy", options.energy)) if v is not None)]
     sources = [*_sources(base), *_sources(tuned)]
-    values = loras.new_metadata(
+    values = metadata.of_making(
         base.family,
         options.output.stem,
         rank=one.rank,

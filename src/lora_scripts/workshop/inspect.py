@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.facts import Facts
 from lora_scripts.families.kinds import LORA
-from lora_scripts.families.sd1.names import STANDARD, sd1_base
 from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
 from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.formats.header import Header, Kind
 from lora_scripts.loras.consumers import a1111, published
-from lora_scripts.loras.dialects import ALPHA_KEY
-from lora_scripts.loras.portrait import SD1, Portrait, portrait, triggers
-from lora_scripts.loras.verify import MATCHERS, Source, open_lora
+from lora_scripts.loras.file import Contents, is_adapter, open_lora, plain
+from lora_scripts.loras.portrait import Portrait, portrait, triggers
+from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.verify import MATCHERS
 
 _PARTS = (("UNet", "model.diffusion_model."), ("VAE", "first_stage_model."), ("text encoder", "cond_stage_model."))
 
@@ -50,7 +51,7 @@ class Report:
 
 def inspect(path: Path, *, as_json: bool) -> None:
     """Prints one report, or a table of a folder's files. UserError when there is nothing to look at."""
-    if path.is_dir() and not _is_adapter(path):
+    if path.is_dir() and not is_adapter(path):
         files = sorted(path.rglob("*.safetensors"))
         if not files:
             raise UserError("this folder holds no .safetensors file", file=path, hint="name a file")
@@ -80,10 +81,10 @@ def report_of(path: Path) -> Report:
     return _model(path, kind)
 
 
-def _lora(source: Source, size: int, hashes: dict[str, str]) -> Report:
+def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
     # PEFT keeps alpha in another file, and our own diffusers files in the metadata.
-    weights = source.modules() if source.adapters or ALPHA_KEY in source.metadata else None
-    found = portrait(source.tensors, source.metadata, weights)
+    weights = plain(source.modules(), source.path) if source.adapters or ALPHA_KEY in source.metadata else None
+    found = portrait(source.model, source.tensors, source.metadata, weights)
     report = Report(
         path=source.path,
         what="a LoRA in PEFT's folder" if source.adapters else "a LoRA",
@@ -105,19 +106,19 @@ def _lora(source: Source, size: int, hashes: dict[str, str]) -> Report:
     told = source.metadata.get("sshs_model_hash")
     if told and hashes and told != hashes["sshs_model_hash"]:
         report.problems.append("sshs_model_hash in the metadata is not this file's: the tensors were changed after")
-    if found.family == SD1:
-        _where_it_loads(report, source)
+    if source.family is not None and source.family.model:
+        _where_it_loads(report, source, source.family)
     return report
 
 
-def _where_it_loads(report: Report, source: Source) -> None:
-    """By the matchers, with the names of SD 1.x and no shapes, for there is no base here."""
-    base = sd1_base(STANDARD, shapes=False)
-    unknown = published.read(source.tensors, base).faults
+def _where_it_loads(report: Report, source: Contents, family: Facts) -> None:
+    """By the matchers, with the family's names and no shapes, for there is no base here."""
+    base = family.base(None)
+    unknown = published.read(source.tensors, base, family.names()).faults
     strange = [fault for fault in unknown if fault.why.startswith("names no layer")]
     if strange:
-        report.problems.append(f"{len(strange)} keys name no layer of {SD1}, first {strange[0].key}")
-    hidden = a1111.hidden(source.metadata)
+        report.problems.append(f"{len(strange)} keys name no layer of {family.words}, first {strange[0].key}")
+    hidden = a1111.hidden(source.metadata, family.lora.base_version)
     if hidden:
         report.problems.append(hidden)
     for name, read in MATCHERS.items():
@@ -172,15 +173,11 @@ def _hashes(hashes: Hashes) -> dict[str, str]:
     }
 
 
-def _dtypes(source: Source) -> dict[str, int]:
+def _dtypes(source: Contents) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for tensor in source.tensors.values():
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return dict(counts.most_common())
-
-
-def _is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file() or any(path.glob("*/adapter_config.json"))
 
 
 def _page(r: Report) -> str:

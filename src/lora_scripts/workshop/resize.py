@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import LoraFile, Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.file import LoraFile
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
     Faults,
     check_output,
@@ -80,7 +82,7 @@ def resize_file(options: ResizeOptions) -> None:
 def _metadata(file: LoraFile, options: ResizeOptions, rank: int, alpha: float, conv: bool) -> dict[str, str]:
     """All that the file said of itself, with the new rank and where it came from."""
     words = ["resize", *(f"{k}={v}" for k, v in (("rank", options.rank), ("energy", options.energy)) if v is not None)]
-    new = loras.new_metadata(
+    new = metadata.of_making(
         file.family,
         options.output.stem,
         rank=rank,
@@ -91,4 +93,4 @@ def _metadata(file: LoraFile, options: ResizeOptions, rank: int, alpha: float, c
     )
     kept = {key: value for key, value in file.metadata.items() if key not in _STALE}
     fresh = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_output_name", "modelspec.title")
-    return new | kept | {key: new[key] for key in (*fresh, loras.MADE_BY, loras.MADE_FROM)}
+    return new | kept | {key: new[key] for key in (*fresh, metadata.MADE_BY, metadata.MADE_FROM)}
