@@ -200,7 +200,7 @@ def as_sdxl(base: Path) -> bytes:
 
 
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a checkpoint of Stable Diffusion 1.x, such as v1-5-pruned.safetensors"),
+    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a checkpoint of Stable Diffusion 1.x, such as v1-5-"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),
     "truncated": (lambda base: base.read_bytes()[:-5], "truncated: 15,06"),
     "short": (lambda base: base.read_bytes()[:1000], "truncated: 1,000 of"),
