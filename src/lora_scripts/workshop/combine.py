@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.adapters.algebra.combine import Combined, Method
     from lora_scripts.adapters.algebra.overlap import Overlap
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 _METHODS_OF = {
     "rank": ("svd", "ties", "dare"),
@@ -178,27 +178,27 @@ def _write(
     sink: Sink,
 ) -> CombinedFile:
     from lora_scripts.adapters.algebra import combine as algebra
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
 
     weights = [file.weights for file in files]
     combined = algebra.combine(weights, strengths, method, told=counting(sink, "layers"))
-    uniform = kohya.uniform(combined.weights)
+    padded = uniform(combined.weights)
     dtype = dtype_of(precision, files)
-    widened = precision == "auto" and method.name == "concat" and not _holds(uniform, dtype)
+    widened = precision == "auto" and method.name == "concat" and not _holds(padded, dtype)
     if widened:
         dtype = dtype_of("fp32")
-    first = next(iter(uniform.values()))
+    first = next(iter(padded.values()))
     metadata = lora_file.new_metadata(
         files[0].family,
         output.stem,
         rank=first.rank,
         alpha=first.alpha,
-        conv=has_conv(uniform),
+        conv=has_conv(padded),
         made_by=_command(method),
         sources=[Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)],
     )
     metadata |= lora_file.shared_metadata(files)
-    written, rounding = lora_file.write(output, files[0].family, uniform, dtype, metadata)
+    written, rounding = lora_file.write(output, files[0].family, padded, dtype, metadata)
     cut = method.name not in ("concat", "linear")
     worst_module, worst_share = combined.worst if cut else (None, None)
     return CombinedFile(

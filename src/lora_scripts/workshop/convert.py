@@ -14,14 +14,16 @@ import torch
 
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.families.names import Names
+from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
 from lora_scripts.formats import io
-from lora_scripts.loras import dialects, kohya, metadata
-from lora_scripts.loras.consumers.rules import STANDARD, sd1_base
+from lora_scripts.formats.hashes import with_hashes
+from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALPHA_KEY
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Names, Naming, sd1
+from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.verify import MATCHERS, open_lora
 from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.stream import read_module
@@ -94,8 +96,8 @@ def convert(
 ) -> Converted:
     """Writes a LoRA in the names `to`, a word of `Naming`; `dtype` is a word of `precision.DTYPES`, None: as it is.
 
-    With `bake_dora`, what is a DoRA becomes a plain LoRA on `base`, of `rank` or its own. UserErrors for a mistake; then
-    nothing is written.
+    With `bake_dora`, what is a DoRA becomes a plain LoRA on `base`, of `rank` or its own. UserErrors for a mistake;
+    then nothing is written.
     """
     output = _output(file, to, output, dtype, overwrite=overwrite)
     source, names, naming = open_lora(file), sd1(), Naming(to)
@@ -106,10 +108,10 @@ def convert(
         modules, baked = _baked(modules, base, rank, file, sink)
     number_type = _main_dtype(modules) if dtype is None else precision.DTYPES[dtype]
     if naming is not Naming.PEFT and not keep_ranks:
-        uniform = kohya.uniform(modules)
-        if any(uniform[path] is not w for path, w in modules.items()):
-            padded = _sizes(uniform)
-        modules = uniform
+        of_one_rank = uniform(modules)
+        if any(of_one_rank[path] is not w for path, w in modules.items()):
+            padded = _sizes(of_one_rank)
+        modules = of_one_rank
     modules, loss = precision.cast(modules, number_type)
     carried = {key: value for key, value in source.metadata.items() if key not in _NOT_CARRIED}
     form = _write(output, naming, modules, number_type, _renumbered(carried, modules), names)
@@ -158,7 +160,7 @@ def _write(
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
         tensors = kohya.to_kohya(modules, dtype=dtype, table=table, mixed=True)
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, carried))
+    io.save_safetensors(path, tensors, with_hashes(tensors, carried))
     base = sd1_base(STANDARD, shapes=False)
     read_by = tuple(name for name, read in MATCHERS.items() if not read(tensors, base).faults)
     return _Form(folding, read_by)

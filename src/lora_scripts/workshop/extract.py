@@ -25,7 +25,7 @@ from lora_scripts.workshop.common import (
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.algebra.extract import Extracted
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 DEFAULT_RANK = 32
 
@@ -98,13 +98,13 @@ def extract(
         raise UserError(text, file=tuned, hint="check the names" + ("" if conv else ", or add --conv"))
 
     from lora_scripts.adapters.algebra.extract import missing_attention
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
 
     weights = {path: layer.weights for path, layer in layers.items()}
     weights |= missing_attention(weights, {path: before.shape(path) for path in before.places})
-    uniform = kohya.uniform(weights)
-    metadata = _metadata(before, after, output, uniform, made_by("extract", rank=rank, energy=energy))
-    written, rounding = loras.write(output, before.family, uniform, dtype_of(precision), metadata)
+    padded = uniform(weights)
+    metadata = _metadata(before, after, output, padded, made_by("extract", rank=rank, energy=energy))
+    written, rounding = loras.write(output, before.family, padded, dtype_of(precision), metadata)
     total = sum(layer.energy for layer in layers.values())
     worst = min(layers, key=lambda path: layers[path].share)
     return ExtractedLora(
@@ -187,7 +187,7 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
-    both = [path for path in base.family.table() if path in base.places and path in tuned.places]
+    both = [path for path in base.family.names().kohya if path in base.places and path in tuned.places]
     return [path for path in both if conv or _size(base.shape(path))[2:] == ()]
 
 
@@ -213,7 +213,7 @@ def _metadata(
 
 def _sources(model: Checkpoint) -> list[Source]:
     """A row for each file of weights."""
-    from lora_scripts.loras.metadata import model_hashes
+    from lora_scripts.formats.hashes import model_hashes
 
     names = {name: f"{model.path.name}/{name}" if name else model.path.name for name in model.files}
     return [Source(shown, model_hashes(model.file(name)).sha256) for name, shown in names.items()]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_scripts.adapters.algebra.merge import Rounding
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
     from lora_scripts.workshop.checkpoint import Place
     from lora_scripts.workshop.stream import Rewrite
 
@@ -318,8 +319,6 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, object]]:
 
 def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, rounding: Rounding) -> dict[str, Any]:
     """The fields of `Rewritten`; every file's header is read once more."""
-    from lora_scripts.loras.metadata import model_hashes
-
     rows = []
     for name in model.files:
         path = output / name if name else output

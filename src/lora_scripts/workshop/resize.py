@@ -62,21 +62,21 @@ def resize(
 
     (file,) = read_all([lora])
     from lora_scripts.adapters.algebra import resize as algebra
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
 
     smaller = algebra.resize(file.weights, rank=rank, energy=energy, told=counting(sink, "layers"))
-    uniform = kohya.uniform(smaller.weights)
-    first = next(iter(uniform.values()))
+    padded = uniform(smaller.weights)
+    first = next(iter(padded.values()))
     new = loras.new_metadata(
         file.family,
         output.stem,
         rank=first.rank,
         alpha=first.alpha,
-        conv=has_conv(uniform),
+        conv=has_conv(padded),
         made_by=made_by("resize", rank=rank, energy=energy),
         sources=[Source(file.name, file.sha256)],
     )
-    written, rounding = loras.write(output, file.family, uniform, dtype_of(precision, [file]), _metadata(file, new))
+    written, rounding = loras.write(output, file.family, padded, dtype_of(precision, [file]), _metadata(file, new))
     worst_module, worst_share = smaller.worst
     return Resized(
         **as_written(written, rounding),
