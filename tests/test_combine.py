@@ -283,7 +283,7 @@ def test_mistakes(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[st
     a, b = files["a"], files["b"]
     out = tmp_path / "x.safetensors"
     told = mistake(capsys, "combine", f"{a}:0", tmp_path / "none.safetensors", "--output", out, "--density", "0.5")
-    assert "--density does nothing with --method concat" in told and "weight 0 adds nothing" in told
+    assert "--density does nothing with --method concat" in told and "weight 0 changes nothing" in told
     assert "none.safetensors: no such file" in told and len(told.splitlines()) == 3
     assert "two LoRAs or more" in mistake(capsys, "combine", a, "--output", out)
     assert "where to?" in mistake(capsys, "combine", a, b)

@@ -93,3 +93,8 @@ Sink = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The sink of those who do not want to know."""
+
+
+def counting(sink: Sink, what: str) -> Callable[[int, int], None]:
+    """Takes (done, total) and tells the sink of it: for work that knows nothing of events."""
+    return lambda done, total: sink(Progress(what, done, total))
