@@ -55,8 +55,8 @@ class CheckData:
     findings: Sequence[Finding]
     """The worst first."""
     pictures: Sequence[ShownPicture]
-    done: Sequence[str] = ()
-    """What --fix did, line by line."""
+    mended: Sequence[str] | None = None
+    """What --fix did, line by line; None without it."""
     command: str = ""
     """To mend what can be mended; empty if that is done, or nothing."""
 
