@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_scripts import run
 from lora_scripts.config.load import load_config
 from lora_scripts.demo import world
+from lora_scripts.errors import raise_all
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
@@ -25,7 +26,7 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
     print(f"drawing 50 pictures of the neon style into {data}", flush=True)
     world.write_pictures(data, world.training_scenes())
     print(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does", flush=True)
-    label(LabelOptions(input=data, model=MINIATURE))
+    raise_all(label(LabelOptions(input=data, model=MINIATURE)).faults)
     print("training a LoRA on the pictures and their captions", flush=True)
     assets = resources.files("lora_scripts.demo").joinpath("assets")
     io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
