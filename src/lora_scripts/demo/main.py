@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lora_scripts import run
 from lora_scripts.demo import world
 from lora_scripts.events import Note, Sink, ignore
+from lora_scripts.errors import raise_all
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
@@ -49,7 +50,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
         world.write_pictures(data, world.training_scenes())
         sink(Note(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does"))
-        label(LabelOptions(input=data, model=MINIATURE))
+        raise_all(label(LabelOptions(input=data, model=MINIATURE)).faults)
         sink(Note("training a LoRA on the pictures and their captions"))
         io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
         config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())
