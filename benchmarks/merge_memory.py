@@ -87,8 +87,8 @@ def write_lora(path: Path, rank: int) -> None:
     """A random fp16 LoRA in every layer, 3 x 3 convolutions too."""
     import torch
 
+    from lora_scripts.adapters.weights import LoraWeights
     from lora_scripts.loras import kohya
-    from lora_scripts.loras.kohya import LoraWeights
 
     weights = {}
     for module in names.modules():

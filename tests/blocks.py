@@ -10,10 +10,10 @@ import torch
 
 from conftest import offline
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 
 Weights = dict[str, LoraWeights]
 

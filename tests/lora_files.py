@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.names import Base
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.names import sd1_base, sd1_table
 from lora_scripts.families.sd1.skeleton import Skeleton
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.consumers.rules import Base, sd1_base
-from lora_scripts.loras.kohya import LoraWeights
 
 BASE: Base = sd1_base(tiny.LAYOUT)
 SHAPES = {layer.path: layer.shape for layer in BASE.layers}
-KOHYA = kohya.sd1_table()
+KOHYA = sd1_table()
 TRAINABLE = [path for path in SHAPES if path in KOHYA]
 MID = "unet.mid_block.attentions.0.transformer_blocks.0"
 FEW = [

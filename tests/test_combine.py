@@ -17,12 +17,14 @@ from blocks import delta, mistake, random_lora, run, save, total
 from lora_scripts.adapters.algebra import combine, factors, overlap
 from lora_scripts.adapters.algebra.combine import Method
 from lora_scripts.adapters.inject import remove
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli.options import weighted
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.sdxl import names
+from lora_scripts.families.table import by_name, load_family
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import file as loras
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras import kohya
 from lora_scripts.loras.on_model import apply, read_lora
 
 Files = dict[str, Path]
@@ -46,7 +48,7 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
     output = tmp_path / "abc.safetensors"
     strengths = {"a": 0.8, "b": 0.5, "c": -0.7}
     run("combine", *(f"{files[name]}:{s}" for name, s in strengths.items()), "--output", output)
-    family = load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float64))
+    family = load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float64))
     family.text_encoder.double()
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.tensor([500])
@@ -77,10 +79,10 @@ def test_one_rank_and_one_alpha_on_every_module(files: Files, tmp_path: Path) ->
     assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("5", "1.25")
     assert told["ss_base_model_version"] == "sd_v1" and told["ss_v2"] == "False" and told["ss_clip_skip"] == "2"
     assert json.loads(told[loras.MADE_FROM]) == [
-        {"name": f"{name}.safetensors", "sha256": metadata.model_hashes(files[name]).sha256, "weight": weight}
+        {"name": f"{name}.safetensors", "sha256": model_hashes(files[name]).sha256, "weight": weight}
         for name, weight in (("a", 0.3), ("b", 2.0))
     ]
-    assert told["sshs_model_hash"] == metadata.model_hashes(output).sshs_model_hash
+    assert told["sshs_model_hash"] == model_hashes(output).sshs_model_hash
 
 
 def test_exact_or_rounded_is_chosen_and_told(

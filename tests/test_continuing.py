@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import tiny
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.config.load import dump_config, load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.run import story
 from lora_scripts.run.init_lora import Size, default_size, fit_all, fitted, size_of
 

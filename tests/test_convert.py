@@ -16,13 +16,15 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.header import read_header
-from lora_scripts.loras import dialects, kohya, metadata, naming
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Naming, naming_of, sd1
+from lora_scripts.loras import dialects, kohya, naming
+from lora_scripts.loras.naming import Naming, naming_of
 from lora_scripts.loras.verify import CONSUMERS, check, expected_by, open_lora
 
 Q = f"{MID}.attn1.to_q"
@@ -44,7 +46,7 @@ def same(a: dict[str, LoraWeights], b: dict[str, LoraWeights]) -> bool:
 def exported(path: Path, modules: dict[str, LoraWeights], **facts: str) -> Path:
     """A kohya file with metadata and hashes, as every export of ours."""
     found = tensors(modules)
-    return lora_files.write(path, found, metadata.with_hashes(found, FACTS | facts))
+    return lora_files.write(path, found, with_hashes(found, FACTS | facts))
 
 
 def test_names_as_published() -> None:

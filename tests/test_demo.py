@@ -12,7 +12,8 @@ from PIL import Image
 
 from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header
 from lora_scripts.loras.on_model import read_lora
 
@@ -34,7 +35,7 @@ def test_all_that_the_package_brings_is_within_24_mb() -> None:
 def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
     head = header.require_sd1(ASSETS / "base.safetensors")
     assert {info.dtype for info in head.tensors.values()} == {"F16"}
-    family = load_family("sd1", ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
+    family = load_family(by_name("sd1"), ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
     assert family.native_size == (128, 128)
     assert len(family.trainable()) > 192
 

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 import tiny
 from blocks import delta, mistake, random_lora, run, save
 from lora_scripts.adapters.algebra import extract as extracting
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.formats import io
-from lora_scripts.loras import file, kohya, metadata
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import file
 from lora_scripts.loras.on_model import read_lora
 
 
@@ -44,7 +46,7 @@ def test_a_known_rank_8_is_found_as_rank_8(
         assert (delta(found[path]) - exact).abs().max() < 1e-5 * exact.abs().max(), path
     values = file.read(output).metadata
     assert values["ss_sd_model_name"] == base.name
-    assert values["ss_new_sd_model_hash"] == metadata.model_hashes(base).sha256
+    assert values["ss_new_sd_model_hash"] == model_hashes(base).sha256
     names = [row["name"] for row in json.loads(values[file.MADE_FROM])]
     assert (
         names == [base.name, tuned.name] and values["ss_network_dim"] == "8" and "conv_dim" in values["ss_network_args"]
@@ -135,8 +137,8 @@ def test_the_second_text_encoder_of_sdxl_gets_whole_blocks() -> None:
     assert not any(delta(w).any() for w in made.values())
 
 
-def random_like(size: int) -> kohya.LoraWeights:
-    return kohya.LoraWeights(torch.randn(2, size), torch.randn(size, 2), 2.0)
+def random_like(size: int) -> LoraWeights:
+    return LoraWeights(torch.randn(2, size), torch.randn(size, 2), 2.0)
 
 
 def test_mistakes(base: Path, known: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

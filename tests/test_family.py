@@ -18,9 +18,10 @@ from transformers import CLIPTokenizer
 
 import tiny
 from lora_scripts.cli import main
-from lora_scripts.families.base import LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import io
 
 FP32 = LoadOptions(torch.device("cpu"), torch.float32)
@@ -86,7 +87,7 @@ def test_half_precision_files_and_ema_copies(
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77),
     }
     io.save_safetensors(tmp_path / "half.safetensors", {**tensors, **ema, **more})
-    loaded = load_family("sd1", tmp_path / "half.safetensors", FP32)
+    loaded = load_family(by_name("sd1"), tmp_path / "half.safetensors", FP32)
     parts = (loaded.unet, loaded.vae, loaded.text_encoder)
     assert all(same_weights(a, b, through=dtype) for a, b in zip(parts, models, strict=True))
     assert {p.dtype for m in parts for p in m.parameters()} == {torch.float32}
@@ -94,7 +95,7 @@ def test_half_precision_files_and_ema_copies(
 
 @torch.no_grad()
 def test_a_diffusers_folder_is_the_same_as_the_file(family: Any, folder: Path) -> None:
-    other = load_family("sd1", folder, FP32)
+    other = load_family(by_name("sd1"), folder, FP32)
     x, t, states = latents()
     assert torch.equal(other.predict(x, t, states), family.predict(x, t, states))
     assert torch.equal(other.encode_image(pixels())["mean"], family.encode_image(pixels())["mean"])
@@ -124,7 +125,7 @@ def test_a_separate_vae_takes_the_place_of_the_checkpoints(form: str, base: Path
     # The checkpoint's own is not even needed.
     tensors = {k: v for k, v in load_file(base).items() if not k.startswith(singlefile.VAE_PREFIX)}
     io.save_safetensors(tmp_path / "without.safetensors", tensors)
-    loaded = load_family("sd1", tmp_path / "without.safetensors", LoadOptions(FP32.device, FP32.dtype, path))
+    loaded = load_family(by_name("sd1"), tmp_path / "without.safetensors", LoadOptions(FP32.device, FP32.dtype, path))
     assert same_weights(loaded.vae, vae) and same_weights(loaded.unet, family.unet)
     assert loaded.fingerprint("vae") != family.fingerprint("vae")
     assert loaded.fingerprint("text") == family.fingerprint("text")
@@ -159,7 +160,7 @@ def test_the_tokenizer_is_the_published_one(tmp_path: Path) -> None:
 
 
 def test_bf16_keeps_the_vae_and_the_text_encoder_in_float32(base: Path) -> None:
-    loaded = load_family("sd1", base, LoadOptions(FP32.device, torch.bfloat16))
+    loaded = load_family(by_name("sd1"), base, LoadOptions(FP32.device, torch.bfloat16))
     kinds = {name: {p.dtype for p in getattr(loaded, name).parameters()} for name in ("unet", "vae", "text_encoder")}
     assert kinds == {"unet": {torch.bfloat16}, "vae": {torch.float32}, "text_encoder": {torch.float32}}
     x, t, states = latents()

@@ -15,13 +15,13 @@ import tiny
 from conftest import Finished, offline
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.on_model import apply, check_fits, read_lora
 
 

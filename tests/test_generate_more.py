@@ -18,6 +18,7 @@ from PIL import Image
 import tiny
 from conftest import offline
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
@@ -25,9 +26,9 @@ from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
 from lora_scripts.families.sd1.model import SCHEDULE
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.png import infotext
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.diffusion import schedule
 
@@ -317,7 +318,7 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
     image = Image.open(tmp_path / "a.png")
     assert image.size == (64, 96)
     told = read_infotext(image.text["parameters"])
-    hashes = {n: metadata.model_hashes(loras / f"{n}.safetensors").sshs_model_hash[:12] for n in ("all", "some")}
+    hashes = {n: model_hashes(loras / f"{n}.safetensors").sshs_model_hash[:12] for n in ("all", "some")}
     assert {key: told[key] for key in told if key != "Version"} == {
         "Prompt": prompt,
         "Negative prompt": "ugly, text: none",
@@ -328,7 +329,7 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
         "Seed": "7",
         "Size-1": "64",
         "Size-2": "96",
-        "Model hash": metadata.model_hashes(base).sha256[:10],
+        "Model hash": model_hashes(base).sha256[:10],
         "Model": "base",
         "Denoising strength": "0.6",
         "Lora hashes": f"all: {hashes['all']}, some: {hashes['some']}",

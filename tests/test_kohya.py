@@ -7,9 +7,10 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.names import sd1_table
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 
 Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KQ = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -63,7 +64,7 @@ def delta(weights: LoraWeights) -> torch.Tensor:
 
 def test_the_table_names_every_layer_of_the_real_classes() -> None:
     modules = paths_of(small_unet(), small_text())
-    table = kohya.sd1_table(text_layers=2)
+    table = sd1_table(text_layers=2)
     assert set(modules) <= set(table)
     rest = set(table) - set(modules)
     assert all(path.endswith(".conv_shortcut") for path in rest)  # only where the width changes
@@ -72,13 +73,13 @@ def test_the_table_names_every_layer_of_the_real_classes() -> None:
 
 def test_the_count_of_modules_that_every_trainer_knows() -> None:
     """kohya's trainer reports 192 modules of the UNet (with proj_in and proj_out) and 72 of the text encoder."""
-    table = kohya.sd1_table()
+    table = sd1_table()
     assert sum(".attentions." in path for path in table) == 192
     assert sum(path.startswith("text_encoder.") for path in table) == 72
 
 
 def test_names_as_published() -> None:
-    table = kohya.sd1_table()
+    table = sd1_table()
     assert table[Q] == KQ
     assert table["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"] == (
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
@@ -138,7 +139,7 @@ def test_mixed_ranks_and_alphas_become_one_without_changing_the_effect() -> None
 def test_equal_scales_are_only_padded() -> None:
     lora = {Q: LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0)}
     lora[Q.replace("to_q", "to_k")] = LoraWeights(torch.randn(4, 8), torch.randn(8, 4), 2.0)
-    one = kohya.uniform(lora)[Q]
+    one = uniform(lora)[Q]
     assert one.alpha == 2.0 and one.rank == 4
     assert torch.equal(one.up[:, :2], lora[Q].up) and not one.up[:, 2:].any() and not one.down[2:].any()
 

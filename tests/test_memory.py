@@ -25,7 +25,8 @@ from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise,
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.base import Batch, LoadOptions, Sampling, load_family
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.plan import command, forecast
 from lora_scripts.run.build import Model, build_model
@@ -146,7 +147,7 @@ def test_a_cast_of_the_model_leaves_codes_and_scales() -> None:
 
 
 def loaded(base: Path, **keys: Any) -> Any:
-    return load_family("sd1", base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(**keys)))
+    return load_family(by_name("sd1"), base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(**keys)))
 
 
 def answer(family: Any, x: Tensor) -> Tensor:

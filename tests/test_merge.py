@@ -18,14 +18,16 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 import tiny
 from blocks import delta, mistake, random_lora, run, save, total
 from lora_scripts.adapters.inject import remove
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sdxl import names as sdxl_names
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import kohya
 from lora_scripts.loras.on_model import apply, read_lora
 from lora_scripts.workshop import common
 from lora_scripts.workshop import merge as merging
@@ -82,7 +84,7 @@ def test_merged_then_drawn_is_drawn_with_the_loras(base: Path, loras: list[Path]
     applied = answer(family)
     for layers in reversed(on):
         remove(family.roots, layers)
-    merged = answer(load_family("sd1", output, LoadOptions(torch.device("cpu"), torch.float32)))
+    merged = answer(load_family(by_name("sd1"), output, LoadOptions(torch.device("cpu"), torch.float32)))
     assert (applied - plain).abs().max() > 0.1 * plain.abs().max()
     assert (merged - applied).abs().max() < 2e-5 * applied.abs().max()
 
@@ -113,7 +115,7 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(
     told = json.loads(two.metadata.pop(merging.MERGED))
     assert two.metadata == {"modelspec.title": "A base", "x": "é"} and "modelspec.hash_sha256" in out
     assert [(row["name"], row["weight"]) for row in told] == [("a.safetensors", 0.8), ("b.safetensors", 1.0)]
-    hashes = metadata.model_hashes(output)
+    hashes = model_hashes(output)
     assert hashes.sha256 in out and hashes.autov2 in out and hashes.autov3 in out
 
 

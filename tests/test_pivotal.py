@@ -19,10 +19,11 @@ from conftest import offline
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.prompts import chunks, plain, weighted
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.clip.words import spread
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.loras.embedding import to_bundle
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -64,7 +65,7 @@ def trained(config: Path) -> tuple[Path, str]:
 
 
 def fresh(base: Path) -> Any:
-    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 def test_a_words_tokens_stand_where_it_stands_and_never_part() -> None:

@@ -12,8 +12,9 @@ import torch
 from blocks import delta, mistake, random_lora, run, save
 from lora_scripts.adapters.algebra import resize
 from lora_scripts.adapters.algebra.overlap import block_of
-from lora_scripts.loras import file, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import file
 from lora_scripts.loras.on_model import read_lora
 
 SAID = {
@@ -54,10 +55,8 @@ def test_to_a_rank(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert values["ss_network_dim"] == "3" and values["ss_tag_frequency"] == SAID["ss_tag_frequency"]
     assert values["ss_output_name"] == values["modelspec.title"] == "three"
     assert not {"modelspec.hash_sha256", "lora_adapter_metadata"} & values.keys()
-    assert values["sshs_model_hash"] == metadata.model_hashes(output).sshs_model_hash
-    assert json.loads(values[file.MADE_FROM]) == [
-        {"name": "lora.safetensors", "sha256": metadata.model_hashes(lora).sha256}
-    ]
+    assert values["sshs_model_hash"] == model_hashes(output).sshs_model_hash
+    assert json.loads(values[file.MADE_FROM]) == [{"name": "lora.safetensors", "sha256": model_hashes(lora).sha256}]
 
 
 def test_to_a_share_of_the_energy_block_by_block(

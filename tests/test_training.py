@@ -20,15 +20,16 @@ from conftest import Finished
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.compute import device
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1.names import sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
@@ -443,7 +444,7 @@ def everything(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_text_encoder_and_convolutions_are_exported(everything: Path, family: Any) -> None:
     tensors = load_file(everything / "out.safetensors")
     names = {name.partition(".")[0] for name in tensors}
-    wanted = {kohya.sd1_table(1)[path] for path in family.trainable()}
+    wanted = {sd1_table(1)[path] for path in family.trainable()}
     assert names == wanted and sum(name.startswith("lora_te_text_model_encoder_layers_0_") for name in names) == 6
     assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_down.weight"].shape == (4, 32, 3, 3)
     assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_up.weight"].shape == (32, 4, 1, 1)

@@ -14,11 +14,11 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras import verify as verifying
 from lora_scripts.loras.consumers import compare, published
 from lora_scripts.loras.consumers.compare import Verdict
-from lora_scripts.loras.naming import sd1
 from lora_scripts.loras.verify import CONSUMERS, MATCHERS, open_lora, require, verify, verify_trained
 
 Q, K = KOHYA[f"{MID}.attn1.to_q"], KOHYA[f"{MID}.attn2.to_k"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_scripts.cli.options import file_of, number, path
+from lora_scripts.events import Sink
 
 HELP = "write a model card and a thumbnail for a LoRA"
 
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace files that are there")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes a model card with the Hugging Face header, and beside the LoRA the thumbnail and the two JSON files that
     WebUIs look for."""
     from lora_scripts.workshop.card import CardOptions, write_card

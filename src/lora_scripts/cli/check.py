@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_scripts.cli.options import file_of, size
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 HELP = "look at a data set: what is wrong with it, and the mend"
 OVERRIDES = True
@@ -25,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Looks at a data set before an evening is spent on it: prints a verdict and writes one HTML page with every
     finding. Exit code 0 if training can start, warnings or not, and 2 if it would stop."""
     if options.trigger is not None and not options.trigger.strip():

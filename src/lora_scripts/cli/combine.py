@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import add_writing, argument, file_of, number, weighted
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.combine import CombineOptions
@@ -36,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Tells how LoRAs overlap, block by block, with weights to try; then writes them as one LoRA."""
     if options.report_only and options.output is not None:
         raise UserError("--report-only writes nothing", hint="leave out --output, or --report-only")

@@ -6,6 +6,7 @@ import argparse
 
 from lora_scripts.cli.options import number, path, require_models
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 HELP = "write a LoRA in another program's names, or another precision"
 
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace what stands at the output")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes a LoRA of Stable Diffusion 1.x in other names, and back without loss."""
     require_models([("FILE", options.file, "LoRA"), ("--base", options.base, "checkpoint")])
     if options.bake_dora and options.base is None:

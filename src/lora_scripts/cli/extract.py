@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_scripts.cli.options import add_writing, file_of, number, path
+from lora_scripts.events import Sink
 
 HELP = "find the LoRA between two models"
 
@@ -20,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser, "auto (default): fp16; fp32, bf16, fp16")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes what a fine-tuned model has beyond its base as a LoRA, and tells the rank of the difference."""
     from lora_scripts.workshop.extract import ExtractOptions, extract_file
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from lora_scripts.cli.options import add_device, add_prediction, default, file_of, number, path, require_models, size
+from lora_scripts.events import Sink
 
 HELP = "draw pictures with LoRAs"
 
@@ -37,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Draws pictures from a prompt, which may call any number of LoRAs as <lora:name:0.8>."""
     from lora_scripts.generate.prompt import GenerateOptions
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from lora_scripts.cli.options import add_device, add_prediction, argument, default, number, path, require_models, size
+from lora_scripts.events import Sink
 
 HELP = "compare LoRAs, checkpoints and strengths in one picture and one page"
 
@@ -46,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Draws up to three of prompt, LoRA, checkpoint, seed, cfg and strength against each other, each picture once; a
     grid that was stopped goes on where it was."""
     from lora_scripts.grid.axes import GridOptions

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lora_scripts.cli.options import add_device, argument, default, number, path
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Sink
 
 HELP = "write captions for a folder of pictures"
 
@@ -59,7 +60,7 @@ def _add_words(group: argparse._ArgumentGroup) -> None:
     add("--max-tokens", metavar="N", type=number(int, 1, 2000), help=text)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes a caption for every picture that has none; what a person has written stays."""
     from lora_scripts.label.words import WordRules
 

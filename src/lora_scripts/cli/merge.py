@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_scripts.cli.options import add_writing, argument, path, weighted
+from lora_scripts.events import Sink
 
 HELP = "bake LoRAs into a base model"
 
@@ -23,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser, "auto (default): as the base; fp32, bf16, fp16")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes a base model with LoRAs added to its weights, tensor by tensor; everything else in it stays as it is."""
     from lora_scripts.workshop.common import Weighted
     from lora_scripts.workshop.merge import MergeOptions, merge_files

@@ -6,6 +6,7 @@ import argparse
 
 from lora_scripts.cli.options import argument, file_of, path, require_models
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 HELP = "show or change what a LoRA file says of itself"
 
@@ -27,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", type=file_of(".safetensors"), help="write there, and leave FILE as it is")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Shows the metadata of a .safetensors file, or changes it; the tensors stay as they are, byte for byte."""
     require_models([("FILE", options.file, "LoRA")])
     if options.file.is_dir():

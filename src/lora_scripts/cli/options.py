@@ -31,6 +31,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message, hint=f"see {self.prog} --help")
 
 
+def asked(options: argparse.Namespace, *without: str) -> dict[str, Any]:
+    """The command's own arguments by name, for the function that it calls."""
+    ours = ("command", "name", "json", *without)
+    return {key: value for key, value in vars(options).items() if key not in ours}
+
+
 def default(value: str, text: str = "the folder to write to") -> str:
     """A help text that tells the default."""
     return f"{text} (default: {value})"
@@ -126,6 +132,12 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
         if where is not None and (fault := model_fault(where, kind=kind, folder=True)):
             faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
     raise_all(faults)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json, of every command."""
+    text = "tell the result as JSON, and what goes on meanwhile as lines of JSON on stderr"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def add_writing(

@@ -6,6 +6,7 @@ import argparse
 
 from lora_scripts.cli.options import number
 from lora_scripts.cli.train import add_config
+from lora_scripts.events import Sink
 
 HELP = "say what a training will do and take, without starting it"
 OVERRIDES = True
@@ -18,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="tell it as JSON: seconds and bytes")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Says what a training will do and take: steps, buckets, time, memory, disk, by rehearsing its largest batch, one
     preview and one save; and what to change if it does not fit. Writes nothing."""
     from lora_scripts.config.load import load_config

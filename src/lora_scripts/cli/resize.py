@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_scripts.cli.options import add_writing, file_of, number, path
+from lora_scripts.events import Sink
 
 HELP = "make a LoRA smaller"
 
@@ -18,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Writes a LoRA at a smaller rank, the best of that size, and tells how much of it is kept."""
     from lora_scripts.workshop.resize import ResizeOptions, resize_file
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lora_scripts.events import Sink
+
 HELP = "train a LoRA as a config says"
 OVERRIDES = True
 
@@ -22,7 +24,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Trains a LoRA; relative paths in the config count from the folder you start in."""
     from lora_scripts.config.load import load_config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lora_scripts.cli.options import add_writing, argument, path, weighted
+from lora_scripts.events import Sink
 
 HELP = "take LoRAs out of a model again"
 
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser, "auto (default): as the model; fp32, bf16, fp16")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Subtracts merged LoRAs from a model: the base again, to within the rounding that it tells."""
     from lora_scripts.workshop.common import Weighted
     from lora_scripts.workshop.merge import MergeOptions, unmerge_files

@@ -6,6 +6,7 @@ import argparse
 
 from lora_scripts.cli.options import path, require_models
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 HELP = "prove that a LoRA does in every program what was trained"
 CONSUMERS = ("diffusers", "PEFT", "A1111", "ComfyUI", "InvokeAI", "additional-networks", "kohya")
@@ -25,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> None:
     """Asks of each program: does it account for every key of the file, and is the change that it makes the right one?
 
     diffusers and PEFT are run; the others are judged by our own statement of their rules.

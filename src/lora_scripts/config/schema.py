@@ -68,6 +68,11 @@ class TrainConfig(
         return Path(os.path.abspath(self.output_dir)).name
 
     @property
+    def family_settings(self) -> dict[str, Any]:
+        """The keys that a family may have a use for."""
+        return {key: getattr(self, key) for key in ("prediction", "zero_terminal_snr", "clip_skip", "caption_tokens")}
+
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of `resolution`, in pixels."""
         return _pair(self.resolution)

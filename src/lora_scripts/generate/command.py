@@ -14,17 +14,17 @@ from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
-from lora_scripts.loras import metadata
 from lora_scripts.loras.words import check_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lora_scripts.families.base import Family, Sampling
+    from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
 
 DENOISE = 0.75
@@ -49,8 +49,9 @@ def generate_pictures(options: GenerateOptions) -> None:
     image = load_rgb(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions, find_family, load_family
+    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler, steps_done
+    from lora_scripts.families.table import load_pictures
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if image is None else DENOISE if options.denoise is None else options.denoise
@@ -61,9 +62,9 @@ def generate_pictures(options: GenerateOptions) -> None:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
-    family.prediction, family.zero_terminal_snr = options.prediction, options.zero_terminal_snr
-    family.clip_skip = options.clip_skip
+    settings = {key: getattr(options, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
+    load = LoadOptions(device, DTYPES[precision], options.vae, settings=settings)
+    family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
         stack.load(path)
@@ -167,7 +168,7 @@ def _to_8(side: int) -> int:
 
 
 def draw(
-    family: Family, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1
+    family: PictureFamily, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1
 ) -> Iterator[tuple[int, Image]]:
     """Seed and picture, `batch` at a time, or as many as the card's memory holds."""
     import torch
@@ -258,5 +259,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @cache
-def _hashes(path: Path, size: int, changed: int) -> metadata.Hashes:
-    return metadata.model_hashes(path)
+def _hashes(path: Path, size: int, changed: int) -> Hashes:
+    return model_hashes(path)

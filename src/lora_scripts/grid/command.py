@@ -18,7 +18,7 @@ from lora_scripts.grid.axes import NAMES, Cell, GridOptions, Plan, Point, plan, 
 from lora_scripts.grid.sources import LoraSource, Sources, find_sources
 
 if TYPE_CHECKING:
-    from lora_scripts.families.base import Family, Sampling
+    from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
     from lora_scripts.loras.stack import LoraStack
 
@@ -30,7 +30,7 @@ class Grid:
     options: GridOptions
     sources: Sources
     plan: Plan
-    family: Family
+    family: PictureFamily
     stack: LoraStack
     sampler: Sampler
     precision: str
@@ -119,8 +119,9 @@ def _labels(options: GridOptions, sources: Sources) -> dict[str, list[str]]:
 
 def _load(options: GridOptions, sources: Sources, wanted: Plan) -> Grid:
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions, find_family, load_family
+    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
+    from lora_scripts.families.table import load_pictures
     from lora_scripts.loras.stack import LoraStack
 
     for line in sources.prompts:
@@ -130,10 +131,9 @@ def _load(options: GridOptions, sources: Sources, wanted: Plan) -> Grid:
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    load = LoadOptions(device, DTYPES[precision], sources.vae)
-    family = load_family(find_family(sources.base), sources.base, load)
-    family.prediction, family.zero_terminal_snr = sources.prediction, sources.zero_terminal_snr
-    family.clip_skip = sources.clip_skip
+    settings = {key: getattr(sources, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
+    load = LoadOptions(device, DTYPES[precision], sources.vae, settings=settings)
+    family = load_pictures(sources.base, load)
     stack = LoraStack(family)
     for one in (*sources.checkpoints, *sources.loras):
         if one is not None:

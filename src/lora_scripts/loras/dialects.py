@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights, check
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.names import PEFT_PREFIX, Half, Names
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import PEFT_PREFIX, Half, Names, Naming
+from lora_scripts.loras.naming import Naming
 
 ALPHA_KEY = "lora_scripts.alpha"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -232,7 +233,7 @@ def _collect(
     raise_all(errors[:10])
     for path, halves in parts.items():
         try:
-            kohya.check(path, LoraWeights(halves["down"], halves["up"], 1.0))
+            check(path, LoraWeights(halves["down"], halves["up"], 1.0))
         except UserError as error:
             errors.append(UserError(error.message, file=file, hint=error.hint))
     raise_all(errors[:10])

@@ -9,41 +9,17 @@ Nothing here reads or writes files.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, finite, uniform
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.sd1.names import sd1_table
 
 _DOWN, _UP, _ALPHA, _DORA = ".lora_down.weight", ".lora_up.weight", ".alpha", ".dora_scale"
-
-_TRANSFORMER = {
-    "proj_in": "proj_in",
-    "transformer_blocks.0.attn1.to_q": "transformer_blocks_0_attn1_to_q",
-    "transformer_blocks.0.attn1.to_k": "transformer_blocks_0_attn1_to_k",
-    "transformer_blocks.0.attn1.to_v": "transformer_blocks_0_attn1_to_v",
-    "transformer_blocks.0.attn1.to_out.0": "transformer_blocks_0_attn1_to_out_0",
-    "transformer_blocks.0.attn2.to_q": "transformer_blocks_0_attn2_to_q",
-    "transformer_blocks.0.attn2.to_k": "transformer_blocks_0_attn2_to_k",
-    "transformer_blocks.0.attn2.to_v": "transformer_blocks_0_attn2_to_v",
-    "transformer_blocks.0.attn2.to_out.0": "transformer_blocks_0_attn2_to_out_0",
-    "transformer_blocks.0.ff.net.0.proj": "transformer_blocks_0_ff_net_0_proj",
-    "transformer_blocks.0.ff.net.2": "transformer_blocks_0_ff_net_2",
-    "proj_out": "proj_out",
-}
-_RESNET = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")  # conv_shortcut: only where the width changes
-_TEXT_LAYER = {
-    "self_attn.q_proj": "self_attn_q_proj",
-    "self_attn.k_proj": "self_attn_k_proj",
-    "self_attn.v_proj": "self_attn_v_proj",
-    "self_attn.out_proj": "self_attn_out_proj",
-    "mlp.fc1": "mlp_fc1",
-    "mlp.fc2": "mlp_fc2",
-}
 
 # What a key of another format gives away: (marks anywhere in a key, what the file is, what to do).
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -74,54 +50,6 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class LoraWeights:
-    """One module's LoRA; ΔW = (alpha / rank) · up @ down."""
-
-    down: Tensor
-    """[rank, in], of a convolution [rank, in, k, k]"""
-    up: Tensor
-    """[out, rank], of a convolution [out, rank, 1, 1]"""
-    alpha: float
-    dora: Tensor | None = None
-    """Of a DoRA: the length m of every column of W + ΔW, [1, in] or [1, in, 1, 1]; see `formats.dora`."""
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-
-def sd1_table(text_layers: int = 12) -> dict[str, str]:
-    """Our module path -> kohya's name, of every module of SD 1.x that a LoRA may change.
-
-    Paths are `unet.<diffusers path>` and `text_encoder.<transformers path without text_model.>`.
-    """
-    table: dict[str, str] = {}
-
-    def block(path: str, name: str, resnets: int, attentions: int) -> None:
-        for j in range(resnets):
-            table.update(
-                {f"unet.{path}.resnets.{j}.{leaf}": f"lora_unet_{name}_resnets_{j}_{leaf}" for leaf in _RESNET}
-            )
-        for j in range(attentions):
-            for leaf, short in _TRANSFORMER.items():
-                table[f"unet.{path}.attentions.{j}.{leaf}"] = f"lora_unet_{name}_attentions_{j}_{short}"
-
-    for i in range(4):
-        block(f"down_blocks.{i}", f"down_blocks_{i}", resnets=2, attentions=2 if i < 3 else 0)
-        if i < 3:
-            table[f"unet.down_blocks.{i}.downsamplers.0.conv"] = f"lora_unet_down_blocks_{i}_downsamplers_0_conv"
-    block("mid_block", "mid_block", resnets=2, attentions=1)
-    for i in range(4):
-        block(f"up_blocks.{i}", f"up_blocks_{i}", resnets=3, attentions=3 if i > 0 else 0)
-        if i < 3:
-            table[f"unet.up_blocks.{i}.upsamplers.0.conv"] = f"lora_unet_up_blocks_{i}_upsamplers_0_conv"
-    for n in range(text_layers):
-        for leaf, short in _TEXT_LAYER.items():
-            table[f"text_encoder.encoder.layers.{n}.{leaf}"] = f"lora_te_text_model_encoder_layers_{n}_{short}"
-    return table
-
-
 def to_kohya(
     modules: Mapping[str, LoraWeights],
     *,
@@ -145,9 +73,9 @@ def to_kohya(
     result: dict[str, Tensor] = {}
     errors = []
     for path, weights in (modules if mixed else uniform(modules)).items():
-        _check_shapes(path, weights)
+        check_shapes(path, weights)
         down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
-        if not (_finite(down) and _finite(up)):
+        if not (finite(down) and finite(up)):
             hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
             errors.append(UserError(f"the LoRA of {path} holds values that are not finite numbers", hint=hint))
         name = names[path]
@@ -170,7 +98,7 @@ def to_lycoris(modules: Mapping[str, Mapping[str, Tensor]], *, dtype: torch.dtyp
     for path, leaves in modules.items():
         for leaf, tensor in leaves.items():
             value = _alpha(tensor.item(), dtype) if leaf == "alpha" else tensor.to("cpu", dtype).contiguous()
-            if not _finite(value):
+            if not finite(value):
                 hint = "train again with a lower learning rate, or save in fp32"
                 errors.append(UserError(f"{leaf} of {path} holds values that are not finite numbers", hint=hint))
             result[f"{names[path]}.{leaf}"] = value
@@ -227,29 +155,6 @@ def from_kohya(
     return modules
 
 
-def uniform(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
-    """The same ΔW with one rank and one alpha: padded with zeros to the largest rank, `up` rescaled where the scale
-    differs.
-
-    diffusers misapplies a file whose alphas differ, without an error. Modules that agree come back as they are.
-    """
-    ranks, scales = {w.rank for w in modules.values()}, {w.alpha / w.rank for w in modules.values()}
-    if len(ranks) < 2 and len(scales) < 2:
-        return dict(modules)
-    rank, scale = max(ranks), scales.pop() if len(scales) == 1 else 1.0
-    result = {}
-    for path, weights in modules.items():
-        down, up = weights.down, weights.up
-        more = rank - weights.rank
-        if weights.alpha / weights.rank != scale:
-            up = up * (weights.alpha / weights.rank / scale)
-        if more:
-            down = torch.cat([down, down.new_zeros(more, *down.shape[1:])])
-            up = torch.cat([up, up.new_zeros(up.shape[0], more, *up.shape[2:])], dim=1)
-        result[path] = LoraWeights(down, up, scale * rank, weights.dora)
-    return result
-
-
 def _alpha(alpha: float, dtype: torch.dtype) -> Tensor:
     """A scalar in the file's dtype, or in fp32 where that would round it."""
     short = torch.tensor(alpha, dtype=dtype)
@@ -275,29 +180,6 @@ def _module(name: str, tensors: Mapping[str, Tensor]) -> LoraWeights:
     weights = LoraWeights(down, up, float(down.shape[0]) if alpha is None else float(alpha.item()), dora)
     check(name, weights)
     return weights
-
-
-def check(name: str, weights: LoraWeights) -> None:
-    """UserError unless the shapes fit each other and every value is a finite number."""
-    _check_shapes(name, weights)
-    tensors = (weights.down, weights.up, weights.dora)
-    if not (math.isfinite(weights.alpha) and all(_finite(tensor) for tensor in tensors if tensor is not None)):
-        raise UserError(
-            f"{name} holds values that are not finite numbers", hint="the file is spoilt; take an earlier one"
-        )
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Also of fp8, for which torch has no test."""
-    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
-
-
-def _check_shapes(name: str, weights: LoraWeights) -> None:
-    down, up = weights.down.shape, weights.up.shape
-    fits = len(down) == len(up) and len(down) in (2, 4) and down[0] == up[1] and down[0] > 0 and set(up[2:]) <= {1}
-    if not fits:
-        text = f"{name}: down {list(down)} and up {list(up)} do not fit each other"
-        raise UserError(text, hint="down is [rank, in, …] and up is [out, rank, …]")
 
 
 def _unknown(key: str, paths: Mapping[str, str], file: Path | None) -> UserError:

@@ -14,12 +14,12 @@ from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.base import Family
-from lora_scripts.formats import header
+from lora_scripts.families.base import Family, PictureFamily
+from lora_scripts.families.table import require_lora
 from lora_scripts.loras import kohya
 from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.kohya import LoraWeights
 
 Change = LoraWeights | Mapping[str, Tensor]
 """What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""
@@ -48,9 +48,7 @@ def changes_of(tensors: Mapping[str, Tensor], path: Path | None = None) -> dict[
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    kind = header.identify(path)
-    if kind is not header.Kind.LORA:
-        raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
+    require_lora(path)
     return split_bundle(safetensors.torch.load_file(path), path)[0]  # its words: generate/words.py
 
 
@@ -80,7 +78,7 @@ def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> Non
     raise_all(faults[:5])
 
 
-def check_words_fit(words: Mapping[str, Tensor], family: Family, path: Path) -> None:
+def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Path) -> None:
     """UserError unless the vectors are as wide as the text encoder's own."""
     width = family.vectors_of("").shape[1] if words else 0
     for word, vectors in words.items():
@@ -116,9 +114,8 @@ def apply(
 
 def set_strength(family: Family, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
     """Of a LoRA that is on: of its layers outside the text encoder, and of those in it."""
-    inside = family.spec.text_root + "."
     for path, layer in layers.items():
-        layer.strength = text_strength if path.startswith(inside) else strength
+        layer.strength = text_strength if family.facts.inside_text(path) else strength
 
 
 def values_of(weights: LoraWeights) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.algebra.factors import Factors
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.adapters.weights import LoraWeights
 
 _PAIRS = (
     (".lora_down.weight", ".lora_up.weight"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.families.base import Family
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.loras.on_model import Change, apply, check_fits, check_words_fit, read_change, set_strength
 from lora_scripts.loras.words import read_words, together
 
@@ -30,7 +30,7 @@ class LoraStack:
     """The LoRAs that are on a model. With `merged` they are added to its weights, so that drawing costs what the base
     costs; the weights that were there are kept and put back."""
 
-    def __init__(self, family: Family, *, merged: bool = False) -> None:
+    def __init__(self, family: PictureFamily, *, merged: bool = False) -> None:
         self.family, self.merged = family, merged
         self.read: dict[Path, Mapping[str, Change]] = {}
         self.worn: tuple[Worn, ...] = ()

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.sd1.skeleton import Skeleton, skeleton_of
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.names import Base
+from lora_scripts.families.sd1.names import sd1
+from lora_scripts.families.table import find, require_lora
 from lora_scripts.formats import header
 from lora_scripts.loras import dialects, embedding
 from lora_scripts.loras.consumers import (
@@ -30,10 +34,9 @@ from lora_scripts.loras.consumers import (
     run_peft,
 )
 from lora_scripts.loras.consumers.compare import Verdict
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import Change, Fault, Reading
 from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Naming, naming_of, sd1
+from lora_scripts.loras.naming import Naming, naming_of
 
 MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
     "A1111": a1111.read,
@@ -46,6 +49,21 @@ MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
 RUN = ("diffusers", "PEFT")
 """Libraries that are run."""
 CONSUMERS = (*RUN, *MATCHERS)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A base model without its weights: the layers that a LoRA meets, read from headers and configs alone."""
+
+    facts: Facts
+    path: Path
+    base: Base
+
+    @classmethod
+    def of(cls, path: Path) -> Skeleton:
+        """UserError when the base is of no family, or broken."""
+        facts = find(path)
+        return cls(facts, path, facts.base(path))
 
 
 @dataclass(frozen=True)
@@ -73,9 +91,7 @@ class Source:
 def open_lora(path: Path) -> Source:
     """Reads a LoRA file, or a PEFT folder (`adapter_config.json` in it, or in folders of it). UserError for others."""
     if not path.is_dir():
-        kind = header.identify(path)
-        if kind is not header.Kind.LORA:
-            raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
+        require_lora(path)
         return Source(path, safetensors.torch.load_file(path), header.read_header(path).metadata, {})
     folders = (
         [path] if (path / ADAPTER_CONFIG).is_file() else sorted(p.parent for p in path.glob(f"*/{ADAPTER_CONFIG}"))
@@ -96,7 +112,7 @@ def open_lora(path: Path) -> Source:
 
 def verify(path: Path, base: Path, reference: Path | None, consumers: Sequence[str]) -> list[Verdict]:
     """A verdict for each consumer asked for. UserError when a file cannot be read at all."""
-    skeleton = skeleton_of(base)
+    skeleton = Skeleton.of(base)
     source = open_lora(path)
     if source.naming is None:
         raise UserError("no key of this file names a layer of a LoRA", file=path, hint="name another file")
@@ -113,7 +129,7 @@ def verify_trained(
 ) -> list[Verdict]:
     """The consumers' verdicts on a file that was just written; `weights` is what was trained, from memory."""
     changes = {p: Change(w.down, w.up, w.alpha / w.rank, w.dora) for p, w in weights.items()}
-    return check(open_lora(path), skeleton_of(base), changes, consumers)
+    return check(open_lora(path), Skeleton.of(base), changes, consumers)
 
 
 def require(verdicts: Sequence[Verdict], path: Path) -> str:
@@ -145,7 +161,7 @@ def expected_by(source: Source, base: Base) -> tuple[dict[str, Change], list[Fau
 def _read(name: str, source: Source, skeleton: Skeleton) -> Reading:
     if name in MATCHERS:
         return MATCHERS[name](source.tensors, skeleton.base)
-    roots: dict[str, nn.Module] = skeleton.build()
+    roots = skeleton.facts.build(skeleton.path)
     if name == "diffusers":
         if source.adapters:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")

@@ -15,12 +15,13 @@ from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
-from lora_scripts.families.base import Family, LoadOptions, find_family, load_family
-from lora_scripts.loras import metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.families.base import LoadOptions, PictureFamily
+from lora_scripts.families.table import load_pictures
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
@@ -33,7 +34,7 @@ from lora_scripts.train.optim import Group, build_optimizer
 class Model:
     """A family with adapters in it."""
 
-    family: Family
+    family: PictureFamily
     layers: dict[str, Adapter]
     optimizer: torch.optim.Optimizer
     rank: int
@@ -85,17 +86,15 @@ class Model:
 
 def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
-    options = LoadOptions(device, DTYPES[precision], config.vae, options_of(config, device))
-    family = load_family(find_family(config.base_model), config.base_model, options)
-    family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
-    family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
-    digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
-    spec, layers = family.spec, family.trainable()
+    options = LoadOptions(device, DTYPES[precision], config.vae, options_of(config, device), config.family_settings)
+    family = load_pictures(config.base_model, options)
+    digest = model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
+    facts, layers = family.facts, family.trainable()
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
-    image = assign([p for p in layers if p.startswith(spec.image_root + ".")], config.rules, spec.groups)
-    text = [p for p in layers if p.startswith(spec.text_root + ".")] if config.train_text_encoder else []
+    image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)
+    text = [p for p in layers if facts.inside_text(p)] if config.train_text_encoder else []
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.lycoris import KINDS
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import embedding, kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.metadata import TrainingFacts
 from lora_scripts.run.new_words import metadata_of, save_words
 
@@ -38,7 +39,7 @@ class Exporter:
 
         return {
             p: LoraWeights(w.down.to(self.dtype), w.up.to(self.dtype), w.alpha, rounded(w.dora))
-            for p, w in kohya.uniform(plain).items()
+            for p, w in uniform(plain).items()
         }
 
     def leaves(self) -> dict[str, dict[str, Tensor]]:
@@ -69,7 +70,7 @@ class Exporter:
         words = self.words()
         told = metadata.lora_metadata(self._facts(*self._size())) | metadata_of(words)
         save_words(words, path)  # first: a LoRA that is there has its words
-        io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
+        io.save_safetensors(path, tensors, with_hashes(tensors, told))
 
     def _size(self) -> tuple[int, float]:
         """Rank and alpha of every module in the file."""

@@ -13,8 +13,8 @@ from lora_scripts.adapters.inject import remove
 from lora_scripts.config.load import dump_config
 from lora_scripts.data.image import load_rgb
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate import command
-from lora_scripts.loras import metadata
 from lora_scripts.loras.on_model import apply, read_change
 from lora_scripts.loras.words import embedding_file, read_words
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
@@ -71,9 +71,7 @@ def report(run: Run, proof: str) -> None:
         command.save(run.folder.sample(run.state.step, i + 1), drawn[i, 1.0], told_of(run, preview, file))
     data = ReportData(
         name=run.folder.name,
-        lora=LoraFile(
-            run.folder.final.name, run.folder.final.stat().st_size, metadata.model_hashes(run.folder.final).sha256
-        ),
+        lora=LoraFile(run.folder.final.name, run.folder.final.stat().st_size, model_hashes(run.folder.final).sha256),
         verification=proof,
         facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)],

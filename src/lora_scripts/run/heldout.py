@@ -44,7 +44,7 @@ class HeldOut:
         self.on = c.val_split != 0 or c.val_data_dir is not None
         self.every = (c.val_every or c.save_steps) if self.on else 0
         objective = Objective(c.prediction, zero_terminal_snr=c.zero_terminal_snr)
-        step, batch = run.family.spec.bucket_step, 4 * c.batch_size
+        step, batch = run.family.facts.bucket_step, 4 * c.batch_size
         pictures = plan_pictures(self.held, c.size, step, flip=False, random_crop=False, seed=c.seed)
         settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
         feed = Feed(run.family, pictures, settings, cache_text=run.feed.cache_text)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.image import apply_view, load_rgb
-from lora_scripts.families.base import Family
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.report.data import Nearest, NearPair
 from lora_scripts.train import memorised
 
@@ -55,7 +55,7 @@ def nearest(run: Run, drawn: Mapping[tuple[str, int], Image.Image]) -> Nearest |
     return Nearest(words, shown)
 
 
-def _encoded(family: Family, image: Image.Image) -> Tensor:
+def _encoded(family: PictureFamily, image: Image.Image) -> Tensor:
     """The mean of its latents, [c, h, w]."""
     size = image.size
     return family.encode_image(apply_view(image, View(size, size, 0, 0, flip=False))[None])["mean"][0]

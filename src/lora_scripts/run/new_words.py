@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from lora_scripts.families.base import Family
+    from lora_scripts.families.base import PictureFamily
     from lora_scripts.train.optim import Group
 
 GROUP = "new words"
@@ -53,7 +53,7 @@ def tell_new_words(config: TrainConfig, samples: Sequence[Sample]) -> str:
     return f"{', '.join(told)}; {config.token_vectors} vector{many}, from {start}, rate {config.token_lr:g}"
 
 
-def make_words(config: TrainConfig, family: Family, initial: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+def make_words(config: TrainConfig, family: PictureFamily, initial: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Puts the new words into the family, to be trained; `initial`: those of init_lora, which go on.
 
     UserErrors for words of init_lora that would be lost, or have another number of vectors.

@@ -11,11 +11,13 @@ from PIL import Image
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import Family
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
 
 
-def build_feed(config: TrainConfig, family: Family, samples: Sequence[Sample], of_class: Sequence[Sample] = ()) -> Feed:
+def build_feed(
+    config: TrainConfig, family: PictureFamily, samples: Sequence[Sample], of_class: Sequence[Sample] = ()
+) -> Feed:
     """The feed of a config. UserErrors for masks that are missing."""
     c = config
     settings = Settings(
@@ -34,8 +36,8 @@ def build_feed(config: TrainConfig, family: Family, samples: Sequence[Sample], o
     return Feed(family, pictures, settings, cache_text=not (c.train_text_encoder or c.new_token))
 
 
-def _pictures(c: TrainConfig, family: Family, samples: Sequence[Sample]) -> list[Picture]:
-    step = family.spec.bucket_step
+def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:
+    step = family.facts.bucket_step
     return plan_pictures(samples, c.size, step, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
 
 

@@ -9,7 +9,7 @@ from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors, raise_all
-from lora_scripts.formats import header
+from lora_scripts.families import table
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.new_words import check_new_words
@@ -61,17 +61,14 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
 
 
 def _base(config: TrainConfig) -> None:
-    if config.base_model.is_file():
-        header.require_sd1(config.base_model, vae=config.vae is None)
+    table.find(config.base_model).check(config.base_model, config.vae is None)
 
 
 def _vae(config: TrainConfig) -> None:
-    if config.vae is not None and config.vae.is_file():
-        header.require_vae(config.vae)
+    if config.vae is not None:
+        table.find(config.base_model).check_vae(config.vae)
 
 
 def _initial(config: TrainConfig) -> None:
     if config.init_lora is not None:
-        kind = header.identify(config.init_lora)
-        if kind is not header.Kind.LORA:
-            raise UserError(f"this is {kind.words}, not a LoRA", file=config.init_lora, hint="give a LoRA as init_lora")
+        table.require_lora(config.init_lora, "give a LoRA as init_lora")

@@ -16,9 +16,9 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.samplers import find_sampler
+from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import parameters, save
 from lora_scripts.generate.prompts_file import preview_lines
-from lora_scripts.loras import metadata
 from lora_scripts.loras.embedding import split_bundle
 from lora_scripts.loras.on_model import apply, changes_of
 
@@ -99,7 +99,7 @@ def exported(run: Run) -> Iterator[str]:
         apply(run.family, changes, 1.0)
         run.family.set_words(words)
         nothing = run.state.step == 0 and run.config.init_lora is None
-        yield "" if nothing else metadata.with_hashes(tensors, {})["sshs_model_hash"][:12]
+        yield "" if nothing else with_hashes(tensors, {})["sshs_model_hash"][:12]
     finally:
         put_back(run.family.roots, run.layers)
         run.family.set_words(run.model.words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample, scan
-from lora_scripts.families.base import Family, Sampling
+from lora_scripts.families.base import PictureFamily, Sampling
 from lora_scripts.formats import io
 
 PREFIX = "class/"
@@ -16,7 +16,7 @@ PREFIX = "class/"
 
 
 def class_samples(
-    config: TrainConfig, family: Family, folder: Path, tell: Callable[[str, int, int], None]
+    config: TrainConfig, family: PictureFamily, folder: Path, tell: Callable[[str, int, int], None]
 ) -> list[Sample]:
     """The class pictures of a run: those of `class_data_dir`, and new ones in `folder` until there are `class_images`.
 

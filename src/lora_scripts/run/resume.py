@@ -12,7 +12,7 @@ import torch
 
 from lora_scripts import __version__
 from lora_scripts.errors import UserError
-from lora_scripts.loras import metadata
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.train import state as states
 from lora_scripts.train.state import RunState
 
@@ -78,9 +78,9 @@ def _data_digests(run: Run) -> dict[str, str]:
     base, initial = run.config.base_model, run.config.init_lora
     parts = [f for part in ("unet", "text_encoder") for f in sorted((base / part).glob("*.safetensors"))]
     digests = {
-        "base_model": run.model.base_digest or " ".join(metadata.model_hashes(f).sha256 for f in parts),
+        "base_model": run.model.base_digest or " ".join(model_hashes(f).sha256 for f in parts),
         "vae": run.model.family.fingerprint("vae"),
-        "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
+        "init_lora": model_hashes(initial).sha256 if initial else "",
     }
     for s in run.held_out:
         digests[f"{s.name} (held out)"] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()

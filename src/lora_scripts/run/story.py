@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES, choose_device, choose_precision, peak_memory
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.on_model import read_lora
 from lora_scripts.run.build import build_model
 from lora_scripts.run.export import Exporter
@@ -114,7 +115,8 @@ class Run:
     def _train(self) -> bool:
         c = self.config
         every = c.preview_steps(self.feed.steps_per_epoch)
-        settings = LoopSettings(self.total, self.rates, c.max_grad_norm, objective_of(c), c.seed, c.save_steps, every)
+        settings = LoopSettings(self.total, self.rates, c.max_grad_norm, c.seed, c.save_steps, every)
+        self.objective = objective_of(c)
         settings = replace(settings, measure_every=self.held.every)
         self.model.train(True)
         self.board = Board(self.folder.logs, self.state.step)
@@ -128,10 +130,13 @@ class Run:
                 if c.sample_first and self.state.step == 0:
                     self.preview()
                 return self.held.ended or run_loop(
-                    self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
+                    self._loss, self.feed.steps, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
                 )
             finally:
                 self.board.close()
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        return self.family.loss(batch, self.objective)
 
     def _told(self, facts: StepFacts) -> None:
         rate = facts.images / facts.seconds

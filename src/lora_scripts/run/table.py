@@ -24,7 +24,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     views = len(feed.pictures[0].views)
     rows = [
-        ("base model", f"{c.base_model} ({run.family.spec.name})"),
+        ("base model", f"{c.base_model} ({run.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
         run.held.row(),
         ("buckets", told + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),

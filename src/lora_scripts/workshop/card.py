@@ -15,7 +15,8 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.formats import header, io
+from lora_scripts.families.table import require_lora
+from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
 from lora_scripts.workshop.inspect import report_of
@@ -57,8 +58,7 @@ def write_card(options: CardOptions) -> None:
     """Writes README.md with its pictures, NAME.preview.png, NAME.json and NAME.civitai.info. UserErrors before anything
     is written, also for files that are there."""
     lora = options.lora
-    if header.identify(lora) is not header.Kind.LORA:
-        raise UserError(f"this is {header.identify(lora).words}, not a LoRA", file=lora, hint="name a LoRA's file")
+    require_lora(lora, "name a LoRA's file")
     report = report_of(lora)
     config = _config(options)
     found = _from_grid(options.grid, report.hashes["AutoV3"]) if options.grid else Found([], [])

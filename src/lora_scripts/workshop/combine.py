@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.adapters.algebra.combine import Combined, Method
     from lora_scripts.adapters.algebra.overlap import Overlap, Pair
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 
 @dataclass(frozen=True)
@@ -174,28 +174,28 @@ def _write(
 ) -> tuple[dict[str, object], list[str]]:
     """Combines and writes; (for machines, for people) what became of it."""
     from lora_scripts.adapters.algebra import combine
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
 
     strengths = [lora.weight for lora in options.loras]
     weights = [file.weights for file in files]
     made = combine.combine(weights, strengths, method, told=counting("combined"))
-    uniform = kohya.uniform(made.weights)
+    padded = uniform(made.weights)
     dtype = dtype_of(options.precision, files)
-    exact = _holds(uniform, dtype)
+    exact = _holds(padded, dtype)
     if options.precision == "auto" and method.name == "concat" and not exact:
         dtype = dtype_of("fp32")
-    one = next(iter(uniform.values()))
+    one = next(iter(padded.values()))
     sources = [Source(f.name, f.sha256, a.weight) for f, a in zip(files, options.loras, strict=True)]
     values = loras.new_metadata(
         files[0].family,
         output.stem,
         rank=one.rank,
         alpha=one.alpha,
-        conv=has_conv(uniform),
+        conv=has_conv(padded),
         made_by=_words(method),
         sources=sources,
     )
-    file, off = loras.write(output, files[0].family, uniform, dtype, values | loras.shared_metadata(files))
+    file, off = loras.write(output, files[0].family, padded, dtype, values | loras.shared_metadata(files))
     rows = file_rows(file, off)
     told = {"method": method.name, **rows}
     lines = file_lines(rows)

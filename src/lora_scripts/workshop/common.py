@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import LoraFamily, LoraFile
+from lora_scripts.loras.file import LoraFile
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ def check_space(output: Path, size: int) -> None:
         raise UserError(text, file=output, hint="free some space, or give another folder")
 
 
-def one_family(paths: Sequence[Path], faults: Faults) -> LoraFamily | None:
+def one_family(paths: Sequence[Path], faults: Faults) -> Facts | None:
     """The family of all the files, by their headers; a fault for each that is no LoRA, and when they differ."""
     found = [(path, family) for path in paths if (family := faults.attempt(partial(loras.family_of, path)))]
     if len({family.name for _, family in found}) > 1:

@@ -15,15 +15,17 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
+from lora_scripts.families.names import Layer, Names
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
-from lora_scripts.families.sd1.skeleton import skeleton_of
+from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
+from lora_scripts.families.table import find
 from lora_scripts.formats import io
-from lora_scripts.loras import dialects, kohya, metadata
-from lora_scripts.loras.consumers.rules import STANDARD, Layer, sd1_base
+from lora_scripts.formats.hashes import with_hashes
+from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALPHA_KEY
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Names, Naming, sd1
+from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.verify import MATCHERS, Source, open_lora
 
 _NOT_CARRIED = (ALPHA_KEY, "lora_adapter_metadata", "format")
@@ -60,7 +62,7 @@ def convert_file(options: ConvertOptions) -> None:
     dtype = _main_dtype(modules) if options.dtype is None else precision.DTYPES[options.dtype]
     naming = Naming(options.to)
     if naming is not Naming.PEFT and not options.keep_ranks:
-        padded = kohya.uniform(modules)
+        padded = uniform(modules)
         if any(padded[path] is not w for path, w in modules.items()):
             told.append(f"ranks and alphas differ: all padded to {_ranks(padded)}")
         modules = padded
@@ -92,7 +94,7 @@ def _write(
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
         tensors, lines = kohya.to_kohya(modules, dtype=dtype, table=table, mixed=True), []
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, carried))
+    io.save_safetensors(path, tensors, with_hashes(tensors, carried))
     base = sd1_base(STANDARD, shapes=False)
     readings = {name: read(tensors, base) for name, read in MATCHERS.items()}
     fine = [name for name, reading in readings.items() if not reading.faults]
@@ -151,7 +153,7 @@ def _baked(
 
 def _base_weights(base: Path) -> Callable[[str], Tensor]:
     """Our path -> the base's frozen weight, read one at a time."""
-    layers = {layer.path: layer for layer in skeleton_of(base).base.layers}
+    layers = {layer.path: layer for layer in find(base).base(base).layers}
     files = (
         [base]
         if base.is_file()

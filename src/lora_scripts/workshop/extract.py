@@ -25,7 +25,7 @@ from lora_scripts.workshop.common import (
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.algebra.extract import Extracted
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 DEFAULT_RANK = 32
 
@@ -49,7 +49,7 @@ def extract_file(options: ExtractOptions) -> None:
     """Writes the LoRA that leads from a base to a fine-tuned model. UserError for a person's mistake."""
     base, tuned = _opened(options)
     from lora_scripts.adapters.algebra import extract as extracting
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
     from lora_scripts.workshop import stream
 
     rank = options.rank
@@ -71,9 +71,9 @@ def extract_file(options: ExtractOptions) -> None:
         raise UserError(text, file=options.tuned, hint="check the names" + ("" if options.conv else ", or add --conv"))
     weights = {path: one.weights for path, one in found.items()}
     weights |= extracting.missing_attention(weights, {path: base.shape(path) for path in base.places})
-    uniform = kohya.uniform(weights)
-    values = _metadata(base, tuned, options, uniform)
-    written, off = loras.write(options.output, base.family, uniform, dtype_of(options.precision), values)
+    padded = uniform(weights)
+    values = _metadata(base, tuned, options, padded)
+    written, off = loras.write(options.output, base.family, padded, dtype_of(options.precision), values)
     rows = file_rows(written, off)
     _show(options, rows, found, rounded, _elsewhere(base, tuned, set(modules)))
 
@@ -118,7 +118,7 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _modules(base: Checkpoint, tuned: Checkpoint, options: ExtractOptions) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
-    both = [path for path in base.family.table() if path in base.places and path in tuned.places]
+    both = [path for path in base.family.names().kohya if path in base.places and path in tuned.places]
     return [path for path in both if options.conv or _size(base.shape(path))[2:] == ()]
 
 
@@ -145,7 +145,7 @@ def _metadata(
 
 def _sources(model: Checkpoint) -> list[Source]:
     """A row for each file of weights."""
-    from lora_scripts.loras.metadata import model_hashes
+    from lora_scripts.formats.hashes import model_hashes
 
     names = {name: f"{model.path.name}/{name}" if name else model.path.name for name in model.files}
     return [Source(told, model_hashes(model.file(name)).sha256) for name, told in names.items()]

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.kinds import LORA
+from lora_scripts.families.sd1.names import STANDARD, sd1_base
+from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
+from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.formats.header import Header, Kind
-from lora_scripts.loras import metadata
 from lora_scripts.loras.consumers import a1111, published
-from lora_scripts.loras.consumers.rules import STANDARD, sd1_base
 from lora_scripts.loras.dialects import ALPHA_KEY
-from lora_scripts.loras.metadata import Hashes
 from lora_scripts.loras.portrait import SD1, Portrait, portrait, triggers
 from lora_scripts.loras.verify import MATCHERS, Source, open_lora
 
@@ -73,9 +74,9 @@ def report_of(path: Path) -> Report:
     """Everything there is to say of a file. UserError when it cannot be read."""
     if path.is_dir():
         return _lora(open_lora(path), sum(f.stat().st_size for f in path.rglob("*") if f.is_file()), {})
-    kind = header.identify(path)
-    if kind is Kind.LORA:
-        return _lora(open_lora(path), path.stat().st_size, _hashes(metadata.model_hashes(path)))
+    kind = identify(path)
+    if kind is LORA:
+        return _lora(open_lora(path), path.stat().st_size, _hashes(model_hashes(path)))
     return _model(path, kind)
 
 
@@ -126,8 +127,8 @@ def _where_it_loads(report: Report, source: Source) -> None:
 
 
 def _model(path: Path, kind: Kind) -> Report:
-    if kind in (Kind.EMPTY, Kind.GIT_LFS, Kind.HTML, Kind.ZIP, Kind.PICKLE, Kind.GGUF, Kind.NOT_SAFETENSORS):
-        header.refuse(kind, path)
+    if header.sniff(path) is not None:
+        refuse(kind, path)
     head = header.read_header(path)
     dtypes: Counter[str] = Counter()
     parts: Counter[str] = Counter()
@@ -141,7 +142,7 @@ def _model(path: Path, kind: Kind) -> Report:
         family=kind.words.removeprefix("a ").removeprefix("an ").removesuffix(" checkpoint"),
         size=path.stat().st_size,
         dtypes=dict(dtypes.most_common()),
-        hashes=_hashes(metadata.model_hashes(path)),
+        hashes=_hashes(model_hashes(path)),
         metadata=head.metadata,
         parts=dict(parts),
         problems=_of_model(path, kind, head),
@@ -149,10 +150,11 @@ def _model(path: Path, kind: Kind) -> Report:
 
 
 def _of_model(path: Path, kind: Kind, head: Header) -> list[str]:
-    if kind is not Kind.SD1:
+    facts = next((facts for facts in trainable() if facts.checkpoint is kind), None)
+    if facts is None:
         return []
     try:
-        header.require_sd1(path, vae=any(name.startswith("first_stage_model.") for name in head.tensors))
+        facts.check(path, any(name.startswith("first_stage_model.") for name in head.tensors))
     except UserErrors as errors:
         return [error.message for error in errors.errors]
     except UserError as error:

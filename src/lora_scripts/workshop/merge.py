@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_scripts.adapters.algebra.merge import Rounding
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
     from lora_scripts.workshop.checkpoint import Place
     from lora_scripts.workshop.stream import Rewrite
 
@@ -259,14 +260,13 @@ def _told(
     base: Checkpoint, files: Sequence[LoraFile], options: MergeOptions, rounding: Rounding
 ) -> tuple[dict[str, object], list[str]]:
     """What is said of both: what was written, and its hashes."""
-    from lora_scripts.loras import metadata
 
     modules = {path for file in files for path in file.weights}
     told, lines = list[dict[str, str]](), [f"written: {options.output} ({len(modules)} weights changed)"]
     for name in base.files:
         path = options.output / name if name else options.output
         read_header(path)
-        hashes = metadata.model_hashes(path)
+        hashes = model_hashes(path)
         told.append({"file": str(path), "sha256": hashes.sha256, "autov3": hashes.autov3})
         lines.append(f"{name or path.name}: sha256 {hashes.sha256} (AutoV2 {hashes.autov2}, AutoV3 {hashes.autov3})")
     if base.left_out:

@@ -50,13 +50,13 @@ def resize_file(options: ResizeOptions) -> None:
 
     (file,) = read_all([options.lora])
     from lora_scripts.adapters.algebra import resize
-    from lora_scripts.loras import kohya
+    from lora_scripts.adapters.weights import uniform
 
     made = resize.resize(file.weights, rank=options.rank, energy=options.energy, told=counting("resized"))
-    uniform = kohya.uniform(made.weights)
-    one = next(iter(uniform.values()))
-    values = _metadata(file, options, one.rank, one.alpha, has_conv(uniform))
-    written, off = loras.write(options.output, file.family, uniform, dtype_of(options.precision, [file]), values)
+    padded = uniform(made.weights)
+    one = next(iter(padded.values()))
+    values = _metadata(file, options, one.rank, one.alpha, has_conv(padded))
+    written, off = loras.write(options.output, file.family, padded, dtype_of(options.precision, [file]), values)
     blocks = resize.ranks_by_block(made)
     path, worst = made.worst
     rows = file_rows(written, off)

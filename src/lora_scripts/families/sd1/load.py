@@ -11,8 +11,7 @@ from transformers import CLIPTextModel
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd1 import singlefile
-from lora_scripts.formats import header
+from lora_scripts.families.sd1 import check, singlefile
 
 _WORDS = "Stable Diffusion 1.x"
 
@@ -21,7 +20,7 @@ def from_file(
     path: Path, *, with_vae: bool
 ) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel, tuple[int, int]]:
     """One file in the published layout, memory-mapped; the last is the size it was made for, (width, height)."""
-    head = header.require_sd1(path, vae=with_vae)
+    head = check.require_file(path, vae=with_vae)
     layout = singlefile.layout_of(head.shapes, file=path, vae=with_vae)
     with safe_open(path, "pt") as handle:
         unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout, file=path)
@@ -51,7 +50,8 @@ def load_vae(path: Path) -> AutoencoderKL:
     if path.is_dir():
         inner = path / "vae" if (path / "vae").is_dir() else path
         return load.pretrained(AutoencoderKL, inner)
-    head = header.require_vae(path)
+    head = check.check_vae(path)
+    assert head is not None
     with safe_open(path, "pt") as handle:
         widths, state = singlefile.vae_from(handle, head.shapes, file=path)
     return load.build_vae(singlefile.vae_config_of(widths), state)

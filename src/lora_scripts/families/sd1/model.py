@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -18,60 +19,42 @@ from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
-from lora_scripts.config.types import BLOCKS
 from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
-from lora_scripts.families.base import Batch, LoadOptions, Sampling, Spec
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.words import WordTable, numbered
+from lora_scripts.families.sd1.facts import FACTS
 from lora_scripts.families.sd1.load import from_file, from_folder, load_vae
 from lora_scripts.losses import diffusion, noise
 
-
-def block_of(path: str) -> str:
-    """The published name of the block that a layer of the UNet is in: IN01 … IN11, MID, OUT00 … OUT11.
-
-    These are the input_blocks, middle_block and output_blocks of the LDM layout: a level has two (up: three) pairs of a
-    residual block and a transformer; the downsampler is an input block of its own, the upsampler part of the last.
-    """
-    parts = path.removeprefix("unet.").split(".")
-    if parts[0] == "mid_block":
-        return "MID"
-    level, kind, number = int(parts[1]), parts[2], int(parts[3])
-    if parts[0] == "down_blocks":
-        return f"IN{3 * level + (3 if kind == 'downsamplers' else number + 1):02}"
-    return f"OUT{3 * level + (2 if kind == 'upsamplers' else number):02}"
-
-
-def _in_block(name: str, path: str) -> bool:
-    return path.startswith("unet.") and block_of(path) == name
-
-
-SPEC = Spec(
-    name="Stable Diffusion 1.x",
-    vae_factor=8,
-    latent_channels=4,
-    bucket_step=64,
-    groups={
-        "attention": lambda p: (
-            ".attn1." in p or ".attn2." in p or ".self_attn." in p or p.endswith(("proj_in", "proj_out"))
-        ),
-        "feed_forward": lambda p: ".ff.net." in p or ".mlp." in p,
-        "conv": lambda p: ".resnets." in p or ".downsamplers." in p or ".upsamplers." in p,
-        **{name: partial(_in_block, name) for name in BLOCKS},
-    },
-    image_root="unet",
-    text_root="text_encoder",
-)
 SCALING = 0.18215
 """Latents are multiplied by this, so that they have unit variance (Rombach et al. 2022; SD 1.x configs)."""
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The keys of a config that this family has a use for."""
+
+    prediction: diffusion.Prediction = "epsilon"
+    """What the base answers with."""
+    zero_terminal_snr: bool = False
+    """That the base was made for a noise schedule that ends in pure noise."""
+    clip_skip: int = 1
+    """1: the text encoder's last layer is read; 2: the one before it, and so on."""
+    caption_tokens: int = prompts.ROOM
+    """Where captions are cut off: 75, 150 or 225 tokens. Prompts of pictures are never cut."""
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> Settings:
+        return cls(**{field.name: keys[field.name] for field in fields(cls) if field.name in keys})
+
+
 class StableDiffusion1:
     """A UNet, a VAE and a CLIP text encoder, all frozen; LoRA layers come from outside."""
 
-    spec = SPEC
+    facts = FACTS
 
     def __init__(
         self,
@@ -82,6 +65,8 @@ class StableDiffusion1:
         native_size: tuple[int, int] = (512, 512),
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
+        self.settings = settings = Settings.of(options.settings)
+        self.objective = diffusion.Objective(settings.prediction, zero_terminal_snr=settings.zero_terminal_snr)
         self.unet = unet.requires_grad_(False).eval()
         memory.place(self.unet, options.memory, self.device, self.dtype)
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
@@ -95,7 +80,7 @@ class StableDiffusion1:
         self.tiles = options.memory.vae_tiling
         if self.tiles:
             self.vae.enable_tiling()
-            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // SPEC.vae_factor
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTS.vae_factor
         self.native_size = native_size
         self._narrow = (
             self.device.type == "cpu" and unet.config.block_out_channels[0] // unet.config.attention_head_dim <= 16
@@ -122,8 +107,8 @@ class StableDiffusion1:
     def fingerprint(self, part: str) -> str:
         model = {"vae": self.vae, "text": self.text_encoder}[part]
         digest = hashlib.sha256()
-        if part == "text" and (self.clip_skip, self.caption_tokens) != (1, prompts.ROOM):
-            digest.update(f"clip skip {self.clip_skip}, {self.caption_tokens} tokens".encode())
+        if part == "text" and (self.settings.clip_skip, self.settings.caption_tokens) != (1, prompts.ROOM):
+            digest.update(f"clip skip {self.settings.clip_skip}, {self.settings.caption_tokens} tokens".encode())
         if part == "vae" and self.tiles:
             digest.update(f"tiles of {memory.TILE} px".encode())
         for name, tensor in sorted(model.state_dict().items()):
@@ -138,12 +123,13 @@ class StableDiffusion1:
         return {"mean": (posterior.mean * SCALING).cpu(), "std": (posterior.std * SCALING).cpu()}
 
     @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        return self._captions(captions).cpu()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """{"states": [n, 77 k, width]}"""
+        return {"states": self._captions(captions).cpu()}
 
     def _captions(self, captions: Sequence[str]) -> Tensor:
         """[n, 77 k, width]: captions as they stand, cut off at `caption_tokens`."""
-        most = self.caption_tokens // prompts.ROOM
+        most = self.settings.caption_tokens // prompts.ROOM
         return self._states([prompts.chunks(prompts.plain(c), most, self.words) for c in captions], most)
 
     def _states(self, rows: Sequence[Sequence[prompts.Chunk]], length: int | None = None) -> Tensor:
@@ -156,14 +142,14 @@ class StableDiffusion1:
         empty = prompts.chunks(prompts.plain(""))
         flat = [chunk for row in rows for chunk in [*row, *empty * (count - len(row))]]
         ids = torch.tensor([c.ids for c in flat], device=self.device)
-        if self.clip_skip == 1:
+        if self.settings.clip_skip == 1:
             states = self.text_encoder(ids).last_hidden_state
         else:
             inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # flat from transformers 5.6 on
             kept = self.text_encoder(ids, output_hidden_states=True).hidden_states
-            if self.clip_skip >= len(kept):
-                raise UserError(f"clip_skip {self.clip_skip}: this text encoder has {len(kept) - 1} layers")
-            states = inner.final_layer_norm(kept[-self.clip_skip])
+            if self.settings.clip_skip >= len(kept):
+                raise UserError(f"clip_skip {self.settings.clip_skip}: this text encoder has {len(kept) - 1} layers")
+            states = inner.final_layer_norm(kept[-self.settings.clip_skip])
         weights = torch.tensor([c.weights for c in flat], device=self.device)
         if (weights != 1).any():
             states = prompts.emphasise(states, weights)
@@ -192,26 +178,27 @@ class StableDiffusion1:
             self._text_where = device
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        shape = tuple(batch.mean.shape)
-        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise)
+        shape = tuple(batch.latents["mean"].shape)
+        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, self.levels(objective))
         return self.losses(batch, objective, draws).sum(), shape[0]
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        draws = draws.to(self.device)
-        levels = diffusion.schedule(objective.prediction, zero_terminal_snr=objective.zero_terminal_snr)
-        levels = levels.to(self.device).at(draws.timesteps)
-        x0 = batch.mean.to(self.device) + batch.std.to(self.device) * draws.posterior
+        draws, mean, std = draws.to(self.device), batch.latents["mean"], batch.latents["std"]
+        levels, times = self._schedule(objective).at(draws.u, self.device)
+        x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-        states = self._captions(batch.captions) if batch.states is None else batch.states
-        output = self.predict(diffusion.add_noise(x0, mixed, levels), self._times(draws.timesteps, objective), states)
+        states = self._captions(batch.captions) if batch.texts is None else batch.texts["states"]
+        output = self.predict(diffusion.add_noise(x0, mixed, levels), times, states)
         masks = None if batch.masks is None else batch.masks.to(self.device)
         each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
         return each if batch.weights is None else each * batch.weights.to(self.device)
 
+    def levels(self, objective: diffusion.Objective) -> int | None:
+        return len(self._schedule(objective))
+
     @staticmethod
-    def _times(timesteps: Tensor, objective: diffusion.Objective) -> Tensor:
-        """What the UNet is told: the timestep, for flow 1000 sigma (as diffusers' flow scheduler tells it)."""
-        return timesteps + 1 if objective.prediction == "flow" else timesteps
+    def _schedule(objective: diffusion.Objective) -> diffusion.Schedule:
+        return diffusion.discrete(objective.prediction, zero_terminal_snr=objective.zero_terminal_snr)
 
     def predict(self, x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """The UNet's answer [n, 4, h, w] to noised latents, timesteps [n] and text states [n, 77, width]."""
@@ -225,12 +212,10 @@ class StableDiffusion1:
         answer: Tensor = self.unet(x_t, t, states.to(self.device, self.dtype), return_dict=False)[0]
         return answer
 
-    prediction: diffusion.Prediction = "epsilon"
-    zero_terminal_snr = False
-    clip_skip = 1
-    caption_tokens = prompts.ROOM
-
     words: prompts.Words = MappingProxyType({})
+
+    def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
+        return samplers.find_sampler(name, self.settings.prediction, steps)
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         return self.draw(prompt, [seed], sampling)[0]
@@ -238,7 +223,7 @@ class StableDiffusion1:
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
         """With classifier-free guidance (Ho & Salimans 2022); each picture's noise comes from its seed, on the CPU."""
-        sampler = samplers.find_sampler(sampling.scheduler, self.prediction, sampling.steps)
+        sampler = self.sampler(sampling.scheduler, sampling.steps)
         guided = sampling.cfg != 1.0
         texts = [sampling.negative, prompt] if guided else [prompt]
         states = self._states([prompts.chunks(prompts.weighted(text), words=self.words) for text in texts])
@@ -252,12 +237,12 @@ class StableDiffusion1:
             without, with_prompt = out.chunk(2)
             return without + sampling.cfg * (with_prompt - without)
 
-        width, height = (side // SPEC.vae_factor for side in sampling.size)
+        width, height = (side // FACTS.vae_factor for side in sampling.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = torch.cat([torch.randn(1, SPEC.latent_channels, height, width, generator=g) for g in generators])
+        drawn = torch.cat([torch.randn(1, FACTS.latent_channels, height, width, generator=g) for g in generators])
         start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
-        zero = self.zero_terminal_snr
-        scheduler = samplers.build(sampler, self.prediction, zero_terminal_snr=zero, schedule=SCHEDULE)
+        zero = self.settings.zero_terminal_snr
+        scheduler = samplers.build(sampler, self.settings.prediction, zero_terminal_snr=zero, schedule=SCHEDULE)
         x = samplers.sample(
             scheduler,
             sampler,

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lora_scripts.families.names import Names
+
 TEXT_1 = "conditioner.embedders.0.transformer.text_model."
 TEXT_2 = "conditioner.embedders.1.model.transformer."
 UNET = "model.diffusion_model."
@@ -103,3 +105,8 @@ def _text_2() -> Iterator[Module]:
             yield Module(path, name, block + _OPEN_CLIP[layer])
         else:
             yield Module(path, name, f"{block}attn.in_proj_weight", _CLIP.index(layer))
+
+
+def sdxl() -> Names:
+    """SDXL."""
+    return Names("sdxl", "SDXL", table(), {}, {})

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base, Layer
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Change, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE, bundled
 
 _KNOWN = (DOWN, UP, rules.ALPHA, DORA)

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base, Layer
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import DORA, Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import DORA, Change, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
 
 # (down, up) of the forms that it tries, in its order.

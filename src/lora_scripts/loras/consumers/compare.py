@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
+from lora_scripts.families.names import Base
+from lora_scripts.loras.consumers.rules import Change, Fault, Reading
 
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-8
 _CHUNK = 1 << 20  # numbers at a time: what is compared stays in the processor's cache

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import ALPHA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import ALPHA, DOWN, UP, Change, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
 
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import PEFT_PREFIX, Base, Half, Layer
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import Change, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
-from lora_scripts.loras.naming import PEFT_PREFIX, Half, sd1
 
 _LEAVES: dict[str, Half] = {rules.DOWN: "down", rules.UP: "up", rules.ALPHA: "alpha", rules.DORA: "dora"}
 

@@ -1,0 +1,104 @@
+"""Stable Diffusion 1.x, as facts."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd1 import check
+from lora_scripts.formats.header import Header
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_scripts.families.names import Base, Names
+
+BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
+"""The UNet's blocks, by the names that block-weight tools give them."""
+
+
+def block_of(path: str) -> str:
+    """The published name of the block that a layer of the UNet is in: IN01 … IN11, MID, OUT00 … OUT11.
+
+    These are the input_blocks, middle_block and output_blocks of the LDM layout: a level has two (up: three) pairs of a
+    residual block and a transformer; the downsampler is an input block of its own, the upsampler part of the last.
+    """
+    parts = path.removeprefix("unet.").split(".")
+    if parts[0] == "mid_block":
+        return "MID"
+    level, kind, number = int(parts[1]), parts[2], int(parts[3])
+    if parts[0] == "down_blocks":
+        return f"IN{3 * level + (3 if kind == 'downsamplers' else number + 1):02}"
+    return f"OUT{3 * level + (2 if kind == 'upsamplers' else number):02}"
+
+
+def _in_block(name: str, path: str) -> bool:
+    return path.startswith("unet.") and block_of(path) == name
+
+
+def _names() -> Names:
+    from lora_scripts.families.sd1 import names
+
+    return names.sd1()
+
+
+def _base(path: Path | None) -> Base:
+    from lora_scripts.families.sd1 import names, skeleton
+
+    return names.sd1_base(names.STANDARD, shapes=False) if path is None else names.sd1_base(skeleton.layout_of(path))
+
+
+def _weights(header: Header, path: Path) -> dict[str, Weight]:
+    from lora_scripts.families.sd1 import singlefile
+
+    layout = singlefile.layout_of(header.shapes, file=path, vae=False)
+    parts = (("unet", singlefile.unet_rows(layout)), ("text_encoder", singlefile.text_rows(layout)))
+    return {
+        f"{part}.{row.hf.removesuffix('.weight').removeprefix('text_model.')}": Weight(row.ldm)
+        for part, rows in parts
+        for row in rows
+        if row.hf.endswith(".weight") and row.ldm in header.tensors
+    }
+
+
+def _build(path: Path) -> dict[str, nn.Module]:
+    from lora_scripts.families.sd1 import skeleton
+
+    return skeleton.build(path)
+
+
+FACTS = Facts(
+    name="sd1",
+    words="Stable Diffusion 1.x",
+    example="v1-5-pruned.safetensors",
+    checkpoint=check.CHECKPOINT,
+    mergeable=frozenset({check.CHECKPOINT, check.INPAINTING, check.EDITING}),
+    model="lora_scripts.families.sd1.model",
+    features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
+    native_size=(512, 512),
+    bucket_step=64,
+    vae_factor=8,
+    latent_channels=4,
+    groups={
+        "attention": lambda p: (
+            ".attn1." in p or ".attn2." in p or ".self_attn." in p or p.endswith(("proj_in", "proj_out"))
+        ),
+        "feed_forward": lambda p: ".ff.net." in p or ".mlp." in p,
+        "conv": lambda p: ".resnets." in p or ".downsamplers." in p or ".upsamplers." in p,
+        **{name: partial(_in_block, name) for name in BLOCKS},
+    },
+    image_root="unet",
+    text_roots=("text_encoder",),
+    lora=LoraFacts("sd_v1", "stable-diffusion-v1/lora", "diffusers"),
+    names=_names,
+    kind_of=check.kind_of,
+    folder_kind=check.folder_kind,
+    check=check.check,
+    weights=_weights,
+    parts={"unet": "", "text_encoder": "text_model."},
+    check_vae=check.check_vae,
+    base=_base,
+    build=_build,
+)
