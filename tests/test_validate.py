@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from lora_scripts.run.holding import copies, split
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,7 +29,6 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import story
-from lora_scripts.run.holding import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
 from lora_scripts.train.feed import generator
 from lora_scripts.train.probe import Probe, Range

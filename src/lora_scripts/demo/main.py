@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_scripts import run
 from lora_scripts.demo import world
-from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.errors import raise_all
+from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE

@@ -132,7 +132,7 @@ def stalled(evaluations: Sequence[Evaluation], patience: int) -> bool:
     return best is not None and len(points) - 1 - points.index(best) >= patience
 
 
-# --- in words ----------------------------------------------------------------------------------------------------------
+# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 def change(won: float, base: float) -> str:
