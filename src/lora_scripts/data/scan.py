@@ -100,7 +100,7 @@ def scan(
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
         results = list(pool.map(partial(_inspect, small=small), listing.images.values()))
     samples: list[Sample] = []
-    for (name, path), result in zip(listing.images.items(), results, strict=True):
+    for name, result in zip(listing.images, results, strict=True):
         if isinstance(result, UserError):
             faults.append(result)
         else:
