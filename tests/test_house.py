@@ -78,7 +78,7 @@ def test_a_stem_means_one_thing() -> None:
 
 
 def test_nothing_subclasses_a_run_and_no_function_takes_one() -> None:
-    """A run's parts are a frozen holder; only the story of a run and of a rehearsal, which compose it, take it whole."""
+    """A run's parts are a frozen holder; only the stories of a run and of a rehearsal, which compose it, take it."""
     takes = set()
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -23,7 +23,7 @@ from PIL import Image
 import lora_scripts
 import tiny
 from lora_scripts.cli import main
-from lora_scripts.cli.plan import words
+from lora_scripts.cli import plan as cli
 from lora_scripts.compute import meter
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
@@ -74,7 +74,7 @@ def size_of(folder: Path) -> int:
 
 
 def test_what_it_says_is_what_the_run_does(config: Path, made: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    print("\n".join(words(made)))
+    print("\n".join(cli.words(made)))
     table = " ".join(capsys.readouterr().out.split())
     assert main(["train", "--config", str(config)]) == 0
     told, out = " ".join(capsys.readouterr().out.split()), config.parent / "mylora"
@@ -105,13 +105,13 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     memory = figures["memory"]
     assert list(memory["phases"]) == list(forecast.PHASES)
     assert memory["peak"] == max(memory["phases"].values()) < memory["limit"]
-    print("\n".join(words(made)))
+    print("\n".join(cli.words(made)))
     *_, verdict = capsys.readouterr().out.splitlines()
     assert (
         verdict
         == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} ({forecast.PHASES[made.measured.worst]})"
     )
-    print("\n".join(words(dataclasses.replace(made, free_disk=1000))))
+    print("\n".join(cli.words(dataclasses.replace(made, free_disk=1000))))
     assert "not enough disk space: needs " in capsys.readouterr().out
 
 
@@ -129,7 +129,7 @@ def test_without_enough_memory_it_names_what_to_type(
     batch, accumulation = proposal.changes["batch_size"], proposal.changes["gradient_accumulation"]
     assert batch < 8 and batch * accumulation == 8
     less = m.peak - 1
-    print("\n".join(words(Plan(m, less, planning.verdict(m, less), proposal=proposal))))
+    print("\n".join(cli.words(Plan(m, less, planning.verdict(m, less), proposal=proposal))))
     verdict = capsys.readouterr().out.splitlines()[-1]
     head = f"does not fit: peak {size(m.peak)} ({forecast.PHASES[m.worst]}), of {size(less)}; rehearsed with peak "
     assert verdict.startswith(head)

@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +216,7 @@ def test_a_damaged_state_is_one_line(copy: list[str], tmp_path: Path, capsys: py
 HOLDING = """
 import sys
 from pathlib import Path
+from typing import Any
 from lora_scripts.run.folder import RunFolder
 with RunFolder(Path(sys.argv[1]), "out").locked():
     print("held", flush=True)
