@@ -203,9 +203,10 @@ def step(base: Path, **keys: Any) -> tuple[Model, float, int]:
         p.data += 0.1 * normal(*p.shape, seed=number)
     model.train(True)
     torch.manual_seed(5)
-    states = None if keys.get("train_text_encoder") else normal(2, 77, 16)
+    texts = None if keys.get("train_text_encoder") else {"states": normal(2, 77, 16)}
     generators = [torch.Generator().manual_seed(n) for n in range(2)]
-    batch = Batch(normal(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.1), ["a cat", "a dog"], states, ["1", "2"], generators)
+    latents = {"mean": normal(2, 4, 8, 8), "std": torch.full((2, 4, 8, 8), 0.1)}
+    batch = Batch(latents, ["a cat", "a dog"], texts, ["1", "2"], generators)
     with counted(*model.family.roots.values()) as kept:
         loss, _ = model.family.loss(batch, Objective())
     loss.backward()

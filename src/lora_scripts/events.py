@@ -61,6 +61,8 @@ class Stepped(Event):
     learning_rate: float
     grad_norm: float
     samples_per_second: float
+    seconds: float
+    """Of the step."""
 
 
 @dataclass(frozen=True)
