@@ -88,7 +88,10 @@ def sd1() -> Names:
     for path, stem in kohya.items():
         if stem.startswith("lora_te_"):
             # As of the first of two text encoders, and as derived from transformers 5.6.
-            others |= {stem.replace("lora_te_", "lora_te1_"): path, stem.replace("lora_te_text_model_", "lora_te_"): path}
+            others |= {
+                stem.replace("lora_te_", "lora_te1_"): path,
+                stem.replace("lora_te_text_model_", "lora_te_"): path,
+            }
     return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others)
 
 
