@@ -105,7 +105,7 @@ def test_the_prompts_gain_is_the_drop_of_the_denoising_error(family: Any) -> Non
     signal = alphas_cumprod().sqrt()
     errors = []
     for text in ("", "a house"):
-        states, total = family.encode_text([text]), 0.0
+        states, total = family.encode_text([text])["states"], 0.0
         for i, t in enumerate(t for t in measures.TIMES for _ in range(measures.NOISES)):
             noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i))
             x = signal[t] * latents + (1 - signal[t] ** 2).sqrt() * noise

@@ -253,24 +253,24 @@ def test_what_is_no_base_is_named_in_one_line(kind: str, tensors: State, tmp_pat
 
 
 def test_what_a_base_answers_with(tensors: State, tmp_path: Path) -> None:
-    def told(more: State, **metadata: str) -> check.Answer | None:
+    def told(more: State, **metadata: str) -> dict[str, object]:
         path = written(tmp_path / "a.safetensors", {TIME: tensors[TIME]} | more, **metadata)
-        return check.answer_of(path)
+        return check.told(path)
 
-    assert told({}) is None
-    assert told({"v_pred": ZERO}) == ("v", False)
-    assert told({"v_pred": ZERO, "ztsnr": ZERO}) == ("v", True)
-    assert told({}, **{"modelspec.prediction_type": "epsilon"}) == ("epsilon", False)
-    assert told({}, **{"modelspec.prediction_type": "v"}) == ("v", False)
+    epsilon, v = {"prediction": "epsilon"}, {"prediction": "v", "zero_terminal_snr": False}
+    zero = v | {"zero_terminal_snr": True}
+    assert told({}) == {} and told({"v_pred": ZERO}) == v and told({"v_pred": ZERO, "ztsnr": ZERO}) == zero
+    assert told({}, **{"modelspec.prediction_type": "epsilon"}) == epsilon
+    assert told({}, **{"modelspec.prediction_type": "v"}) == v
     folder = tmp_path / "folder" / "scheduler"
     folder.mkdir(parents=True)
     for settings, answer in (
-        ({"prediction_type": "epsilon"}, ("epsilon", False)),
-        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, ("v", True)),
-        ({}, None),
+        ({"prediction_type": "epsilon"}, epsilon),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, zero),
+        ({}, {}),
     ):
         (folder / "scheduler_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        assert check.answer_of(tmp_path / "folder") == answer
+        assert check.told(tmp_path / "folder") == answer
 
 
 def test_a_base_with_v_pred_keys_is_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run is fed: its pictures with their captions, masks and class pictures."""
+"""The pictures of a run: those that stand for the class, and how all become a feed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,46 @@ from PIL import Image
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
-from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import PictureFamily
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.events import Progress, Sink
+from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.formats import io
 from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+
+CLASS = "class/"
+"""In the names of class pictures, to tell them from the others."""
+
+
+# --- of the class (prior preservation; Ruiz et al. 2022, eq. 2) -------------------------------------------------------
+
+
+def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink: Sink) -> list[Sample]:
+    """The class pictures of a run: those of `class_data_dir`, and new ones in `folder` until there are `class_images`.
+
+    The family must not wear its LoRA yet, or wear it unchanged. Picture n is a function of (seed, n), so a run that was
+    interrupted goes on with the same.
+    """
+    samples = _of_class(config.class_data_dir, config) if config.class_data_dir else []
+    missing = max(0, config.class_images - len(samples))
+    if missing:
+        size = (config.size[0] // 8 * 8, config.size[1] // 8 * 8)
+        sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
+        for n in range(missing):
+            path = folder / f"{n:05}.png"
+            if not path.exists():
+                io.make_folder(folder)
+                io.save_png(path, family.generate(config.class_prompt, config.seed + n, sampling))
+            sink(Progress("class pictures", n + 1, missing))
+        samples += _of_class(folder, config)[:missing]
+    return samples
+
+
+def _of_class(folder: Path, config: TrainConfig) -> list[Sample]:
+    samples = scan(folder, None, allow_missing_captions=bool(config.class_prompt))
+    return [replace(s, name=CLASS + s.name, caption=s.caption or config.class_prompt) for s in samples]
+
+
+# --- the feed ---------------------------------------------------------------------------------------------------------
 
 
 def build_feed(

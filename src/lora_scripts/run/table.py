@@ -3,54 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
-from lora_scripts.run import memory
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.run import heldout
+from lora_scripts.run.build import memory_words
 from lora_scripts.run.new_words import tell_new_words
+from lora_scripts.run.parts import HeldOut, Model
+from lora_scripts.train.feed import Feed
 
-if TYPE_CHECKING:
-    from lora_scripts.run.story import Run
 
-
-def plan_rows(run: Run) -> list[tuple[str, str]]:
-    """What will happen, as the table before the first step says it."""
-    c, feed, rank, alpha = run.config, run.feed, run.model.rank, run.model.alpha
+def table_rows(
+    config: TrainConfig, model: Model, feed: Feed, held: HeldOut, *, steps: int, done: int, precision: str, output: Path
+) -> list[tuple[str, str]]:
+    """(what, its value) of a run of `steps` steps, of which `done` are; `output`: the LoRA's file."""
+    c, rank, alpha = config, model.rank, model.alpha
+    samples = [p.sample for p in feed.pictures if not p.of_class]
     buckets = Counter(p.bucket for p in feed.pictures)
-    told = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(buckets.items(), key=lambda b: -b[1])[:6])
-    batches = len(feed.batches(0))
-    count = sum(p.numel() for g in run.optimizer.param_groups for p in g["params"])
+    sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(buckets.items(), key=lambda b: -b[1])[:6])
+    batches, views = len(feed.batches(0)), len(feed.pictures[0].views)
+    count = sum(p.numel() for p in model.trained)
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
-    views = len(feed.pictures[0].views)
     rows = [
-        ("base model", f"{c.base_model} ({run.family.facts.words})"),
+        ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
-        run.held.row(),
-        ("buckets", told + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
+        heldout.row(held, c, len(samples), steps),
+        ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
             f"{len(feed.pictures)} images x {c.repeats} repeats / batch {c.batch_size} = {batches} batches"
-            f"{accumulated}, x {c.epochs} epochs = {run.total} steps"
-            + (f", {run.state.step} done" if run.state.step else ""),
+            f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
-        (
-            "LoRA",
-            f"{len(run.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters",
-        ),
+        ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-        ("precision", f"{run.precision}, LoRA fp32"),
-        ("device", _device_name(run.device)),
-        *([("memory", memory.told(c))] if memory.told(c) else []),
-        ("output", str(run.folder.final)),
+        ("precision", f"{precision}, LoRA fp32"),
+        ("device", _device_name(model.family.device)),
+        *([("memory", memory_words(c))] if memory_words(c) else []),
+        ("output", str(output)),
     ]
     if c.new_token:
-        rows.insert(-4, ("new words", tell_new_words(c, run.samples)))
+        rows.insert(-4, ("new words", tell_new_words(c, samples)))
     if not 0.25 <= alpha / rank <= 2:
         rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
     if c.init_lora:
-        kept = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
-        rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), run.model.resized or kept]))))
+        own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
+        rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
     return rows
 
 

@@ -41,9 +41,9 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder with one CLIP text encoder is, by the width that its UNet reads."""
-    unet = read_config(path / "unet")
-    if unet is None or (path / "text_encoder_2").exists() or not (path / "text_encoder" / "config.json").is_file():
+    if not (path / "unet").is_dir() or (path / "text_encoder_2").exists():
         return None
+    unet = read_config(path / "unet") or {}  # `check` says what is missing
     if unet.get("cross_attention_dim") == 1024:
         return kinds.SD2
     channels = unet.get("in_channels")

@@ -69,6 +69,7 @@ FACTS = Facts(
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,
+    told=lambda path: {"prediction": "epsilon", "zero_terminal_snr": False},
     check=check.check,
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model."},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
@@ -30,13 +30,6 @@ _PREFIXES = (UNET_PREFIX, VAE_PREFIX, "conditioner.embedders.")
 _FEW_STEPS = re.compile(r"\b(turbo|lightning|lcm|hyper-?sd)\b", re.IGNORECASE)
 _SCALE_APART = 0.01
 """How far a VAE's scaling factor may be off."""
-
-
-class Answer(NamedTuple):
-    """What a base says of itself."""
-
-    prediction: Literal["epsilon", "v"]
-    zero_terminal_snr: bool
 
 
 def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
@@ -82,27 +75,23 @@ def _scheduler(path: Path) -> dict[str, Any]:
     return read_config(path / "scheduler", "scheduler_config.json") or {}
 
 
-def answer_of(path: Path) -> Answer | None:
-    """What the base answers with and whether its schedule ends in pure noise, where it says so; None where it does
-    not.
+def told(path: Path) -> dict[str, Any]:
+    """As `Facts.told`: what a base answers with and whether its schedule ends in pure noise, where it says so.
 
     A single file says it by empty tensors, `v_pred` and `ztsnr`, or in its ModelSpec; a folder in its scheduler's
     config.
     """
     if path.is_dir():
         scheduler = _scheduler(path)
-        said = scheduler.get("prediction_type")
-        if said not in ("epsilon", "v_prediction"):
-            return None
-        zero = scheduler.get("rescale_betas_zero_snr") is True
-        return Answer("v" if said == "v_prediction" else "epsilon", zero)
-    header = read_header(path)
-    if singlefile.V_PREDICTION in header.tensors:
-        return Answer("v", singlefile.ZERO_SNR in header.tensors)
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    if said.startswith("v"):
-        return Answer("v", singlefile.ZERO_SNR in header.tensors)
-    return Answer("epsilon", False) if said.startswith("eps") else None
+        said, zero = scheduler.get("prediction_type"), scheduler.get("rescale_betas_zero_snr") is True
+    else:
+        header = read_header(path)
+        said = header.metadata.get("modelspec.prediction_type", "").lower()
+        said = "v" if singlefile.V_PREDICTION in header.tensors else said
+        zero = singlefile.ZERO_SNR in header.tensors
+    if said in ("v", "v_prediction", "v-prediction"):
+        return {"prediction": "v", "zero_terminal_snr": zero}
+    return {"prediction": "epsilon"} if said in ("epsilon", "eps") else {}
 
 
 def require_file(path: Path, *, vae: bool = True) -> Header:

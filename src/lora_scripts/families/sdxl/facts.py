@@ -66,6 +66,7 @@ FACTS = Facts(
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,
+    told=check.told,
     check=check.check,
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_model."},
