@@ -29,7 +29,7 @@ from lora_scripts.loras.embedding import to_bundle
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.loras.verify import CONSUMERS, verify
 from lora_scripts.loras.words import read_words
-from lora_scripts.run.preflight import check
+from lora_scripts.run.preflight import preflight
 from runs import stopped
 
 FIRST = 49408
@@ -256,7 +256,7 @@ def trained_lora(config: Path) -> Path:
 
 def test_faults(config: Path) -> None:
     with pytest.raises(UserErrors) as found:
-        check(
+        preflight(
             load_config(config, ["new_token=[house, flumox]", "token_init=[]", "output_dir=" + str(config.parent)]),
             resume=None,
         )

@@ -331,7 +331,7 @@ def test_another_seed_gives_another_lora_and_never_another_base(
     differing = [name for name in one if not torch.equal(one[name], two[name])]
     assert len(differing) >= 2 * 192 - 2 and not any(name.endswith(".alpha") for name in differing)
     for part in ("unet", "text_encoder"):
-        trained, fresh = other.family.roots[part].state_dict(), family.roots[part].state_dict()
+        trained, fresh = other.model.family.roots[part].state_dict(), family.roots[part].state_dict()
         kept = {k.replace(".base.", "."): v for k, v in trained.items() if not k.endswith((".down", ".up"))}
         assert kept.keys() == fresh.keys() and all(torch.equal(kept[k], fresh[k]) for k in fresh)
 
@@ -341,7 +341,7 @@ def test_bf16_with_dropout_learns_much_the_same(finished: Finished, tmp_path: Pa
     run = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", *keys)
     assert run.state.losses == pytest.approx(losses_of(finished.folder)[:2], rel=0.03)
     assert run.state.losses != losses_of(finished.folder)[:2]
-    layers = run.layers.values()
+    layers = run.model.layers.values()
     assert {p.dtype for layer in layers for p in (layer.down, layer.up)} == {torch.float32}
     assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
     assert {(layer.dropout, layer.training) for layer in layers} == {(0.1, True)}  # after a preview, too
@@ -372,7 +372,9 @@ def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
     keys = [f"init_lora={tmp_path / 'early.safetensors'}", "targets=['*.mid_block.*attn2*']", "lora_dropout=0.5"]
     more = ["save_precision=fp32", "sample_every=0", f"output_dir={tmp_path / 'out'}"]
     run = stopped(finished.config, 1, *keys, *more)
-    assert sorted(run.layers) == sorted([*(f"{MID}.attn2.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")), text])
+    assert sorted(run.model.layers) == sorted(
+        [*(f"{MID}.attn2.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")), text]
+    )
     layers = apply(family, {text: weights[text]}, 1.0)
     try:
         for caption, texts in run.feed.texts.items():

@@ -6,12 +6,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from lora_scripts.run.holding import copies, split
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,6 +29,8 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import story
+from lora_scripts.run.parts import Parts
+from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
 from lora_scripts.train.feed import generator
 from lora_scripts.train.probe import Probe, Range
@@ -223,10 +225,17 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
     )
 
 
+def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -> story.TrainResult:
+    """In place of `story.finish`."""
+    saver.write(parts.folder.final, "LoRA")
+    f = parts.folder
+    return story.TrainResult(f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, {})
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with their file: no proof, no pictures."""
-    monkeypatch.setattr(story, "finish", lambda run: run.exporter.write(run.folder.final))
+    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path, short: None) -> None:
@@ -289,4 +298,4 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no effect without held-out pictures"):
         load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
     copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
-    assert split(copied, scan(copied.train_data_dir))[1] == []
+    assert split(copied, scan(copied.train_data_dir)).held_out == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,6 @@ def pretrained(kind: Any, folder: Path) -> Any:
     except OSError as e:
         hint = "it needs config.json and .safetensors weights"
         raise UserError(str(e).splitlines()[0], file=folder, hint=hint) from None
-
-
-def require_parts(path: Path, parts: Sequence[str], words: str) -> None:
-    """UserError unless the diffusers folder of a family, called `words`, has these parts."""
-    missing = [part for part in parts if not (path / part / "config.json").is_file()]
-    if missing:
-        raise UserError(
-            f"this folder has no {', '.join(f'{part}/config.json' for part in missing)}",
-            file=path,
-            hint=f"give a diffusers folder of {words}, or a single .safetensors file",
-        )
 
 
 def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:

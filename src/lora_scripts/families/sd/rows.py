@@ -107,9 +107,9 @@ def size_of(shapes: Shapes, key: str, axis: int, file: Path | None) -> int:
     return shape[axis]
 
 
-def count_of(shapes: Shapes, prefix: str) -> int:
+def count_of(keys: Iterable[str], prefix: str) -> int:
     """How many layers there are, by the largest number that stands behind the prefix; 0 when there is none."""
-    numbers = [key.removeprefix(prefix).partition(".")[0] for key in shapes if key.startswith(prefix)]
+    numbers = [key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)]
     return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
@@ -149,7 +149,7 @@ def check_rows(
                 errors += _scale_faults(scale, shapes, wanted, file)
         left -= {names[row.ldm] for row in rows if row.ldm in names}
     if left:
-        text = f"{len(left)} unknown tensors, first {ascii(min(left))[1:120]}"
+        text = f"{len(left)} unknown tensors, first {ascii(min(left))[1:-1][:119]}"
         errors.append(UserError(text, file=file, hint=plain))
     raise_all(errors[:10])
 

@@ -77,6 +77,20 @@ def published_text_keys(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def text_layout_of(text: Mapping[str, Tensor], activation: str = "quick_gelu") -> TextLayout:
+    """The layout of a state dict in the published names."""
+    vocab, width = text["text_model.embeddings.token_embedding.weight"].shape
+    return TextLayout(
+        width=width,
+        layers=sum(key.endswith(".mlp.fc1.weight") for key in text),
+        intermediate=text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        vocab=vocab,
+        positions=text["text_model.embeddings.position_embedding.weight"].shape[0],
+        projection=text["text_projection.weight"].shape[0] if "text_projection.weight" in text else 0,
+        activation=activation,
+    )
+
+
 def _clip(layout: TextLayout) -> Iterator[Row]:
     width, inner = layout.width, layout.intermediate
 

@@ -6,8 +6,9 @@ Facts: CompVis `ldm/modules/diffusionmodules/openaimodel.py` and Stability's gen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from lora_scripts.families.sd.rows import Row, both, under
 
@@ -16,6 +17,8 @@ RESNETS = 2
 """Residual blocks of a level going down; going up it is one more."""
 GROUPS = 32
 """Of the group norms; every width is a multiple of it."""
+SIZES = 6
+"""Numbers that XL is told of a picture: its height and width, the top and left of the crop, the crop's own size."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,15 @@ class UnetLayout:
     out_channels: int = 4
     linear: bool = False
     """Whether a transformer's way in and out is a matrix; else it is a 1 x 1 convolution."""
-    class_width: int = 0
-    """Of the vector that is added to the time embedding (`label_emb`); 0: there is none."""
+    pooled_width: int = 0
+    """Of the pooled text state that is added to the time embedding with the sizes; 0: nothing is added."""
+    size_width: int = 0
+    """Channels that each of the `SIZES` numbers of a size takes up beside it."""
+
+    @property
+    def class_width(self) -> int:
+        """Of the vector that is added to the time embedding (`label_emb`)."""
+        return self.pooled_width + SIZES * self.size_width if self.pooled_width else 0
 
     @property
     def middle_depth(self) -> int:
@@ -67,6 +77,12 @@ def unet_config(layout: UnetLayout, sample_size: int) -> dict[str, object]:
         config["use_linear_projection"] = True
     if layout.middle_depth > 1 or any(depth > 1 for depth in layout.depths):
         config["transformer_layers_per_block"] = tuple(max(1, depth) for depth in layout.depths)
+    if layout.pooled_width:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": layout.size_width,
+            "projection_class_embeddings_input_dim": layout.class_width,
+        }
     return config
 
 
@@ -94,6 +110,22 @@ def blocks(levels: int) -> tuple[str, ...]:
     down = [f"IN{number:02}" for number in range(1, (RESNETS + 1) * levels)]
     up = [f"OUT{number:02}" for number in range((RESNETS + 1) * levels)]
     return (*down, "MID", *up)
+
+
+def groups(blocks: Iterable[str]) -> dict[str, Callable[[str], bool]]:
+    """Names for sets of layers, those blocks among them: our module path -> whether it belongs."""
+    return {
+        "attention": lambda p: (
+            ".attn1." in p or ".attn2." in p or ".self_attn." in p or p.endswith(("proj_in", "proj_out"))
+        ),
+        "feed_forward": lambda p: ".ff.net." in p or ".mlp." in p,
+        "conv": lambda p: ".resnets." in p or ".downsamplers." in p or ".upsamplers." in p,
+        **{name: partial(_in_block, name) for name in blocks},
+    }
+
+
+def _in_block(name: str, path: str) -> bool:
+    return path.startswith("unet.") and block_of(path) == name
 
 
 def _resnet(ldm: str, hf: str, given: int, width: int, time: int) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from lora_scripts.families.sd.rows import (
     size_of,
     to_rows,
 )
-from lora_scripts.families.sd.text import published_text_keys, text_keys_like
+from lora_scripts.families.sd.text import published_text_keys, text_keys_like, text_layout_of
 from lora_scripts.families.sd.unet import GROUPS
 from lora_scripts.families.sd1.layout import (
     LEVELS,
@@ -146,7 +146,7 @@ def to_ldm(unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[
     ValueError for a missing or unknown key: it is ours to give whole models.
     """
     text = published_text_keys(text)
-    widths, latents = sd_vae.vae_layout_of(vae)
+    (widths, latents), encoder = sd_vae.vae_layout_of(vae), text_layout_of(text)
     layout = Sd1Layout(
         unet_widths=tuple(unet[f"down_blocks.{level}.resnets.0.conv2.weight"].shape[0] for level in range(LEVELS)),
         context_width=unet["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1],
@@ -154,11 +154,11 @@ def to_ldm(unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[
         out_channels=unet["conv_out.weight"].shape[0],
         vae_widths=widths,
         latent_channels=latents,
-        text_width=text["text_model.embeddings.token_embedding.weight"].shape[1],
-        text_layers=sum(key.endswith(".mlp.fc1.weight") for key in text),
-        text_intermediate=text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        vocab=text["text_model.embeddings.token_embedding.weight"].shape[0],
-        positions=text["text_model.embeddings.position_embedding.weight"].shape[0],
+        text_width=encoder.width,
+        text_layers=encoder.layers,
+        text_intermediate=encoder.intermediate,
+        vocab=encoder.vocab,
+        positions=encoder.positions,
     )
     tensors = to_rows(unet_rows(layout), unet)
     tensors |= to_rows(vae_rows(widths, latents), vae)
