@@ -21,7 +21,7 @@ import torch
 from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
-from lora_scripts.families.table import by_name, load_family
+from lora_scripts.families.table import load_pictures
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -43,7 +43,7 @@ def random_lora(family: PictureFamily, folder: Path) -> Path:
 
 
 def loaded(base: Path) -> PictureFamily:
-    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_pictures(base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 def measure(families: Sequence[PictureFamily], rounds: int, sampling: Sampling) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,10 +12,11 @@ import tiny
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.facts import FACTS
 from lora_scripts.families.sd1.names import sd1_base, sd1_table
-from lora_scripts.families.sd1.skeleton import Skeleton
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
+from lora_scripts.loras.verify import Skeleton
 
 BASE: Base = sd1_base(tiny.LAYOUT)
 SHAPES = {layer.path: layer.shape for layer in BASE.layers}
@@ -36,7 +38,7 @@ FEW = [
 """Linear, 1 x 1 and 3 x 3 layers of the UNet, attention and MLP of the text encoder."""
 
 
-def _build() -> dict[str, nn.Module]:
+def _build(_: Path) -> dict[str, nn.Module]:
     """A UNet of two levels, which has all layers of FEW at their true places and shapes, and is quick to build."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -52,7 +54,7 @@ def _build() -> dict[str, nn.Module]:
     return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
 
 
-SMALL = Skeleton(BASE, _build)
+SMALL = Skeleton(replace(FACTS, build=_build), Path("small"), BASE)
 
 
 def weights(

@@ -54,7 +54,7 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
     t = torch.tensor([500])
 
     def answer() -> torch.Tensor:
-        return family.predict(x, t, family.encode_text(["a house"]))
+        return family.predict(x, t, family.encode_text(["a house"])["states"])
 
     plain = answer()
     layers = [apply(family, read_lora(files[name]), s) for name, s in strengths.items()]
@@ -283,7 +283,7 @@ def test_mistakes(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[st
     a, b = files["a"], files["b"]
     out = tmp_path / "x.safetensors"
     told = mistake(capsys, "combine", f"{a}:0", tmp_path / "none.safetensors", "--output", out, "--density", "0.5")
-    assert "--density does nothing with --method concat" in told and "weight 0 adds nothing" in told
+    assert "--density does nothing with --method concat" in told and "weight 0 changes nothing" in told
     assert "none.safetensors: no such file" in told and len(told.splitlines()) == 3
     assert "two LoRAs or more" in mistake(capsys, "combine", a, "--output", out)
     assert "where to?" in mistake(capsys, "combine", a, b)
@@ -318,5 +318,5 @@ def test_files_of_other_models_are_refused_by_name(
     assert "a.safetensors is for Stable Diffusion 1.x, xl.safetensors is for SDXL" in told
     run("combine", tmp_path / "xl.safetensors", tmp_path / "xl.safetensors", "--output", tmp_path / "two.safetensors")
     both = loras.read(tmp_path / "two.safetensors")
-    assert both.family is loras.SDXL and both.metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert both.family is by_name("sdxl") and both.metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert torch.equal(delta(both.weights[name.path]), torch.full((8, 8), 4.0, dtype=torch.float64))

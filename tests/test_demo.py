@@ -13,8 +13,8 @@ from PIL import Image
 from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
 from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.sd1 import check
 from lora_scripts.families.table import by_name, load_family
-from lora_scripts.formats import header
 from lora_scripts.loras.on_model import read_lora
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def test_all_that_the_package_brings_is_within_24_mb() -> None:
 
 
 def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
-    head = header.require_sd1(ASSETS / "base.safetensors")
+    head = check.require_file(ASSETS / "base.safetensors")
     assert {info.dtype for info in head.tensors.values()} == {"F16"}
     family = load_family(by_name("sd1"), ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
     assert family.native_size == (128, 128)

@@ -45,6 +45,6 @@ def call(options: argparse.Namespace, sink: Sink) -> None:
     require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
     asked = GenerateOptions(**values)
-    from lora_scripts import run
+    from lora_scripts.generate.command import generate_pictures
 
-    run.generate(asked)
+    generate_pictures(asked)

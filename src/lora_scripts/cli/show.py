@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
-from lora_scripts.text import duration
+from lora_scripts.units import duration
 
 if TYPE_CHECKING:
     import rich.progress
@@ -81,12 +81,15 @@ def say_result(result: object, lines: Iterable[str], *, as_document: bool) -> No
         say("\n".join(told))
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns one under the other: the first to the left, the others to the right."""
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Lines with columns one under the other: the first `left` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        cells = [
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  " + "  ".join(cells).rstrip())
     return lines
 

@@ -4,58 +4,53 @@ tables that every family has. Torch is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from functools import cached_property
 
-Half = Literal["down", "up", "alpha", "dora"]
-
-PEFT_PREFIX = "base_model.model."
-_PAIRS = (
-    ("lora_A.weight", "lora_B.weight"),
-    ("lora.down.weight", "lora.up.weight"),
-    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
-)
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
 @dataclass(frozen=True)
 class Names:
-    """One family's names; every table goes from our module path ("unet.…", "text_encoder.…") to a stem."""
+    """One family's names; every table goes from our module path ("unet.…", "text_encoder.…") to a stem: what stands
+    before `.lora_down.weight` and the like.
+    """
 
     family: str
     words: str
     kohya: Mapping[str, str]
     original: Mapping[str, str]
+    """With the published checkpoint's block names."""
     diffusers: Mapping[str, str]
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Stem -> our path, the other way round: what some trainers write and some programs read. Read here, not
+    written."""
 
-    @property
-    def stems(self) -> frozenset[str]:
-        """Every name of a layer, in any of the namings."""
-        stems = {one for path, stem in self.diffusers.items() for one in _stems(path, stem)}
-        return frozenset({*self.kohya.values(), *self.original.values(), *stems})
-
-    @property
-    def diffusers_keys(self) -> dict[str, tuple[str, Half]]:
-        """Every key that a diffusers LoRA of any age may have -> (our path, which part of the module it is)."""
-        keys: dict[str, tuple[str, Half]] = {}
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Stem -> our path, of every stem that may stand for a layer in a file of any naming and age."""
+        result = dict(self.others)
         for path, stem in self.diffusers.items():
-            for one in _stems(path, stem):
-                keys[f"{one}.alpha"] = path, "alpha"
-                for down, up in _PAIRS:
-                    keys[f"{one}.{down}"], keys[f"{one}.{up}"] = (path, "down"), (path, "up")
-            for old in _old_stems(stem):
-                keys[f"{old}_lora.down.weight"], keys[f"{old}_lora.up.weight"] = (path, "down"), (path, "up")
-        return keys
+            # A text encoder's layers with and without `text_model.`, which transformers 5.6 dropped.
+            result |= dict.fromkeys((stem, path, *_old_stems(stem)), path)
+        for table in (self.original, self.kohya):
+            result |= {stem: path for path, stem in table.items()}
+        return result
+
+    @property
+    def stems(self) -> Set[str]:
+        """The keys of `paths`."""
+        return self.paths.keys()
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the model that a LoRA may change: the first words of our paths."""
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.kohya))
 
 
-def _stems(path: str, stem: str) -> set[str]:
-    """A text encoder's layers with and without `text_model.`, which transformers 5.6 dropped."""
-    return {stem, path}
-
-
-def _old_stems(stem: str) -> Iterable[str]:
+def _old_stems(stem: str) -> Iterator[str]:
     """The attention processors of diffusers before 0.20, with and without the part's name in front."""
     parent, _, leaf = stem.rpartition(".self_attn.")
     if leaf in _OLD_TEXT:
@@ -77,17 +72,14 @@ class Layer:
     """As diffusers and (published) transformers name it, without the part."""
     ldm: str
     """As the published checkpoint names it, without the part's prefix."""
+    kohya: str
+    """As kohya's tools name it; "" of a layer that they do not train."""
     shape: tuple[int, ...]
     """Of the weight; () where no base was given."""
 
     @property
     def unet(self) -> bool:
         return self.path.startswith("unet.")
-
-    @property
-    def in_block(self) -> bool:
-        """Inside the blocks: not conv_in, conv_out, the time embedding."""
-        return not self.unet or self.hf.startswith(("down_blocks.", "mid_block.", "up_blocks."))
 
     @property
     def hf_flat(self) -> str:

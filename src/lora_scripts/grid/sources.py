@@ -98,7 +98,7 @@ def find_sources(options: GridOptions) -> Sources:
         prompts=prompts,
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
-        prediction=config.prediction if config and options.prediction == "epsilon" else options.prediction,
+        prediction=config.prediction or "epsilon" if config and options.prediction == "epsilon" else options.prediction,
         zero_terminal_snr=options.zero_terminal_snr or bool(config and config.zero_terminal_snr),
         clip_skip=config.clip_skip if config and options.clip_skip == 1 else options.clip_skip,
     )

@@ -90,9 +90,11 @@ LYCORIS = ("hada_w1_a", "lokr_w1", "lokr_w1_a", "oft_blocks")
 """Leaves by which a LyCORIS module is known: LoHa's, LoKr's (whole or in factors), OFT's."""
 
 
-def to_lycoris(modules: Mapping[str, Mapping[str, Tensor]], *, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_lycoris(
+    modules: Mapping[str, Mapping[str, Tensor]], *, dtype: torch.dtype, table: Mapping[str, str]
+) -> dict[str, Tensor]:
     """The tensors of a LyCORIS file: kohya's module names, the library's leaves. UserError for values not finite."""
-    names = sd1_table()
+    names = table
     result: dict[str, Tensor] = {}
     errors = []
     for path, leaves in modules.items():
@@ -111,9 +113,11 @@ def is_lycoris(keys: Iterable[str]) -> bool:
     return any(key.endswith(tuple(f".{leaf}" for leaf in LYCORIS)) for key in keys)
 
 
-def from_lycoris(tensors: Mapping[str, Tensor], *, file: Path | None = None) -> dict[str, dict[str, Tensor]]:
+def from_lycoris(
+    tensors: Mapping[str, Tensor], *, table: Mapping[str, str], file: Path | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Module path -> leaf -> tensor of a LyCORIS file for SD 1.x; UserErrors for modules of another model."""
-    paths = {name: path for path, name in sd1_table().items()}
+    paths = {name: path for path, name in table.items()}
     modules: dict[str, dict[str, Tensor]] = {}
     errors = []
     for key, tensor in tensors.items():

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lora_scripts.families.facts import LoraFacts
+
 
 @dataclass(frozen=True)
 class TrainingFacts:
@@ -17,6 +19,8 @@ class TrainingFacts:
 
     output_name: str
     """The alias in prompts, `<lora:NAME:1>`, and the title."""
+    lora: LoraFacts
+    """Of the family."""
     base_name: str
     """File name of the base model, without its folder."""
     base_sha256: str
@@ -82,7 +86,7 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
     batches = -(-facts.images * facts.repeats // facts.batch_size)
     result = {
         "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": facts.lora.base_version,
         "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
         "ss_network_dim": str(facts.rank),
         "ss_network_alpha": str(facts.alpha),
@@ -126,8 +130,8 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
     """ModelSpec 1.0.1: the musts, and what training decides."""
     result = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",  # whose names a kohya file of SD 1.x follows
+        "modelspec.architecture": facts.lora.architecture,
+        "modelspec.implementation": facts.lora.implementation,
         "modelspec.title": facts.output_name,
         "modelspec.resolution": f"{facts.resolution[0]}x{facts.resolution[1]}",
         "modelspec.prediction_type": "v" if facts.v_prediction else "epsilon",

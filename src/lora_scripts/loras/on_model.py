@@ -17,6 +17,7 @@ from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import Family, PictureFamily
+from lora_scripts.families.sd1.names import sd1_table
 from lora_scripts.families.table import require_lora
 from lora_scripts.loras import kohya
 from lora_scripts.loras.embedding import split_bundle
@@ -44,7 +45,7 @@ def changes_of(tensors: Mapping[str, Tensor], path: Path | None = None) -> dict[
         return dict(kohya.from_kohya(tensors, file=path, dora=True))
     if find_spec("lycoris") is None:
         raise UserError("is read with lycoris-lora", file=path, hint="install it: pip install lycoris-lora")
-    return dict(kohya.from_lycoris(tensors, file=path))
+    return dict(kohya.from_lycoris(tensors, file=path, table=sd1_table()))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.errors import UserError, raise_all
@@ -13,17 +14,34 @@ from lora_scripts.workshop import reheader
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
 
 
-def show(path: Path) -> None:
-    """Prints the metadata, key by key; long values are cut."""
-    metadata = header.read_header(path).metadata
-    if not metadata:
-        print(f"{path}: no metadata")
-    for key in sorted(metadata):
-        value = " ".join(metadata[key].split())
-        print(f"{key} = {value[:200]}" + (f"… ({len(value):,} letters)" if len(value) > 200 else ""))
+@dataclass(frozen=True)
+class FileMetadata:
+    """What a file says of itself."""
+
+    file: Path
+    metadata: Mapping[str, str]
 
 
-def change(path: Path, output: Path, values: Mapping[str, str], *, strip: bool, make_private: bool) -> None:
+@dataclass(frozen=True)
+class ChangedMetadata:
+    """What it says now that it did not, and no longer."""
+
+    file: Path
+    output: Path
+    removed: Mapping[str, str]
+    added: Mapping[str, str]
+    changed: Mapping[str, str]
+    """With the new values."""
+
+
+def show(file: Path) -> FileMetadata:
+    """The metadata, sorted by key. UserError when the file cannot be read."""
+    return FileMetadata(file, dict(sorted(header.read_header(file).metadata.items())))
+
+
+def change(
+    file: Path, output: Path, values: Mapping[str, str], *, strip: bool = False, make_private: bool = False
+) -> ChangedMetadata:
     """Writes the file with other metadata, its hashes made true. An empty value takes the key out.
 
     UserError for a hash that somebody wants to set, and when a file cannot be read or written.
@@ -35,15 +53,15 @@ def change(path: Path, output: Path, values: Mapping[str, str], *, strip: bool, 
             if key in _COMPUTED
         ]
     )
-    before = header.read_header(path).metadata
-    after = private.strip(before) if strip else before
-    after = private.make_private(after) if make_private else after
-    reheader.rewrite(path, output, {key: value for key, value in {**after, **values}.items() if value})
-    now = header.read_header(output).metadata
-    for word, keys in (("removed", before.keys() - now.keys()), ("added", now.keys() - before.keys())):
-        if keys:
-            print(f"{word}: {', '.join(sorted(keys))}")
-    for key in sorted(before.keys() & now.keys()):
-        if before[key] != now[key]:
-            print(f"changed: {key} = {now[key][:120]}")
-    print(f"written: {output}")
+    before = show(file).metadata
+    wanted = private.strip(before) if strip else before
+    wanted = private.make_private(wanted) if make_private else wanted
+    reheader.rewrite(file, output, {key: value for key, value in {**wanted, **values}.items() if value})
+    after = show(output).metadata
+    return ChangedMetadata(
+        file,
+        output,
+        removed={key: value for key, value in before.items() if key not in after},
+        added={key: value for key, value in after.items() if key not in before},
+        changed={key: value for key, value in after.items() if before.get(key, value) != value},
+    )

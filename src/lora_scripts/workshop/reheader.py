@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import header, io
+from lora_scripts.formats.hashes import model_hashes
 
-_WINDOW, _LENGTH = 0x100000, 0x10000  # bytes: what AUTOMATIC1111's first hash reads, as in metadata.py
+_WINDOW, _LENGTH = 0x100000, 0x10000  # bytes: what AUTOMATIC1111's first hash reads, as in formats/hashes.py
 _CHUNK = 1 << 20
 
 
@@ -24,26 +25,19 @@ def rewrite(path: Path, output: Path, metadata: Mapping[str, str]) -> None:
         io.Row(name, info.dtype, info.shape, info.span[1] - info.span[0])
         for name, info in sorted(head.tensors.items(), key=lambda item: item[1].span)
     ]
-    told = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
-    told |= {"sshs_model_hash": _body_hash(path, head.body), "sshs_legacy_hash": "0" * 8}
-    start = io.safetensors_header(rows, told)
+    filled = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
+    filled |= {"sshs_model_hash": model_hashes(path).sshs_model_hash, "sshs_legacy_hash": "0" * 8}
+    start = io.safetensors_header(rows, filled)
     if len(start) > _WINDOW:  # the hash would have to contain itself
-        del told["sshs_legacy_hash"]
+        del filled["sshs_legacy_hash"]
     else:
-        told["sshs_legacy_hash"] = _window_hash(path, head.body + _WINDOW - len(start))
-    io.write_atomic(output, _parts(io.safetensors_header(rows, told), path, head.body))
+        filled["sshs_legacy_hash"] = _window_hash(path, head.body + _WINDOW - len(start))
+    io.write_atomic(output, _parts(io.safetensors_header(rows, filled), path, head.body))
 
 
 def _parts(start: bytes, path: Path, body: int) -> Iterator[bytes]:
     yield start
     yield from _read(path, body)
-
-
-def _body_hash(path: Path, body: int) -> str:
-    digest = hashlib.sha256()
-    for piece in _read(path, body):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _window_hash(path: Path, at: int) -> str:

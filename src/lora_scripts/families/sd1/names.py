@@ -10,6 +10,7 @@ from functools import cache
 from lora_scripts.families.names import Base, Layer, Names
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
 
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")  # the UNet's: kohya's tools train no layer outside of them
 _TRANSFORMER = {
     "proj_in": "proj_in",
     "transformer_blocks.0.attn1.to_q": "transformer_blocks_0_attn1_to_q",
@@ -83,7 +84,15 @@ def sd1() -> Names:
         if path in ldm or path.startswith("text_encoder.")
     }
     diffusers = {path: path.replace("text_encoder.", "text_encoder.text_model.") for path in kohya}
-    return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers)
+    others = {}
+    for path, stem in kohya.items():
+        if stem.startswith("lora_te_"):
+            # As of the first of two text encoders, and as derived from transformers 5.6.
+            others |= {
+                stem.replace("lora_te_", "lora_te1_"): path,
+                stem.replace("lora_te_text_model_", "lora_te_"): path,
+            }
+    return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others)
 
 
 def sd1_base(layout: Sd1Layout, *, shapes: bool = True) -> Base:
@@ -100,10 +109,11 @@ def _sd1_layers(layout: Sd1Layout, shapes: bool) -> Iterator[Layer]:
     for row in unet_rows(layout):
         if row.hf.endswith(".weight") and len(row.shape) > 1:
             hf, ldm = row.hf.removesuffix(".weight"), row.ldm.removeprefix(UNET_PREFIX).removesuffix(".weight")
-            yield Layer(f"unet.{hf}", hf, ldm, row.shape if shapes else ())
+            kohya = f"lora_unet_{hf.replace('.', '_')}" if hf.startswith(_BLOCKS) else ""
+            yield Layer(f"unet.{hf}", hf, ldm, kohya, row.shape if shapes else ())
     for row in text_rows(layout):
         if row.hf.endswith(".weight") and len(row.shape) > 1 and ".embeddings." not in row.hf:
             hf = row.hf.removesuffix(".weight")
             ldm = "transformer.text_model." + row.ldm.removeprefix(TEXT_PREFIX).removesuffix(".weight")
             path = "text_encoder." + hf.removeprefix("text_model.")
-            yield Layer(path, hf, ldm, row.shape if shapes else ())
+            yield Layer(path, hf, ldm, f"lora_te_{hf.replace('.', '_')}", row.shape if shapes else ())
