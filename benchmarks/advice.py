@@ -32,7 +32,7 @@ from lora_scripts.demo import world
 from lora_scripts.demo.evaluate import wilson
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions, PictureFamily
-from lora_scripts.families.table import by_name, load_family
+from lora_scripts.families.table import load_pictures
 from lora_scripts.formats import io
 from lora_scripts.run import build, heldout
 from lora_scripts.run.preflight import check
@@ -121,7 +121,7 @@ def write_data(spec: Spec, count: int, style: str, folder: Path) -> list[str]:
 @functools.cache
 def base() -> PictureFamily:
     """Loaded once for all runs."""
-    return load_family(by_name("sd1"), BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 class Shortened(Run):

@@ -36,7 +36,7 @@ from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.load import build_unet
 from lora_scripts.families.sd1.model import StableDiffusion1
-from lora_scripts.families.table import by_name, load_family
+from lora_scripts.families.table import load_pictures
 from lora_scripts.loras import file as loras
 from lora_scripts.losses.diffusion import Objective
 
@@ -86,7 +86,8 @@ def one_step(name: str, size: int, batch: int) -> dict[str, float]:
     side, held = size // 8, used_ram()
     generators = [torch.Generator().manual_seed(n) for n in range(batch)]
     mean = torch.randn(batch, 4, side, side)
-    data = Batch(mean, 0.1 * mean.abs(), [""] * batch, torch.randn(batch, 77, 768), [""] * batch, generators)
+    latents, texts = {"mean": mean, "std": 0.1 * mean.abs()}, {"states": torch.randn(batch, 77, 768)}
+    data = Batch(latents, [""] * batch, texts, [""] * batch, generators)
     own = {t.untyped_storage().data_ptr() for t in (*family.unet.parameters(), *family.unet.buffers())}
     kept, seconds, peak = dict[int, int](), 0.0, 0
 
@@ -159,7 +160,7 @@ def rounded(storage: str) -> Callable[[Tensor], Tensor]:
 
 def merge(lora: Path | None, sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)) -> None:
     """For each storage: W as it rounds W0, M as it rounds W + dW; the share of dW in M - W, and how far off it is."""
-    family = load_family(by_name("sd1"), BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
     layers = {p: m.weight.detach() for p, m in family.trainable().items() if p.startswith("unet.")}  # type: ignore[union-attr]
     changes: dict[str, dict[str, Tensor]] = {}
     for size in sizes:
@@ -192,7 +193,7 @@ def tiles(size: int = 256, tile: int = 128) -> None:
     memory.TILE = tile
     cpu = torch.device("cpu")
     whole, parts = (
-        load_family(by_name("sd1"), BASE, LoadOptions(cpu, torch.float32, memory=MemoryOptions(vae_tiling=on)))
+        load_pictures(BASE, LoadOptions(cpu, torch.float32, memory=MemoryOptions(vae_tiling=on)))
         for on in (False, True)
     )
     far, levels = [], []

@@ -21,8 +21,7 @@ import torch
 from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
-from lora_scripts.families.sd1.names import sd1
-from lora_scripts.families.table import by_name, load_family
+from lora_scripts.families.table import by_name, load_pictures
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -39,12 +38,12 @@ def random_lora(family: PictureFamily, folder: Path) -> Path:
             down, up = lora_shapes(layer, 16)  # type: ignore[arg-type]
             small = 0.01 * torch.randn(up, generator=g)
             weights[path] = LoraWeights(torch.randn(down, generator=g) / down[1] ** 0.5, small, 16.0)
-    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights, sd1().kohya))
+    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights, by_name("sd1").names().kohya))
     return folder / "random.safetensors"
 
 
 def loaded(base: Path) -> PictureFamily:
-    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_pictures(base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 def measure(families: Sequence[PictureFamily], rounds: int, sampling: Sampling) -> list[list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -121,6 +122,20 @@ def test_fix_mends_and_ends(faulty: Path) -> None:
     assert "nothing to mend without asking" in check(faulty, "--fix")[1]
     after = {path: path.read_bytes() for path in faulty.parent.rglob("*") if path.suffix != ".html" and path.is_file()}
     assert after == before
+
+
+def test_as_json(faulty: Path) -> None:
+    code, out, err = check(faulty, "--json")
+    result = json.loads(out)
+    assert code == 2 and (result["pictures"], result["captioned"]) == (8, 7) and result["mended"] is None
+    assert result["mend"] == f"lora-scripts check {faulty} --fix" and Path(result["page"]).is_file()
+    (corrupt,) = [finding for finding in result["findings"] if finding["kind"] == "corrupt"]
+    assert (corrupt["severity"], corrupt["files"], corrupt["sure"]) == ("error", ["img05.png"], None)
+    events = [json.loads(line) for line in err.splitlines()]
+    assert events[-2] == {"event": "progress", "what": "pictures", "done": 8, "total": 8}
+    assert events[-1]["event"] == "error" and "training would stop at" in events[-1]["message"]
+    code, out, _ = check(faulty, "--fix", "--json")
+    assert any("set aside as" in line for line in json.loads(out)["mended"]) and json.loads(out)["mend"] == ""
 
 
 def write_config(folder: Path, data: Path) -> Path:

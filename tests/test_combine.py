@@ -55,7 +55,7 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
     t = torch.tensor([500])
 
     def answer() -> torch.Tensor:
-        return family.predict(x, t, family.encode_text(["a house"]))
+        return family.predict(x, t, family.encode_text(["a house"])["states"])
 
     plain = answer()
     layers = [apply(family, read(files[name]).weights, s) for name, s in strengths.items()]
@@ -284,7 +284,7 @@ def test_mistakes(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[st
     a, b = files["a"], files["b"]
     out = tmp_path / "x.safetensors"
     told = mistake(capsys, "combine", f"{a}:0", tmp_path / "none.safetensors", "--output", out, "--density", "0.5")
-    assert "--density does nothing with --method concat" in told and "weight 0 adds nothing" in told
+    assert "--density does nothing with --method concat" in told and "weight 0 changes nothing" in told
     assert "none.safetensors: no such file" in told and len(told.splitlines()) == 3
     assert "two LoRAs or more" in mistake(capsys, "combine", a, "--output", out)
     assert "where to?" in mistake(capsys, "combine", a, b)

@@ -186,7 +186,7 @@ def test_pefts_own_loader_takes_the_folder(tmp_path: Path) -> None:
 
     modules = mixed()
     run(exported(tmp_path / "x.safetensors", modules), "--to", "peft", "--output", tmp_path / "ours")
-    roots = lora_files.SMALL.build()
+    roots = lora_files.SMALL.facts.build(lora_files.SMALL.path)
     for part, model in roots.items():
         loaded = PeftModel.from_pretrained(model, tmp_path / "ours" / part)
         layers = dict(loaded.named_modules())
@@ -196,7 +196,7 @@ def test_pefts_own_loader_takes_the_folder(tmp_path: Path) -> None:
                 delta = layers[f"base_model.model.{inner}"].get_delta_weight("default").double()
                 torch.testing.assert_close(delta, dense(w), rtol=1e-5, atol=1e-8)
     config = LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["to_q", "conv1"], rank_pattern={"conv1": 2})
-    theirs = get_peft_model(lora_files.SMALL.build()["unet"], config)
+    theirs = get_peft_model(lora_files.SMALL.facts.build(lora_files.SMALL.path)["unet"], config)
     for name, parameter in theirs.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter)

@@ -72,7 +72,7 @@ def test_a_single_file_is_the_model_that_it_was_written_from(family: Any, models
     ids = clip_tokenizer()(
         CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
-    assert torch.equal(family.encode_text(CAPTIONS), text(ids).last_hidden_state)
+    assert torch.equal(family.encode_text(CAPTIONS)["states"], text(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -99,7 +99,7 @@ def test_a_diffusers_folder_is_the_same_as_the_file(family: Any, folder: Path) -
     x, t, states = latents()
     assert torch.equal(other.predict(x, t, states), family.predict(x, t, states))
     assert torch.equal(other.encode_image(pixels())["mean"], family.encode_image(pixels())["mean"])
-    assert torch.equal(other.encode_text(CAPTIONS), family.encode_text(CAPTIONS))
+    assert torch.equal(other.encode_text(CAPTIONS)["states"], family.encode_text(CAPTIONS)["states"])
     assert [other.fingerprint(p) for p in ("vae", "text")] == [family.fingerprint(p) for p in ("vae", "text")]
     assert other.trainable().keys() == family.trainable().keys()
 
@@ -200,7 +200,7 @@ def as_sdxl(base: Path) -> bytes:
 
 
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a Stable Diffusion 1.x checkpoint"),
+    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a checkpoint of Stable Diffusion 1.x, such as v1-5-"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),
     "truncated": (lambda base: base.read_bytes()[:-5], "truncated: 15,06"),
     "short": (lambda base: base.read_bytes()[:1000], "truncated: 1,000 of"),
@@ -250,7 +250,8 @@ def test_a_folder_of_another_family_is_refused(
         (tmp_path / "base" / part / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
     config = tiny.write_config(tmp_path, train_data_dir=data, base_model=tmp_path / "base")
     assert main(["train", "--config", str(config)]) == 2
-    assert "this is not Stable Diffusion 1.x" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"this is {'an SDXL' if second else 'a Stable Diffusion 2.x'} checkpoint; give a checkpoint of Stab" in told
 
 
 def test_a_folder_without_its_parts_is_refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,13 @@ def test_steps_of_a_denoising_strength_do_not_fall_to_rounding() -> None:
 
 
 def test_the_family_samples_v_and_zero_terminal_snr_with_the_named_sampler(family: Any) -> None:
-    drawn = []
+    drawn, plain = [], family.settings
     for prediction, zero in (("epsilon", False), ("v", False), ("v", True)):
-        family.prediction, family.zero_terminal_snr = prediction, zero
+        family.settings = replace(plain, prediction=prediction, zero_terminal_snr=zero)
         try:
             drawn.append(np.asarray(family.generate("a house", 1, Sampling(3, 1.0, "", (64, 64), "Euler a"))))
         finally:
-            family.prediction, family.zero_terminal_snr = "epsilon", False
+            family.settings = plain
     assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(drawn))
 
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 import tiny
 from lora_scripts.adapters.inject import assign, inject, remove
 from lora_scripts.adapters.layer import LoraLayer
-from lora_scripts.config.types import BLOCKS, TargetRule
+from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1 import layout as sd1_layout
+from lora_scripts.families.sd1.facts import BLOCKS
 from lora_scripts.families.sd1.names import sd1_table
 
 LAYERS = {
@@ -122,18 +123,18 @@ def test_a_whole_unet_with_fresh_lora_is_the_base_and_removing_gives_the_same_mo
     states = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         before = family.predict(x, t, states)
-        text = family.encode_text(["a house"])
+        text = family.encode_text(["a house"])["states"]
     modules = family.trainable()
     layers = inject(family.roots, modules, lambda _, base: LoraLayer(base, 2, 1.0))
     try:
         assert len(layers) == len(modules) > 200
         with torch.no_grad():
             assert torch.equal(family.predict(x, t, states), before)
-            assert torch.equal(family.encode_text(["a house"]), text)
+            assert torch.equal(family.encode_text(["a house"])["states"], text)
             for layer in layers.values():
                 layer.up.fill_(0.01)
             assert not torch.equal(family.predict(x, t, states), before)
-            assert not torch.equal(family.encode_text(["a house"]), text)
+            assert not torch.equal(family.encode_text(["a house"])["states"], text)
     finally:
         remove(family.roots, layers)
     again = family.trainable()

@@ -78,7 +78,7 @@ def test_merged_then_drawn_is_drawn_with_the_loras(base: Path, loras: list[Path]
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
 
     def answer(model: Any) -> torch.Tensor:
-        return model.predict(x, t, model.encode_text(["a house"]))
+        return model.predict(x, t, model.encode_text(["a house"])["states"])
 
     plain = answer(family)
     on = [apply(family, read(path).weights, strength) for path, strength in zip(loras, (0.8, -0.5), strict=True)]

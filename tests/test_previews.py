@@ -18,7 +18,7 @@ from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
-from lora_scripts.run.preflight import check
+from lora_scripts.run.preflight import preflight
 from runs import stopped
 
 LINE = "a gradient, (round:1.2) --n blurry --w 64 --h 128 --d 7 --l 3 --s 2"
@@ -122,7 +122,7 @@ def test_faults_are_told_with_their_places(base: Path, data: Path, tmp_path: Pat
     paths = {"base_model": base, "train_data_dir": data}
     config = tiny.write_config(tmp_path, sample_prompts=prompts, **paths)
     with pytest.raises(UserErrors) as found:
-        check(load_config(config), resume=None)
+        preflight(load_config(config), resume=None)
     lines = [str(error).removeprefix(f"{prompts.as_posix()}:") for error in found.value.errors]
     assert lines[0].startswith("3: unknown option --q")
     assert lines[1].startswith("4: holds '<lora:x:1>'") and "take it out" in lines[1]

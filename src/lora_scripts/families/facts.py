@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Header, Kind
@@ -74,6 +74,8 @@ class Facts:
     """What a single file is, by its tensors' shapes and its metadata; None: nothing of this family."""
     folder_kind: Callable[[Path], Kind | None]
     """What a diffusers folder is, by its configs; None: nothing of this family."""
+    told: Callable[[Path], Mapping[str, Any]]
+    """What a base says of itself, by keys of the config: {"prediction": "v"}."""
     check: Callable[[Path, bool], None]
     """A base, file or folder, from its header and configs alone; with False it need not hold a VAE. UserErrors with
     every fault."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
@@ -97,6 +97,12 @@ def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:
     """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
     family: Family = importlib.import_module(facts.model).load(path, options)
     return family
+
+
+def settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a config for a family: those that are given, else what the base says of itself."""
+    told = find(path).told(path)
+    return {**told, **{key: value for key, value in given.items() if value is not None}}
 
 
 def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:

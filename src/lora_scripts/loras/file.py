@@ -134,6 +134,16 @@ def read(path: Path, family: Facts | None = None) -> LoraFile:
     return LoraFile(path, own, contents.naming or Naming.KOHYA, modules, words, contents.metadata)
 
 
+def read_plain(path: Path) -> LoraFile:
+    """As `read`, of a plain LoRA that brings no words: its ΔW is all that it does."""
+    file = read(path)
+    if file.words:
+        text = f"this is a LoRA with words of its own in it ({', '.join(file.words)})"
+        raise UserError(text, file=path, hint="give the one without them: train it without token_bundle")
+    plain(file.modules, path)
+    return file
+
+
 def open_lora(path: Path, family: Facts | None = None) -> Contents:
     """Reads the tensors of a LoRA file, or of a PEFT folder (`adapter_config.json` in it, or in folders of it).
 
@@ -168,8 +178,8 @@ def family_of(path: Path) -> Facts:
     return of_lora(_stems(keys), metadata) or _strange(keys, path)
 
 
-def plain(modules: Mapping[str, Change], file: Path | None = None) -> dict[str, LoraWeights]:
-    """The same modules, all plain LoRA. UserError for a DoRA, LoHa, LoKr or OFT, saying which it is."""
+def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool = False) -> dict[str, LoraWeights]:
+    """The same modules, all plain LoRA; with `dora` a DoRA will do. UserError for others, saying what they are."""
     from lora_scripts.adapters.weights import LoraWeights
 
     result = {}
@@ -177,7 +187,7 @@ def plain(modules: Mapping[str, Change], file: Path | None = None) -> dict[str, 
         if not isinstance(change, LoraWeights):
             text = f"this is a LyCORIS file (it has {next(iter(change))} of {path})"
             raise UserError(text, file=file, hint="give a plain LoRA")
-        if change.dora is not None:
+        if change.dora is not None and not dora:
             hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora"
             raise UserError(f"this is a DoRA (it has dora_scale of {path})", file=file, hint=hint)
         result[path] = change

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.families.facts import Facts
+from lora_scripts.families.facts import Facts, LoraFacts
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 
@@ -22,6 +22,8 @@ class TrainingFacts:
 
     output_name: str
     """The alias in prompts, `<lora:NAME:1>`, and the title."""
+    lora: LoraFacts
+    """Of the family."""
     base_name: str
     """File name of the base model, without its folder."""
     base_sha256: str
@@ -77,9 +79,9 @@ class Source:
     weight: float | None = None
 
 
-def of_training(family: Facts, facts: TrainingFacts) -> dict[str, str]:
+def of_training(facts: TrainingFacts) -> dict[str, str]:
     """The `ss_*` and `modelspec.*` of a LoRA that was trained; the same facts give the same texts."""
-    least = _least(family, facts.output_name, facts.rank, facts.alpha, _args(facts))
+    least = _least(facts.lora, facts.output_name, facts.rank, facts.alpha, _args(facts))
     return dict(sorted((least | _ss(facts) | _modelspec(facts)).items()))
 
 
@@ -87,7 +89,7 @@ def of_making(
     family: Facts, name: str, *, rank: int, alpha: float, conv: bool, made_by: str, sources: Sequence[Source]
 ) -> dict[str, str]:
     """The least set that the tools want of a LoRA, with what it was made from."""
-    values = _least(family, name, rank, alpha, {"conv_dim": rank, "conv_alpha": alpha} if conv else {})
+    values = _least(family.lora, name, rank, alpha, {"conv_dim": rank, "conv_alpha": alpha} if conv else {})
     if len(sources) > 1:
         values["modelspec.merged_from"] = ", ".join(Path(source.name).stem for source in sources)
     return dict(sorted((values | made_from(made_by, sources)).items()))
@@ -109,19 +111,19 @@ def shared(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {key: first[key] for key in keys if key in first and all(file.get(key) == first[key] for file in files)}
 
 
-def _least(family: Facts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
+def _least(lora: LoraFacts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
     """What programs need to list a LoRA and to tell what it is for."""
     return {
         "ss_v2": "False",
-        "ss_base_model_version": family.lora.base_version,
+        "ss_base_model_version": lora.base_version,
         "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alpha),
         "ss_network_args": json.dumps(args),
         "ss_output_name": name,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.lora.architecture,
-        "modelspec.implementation": family.lora.implementation,
+        "modelspec.architecture": lora.architecture,
+        "modelspec.implementation": lora.implementation,
         "modelspec.title": name,
     }
 

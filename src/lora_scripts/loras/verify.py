@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, UserErrors
@@ -53,15 +52,14 @@ class Skeleton:
     """A base model without its weights: the layers that a LoRA meets, read from headers and configs alone."""
 
     facts: Facts
+    path: Path
     base: Base
-    build: Callable[[], dict[str, nn.Module]]
-    """Fresh parts by name, their weights not set: only for looking at what a loader puts onto them."""
 
     @classmethod
     def of(cls, path: Path) -> Skeleton:
         """UserError when the base is of no family, or broken."""
         facts = find(path)
-        return cls(facts, facts.base(path), partial(facts.build, path))
+        return cls(facts, path, facts.base(path))
 
 
 def verify(path: Path, base: Path, reference: Path | None, consumers: Sequence[str]) -> list[Verdict]:
@@ -115,7 +113,7 @@ def expected_by(source: Contents, skeleton: Skeleton) -> tuple[dict[str, Delta],
 def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
     if name in MATCHERS:
         return MATCHERS[name](source.tensors, skeleton.base)
-    roots = skeleton.build()
+    roots = skeleton.facts.build(skeleton.path)
     if name == "diffusers":
         if source.adapters:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")

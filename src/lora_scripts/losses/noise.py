@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +64,7 @@ class Timesteps:
         """One number u of the range, float64; with `levels` the middle of one of so many equal parts."""
         if levels is None:
             u = self.first + self._share(generator) * (self.last + 1 - self.first)
-            return u / STEPS
+            return (u / STEPS).clamp(max=math.nextafter((self.last + 1) / STEPS, 0))
         first, last = at_level(self.first, levels), at_level(self.last + 1, levels) - 1
         if self.sampling == "uniform" and self.shift == 1.0:
             return middle(torch.randint(first, last + 1, (), generator=generator), levels)

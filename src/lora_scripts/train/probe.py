@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -29,12 +30,12 @@ class Range:
 
     def middle(self, part: int, levels: int | None) -> Tensor:
         """The u in the middle of a part."""
-        return self._at((2 * part + 1) / (2 * self.strata), levels)
+        return self._at(Fraction(2 * part + 1, 2 * self.strata), levels)
 
-    def _at(self, share: float, levels: int | None) -> Tensor:
+    def _at(self, share: float | Fraction, levels: int | None) -> Tensor:
         count = self.last - self.first + 1
         if levels is None:
-            return torch.tensor((self.first + share * count) / STEPS, dtype=torch.float64)
+            return torch.tensor(float((self.first + share * count) / STEPS), dtype=torch.float64)
         first = at_level(self.first, levels)
         count = at_level(self.last + 1, levels) - first
         return middle(torch.tensor(first + min(int(share * count), count - 1)), levels)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
+from lora_scripts.families.sd.check import check_floats, read_config, require_parts
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
 from lora_scripts.formats.header import Header, Kind, read_header
@@ -21,8 +21,6 @@ OLD_NAMES = Kind(
     "a Stable Diffusion 1.x checkpoint with the old names of its text encoder (NAI style)",
     "load it in the WebUI and save it again with Checkpoint Merger (one model, No interpolation, safetensors)",
 )
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
-FOLDER = "give a diffusers folder of Stable Diffusion 1.x, or a single .safetensors file"
 
 
 def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
@@ -43,22 +41,13 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder with one CLIP text encoder is, by the width that its UNet reads."""
-    unet = read_config(path / "unet")
-    if unet is None or (path / "text_encoder_2").exists() or not (path / "text_encoder" / "config.json").is_file():
+    if not (path / "unet").is_dir() or (path / "text_encoder_2").exists():
         return None
+    unet = read_config(path / "unet") or {}  # `check` says what is missing
     if unet.get("cross_attention_dim") == 1024:
         return kinds.SD2
     channels = unet.get("in_channels")
     return INPAINTING if channels == 9 else EDITING if channels == 8 else CHECKPOINT
-
-
-def read_config(folder: Path) -> dict[str, object] | None:
-    """A component's config.json; None where there is none that can be read."""
-    try:
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def require_file(path: Path, *, vae: bool = True) -> Header:
@@ -69,7 +58,8 @@ def require_file(path: Path, *, vae: bool = True) -> Header:
     """
     header = read_header(path)
     singlefile.check(header.shapes, singlefile.layout_of(header.shapes, file=path, vae=vae), file=path)
-    _check_floats(path, header, ("model.diffusion_model.", "first_stage_model.", singlefile.TEXT_PREFIX))
+    prefixes = ("model.diffusion_model.", "first_stage_model.", singlefile.TEXT_PREFIX)
+    check_floats(path, header, prefixes, singlefile.is_tolerated)
     return header
 
 
@@ -78,10 +68,7 @@ def check(path: Path, vae: bool) -> None:
     if path.is_file():
         require_file(path, vae=vae)
         return
-    parts = ["unet", "text_encoder", *(["vae"] if vae else [])]
-    missing = [f"{part}/config.json" for part in parts if not (path / part / "config.json").is_file()]
-    if missing:
-        raise UserError(f"this folder has no {', '.join(missing)}", file=path, hint=FOLDER)
+    require_parts(path, ["unet", "text_encoder", *(["vae"] if vae else [])], "Stable Diffusion 1.x")
 
 
 def check_vae(path: Path) -> Header | None:
@@ -95,14 +82,3 @@ def check_vae(path: Path) -> Header | None:
         raise UserError(f"this is {kind.words}, not a VAE", file=path, hint=hint)
     singlefile.check_vae(header.shapes, file=path)
     return header
-
-
-def _check_floats(path: Path, header: Header, prefixes: tuple[str, ...]) -> None:
-    odd = [
-        (name, info.dtype)
-        for name, info in header.tensors.items()
-        if name.startswith(prefixes) and info.dtype not in _FLOATS and not singlefile.is_tolerated(name)
-    ]
-    if odd:
-        first = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
-        raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")

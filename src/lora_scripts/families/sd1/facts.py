@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
 from lora_scripts.formats.header import Header
 
@@ -17,25 +17,6 @@ if TYPE_CHECKING:
 
 BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
 """The UNet's blocks, by the names that block-weight tools give them."""
-
-
-def block_of(path: str) -> str:
-    """The published name of the block that a layer of the UNet is in: IN01 … IN11, MID, OUT00 … OUT11.
-
-    These are the input_blocks, middle_block and output_blocks of the LDM layout: a level has two (up: three) pairs of a
-    residual block and a transformer; the downsampler is an input block of its own, the upsampler part of the last.
-    """
-    parts = path.removeprefix("unet.").split(".")
-    if parts[0] == "mid_block":
-        return "MID"
-    level, kind, number = int(parts[1]), parts[2], int(parts[3])
-    if parts[0] == "down_blocks":
-        return f"IN{3 * level + (3 if kind == 'downsamplers' else number + 1):02}"
-    return f"OUT{3 * level + (2 if kind == 'upsamplers' else number):02}"
-
-
-def _in_block(name: str, path: str) -> bool:
-    return path.startswith("unet.") and block_of(path) == name
 
 
 def _names() -> Names:
@@ -81,20 +62,14 @@ FACTS = Facts(
     bucket_step=64,
     vae_factor=8,
     latent_channels=4,
-    groups={
-        "attention": lambda p: (
-            ".attn1." in p or ".attn2." in p or ".self_attn." in p or p.endswith(("proj_in", "proj_out"))
-        ),
-        "feed_forward": lambda p: ".ff.net." in p or ".mlp." in p,
-        "conv": lambda p: ".resnets." in p or ".downsamplers." in p or ".upsamplers." in p,
-        **{name: partial(_in_block, name) for name in BLOCKS},
-    },
+    groups=groups(BLOCKS),
     image_root="unet",
     text_roots=("text_encoder",),
     lora=LoraFacts("sd_v1", "stable-diffusion-v1/lora", "diffusers"),
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,
+    told=lambda path: {"prediction": "epsilon", "zero_terminal_snr": False},
     check=check.check,
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model."},

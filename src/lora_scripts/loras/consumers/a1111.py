@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lora_scripts.families.names import Base, Layer
+from lora_scripts.families.table import FAMILIES
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE, bundled
@@ -61,15 +62,17 @@ def hidden(metadata: Mapping[str, str], base_version: str) -> str | None:
     says = _listed_for(metadata)
     if not metadata or says == _listed_for({_VERSION: base_version}):
         return None
-    key = {"": "", "2": "ss_v2", "xl": _VERSION}[says]
+    key = {"": "", "2": "ss_v2"}.get(says, _VERSION)
     reason = f"{key} is {metadata[key]!r}" if key else f"{_VERSION} does not begin as {base_version} does"
     return f"A1111's list hides it beside a model of this family, because {reason}"
 
 
 def _listed_for(metadata: Mapping[str, str]) -> str:
     """The kind of model that it takes a file with such metadata for."""
-    if metadata.get(_VERSION, "").startswith("sdxl_"):
-        return "xl"
+    word = metadata.get(_VERSION, "").partition("_")[0]
+    known = {facts.lora.base_version.partition("_")[0] for facts in FAMILIES} - {"sd"}  # which all others count as
+    if word in known:
+        return word
     return "2" if metadata.get("ss_v2") == "True" else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io as memory
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Saved, Sink, ignore
 from lora_scripts.families.table import require_lora
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
@@ -26,88 +27,115 @@ PREVIEW = 512
 MOST_PICTURES = 6
 USUAL = 0.8
 """The strength that is told where nothing was measured."""
-KEPT, NEAR = 0.5, 0.05
+PROMPT_KEPT, STYLE_NEAR = 0.5, 0.05
 """See `recommended`."""
 
 
 @dataclass(frozen=True)
-class CardOptions:
-    """What `lora-scripts card` was asked for; None is looked up."""
+class WrittenCard:
+    """A card, and the files beside the LoRA."""
 
-    lora: Path
-    grid: Path | None = None
-    report: Path | None = None
-    output: Path | None = None
-    base_model: str | None = None
-    license: str | None = None
-    trigger: str | None = None
-    strength: float | None = None
-    description: str = ""
-    overwrite: bool = False
+    files: tuple[Path, ...]
+    """That were written."""
+    license: str | None
+    base_model: str
+    """Of the header; "" where nobody knows it."""
+    base_model_asked: bool
+    """That it was given, not looked up."""
+    strength: float
+    """The recommended one."""
+    reason: str
+    """Why that one."""
+    pictures: tuple[Path, ...]
+    """That the card shows."""
 
 
 @dataclass(frozen=True)
-class Found:
+class _Evidence:
     """A grid's pictures of this LoRA, and its measures by strength; without a grid, the run's last previews."""
 
     pictures: list[CardPicture]
     lines: list[StrengthLine]
 
 
-def write_card(options: CardOptions) -> None:
-    """Writes README.md with its pictures, NAME.preview.png, NAME.json and NAME.civitai.info. UserErrors before anything
-    is written, also for files that are there."""
-    lora = options.lora
+def write_card(
+    lora: Path,
+    *,
+    grid: Path | None = None,
+    report: Path | None = None,
+    output: Path | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    trigger: str | None = None,
+    strength: float | None = None,
+    description: str = "",
+    overwrite: bool = False,
+    sink: Sink = ignore,
+) -> WrittenCard:
+    """Writes README.md with its pictures, NAME.preview.png, NAME.json and NAME.civitai.info.
+
+    `grid` and `report` are folders of a grid and of a run; what is None is looked up. UserErrors before anything is
+    written, also for files that are there.
+    """
     require_lora(lora, "name a LoRA's file")
-    report = report_of(lora)
-    config = _config(options)
-    found = _from_grid(options.grid, report.hashes["AutoV3"]) if options.grid else Found([], [])
-    strength, reason = _strength(options, found.lines)
-    if not found.pictures:
-        found = Found(_from_run(options, config), found.lines)
-    chosen = sorted(found.pictures, key=lambda picture: abs(picture.strength - strength))
-    shown = [picture for picture in chosen if picture.strength == chosen[0].strength][:MOST_PICTURES]
+    inspected = report_of(lora)
+    config = _config(lora, report)
+    evidence = _from_grid(grid, inspected.hashes["AutoV3"]) if grid else _Evidence([], [])
+    if strength is None:
+        strength, reason = recommended(evidence.lines) or (USUAL, "a usual start; no grid was measured")
+    else:
+        reason = "as its maker recommends"
+    pictures = evidence.pictures or _from_run(report or lora.parent, config)
+    nearest = sorted(pictures, key=lambda picture: abs(picture.strength - strength))
+    shown = [picture for picture in nearest if picture.strength == nearest[0].strength][:MOST_PICTURES]
     card = Card(
         stem=lora.stem,
-        family=report.family,
-        size=report.size,
-        hashes=report.hashes,
-        metadata=report.metadata,
-        ranks=report.lora.ranks if report.lora else [],
-        alphas=report.lora.alphas if report.lora else [],
-        base_model=options.base_model or report.metadata.get("ss_sd_model_name", "").removesuffix(".safetensors"),
-        license=options.license,
-        description=options.description,
-        triggers=[options.trigger] if options.trigger else _triggers(report.triggers, config),
+        family=inspected.family,
+        size=inspected.size,
+        hashes=inspected.hashes,
+        metadata=inspected.metadata,
+        ranks=inspected.lora.ranks if inspected.lora else [],
+        alphas=inspected.lora.alphas if inspected.lora else [],
+        base_model=base_model or inspected.metadata.get("ss_sd_model_name", "").removesuffix(".safetensors"),
+        license=license,
+        description=description,
+        triggers=[trigger] if trigger else _triggers(inspected.triggers, config),
         strength=strength,
         reason=reason,
-        lines=found.lines,
+        lines=evidence.lines,
         pictures=shown,
     )
-    output = options.output or lora.with_name(f"{lora.stem}-card")
-    _write(card, lora, output, overwrite=options.overwrite)
-    if options.license is None:
-        print("the header has no license yet: give one with --license, such as creativeml-openrail-m")
-    if options.base_model is None:
-        print(f"base_model in the header is {card.base_model or 'empty'}: --base-model sets its name on Hugging Face")
-    if not shown:
-        print("there is no picture: draw a grid and name it with --grid, or the run's folder with --report")
+    files = _files(card, lora, output or lora.with_name(f"{lora.stem}-card"))
+    _write(files, overwrite=overwrite, sink=sink)
+    return WrittenCard(
+        files=tuple(files),
+        license=license,
+        base_model=card.base_model,
+        base_model_asked=base_model is not None,
+        strength=strength,
+        reason=reason,
+        pictures=tuple(picture.path for picture in shown),
+    )
 
 
-def _write(card: Card, lora: Path, output: Path, *, overwrite: bool) -> None:
+def _files(card: Card, lora: Path, output: Path) -> dict[Path, bytes]:
     files: dict[Path, bytes] = {output / "README.md": readme(card).encode()}
     files |= {output / picture.name: picture.path.read_bytes() for picture in card.pictures}
     if card.pictures:
         files[lora.with_suffix(".preview.png")] = _preview(card.pictures[0].path)
     files[lora.with_suffix(".json")] = _json(webui_json(card))
     files[lora.with_suffix(".civitai.info")] = _json(civitai_info(card))
+    return files
+
+
+def _write(files: Mapping[Path, bytes], *, overwrite: bool, sink: Sink) -> None:
     if not overwrite:
-        there = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
-        raise_all([UserError("is there already", file=path, hint="add --overwrite to replace it") for path in there])
+        others = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
+        raise_all([UserError("is there already", file=path, hint="add --overwrite to replace it") for path in others])
     for path, data in files.items():
         io.make_folder(path.parent)
         io.write_atomic(path, data)
-        print(path)
+        sink(Saved("card", path))
 
 
 def _json(value: object) -> bytes:
@@ -123,12 +151,12 @@ def _preview(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _config(options: CardOptions) -> TrainConfig | None:
-    """Of the run, told or found beside the file. It may have moved since: then it tells nothing."""
-    path = (options.report or options.lora.parent) / "config.yaml"
+def _config(lora: Path, report: Path | None) -> TrainConfig | None:
+    """Of the run, named or found beside the file. It may have moved since: then it tells nothing."""
+    path = (report or lora.parent) / "config.yaml"
     if not path.is_file():
-        if options.report is not None:
-            raise UserError("there is no config.yaml in this folder", file=options.report, hint="name a run's folder")
+        if report is not None:
+            raise UserError("there is no config.yaml in this folder", file=report, hint="name a run's folder")
         return None
     try:
         return load_config(path)
@@ -136,17 +164,17 @@ def _config(options: CardOptions) -> TrainConfig | None:
         return None
 
 
-def _from_grid(folder: Path, autov3: str) -> Found:
+def _from_grid(folder: Path, autov3: str) -> _Evidence:
     path = folder / "grid.json"
     try:
-        told = json.loads(path.read_text("utf-8"))
-        cells = [cell for cell in told["cells"] if cell["loras"] == [autov3]]
+        grid = json.loads(path.read_text("utf-8"))
+        cells = [cell for cell in grid["cells"] if cell["loras"] == [autov3]]
         pictures = [
             CardPicture(folder / c["file"], f"images/{Path(c['file']).name}", c["prompt"], c["negative"], c["seed"],
                         c["steps"], c["cfg"], c["scheduler"], tuple(c["size"]), c["strength"])
             for c in cells
         ]  # fmt: skip
-        rows = [row for row in told["rows"] if row["loras"] in ([], [autov3])]
+        rows = [row for row in grid["rows"] if row["loras"] in ([], [autov3])]
         lines = [
             StrengthLine(row["strength"] if row["loras"] else 0.0, row["pixels"], row["style"], row["prompt"])
             for row in rows
@@ -160,12 +188,12 @@ def _from_grid(folder: Path, autov3: str) -> Found:
     lost = next((picture.path for picture in pictures if not picture.path.is_file()), None)
     if lost is not None:
         raise UserError("this picture of the grid is gone", file=lost, hint="draw the grid again")
-    return Found(pictures, sorted(lines, key=lambda line: line.strength))
+    return _Evidence(pictures, sorted(lines, key=lambda line: line.strength))
 
 
-def _from_run(options: CardOptions, config: TrainConfig | None) -> list[CardPicture]:
+def _from_run(folder: Path, config: TrainConfig | None) -> list[CardPicture]:
     """The pictures of the last step in samples/, which are drawn at full strength."""
-    files = sorted(((options.report or options.lora.parent) / "samples").glob("step*-*.png"))
+    files = sorted((folder / "samples").glob("step*-*.png"))
     if config is None or not files:
         return []
     last = files[-1].name.partition("-")[0]
@@ -185,12 +213,6 @@ def _from_run(options: CardOptions, config: TrainConfig | None) -> list[CardPict
     return pictures
 
 
-def _strength(options: CardOptions, lines: Sequence[StrengthLine]) -> tuple[float, str]:
-    if options.strength is not None:
-        return options.strength, "as its maker recommends"
-    return recommended(lines) or (USUAL, "a usual start; no grid was measured")
-
-
 def recommended(lines: Sequence[StrengthLine]) -> tuple[float, str] | None:
     """The strength to recommend, and why; None where nothing was measured.
 
@@ -202,7 +224,7 @@ def recommended(lines: Sequence[StrengthLine]) -> tuple[float, str] | None:
     base = next((line.prompt for line in lines if line.strength == 0), None)
     if not tried:
         return None
-    usable = [line for line in tried if base is None or base <= 0 or line.prompt >= KEPT * base]
+    usable = [line for line in tried if base is None or base <= 0 or line.prompt >= PROMPT_KEPT * base]
     if not usable:
         best = max(tried, key=lambda line: line.prompt)
         return best.strength, "the one that keeps most of the prompt; all of them lose more than half of it"
@@ -210,16 +232,16 @@ def recommended(lines: Sequence[StrengthLine]) -> tuple[float, str] | None:
     if not styles:
         return max(line.strength for line in usable), "the strongest at which the prompt is kept"
     top = max(styles.values())
-    chosen = min(strength for strength, style in styles.items() if style >= top - NEAR)
+    chosen = min(strength for strength, style in styles.items() if style >= top - STYLE_NEAR)
     return chosen, f"{styles[chosen]:.0%} of the training style, with the prompt kept"
 
 
-def _triggers(told: Sequence[tuple[str, int | None]], config: TrainConfig | None) -> list[str]:
+def _triggers(words: Sequence[tuple[str, int | None]], config: TrainConfig | None) -> list[str]:
     """What calls it: the file's own phrase, or what nearly all captions hold, in the metadata or in the run's data."""
-    phrases = [word for word, count in told if count is None]
+    phrases = [word for word, count in words if count is None]
     if phrases:
         return phrases
-    counts = [(word, count) for word, count in told if count is not None and count > 1]
+    counts = [(word, count) for word, count in words if count is not None and count > 1]
     if counts:
         top = max(count for _, count in counts)
         return [word for word, count in counts if count >= 0.8 * top][:3]

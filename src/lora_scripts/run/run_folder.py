@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-import sys
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
@@ -91,50 +95,40 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds it: a second run into it is a UserError. A killed run's lock is taken over."""
-        lock = self.path / ".lock"
+        """Makes the folder and holds it: a second run into it is a UserError. The lock is the system's, so it is gone
+        with the process that held it, however that ended."""
+        lock, holder = FileLock(self.path / ".lock", timeout=0), self.path / ".lock.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if lock.exists() and not _alive(lock.read_text()):
-                lock.unlink(missing_ok=True)
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            raise UserError(
-                "another run is writing here", file=self.path, hint="wait for it, or choose another"
-            ) from None
+            lock.acquire()
+        except Timeout:
+            who = _told(holder)
+            hint = "wait for it, or choose another output_dir"
+            raise UserError(f"another run is writing here{who}", file=self.path, hint=hint) from None
         except OSError as e:
             raise UserError(
                 f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir"
             ) from None
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(str(os.getpid()))
+            about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            io.write_text(holder, json.dumps(about) + "\n")
             words = embedding_file(self.final, "").parent.parent
             for folder in (self.path, self.states, self.samples, *words.glob("*/")):
                 io.remove_stale_temps(folder)
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _told(holder: Path) -> str:
+    """Who holds a lock, for a message: it is information, the system alone decides."""
+    try:
+        about = json.loads(holder.read_text("utf-8"))
+        return f" (process {about['process']} on {about['host']}, since {about['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _step(path: Path) -> int:
     return int(path.stem.rpartition("-step")[2])
-
-
-def _alive(pid: str) -> bool:
-    if not pid.strip().isdigit() or int(pid) == os.getpid():
-        return False
-    if sys.platform == "win32":  # os.kill would end the process there
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, int(pid))
-        if handle:
-            ctypes.windll.kernel32.CloseHandle(handle)
-        return bool(handle)
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
