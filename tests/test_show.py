@@ -145,7 +145,7 @@ def test_steps_have_a_line_for_every_twentieth(capsys: pytest.CaptureFixture[str
     with show.People(clock=clock) as sink:
         for step in range(101, 201):  # a run that goes on
             clock.now += 2.0
-            sink(Stepped(step, 200, 1, 0.2, 0.25, 1e-4, 1.0, 0.5))
+            sink(Stepped(step, 200, 1, 0.2, 0.25, 1e-4, 1.0, 0.5, 2.0))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step 110/200  loss 0.2500  0.5 samples/s  3 min left"
     assert lines[-1] == "step 200/200  loss 0.2500  0.5 samples/s" and len(lines) == 10
@@ -205,7 +205,7 @@ with People() as sink:
         time.sleep(0.15)
     sink(Note("all are drawn"))
     for step in range(1, 4):
-        sink(Stepped(step, 3, 1, 0.2, 0.25, 1e-4, 1.0, 0.5))
+        sink(Stepped(step, 3, 1, 0.2, 0.25, 1e-4, 1.0, 0.5, 2.0))
 print("the end")
 """
 

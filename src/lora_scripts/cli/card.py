@@ -9,7 +9,7 @@ from lora_scripts.cli.options import asked, file_of, number, path
 from lora_scripts.events import Event, Saved, Sink
 
 if TYPE_CHECKING:
-    from lora_scripts.workshop.card import WrittenCard
+    from lora_scripts.workshop.model_card import WrittenCard
 
 HELP = "write a model card and a thumbnail for a LoRA"
 
@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace, sink: Sink) -> WrittenCard:
     """Writes a model card with the Hugging Face header, and beside the LoRA the thumbnail and the two JSON files that
     WebUIs look for."""
-    from lora_scripts.workshop.card import write_card
+    from lora_scripts.workshop.model_card import write_card
 
     return write_card(**asked(options), sink=sink)
 

@@ -10,7 +10,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
-    from lora_scripts.workshop.metadata import ChangedMetadata, FileMetadata
+    from lora_scripts.workshop.reheader import ChangedMetadata, FileMetadata
 
 HELP = "show or change what a LoRA file says of itself"
 
@@ -37,18 +37,18 @@ def call(options: argparse.Namespace, sink: Sink) -> FileMetadata | ChangedMetad
     require_models([("FILE", options.file, "LoRA")])
     if options.file.is_dir():
         raise UserError("is a folder, not a file", file=options.file, hint="name the .safetensors file in it")
-    from lora_scripts.workshop import metadata
+    from lora_scripts.workshop.reheader import change, show
 
     if not (options.set or options.strip or options.private):
         if options.output:
             raise UserError("--output does nothing without --set, --strip or --private", hint="say what to change")
-        return metadata.show(options.file)
+        return show(options.file)
     output = options.output or options.file
-    return metadata.change(options.file, output, dict(options.set), strip=options.strip, make_private=options.private)
+    return change(options.file, output, dict(options.set), strip=options.strip, make_private=options.private)
 
 
 def words(result: FileMetadata | ChangedMetadata) -> list[str]:
-    from lora_scripts.workshop.metadata import FileMetadata
+    from lora_scripts.workshop.reheader import FileMetadata
 
     if isinstance(result, FileMetadata):
         return [_row(*item) for item in result.metadata.items()] or [f"{result.file}: no metadata"]

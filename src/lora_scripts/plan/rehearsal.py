@@ -21,13 +21,13 @@ from lora_scripts.loras.on_model import read_lora
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
+from lora_scripts.run.dataset import class_samples
 from lora_scripts.run.finish import copy_prompts
-from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
-from lora_scripts.run.pictures import class_samples
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import previews_of
-from lora_scripts.run.table import table_rows
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.average import averaged
 from lora_scripts.train.feed import Feed, Picture
 from lora_scripts.train.progress import Board

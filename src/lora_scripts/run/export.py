@@ -19,8 +19,8 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import embedding, kohya, metadata
 from lora_scripts.loras.metadata import TrainingFacts
-from lora_scripts.run.new_words import metadata_of, save_words
 from lora_scripts.run.parts import Model
+from lora_scripts.run.pivotal import metadata_of, save_words
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.state import RunState
 

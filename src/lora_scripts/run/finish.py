@@ -25,10 +25,10 @@ from lora_scripts.loras.on_model import apply, read_change
 from lora_scripts.loras.words import read_words
 from lora_scripts.report.data import Comparison, LoraFile, Nearest, NearPair, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
-from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.parts import Model
 from lora_scripts.run.previews import Preview, infotext, usual
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import memorised
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates

@@ -29,6 +29,7 @@ from lora_scripts.loras.on_model import read_lora
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
+from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot
 from lora_scripts.run.finish import (
     copy_prompts,
@@ -38,16 +39,15 @@ from lora_scripts.run.finish import (
     save_last_previews,
     tell_copies,
 )
-from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.heldout import Measuring, build_held_out
-from lora_scripts.run.new_words import set_stop
+from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
-from lora_scripts.run.pictures import build_feed, class_samples
+from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.table import table_rows
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
