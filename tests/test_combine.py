@@ -312,7 +312,7 @@ def test_files_of_other_models_are_refused_by_name(
     assert f"{wide}: {path} is [1280, 1280] here and [64, 64] in {files['a']}" in told
     name = names.modules()[100]
     tensors = kohya.to_kohya(
-        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, names.table(), dtype=torch.float32
+        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, names.sdxl().kohya, dtype=torch.float32
     )
     loras.io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     told = mistake(capsys, "combine", files["a"], tmp_path / "xl.safetensors", "--report-only")

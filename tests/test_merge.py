@@ -244,7 +244,7 @@ def test_sdxl_goes_where_the_tables_say(tmp_path: Path) -> None:
         shape = shapes.shape(module.path)
         up = torch.randn(shape[0], 2, *(1,) * (len(shape) - 2), generator=g)
         lora[module.path] = LoraWeights(torch.randn(2, *shape[1:], generator=g), up, 1.0)
-    tensors = kohya.to_kohya(lora, sdxl_names.table(), dtype=torch.float32)
+    tensors = kohya.to_kohya(lora, sdxl_names.sdxl().kohya, dtype=torch.float32)
     io.save_safetensors(tmp_path / "lora.safetensors", tensors)
     run("merge", f"{tmp_path / 'lora.safetensors'}:0.5", "--base", base, "--output", tmp_path / "out.safetensors")
     before, after = sdxl(), load_file(tmp_path / "out.safetensors")
@@ -321,7 +321,7 @@ def test_mistakes(
     assert "this is a LoRA" in told(loras[0], "--base", loras[1], "--output", out)
     assert "weight 0 changes nothing" in told(f"{loras[0]}:0", "--base", base, "--output", out)
     tensors = kohya.to_kohya(
-        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, sdxl_names.table()
+        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, sdxl_names.sdxl().kohya
     )
     io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     assert "the LoRAs are for SDXL" in told(tmp_path / "xl.safetensors", "--base", base, "--output", out)
