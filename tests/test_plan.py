@@ -36,8 +36,8 @@ from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.worker import rehearse
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
-from lora_scripts.text import duration, size
 from lora_scripts.train.progress import Smoothed
+from lora_scripts.units import duration, size
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 

@@ -26,8 +26,8 @@ from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.run import story
-from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.preflight import preflight
+from lora_scripts.run.run_folder import RunFolder
 from runs import interrupting, stopped
 
 STEPS = 9
@@ -217,7 +217,7 @@ HOLDING = """
 import sys
 from pathlib import Path
 from typing import Any
-from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1]), "out").locked():
     print("held", flush=True)
     input()

@@ -257,9 +257,9 @@ def test_what_a_base_answers_with(tensors: State, tmp_path: Path) -> None:
         path = written(tmp_path / "a.safetensors", {TIME: tensors[TIME]} | more, **metadata)
         return check.told(path)
 
-    epsilon, v = {"prediction": "epsilon"}, {"prediction": "v", "zero_terminal_snr": False}
-    zero = v | {"zero_terminal_snr": True}
-    assert told({}) == {} and told({"v_pred": ZERO}) == v and told({"v_pred": ZERO, "ztsnr": ZERO}) == zero
+    epsilon = {"prediction": "epsilon", "zero_terminal_snr": False}
+    v, zero = epsilon | {"prediction": "v"}, {"prediction": "v", "zero_terminal_snr": True}
+    assert told({}) == epsilon and told({"v_pred": ZERO}) == v and told({"v_pred": ZERO, "ztsnr": ZERO}) == zero
     assert told({}, **{"modelspec.prediction_type": "epsilon"}) == epsilon
     assert told({}, **{"modelspec.prediction_type": "v"}) == v
     folder = tmp_path / "folder" / "scheduler"
@@ -267,7 +267,7 @@ def test_what_a_base_answers_with(tensors: State, tmp_path: Path) -> None:
     for settings, answer in (
         ({"prediction_type": "epsilon"}, epsilon),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, zero),
-        ({}, {}),
+        ({}, epsilon),
     ):
         (folder / "scheduler_config.json").write_text(json.dumps(settings), encoding="utf-8")
         assert check.told(tmp_path / "folder") == answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_scripts import text
+from lora_scripts import units
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.common import Written
@@ -15,7 +15,7 @@ def written(lora: Written) -> list[str]:
     """A LoRA that was written, as it was read again."""
     return [
         f"written: {lora.output} (rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules} modules, "
-        f"{lora.precision}, {text.size(lora.bytes)})",
+        f"{lora.precision}, {units.size(lora.bytes)})",
         f"read again: ΔW as meant to {lora.rounding:.1e} of its size",
         f"sha256 {lora.sha256} (AutoV2 {lora.autov2}, AutoV3 {lora.autov3})",
     ]

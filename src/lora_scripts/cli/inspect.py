@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts import text
+from lora_scripts import units
 from lora_scripts.cli.options import path, require_models
 from lora_scripts.cli.show import columns
 from lora_scripts.errors import UserError
@@ -49,7 +49,7 @@ def faults(result: Inspected) -> Sequence[UserError]:
 def _page(report: Report) -> list[str]:
     lora = report.lora
     family = f", {report.family}" if lora else ""
-    lines = [f"{report.path}: {report.what}{family}, {text.size(report.size)}"]
+    lines = [f"{report.path}: {report.what}{family}, {units.size(report.size)}"]
     lines.append(f"precision: {', '.join(f'{name} ({count:,})' for name, count in report.dtypes.items())}")
     if lora:
         lines += [f"names: {report.naming}; {len(lora.modules)} modules, {_ranks(lora)}", "", *_blocks(lora)]
@@ -88,7 +88,7 @@ def _table(reports: Sequence[Report], folder: Path) -> list[str]:
                 _span(lora.ranks) if lora else "",
                 _span(lora.alphas) if lora else "",
                 str(len(lora.modules)) if lora else "",
-                text.size(report.size),
+                units.size(report.size),
                 report.hashes.get("AutoV2", ""),
                 f"{len(report.problems)}: {report.problems[0]}" if report.problems else "",
             )

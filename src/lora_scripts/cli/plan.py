@@ -10,7 +10,7 @@ from lora_scripts.cli.options import number
 from lora_scripts.cli.show import facts
 from lora_scripts.cli.train import add_config
 from lora_scripts.events import Sink
-from lora_scripts.text import duration, size
+from lora_scripts.units import duration, size
 
 if TYPE_CHECKING:
     from lora_scripts.plan.command import Plan, Proposal

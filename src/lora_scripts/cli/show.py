@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
-from lora_scripts.text import duration
+from lora_scripts.units import duration
 
 if TYPE_CHECKING:
     import rich.progress

@@ -16,8 +16,8 @@ from lora_scripts.events import Sink, ignore
 from lora_scripts.plan import forecast
 from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
-from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.preflight import preflight
+from lora_scripts.run.run_folder import RunFolder
 
 BUDGET = 300.0
 """Seconds for rehearsals of proposals; beyond it a proposal is made without one."""

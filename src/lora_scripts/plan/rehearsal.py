@@ -17,17 +17,17 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.events import Event, Stepped, ignore
 from lora_scripts.formats import io
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
+from lora_scripts.run.dataset import class_samples
 from lora_scripts.run.finish import copy_prompts
-from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
-from lora_scripts.run.pictures import class_samples
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import previews_of
-from lora_scripts.run.table import table_rows
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.average import averaged
 from lora_scripts.train.feed import Feed, Picture
 from lora_scripts.train.progress import Board
@@ -67,7 +67,7 @@ class Rehearsal:
         m.free_ram = free_ram() + used_ram() if device.type != "cpu" else 0
         self._enter("load")
         begun = time.perf_counter()
-        initial = read_lora(config.init_lora) if config.init_lora else {}
+        initial = loras.read(config.init_lora).weights if config.init_lora else {}
         model = build_model(config, device, precision, initial)
         m.seconds["load"] = time.perf_counter() - begun
         with model.off():

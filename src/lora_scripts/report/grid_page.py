@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL.Image import Image
@@ -57,7 +57,6 @@ class MeasureRow:
     prompt: float
     nearest: str | None
     similarity: float | None
-    thumbnail: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ class GridData:
     """That training pictures were looked at."""
     sheet: str
     """The contact sheet's file, relative to the page."""
+    thumbnails: Mapping[str, Image] = field(default_factory=dict)
+    """Of the nearest training pictures, by name."""
 
 
 def write_grid_page(path: Path, data: GridData, write: Callable[[Path, str], None]) -> None:

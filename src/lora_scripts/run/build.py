@@ -28,8 +28,8 @@ from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import NoiseSettings, Timesteps
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
-from lora_scripts.run.new_words import group_of, make_words
 from lora_scripts.run.parts import Model
+from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
 

@@ -13,7 +13,7 @@ from lora_scripts.adapters.layer import Adapter
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import PictureFamily
-from lora_scripts.run.folder import RunFolder
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.average import Ema
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates

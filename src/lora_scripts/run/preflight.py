@@ -22,8 +22,8 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.generate.prompts_file import preview_lines
-from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.new_words import check_new_words
+from lora_scripts.run.pivotal import check_new_words
+from lora_scripts.run.run_folder import RunFolder
 
 HELD_OUT = "held out/"
 """In the names of pictures of `val_data_dir`, to tell them from the others."""

@@ -25,10 +25,11 @@ from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
+from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot
 from lora_scripts.run.finish import (
     copy_prompts,
@@ -38,16 +39,15 @@ from lora_scripts.run.finish import (
     save_last_previews,
     tell_copies,
 )
-from lora_scripts.run.folder import RunFolder
 from lora_scripts.run.heldout import Measuring, build_held_out
-from lora_scripts.run.new_words import set_stop
+from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
-from lora_scripts.run.pictures import build_feed, class_samples
+from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.table import table_rows
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
@@ -80,7 +80,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     stopped, everything saved."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    initial = read_lora(config.init_lora) if config.init_lora else {}
+    initial = loras.read(config.init_lora).weights if config.init_lora else {}
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right

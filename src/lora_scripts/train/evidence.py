@@ -90,20 +90,10 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 
 def tail(count: int) -> float:
     """The share beyond each end of a 95 % percentile interval over `count` pictures: Phi(-sqrt(n / (n - 1)) t)."""
-    reach = math.sqrt(count / (count - 1)) * _t975(count - 1)
-    return 0.5 * math.erfc(reach / math.sqrt(2))
+    from scipy.special import ndtr, stdtrit
 
-
-def _t975(freedom: int) -> float:
-    """The 97.5 % point of Student's t: exact for 1 and 2, else by bisection of its integral."""
-    low, high = 1.9, 13.0
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    for _ in range(50):
-        middle = (low + high) / 2
-        x = np.linspace(0, middle, 2001)
-        inside = scale * float(np.trapezoid((1 + x * x / freedom) ** (-(freedom + 1) / 2), x))
-        low, high = (middle, high) if inside < 0.475 else (low, middle)
-    return (low + high) / 2
+    t = stdtrit(count - 1, 0.975)  # the 97.5 % point of Student's t
+    return float(ndtr(-math.sqrt(count / (count - 1)) * t))
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:

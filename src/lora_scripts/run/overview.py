@@ -10,8 +10,8 @@ import torch
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import heldout
 from lora_scripts.run.build import memory_words
-from lora_scripts.run.new_words import tell_new_words
 from lora_scripts.run.parts import HeldOut, Model
+from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.train.feed import Feed
 
 
