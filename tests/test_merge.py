@@ -320,7 +320,8 @@ def test_mistakes(
     assert "this is a LoRA" in told(loras[0], "--base", loras[1], "--output", out)
     assert "weight 0 changes nothing" in told(f"{loras[0]}:0", "--base", base, "--output", out)
     tensors = kohya.to_kohya(
-        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, table=sdxl_names.sdxl().kohya
+        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)},
+        table=sdxl_names.sdxl().kohya,
     )
     io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     assert "the LoRAs are for SDXL" in told(tmp_path / "xl.safetensors", "--base", base, "--output", out)
