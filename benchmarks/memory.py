@@ -37,7 +37,7 @@ from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.load import build_unet
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.families.table import load_pictures
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.losses.diffusion import Objective
 
 SD15 = singlefile.Sd1Layout(
@@ -170,7 +170,7 @@ def merge(lora: Path | None, sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
             p: (d * (size * layers[p].norm() / d.norm())).view(layers[p].shape) for p, d in drawn.items()
         }
     if lora is not None:
-        found = read_lora(lora)
+        found = loras.read(lora).weights
         real = {p: (w.up.flatten(1) @ w.down.flatten(1) * (w.alpha / w.rank)).float() for p, w in found.items()}
         real = {p: d.view(layers[p].shape) for p, d in real.items() if p in layers}
         size = (sum(d.square().sum() for d in real.values()) / sum(layers[p].square().sum() for p in real)) ** 0.5

@@ -21,7 +21,7 @@ import torch
 from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
-from lora_scripts.families.table import load_pictures
+from lora_scripts.families.table import by_name, load_pictures
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -38,7 +38,7 @@ def random_lora(family: PictureFamily, folder: Path) -> Path:
             down, up = lora_shapes(layer, 16)  # type: ignore[arg-type]
             small = 0.01 * torch.randn(up, generator=g)
             weights[path] = LoraWeights(torch.randn(down, generator=g) / down[1] ** 0.5, small, 16.0)
-    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights))
+    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights, by_name("sd1").names().kohya))
     return folder / "random.safetensors"
 
 

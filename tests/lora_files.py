@@ -80,7 +80,7 @@ def dense(w: LoraWeights) -> Tensor:
 
 def tensors(modules: dict[str, LoraWeights], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """With kohya's names, ranks and alphas as they are."""
-    return kohya.to_kohya(modules, dtype=dtype, mixed=True)
+    return kohya.to_kohya(modules, KOHYA, dtype=dtype, mixed=True)
 
 
 def write(path: Path, found: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:

@@ -14,6 +14,7 @@ from PIL import Image
 from conftest import offline
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes, with_hashes
 from lora_scripts.loras import kohya
@@ -28,7 +29,7 @@ def lora(tmp_path: Path) -> Path:
     """A LoRA whose metadata names a phrase, and a grid of it at two strengths."""
     path = tmp_path / "loras" / "neon.safetensors"
     path.parent.mkdir()
-    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(4, 32), torch.randn(32, 4), 2.0)})
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(4, 32), torch.randn(32, 4), 2.0)}, sd1().kohya)
     told = {"modelspec.trigger_phrase": 'neon "style"', "ss_steps": "104", "ss_sd_model_name": "v1-5.safetensors"}
     io.save_safetensors(path, tensors, with_hashes(tensors, told))
     return path
@@ -108,7 +109,7 @@ def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.Cap
 def test_a_grid_of_another_lora_is_refused(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_grid(tmp_path / "grid", lora)
     other = lora.with_name("other.safetensors")
-    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 2.0)}, sd1().kohya)
     io.save_safetensors(other, tensors)
     for grid, told in ((folder, "no picture of the LoRA alone"), (tmp_path, "cannot be read")):
         assert card(str(other), "--grid", str(grid)) == 2

@@ -26,6 +26,7 @@ from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
 from lora_scripts.families.sd1.model import SCHEDULE
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.png import infotext
@@ -51,7 +52,7 @@ def loras(family: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     length = layer.weight.square().transpose(0, 1).flatten(1).sum(1).sqrt() * 1.2
                     length = length.view(1, -1, *[1] * (layer.weight.dim() - 2))
                 weights[path] = LoraWeights(a, b, 1.0, length)
-        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, dtype=torch.float32))
+        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, sd1().kohya, dtype=torch.float32))
     return folder
 
 

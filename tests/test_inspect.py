@@ -100,8 +100,8 @@ def test_what_the_metadata_gets_wrong(tmp_path: Path) -> None:
     found[f"{Q}.lora_up.weight"] = found[f"{Q}.lora_up.weight"] * 1.5
     changed = lora_files.write(tmp_path / "e.safetensors", found, told)
     assert problems(changed) == "sshs_model_hash in the metadata is not this file's: the tensors were changed after"
-    assert a1111.hidden({}) is None and a1111.hidden({"ss_v2": "True"}, "sd2") is None
-    assert a1111.hidden(FACTS, "sdxl") is not None
+    assert a1111.hidden({}, "sd_v1") is None and a1111.hidden({"ss_v2": "True"}, "sd_v1") is not None
+    assert a1111.hidden(FACTS, "sdxl_base_v1-0") is not None
 
 
 def test_trigger_words() -> None:

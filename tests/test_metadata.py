@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes, with_hashes
 from lora_scripts.loras import metadata
@@ -19,6 +20,7 @@ from lora_scripts.loras.metadata import TrainingFacts
 
 FACTS = TrainingFacts(
     output_name="cyberpunk_lora",
+    lora=SD1.lora,
     base_name="v1-5-pruned.safetensors",
     base_sha256="ab" * 32,
     rank=16,
@@ -44,7 +46,7 @@ FACTS = TrainingFacts(
 
 
 def test_the_least_set_of_the_consumers() -> None:
-    texts = metadata.lora_metadata(FACTS)
+    texts = metadata.of_training(FACTS)
     assert texts["ss_v2"] == "False" and not texts["ss_base_model_version"].startswith("sdxl_")
     assert (texts["ss_network_module"], texts["ss_network_dim"], texts["ss_network_alpha"]) == (
         "networks.lora",
@@ -63,23 +65,21 @@ def test_the_least_set_of_the_consumers() -> None:
 
 
 def test_nothing_private_and_no_date_unless_given() -> None:
-    keys = set(metadata.lora_metadata(FACTS))
+    keys = set(metadata.of_training(FACTS))
     given = replace(
         FACTS,
         date="2026-11-22T10:00:00",
         tag_frequency={"set": {"neon": 3}},
         dataset_dirs={"set": {"img_count": 50, "n_repeats": 2}},
     )
-    more = metadata.lora_metadata(given)
+    more = metadata.of_training(given)
     assert set(more) - keys == {"ss_tag_frequency", "ss_dataset_dirs", "modelspec.date"}
     assert json.loads(more["ss_tag_frequency"]) == {"set": {"neon": 3}}
     assert json.loads(more["ss_dataset_dirs"])["set"]["img_count"] == 50
 
 
 def test_what_differs_by_run() -> None:
-    texts = metadata.lora_metadata(
-        replace(FACTS, clip_skip=2, v_prediction=True, dropout=0.1, conv=True, base_sha256="")
-    )
+    texts = metadata.of_training(replace(FACTS, clip_skip=2, v_prediction=True, dropout=0.1, conv=True, base_sha256=""))
     assert (
         texts["ss_clip_skip"] == texts["modelspec.encoder_layer"] == "2" and texts["modelspec.prediction_type"] == "v"
     )
@@ -97,7 +97,7 @@ def saved(folder: Path, megabytes: int, texts: dict[str, str]) -> tuple[Path, di
 
 @pytest.mark.parametrize("megabytes", [0, 1, 3])
 def test_the_hashes_in_the_file_are_those_of_the_file(tmp_path: Path, megabytes: int) -> None:
-    path, filled = saved(tmp_path, megabytes, metadata.lora_metadata(FACTS))
+    path, filled = saved(tmp_path, megabytes, metadata.of_training(FACTS))
     with safe_open(path, "pt") as handle:
         assert handle.metadata() == filled
     data = path.read_bytes()

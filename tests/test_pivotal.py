@@ -26,6 +26,7 @@ from lora_scripts.families.clip.words import spread
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.loras.embedding import to_bundle
+from lora_scripts.loras.file import read
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.loras.verify import CONSUMERS, verify
 from lora_scripts.loras.words import read_words
@@ -240,13 +241,12 @@ def test_bundled_in_the_lora_if_asked(config: Path, capsys: pytest.CaptureFixtur
         f"output_dir={config.parent / 'on'}",
     ]
     loaded = load_config(config, [*more, "token_init=neon"])
-    from lora_scripts.loras.on_model import read_lora
     from lora_scripts.run.build import build_model
 
     with pytest.raises(UserError, match="was trained with the word 'qux-3'"):
-        build_model(loaded, torch.device("cpu"), "fp32", read_lora(trained_lora(config)))
+        build_model(loaded, torch.device("cpu"), "fp32", read(trained_lora(config)).weights)
     loaded = load_config(config, [more[2], more[3]])
-    model = build_model(loaded, torch.device("cpu"), "fp32", read_lora(trained_lora(config)))
+    model = build_model(loaded, torch.device("cpu"), "fp32", read(trained_lora(config)).weights)
     assert torch.equal(model.words["zorblax"], read_words(trained_lora(config))["zorblax"])
 
 

@@ -27,9 +27,10 @@ from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
-from lora_scripts.families.sd1.names import sd1_table
+from lora_scripts.families.sd1.names import sd1, sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
+from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
@@ -382,7 +383,7 @@ def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
             torch.testing.assert_close(texts["states"], wanted, rtol=1e-4, atol=1e-5)
     finally:
         remove(family.roots, layers)
-    new = kohya.from_kohya(load_file(run.folder.checkpoint(1)))
+    new = read(run.folder.checkpoint(1)).weights
     assert {w.rank for w in new.values()} == {3} and len({w.alpha for w in new.values()}) == 1
     told = metadata_of(run.folder.checkpoint(1))
     assert (told["ss_network_dim"], float(told["ss_network_alpha"])) == ("3", new[text].alpha)
@@ -394,7 +395,7 @@ def kohya_as_is(weights: dict[str, LoraWeights]) -> dict[str, Tensor]:
     """A file of several ranks, as other trainers write them."""
     tensors = {}
     for path, w in weights.items():
-        tensors |= kohya.to_kohya({path: w}, dtype=torch.float32)
+        tensors |= kohya.to_kohya({path: w}, sd1().kohya, dtype=torch.float32)
     return tensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_scripts.check.captions import identical, missing, truncated
+from lora_scripts.check.caption_findings import identical, missing, truncated
 from lora_scripts.check.shape import shape_findings
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes

@@ -69,7 +69,7 @@ def _add_words(group: argparse._ArgumentGroup) -> None:
 
 def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded:
     """Writes a caption for every picture that has none; what a person has written stays."""
-    from lora_scripts.label.words import WordRules
+    from lora_scripts.label.wording import WordRules
 
     rules = WordRules(
         purpose=options.purpose,

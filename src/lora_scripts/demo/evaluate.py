@@ -25,6 +25,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
 from lora_scripts.families.table import load_pictures
 from lora_scripts.formats.io import save_png
+from lora_scripts.loras import file as loras
 from lora_scripts.loras import on_model
 
 SIDE = 128
@@ -119,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> None:
     family = load_pictures(args.base, LoadOptions(device, DTYPES[precision]))
     weights = None
     if args.lora is not None:
-        weights = on_model.read_lora(args.lora)
+        weights = loras.read(args.lora).weights
         on_model.check_fits(weights, family, args.lora)
     judge, sampling = Judge.load(), Sampling(args.steps, args.cfg, args.negative, (SIDE, SIDE))
     trained_on = frozenset(scene.key for scene in world.training_scenes()) if weights else frozenset()

@@ -4,10 +4,17 @@ tables that every family has. Torch is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
+# What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
+_FOREIGN = (
+    (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
+    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, Qwen-Image, …)"),
+    (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
+    (("layers.", "self_attn"), "a language model"),
+)
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
@@ -60,6 +67,12 @@ def _old_stems(stem: str) -> Iterator[str]:
         if found:
             old = f"{parent}{attention}processor.{_OLD_ATTENTION[leaf]}"
             yield from (old, old.removeprefix("unet."))
+
+
+def foreign_model(keys: Iterable[str]) -> str | None:
+    """The model of a LoRA that no family's tables know, in words; None where nothing gives it away."""
+    keys = list(keys)
+    return next((words for marks, words in _FOREIGN if any(mark in key for key in keys for mark in marks)), None)
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,23 @@ def refuse(kind: Kind, path: Path) -> NoReturn:
     raise UserError(f"this is {kind.words}", file=path, hint=mend)
 
 
-def of_lora(stems: Iterable[str]) -> Facts | None:
-    """The family whose tables know the most of a LoRA's layer names, in any naming; None if none knows one."""
-    names = set(stems)
-    known = {facts.name: len(names & facts.names().stems) for facts in FAMILIES}
-    best = max(FAMILIES, key=lambda facts: known[facts.name])
-    return best if known[best.name] else None
+def of_lora(
+    stems: Iterable[str], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
+) -> Facts | None:
+    """The family whose tables know the most of a LoRA's layer names, in any naming; None if none knows one.
+
+    Of families that know equally many (a file of a few layers) it is the one that the metadata names, then `wanted`,
+    then the one whose LoRAs are usually named so.
+    """
+    names, told = set(stems), (metadata or {}).get("ss_base_model_version")
+
+    def fit(facts: Facts) -> tuple[int, bool, bool, int]:
+        tables = facts.names()
+        usual = len(names.intersection(tables.kohya.values()))
+        return len(names & tables.stems), facts.lora.base_version == told, facts is wanted, usual
+
+    best = max(FAMILIES, key=fit)
+    return best if fit(best)[0] else None
 
 
 def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:

@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from lora_scripts.families.facts import LoraFacts
+from lora_scripts.families.facts import Facts, LoraFacts
+
+MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,66 @@ class TrainingFacts:
     """Folder name -> {"n_repeats": …, "img_count": …}: only if the person asks."""
 
 
-def lora_metadata(facts: TrainingFacts) -> dict[str, str]:
-    """The `ss_*` and `modelspec.*` of an SD 1.x LoRA; the same facts give the same texts."""
-    return dict(sorted((_ss(facts) | _modelspec(facts)).items()))
+@dataclass(frozen=True)
+class Source:
+    """One file that another was made from, as the metadata names it."""
+
+    name: str
+    sha256: str
+    weight: float | None = None
 
 
-def _ss(facts: TrainingFacts) -> dict[str, str]:
-    """kohya's keys, as its networks/train_network.py fills them."""
+def of_training(facts: TrainingFacts) -> dict[str, str]:
+    """The `ss_*` and `modelspec.*` of a LoRA that was trained; the same facts give the same texts."""
+    least = _least(facts.lora, facts.output_name, facts.rank, facts.alpha, _args(facts))
+    return dict(sorted((least | _ss(facts) | _modelspec(facts)).items()))
+
+
+def of_making(
+    family: Facts, name: str, *, rank: int, alpha: float, conv: bool, made_by: str, sources: Sequence[Source]
+) -> dict[str, str]:
+    """The least set that the tools want of a LoRA, with what it was made from."""
+    values = _least(family.lora, name, rank, alpha, {"conv_dim": rank, "conv_alpha": alpha} if conv else {})
+    if len(sources) > 1:
+        values["modelspec.merged_from"] = ", ".join(Path(source.name).stem for source in sources)
+    return dict(sorted((values | made_from(made_by, sources)).items()))
+
+
+def made_from(made_by: str, sources: Iterable[Source]) -> dict[str, str]:
+    """Our own two keys: the command with its settings, and the files with their SHA-256 and weights."""
+    rows = [{key: value for key, value in vars(source).items() if value is not None} for source in sources]
+    return {MADE_BY: made_by, MADE_FROM: json.dumps(rows, ensure_ascii=False)}
+
+
+def shared(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What the metadata of all files say alike of their base, their resolution and how they are used."""
+    keys = (
+        "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_clip_skip", "ss_resolution",
+        "modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer",
+    )  # fmt: skip
+    first = files[0]
+    return {key: first[key] for key in keys if key in first and all(file.get(key) == first[key] for file in files)}
+
+
+def _least(lora: LoraFacts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
+    """What programs need to list a LoRA and to tell what it is for."""
+    return {
+        "ss_v2": "False",
+        "ss_base_model_version": lora.base_version,
+        "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": json.dumps(args),
+        "ss_output_name": name,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": lora.architecture,
+        "modelspec.implementation": lora.implementation,
+        "modelspec.title": name,
+    }
+
+
+def _args(facts: TrainingFacts) -> dict[str, object]:
+    """`ss_network_args`: what the network was made with besides rank and alpha."""
     args: dict[str, object] = {}
     if facts.dropout:
         args["dropout"] = facts.dropout
@@ -83,16 +139,14 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         args["algo"] = "diag-oft" if facts.algorithm == "oft" else facts.algorithm
     if facts.algorithm == "dora":
         args["dora_wd"] = True
+    return args
+
+
+def _ss(facts: TrainingFacts) -> dict[str, str]:
+    """kohya's keys of a training, as its networks/train_network.py fills them."""
     batches = -(-facts.images * facts.repeats // facts.batch_size)
     result = {
-        "ss_v2": "False",
-        "ss_base_model_version": facts.lora.base_version,
-        "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": str(facts.alpha),
         "ss_network_dropout": str(facts.dropout or None),
-        "ss_network_args": json.dumps(args),
-        "ss_output_name": facts.output_name,
         "ss_sd_model_name": facts.base_name,
         "ss_steps": str(facts.steps),
         "ss_max_train_steps": str(facts.max_steps),
@@ -127,12 +181,8 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
 
 
 def _modelspec(facts: TrainingFacts) -> dict[str, str]:
-    """ModelSpec 1.0.1: the musts, and what training decides."""
+    """ModelSpec 1.0.1: what training decides."""
     result = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": facts.lora.architecture,
-        "modelspec.implementation": facts.lora.implementation,
-        "modelspec.title": facts.output_name,
         "modelspec.resolution": f"{facts.resolution[0]}x{facts.resolution[1]}",
         "modelspec.prediction_type": "v" if facts.v_prediction else "epsilon",
     }

@@ -1,6 +1,7 @@
-"""What the layers of a model are called in the LoRA formats that people exchange: a table for each family.
+"""The ways to name the layers in a LoRA file, and how a key is taken apart. What the layers are called is the family's
+(`families.names`).
 
-- kohya: `lora_unet_` and diffusers' path with `_` (see `kohya.py`);
+- kohya: `lora_unet_` and diffusers' path with `_`;
 - original: the same with the published checkpoint's block names, `lora_unet_input_blocks_1_1_…`;
 - diffusers: `unet.<path>.lora_A.weight`, `text_encoder.text_model.…`; older forms of it are read, not written;
 - PEFT: one adapter for each part, `base_model.model.<path>.lora_A.weight`, beside an `adapter_config.json`.
@@ -8,11 +9,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
 
-from lora_scripts.families.names import PEFT_PREFIX, Names
-from lora_scripts.families.sd1.names import sd1
+PEFT_PREFIX = "base_model.model."
+DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
+"""kohya's leaves of a module, which those of other namings are taken for."""
+PAIRS = (
+    (f".{DOWN}", f".{UP}"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+)
+"""How (down, up) may end."""
+LYCORIS = (
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+    "oft_blocks", "rescale",
+)  # fmt: skip
+"""The leaves of LoHa, LoKr and OFT, as lycoris-lora writes them."""
+_LEAVES = {
+    **{end: leaf for pair in PAIRS for end, leaf in zip(pair, (DOWN, UP), strict=True)},
+    **{f".{leaf}": leaf for leaf in (ALPHA, DORA, *LYCORIS)},
+}
 
 
 class Naming(Enum):
@@ -22,9 +42,6 @@ class Naming(Enum):
     ORIGINAL = "original"
     DIFFUSERS = "diffusers"
     PEFT = "peft"
-
-
-FAMILIES: dict[str, Callable[[], Names]] = {"sd1": sd1}
 
 
 def naming_of(keys: Iterable[str]) -> Naming | None:
@@ -39,6 +56,21 @@ def naming_of(keys: Iterable[str]) -> Naming | None:
             return Naming.KOHYA
         if key.startswith("lora_te"):  # the text encoder's names are the same in both; the UNet's decide
             found = Naming.KOHYA
-        elif key.startswith(("unet.", "text_encoder.")) or "_lora." in key or ".lora_A." in key:
+        elif key.startswith(("unet.", "text_encoder.", "text_encoder_2.")) or "_lora." in key or ".lora_A." in key:
             return Naming.DIFFUSERS
     return found
+
+
+def split(key: str) -> tuple[str, str]:
+    """(stem, leaf): what names the layer, and which part of its module the tensor is, in kohya's word; the leaf is ""
+    where the key ends in none that is known, and the stem then what stands before the first dot.
+    """
+    for end, leaf in _LEAVES.items():
+        if key.endswith(end):
+            return key.removesuffix(end), leaf
+    return key.partition(".")[0], ""
+
+
+def is_lycoris(keys: Iterable[str]) -> bool:
+    """That a file is one of LoHa, LoKr or OFT."""
+    return any(split(key)[1] in LYCORIS for key in keys)

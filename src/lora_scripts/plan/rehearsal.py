@@ -17,7 +17,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.events import Event, Stepped, ignore
 from lora_scripts.formats import io
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras import file as loras
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
@@ -67,7 +67,7 @@ class Rehearsal:
         m.free_ram = free_ram() + used_ram() if device.type != "cpu" else 0
         self._enter("load")
         begun = time.perf_counter()
-        initial = read_lora(config.init_lora) if config.init_lora else {}
+        initial = loras.read(config.init_lora).weights if config.init_lora else {}
         model = build_model(config, device, precision, initial)
         m.seconds["load"] = time.perf_counter() - begun
         with model.off():

@@ -15,9 +15,8 @@ from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
-from lora_scripts.formats import io
-from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import embedding, kohya, metadata
+from lora_scripts.loras.file import save
 from lora_scripts.loras.metadata import TrainingFacts
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import metadata_of, save_words
@@ -59,11 +58,11 @@ def to_file(taken: Snapshot, model: Model, config: TrainConfig) -> LoraTensors:
     names, dtype = model.family.facts.names().kohya, DTYPES[config.save_precision]
     words = embedding.to_bundle(taken.words) if config.token_bundle else {}
     if config.adapter in KINDS:
-        tensors = kohya.to_lycoris(taken.leaves, dtype=dtype, table=names)
+        tensors = kohya.to_lycoris(taken.leaves, names, dtype=dtype)
         return LoraTensors(tensors | words, {}, model.rank, model.alpha)
     weights = {path: _rounded(w, dtype) for path, w in uniform(_weights(taken)).items()}
     one = next(iter(weights.values()))
-    tensors = kohya.to_kohya(weights, dtype=dtype, table=names)
+    tensors = kohya.to_kohya(weights, names, dtype=dtype)
     return LoraTensors(tensors | words, weights, one.rank, one.alpha)
 
 
@@ -82,9 +81,9 @@ def _rounded(w: LoraWeights, dtype: torch.dtype) -> LoraWeights:
 
 def write(path: Path, file: LoraTensors, taken: Snapshot, facts: TrainingFacts) -> None:
     """The LoRA, and beside it the words that it was trained with."""
-    told = metadata.lora_metadata(facts) | metadata_of(taken.words)
+    told = metadata.of_training(facts) | metadata_of(taken.words)
     save_words(taken.words, path)  # first: a LoRA that is there has its words
-    io.save_safetensors(path, file.tensors, with_hashes(file.tensors, told))
+    save(path, file.tensors, told)
 
 
 def facts_of(

@@ -21,7 +21,8 @@ from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import lora_hash, save
-from lora_scripts.loras.on_model import apply, read_change
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.on_model import apply
 from lora_scripts.loras.words import read_words
 from lora_scripts.report.data import Comparison, LoraFile, Nearest, NearPair, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
@@ -60,7 +61,7 @@ def report_pictures(
     """
     family = model.family
     remove(family.roots, model.layers)
-    layers, words = apply(family, read_change(lora), 1.0), read_words(lora)
+    layers, words = apply(family, loras.read(lora).modules, 1.0), read_words(lora)
 
     def draw(preview: Preview, strength: float) -> Image.Image:
         for layer in layers.values():

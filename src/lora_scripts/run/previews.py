@@ -18,8 +18,9 @@ from lora_scripts.events import Note, Sink
 from lora_scripts.families.base import PictureFamily, Sampling
 from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
+from lora_scripts.loras import reading
 from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.on_model import apply, changes_of
+from lora_scripts.loras.on_model import apply
 from lora_scripts.run.export import LoraTensors, Snapshot
 from lora_scripts.run.parts import Model
 
@@ -68,7 +69,7 @@ def exported(model: Model, file: LoraTensors, taken: Snapshot) -> Iterator[None]
     The layers in training are laid aside meanwhile, and put back as they were.
     """
     family = model.family
-    changes = changes_of(split_bundle(file.tensors)[0])
+    changes = reading.read(split_bundle(file.tensors)[0], family.facts.names())
     try:
         put_back(family.roots, {path: layer.base for path, layer in model.layers.items()})
         apply(family, changes, 1.0)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from lora_scripts.adapters.layer import Adapter
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
-from lora_scripts.loras import kohya
-from lora_scripts.loras.embedding import read_embedding, split_bundle
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.embedding import read_embedding
+from lora_scripts.loras.reading import Change
 from lora_scripts.loras.verify import CONSUMERS, require, verify_trained
 from lora_scripts.loras.words import embedding_file, read_words
 from lora_scripts.run.export import LoraTensors, Snapshot
@@ -61,15 +62,14 @@ def _prove_words(path: Path, trained: Mapping[str, Tensor], *, bundled: bool) ->
 
 def _prove_lycoris(path: Path, model: Model, precision: str) -> str:
     """The file's own weight changes, computed by the library from its keys, against those that were trained."""
-    names, tensors = model.family.facts.names().kohya, split_bundle(safetensors.torch.load_file(path), path)[0]
-    read = kohya.from_lycoris(tensors, file=path, table=names)
+    read = loras.read(path, model.family.facts).modules
     worst = max(_distance(layer, read.get(name), name, path, precision) for name, layer in model.layers.items())
     size = f"{len(model.layers)} of {len(model.layers)} modules in lycoris-lora"
     return f"verified: {size}; largest difference {worst:.0e}, the rounding to {precision} included"
 
 
-def _distance(layer: Adapter, leaves: Mapping[str, Tensor] | None, name: str, path: Path, precision: str) -> float:
-    if not leaves:
+def _distance(layer: Adapter, leaves: Change | None, name: str, path: Path, precision: str) -> float:
+    if not leaves or isinstance(leaves, LoraWeights):
         raise UserError(f"does not load as trained: {name} is not in it", file=path)
     trained, read = layer.delta(), LycorisLayer.of_leaves(layer.base, leaves).delta()
     worst = (read - trained).abs().max().item()

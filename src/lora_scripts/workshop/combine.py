@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
 from lora_scripts.loras import file as lora_file
-from lora_scripts.loras.file import LoraFile, Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.file import LoraFile
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
     Faults,
     Weighted,
@@ -188,7 +190,7 @@ def _write(
     if widened:
         dtype = dtype_of("fp32")
     first = next(iter(padded.values()))
-    metadata = lora_file.new_metadata(
+    values = metadata.of_making(
         files[0].family,
         output.stem,
         rank=first.rank,
@@ -197,8 +199,8 @@ def _write(
         made_by=_command(method),
         sources=[Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)],
     )
-    metadata |= lora_file.shared_metadata(files)
-    written, rounding = lora_file.write(output, files[0].family, padded, dtype, metadata)
+    values |= metadata.shared([file.metadata for file in files])
+    written, rounding = lora_file.write(output, files[0].family, padded, dtype, values)
     cut = method.name not in ("concat", "linear")
     worst_module, worst_share = combined.worst if cut else (None, None)
     return CombinedFile(

@@ -88,7 +88,7 @@ def read_all(paths: Sequence[Path]) -> list[LoraFile]:
     """The files, each read once. UserErrors with every fault of all of them."""
     faults, files = Faults(), []
     for path in paths:
-        file = faults.attempt(partial(loras.read, path))
+        file = faults.attempt(partial(loras.read_plain, path))
         if file is not None:
             files.append(file)
     raise_all(faults.errors)

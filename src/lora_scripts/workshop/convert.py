@@ -17,14 +17,13 @@ from lora_scripts.adapters.algebra import precision
 from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
-from lora_scripts.families.names import Names
-from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
+from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
-from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.loras import dialects, kohya
-from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALPHA_KEY
+from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
-from lora_scripts.loras.verify import MATCHERS, open_lora
+from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.verify import MATCHERS
 from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.stream import read_module
 
@@ -100,8 +99,8 @@ def convert(
     then nothing is written.
     """
     output = _output(file, to, output, dtype, overwrite=overwrite)
-    source, names, naming = open_lora(file), sd1(), Naming(to)
-    modules = source.modules()
+    source, naming = open_lora(file), Naming(to)
+    family, modules = source.require_family(), plain(source.modules(), file, dora=True)
     sizes, baked, padded = _sizes(modules), None, None
     if bake_dora:
         assert base is not None
@@ -114,7 +113,7 @@ def convert(
         modules = of_one_rank
     modules, loss = precision.cast(modules, number_type)
     carried = {key: value for key, value in source.metadata.items() if key not in _NOT_CARRIED}
-    form = _write(output, naming, modules, number_type, _renumbered(carried, modules), names)
+    form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family)
     return Converted(
         file=file,
         output=output,
@@ -147,21 +146,22 @@ def _write(
     modules: Mapping[str, LoraWeights],
     dtype: torch.dtype,
     carried: dict[str, str],
-    names: Names,
+    family: Facts,
 ) -> _Form:
     if naming is Naming.PEFT:
         io.write_folder(path, _peft_files(modules, dtype, carried))
         return _Form(parts=tuple(sorted({module.partition(".")[0] for module in modules})))
     folding: Folding | None = None
+    names = family.names()
     if naming is Naming.DIFFUSERS:
         folded = dialects.to_diffusers(modules, names, dtype)
         tensors, carried = folded.tensors, carried | folded.metadata | {"format": "pt"}
         folding = "exact" if folded.exact else _why_inexact(modules)
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
-        tensors = kohya.to_kohya(modules, dtype=dtype, table=table, mixed=True)
-    io.save_safetensors(path, tensors, with_hashes(tensors, carried))
-    base = sd1_base(STANDARD, shapes=False)
+        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True)
+    save(path, tensors, carried)
+    base = family.base(None)
     read_by = tuple(name for name, read in MATCHERS.items() if not read(tensors, base).faults)
     return _Form(folding, read_by)
 
@@ -195,16 +195,16 @@ def _baked(
     if not with_dora:
         raise UserError("no module of this file is a DoRA", file=file, hint="leave out --bake-dora, --base and --rank")
     model = open_checkpoint(base)
-    plain, kept = dict(modules), dict[str, float]()
+    result, kept = dict(modules), dict[str, float]()
     for number, path in enumerate(with_dora, 1):
         if path not in model.places:
             raise UserError(f"the base has no layer {path}", file=base, hint="this LoRA is for another base model")
         baked = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
-        plain[path], kept[path] = baked.weights, baked.energy
+        result[path], kept[path] = baked.weights, baked.energy
         sink(Progress("layers", number, len(with_dora)))
     worst = min(kept, key=lambda path: kept[path])
     most = rank or max(modules[path].rank for path in with_dora)
-    return plain, BakedDora(len(with_dora), most, sum(kept.values()) / len(kept), kept[worst], worst)
+    return result, BakedDora(len(with_dora), most, sum(kept.values()) / len(kept), kept[worst], worst)
 
 
 def _renumbered(carried: dict[str, str], modules: Mapping[str, LoraWeights]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
@@ -196,7 +197,7 @@ def _metadata(
 ) -> dict[str, str]:
     first = next(iter(weights.values()))
     sources = [*_sources(base), *_sources(tuned)]
-    values = loras.new_metadata(
+    values = metadata.of_making(
         base.family,
         output.stem,
         rank=first.rank,

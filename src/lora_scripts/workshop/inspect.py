@@ -10,16 +10,17 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.families.facts import Facts
 from lora_scripts.families.kinds import LORA
-from lora_scripts.families.sd1.names import STANDARD, sd1_base
 from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import Header, Kind
 from lora_scripts.loras.consumers import a1111, published
-from lora_scripts.loras.dialects import ALPHA_KEY
-from lora_scripts.loras.portrait import SD1, Portrait, portrait, triggers
-from lora_scripts.loras.verify import MATCHERS, Source, open_lora
+from lora_scripts.loras.file import Contents, is_adapter, open_lora, plain
+from lora_scripts.loras.portrait import Portrait, portrait, triggers
+from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.verify import MATCHERS
 
 _PARTS = (("UNet", "model.diffusion_model."), ("VAE", "first_stage_model."), ("text encoder", "cond_stage_model."))
 
@@ -61,7 +62,7 @@ class Inspected:
 
 def inspect(path: Path, *, sink: Sink = ignore) -> Inspected:
     """Looks at a file, at PEFT's folder, or at every file of a folder. UserError when there is nothing to look at."""
-    if not path.is_dir() or _is_adapter(path):
+    if not path.is_dir() or is_adapter(path):
         return Inspected(path, (report_of(path),), (), is_folder=False)
     files = sorted(path.rglob("*.safetensors"))
     if not files:
@@ -86,10 +87,10 @@ def report_of(path: Path) -> Report:
     return _model(path, kind)
 
 
-def _lora(source: Source, size: int, hashes: dict[str, str]) -> Report:
+def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
     # PEFT keeps alpha in another file, and our own diffusers files in the metadata.
-    weights = source.modules() if source.adapters or ALPHA_KEY in source.metadata else None
-    seen = portrait(source.tensors, source.metadata, weights)
+    weights = plain(source.modules(), source.path) if source.adapters or ALPHA_KEY in source.metadata else None
+    seen = portrait(source.model, source.tensors, source.metadata, weights)
     is_dora = any(module.dora for module in seen.modules)
     problems = list(seen.problems)
     if is_dora:
@@ -98,8 +99,8 @@ def _lora(source: Source, size: int, hashes: dict[str, str]) -> Report:
     if stored and hashes and stored != hashes["sshs_model_hash"]:
         problems.append("sshs_model_hash in the metadata is not this file's: the tensors were changed after")
     loads: dict[str, str] = {}
-    if seen.family == SD1:
-        more, loads = _where_it_loads(source)
+    if source.family is not None and source.family.model:
+        more, loads = _where_it_loads(source, source.family)
         problems += more
     return Report(
         path=source.path,
@@ -117,13 +118,13 @@ def _lora(source: Source, size: int, hashes: dict[str, str]) -> Report:
     )
 
 
-def _where_it_loads(source: Source) -> tuple[list[str], dict[str, str]]:
-    """(problems, program -> what it says), by the matchers, with the names of SD 1.x and without shapes."""
-    base = sd1_base(STANDARD, shapes=False)
-    unknown = published.read(source.tensors, base).faults
+def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[str, str]]:
+    """(problems, program -> what it says), by the matchers, with the family's names and without shapes."""
+    base = family.base(None)
+    unknown = published.read(source.tensors, base, family.names()).faults
     strange = [fault for fault in unknown if fault.why.startswith("names no layer")]
-    problems = [f"{len(strange)} keys name no layer of {SD1}, first {strange[0].key}"] if strange else []
-    if hidden := a1111.hidden(source.metadata):
+    problems = [f"{len(strange)} keys name no layer of {family.words}, first {strange[0].key}"] if strange else []
+    if hidden := a1111.hidden(source.metadata, family.lora.base_version):
         problems.append(hidden)
     loads = {}
     for name, read in MATCHERS.items():
@@ -179,12 +180,8 @@ def _hashes(path: Path) -> dict[str, str]:
     }
 
 
-def _dtypes(source: Source) -> dict[str, int]:
+def _dtypes(source: Contents) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for tensor in source.tensors.values():
         counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return dict(counts.most_common())
-
-
-def _is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file() or any(path.glob("*/adapter_config.json"))

@@ -9,7 +9,9 @@ from pathlib import Path
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import LoraFile, Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.file import LoraFile
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
     Faults,
     Ranks,
@@ -67,7 +69,7 @@ def resize(
     smaller = algebra.resize(file.weights, rank=rank, energy=energy, told=counting(sink, "layers"))
     padded = uniform(smaller.weights)
     first = next(iter(padded.values()))
-    new = loras.new_metadata(
+    new = metadata.of_making(
         file.family,
         output.stem,
         rank=first.rank,
@@ -93,4 +95,4 @@ def _metadata(file: LoraFile, new: dict[str, str]) -> dict[str, str]:
     """All that the file said of itself, with the new rank and where it came from."""
     old = {key: value for key, value in file.metadata.items() if key not in _STALE}
     fresh = ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_output_name", "modelspec.title")
-    return new | old | {key: new[key] for key in (*fresh, loras.MADE_BY, loras.MADE_FROM)}
+    return new | old | {key: new[key] for key in (*fresh, metadata.MADE_BY, metadata.MADE_FROM)}

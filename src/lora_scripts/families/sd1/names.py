@@ -84,14 +84,9 @@ def sd1() -> Names:
         if path in ldm or path.startswith("text_encoder.")
     }
     diffusers = {path: path.replace("text_encoder.", "text_encoder.text_model.") for path in kohya}
-    others = {}
-    for path, stem in kohya.items():
-        if stem.startswith("lora_te_"):
-            # As of the first of two text encoders, and as derived from transformers 5.6.
-            others |= {
-                stem.replace("lora_te_", "lora_te1_"): path,
-                stem.replace("lora_te_text_model_", "lora_te_"): path,
-            }
+    # The text encoder as the first of two, and as derived from the module names of transformers 5.6.
+    odd = (("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"))
+    others = {s.replace(a, b): path for path, s in kohya.items() if s.startswith("lora_te_") for a, b in odd}
     return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others)
 
 

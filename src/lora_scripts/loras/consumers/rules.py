@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from lora_scripts.loras.embedding import bundled
-
-DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
+from lora_scripts.loras.naming import ALPHA
 
 
 @dataclass(frozen=True)
-class Change:
+class Delta:
     """ΔW = scale · up @ down, of one layer; with `dora`, the DoRA around it."""
 
     down: Tensor
@@ -41,7 +40,7 @@ class Change:
         """In float64, [out, in · k · k]."""
         return (self.up.double().flatten(1) @ self.down.double().flatten(1)) * self.scale
 
-    def same(self, other: Change) -> bool:
+    def same(self, other: Delta) -> bool:
         """Whether the numbers are the same, whatever they are kept in."""
         return self.scale == other.scale and _equal(self.down, other.down) and _equal(self.up, other.up)
 
@@ -57,7 +56,7 @@ class Fault(NamedTuple):
 class Reading:
     """What a consumer makes of a file."""
 
-    changes: dict[str, Change] = field(default_factory=dict)
+    changes: dict[str, Delta] = field(default_factory=dict)
     """By our path."""
     faults: list[Fault] = field(default_factory=list)
     """Keys that it drops, mistakes or refuses, in the file's order."""
