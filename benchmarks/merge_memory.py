@@ -98,7 +98,7 @@ def write_lora(path: Path, rank: int) -> None:
             weights[module.path] = LoraWeights(
                 torch.randn(rank, *size[1:]), torch.randn(size[0], rank, *ones), rank / 2
             )
-    io.save_safetensors(path, kohya.to_kohya(weights, names.table()))
+    io.save_safetensors(path, kohya.to_kohya(weights, names.sdxl().kohya))
 
 
 def peak(argv: list[str]) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.label import command as labelling
 from lora_scripts.label.base import Captioner
 from lora_scripts.label.command import Labelled, LabelOptions, Reworded, label, reword
-from lora_scripts.label.words import WordRules
+from lora_scripts.label.wording import WordRules
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 NAMES = ("red", "green", "blue")

@@ -19,8 +19,8 @@ from PIL import Image, ImageChops
 from lora_scripts.report import chart
 from lora_scripts.report import environment as environments
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
+from lora_scripts.report.data_uris import data_uri
 from lora_scripts.report.page import render, write_report
-from lora_scripts.report.pictures import data_uri
 from lora_scripts.report.usage import diffusers_code
 
 VOID = {"meta", "link", "img", "line", "polyline", "polygon", "br", "wbr", "input"}

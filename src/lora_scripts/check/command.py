@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.check import contradictions, fix
-from lora_scripts.check.captions import caption_findings, missing
+from lora_scripts.check.caption_findings import caption_findings, missing
 from lora_scripts.check.duplicates import quality
 from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.pictures import DUPLICATES, look, picture_findings

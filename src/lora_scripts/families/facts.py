@@ -34,6 +34,12 @@ class LoraFacts:
     """Of ModelSpec."""
     implementation: str
     """Of ModelSpec: whose layer names the file follows."""
+    webui: str = "Unknown"
+    """What A1111's WebUI calls the family in NAME.json."""
+    civitai: str = "Other"
+    """What civitai calls it."""
+    hub_tags: tuple[str, ...] = ()
+    """Of a model card on Hugging Face."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.label.base import Captioner
 from lora_scripts.label.folder import Folder
-from lora_scripts.label.words import WordRules, apply_rules
+from lora_scripts.label.wording import WordRules, apply_rules
 
 LONGEST = 2048
 """Pixels. Captioners look at 224 to 1536 or so; scans of 100 million would fill the memory, a batch at a time."""

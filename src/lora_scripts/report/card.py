@@ -45,6 +45,13 @@ class Card:
     stem: str
     """The LoRA's name."""
     family: str
+    """As people call it."""
+    webui_family: str
+    """As A1111's WebUI calls it,"""
+    civitai_family: str
+    """and as civitai does."""
+    tags: Sequence[str]
+    """Of the family, on Hugging Face."""
     size: int
     """Bytes."""
     hashes: Mapping[str, str]
@@ -86,8 +93,6 @@ _FACTS = {
     "modelspec.prediction_type": "prediction",
     "modelspec.date": "date",
 }
-_VERSIONS = {"Stable Diffusion 1.x": ("SD1", "SD 1.5"), "SDXL": ("SDXL", "SDXL 1.0")}
-"""Family -> what the WebUI and civitai call it."""
 
 
 def readme(card: Card) -> str:
@@ -118,7 +123,7 @@ def webui_json(card: Card) -> dict[str, object]:
     """NAME.json, the user metadata of A1111's WebUI."""
     return {
         "description": card.description,
-        "sd version": _VERSIONS.get(card.family, ("Unknown", ""))[0],
+        "sd version": card.webui_family,
         "activation text": card.trigger,
         "preferred weight": card.strength,
         "notes": f"strength {card.strength:g}: {card.reason}",
@@ -132,7 +137,7 @@ def civitai_info(card: Card) -> dict[str, object]:
         "name": card.stem,
         "description": card.description or None,
         "trainedWords": list(card.triggers),
-        "baseModel": _VERSIONS.get(card.family, ("", "Other"))[1],
+        "baseModel": card.civitai_family,
         "model": {"name": card.stem, "type": "LORA", "nsfw": False, "poi": False},
         "files": [
             {

@@ -9,7 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lora_scripts.report import pictures
+from lora_scripts.report import data_uris
 
 
 def fill(template: str, **values: object) -> str:
@@ -38,9 +38,9 @@ def _html() -> Environment:
         "sentence": _sentence,
         "percent": _percent,
         "pixels": _pixels,
-        "data_uri": lambda image: Markup(pictures.data_uri(image)),
-        "reduced_uri": lambda image: Markup(pictures.reduced_uri(image)),
-        "file_uri": lambda data: Markup(pictures.file_uri(data)),
+        "data_uri": lambda image: Markup(data_uris.data_uri(image)),
+        "reduced_uri": lambda image: Markup(data_uris.reduced_uri(image)),
+        "file_uri": lambda data: Markup(data_uris.file_uri(data)),
     }
     return environment
 

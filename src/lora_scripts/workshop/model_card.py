@@ -16,7 +16,8 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Saved, Sink, ignore
-from lora_scripts.families.table import require_lora
+from lora_scripts.families.facts import LoraFacts
+from lora_scripts.families.table import FAMILIES, require_lora
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
@@ -25,6 +26,8 @@ from lora_scripts.workshop.inspect import report_of
 PREVIEW = 512
 """Pixels of the thumbnail's longer side, at most."""
 MOST_PICTURES = 6
+UNKNOWN = LoraFacts("", "", "")
+"""What is said of a family that is not known."""
 USUAL = 0.8
 """The strength that is told where nothing was measured."""
 PROMPT_KEPT, STYLE_NEAR = 0.5, 0.05
@@ -88,9 +91,13 @@ def write_card(
     pictures = evidence.pictures or _from_run(report or lora.parent, config)
     nearest = sorted(pictures, key=lambda picture: abs(picture.strength - strength))
     shown = [picture for picture in nearest if picture.strength == nearest[0].strength][:MOST_PICTURES]
+    family = next((facts.lora for facts in FAMILIES if facts.words == inspected.family), UNKNOWN)
     card = Card(
         stem=lora.stem,
         family=inspected.family,
+        webui_family=family.webui,
+        civitai_family=family.civitai,
+        tags=family.hub_tags,
         size=inspected.size,
         hashes=inspected.hashes,
         metadata=inspected.metadata,

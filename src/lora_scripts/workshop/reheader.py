@@ -1,4 +1,4 @@
-"""`lora-scripts metadata`: what a file says of itself, shown and changed; its tensors stay where they are, byte for byte."""
+"""`lora-scripts metadata`: what a file says of itself, shown and changed; its tensors stay, byte for byte."""
 
 from __future__ import annotations
 

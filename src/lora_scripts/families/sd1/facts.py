@@ -65,7 +65,9 @@ FACTS = Facts(
     groups=groups(BLOCKS),
     image_root="unet",
     text_roots=("text_encoder",),
-    lora=LoraFacts("sd_v1", "stable-diffusion-v1/lora", "diffusers"),
+    lora=LoraFacts(
+        "sd_v1", "stable-diffusion-v1/lora", "diffusers", webui="SD1", civitai="SD 1.5", hub_tags=("stable-diffusion",)
+    ),
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,

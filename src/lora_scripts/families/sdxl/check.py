@@ -76,10 +76,10 @@ def _scheduler(path: Path) -> dict[str, Any]:
 
 
 def told(path: Path) -> dict[str, Any]:
-    """As `Facts.told`: what a base answers with and whether its schedule ends in pure noise, where it says so.
+    """As `Facts.told`: what a base answers with, and whether its schedule ends in pure noise.
 
     A single file says it by empty tensors, `v_pred` and `ztsnr`, or in its ModelSpec; a folder in its scheduler's
-    config.
+    config. One that says nothing is as the first of them was: epsilon.
     """
     if path.is_dir():
         scheduler = _scheduler(path)
@@ -89,9 +89,8 @@ def told(path: Path) -> dict[str, Any]:
         said = header.metadata.get("modelspec.prediction_type", "").lower()
         said = "v" if singlefile.V_PREDICTION in header.tensors else said
         zero = singlefile.ZERO_SNR in header.tensors
-    if said in ("v", "v_prediction", "v-prediction"):
-        return {"prediction": "v", "zero_terminal_snr": zero}
-    return {"prediction": "epsilon"} if said in ("epsilon", "eps") else {}
+    v = said in ("v", "v_prediction", "v-prediction")
+    return {"prediction": "v" if v else "epsilon", "zero_terminal_snr": v and zero}
 
 
 def require_file(path: Path, *, vae: bool = True) -> Header:
