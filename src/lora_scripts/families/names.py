@@ -4,7 +4,7 @@ tables that every family has. Torch is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -46,10 +46,11 @@ class Names:
             result |= {stem: path for path, stem in table.items()}
         return result
 
-    @property
-    def stems(self) -> Set[str]:
-        """The keys of `paths`."""
-        return self.paths.keys()
+    @cached_property
+    def stems(self) -> frozenset[str]:
+        """The keys of `paths`, and what PEFT has, whose adapters are each for one part and do not name it."""
+        inner = (stem.partition(".")[2] for names in self.diffusers.items() for stem in names)
+        return frozenset((*self.paths, *inner))
 
     @cached_property
     def parts(self) -> tuple[str, ...]:

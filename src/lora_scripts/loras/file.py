@@ -260,13 +260,8 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _stems(keys: Iterable[str]) -> Iterator[str]:
-    """The layers' names in the keys. PEFT's do not say in which part of the model they are: any part will do."""
-    for key in keys:
-        stem, _ = naming.split(key)
-        yield stem
-        if stem.startswith(PEFT_PREFIX):
-            inner = stem.removeprefix(PEFT_PREFIX)
-            yield from (f"{part}.{inner}" for facts in FAMILIES for part in facts.names().parts)
+    """The layers' names in the keys, as `Names.stems` has them."""
+    return (naming.split(key)[0].removeprefix(PEFT_PREFIX) for key in keys)
 
 
 def _strange(keys: Iterable[str], path: Path) -> Facts:
