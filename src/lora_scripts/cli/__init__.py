@@ -26,6 +26,7 @@ from types import ModuleType
 from lora_scripts import __version__
 from lora_scripts.cli import show
 from lora_scripts.cli.options import Parser, add_json
+from lora_scripts.cli.printing import is_closed_pipe, mute, say
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         show.say_errors(error, json_lines=json_lines)
     except KeyboardInterrupt:
-        show.say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
+        say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
         return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
     except OSError as error:
-        if not show.is_closed_pipe(error):
+        if not is_closed_pipe(error):
             raise
-        show.mute(sys.stdout)
+        mute(sys.stdout)
         return 0
     finally:
         _flush()
@@ -104,9 +105,9 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        if not show.is_closed_pipe(error):
+        if not is_closed_pipe(error):
             raise
-        show.mute(sys.stdout)
+        mute(sys.stdout)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
