@@ -51,8 +51,8 @@ def truncated(captions: Sequence[Captioned]) -> list[Finding]:
     """Captions of which CLIP does not read the end."""
     findings = []
     for caption in captions:
-        if found := cut(caption.text):
-            count, at = found
+        if length_and_end := cut(caption.text):
+            count, at = length_and_end
             message = f'{count} tokens, of which CLIP reads {READ}; cut away: "{caption.text[at:].lstrip(" ,")}"'
             mend = "shorten it, with what matters in front"
             findings.append(
@@ -98,15 +98,17 @@ def _variant(captions: Sequence[Captioned], group: list[tuple[str, int]], severi
     rarer = [form for form, _ in group[1:]]
     holders = [c for c in captions if any(vocabulary.has_phrase(c.text, form) for form in rarer)]
     files, source = tuple(c.name for c in holders), holders[0].source if holders else None
-    return Finding("spelling_variants", severity, files, f"one thing, written as {tags.told(group)}", mend, 0.8, source)
+    return Finding(
+        "spelling_variants", severity, files, f"one thing, written as {tags.listed(group)}", mend, 0.8, source
+    )
 
 
 def repeated(captions: Sequence[Captioned]) -> list[Finding]:
     """Captions with a tag twice."""
     findings = []
     for caption in captions:
-        if found := tags.twice(caption.text):
-            message = "stands twice in the caption: " + ", ".join(f'"{tag}"' for tag in found)
+        if repeats := tags.twice(caption.text):
+            message = "stands twice in the caption: " + ", ".join(f'"{tag}"' for tag in repeats)
             mend = "keep the first"
             findings.append(Finding("tag_twice", "note", (caption.name,), message, mend, None, caption.source))
     return findings

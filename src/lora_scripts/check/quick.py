@@ -38,5 +38,6 @@ def _same_files(samples: Sequence[Sample]) -> list[Finding]:
 
 def _shapes(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
     buckets = bucket_sizes(resolution)
-    found = [f for sample in samples for f in shape_findings(sample.name, (sample.width, sample.height), buckets)]
-    return [finding for finding in found if finding.severity != "note"]
+    sizes = ((sample.name, (sample.width, sample.height)) for sample in samples)
+    findings = [finding for name, size in sizes for finding in shape_findings(name, size, buckets)]
+    return [finding for finding in findings if finding.severity != "note"]

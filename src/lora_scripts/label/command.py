@@ -124,12 +124,12 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
         writer = Writer(captioner, folder, options.rules, clip_tokens, options.overwrite)
         written, faults = writer.write(names, options.batch_size, sink)
     missing = _without_caption(folder, options)
-    told = {fault.file for fault in faults}
+    faulty = {fault.file for fault in faults}
     hint = "start the same command again"
     faults += [
         UserError("has no caption after all", file=folder.images[name], hint=hint)
         for name in missing
-        if names and folder.images[name] not in told
+        if names and folder.images[name] not in faulty
     ]
     return Labelled(
         path=folder.store.path,

@@ -86,12 +86,12 @@ def _tags(text: str, rules: WordRules) -> list[str]:
     if rules.purpose:
         tags = [tag for tag in tags if not leaves_out(tag, rules.purpose)]
     tags = split_tags(_replace(", ".join(tags), rules.replace))
-    gone, kept = ({_folded(word) for word in words} for words in (rules.remove, rules.whitelist))
+    unwanted, wanted = ({_folded(word) for word in words} for words in (rules.remove, rules.whitelist))
     own = {_folded(piece) for piece in _own(rules, "tags")}
     seen: dict[str, str] = {}
     for tag in tags:
         folded = _folded(tag)
-        if folded not in gone and folded not in own and (not kept or folded in kept):
+        if folded not in unwanted and folded not in own and (not wanted or folded in wanted):
             seen.setdefault(folded, tag)
     return sorted(seen.values(), key=lambda tag: not _SUBJECT.fullmatch(tag))
 
@@ -104,8 +104,8 @@ def _replace(text: str, pairs: Sequence[tuple[str, str]]) -> str:
     """Whole words, whatever their case; a capital at the start of what was written stays one."""
     for old, new in pairs:
 
-        def put(found: re.Match[str], old: str = old, new: str = new) -> str:
-            capital = found[0].istitle() and old[:1].islower()
+        def put(match: re.Match[str], old: str = old, new: str = new) -> str:
+            capital = match[0].istitle() and old[:1].islower()
             return new[:1].upper() + new[1:] if capital else new
 
         text = _pattern(old).sub(put, text)
