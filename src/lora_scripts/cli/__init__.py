@@ -21,7 +21,7 @@ import argparse
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from lora_scripts import __version__
@@ -50,6 +50,7 @@ COMMANDS = (
     "convert",
     "metadata",
     "demo",
+    "completion",
 )
 
 
@@ -115,9 +116,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
         near = did_you_mean(words[0], COMMANDS)
         hint = f"did you mean {near}?" if near else "lora-scripts --help names them all"
         raise UserError(f"there is no command {words[0]}", hint=hint)
-    parser, parsers = _parser()
-    if words and words[0] in parsers:
-        raise_all(_unknown_options(words, parsers[words[0]]))
+    parser = _parser()
+    if words and words[0] in COMMANDS:
+        raise_all(_unknown_options(words, parser.commands[words[0]]))
     options, rest = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
@@ -125,7 +126,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     overridable = getattr(options.command, "OVERRIDES", False)
     for word in rest:
         if not overridable or word.startswith("-") or "=" not in word:
-            raise UserError(f"unknown option {word}", hint=f"see {parsers[options.name].prog} --help")
+            raise UserError(f"unknown option {word}", hint=f"see {parser.commands[options.name].prog} --help")
     if overridable:
         # Overrides may stand anywhere; argparse itself takes only the first group of them.
         options.overrides += rest
@@ -148,8 +149,12 @@ def _unknown_options(words: Sequence[str], parser: argparse.ArgumentParser) -> l
     return faults
 
 
-def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
-    """The parser, and those of the commands by name."""
+def parsers() -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return _parser().commands
+
+
+def _parser() -> Parser:
     parser = Parser(prog="lora-scripts", description="From fifty pictures to a LoRA, by editing one YAML file.")
     parser.add_argument("--version", action="version", version=f"lora-scripts {__version__}")
     parser.set_defaults(command=None)
@@ -161,4 +166,5 @@ def _parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         module.add(command)
         add_json(command)
         command.set_defaults(command=module)
-    return parser, dict(commands.choices)
+    parser.commands = commands.choices
+    return parser

@@ -71,6 +71,10 @@ train on the miniature world:
   lora-scripts demo
 in a folder of your own:
   lora-scripts demo --output output/my-demo
+a script for bash, whose first line says where it goes:
+  lora-scripts completion bash
+the same for fish:
+  lora-scripts completion fish
 """
 
 

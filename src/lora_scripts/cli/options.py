@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.config.values import DEVICE, model_fault, parse_path, parse_size
@@ -23,6 +24,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a usage error is a UserError of one line, and its help is as wide as the terminal, up to 110."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
+    """Their parsers by name."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
