@@ -95,6 +95,14 @@ class Layer:
         return self.path.startswith("unet.")
 
     @property
+    def encoder(self) -> int:
+        """Which of the model's text encoders it is in, counted from 1; 0: none."""
+        if self.unet:
+            return 0
+        number = self.path.partition(".")[0].rpartition("_")[2]
+        return int(number) if number.isdecimal() else 1
+
+    @property
     def hf_flat(self) -> str:
         return self.hf.replace(".", "_")
 

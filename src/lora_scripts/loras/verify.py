@@ -95,9 +95,13 @@ def require(verdicts: Sequence[Verdict], path: Path) -> str:
 def check(
     source: Contents, skeleton: Skeleton, expected: Mapping[str, Delta], consumers: Sequence[str]
 ) -> list[Verdict]:
-    """Runs or consults each consumer, and compares."""
-    own = published.read(source.tensors, skeleton.base, skeleton.facts.names()).faults
-    readings = {name: _read(name, source, skeleton) for name in CONSUMERS if name in consumers}
+    """Runs or consults each consumer that knows such models, and compares. UserError if none does."""
+    facts, asked = skeleton.facts, [name for name in CONSUMERS if name in consumers]
+    reading = [name for name in asked if name not in facts.lora.unread_by]
+    if not reading:
+        raise UserError(f"{', '.join(asked)} knows no models of {facts.words}", hint="ask another program")
+    own = published.read(source.tensors, skeleton.base, facts.names()).faults
+    readings = {name: _read(name, source, skeleton) for name in reading}
     return compare.judge(expected, readings, skeleton.base, list(source.tensors), own)
 
 
@@ -119,7 +123,7 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")
         return run_diffusers.read(source.path, roots)
     try:
-        adapters = _adapters(source, flat_text=run_peft.text_is_flat(roots["text_encoder"]))
+        adapters = _adapters(source, skeleton.facts.wrapped())
     except UserErrors as errors:
         return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")
     except UserError as error:
@@ -129,9 +133,9 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
     return reading
 
 
-def _adapters(source: Contents, *, flat_text: bool) -> dict[str, Adapter]:
+def _adapters(source: Contents, prefixes: Mapping[str, str]) -> dict[str, Adapter]:
     """PEFT's own, or a file converted to them."""
     modules = source.modules()
     if source.adapters:
         return {part: Adapter(tensors, config) for part, (tensors, config) in source.parts().items()}
-    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), flat_text=flat_text)
+    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), prefixes)
