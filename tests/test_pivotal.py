@@ -22,7 +22,7 @@ from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.prompts import chunks, plain, weighted
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
-from lora_scripts.families.clip.words import spread
+from lora_scripts.families.clip.word_table import spread
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.loras.embedding import to_bundle

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_scripts.compute import memory
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
-from lora_scripts.families.clip.words import WordTable, numbered
+from lora_scripts.families.clip.word_table import WordTable, numbered
 
 Rows = Sequence[Sequence[prompts.Chunk]]
 """The chunks of each of n texts."""
