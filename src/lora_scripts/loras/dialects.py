@@ -73,7 +73,7 @@ def to_peft(modules: Modules, prefixes: Mapping[str, str], dtype: torch.dtype | 
     parts: dict[str, dict[str, LoraWeights]] = {}
     for path, w in modules.items():
         part, _, inner = path.partition(".")
-        parts.setdefault(part, {})[prefixes[part] + inner] = w
+        parts.setdefault(part, {})[prefixes.get(part, "") + inner] = w
     return {part: Adapter(_peft_tensors(own, dtype), _peft_config(own)) for part, own in parts.items()}
 
 
