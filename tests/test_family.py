@@ -207,7 +207,7 @@ def as_sd2(base: Path) -> bytes:
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "SD 2.x": (
         as_sd2,
-        "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x or SDXL, ",
+        "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x",
     ),
     "SDXL refiner": (as_refiner, "this is an SDXL refiner; give the SDXL base, such as sd_xl_base_1.0.safetensors"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),

@@ -52,6 +52,11 @@ class Names:
         return self.paths.keys()
 
     @cached_property
+    def usual(self) -> Set[str]:
+        """The stems that kohya's tools write."""
+        return frozenset(self.kohya.values())
+
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of the model that a LoRA may change: the first words of our paths."""
         return tuple(dict.fromkeys(path.partition(".")[0] for path in self.kohya))
@@ -118,3 +123,7 @@ class Base:
     layers: tuple[Layer, ...]
     context_width: int
     """Of the text embedding that cross-attention reads; 0 where no base was given."""
+
+    def part(self, name: str) -> Base:
+        """The layers of one part of the model."""
+        return Base(tuple(layer for layer in self.layers if layer.path.startswith(name + ".")), self.context_width)

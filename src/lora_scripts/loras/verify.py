@@ -100,18 +100,28 @@ def check(
     reading = [name for name in asked if name not in facts.lora.unread_by]
     if not reading:
         raise UserError(f"{', '.join(asked)} knows no models of {facts.words}", hint="ask another program")
-    own = published.read(source.tensors, skeleton.base, facts.names()).faults
+    own = _published(source, skeleton).faults
     readings = {name: _read(name, source, skeleton) for name in reading}
     return compare.judge(expected, readings, skeleton.base, list(source.tensors), own)
 
 
 def expected_by(source: Contents, skeleton: Skeleton) -> tuple[dict[str, Delta], list[Fault]]:
     """What the file means by the published formula, and its keys that mean nothing. PEFT's alpha is in its config."""
-    reading = published.read(source.tensors, skeleton.base, skeleton.facts.names())
+    reading = _published(source, skeleton)
     if source.adapters:
         known = plain(source.modules(), source.path)
         return {p: Delta(w.down, w.up, w.alpha / w.rank) for p, w in known.items()}, reading.faults
     return reading.changes, reading.faults
+
+
+def _published(source: Contents, skeleton: Skeleton) -> Reading:
+    """The file by the published formula; of PEFT's adapters, each of which is for a part, only the faults."""
+    names = skeleton.facts.names()
+    if not source.adapters:
+        return published.read(source.tensors, skeleton.base, names)
+    parts = source.parts().items()
+    readings = [published.read(tensors, skeleton.base.part(part), names) for part, (tensors, _) in parts]
+    return Reading(faults=[fault for reading in readings for fault in reading.faults])
 
 
 def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
