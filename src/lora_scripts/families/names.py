@@ -4,7 +4,7 @@ tables that every family has. Torch is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -53,6 +53,11 @@ class Names:
         return frozenset((*self.paths, *inner))
 
     @cached_property
+    def usual(self) -> Set[str]:
+        """The stems that kohya's tools write."""
+        return frozenset(self.kohya.values())
+
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of the model that a LoRA may change: the first words of our paths."""
         return tuple(dict.fromkeys(path.partition(".")[0] for path in self.kohya))
@@ -96,6 +101,14 @@ class Layer:
         return self.path.startswith("unet.")
 
     @property
+    def encoder(self) -> int:
+        """Which of the model's text encoders it is in, counted from 1; 0: none."""
+        if self.unet:
+            return 0
+        number = self.path.partition(".")[0].rpartition("_")[2]
+        return int(number) if number.isdecimal() else 1
+
+    @property
     def hf_flat(self) -> str:
         return self.hf.replace(".", "_")
 
@@ -111,3 +124,7 @@ class Base:
     layers: tuple[Layer, ...]
     context_width: int
     """Of the text embedding that cross-attention reads; 0 where no base was given."""
+
+    def part(self, name: str) -> Base:
+        """The layers of one part of the model."""
+        return Base(tuple(layer for layer in self.layers if layer.path.startswith(name + ".")), self.context_width)
