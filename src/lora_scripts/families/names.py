@@ -46,10 +46,11 @@ class Names:
             result |= {stem: path for path, stem in table.items()}
         return result
 
-    @property
-    def stems(self) -> Set[str]:
-        """The keys of `paths`."""
-        return self.paths.keys()
+    @cached_property
+    def stems(self) -> frozenset[str]:
+        """The keys of `paths`, and what PEFT has, whose adapters are each for one part and do not name it."""
+        inner = (stem.partition(".")[2] for names in self.diffusers.items() for stem in names)
+        return frozenset((*self.paths, *inner))
 
     @cached_property
     def usual(self) -> Set[str]:

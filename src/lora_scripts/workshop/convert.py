@@ -191,16 +191,16 @@ def _baked(
     if not with_dora:
         raise UserError("no module of this file is a DoRA", file=file, hint="leave out --bake-dora, --base and --rank")
     model = open_checkpoint(base)
-    result, kept = dict(modules), dict[str, float]()
+    baked, shares = dict(modules), dict[str, float]()
     for number, path in enumerate(with_dora, 1):
         if path not in model.places:
             raise UserError(f"the base has no layer {path}", file=base, hint="this LoRA is for another base model")
-        baked = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
-        result[path], kept[path] = baked.weights, baked.energy
+        layer = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
+        baked[path], shares[path] = layer.weights, layer.energy
         sink(Progress("layers", number, len(with_dora)))
-    worst = min(kept, key=lambda path: kept[path])
+    worst = min(shares, key=lambda path: shares[path])
     most = rank or max(modules[path].rank for path in with_dora)
-    return result, BakedDora(len(with_dora), most, sum(kept.values()) / len(kept), kept[worst], worst)
+    return baked, BakedDora(len(with_dora), most, sum(shares.values()) / len(shares), shares[worst], worst)
 
 
 def _renumbered(carried: dict[str, str], modules: Mapping[str, LoraWeights]) -> dict[str, str]:
