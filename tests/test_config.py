@@ -221,7 +221,10 @@ MODELS = "models/v1-5-pruned.ckpt"
             "train_text_encoder: true\ntext_encoder_lr: [0, 0.0]",
             "c.yaml:5: text_encoder_lr: trains no text encoder; leave train_text_encoder out",
         ),
-        ("train_text_encoder: true\ntext_encoder_lr: [1e-5, 2]", "c.yaml:5: text_encoder_lr: item 2 must be less than 1.0, not 2"),
+        (
+            "train_text_encoder: true\ntext_encoder_lr: [1e-5, 2]",
+            "c.yaml:5: text_encoder_lr: item 2 must be less than 1.0, not 2",
+        ),
         (
             "sample_negative: ugly\nsample_cfg: 1",
             "c.yaml:4: sample_negative: has no effect with sample_cfg: 1; "
