@@ -411,7 +411,11 @@ def test_dump_reads_back_equal_and_has_every_key(keys: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"), [("cyberpunk", 16), ("sd15_style", 16), ("sd15_character", 8), ("low_vram", 8), ("demo", 16)]
+    ("name", "rank"),
+    [
+        *(("cyberpunk", 16), ("sd15_style", 16), ("sd15_character", 8), ("low_vram", 8), ("demo", 16)),
+        *(("sdxl_style", 32), ("sdxl_character", 16), ("sdxl_low_vram", 16)),
+    ],
 )
 def test_templates_load(name: str, rank: int) -> None:
     path = ROOT / "configs" / f"{name}.yaml"
