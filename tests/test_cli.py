@@ -15,7 +15,7 @@ import pytest
 import lora_scripts
 from lora_scripts.cli import COMMANDS, _parse, main
 from lora_scripts.cli.examples import examples_of
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +164,7 @@ def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsy
     cases = [
         (UserErrors([UserError("one", file="a", line=1), UserError("two")]), 2, "error: a:1: one\nerror: two\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
+        (Terminated(), 143, "stopped\n"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,

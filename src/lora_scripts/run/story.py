@@ -102,7 +102,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             board.close()
         if not done:
             sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+            raise ended_by(stopped())
         return finish(parts, measuring, saver, sink)
 
 
@@ -366,7 +366,7 @@ def signals(sink: Sink) -> Iterator[Callable[[], int]]:
     def on_signal(number: int, frame: Any) -> None:
         nonlocal came
         if came:
-            raise KeyboardInterrupt
+            raise ended_by(number)
         came = number
         sink(Note("\nstopping after this step (once more: at once, without saving)"))
 
@@ -385,6 +385,11 @@ def stoppable(sink: Sink, stopped: Callable[[], int]) -> Sink:
     def tell(event: Event) -> None:
         sink(event)
         if isinstance(event, Progress) and stopped():
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+            raise ended_by(stopped())
 
     return tell
+
+
+def ended_by(number: int) -> KeyboardInterrupt:
+    """What a signal ends a run with."""
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
