@@ -43,7 +43,7 @@ from lora_scripts.run.previews import Preview, draw_previews, infotext, previews
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
 from lora_scripts.run.run_folder import RunFolder
-from lora_scripts.run.stopping import signals, stoppable
+from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
