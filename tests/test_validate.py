@@ -284,18 +284,29 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     assert losses.index(min(losses)) == len(losses) - 3 and len(losses) < 6
     assert f"stopping early at step {len(losses)}" in told
     assert found["best"] == len(losses) - 2
-    # The base is a candidate: a file that is worse is not kept as the best, and the end says so.
-    destroyed = min(losses) > sum(found["evaluations"][0]["held"])
-    assert destroyed and not (out / "out-best.safetensors").exists()
-    assert "warning: this LoRA is worse than the base: its held-out loss is " in told
+    assert (out / "out-best.safetensors").exists() and "warning: " not in told
     again = tmp_path / "again"
     stopped(config, len(losses) - 1, f"output_dir={again}")
     assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
     assert json.loads((again / "heldout.json").read_text())["evaluations"] == found["evaluations"]
-    a, b = load_file(out / "out.safetensors"), load_file(again / "again.safetensors")
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    for name in ("{}.safetensors", "{}-best.safetensors"):
+        a, b = load_file(out / name.format("out")), load_file(again / name.format("again"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
     assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0  # it stays ended
     shutil.rmtree(again)
+
+
+def test_a_lora_that_harms_is_not_kept_as_the_best(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
+) -> None:
+    """The base is a candidate: where every checkpoint is worse, no best file is kept, and the end says so."""
+    config = config_with(tmp_path, base, learning_rate=0.99, lr_schedule="constant", val_every=5, lora_alpha=64)
+    assert main(["train", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    taken = json.loads((tmp_path / "out" / "heldout.json").read_text())["evaluations"]
+    assert min(sum(e["held"]) for e in taken[1:]) > sum(taken[0]["held"])
+    assert not (tmp_path / "out" / "out-best.safetensors").exists()
+    assert "warning: this LoRA is worse than the base: its held-out loss is " in told
 
 
 def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
@@ -310,9 +321,9 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_is_measured_about_ten_times_by_itself_and_three_at_least(base: Path, tmp_path: Path) -> None:
-    config = config_with(tmp_path, base, epochs=40)  # 80 steps
-    held = stopped(config, 1).held
-    assert held.every == 8 and share(held, load_config(config), 80) <= SHARE
+    config = config_with(tmp_path, base)
+    held = stopped(config, 1, "epochs=40").held  # 80 steps
+    assert held.every == 8 and share(held, load_config(config, ["epochs=40"]), 80) <= SHARE
     tmp_path.joinpath("slow").mkdir()
     few = stopped(
         config, 1, "epochs=3", f"output_dir={tmp_path / 'slow' / 'out'}"
