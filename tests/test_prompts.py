@@ -85,7 +85,7 @@ def test_weights_multiply_states_and_keep_the_chunks_mean(family: Any) -> None:
     (heavy,) = chunks(weighted("a (red:1.5) house"))
     assert heavy.ids == bare.ids and heavy.weights == (1.0, 1.0, 1.5, *[1.0] * 74)
     with torch.no_grad():
-        before, after = family._states([[bare]]), family._states([[heavy]])
+        before, after = (family.encoder.encode([[chunk]], 1, 1, normed=True).states for chunk in (bare, heavy))
     weights = torch.ones(77, 1)
     weights[2] = 1.5
     torch.testing.assert_close(after, before * weights)  # the tiny encoder's states have mean zero

@@ -121,7 +121,7 @@ def test_layout_and_configs_rebuild_the_models(base: Path, models: tiny_xl.Model
     told = singlefile.layout_of(read_header(base).shapes)
     assert (told.unet.widths, told.unet.depths, told.unet.heads) == ((32, 32, 64), (0, 1, 2), (1, 1, 1))
     assert (told.unet.context_width, told.unet.pooled_width, told.unet.size_width) == (40, 24, 8)
-    assert (told.text.width, told.text_2.width, told.text_2.projection, told.text_2.layers) == (16, 24, 24, 2)
+    assert (told.text.width, told.text_2.width, told.text_2.projection, told.text_2.layers) == (16, 24, 24, 3)
     unet, vae, text, text_2 = loaded(base)
     assert text_2.config.hidden_act == "gelu" and text.config.hidden_act == "quick_gelu"
     assert vae.config.scaling_factor == 0.13025
@@ -196,7 +196,7 @@ def test_what_eight_bits_are_not_read(tensors: State, tmp_path: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[State], object], str]] = {
     "missing": (lambda ldm: ldm.pop(TIME), "tensors of the UNet are missing: " + TIME),
-    "fused": (lambda ldm: ldm.pop(IN_PROJ), f"1 of 29 tensors of the second text encoder are missing: {IN_PROJ}"),
+    "fused": (lambda ldm: ldm.pop(IN_PROJ), f"1 of 41 tensors of the second text encoder are missing: {IN_PROJ}"),
     "unknown": (
         lambda ldm: ldm.update({"model.diffusion_model.extra": torch.zeros(1)}),
         "1 unknown tensors, first model.diffusion_model.extra; this is not a plain SDXL model",

@@ -30,9 +30,10 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import story
+from lora_scripts.run.heldout import SHARE, share
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import copies, split
-from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
+from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
 from lora_scripts.train.feed import generator
 from lora_scripts.train.probe import Probe, Range
 from runs import stopped
@@ -231,7 +232,9 @@ def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -
     """In place of `story.finish`."""
     saver.write(parts.folder.final, "LoRA")
     f = parts.folder
-    return story.TrainResult(f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, {})
+    return story.TrainResult(
+        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, {}
+    )
 
 
 @pytest.fixture
@@ -280,14 +283,17 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     losses = [sum(e["held"]) for e in found["evaluations"][1:]]
     assert losses.index(min(losses)) == len(losses) - 3 and len(losses) < 6
     assert f"stopping early at step {len(losses)}" in told
-    assert found["best"] == len(losses) - 2 and (out / "out-best.safetensors").exists()
+    assert found["best"] == len(losses) - 2
+    # The base is a candidate: a file that is worse is not kept as the best, and the end says so.
+    destroyed = min(losses) > sum(found["evaluations"][0]["held"])
+    assert destroyed and not (out / "out-best.safetensors").exists()
+    assert "warning: this LoRA is worse than the base: its held-out loss is " in told
     again = tmp_path / "again"
     stopped(config, len(losses) - 1, f"output_dir={again}")
     assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
     assert json.loads((again / "heldout.json").read_text())["evaluations"] == found["evaluations"]
-    for name in ("{}.safetensors", "{}-best.safetensors"):
-        a, b = load_file(out / name.format("out")), load_file(again / name.format("again"))
-        assert all(torch.equal(a[key], b[key]) for key in a)
+    a, b = load_file(out / "out.safetensors"), load_file(again / "again.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
     assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0  # it stays ended
     shutil.rmtree(again)
 
@@ -301,3 +307,25 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
         load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
     copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
     assert split(copied, scan(copied.train_data_dir)).held_out == []
+
+
+def test_a_run_is_measured_about_ten_times_by_itself_and_three_at_least(base: Path, tmp_path: Path) -> None:
+    config = config_with(tmp_path, base, epochs=40)  # 80 steps
+    held = stopped(config, 1).held
+    assert held.every == 8 and share(held, load_config(config), 80) <= SHARE
+    tmp_path.joinpath("slow").mkdir()
+    few = stopped(
+        config, 1, "epochs=3", f"output_dir={tmp_path / 'slow' / 'out'}"
+    ).held  # 6 steps: measuring costs more
+    assert few.every == 2
+
+
+def test_the_base_is_a_candidate() -> None:
+    base = Evaluation(0, [0.3, 0.3, 0.3, 0.3], [0.3] * 4, "base")
+    worse = [Evaluation(s, [0.3 + s / 100] * 4, [0.2] * 4) for s in (10, 20)]
+    verdict = judge([base, *worse])
+    assert verdict is not None and verdict.worse and verdict.best.step == 10
+    assert "no checkpoint is better than the base model" in words(verdict, [base, *worse])[1]
+    better = [Evaluation(10, [0.2] * 4, [0.2] * 4)]
+    verdict = judge([base, *better])
+    assert verdict is not None and not verdict.worse and "the last step is the best" in words(verdict, [base, *better])

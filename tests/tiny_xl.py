@@ -56,7 +56,7 @@ def models(seed: int = 0, middle: int = 2) -> Models:
         CLIPTextConfig(
             hidden_size=width,
             intermediate_size=2 * width,
-            num_hidden_layers=2,
+            num_hidden_layers=3,
             num_attention_heads=1,
             hidden_act=activation,
             projection_dim=width,

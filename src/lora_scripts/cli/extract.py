@@ -44,7 +44,7 @@ def words(result: ExtractedLora) -> list[str]:
         lines.append("note: the two models lie in different layouts, so biases and norms were not compared")
     if others := result.others:
         lines.append(
-            f"note: {len(others)} other weights differ too, with {result.others_share:.1%} of the whole difference, "
+            f"note: {len(others)} other weights differ too, with {result.elsewhere_share:.1%} of the whole difference, "
             f"which this LoRA does not hold; first {others[0]}"
         )
     if result.vae_differs:

@@ -68,7 +68,7 @@ def _add_words(group: argparse._ArgumentGroup) -> None:
     add("--remove", metavar="WORDS", action="append", default=[], help="take words or a tag out; may be given again")
     add("--blacklist", metavar="LIST", help='as --remove for many: "hat, red shoes", or a text file of them')
     add("--whitelist", metavar="LIST", help="keep only these tags: as --blacklist")
-    text = "shorten captions to N tokens of CLIP, at a word or tag (it reads 75)"
+    text = "shorten captions to N tokens of CLIP, at a word or tag (CLIP reads 75)"
     add("--max-tokens", metavar="N", type=number(int, 1, 2000), help=text)
 
 

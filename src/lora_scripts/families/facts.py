@@ -34,6 +34,8 @@ class LoraFacts:
     """Of ModelSpec."""
     implementation: str
     """Of ModelSpec: whose layer names the file follows."""
+    unread_by: frozenset[str] = frozenset()
+    """Programs of `loras.verify` that know no such models."""
     webui: str = "Unknown"
     """What A1111's WebUI calls the family in NAME.json."""
     civitai: str = "Other"
@@ -61,7 +63,11 @@ class Facts:
     features: frozenset[str]
     """What the keys of a config may need; see `config.needs`."""
     native_size: tuple[int, int]
-    """(width, height) in pixels of the pictures that its bases were made for."""
+    """(width, height) in pixels of the pictures that its bases are usually made for."""
+    made_for: Callable[[Path], tuple[int, int]]
+    """The same of one base, file or folder."""
+    least_share: float
+    """Of the pixels that a base was made for, how many a training picture has at least: of fewer it learns wrongly."""
     bucket_step: int
     """Sides of training pictures are multiples of this, in pixels."""
     vae_factor: int
@@ -93,6 +99,8 @@ class Facts:
     parts: Mapping[str, str]
     """The parts that a LoRA may change, each a folder of a diffusers folder -> what their keys begin with there and our
     paths do not."""
+    wrapped: Callable[[], Mapping[str, str]]
+    """Those parts -> what their layers' paths begin with in the installed libraries' models, and ours do not."""
     base: Callable[[Path | None], Base]
     """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
     build: Callable[[Path], dict[str, nn.Module]]

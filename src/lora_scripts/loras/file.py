@@ -259,14 +259,12 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _stems(keys: Iterable[str]) -> Iterator[str]:
-    """The layers' names in the keys. PEFT's do not say in which part of the model they are: any part will do."""
-    for key in keys:
-        stem, _ = naming.split(key)
-        yield stem
-        if stem.startswith(PEFT_PREFIX):
-            inner = stem.removeprefix(PEFT_PREFIX)
-            yield from (f"{part}.{inner}" for facts in FAMILIES for part in facts.names().parts)
+def _stems(keys: Iterable[str]) -> Iterator[set[str]]:
+    """Of each layer the names in its keys. PEFT's do not say in which part of the model they are: any part will do."""
+    for stem in dict.fromkeys(naming.split(key)[0] for key in keys):
+        inner = stem.removeprefix(PEFT_PREFIX)
+        parts = [part for facts in FAMILIES for part in facts.names().parts] if inner != stem else []
+        yield {stem, *(f"{part}.{inner}" for part in parts)}
 
 
 def _strange(keys: Iterable[str], path: Path) -> Facts:
@@ -286,8 +284,9 @@ def _strange(keys: Iterable[str], path: Path) -> Facts:
 
 def _changes(change: Change) -> bool:
     """Whether a module changes anything."""
+    from lora_scripts.adapters import lycoris
     from lora_scripts.adapters.weights import LoraWeights
 
     if not isinstance(change, LoraWeights):
-        return True
+        return lycoris.changes(change)
     return change.dora is not None or bool(change.up.any() and change.down.any() and change.alpha)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,27 +43,21 @@ class ExtractedLora(Written):
     """Layer -> rank of the difference, above what rounding gives."""
     blocks: Mapping[str, BlockRanks]
     """The same by block."""
-    energy: float
-    """|difference|² of its layers"""
     only_rounding: int
     """Layers that differ by no more than rounding."""
     elsewhere: Mapping[str, float] | None
     """Weight -> |difference|² of every weight that differs and is not in the LoRA; None where the layouts differ."""
+    elsewhere_share: float
+    """Of the whole |difference|², what `others` have."""
 
     @property
     def others(self) -> list[str]:
         """Weights of `elsewhere` that are not the VAE's."""
-        return [key for key in self.elsewhere or () if not key.startswith(_VAE)]
-
-    @property
-    def others_share(self) -> float:
-        """Of the whole |difference|², what `others` have."""
-        outside = sum(self.elsewhere[key] for key in self.others) if self.elsewhere else 0.0
-        return outside / (self.energy + outside)
+        return _without_vae(self.elsewhere or {})
 
     @property
     def vae_differs(self) -> bool:
-        return any(key.startswith(_VAE) for key in self.elsewhere or ())
+        return len(self.others) < len(self.elsewhere or {})
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,8 @@ class BlockRanks(Ranks):
     layers: int
 
 
-_VAE = "first_stage_model."
+def _without_vae(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if not key.startswith("first_stage_model.")]
 
 
 def extract(
@@ -108,6 +103,8 @@ def extract(
     written, rounding = loras.write(output, before.family, padded, dtype_of(precision), metadata)
     total = sum(layer.energy for layer in layers.values())
     worst = min(layers, key=lambda path: layers[path].share)
+    elsewhere = _elsewhere(before, after, set(names))
+    outside = sum((elsewhere or {})[key] for key in _without_vae(elsewhere or {}))
     return ExtractedLora(
         **as_written(written, rounding),
         energy_kept=sum(layer.share * layer.energy for layer in layers.values()) / total,
@@ -115,9 +112,9 @@ def extract(
         worst_energy_kept=layers[worst].share,
         effective_ranks={path: layer.effective for path, layer in layers.items()},
         blocks=_blocks(layers),
-        energy=total,
         only_rounding=only_rounding,
-        elsewhere=_elsewhere(before, after, set(names)),
+        elsewhere=elsewhere,
+        elsewhere_share=outside / (total + outside),
     )
 
 
@@ -168,9 +165,9 @@ def _blocks(layers: Mapping[str, Extracted]) -> dict[str, BlockRanks]:
 def _unlike(base: Checkpoint, tuned: Checkpoint) -> list[UserError]:
     """A fault when a layer stands in one only, or has another shape."""
     hint = "give the base that it was made from"
-    odd = sorted(set(base.places) ^ set(tuned.places))
-    if odd:
-        text = f"{len(odd)} layers stand in one of the two models only, first {odd[0]}"
+    alone = sorted(set(base.places) ^ set(tuned.places))
+    if alone:
+        text = f"{len(alone)} layers stand in one of the two models only, first {alone[0]}"
         return [UserError(text, file=tuned.path, hint=hint)]
     inside = [path for path in base.places if path != "unet.conv_in"]  # an inpainting model's is wider
     differ = [path for path in inside if _size(base.shape(path)) != _size(tuned.shape(path))]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_scripts.compute import memory
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
-from lora_scripts.families.clip.words import WordTable, numbered
+from lora_scripts.families.clip.word_table import WordTable, numbered
 
 Rows = Sequence[Sequence[prompts.Chunk]]
 """The chunks of each of n texts."""
@@ -43,14 +43,20 @@ class TextEncoder:
 
     @property
     def inner(self) -> Any:
-        """The model without its projection: flat from transformers 5.6 on."""
+        """The model without its projection, in which LoRA goes: what stands around it differs with transformers."""
         return getattr(self.model, "text_model", self.model)
 
+    @property
+    def width(self) -> int:
+        """Of a token's vector, and of a state."""
+        width: int = self.inner.config.hidden_size
+        return width
+
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
-        """(path, layer) of the linear layers that the exports have names for."""
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear) and name != "text_projection":
-                yield name.removeprefix("text_model."), module
+        """(path in `inner`, layer) of the linear layers: the exports have names for them."""
+        for name, module in self.inner.named_modules():
+            if isinstance(module, nn.Linear):
+                yield name, module
 
     def encode(self, rows: Rows, length: int, layer: int, *, normed: bool) -> Encoded:
         """The states after a layer, counted from the last, 1; `normed`: with the final norm after it.
@@ -79,13 +85,16 @@ class TextEncoder:
         states = out.hidden_states[-layer]
         return self.inner.final_layer_norm(states) if normed else states, getattr(out, "text_embeds", None)
 
-    def set_words(self, words: Mapping[str, Tensor]) -> prompts.Words:
-        """Puts words in, each with its vectors [k, width], and says which tokens they are; {}: none any more."""
+    def set_words(self, words: Mapping[str, Tensor], columns: slice = slice(None)) -> prompts.Words:
+        """Puts words in, each with its vectors [k, ...], and says which tokens they are; {}: none any more.
+
+        `columns`: which of a vector's numbers are this encoder's.
+        """
         embeddings = self.inner.embeddings
         table = embeddings.token_embedding
         if isinstance(table, WordTable):
             table = table.base
-        with_words = WordTable(table, list(words.values())).to(table.weight.device) if words else table
+        with_words = WordTable(table, list(words.values()), columns).to(table.weight.device) if words else table
         embeddings.token_embedding = with_words
         return numbered(words, table.num_embeddings)
 

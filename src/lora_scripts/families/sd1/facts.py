@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd.check import size_made_for
 from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
 from lora_scripts.formats.header import Header
@@ -44,6 +45,12 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     }
 
 
+def _wrapped() -> dict[str, str]:
+    from lora_scripts.families.sd.text import library_prefix
+
+    return {"unet": "", "text_encoder": library_prefix(projection=False)}
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sd1 import skeleton
 
@@ -59,6 +66,8 @@ FACTS = Facts(
     model="lora_scripts.families.sd1.model",
     features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
     native_size=(512, 512),
+    made_for=lambda path: size_made_for(path, (512, 512)),
+    least_share=0.0,
     bucket_step=64,
     vae_factor=8,
     latent_channels=4,
@@ -76,6 +85,7 @@ FACTS = Facts(
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model."},
     check_vae=check.check_vae,
+    wrapped=_wrapped,
     base=_base,
     build=_build,
 )

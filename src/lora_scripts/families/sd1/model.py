@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -23,28 +21,11 @@ from lora_scripts.families.sd import steps
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import Rows, TextEncoder
 from lora_scripts.families.sd.latents import LatentCoder, digest_of
+from lora_scripts.families.sd.settings import Settings
 from lora_scripts.families.sd1.facts import FACTS
 from lora_scripts.families.sd1.layout import SCALING
 from lora_scripts.families.sd1.load import from_file, from_folder, load_vae
 from lora_scripts.losses import diffusion, noise
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The keys of a config that this family has a use for."""
-
-    prediction: diffusion.Prediction = "epsilon"
-    """What the base answers with."""
-    zero_terminal_snr: bool = False
-    """That the base was made for a noise schedule that ends in pure noise."""
-    clip_skip: int = 1
-    """1: the text encoder's last layer is read; 2: the one before it, and so on."""
-    caption_tokens: int = prompts.ROOM
-    """Where captions are cut off: 75, 150 or 225 tokens. Prompts of pictures are never cut."""
-
-    @classmethod
-    def of(cls, keys: Mapping[str, Any]) -> Settings:
-        return cls(**{field.name: keys[field.name] for field in fields(cls) if field.name in keys})
 
 
 class StableDiffusion1:
@@ -61,8 +42,8 @@ class StableDiffusion1:
         native_size: tuple[int, int] = (512, 512),
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
-        self.settings = settings = Settings.of(options.settings)
-        self.objective = diffusion.Objective(settings.prediction, zero_terminal_snr=settings.zero_terminal_snr)
+        self.settings = Settings.of(options.settings)
+        self.objective = self.settings.objective
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
         self.coder = LatentCoder(vae, SCALING, self.device, tiling=options.memory.vae_tiling)
         self.encoder = TextEncoder(text_encoder, self.device, checkpointing=options.memory.checkpointing)
@@ -71,7 +52,7 @@ class StableDiffusion1:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        return {"unet": self.unet, "text_encoder": self.encoder.inner}
 
     def trainable(self) -> dict[str, nn.Module]:
         layers = {f"unet.{path}": layer for path, layer in self.denoiser.trainable()}
@@ -97,7 +78,7 @@ class StableDiffusion1:
 
     def _captions(self, captions: Sequence[str]) -> Conditions:
         """Captions as they stand, cut off at `caption_tokens`."""
-        most = self.settings.caption_tokens // prompts.ROOM
+        most = self.settings.chunks
         return self._states([prompts.chunks(prompts.plain(c), most, self.words) for c in captions], most)
 
     def _states(self, rows: Rows, length: int) -> Conditions:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd.check import size_made_for
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
+from lora_scripts.families.sdxl.layout import SIDE
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -37,6 +39,13 @@ def _base(path: Path | None) -> Base:
     return names.sdxl_base(None if path is None else skeleton.layout_of(path))
 
 
+def _wrapped() -> dict[str, str]:
+    from lora_scripts.families.sd.text import library_prefix
+
+    prefixes = {"text_encoder": library_prefix(projection=False), "text_encoder_2": library_prefix(projection=True)}
+    return {"unet": "", **prefixes}
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sdxl import skeleton
 
@@ -49,9 +58,11 @@ FACTS = Facts(
     example="sd_xl_base_1.0.safetensors",
     checkpoint=check.CHECKPOINT,
     mergeable=frozenset({check.CHECKPOINT, check.TURBO, check.INPAINTING, check.EDITING}),
-    model="",
-    features=frozenset({"pictures"}),
-    native_size=(1024, 1024),
+    model="lora_scripts.families.sdxl.model",
+    features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
+    native_size=(SIDE, SIDE),
+    made_for=lambda path: size_made_for(path, (SIDE, SIDE)),
+    least_share=0.36,
     bucket_step=64,
     vae_factor=8,
     latent_channels=4,
@@ -62,6 +73,7 @@ FACTS = Facts(
         "sdxl_base_v1-0",
         "stable-diffusion-xl-v1-base/lora",
         "https://github.com/Stability-AI/generative-models",
+        unread_by=frozenset({"additional-networks"}),
         webui="SDXL",
         civitai="SDXL 1.0",
         hub_tags=("stable-diffusion-xl",),
@@ -74,6 +86,7 @@ FACTS = Facts(
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_model."},
     check_vae=check.check_vae,
+    wrapped=_wrapped,
     base=_base,
     build=_build,
 )
