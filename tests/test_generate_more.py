@@ -25,7 +25,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
-from lora_scripts.families.sd1.model import SCHEDULE
+from lora_scripts.families.sd.steps import SCHEDULE
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
