@@ -59,7 +59,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
             faults.append(e)
 
     if resume is not None:
-        attempt(lambda: folder.check(resume=resume))
+        attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
@@ -91,6 +91,11 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
         sink(Note(f"data {shortened(line)}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
     sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
+
+
+def _folder(folder: RunFolder, *, resume: bool) -> None:
+    folder.require_free()  # first: a run that has just begun has nothing to resume yet
+    folder.check(resume=resume)
 
 
 def _base(config: TrainConfig) -> None:
