@@ -15,7 +15,6 @@ import pytest
 
 import lora_scripts
 import tiny
-from conftest import Finished
 from lora_scripts.cli import main
 from lora_scripts.errors import Terminated, UserError
 from lora_scripts.events import Note

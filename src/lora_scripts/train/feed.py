@@ -47,6 +47,8 @@ class Settings:
     tag_dropout: float = 0.0
     mask: Callable[[Sample], Image.Image] | None = None
     """A picture's mask, where there are any."""
+    mask_digests: Mapping[str, str] = field(default_factory=dict)
+    """Picture's name -> SHA-256 of the file of its mask, where that is a file of its own."""
     mask_background: float = 0.0
     """How much the black of a mask counts, 0 … 1."""
 
