@@ -180,7 +180,10 @@ def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsy
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["demo"]])
-def test_help_has_one_line_an_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_one_line_an_option(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out
     options = text.partition("options:\n")[2].partition("\n\n")[0].splitlines()

@@ -61,6 +61,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     if resume is not None:
         attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))
+    attempt(lambda: _resolution(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
     attempt(lambda: preview_lines(config.sample_prompts))
@@ -100,6 +101,15 @@ def _folder(folder: RunFolder, *, resume: bool) -> None:
 
 def _base(config: TrainConfig) -> None:
     table.find(config.base_model).check(config.base_model, config.vae is None)
+
+
+def _resolution(config: TrainConfig) -> None:
+    (width, height), facts = config.size, table.find(config.base_model)
+    if width * height < table.least_pixels(config.base_model):
+        usual = facts.made_for(config.base_model)
+        wanted = str(usual[0]) if usual[0] == usual[1] else str(list(usual))
+        text = f"resolution {width} x {height} is too small: this base was made for {usual[0]} x {usual[1]}"
+        raise UserError(text, file=config.base_model, hint=f"write resolution: {wanted}")
 
 
 def _vae(config: TrainConfig) -> None:

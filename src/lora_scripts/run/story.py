@@ -25,7 +25,6 @@ from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
-from lora_scripts.loras import file as loras
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
@@ -40,6 +39,7 @@ from lora_scripts.run.finish import (
     tell_copies,
 )
 from lora_scripts.run.heldout import Measuring, build_held_out
+from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
@@ -80,7 +80,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     stopped, everything saved."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    initial = loras.read(config.init_lora).weights if config.init_lora else {}
+    initial = read_initial(config)
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
