@@ -136,7 +136,15 @@ def assemble(
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, total, precision),
+        state=new_state(
+            c,
+            model,
+            [p.sample for p in feed.pictures],
+            samples.held_out,
+            feed.settings.mask_digests,
+            total,
+            precision,
+        ),
     )
 
 
