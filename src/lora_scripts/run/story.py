@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -19,8 +15,7 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import Terminated
-from lora_scripts.events import Event, Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
@@ -48,6 +43,7 @@ from lora_scripts.run.previews import Preview, draw_previews, infotext, previews
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
 from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
@@ -70,7 +66,9 @@ class TrainResult:
     loss: float
     """Smoothed, of the last steps."""
     best: Path | None
-    """The LoRA of the lowest held-out loss; None where nothing was held out."""
+    """The LoRA of the lowest held-out loss; None where nothing was held out, or the base is better."""
+    warning: str
+    """Why it is better not to use the LoRA; empty for a healthy one."""
     words: dict[str, Path]
     """New words -> their embedding files."""
 
@@ -133,7 +131,7 @@ def assemble(
         precision=precision,
         model=model,
         feed=feed,
-        held=build_held_out(c, model, feed, samples.held_out),
+        held=build_held_out(c, model, feed, samples.held_out, total),
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
@@ -356,49 +354,13 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(
-        folder.name, folder.final, proof, page, p.state.step, Smoothed(p.state.losses).value, best, words
+        name=folder.name,
+        lora=folder.final,
+        proof=proof,
+        report=page,
+        steps=p.state.step,
+        loss=Smoothed(p.state.losses).value,
+        best=best,
+        warning=measuring.warning,
+        words=words,
     )
-
-
-# --- being stopped ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def signals(sink: Sink) -> Iterator[Callable[[], int]]:
-    """Gives the signal that came, 0 for none: the first Ctrl-C (or polite kill) ends the run after the step, saved; the
-    second at once."""
-    came = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal came
-        if came:
-            raise ended_by(number)
-        came = number
-        sink(Note("\nstopping after this step (once more: at once, without saving)"))
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = [signal.signal(n, on_signal) for n in numbers]
-    try:
-        yield lambda: came
-    finally:
-        for n, old in zip(numbers, before, strict=True):
-            signal.signal(n, old)
-
-
-def stoppable(sink: Sink, stopped: Callable[[], int]) -> Sink:
-    """The sink; it ends preparations where they stand when the run was stopped: what is encoded lies in the cache."""
-
-    def tell(event: Event) -> None:
-        sink(event)
-        if isinstance(event, Progress) and stopped():
-            raise ended_by(stopped())
-
-    return tell
-
-
-def ended_by(number: int) -> KeyboardInterrupt:
-    """What a signal ends a run with."""
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
