@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
 
 HELP = "write a config for your pictures and your base model"
-EXAMPLES = (
-    ("a style", "lora-scripts new neon --data data/neon --base models/base.safetensors"),
-    (
-        "a person, called by a word",
-        "lora-scripts new mia --data data/mia --base models/base.safetensors --for character --trigger mia",
-    ),
-)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
