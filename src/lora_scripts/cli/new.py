@@ -17,7 +17,7 @@ HELP = "write a config for your pictures and your base model"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
+    add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
     add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     kinds = ("style", "character")
@@ -35,7 +35,7 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     from lora_scripts.run.first_config import new_config
 
     return new_config(
-        options.name, options.data, options.base, options.purpose, options.trigger.strip(), options.output
+        options.lora, options.data, options.base, options.purpose, options.trigger.strip(), options.output
     )
 
 
