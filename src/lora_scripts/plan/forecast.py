@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.run.run_folder import STATES
 
 PHASES = {
     "load": "loading",
@@ -21,7 +22,7 @@ PHASES = {
     "measure": "held-out loss",
 }
 """What needs memory, in the order of a rehearsal, and how a table calls it."""
-SIDES = (512, 448, 384)
+SIDES = (896, 768, 512, 448, 384)
 """Resolutions to go down to when memory is short."""
 RANKS = (8, 4)
 SIDE_STEP = 64
@@ -202,9 +203,11 @@ def cache_size(m: Measured) -> int:
     return round(latents) + m.captions * m.sizes.get("caption", 0)
 
 
-def in_passing(m: Measured) -> int:
-    """What is on the disk beyond that for a moment: the new state and LoRA file, before older ones go."""
-    return m.sizes["state"] + m.sizes["lora"]
+def in_passing(config: TrainConfig, m: Measured) -> int:
+    """What is on the disk beyond that for a moment: a new state beside the two before it, and a new LoRA file, before
+    older ones go."""
+    states = min(STATES + 1, -(-m.steps // config.save_steps))
+    return (states - 1) * m.sizes["state"] + m.sizes["lora"]
 
 
 # --- memory, and what to change ---------------------------------------------------------------------------------------
@@ -221,12 +224,13 @@ def over(m: Measured, limit: int) -> set[str]:
     return found | {m.at} if m.short else found
 
 
-def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dict[str, Any]]:
+def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0) -> Iterator[dict[str, Any]]:
     """What to change, less first: previews no larger than the pictures, then batch size with gradient accumulation to
     make up, resolution, rank, and last what costs time. Each rung keeps what those before it changed.
 
-    `images`: pictures in the largest batch, which a small bucket keeps below batch_size. The effective batch and the
-    ratio of alpha to rank stay as they were. A rung that cannot help the phases in `too_much` is left out.
+    `images`: pictures in the largest batch, which a small bucket keeps below batch_size. `least`: pixels that a picture
+    must have for this base. The effective batch and the ratio of alpha to rank stay as they were. A rung that cannot
+    help the phases in `too_much` is left out.
     """
     changes: dict[str, Any] = {}
     if "preview" in too_much and _area(config.effective_sample_size) > _area(config.size):
@@ -241,7 +245,7 @@ def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dic
                 yield dict(changes)
     if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
-            if side**2 < _area(config.size):
+            if least <= side**2 < _area(config.size):
                 changes["resolution"] = smaller = _resolution(config, side)
                 if config.sample_size is not None and _area(config.effective_sample_size) > side**2:
                     changes["sample_size"] = smaller

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from filelock import FileLock, Timeout
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
+from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
+
+STATES = 2
+"""Resume states that are kept while a run goes on: should the last one be damaged, the one before it is there."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,18 @@ class RunFolder:
     def state(self, step: int) -> Path:
         return self.states / f"step-{step:08d}"
 
-    def newest_state(self) -> Path | None:
-        """The newest whole resume state."""
-        found = sorted(p for p in self.states.glob("step-????????") if (p / "run.json").is_file())
-        return found[-1] if found else None
+    def resume_states(self) -> list[Path]:
+        """The folders of resume states, oldest first."""
+        return sorted(self.states.glob("step-????????"))
 
-    def remove_states_before(self, step: int) -> None:
-        """Only after the state of `step` is on the disk."""
-        for old in self.states.glob("step-????????"):
-            if old.name < self.state(step).name:
-                shutil.rmtree(old, ignore_errors=True)
+    def newest_state(self) -> Path | None:
+        """The newest resume state, whole or not."""
+        return next(reversed(self.resume_states()), None)
+
+    def prune_states(self, keep: int) -> None:
+        """Removes the oldest resume states beyond `keep`."""
+        for old in self.resume_states()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{self.name}-step{step:06d}.safetensors"
@@ -75,7 +81,8 @@ class RunFolder:
         return self.samples / f"step{step:06d}-{number}.png"
 
     def check(self, *, resume: bool) -> Path | None:
-        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit."""
+        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit, or if
+        the newest state is not as it was written: then it names the one before, if that is whole."""
         found = self.newest_state()
         there = found is not None or self.final.exists() or bool(self.checkpoints())
         if resume and found is None:
@@ -84,6 +91,12 @@ class RunFolder:
         if there and not resume:
             how = "add --resume to go on, or choose" if found is not None else "choose"
             raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")
+        if found is not None and (fault := damage(found)):
+            earlier = next((s for s in reversed(self.resume_states()[:-1]) if not damage(s)), None)
+            hint = "start again in another output_dir"
+            if earlier is not None:
+                hint = f"remove that folder to go on from step {step_of(earlier)}, whose state is whole"
+            raise UserError(f"the resume state is damaged ({fault})", file=found, hint=hint)
         return found
 
     def prune(self, keep: int | None) -> None:
@@ -93,22 +106,16 @@ class RunFolder:
                 old.unlink()
                 shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
 
+    def require_free(self) -> None:
+        """UserError while another run writes here; one that comes after this is told by `locked`."""
+        if self._lock.exists():
+            self._acquired().release()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and holds it: a second run into it is a UserError. The lock is the system's, so it is gone
         with the process that held it, however that ended."""
-        lock, holder = FileLock(self.path / ".lock", timeout=0), self.path / ".lock.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            who = _told(holder)
-            hint = "wait for it, or choose another output_dir"
-            raise UserError(f"another run is writing here{who}", file=self.path, hint=hint) from None
-        except OSError as e:
-            raise UserError(
-                f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir"
-            ) from None
+        lock, holder = self._acquired(), self._holder
         try:
             about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             io.write_text(holder, json.dumps(about) + "\n")
@@ -117,17 +124,46 @@ class RunFolder:
                 io.remove_stale_temps(folder)
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # it is information only
+                holder.unlink()
             lock.release()
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def _holder(self) -> Path:
+        """Says who holds the lock, for messages."""
+        return self.path / ".lock.json"
+
+    def _acquired(self) -> FileLock:
+        lock, hint = FileLock(self._lock, timeout=0), "choose another output_dir"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            text = f"another run is writing here{_told(self._holder)}"
+            raise UserError(text, file=self.path, hint=f"wait for it, or {hint}") from None
+        except OSError as e:
+            if self._lock.is_symlink() or (self._lock.exists() and not self._lock.is_file()):
+                raise UserError("is no plain file, so it cannot be locked", file=self._lock, hint="remove it") from None
+            raise UserError(f"cannot write here: {e.strerror or e}", file=self.path, hint=hint) from None
+        return lock
 
 
 def _told(holder: Path) -> str:
     """Who holds a lock, for a message: it is information, the system alone decides."""
     try:
-        about = json.loads(holder.read_text("utf-8"))
+        about = json.loads(holder.read_text("utf-8")) if holder.is_file() else {}  # a pipe would block for ever
         return f" (process {about['process']} on {about['host']}, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def step_of(state: Path) -> int:
+    """The step of a resume state, by its folder's name."""
+    return int(state.name.rpartition("-")[2])
 
 
 def _step(path: Path) -> int:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -19,13 +15,11 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import Terminated
-from lora_scripts.events import Event, Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
-from lora_scripts.loras import file as loras
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
@@ -40,13 +34,15 @@ from lora_scripts.run.finish import (
     tell_copies,
 )
 from lora_scripts.run.heldout import Measuring, build_held_out
+from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
@@ -69,7 +65,9 @@ class TrainResult:
     loss: float
     """Smoothed, of the last steps."""
     best: Path | None
-    """The LoRA of the lowest held-out loss; None where nothing was held out."""
+    """The LoRA of the lowest held-out loss; None where nothing was held out, or the base is better."""
+    warning: str
+    """Why it is better not to use the LoRA; empty for a healthy one."""
     words: dict[str, Path]
     """New words -> their embedding files."""
 
@@ -79,7 +77,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     stopped, everything saved."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    initial = loras.read(config.init_lora).weights if config.init_lora else {}
+    initial = read_initial(config)
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
@@ -101,7 +99,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             board.close()
         if not done:
             sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+            raise ended_by(stopped())
         return finish(parts, measuring, saver, sink)
 
 
@@ -132,12 +130,20 @@ def assemble(
         precision=precision,
         model=model,
         feed=feed,
-        held=build_held_out(c, model, feed, samples.held_out),
+        held=build_held_out(c, model, feed, samples.held_out, total),
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, total, precision),
+        state=new_state(
+            c,
+            model,
+            [p.sample for p in feed.pictures],
+            samples.held_out,
+            feed.settings.mask_digests,
+            total,
+            precision,
+        ),
     )
 
 
@@ -227,7 +233,7 @@ class Saver:
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
         io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
-        p.folder.remove_states_before(p.state.step)
+        p.folder.prune_states(STATES)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
@@ -343,47 +349,17 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         copies=copies,
         samples=p.samples,
     )
+    folder.prune_states(1)
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(
-        folder.name, folder.final, proof, page, p.state.step, Smoothed(p.state.losses).value, best, words
+        name=folder.name,
+        lora=folder.final,
+        proof=proof,
+        report=page,
+        steps=p.state.step,
+        loss=Smoothed(p.state.losses).value,
+        best=best,
+        warning=measuring.warning,
+        words=words,
     )
-
-
-# --- being stopped ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def signals(sink: Sink) -> Iterator[Callable[[], int]]:
-    """Gives the signal that came, 0 for none: the first Ctrl-C (or polite kill) ends the run after the step, saved; the
-    second at once."""
-    came = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = number
-        sink(Note("\nstopping after this step (once more: at once, without saving)"))
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = [signal.signal(n, on_signal) for n in numbers]
-    try:
-        yield lambda: came
-    finally:
-        for n, old in zip(numbers, before, strict=True):
-            signal.signal(n, old)
-
-
-def stoppable(sink: Sink, stopped: Callable[[], int]) -> Sink:
-    """The sink; it ends preparations where they stand when the run was stopped: what is encoded lies in the cache."""
-
-    def tell(event: Event) -> None:
-        sink(event)
-        if isinstance(event, Progress) and stopped():
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
-
-    return tell

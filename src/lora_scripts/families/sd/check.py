@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats.header import Header
+from lora_scripts.families.sd.rows import scale_key
+from lora_scripts.families.sd.vae import FACTOR
+from lora_scripts.formats.header import Header, read_header
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
 
@@ -25,6 +28,14 @@ def check_floats(path: Path, header: Header, prefixes: tuple[str, ...], tolerate
         raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")
 
 
+def refuse_scales(path: Path, header: Header) -> None:
+    """UserError for a file whose weights are numbers times a scale: nothing can be added to such a number."""
+    scaled = [key for key in header.tensors if scale_key(key, header.tensors) is not None]
+    if scaled:
+        text = f"{len(scaled)} weights have a scale beside them (fp8_scaled), first {scaled[0]}"
+        raise UserError(text, file=path, hint="it can be trained on; here give the fp32, fp16 or bf16 version")
+
+
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | None:
     """A component's config; None where there is none that can be read."""
     try:
@@ -32,6 +43,20 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | Non
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) from ModelSpec's "512x512"; the family's usual size where the file does not say."""
+    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))
+    return (int(match[1]), int(match[2])) if match else usual
+
+
+def size_made_for(path: Path, usual: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in pixels of the pictures that a checkpoint, or a diffusers folder, was made for."""
+    if path.is_file():
+        return native_size(read_header(path).metadata, usual)
+    side = (read_config(path / "unet") or {}).get("sample_size")
+    return (side * FACTOR, side * FACTOR) if isinstance(side, int) else usual
 
 
 def require_parts(path: Path, parts: Sequence[str], words: str) -> None:
