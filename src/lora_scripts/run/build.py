@@ -63,7 +63,8 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
     groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized, words)
+    (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
+    return Model(family, injected, optimizer, rank, alpha, digest, resized, words)
 
 
 def _maker(
