@@ -18,7 +18,7 @@ import tiny
 from lora_scripts.cli import main
 from lora_scripts.errors import Terminated, UserError
 from lora_scripts.events import Note
-from lora_scripts.run import story
+from lora_scripts.run import stopping, story
 from lora_scripts.run.run_folder import RunFolder
 from runs import interrupting
 
@@ -57,7 +57,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, kind: type[BaseExc
         assert isinstance(event, Note)
         notes.append(event.text)
 
-    with story.signals(sink) as stopped:
+    with stopping.signals(sink) as stopped:
         signal.raise_signal(number)
         assert stopped() == number and len(notes) == 1
         with pytest.raises(KeyboardInterrupt) as caught:

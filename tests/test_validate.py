@@ -300,7 +300,7 @@ def test_a_lora_that_harms_is_not_kept_as_the_best(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:
     """The base is a candidate: where every checkpoint is worse, no best file is kept, and the end says so."""
-    config = config_with(tmp_path, base, learning_rate=0.99, lr_schedule="constant", val_every=5, lora_alpha=64)
+    config = config_with(tmp_path, base, learning_rate=0.9, lr_schedule="constant", val_every=1, lora_alpha=128)
     assert main(["train", "--config", str(config)]) == 0
     told = capsys.readouterr().out
     taken = json.loads((tmp_path / "out" / "heldout.json").read_text())["evaluations"]
@@ -322,8 +322,8 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_measured_about_ten_times_by_itself_and_three_at_least(base: Path, tmp_path: Path) -> None:
     config = config_with(tmp_path, base)
-    held = stopped(config, 1, "epochs=40").held  # 80 steps
-    assert held.every == 8 and share(held, load_config(config, ["epochs=40"]), 80) <= SHARE
+    held = stopped(config, 1, "epochs=400").held  # 800 steps
+    assert held.every == 80 and share(held, load_config(config, ["epochs=400"]), 800) <= SHARE
     tmp_path.joinpath("slow").mkdir()
     few = stopped(
         config, 1, "epochs=3", f"output_dir={tmp_path / 'slow' / 'out'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,13 +42,20 @@ FREE_KEYS = {
 
 
 def new_state(
-    config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample], total: int, precision: str
+    config: TrainConfig,
+    model: Model,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    masks: Mapping[str, str],
+    total: int,
+    precision: str,
 ) -> RunState:
-    """The state of a run before its first step. `samples`: all that are trained, those of the class too."""
+    """The state of a run before its first step. `samples`: all that are trained, those of the class too; `masks`: name
+    -> digest of those that are files of their own."""
     keys = config.model_dump(mode="json", exclude=FREE_KEYS)
     keys["lora_rank"] = model.rank  # of init_lora, where it is not written
     keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
-    digests = _digests(config, model, samples, held_out)
+    digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     return RunState(0, total, keys, digests, _environment(model.family.device, precision))
 
 
@@ -69,6 +76,14 @@ def restore(
             f"cannot resume exactly, because something changed: {'; '.join(changed)}",
             file=file,
             hint="undo that, or start a new output_dir with init_lora to go on with new settings",
+        )
+    needed = {**model.weights(), **({f"ema.{name}": one for name, one in ema.values.items()} if ema else {})}
+    wrong = [name for name, one in needed.items() if name not in weights or weights[name].numel() != one.numel()]
+    if wrong:
+        raise UserError(
+            f"the resume state has {len(wrong)} of {len(needed)} weights not, or in another size: {wrong[0]}",
+            file=found,
+            hint="start again in another output_dir",
         )
     for change in states.changes(old.environment, state.environment):
         sink(Note(f"note: since the run began, {change}: the last bits may differ"))

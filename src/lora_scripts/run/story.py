@@ -42,7 +42,7 @@ from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
@@ -136,7 +136,15 @@ def assemble(
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, total, precision),
+        state=new_state(
+            c,
+            model,
+            [p.sample for p in feed.pictures],
+            samples.held_out,
+            feed.settings.mask_digests,
+            total,
+            precision,
+        ),
     )
 
 
@@ -226,7 +234,7 @@ class Saver:
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
         io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
-        p.folder.remove_states_before(p.state.step)
+        p.folder.prune_states(STATES)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
@@ -342,6 +350,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         copies=copies,
         samples=p.samples,
     )
+    folder.prune_states(1)
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(

@@ -10,6 +10,7 @@ from lora_scripts.families.sd.check import refuse_scales, size_made_for
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
 from lora_scripts.families.sdxl.layout import SIDE
+from lora_scripts.families.sdxl.recipes import RECIPES
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ FACTS = Facts(
     groups=groups(BLOCKS),
     image_root="unet",
     text_roots=("text_encoder", "text_encoder_2"),
+    recipes=RECIPES,
     lora=LoraFacts(
         "sdxl_base_v1-0",
         "stable-diffusion-xl-v1-base/lora",
