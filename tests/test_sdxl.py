@@ -278,6 +278,8 @@ def test_less_memory_is_the_same_loss(base: Path, family: Any) -> None:
             layer.weight.requires_grad_(False)
         return loss.detach(), found
 
+    deep = model.load(base, replace(FP32, memory=MemoryOptions(checkpointing=True))).unet.mid_block.attentions[0]
+    assert "forward" not in vars(deep) and all("forward" in vars(inner) for inner in deep.transformer_blocks)
     usual, again = (
         gradients(family),
         gradients(model.load(base, replace(FP32, memory=MemoryOptions(checkpointing=True)))),
