@@ -357,7 +357,8 @@ def test_one_block_alone_can_be_away() -> None:
 def test_the_encoders_leave_and_come_back_for_a_preview(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each is told to go, in order; the device is one that only bears another name than where they rest."""
     family = loaded(base)
-    family.encoder.device = family.coder.device = torch.device("cpu:0")
+    for part in (family, family.coder, family.encoder):
+        part.device = torch.device("cpu:0")
     where, moved = {}, list[tuple[str, str]]()
     for name in ("vae", "text_encoder"):
         model = getattr(family, name)

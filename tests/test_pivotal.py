@@ -175,7 +175,7 @@ def _merges() -> list[tuple[str, str]]:
 def bundle(lora: Path, path: Path) -> Path:
     """The LoRA with its words in it, as `token_bundle` writes it."""
     head = header.read_header(lora)
-    tensors = safetensors.torch.load_file(lora) | to_bundle(read_words(lora))
+    tensors = safetensors.torch.load_file(lora) | to_bundle(read_words(lora), [tiny.LAYOUT.text_width])
     io.save_safetensors(path, tensors, head.metadata)
     return path
 

@@ -37,14 +37,17 @@ class Snapshot:
     leaves: dict[str, dict[str, Tensor]]
     """Path -> what a file holds of the layer, not rounded."""
     words: dict[str, Tensor]
-    """New words -> their vectors [k, width]"""
+    """New words -> their vectors [k, sum of `word_widths`]"""
+    word_widths: tuple[int, ...]
+    """As `PictureFamily.word_widths`."""
 
 
 def snapshot(model: Model, ema: Ema | None) -> Snapshot:
     """The weights as they are shown and saved."""
     with averaged(model.trained, model.optimizer, ema):
         leaves = {path: layer.leaves() for path, layer in model.layers.items()}
-        return Snapshot(leaves, {word: p.detach().cpu().clone() for word, p in model.words.items()})
+        words = {word: p.detach().cpu().clone() for word, p in model.words.items()}
+        return Snapshot(leaves, words, model.family.word_widths)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class LoraTensors:
 def to_file(taken: Snapshot, model: Model, config: TrainConfig) -> LoraTensors:
     """UserError if a value is not finite in the file's precision."""
     names, dtype = model.family.facts.names().kohya, DTYPES[config.save_precision]
-    words = embedding.to_bundle(taken.words) if config.token_bundle else {}
+    words = embedding.to_bundle(taken.words, taken.word_widths) if config.token_bundle else {}
     if config.adapter in KINDS:
         tensors = kohya.to_lycoris(taken.leaves, names, dtype=dtype)
         return LoraTensors(tensors | words, taken.leaves, model.rank, model.alpha)
@@ -84,7 +87,7 @@ def _weights(taken: Snapshot) -> dict[str, LoraWeights]:
 def write(path: Path, file: LoraTensors, taken: Snapshot, facts: TrainingFacts) -> None:
     """The LoRA, and beside it the words that it was trained with."""
     told = metadata.of_training(facts) | metadata_of(taken.words)
-    save_words(taken.words, path)  # first: a LoRA that is there has its words
+    save_words(taken.words, taken.word_widths, path)  # first: a LoRA that is there has its words
     save(path, file.tensors, told)
 
 
