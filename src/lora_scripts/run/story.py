@@ -95,7 +95,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
             encode(parts, Cache(config.cache_dir or folder.path / "cache", io.write_atomic), sink)
         saver = Saver(parts, sink)
-        board = Board(folder.logs, parts.state.step)
+        board = Board(folder.logs, parts.state.step, sink)
         try:
             measuring = measuring_of(parts, board, sink)
             with rescuing(saver.save, lambda: saver.saved, parts.state, model.optimizer, parts.scaler, config):
