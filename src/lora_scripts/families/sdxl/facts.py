@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.sd.check import size_made_for
+from lora_scripts.families.sd.check import refuse_scales, size_made_for
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
 from lora_scripts.families.sdxl.layout import SIDE
@@ -31,6 +31,7 @@ def _names() -> Names:
 def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.sdxl import names
 
+    refuse_scales(path, header)
     return {m.path: Weight(m.ldm, m.third) for m in names.weights() if m.ldm in header.tensors}
 
 
