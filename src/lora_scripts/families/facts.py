@@ -127,6 +127,9 @@ class Facts:
     """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
     build: Callable[[Path], dict[str, nn.Module]]
     """The parts of a base by name, their weights not set: only for looking at what a loader puts onto them."""
+    unread: Callable[[str, bool], bool] = lambda key, vae: False
+    """Whether a tensor of a single file, by its key, is one that nobody reads, such as a copy of an average; with False
+    its VAE is not read either."""
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,7 +24,8 @@ from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import LoadOptions
-from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.families.facts import Facts
+from lora_scripts.formats.numbers import sound_digest
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
@@ -39,8 +41,9 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     settings = table.settings(config.base_model, config.family_settings)
     options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
     family = table.load_pictures(config.base_model, options)
-    digest = model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
     facts, layers = family.facts, family.trainable()
+    own_vae = config.vae is None
+    read = {f: sound_digest(f, lambda key: facts.unread(key, own_vae)) for f in model_files(config, facts)}
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
@@ -63,8 +66,28 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
     groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
+<<<<<<< HEAD
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
     return Model(family, injected, optimizer, rank, alpha, digest, resized, words)
+=======
+    digest = read.get(config.base_model, "")
+    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, read, resized, words)
+
+
+def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
+    """Every file that numbers of the base, or of another VAE, are read from."""
+    base, vae = config.base_model, config.vae
+    files = [base] if base.is_file() else weights_in(base, facts.parts)
+    if vae is None:
+        return files if base.is_file() else [*files, *weights_in(base, ["vae"])]
+    inside = weights_in(vae, ["vae"] if (vae / "vae").is_dir() else ["."])
+    return [*files, *([vae] if vae.is_file() else inside)]
+
+
+def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """The files of weights in parts of a diffusers folder."""
+    return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
+>>>>>>> safe
 
 
 def _maker(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Model:
     """Of most layers; single ones may have others, by `targets`."""
     base_digest: str
     """SHA-256 of the base's file; empty for a folder."""
+    read: Mapping[Path, str] = field(default_factory=dict)
+    """SHA-256 of every file that was read for it: of the base, and of another VAE."""
     resized: str = ""
     """How the rank of `init_lora` was changed; empty if it was not."""
     words: dict[str, nn.Parameter] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.run.build import weights_in
 from lora_scripts.run.parts import Model
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
@@ -100,10 +101,9 @@ def restore(
 def _digests(
     config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample]
 ) -> dict[str, str]:
-    base, initial = config.base_model, config.init_lora
-    parts = [f for part in model.family.facts.parts for f in sorted((base / part).glob("*.safetensors"))]
+    initial, of_parts = config.init_lora, weights_in(config.base_model, model.family.facts.parts)
     digests = {
-        "base_model": model.base_digest or " ".join(model_hashes(f).sha256 for f in parts),
+        "base_model": model.base_digest or " ".join(model.read[file] for file in of_parts),
         "vae": model.family.fingerprint("vae"),
         "init_lora": model_hashes(initial).sha256 if initial else "",
     }

@@ -237,7 +237,7 @@ def _rewrite(
                 sink(Progress("weights", done, total))
             return new
 
-        return stream.Rewrite(header, changed, change, metadata[name])
+        return stream.Rewrite(header, changed, change, metadata[name], lambda key: model.family.unread(key, True))
 
     plans = {name: plan(name) for name in model.files}
     others = list(model.others()) if model.is_folder else []

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.formats.header import Header, TensorInfo
+from lora_scripts.formats.numbers import finite, not_finite
 from lora_scripts.workshop.checkpoint import Checkpoint
 
 CHUNK = 1 << 24
@@ -42,6 +43,8 @@ class Rewrite:
     change: Callable[[str, Tensor], Tensor]
     """(name, tensor as in the file) -> the same tensor of the new type."""
     metadata: Mapping[str, str]
+    unread: Callable[[str], bool] = lambda name: False
+    """Tensors that nobody reads, and that may be anything."""
 
     @property
     def rows(self) -> list[io.Row]:
@@ -65,17 +68,25 @@ class Rewrite:
         return io.Row(name, dtype, info.shape, size)
 
     def data(self, path: Path) -> Iterator[io.Buffer]:
-        """The new file's bytes: header, then tensor by tensor from `path`, which the header is of."""
+        """The new file's bytes: header, then tensor by tensor from `path`, which the header is of. UserError at the
+        first tensor with numbers that are not finite."""
         rows = self.rows
         yield io.safetensors_header(rows, self.metadata)
         with opened(path) as file:
             for row in rows:
                 if row.name in self.changed:
-                    new = self.change(row.name, read_tensor(file, self.header, row.name))
-                    yield io.tensor_bytes(new)
+                    tensor = read_tensor(file, self.header, row.name)
+                    self._require_finite(path, row.name, io.tensor_bytes(tensor))
+                    yield io.tensor_bytes(self.change(row.name, tensor))
                 else:
                     info = self.header.tensors[row.name]
-                    yield from copied(file, self.header.body + info.span[0], row.size)
+                    for piece in copied(file, self.header.body + info.span[0], row.size):
+                        self._require_finite(path, row.name, piece)
+                        yield piece
+
+    def _require_finite(self, path: Path, name: str, piece: io.Buffer) -> None:
+        if not (finite(piece, self.header.tensors[name].dtype) or self.unread(name)):
+            raise not_finite(path, [name])
 
 
 def opened(path: Path) -> BinaryIO:

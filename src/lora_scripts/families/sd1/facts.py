@@ -53,6 +53,12 @@ def _wrapped() -> dict[str, str]:
     return {"unet": "", "text_encoder": library_prefix(projection=False)}
 
 
+def _unread(key: str, vae: bool) -> bool:
+    from lora_scripts.families.sd1 import singlefile
+
+    return singlefile.is_tolerated(key) or (not vae and key.startswith(singlefile.VAE_PREFIX))
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sd1 import skeleton
 
@@ -89,6 +95,7 @@ FACTS = Facts(
     parts={"unet": "", "text_encoder": "text_model."},
     check_vae=check.check_vae,
     wrapped=_wrapped,
+    unread=_unread,
     base=_base,
     build=_build,
 )

@@ -48,6 +48,13 @@ def _wrapped() -> dict[str, str]:
     return {"unet": "", **prefixes}
 
 
+def _unread(key: str, vae: bool) -> bool:
+    from lora_scripts.families.sdxl import singlefile
+    from lora_scripts.families.sdxl.layout import VAE_PREFIX
+
+    return singlefile.is_tolerated(key) or (not vae and key.startswith(VAE_PREFIX))
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sdxl import skeleton
 
@@ -90,6 +97,7 @@ FACTS = Facts(
     parts={"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_model."},
     check_vae=check.check_vae,
     wrapped=_wrapped,
+    unread=_unread,
     base=_base,
     build=_build,
 )
