@@ -66,12 +66,9 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
     groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-<<<<<<< HEAD
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
-    return Model(family, injected, optimizer, rank, alpha, digest, resized, words)
-=======
     digest = read.get(config.base_model, "")
-    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, read, resized, words)
+    return Model(family, injected, optimizer, rank, alpha, digest, read, resized, words)
 
 
 def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
@@ -87,7 +84,6 @@ def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
 def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
     """The files of weights in parts of a diffusers folder."""
     return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
->>>>>>> safe
 
 
 def _maker(
