@@ -31,7 +31,8 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.demo import world
 from lora_scripts.demo.evaluate import wilson
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import Family, LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions, PictureFamily
+from lora_scripts.families.table import load_pictures
 from lora_scripts.formats import io
 from lora_scripts.run import build, heldout
 from lora_scripts.run.preflight import check
@@ -118,9 +119,9 @@ def write_data(spec: Spec, count: int, style: str, folder: Path) -> list[str]:
 
 
 @functools.cache
-def base() -> Family:
+def base() -> PictureFamily:
     """Loaded once for all runs."""
-    return load_family("sd1", BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 class Shortened(Run):

@@ -32,11 +32,12 @@ from lora_scripts.compute.memory import MemoryOptions, blocks_of
 from lora_scripts.compute.meter import peak_ram, restart_ram, used_ram
 from lora_scripts.compute.quantised import dequantise, quantise
 from lora_scripts.demo import world
-from lora_scripts.families.base import Batch, LoadOptions, load_family
+from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.load import build_unet
 from lora_scripts.families.sd1.model import StableDiffusion1
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.families.table import load_pictures
+from lora_scripts.loras import file as loras
 from lora_scripts.losses.diffusion import Objective
 
 SD15 = singlefile.Sd1Layout(
@@ -78,14 +79,15 @@ def one_step(name: str, size: int, batch: int) -> dict[str, float]:
     text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(SD15)))
     options = LoadOptions(torch.device("cpu"), torch.bfloat16, memory=ROWS[name])
     family = StableDiffusion1(random_unet(), vae, text, options)  # type: ignore[arg-type]
-    paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.spec.groups)
+    paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.facts.groups)
     layers = inject(
         family.roots, [p for p in paths if p.startswith("unet.")], lambda _, layer: LoraLayer(layer, 16, 16.0)
     )
     side, held = size // 8, used_ram()
     generators = [torch.Generator().manual_seed(n) for n in range(batch)]
     mean = torch.randn(batch, 4, side, side)
-    data = Batch(mean, 0.1 * mean.abs(), [""] * batch, torch.randn(batch, 77, 768), [""] * batch, generators)
+    latents, texts = {"mean": mean, "std": 0.1 * mean.abs()}, {"states": torch.randn(batch, 77, 768)}
+    data = Batch(latents, [""] * batch, texts, [""] * batch, generators)
     own = {t.untyped_storage().data_ptr() for t in (*family.unet.parameters(), *family.unet.buffers())}
     kept, seconds, peak = dict[int, int](), 0.0, 0
 
@@ -158,7 +160,7 @@ def rounded(storage: str) -> Callable[[Tensor], Tensor]:
 
 def merge(lora: Path | None, sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)) -> None:
     """For each storage: W as it rounds W0, M as it rounds W + dW; the share of dW in M - W, and how far off it is."""
-    family = load_family("sd1", BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
     layers = {p: m.weight.detach() for p, m in family.trainable().items() if p.startswith("unet.")}  # type: ignore[union-attr]
     changes: dict[str, dict[str, Tensor]] = {}
     for size in sizes:
@@ -168,7 +170,7 @@ def merge(lora: Path | None, sizes: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
             p: (d * (size * layers[p].norm() / d.norm())).view(layers[p].shape) for p, d in drawn.items()
         }
     if lora is not None:
-        found = read_lora(lora)
+        found = loras.read(lora).weights
         real = {p: (w.up.flatten(1) @ w.down.flatten(1) * (w.alpha / w.rank)).float() for p, w in found.items()}
         real = {p: d.view(layers[p].shape) for p, d in real.items() if p in layers}
         size = (sum(d.square().sum() for d in real.values()) / sum(layers[p].square().sum() for p in real)) ** 0.5
@@ -191,7 +193,7 @@ def tiles(size: int = 256, tile: int = 128) -> None:
     memory.TILE = tile
     cpu = torch.device("cpu")
     whole, parts = (
-        load_family("sd1", BASE, LoadOptions(cpu, torch.float32, memory=MemoryOptions(vae_tiling=on)))
+        load_pictures(BASE, LoadOptions(cpu, torch.float32, memory=MemoryOptions(vae_tiling=on)))
         for on in (False, True)
     )
     far, levels = [], []

@@ -87,8 +87,8 @@ def write_lora(path: Path, rank: int) -> None:
     """A random fp16 LoRA in every layer, 3 x 3 convolutions too."""
     import torch
 
+    from lora_scripts.adapters.weights import LoraWeights
     from lora_scripts.loras import kohya
-    from lora_scripts.loras.kohya import LoraWeights
 
     weights = {}
     for module in names.modules():
@@ -98,7 +98,7 @@ def write_lora(path: Path, rank: int) -> None:
             weights[module.path] = LoraWeights(
                 torch.randn(rank, *size[1:]), torch.randn(size[0], rank, *ones), rank / 2
             )
-    io.save_safetensors(path, kohya.to_kohya(weights, table=names.table()))
+    io.save_safetensors(path, kohya.to_kohya(weights, names.sdxl().kohya))
 
 
 def peak(argv: list[str]) -> tuple[float, float]:

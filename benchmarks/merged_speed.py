@@ -19,33 +19,34 @@ from pathlib import Path
 import torch
 
 from lora_scripts.adapters.layer import lora_shapes
-from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
+from lora_scripts.families.table import by_name, load_pictures
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.loras.stack import LoraStack, Worn
 
 NAMES = ("base", "LoRA", "merged")
 
 
-def random_lora(family: Family, folder: Path) -> Path:
+def random_lora(family: PictureFamily, folder: Path) -> Path:
     """A file of rank 16 with small random numbers."""
     g, weights = torch.Generator().manual_seed(0), {}
-    chosen = family.spec.groups["attention"]
+    chosen = family.facts.groups["attention"]
     for path, layer in family.trainable().items():
         if chosen(path) and path.startswith("unet."):
             down, up = lora_shapes(layer, 16)  # type: ignore[arg-type]
             small = 0.01 * torch.randn(up, generator=g)
             weights[path] = LoraWeights(torch.randn(down, generator=g) / down[1] ** 0.5, small, 16.0)
-    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights))
+    io.save_safetensors(folder / "random.safetensors", kohya.to_kohya(weights, by_name("sd1").names().kohya))
     return folder / "random.safetensors"
 
 
-def loaded(base: Path) -> Family:
-    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+def loaded(base: Path) -> PictureFamily:
+    return load_pictures(base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
-def measure(families: Sequence[Family], rounds: int, sampling: Sampling) -> list[list[float]]:
+def measure(families: Sequence[PictureFamily], rounds: int, sampling: Sampling) -> list[list[float]]:
     """CPU seconds of each picture, by family."""
     seconds: list[list[float]] = [[] for _ in families]
     for turn in range(-1, rounds):  # the first round warms up

@@ -20,7 +20,8 @@ from lora_scripts import run
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import Judge
-from lora_scripts.families.base import LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, Sampling
+from lora_scripts.families.table import load_pictures
 from lora_scripts.loras.stack import LoraStack, Worn
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
@@ -62,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     data = args.work / "data"
     write_data(data, args.seed)
-    family = load_family("sd1", BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
     stack, judge, sampling = LoraStack(family), Judge.load(), Sampling(steps=10, cfg=4.0, size=(128, 128))
     for name, keys in ARMS.items():
         out = args.work / f"{name.replace(' ', '-')}-{args.token_lr:g}-{args.epochs}"

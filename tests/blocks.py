@@ -10,10 +10,11 @@ import torch
 
 from conftest import offline
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
 
 Weights = dict[str, LoraWeights]
 
@@ -38,7 +39,7 @@ def random_lora(
 
 
 def save(path: Path, weights: Weights, dtype: torch.dtype = torch.float32, **metadata: str) -> Path:
-    io.save_safetensors(path, kohya.to_kohya(weights, dtype=dtype), metadata)
+    io.save_safetensors(path, kohya.to_kohya(weights, sd1().kohya, dtype=dtype), metadata)
     return path
 
 

@@ -69,9 +69,10 @@ def family(base: Path) -> Any:
     """The base, loaded in float32. Take off what you put on."""
     import torch
 
-    from lora_scripts.families.base import LoadOptions, load_family
+    from lora_scripts.families.base import LoadOptions
+    from lora_scripts.families.table import by_name, load_family
 
-    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tiny
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.names import Base
 from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sd1.skeleton import Skeleton
+from lora_scripts.families.sd1.facts import FACTS
+from lora_scripts.families.sd1.names import sd1_base, sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.consumers.rules import Base, sd1_base
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.verify import Skeleton
 
 BASE: Base = sd1_base(tiny.LAYOUT)
 SHAPES = {layer.path: layer.shape for layer in BASE.layers}
-KOHYA = kohya.sd1_table()
+KOHYA = sd1_table()
 TRAINABLE = [path for path in SHAPES if path in KOHYA]
 MID = "unet.mid_block.attentions.0.transformer_blocks.0"
 FEW = [
@@ -35,7 +38,7 @@ FEW = [
 """Linear, 1 x 1 and 3 x 3 layers of the UNet, attention and MLP of the text encoder."""
 
 
-def _build() -> dict[str, nn.Module]:
+def _build(_: Path) -> dict[str, nn.Module]:
     """A UNet of two levels, which has all layers of FEW at their true places and shapes, and is quick to build."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -51,7 +54,7 @@ def _build() -> dict[str, nn.Module]:
     return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
 
 
-SMALL = Skeleton(BASE, _build)
+SMALL = Skeleton(replace(FACTS, build=_build), Path("small"), BASE)
 
 
 def weights(
@@ -77,7 +80,7 @@ def dense(w: LoraWeights) -> Tensor:
 
 def tensors(modules: dict[str, LoraWeights], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """With kohya's names, ranks and alphas as they are."""
-    return kohya.to_kohya(modules, dtype=dtype, mixed=True)
+    return kohya.to_kohya(modules, KOHYA, dtype=dtype, mixed=True)
 
 
 def write(path: Path, found: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:

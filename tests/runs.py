@@ -1,35 +1,48 @@
-"""Runs that stop themselves."""
+"""Runs that are stopped on the way."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from lora_scripts.config.load import load_config
-from lora_scripts.run.preflight import check
-from lora_scripts.run.story import Run
-from lora_scripts.train.loop import StepFacts
+from lora_scripts.cli import show
+from lora_scripts.cli import train as words
+from lora_scripts.events import Event, Sink, Stepped
+from lora_scripts.run import story
+from lora_scripts.run.configs import load_config
+from lora_scripts.run.parts import Parts
+from lora_scripts.run.preflight import preflight
 
 
-class Stopping(Run):
-    """Is sent a real Ctrl-C (SIGINT) in its step `stop_at`."""
+def interrupting(step: int, sink: Sink) -> Sink:
+    """The sink; a real Ctrl-C (SIGINT) comes when `step` is done."""
 
-    stop_at = 0
-
-    def _told(self, facts: StepFacts) -> None:
-        super()._told(facts)
-        if facts.step == self.stop_at:
+    def tell(event: Event) -> None:
+        sink(event)
+        if isinstance(event, Stepped) and event.step == step:
             signal.raise_signal(signal.SIGINT)
 
+    return tell
 
-def stopped(config: Path, step: int, *overrides: str, resume: bool = False) -> Run:
-    """A run of the config that was interrupted in `step`."""
+
+def stopped(config: Path, step: int, *overrides: str, resume: bool = False) -> Parts:
+    """The parts of a run of the config that was interrupted in `step`."""
+    seen: list[Parts] = []
+    train_steps: Callable[..., bool] = story.train_steps
+
+    def watched(parts: Parts, *rest: Any) -> bool:
+        seen.append(parts)
+        return train_steps(parts, *rest)
+
     loaded = load_config(config, overrides)
-    run = Stopping(loaded, *check(loaded, resume=resume), resume=resume)
-    run.stop_at = step
-    try:
-        run.start()
-    except KeyboardInterrupt:
-        assert run.state.step == step
-        return run
+    ready = preflight(loaded, resume=resume)
+    with mock.patch.object(story, "train_steps", watched), show.People(words.event_words) as people:
+        try:
+            story.train(loaded, ready.folder, ready.samples, resume=resume, sink=interrupting(step, people))
+        except KeyboardInterrupt:
+            assert seen[0].state.step == step
+            return seen[0]
     raise AssertionError("it was not stopped")

@@ -12,12 +12,14 @@ import yaml
 from PIL import Image
 
 from conftest import offline
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.formats.hashes import model_hashes, with_hashes
+from lora_scripts.loras import kohya
 from lora_scripts.report.card import StrengthLine
-from lora_scripts.workshop.card import recommended
+from lora_scripts.workshop.model_card import recommended
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -27,14 +29,14 @@ def lora(tmp_path: Path) -> Path:
     """A LoRA whose metadata names a phrase, and a grid of it at two strengths."""
     path = tmp_path / "loras" / "neon.safetensors"
     path.parent.mkdir()
-    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(4, 32), torch.randn(32, 4), 2.0)})
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(4, 32), torch.randn(32, 4), 2.0)}, sd1().kohya)
     told = {"modelspec.trigger_phrase": 'neon "style"', "ss_steps": "104", "ss_sd_model_name": "v1-5.safetensors"}
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, told))
+    io.save_safetensors(path, tensors, with_hashes(tensors, told))
     return path
 
 
 def write_grid(folder: Path, lora: Path) -> Path:
-    cells, (autov3) = [], metadata.model_hashes(lora).autov3
+    cells, (autov3) = [], model_hashes(lora).autov3
     for number, (loras, strength) in enumerate((([], 0.0), ([autov3], 0.5), ([autov3], 1.0), (["0" * 12], 0.5))):
         file = f"cells/{number}.png"
         io.save_png(folder / file, Image.new("RGB", (640, 320), (number * 60, 0, 0)))
@@ -76,7 +78,7 @@ def test_a_card_with_a_grid(lora: Path, tmp_path: Path) -> None:
     user = json.loads(lora.with_name("neon.json").read_text())
     assert user["activation text"] == 'neon "style"' and user["preferred weight"] == 1 and user["sd version"] == "SD1"
     info = json.loads(lora.with_name("neon.civitai.info").read_text())
-    hashes = metadata.model_hashes(lora)
+    hashes = model_hashes(lora)
     assert info["trainedWords"] == ['neon "style"'] and info["baseModel"] == "SD 1.5"
     assert info["files"][0]["hashes"]["SHA256"].lower() == hashes.sha256
     assert info["files"][0]["hashes"]["AutoV2"].lower() == hashes.sha256[:10]
@@ -107,7 +109,7 @@ def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.Cap
 def test_a_grid_of_another_lora_is_refused(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_grid(tmp_path / "grid", lora)
     other = lora.with_name("other.safetensors")
-    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
+    tensors = kohya.to_kohya({PATH: LoraWeights(torch.randn(2, 32), torch.randn(32, 2), 2.0)}, sd1().kohya)
     io.save_safetensors(other, tensors)
     for grid, told in ((folder, "no picture of the LoRA alone"), (tmp_path, "cannot be read")):
         assert card(str(other), "--grid", str(grid)) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from lora_scripts.data.buckets import bucket_sizes
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.demo import world
+from lora_scripts.events import Event, Note
 from lora_scripts.report.check_page import CheckData, ShownPicture, render
 from lora_scripts.run.preflight import tell_quick
 from test_report import EVIL, Page
@@ -121,6 +123,20 @@ def test_fix_mends_and_ends(faulty: Path) -> None:
     assert "nothing to mend without asking" in check(faulty, "--fix")[1]
     after = {path: path.read_bytes() for path in faulty.parent.rglob("*") if path.suffix != ".html" and path.is_file()}
     assert after == before
+
+
+def test_as_json(faulty: Path) -> None:
+    code, out, err = check(faulty, "--json")
+    result = json.loads(out)
+    assert code == 2 and (result["pictures"], result["captioned"]) == (8, 7) and result["mended"] is None
+    assert result["mend"] == f"lora-scripts check {faulty} --fix" and Path(result["page"]).is_file()
+    (corrupt,) = [finding for finding in result["findings"] if finding["kind"] == "corrupt"]
+    assert (corrupt["severity"], corrupt["files"], corrupt["sure"]) == ("error", ["img05.png"], None)
+    events = [json.loads(line) for line in err.splitlines()]
+    assert events[-2] == {"event": "progress", "what": "pictures", "done": 8, "total": 8}
+    assert events[-1]["event"] == "error" and "training would stop at" in events[-1]["message"]
+    code, out, _ = check(faulty, "--fix", "--json")
+    assert any("set aside as" in line for line in json.loads(out)["mended"]) and json.loads(out)["mend"] == ""
 
 
 def write_config(folder: Path, data: Path) -> Path:
@@ -272,12 +288,10 @@ def test_the_quick_part_sees_what_headers_tell() -> None:
 def test_before_a_training_five_lines_at_most(clean: Path, tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path, clean), ["resolution=256"])
     samples = [sample(f"{n}.png", (40 * n, 100), LONG if n % 2 else "one", str(n // 2)) for n in range(1, 20)]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        tell_quick(config, samples, ["--config", "my config.yaml", "epochs=3"])
-    told = out.getvalue().splitlines()
-    assert len(told) == 5 and "lora-scripts check --config 'my config.yaml' epochs=3" in told[-1]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        tell_quick(config, scan(clean), ["x"])
-    assert len(out.getvalue().splitlines()) == 1
+    notes: list[Event] = []
+    tell_quick(config, samples, ["--config", "my config.yaml", "epochs=3"], notes.append)
+    told = [note.text for note in notes if isinstance(note, Note)]
+    assert len(told) == len(notes) == 5 and "lora-scripts check --config 'my config.yaml' epochs=3" in told[-1]
+    notes.clear()
+    tell_quick(config, scan(clean), ["x"], notes.append)
+    assert len(notes) == 1

@@ -9,7 +9,7 @@ import pytest
 
 import bpe
 from lora_scripts.check import contradictions, tags, vocabulary
-from lora_scripts.check.captions import READ, caption_findings, cut, identical, missing, truncated
+from lora_scripts.check.caption_findings import READ, caption_findings, cut, identical, missing, truncated
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world

@@ -18,6 +18,7 @@ from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.pictures import look, picture_findings
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world
+from lora_scripts.events import Event, Progress
 
 
 def leaves(seed: int, size: int = 512) -> Image.Image:
@@ -283,10 +284,11 @@ def test_lab_against_little_cms() -> None:
 def test_look_keeps_the_order_in_any_number_of_processes(tmp_path: Path) -> None:
     files = {f"{i:02d}.jpg": encoded(leaves(i % 5, 64)) for i in range(20)} | {"broken.png": b"\x89PNG\r\n\x1a\n1234"}
     one = facts_of(tmp_path, files)
-    told: list[tuple[int, int]] = []
-    two = look({name: tmp_path / name for name in files}, workers=2, tell=lambda done, all: told.append((done, all)))
+    events: list[Event] = []
+    two = look({name: tmp_path / name for name in files}, workers=2, sink=events.append)
     assert two == one and [fact.name for fact in two] == list(files)
-    assert told == sorted(told) and told[-1] == (21, 21)
+    counts = [event.done for event in events if isinstance(event, Progress)]
+    assert counts == sorted(counts) and events[-1] == Progress("pictures", 21, 21)
     assert two[-1].problem and not two[-1].readable
     assert Image.open(io.BytesIO(two[0].thumbnail)).size == (64, 64)
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,21 +31,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands in for `lora_scripts.run`, whose training takes minutes: it records what it was asked for."""
+    """Stands in for what takes minutes, training and drawing: it records what it was asked for."""
     asked = SimpleNamespace(calls=[], error=None)
+    lora, report = Path("out/out.safetensors"), Path("out/report.html")
+    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report)
+    done = SimpleNamespace(trained=trained, report=report, command="lora-scripts generate", pictures=())
 
-    def record(*args: Any, **kwargs: Any) -> None:
-        asked.calls.append((args, kwargs))
-        if asked.error is not None:
-            raise asked.error
+    def record(result: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("sink", None)
+            asked.calls.append((args, kwargs))
+            if asked.error is not None:
+                raise asked.error
+            return result
 
-    module: Any = ModuleType("lora_scripts.run")
-    module.train = module.generate = record
-    demo: Any = ModuleType("lora_scripts.demo.main")
-    demo.run_demo = record
-    monkeypatch.setitem(sys.modules, "lora_scripts.run", module)
-    monkeypatch.setitem(sys.modules, "lora_scripts.demo.main", demo)
-    monkeypatch.setattr(lora_scripts, "run", module, raising=False)
+        return call
+
+    monkeypatch.setattr("lora_scripts.run.train", record(trained))
+    monkeypatch.setattr("lora_scripts.demo.main.run_demo", record(done))
+    monkeypatch.setattr("lora_scripts.generate.command.generate_pictures", record(done))
     return asked
 
 
@@ -73,7 +77,7 @@ def test_train_hands_over_the_config_with_its_overrides(argv: list[str], run: Si
 def test_generate_hands_over_its_options(run: SimpleNamespace) -> None:
     assert main(["generate", "--base", "base.safetensors", "--prompt", "a house"]) == 0
     plain = GenerateOptions(base=Path("base.safetensors"), prompt="a house", output=Path("output/generated.png"))
-    assert run.calls[0] == ((plain,), {})
+    assert run.calls[0][0][0] == plain
     argv = "--negative-prompt ugly --seed 7 --steps 5 --cfg 3.5 --size 512x768 --lora-dir l --output x/y.png"
     more = "--vae base.safetensors --count 3 --device cuda:1 --precision bf16"
     assert main(["generate", "--base", "data", "--prompt", "b", *argv.split(), *more.split()]) == 0
@@ -103,13 +107,14 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
     ("argv", "error"),
     [
         ([], "no command given; write one of those above"),
-        (["trian"], "argument COMMAND: invalid choice: 'trian'"),
+        (["trian"], "there is no command trian; did you mean train?"),
         (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
         (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),
         (["train", "--config", "c.yaml", "--conf=3"], "unknown option --conf=3; a key of the config is written "),
         (["train", "--config", "c.yaml", "3"], "3: is not key=value; write for example epochs=3"),
         (["train", "--config", "c.yaml", "--resume", "x"], "x: is not key=value; write for example epochs=3"),
         (["train", "--config", "c.yaml", "epochs=x"], 'epochs=x: must be a whole number, not "x"'),
+        (["x"], "there is no command x; lora-scripts --help names them all"),
         (["train", "--config", "nix.yaml"], "nix.yaml: no such file; that folder holds c.yaml"),
         (["demo", "x"], "unknown option x; see lora-scripts demo --help"),
         (["demo", "x=1"], "unknown option x=1; see lora-scripts demo --help"),

@@ -17,13 +17,16 @@ from blocks import delta, mistake, random_lora, run, save, total
 from lora_scripts.adapters.algebra import combine, factors, overlap
 from lora_scripts.adapters.algebra.combine import Method
 from lora_scripts.adapters.inject import remove
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli.options import weighted
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.sdxl import names
+from lora_scripts.families.table import by_name, load_family
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import file as loras
 from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.on_model import apply, read_lora
+from lora_scripts.loras.file import read
+from lora_scripts.loras.on_model import apply
 
 Files = dict[str, Path]
 
@@ -46,20 +49,20 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
     output = tmp_path / "abc.safetensors"
     strengths = {"a": 0.8, "b": 0.5, "c": -0.7}
     run("combine", *(f"{files[name]}:{s}" for name, s in strengths.items()), "--output", output)
-    family = load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float64))
+    family = load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float64))
     family.text_encoder.double()
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.tensor([500])
 
     def answer() -> torch.Tensor:
-        return family.predict(x, t, family.encode_text(["a house"]))
+        return family.predict(x, t, family.encode_text(["a house"])["states"])
 
     plain = answer()
-    layers = [apply(family, read_lora(files[name]), s) for name, s in strengths.items()]
+    layers = [apply(family, read(files[name]).weights, s) for name, s in strengths.items()]
     apart = answer()
     for on in reversed(layers):
         remove(family.roots, on)
-    apply(family, read_lora(output), 1.0)
+    apply(family, read(output).weights, 1.0)
     together = answer()
     assert (apart - plain).abs().max() > 0.1 * plain.abs().max()
     assert (together - apart).abs().max() < 1e-6 * apart.abs().max()
@@ -68,7 +71,7 @@ def test_the_sum_of_three_is_the_one_combined_file(base: Path, files: Files, tmp
 def test_one_rank_and_one_alpha_on_every_module(files: Files, tmp_path: Path) -> None:
     output = tmp_path / "ab.safetensors"
     run("combine", f"{files['a']}:0.3", f"{files['b']}:2", "--output", output)
-    made, parts = read_lora(output), [(read_lora(files["a"]), 0.3), (read_lora(files["b"]), 2.0)]
+    made, parts = read(output).weights, [(read(files["a"]).weights, 0.3), (read(files["b"]).weights, 2.0)]
     assert {(w.rank, w.alpha) for w in made.values()} == {(5, 1.25)} and made.keys() == parts[0][0].keys()
     for path, w in made.items():
         torch.testing.assert_close(delta(w), total(parts, path), rtol=1e-6, atol=1e-8)
@@ -76,11 +79,11 @@ def test_one_rank_and_one_alpha_on_every_module(files: Files, tmp_path: Path) ->
         told = file.metadata()
     assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("5", "1.25")
     assert told["ss_base_model_version"] == "sd_v1" and told["ss_v2"] == "False" and told["ss_clip_skip"] == "2"
-    assert json.loads(told[loras.MADE_FROM]) == [
-        {"name": f"{name}.safetensors", "sha256": metadata.model_hashes(files[name]).sha256, "weight": weight}
+    assert json.loads(told[metadata.MADE_FROM]) == [
+        {"name": f"{name}.safetensors", "sha256": model_hashes(files[name]).sha256, "weight": weight}
         for name, weight in (("a", 0.3), ("b", 2.0))
     ]
-    assert told["sshs_model_hash"] == metadata.model_hashes(output).sshs_model_hash
+    assert told["sshs_model_hash"] == model_hashes(output).sshs_model_hash
 
 
 def test_exact_or_rounded_is_chosen_and_told(
@@ -90,16 +93,16 @@ def test_exact_or_rounded_is_chosen_and_told(
     half = [save(tmp_path / f"{n}.safetensors", random_lora(family, 2, 1.0, n), torch.float16) for n in (1, 2)]
     output = tmp_path / "sum.safetensors"
     run("combine", half[0], f"{half[1]}:0.5", "--output", output)
-    made, parts = read_lora(output), [(read_lora(half[0]), 1.0), (read_lora(half[1]), 0.5)]
+    made, parts = read(output).weights, [(read(half[0]).weights, 1.0), (read(half[1]).weights, 0.5)]
     path = next(iter(made))
     assert made[path].up.dtype == torch.float16 and torch.equal(delta(made[path]), total(parts, path))
     run("combine", f"{half[0]}:2", f"{half[1]}:1.3", "--output", output, "--overwrite")
-    assert {w.alpha / w.rank for w in read_lora(output).values()} == {0.5}  # a power of two, not above 1.3 / 2
+    assert {w.alpha / w.rank for w in read(output).weights.values()} == {0.5}  # a power of two, not above 1.3 / 2
     run("combine", half[0], f"{half[1]}:0.8", "--output", output, "--overwrite")
-    assert read_lora(output)[path].up.dtype == torch.float32
+    assert read(output).weights[path].up.dtype == torch.float32
     assert "so that the sum is exact" in capsys.readouterr().out
     run("combine", half[0], f"{half[1]}:0.8", "--output", output, "--overwrite", "--precision", "fp16", "--json")
-    assert read_lora(output)[path].up.dtype == torch.float16
+    assert read(output).weights[path].up.dtype == torch.float16
     assert 1e-5 < json.loads(capsys.readouterr().out)["rounding"] < 1e-3
 
 
@@ -110,7 +113,7 @@ def test_svd_is_the_best_of_its_rank_and_tells_the_energy(
     argv = ["combine", f"{files['a']}:0.8", f"{files['c']}:1.5", "--method", "svd", "--output", output, "--json"]
     run(*argv, "--rank", "3")
     told = json.loads(capsys.readouterr().out)
-    made, parts = read_lora(output), [(read_lora(files["a"]), 0.8), (read_lora(files["c"]), 1.5)]
+    made, parts = read(output).weights, [(read(files["a"]).weights, 0.8), (read(files["c"]).weights, 1.5)]
     kept = whole = 0.0
     shares = {}
     for path, w in made.items():
@@ -125,7 +128,7 @@ def test_svd_is_the_best_of_its_rank_and_tells_the_energy(
     path = told["worst_module"]
     s = torch.linalg.svdvals(total(parts, path))
     wanted = int((((s**2).cumsum(0) / (s**2).sum()) < 0.9).sum()) + 1
-    used = read_lora(output)[path]
+    used = read(output).weights[path]
     assert int((torch.linalg.svdvals(delta(used)) > 1e-5 * s[0]).sum()) == wanted
     assert json.loads(capsys.readouterr().out)["worst_energy_kept"] >= 0.9
 
@@ -175,7 +178,7 @@ def test_linear_is_not_the_sum_and_says_so(family: Any, tmp_path: Path, capsys: 
     two = [save(tmp_path / f"{n}.safetensors", random_lora(family, 2, 2.0, n)) for n in (1, 2)]
     run("combine", *two, "--method", "linear", "--output", tmp_path / "x.safetensors", "--json")
     off = json.loads(capsys.readouterr().out)["off_the_sum"]
-    made, parts = read_lora(tmp_path / "x.safetensors"), [(read_lora(path), 1.0) for path in two]
+    made, parts = read(tmp_path / "x.safetensors").weights, [(read(path).weights, 1.0) for path in two]
     wrong = sum(((delta(w) - total(parts, p)) ** 2).sum().item() for p, w in made.items())
     whole = sum((total(parts, p) ** 2).sum().item() for p in made)
     assert off == pytest.approx((wrong / whole) ** 0.5, rel=1e-4) and off > 0.5
@@ -237,7 +240,7 @@ def test_known_answers_of_the_report(
 
 
 def test_the_report_is_what_the_dense_matrices_say(files: Files) -> None:
-    weights = [read_lora(files[name]) for name in ("a", "c")]
+    weights = [read(files[name]).weights for name in ("a", "c")]
     measured = overlap.measure(weights, [1.0, 1.0])
     for pair in measured.pairs:
         paths = [p for p in weights[1] if overlap.block_of(p) == pair.block]
@@ -281,7 +284,7 @@ def test_mistakes(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[st
     a, b = files["a"], files["b"]
     out = tmp_path / "x.safetensors"
     told = mistake(capsys, "combine", f"{a}:0", tmp_path / "none.safetensors", "--output", out, "--density", "0.5")
-    assert "--density does nothing with --method concat" in told and "weight 0 adds nothing" in told
+    assert "--density does nothing with --method concat" in told and "weight 0 changes nothing" in told
     assert "none.safetensors: no such file" in told and len(told.splitlines()) == 3
     assert "two LoRAs or more" in mistake(capsys, "combine", a, "--output", out)
     assert "where to?" in mistake(capsys, "combine", a, b)
@@ -309,12 +312,12 @@ def test_files_of_other_models_are_refused_by_name(
     assert f"{wide}: {path} is [1280, 1280] here and [64, 64] in {files['a']}" in told
     name = names.modules()[100]
     tensors = kohya.to_kohya(
-        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, table=names.table(), dtype=torch.float32
+        {name.path: LoraWeights(torch.ones(2, 8), torch.ones(8, 2), 2.0)}, names.sdxl().kohya, dtype=torch.float32
     )
     loras.io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     told = mistake(capsys, "combine", files["a"], tmp_path / "xl.safetensors", "--report-only")
     assert "a.safetensors is for Stable Diffusion 1.x, xl.safetensors is for SDXL" in told
     run("combine", tmp_path / "xl.safetensors", tmp_path / "xl.safetensors", "--output", tmp_path / "two.safetensors")
     both = loras.read(tmp_path / "two.safetensors")
-    assert both.family is loras.SDXL and both.metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert both.family is by_name("sdxl") and both.metadata["ss_base_model_version"] == "sdxl_base_v1-0"
     assert torch.equal(delta(both.weights[name.path]), torch.full((8, 8), 4.0, dtype=torch.float64))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 import tiny
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.config.load import dump_config, load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
-from lora_scripts.loras.kohya import LoraWeights
 from lora_scripts.run import story
 from lora_scripts.run.init_lora import Size, default_size, fit_all, fitted, size_of
+from test_validate import only_the_file
 
 
 def lora(rank: int, alpha: float, out: int = 10, inner: tuple[int, ...] = (12,), seed: int = 0) -> LoraWeights:
@@ -102,7 +103,7 @@ def test_before_and_after_on_the_old_pictures(
     keys = {"base_model": base, "train_data_dir": data, "val_data_dir": held, "save_precision": "fp32", "epochs": 1}
     first = tiny.write_config(tmp_path, **keys, output_dir=tmp_path / "first")
     with monkeypatch.context() as patch:  # its file is enough
-        patch.setattr(story, "finish", lambda run: run.exporter.write(run.folder.final))
+        patch.setattr(story, "finish", only_the_file)
         assert main(["train", "--config", str(first)]) == 0
     lora_file = tmp_path / "first" / "first.safetensors"
     more = {**keys, "lora_rank": 4, "init_lora": lora_file, "output_dir": tmp_path / "second"}

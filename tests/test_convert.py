@@ -16,14 +16,16 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
-from lora_scripts.formats import io
+from lora_scripts.families.sd1.names import sd1
+from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.header import read_header
-from lora_scripts.loras import dialects, kohya, metadata, naming
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Naming, naming_of, sd1
-from lora_scripts.loras.verify import CONSUMERS, check, expected_by, open_lora
+from lora_scripts.loras import reading
+from lora_scripts.loras.file import open_lora, plain
+from lora_scripts.loras.naming import Naming, naming_of
+from lora_scripts.loras.verify import CONSUMERS, check, expected_by
 
 Q = f"{MID}.attn1.to_q"
 FACTS = {"ss_output_name": "x", "ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_v2": "False"}
@@ -44,7 +46,7 @@ def same(a: dict[str, LoraWeights], b: dict[str, LoraWeights]) -> bool:
 def exported(path: Path, modules: dict[str, LoraWeights], **facts: str) -> Path:
     """A kohya file with metadata and hashes, as every export of ours."""
     found = tensors(modules)
-    return lora_files.write(path, found, metadata.with_hashes(found, FACTS | facts))
+    return lora_files.write(path, found, with_hashes(found, FACTS | facts))
 
 
 def test_names_as_published() -> None:
@@ -156,11 +158,11 @@ def test_old_names_of_diffusers_are_read(tmp_path: Path) -> None:
     assert {w.alpha for w in read.values()} == {4.0} and read.keys() == modules.keys()
     for name, w in modules.items():
         torch.testing.assert_close(dense(read[name]), dense(w), rtol=1e-6, atol=1e-9)
-    expected, faults = expected_by(open_lora(path), lora_files.BASE)
+    expected, faults = expected_by(open_lora(path), lora_files.SMALL)
     (verdict,) = check(open_lora(path), lora_files.SMALL, expected, ["diffusers"])
     assert verdict.ok and not faults, verdict
     bare = {k: v for k, v in old_diffusers(lora_files.weights(paths[:4]), "").items()}
-    assert dialects.from_diffusers(bare, {}, sd1()).keys() == set(paths[:4])
+    assert reading.read(bare, sd1()).keys() == set(paths[:4])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "fp8"])
@@ -172,7 +174,7 @@ def test_what_it_writes_loads_in_diffusers_and_peft(dtype: str, tmp_path: Path) 
         assert {str(t.dtype)[6:] for k, t in source.tensors.items() if not k.endswith("alpha")} == {
             {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn"}[dtype]
         }
-        expected, _ = expected_by(source, lora_files.BASE)
+        expected, _ = expected_by(source, lora_files.SMALL)
         wanted = CONSUMERS[:2] if way == "diffusers" else CONSUMERS
         for verdict in check(source, lora_files.SMALL, expected, wanted):
             assert verdict.ok and verdict.right == len(FEW), verdict
@@ -184,7 +186,7 @@ def test_pefts_own_loader_takes_the_folder(tmp_path: Path) -> None:
 
     modules = mixed()
     run(exported(tmp_path / "x.safetensors", modules), "--to", "peft", "--output", tmp_path / "ours")
-    roots = lora_files.SMALL.build()
+    roots = lora_files.SMALL.facts.build(lora_files.SMALL.path)
     for part, model in roots.items():
         loaded = PeftModel.from_pretrained(model, tmp_path / "ours" / part)
         layers = dict(loaded.named_modules())
@@ -194,7 +196,7 @@ def test_pefts_own_loader_takes_the_folder(tmp_path: Path) -> None:
                 delta = layers[f"base_model.model.{inner}"].get_delta_weight("default").double()
                 torch.testing.assert_close(delta, dense(w), rtol=1e-5, atol=1e-8)
     config = LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["to_q", "conv1"], rank_pattern={"conv1": 2})
-    theirs = get_peft_model(lora_files.SMALL.build()["unet"], config)
+    theirs = get_peft_model(lora_files.SMALL.facts.build(lora_files.SMALL.path)["unet"], config)
     for name, parameter in theirs.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter)
@@ -303,7 +305,7 @@ def test_mistakes_are_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (start, "--to", "kohya", "--output", start): "is there already; name another --output",
         (start, "--to", "kohya", "--output", str(tmp_path / "y")): "must end in .safetensors",
         (str(odd), "--to", "kohya"): "unknown key unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_p",
-        (str(half), "--to", "kohya"): f"{Q} has no up matrix",
+        (str(half), "--to", "kohya"): f"{Q} has no .lora_B.weight",
         (str(base), "--to", "kohya"): "not a LoRA",
         (str(tmp_path), "--to", "kohya"): "holds no adapter_config.json",
     }
@@ -317,19 +319,19 @@ def test_private_keys_of_one_format_do_not_reach_another(tmp_path: Path) -> None
     start = exported(tmp_path / "x.safetensors", lora_files.weights(), lora_adapter_metadata="{}")
     run(start, "--to", "diffusers")
     told = read_header(tmp_path / "x-diffusers.safetensors").metadata
-    assert json.loads(told[dialects.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
+    assert json.loads(told[reading.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
     body = (tmp_path / "x-diffusers.safetensors").read_bytes()
     length = 8 + int.from_bytes(body[:8], "little")
     assert told["sshs_model_hash"] == hashlib.sha256(body[length:]).hexdigest()
     with pytest.raises(UserError, match=r"metadata lora_scripts\.alpha is not readable"):
-        dialects.from_diffusers(
-            open_lora(tmp_path / "x-diffusers.safetensors").tensors, {dialects.ALPHA_KEY: "?"}, sd1()
-        )
+        tensors_there = open_lora(tmp_path / "x-diffusers.safetensors").tensors
+        reading.read(tensors_there, sd1(), metadata={reading.ALPHA_KEY: "?"})
 
 
-def test_kohya_refuses_a_dora_where_nobody_minds_it() -> None:
+def test_a_dora_is_refused_where_nobody_minds_it() -> None:
     found = tensors(lora_files.weights([Q])) | {f"{KOHYA[Q]}.dora_scale": torch.ones(1, 64)}
+    modules = reading.read(found, sd1())
     with pytest.raises(UserError, match="a DoRA"):
-        kohya.from_kohya(found)
-    assert kohya.from_kohya(found, dora=True)[Q].dora is not None
-    assert naming.FAMILIES["sd1"]() is sd1() and io.safetensors_parts(found)[0]
+        plain(modules)
+    w = modules[Q]
+    assert isinstance(w, LoraWeights) and w.dora is not None

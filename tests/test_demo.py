@@ -12,9 +12,10 @@ from PIL import Image
 
 from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
-from lora_scripts.families.base import LoadOptions, load_family
-from lora_scripts.formats import header
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.sd1 import check
+from lora_scripts.families.table import by_name, load_family
+from lora_scripts.loras.file import read
 
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(str(resources.files("lora_scripts.demo"))) / "assets"
@@ -32,9 +33,9 @@ def test_all_that_the_package_brings_is_within_24_mb() -> None:
 
 
 def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
-    head = header.require_sd1(ASSETS / "base.safetensors")
+    head = check.require_file(ASSETS / "base.safetensors")
     assert {info.dtype for info in head.tensors.values()} == {"F16"}
-    family = load_family("sd1", ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
+    family = load_family(by_name("sd1"), ASSETS / "base.safetensors", LoadOptions(torch.device("cpu"), torch.float32))
     assert family.native_size == (128, 128)
     assert len(family.trainable()) > 192
 
@@ -50,7 +51,7 @@ def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, caps
     assert len(said.items() & true.items()) >= 47
     assert "45 images x 1 repeats / batch 4 = 12 batches, x 1 epochs = 12 steps" in told
     assert "verified: 192 of 192 modules" in told
-    assert len(read_lora(tmp_path / "demo" / "neon" / "neon.safetensors")) == 192
+    assert len(read(tmp_path / "demo" / "neon" / "neon.safetensors").modules) == 192
     assert "&lt;lora:neon:0.8&gt;" in (tmp_path / "demo" / "neon" / "report.html").read_text("utf-8")
     assert Image.open(tmp_path / "demo" / "data" / "img050.png").size == (128, 128)
     run_demo(tmp_path / "demo")  # a second start trains nothing

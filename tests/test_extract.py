@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 import tiny
 from blocks import delta, mistake, random_lora, run, save
 from lora_scripts.adapters.algebra import extract as extracting
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.formats import io
-from lora_scripts.loras import file, kohya, metadata
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import file, metadata
+from lora_scripts.loras.file import read
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_a_known_rank_8_is_found_as_rank_8(
     argv = ["extract", "--base", base, "--tuned", tuned, "--conv", "--output", output]
     run(*argv, "--precision", "fp32", "--json")
     told = json.loads(capsys.readouterr().out)
-    wanted, found = read_lora(lora), read_lora(output)
+    wanted, found = read(lora).weights, read(output).weights
     assert set(told["effective_ranks"].values()) == {8} and told["rank"] == 8 and told["elsewhere"] == {}
     assert found.keys() == wanted.keys() and any(path.startswith("text_encoder.") for path in found)
     for path, w in wanted.items():
@@ -44,8 +46,8 @@ def test_a_known_rank_8_is_found_as_rank_8(
         assert (delta(found[path]) - exact).abs().max() < 1e-5 * exact.abs().max(), path
     values = file.read(output).metadata
     assert values["ss_sd_model_name"] == base.name
-    assert values["ss_new_sd_model_hash"] == metadata.model_hashes(base).sha256
-    names = [row["name"] for row in json.loads(values[file.MADE_FROM])]
+    assert values["ss_new_sd_model_hash"] == model_hashes(base).sha256
+    names = [row["name"] for row in json.loads(values[metadata.MADE_FROM])]
     assert (
         names == [base.name, tuned.name] and values["ss_network_dim"] == "8" and "conv_dim" in values["ss_network_args"]
     )
@@ -59,7 +61,10 @@ def test_rank_and_energy_keep_the_best(
     three = json.loads(capsys.readouterr().out)
     run(*argv, tmp_path / "energy.safetensors", "--energy", "0.6")
     share = json.loads(capsys.readouterr().out)
-    wanted, cut, part = read_lora(known[0]), *(read_lora(tmp_path / f"{n}.safetensors") for n in ("rank", "energy"))
+    wanted, cut, part = (
+        read(known[0]).weights,
+        *(read(tmp_path / f"{n}.safetensors").weights for n in ("rank", "energy")),
+    )
     convs = ("conv1", "conv2", ".conv")
     assert three["rank"] == 3 and not any(path.endswith(convs) for path in cut)
     left = sum(path.endswith(convs) for path in wanted)
@@ -80,7 +85,7 @@ def test_a_folder_against_a_file(base: Path, known: tuple[Path, Path], tmp_path:
         model.save_pretrained(tmp_path / "base" / name)
     output = tmp_path / "x.safetensors"
     run("extract", "--base", tmp_path / "base", "--tuned", known[1], "--precision", "fp32", "--output", output)
-    wanted, found = read_lora(known[0]), read_lora(output)
+    wanted, found = read(known[0]).weights, read(output).weights
     assert all((delta(w) - delta(wanted[p], 0.8)).abs().max() < 1e-5 for p, w in found.items()) and len(found) > 150
 
 
@@ -135,8 +140,8 @@ def test_the_second_text_encoder_of_sdxl_gets_whole_blocks() -> None:
     assert not any(delta(w).any() for w in made.values())
 
 
-def random_like(size: int) -> kohya.LoraWeights:
-    return kohya.LoraWeights(torch.randn(2, size), torch.randn(size, 2), 2.0)
+def random_like(size: int) -> LoraWeights:
+    return LoraWeights(torch.randn(2, size), torch.randn(size, 2), 2.0)
 
 
 def test_mistakes(base: Path, known: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,9 +18,10 @@ from transformers import CLIPTokenizer
 
 import tiny
 from lora_scripts.cli import main
-from lora_scripts.families.base import LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import io
 
 FP32 = LoadOptions(torch.device("cpu"), torch.float32)
@@ -71,7 +72,7 @@ def test_a_single_file_is_the_model_that_it_was_written_from(family: Any, models
     ids = clip_tokenizer()(
         CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
-    assert torch.equal(family.encode_text(CAPTIONS), text(ids).last_hidden_state)
+    assert torch.equal(family.encode_text(CAPTIONS)["states"], text(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -86,7 +87,7 @@ def test_half_precision_files_and_ema_copies(
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77),
     }
     io.save_safetensors(tmp_path / "half.safetensors", {**tensors, **ema, **more})
-    loaded = load_family("sd1", tmp_path / "half.safetensors", FP32)
+    loaded = load_family(by_name("sd1"), tmp_path / "half.safetensors", FP32)
     parts = (loaded.unet, loaded.vae, loaded.text_encoder)
     assert all(same_weights(a, b, through=dtype) for a, b in zip(parts, models, strict=True))
     assert {p.dtype for m in parts for p in m.parameters()} == {torch.float32}
@@ -94,11 +95,11 @@ def test_half_precision_files_and_ema_copies(
 
 @torch.no_grad()
 def test_a_diffusers_folder_is_the_same_as_the_file(family: Any, folder: Path) -> None:
-    other = load_family("sd1", folder, FP32)
+    other = load_family(by_name("sd1"), folder, FP32)
     x, t, states = latents()
     assert torch.equal(other.predict(x, t, states), family.predict(x, t, states))
     assert torch.equal(other.encode_image(pixels())["mean"], family.encode_image(pixels())["mean"])
-    assert torch.equal(other.encode_text(CAPTIONS), family.encode_text(CAPTIONS))
+    assert torch.equal(other.encode_text(CAPTIONS)["states"], family.encode_text(CAPTIONS)["states"])
     assert [other.fingerprint(p) for p in ("vae", "text")] == [family.fingerprint(p) for p in ("vae", "text")]
     assert other.trainable().keys() == family.trainable().keys()
 
@@ -124,7 +125,7 @@ def test_a_separate_vae_takes_the_place_of_the_checkpoints(form: str, base: Path
     # The checkpoint's own is not even needed.
     tensors = {k: v for k, v in load_file(base).items() if not k.startswith(singlefile.VAE_PREFIX)}
     io.save_safetensors(tmp_path / "without.safetensors", tensors)
-    loaded = load_family("sd1", tmp_path / "without.safetensors", LoadOptions(FP32.device, FP32.dtype, path))
+    loaded = load_family(by_name("sd1"), tmp_path / "without.safetensors", LoadOptions(FP32.device, FP32.dtype, path))
     assert same_weights(loaded.vae, vae) and same_weights(loaded.unet, family.unet)
     assert loaded.fingerprint("vae") != family.fingerprint("vae")
     assert loaded.fingerprint("text") == family.fingerprint("text")
@@ -159,7 +160,7 @@ def test_the_tokenizer_is_the_published_one(tmp_path: Path) -> None:
 
 
 def test_bf16_keeps_the_vae_and_the_text_encoder_in_float32(base: Path) -> None:
-    loaded = load_family("sd1", base, LoadOptions(FP32.device, torch.bfloat16))
+    loaded = load_family(by_name("sd1"), base, LoadOptions(FP32.device, torch.bfloat16))
     kinds = {name: {p.dtype for p in getattr(loaded, name).parameters()} for name in ("unet", "vae", "text_encoder")}
     assert kinds == {"unet": {torch.bfloat16}, "vae": {torch.float32}, "text_encoder": {torch.float32}}
     x, t, states = latents()
@@ -199,7 +200,7 @@ def as_sdxl(base: Path) -> bytes:
 
 
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a Stable Diffusion 1.x checkpoint"),
+    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a checkpoint of Stable Diffusion 1.x, such as v1-5-"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),
     "truncated": (lambda base: base.read_bytes()[:-5], "truncated: 15,06"),
     "short": (lambda base: base.read_bytes()[:1000], "truncated: 1,000 of"),
@@ -249,7 +250,8 @@ def test_a_folder_of_another_family_is_refused(
         (tmp_path / "base" / part / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
     config = tiny.write_config(tmp_path, train_data_dir=data, base_model=tmp_path / "base")
     assert main(["train", "--config", str(config)]) == 2
-    assert "this is not Stable Diffusion 1.x" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"this is {'an SDXL' if second else 'a Stable Diffusion 2.x'} checkpoint; give a checkpoint of Stab" in told
 
 
 def test_a_folder_without_its_parts_is_refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,18 @@ def noise(batch: Batch) -> list[Tensor]:
     return [torch.rand((), generator=g.clone_state()) for g in batch.generators]
 
 
+def equal(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor] | None) -> bool:
+    assert left is not None and right is not None
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
 def same(left: Batch, right: Batch) -> bool:
-    states = left.states is right.states is None or torch.equal(left.states, right.states)  # type: ignore[arg-type]
+    texts = left.texts is right.texts is None or equal(left.texts, right.texts)
     return (
         (left.captions, left.names, noise(left)) == (right.captions, right.names, noise(right))
-        and torch.equal(left.mean, right.mean)
-        and torch.equal(left.std, right.std)
-        and states
+        and left.places == right.places
+        and equal(left.latents, right.latents)
+        and texts
     )
 
 
@@ -54,7 +60,7 @@ def test_going_on_in_mid_epoch_gives_the_tail_of_an_unbroken_run(accumulation: i
     assert per_epoch == {1: 9, 2: 5}[accumulation]  # 5 batches of the wide and 4 of the tall pictures
     whole = list(made.steps(0, total))
     assert [epoch for epoch, _ in whole] == [e for e in range(3) for _ in range(per_epoch)]
-    assert sum(len(b.mean) for _, batches in whole for b in batches) == 3 * 9 * 2
+    assert sum(len(b.latents["mean"]) for _, batches in whole for b in batches) == 3 * 9 * 2
     other = filled(Toy(), pictures, tmp_path, accumulation=accumulation, **keys)
     for first in (1, per_epoch - 1, per_epoch, per_epoch + 2, total - 1, total):
         tail = list(other.steps(first, total))
@@ -74,8 +80,8 @@ def test_every_view_is_fed_and_is_what_was_encoded(tmp_path: Path) -> None:
     torch.testing.assert_close(mirrored, plain.flip(-1))  # the 8 x 8 means of the mirrored picture
     seen = Counter()
     for _, (batch,) in made.steps(0, 200):
-        (number,) = (n for n, view in enumerate(row) if torch.equal(view["mean"], batch.mean[0]))
-        assert torch.equal(batch.std[0], row[number]["std"])
+        (number,) = (n for n, view in enumerate(row) if torch.equal(view["mean"], batch.latents["mean"][0]))
+        assert torch.equal(batch.latents["std"][0], row[number]["std"])
         seen[number] += 1
     assert len(seen) == 8 and min(seen.values()) > 10
     without = filled(Toy(), pictures, tmp_path, batch_size=1)
@@ -89,7 +95,7 @@ def test_no_caption_means_the_empty_captions_states(tmp_path: Path) -> None:
     captions = [c for b in batches for c in b.captions]
     assert 0.3 < captions.count("") / len(captions) < 0.5
     for batch in batches[:20]:
-        assert torch.equal(batch.states, toy.encode_text(batch.captions))
+        assert torch.equal(batch.texts["states"], toy.encode_text(batch.captions)["states"])
     assert not any("" in b.captions for _, (b,) in filled(toy, samples(tmp_path / "data"), tmp_path).steps(0, 30))
 
 
@@ -98,7 +104,7 @@ def test_shuffled_tags_get_their_own_states(tmp_path: Path) -> None:
     made = filled(toy, samples(tmp_path / "data"), tmp_path, shuffle_tags=True, keep_tags=2)
     captions = []
     for _, (batch,) in made.steps(0, 30):
-        assert torch.equal(batch.states, Toy().encode_text(batch.captions))
+        assert torch.equal(batch.texts["states"], Toy().encode_text(batch.captions)["states"])
         captions += batch.captions
     assert len(set(captions)) > 20
     assert all(c.split(", ")[1] == "b" and sorted(c.split(", ")[1:]) == list("bcdef") for c in captions)
@@ -109,7 +115,7 @@ def test_shuffled_tags_get_their_own_states(tmp_path: Path) -> None:
 def test_a_trained_text_encoder_gets_captions_and_no_states(tmp_path: Path) -> None:
     toy = Toy()
     made = filled(toy, samples(tmp_path / "data"), tmp_path, cache_text=False)
-    assert all(b.states is None and all(b.captions) for _, (b,) in made.steps(0, 3))
+    assert all(b.texts is None and all(b.captions) for _, (b,) in made.steps(0, 3))
     assert set(toy.encoded) == {"picture"}
 
 
@@ -158,8 +164,8 @@ def test_changed_captions_and_text_encoders_are_encoded_anew(changed: str, tmp_p
         toy.text = "another text encoder"
     after = filled(toy, pictures, tmp_path)
     assert toy.encoded == (["new words"] if changed == "caption" else [*(p.caption for p in pictures), ""])
-    for caption, states in after.states.items():
-        assert torch.equal(states, toy.encode_text([caption])[0])
+    for caption, texts in after.texts.items():
+        assert torch.equal(texts["states"], toy.encode_text([caption])["states"][0])
 
 
 def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path, tmp_path: Path) -> None:
@@ -178,8 +184,8 @@ def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path
             )
             torch.testing.assert_close(made.latents[i][number]["std"], 0.18215 * posterior.std[i], rtol=1e-4, atol=1e-5)
     _, (batch,) = next(made.steps(0, 1))
-    for caption, states in zip(batch.captions, batch.states, strict=True):
-        torch.testing.assert_close(states, family.encode_text([caption])[0], rtol=1e-4, atol=1e-5)
+    for caption, states in zip(batch.captions, batch.texts["states"], strict=True):
+        torch.testing.assert_close(states, family.encode_text([caption])["states"][0], rtol=1e-4, atol=1e-5)
 
 
 def test_all_views_of_a_data_set_are_planned_by_their_numbers(tmp_path: Path) -> None:

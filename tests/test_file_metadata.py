@@ -13,8 +13,9 @@ from safetensors import safe_open
 import lora_files
 from lora_files import tensors
 from lora_scripts.cli import main
+from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.io import save_safetensors
-from lora_scripts.loras import metadata, private
+from lora_scripts.loras import private
 from lora_scripts.workshop import reheader
 
 FACTS = {
@@ -40,7 +41,7 @@ def file(folder: Path, facts: dict[str, str] = FACTS, megabytes: int = 0) -> Pat
     found = tensors(lora_files.weights())
     if megabytes:
         found["filler"] = torch.randn(megabytes << 18)
-    save_safetensors(folder / "x.safetensors", found, metadata.with_hashes(found, facts))
+    save_safetensors(folder / "x.safetensors", found, with_hashes(found, facts))
     return folder / "x.safetensors"
 
 

@@ -15,14 +15,16 @@ import tiny
 from conftest import Finished, offline
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.on_model import apply, check_fits, read_lora
+from lora_scripts.loras.file import read
+from lora_scripts.loras.on_model import apply, check_fits
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def loras(family: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 down, up = lora_shapes(layer, rank)
                 a = torch.randn(down, generator=g) / down[1] ** 0.5
                 weights[path] = LoraWeights(a, 0.1 * torch.randn(up, generator=g), alpha)
-        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, dtype=torch.float32))
+        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, sd1().kohya, dtype=torch.float32))
     return folder
 
 
@@ -123,7 +125,7 @@ def test_the_picture_tells_how_it_was_made(base: Path, finished: Finished, tmp_p
 @torch.no_grad()
 def test_strengths_scale_the_change_and_loras_add_up(loras: Path, family: Any) -> None:
     """Against a UNet into which the changes, computed in float64, were added by hand."""
-    one, two = (read_lora(loras / f"{name}.safetensors") for name in ("all", "some"))
+    one, two = (read(loras / f"{name}.safetensors").weights for name in ("all", "some"))
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
     states = torch.randn(1, 77, 16, generator=torch.Generator().manual_seed(2))
     modules, kept = family.trainable(), {}
@@ -178,7 +180,7 @@ def test_a_lora_of_another_base_names_its_modules(
     deep = "text_encoder.encoder.layers.7.mlp.fc1"  # the tiny text encoder has one layer
     wide = {path: LoraWeights(torch.ones(2, 1280), torch.ones(1280, 2), 2.0)}
     wide[deep] = LoraWeights(torch.ones(2, 16), torch.ones(32, 2), 2.0)
-    io.save_safetensors(tmp_path / "wide.safetensors", kohya.to_kohya(wide))
+    io.save_safetensors(tmp_path / "wide.safetensors", kohya.to_kohya(wide, sd1().kohya))
     told = mistake(capsys, base, tmp_path, "a <lora:wide>", "--output", str(tmp_path / "a.png")).splitlines()
     assert len(told) == 2 and not (tmp_path / "a.png").exists()
     assert f"{path}: A [2, 1280], B [1280, 2] for a weight [64, 64]; this LoRA is for another base model" in told[1]
@@ -190,7 +192,7 @@ def test_a_lora_of_another_base_names_its_modules(
 
 
 def test_a_picture_of_nothing_but_infinities_is_an_error(family: Any, loras: Path) -> None:
-    layers = apply(family, read_lora(loras / "all.safetensors"), 1e30)
+    layers = apply(family, read(loras / "all.safetensors").weights, 1e30)
     try:
         with pytest.raises(UserError, match="NaN"):
             family.generate("a house", 1, Sampling(steps=1, size=(64, 64)))

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from PIL import Image
 import tiny
 from conftest import offline
 from lora_scripts.adapters.layer import lora_shapes
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
 from lora_scripts.families.sd1.model import SCHEDULE
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.png import infotext
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.diffusion import schedule
 
@@ -49,7 +52,7 @@ def loras(family: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     length = layer.weight.square().transpose(0, 1).flatten(1).sum(1).sqrt() * 1.2
                     length = length.view(1, -1, *[1] * (layer.weight.dim() - 2))
                 weights[path] = LoraWeights(a, b, 1.0, length)
-        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, dtype=torch.float32))
+        io.save_safetensors(folder / f"{name}.safetensors", kohya.to_kohya(weights, sd1().kohya, dtype=torch.float32))
     return folder
 
 
@@ -173,13 +176,13 @@ def test_steps_of_a_denoising_strength_do_not_fall_to_rounding() -> None:
 
 
 def test_the_family_samples_v_and_zero_terminal_snr_with_the_named_sampler(family: Any) -> None:
-    drawn = []
+    drawn, plain = [], family.settings
     for prediction, zero in (("epsilon", False), ("v", False), ("v", True)):
-        family.prediction, family.zero_terminal_snr = prediction, zero
+        family.settings = replace(plain, prediction=prediction, zero_terminal_snr=zero)
         try:
             drawn.append(np.asarray(family.generate("a house", 1, Sampling(3, 1.0, "", (64, 64), "Euler a"))))
         finally:
-            family.prediction, family.zero_terminal_snr = "epsilon", False
+            family.settings = plain
     assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(drawn))
 
 
@@ -317,7 +320,7 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
     image = Image.open(tmp_path / "a.png")
     assert image.size == (64, 96)
     told = read_infotext(image.text["parameters"])
-    hashes = {n: metadata.model_hashes(loras / f"{n}.safetensors").sshs_model_hash[:12] for n in ("all", "some")}
+    hashes = {n: model_hashes(loras / f"{n}.safetensors").sshs_model_hash[:12] for n in ("all", "some")}
     assert {key: told[key] for key in told if key != "Version"} == {
         "Prompt": prompt,
         "Negative prompt": "ugly, text: none",
@@ -328,7 +331,7 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
         "Seed": "7",
         "Size-1": "64",
         "Size-2": "96",
-        "Model hash": metadata.model_hashes(base).sha256[:10],
+        "Model hash": model_hashes(base).sha256[:10],
         "Model": "base",
         "Denoising strength": "0.6",
         "Lora hashes": f"all: {hashes['all']}, some: {hashes['some']}",

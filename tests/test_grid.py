@@ -20,7 +20,8 @@ from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.grid import measures
-from lora_scripts.grid.axes import NAMES, Cell, plan
+from lora_scripts.grid.axes import NAMES, plan
+from lora_scripts.grid.cells import Cell
 from lora_scripts.losses.diffusion import alphas_cumprod
 
 QUICK = ["--steps", "1", "--cfgs", "2", "--size", "64", "--precision", "fp32", "--device", "cpu"]
@@ -105,7 +106,7 @@ def test_the_prompts_gain_is_the_drop_of_the_denoising_error(family: Any) -> Non
     signal = alphas_cumprod().sqrt()
     errors = []
     for text in ("", "a house"):
-        states, total = family.encode_text([text]), 0.0
+        states, total = family.encode_text([text])["states"], 0.0
         for i, t in enumerate(t for t in measures.TIMES for _ in range(measures.NOISES)):
             noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i))
             x = signal[t] * latents + (1 - signal[t] ** 2).sqrt() * noise
@@ -217,6 +218,14 @@ def test_a_grid_goes_on_where_it_was_stopped(
     assert f"2 pictures to draw; {len(cells) - 2} were there already" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in cells} == before
     assert all(path.stat().st_mtime_ns == stamps[path] for path in cells[2:])
+    assert grid("--checkpoints", str(finished.folder), *words, "--json") == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert (result["pictures"], result["drawn"]) == (18, 0) and Path(result["page"]) == output / "grid.html"
+    assert result["rows"] == json.loads((output / "grid.json").read_text())["rows"]
+    events = [json.loads(line) for line in shown.err.splitlines()]
+    assert events[0] == {"event": "note", "text": f"0 pictures to draw; {len(cells)} were there already"}
+    assert events[-1]["event"] == "progress" and events[-1]["what"] == "measures"
 
 
 def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data: Path, tmp_path: Path) -> None:

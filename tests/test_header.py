@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families import kinds
+from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sdxl import facts as sdxl
+from lora_scripts.families.table import find, identify
 from lora_scripts.formats import header
 from lora_scripts.formats.header import Kind
 
@@ -45,7 +48,7 @@ def raw(folder: Path, text: str | bytes, body: bytes = b"") -> Path:
 def told(path: Path) -> str:
     """The one line that a person gets."""
     with pytest.raises(UserError) as caught:
-        header.require_sd1(path)
+        find(path).check(path, True)
     line = str(caught.value)
     assert line.startswith(f"{path}: ") and "; " in line and "\n" not in line
     return line
@@ -65,62 +68,63 @@ def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_whole_checkpoint_is_taken(tmp_path: Path, dtype: torch.dtype) -> None:
     path = saved(checkpoint(dtype) | {"model_ema.decay": torch.zeros((), dtype=torch.int64)}, tmp_path)
-    head = header.require_sd1(path)
-    assert header.identify(path) is Kind.SD1 and singlefile.layout_of(head.shapes) == LAYOUT
+    head = check.require_file(path)
+    find(path).check(path, True)
+    assert identify(path) is check.CHECKPOINT and singlefile.layout_of(head.shapes) == LAYOUT
 
 
 BYTES = {
-    Kind.EMPTY: b"",
-    Kind.GIT_LFS: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4265380512\n",
-    Kind.HTML: b"\n<!DOCTYPE html><html><head><title>Log in</title>",
-    Kind.GGUF: b"GGUF\x03\0\0\0" + b"\0" * 64,
-    Kind.PICKLE: b"\x80\x02}q\0X\x0a\0\0\0state_dictq\x01",
-    Kind.NOT_SAFETENSORS: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    header.EMPTY: b"",
+    header.GIT_LFS: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4265380512\n",
+    header.HTML: b"\n<!DOCTYPE html><html><head><title>Log in</title>",
+    header.GGUF: b"GGUF\x03\0\0\0" + b"\0" * 64,
+    header.PICKLE: b"\x80\x02}q\0X\x0a\0\0\0state_dictq\x01",
+    header.NOT_SAFETENSORS: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
 }
 
 
-@pytest.mark.parametrize("kind", BYTES, ids=str)
+@pytest.mark.parametrize("kind", BYTES, ids=lambda kind: kind.words)
 def test_other_formats(tmp_path: Path, kind: Kind) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(BYTES[kind])
-    assert header.identify(path) is kind and kind.words in told(path)
+    assert identify(path) is kind and kind.words in told(path)
 
 
 def test_a_torch_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {}}, path)
-    assert zipfile.is_zipfile(path) and header.identify(path) is Kind.ZIP
+    assert zipfile.is_zipfile(path) and identify(path) is header.ZIP
     assert "convert it in the WebUI" in told(path)
     torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=False)
-    assert header.identify(path) is Kind.PICKLE
+    assert identify(path) is header.PICKLE
 
 
 UNET = {"model.diffusion_model.input_blocks.0.0.weight": (32, 4, 3, 3)}
 ATTENTION = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 NAMES = {
-    "kohya": (Kind.LORA, {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8)}),
-    "peft": (Kind.LORA, {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (4, 8)}),
-    "old diffusers": (Kind.LORA, {"mid_block.attentions.0.attn1.processor.to_q_lora.down.weight": (4, 8)}),
-    "loha": (Kind.LORA, {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (4, 8)}),
-    "sdxl": (Kind.SDXL, UNET | {"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (768,)}),
-    "sdxl unet": (Kind.SDXL, UNET | {ATTENTION: (640, 2048)}),
-    "refiner": (Kind.SDXL_REFINER, UNET | {"conditioner.embedders.0.model.ln_final.bias": (1280,)}),
-    "sd2": (Kind.SD2, UNET | {"cond_stage_model.model.ln_final.bias": (1024,)}),
-    "sd2 unet": (Kind.SD2, UNET | {ATTENTION: (640, 1024)}),
-    "sd3": (Kind.SD3, {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}),
-    "flux": (Kind.FLUX, {"double_blocks.0.img_attn.qkv.weight": (8, 8)}),
-    "flux in a checkpoint": (Kind.FLUX, {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}),
-    "inpainting": (Kind.SD1_INPAINTING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}),
-    "pix2pix": (Kind.SD1_EDITING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 8, 3, 3)}),
-    "nai": (Kind.SD1_OLD_NAMES, UNET | {"cond_stage_model.transformer.embeddings.token_embedding.weight": (100, 32)}),
-    "controlnet": (Kind.CONTROLNET, {"control_model.input_blocks.0.0.weight": (32, 4, 3, 3)}),
-    "unet": (Kind.UNET, {"down_blocks.0.resnets.0.conv1.weight": (8, 8), "conv_in.weight": (8, 4, 3, 3)}),
-    "vae": (Kind.VAE, {"encoder.down_blocks.0.resnets.0.conv1.weight": (8, 8)}),
-    "ldm vae": (Kind.VAE, {"encoder.down.0.block.0.conv1.weight": (8, 8)}),
-    "text": (Kind.TEXT_ENCODER, {"text_model.embeddings.token_embedding.weight": (100, 32)}),
-    "embedding": (Kind.EMBEDDING, {"emb_params": (4, 768)}),
-    "llm": (Kind.LANGUAGE_MODEL, {"model.layers.0.self_attn.q_proj.weight": (8, 8)}),
-    "other": (Kind.UNKNOWN, {"something.weight": (8, 8)}),
+    "kohya": (kinds.LORA, {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8)}),
+    "peft": (kinds.LORA, {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (4, 8)}),
+    "old diffusers": (kinds.LORA, {"mid_block.attentions.0.attn1.processor.to_q_lora.down.weight": (4, 8)}),
+    "loha": (kinds.LORA, {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (4, 8)}),
+    "sdxl": (sdxl.CHECKPOINT, UNET | {"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (768,)}),
+    "sdxl unet": (sdxl.CHECKPOINT, UNET | {ATTENTION: (640, 2048)}),
+    "refiner": (sdxl.REFINER, UNET | {"conditioner.embedders.0.model.ln_final.bias": (1280,)}),
+    "sd2": (kinds.SD2, UNET | {"cond_stage_model.model.ln_final.bias": (1024,)}),
+    "sd2 unet": (kinds.SD2, UNET | {ATTENTION: (640, 1024)}),
+    "sd3": (kinds.SD3, {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}),
+    "flux": (kinds.FLUX, {"double_blocks.0.img_attn.qkv.weight": (8, 8)}),
+    "flux in a checkpoint": (kinds.FLUX, {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}),
+    "inpainting": (check.INPAINTING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}),
+    "pix2pix": (check.EDITING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 8, 3, 3)}),
+    "nai": (check.OLD_NAMES, UNET | {"cond_stage_model.transformer.embeddings.token_embedding.weight": (100, 32)}),
+    "controlnet": (kinds.CONTROLNET, {"control_model.input_blocks.0.0.weight": (32, 4, 3, 3)}),
+    "unet": (kinds.UNET, {"down_blocks.0.resnets.0.conv1.weight": (8, 8), "conv_in.weight": (8, 4, 3, 3)}),
+    "vae": (kinds.VAE, {"encoder.down_blocks.0.resnets.0.conv1.weight": (8, 8)}),
+    "ldm vae": (kinds.VAE, {"encoder.down.0.block.0.conv1.weight": (8, 8)}),
+    "text": (kinds.TEXT_ENCODER, {"text_model.embeddings.token_embedding.weight": (100, 32)}),
+    "embedding": (kinds.EMBEDDING, {"emb_params": (4, 768)}),
+    "llm": (kinds.LANGUAGE_MODEL, {"model.layers.0.self_attn.q_proj.weight": (8, 8)}),
+    "other": (kinds.UNKNOWN, {"something.weight": (8, 8)}),
 }
 
 
@@ -128,7 +132,7 @@ NAMES = {
 def test_other_models(tmp_path: Path, name: str) -> None:
     kind, shapes = NAMES[name]
     path = saved({key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}, tmp_path)
-    assert header.identify(path) is kind and kind.words in told(path)
+    assert identify(path) is kind and kind.words in told(path)
 
 
 def test_truncated_wherever_it_is_cut(tmp_path: Path) -> None:
@@ -171,6 +175,8 @@ def test_the_repeated_key_is_named(tmp_path: Path) -> None:
 def test_places_that_are_no_files(tmp_path: Path) -> None:
     assert "no such file" in told(tmp_path / "none.safetensors")
     assert "is a folder" in told(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        header.read_header(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         assert "not a plain file" in told(tmp_path / "pipe")
@@ -189,7 +195,7 @@ def test_a_checkpoint_without_a_part(tmp_path: Path) -> None:
     tensors = {key: value for key, value in checkpoint().items() if not key.startswith("first_stage_model.")}
     path = saved(tensors, tmp_path)
     assert "the file holds no VAE; give the full checkpoint, or the file of a VAE as vae" in told(path)
-    assert header.require_sd1(path, vae=False).shapes.keys() == tensors.keys()
+    assert check.require_file(path, vae=False).shapes.keys() == tensors.keys()
     path = saved(
         {key: value for key, value in checkpoint().items() if not key.startswith("cond_stage_model.")}, tmp_path
     )
@@ -207,14 +213,14 @@ def test_a_quantised_checkpoint(tmp_path: Path) -> None:
 def test_a_vae_is_required(tmp_path: Path) -> None:
     prefix = "first_stage_model."
     vae = {key.removeprefix(prefix): value for key, value in checkpoint().items() if key.startswith(prefix)}
-    assert len(header.require_vae(saved(vae, tmp_path)).tensors) == len(vae)
-    assert header.require_vae(saved(checkpoint(), tmp_path))
+    assert len((check.check_vae(saved(vae, tmp_path)) or header.Header({}, {})).tensors) == len(vae)
+    assert check.check_vae(saved(checkpoint(), tmp_path))
     with pytest.raises(UserError, match="this is a LoRA, not a VAE"):
-        header.require_vae(saved({"lora_unet_x.lora_up.weight": torch.zeros(1, 1)}, tmp_path))
+        check.check_vae(saved({"lora_unet_x.lora_up.weight": torch.zeros(1, 1)}, tmp_path))
     del vae["quant_conv.bias"]
     rows, name = len(vae) + 1, "first_stage_model.quant_conv.bias"
     with pytest.raises(UserError, match=f"1 of {rows} tensors of the VAE are missing: {name}"):
-        header.require_vae(saved(vae, tmp_path))
+        check.check_vae(saved(vae, tmp_path))
 
 
 def test_random_damage_never_ends_in_a_traceback(tmp_path: Path) -> None:
@@ -244,4 +250,4 @@ def test_the_header_alone_is_read(tmp_path: Path) -> None:
         os.truncate(path, 8 + len(text) + size)
     except OSError:
         pytest.skip("no sparse files here")
-    assert header.identify(path) is Kind.LORA
+    assert identify(path) is kinds.LORA

@@ -12,7 +12,8 @@ from torch import Tensor
 import lora_files
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.cli import main
-from lora_scripts.loras import metadata, portrait
+from lora_scripts.formats.hashes import model_hashes, with_hashes
+from lora_scripts.loras import portrait
 from lora_scripts.loras.consumers import a1111
 from lora_scripts.workshop.inspect import report_of
 
@@ -22,7 +23,7 @@ FACTS = {"ss_v2": "False", "ss_base_model_version": "sd_v1", "ss_network_dim": "
 
 def lora(path: Path, found: dict[str, Tensor] | None = None, **facts: str) -> Path:
     found = tensors(lora_files.weights()) if found is None else found
-    return lora_files.write(path, found, metadata.with_hashes(found, FACTS | facts))
+    return lora_files.write(path, found, with_hashes(found, FACTS | facts))
 
 
 def problems(path: Path) -> str:
@@ -35,7 +36,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert report.lora is not None and len(report.lora.modules) == len(FEW)
     assert (report.lora.ranks, report.lora.alphas, report.lora.scales) == ([4], [2.0], [0.5])
     assert report.problems == [] and set(report.loads.values()) == {"yes"} and len(report.loads) == 5
-    hashes = metadata.model_hashes(report.path)
+    hashes = model_hashes(report.path)
     assert report.hashes["AutoV2"] == hashes.autov2 and report.hashes["AutoV3"] == hashes.autov3
     assert report.hashes["sshs_legacy_hash"] == hashes.sshs_legacy_hash
 
@@ -95,12 +96,12 @@ def test_what_the_metadata_gets_wrong(tmp_path: Path) -> None:
     sdxl = lora(tmp_path / "d.safetensors", ss_base_model_version="sdxl_base_v1-0")
     assert "because ss_base_model_version is 'sdxl_base_v1-0'" in problems(sdxl)
     found = tensors(lora_files.weights())
-    told = metadata.with_hashes(found, FACTS)
+    told = with_hashes(found, FACTS)
     found[f"{Q}.lora_up.weight"] = found[f"{Q}.lora_up.weight"] * 1.5
     changed = lora_files.write(tmp_path / "e.safetensors", found, told)
     assert problems(changed) == "sshs_model_hash in the metadata is not this file's: the tensors were changed after"
-    assert a1111.hidden({}) is None and a1111.hidden({"ss_v2": "True"}, "sd2") is None
-    assert a1111.hidden(FACTS, "sdxl") is not None
+    assert a1111.hidden({}, "sd_v1") is None and a1111.hidden({"ss_v2": "True"}, "sd_v1") is not None
+    assert a1111.hidden(FACTS, "sdxl_base_v1-0") is not None
 
 
 def test_trigger_words() -> None:
@@ -152,4 +153,4 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["inspect", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "a Stable Diffusion 1.x checkpoint" in shown and "UNet: 2,424,260 numbers" in shown
-    assert metadata.model_hashes(base).autov2 in shown
+    assert model_hashes(base).autov2 in shown

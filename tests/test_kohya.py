@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
-from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.families.sd1.names import sd1, sd1_table
+from lora_scripts.loras import kohya, reading
+from lora_scripts.loras.file import plain
 
 Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KQ = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -63,7 +67,7 @@ def delta(weights: LoraWeights) -> torch.Tensor:
 
 def test_the_table_names_every_layer_of_the_real_classes() -> None:
     modules = paths_of(small_unet(), small_text())
-    table = kohya.sd1_table(text_layers=2)
+    table = sd1_table(text_layers=2)
     assert set(modules) <= set(table)
     rest = set(table) - set(modules)
     assert all(path.endswith(".conv_shortcut") for path in rest)  # only where the width changes
@@ -72,13 +76,13 @@ def test_the_table_names_every_layer_of_the_real_classes() -> None:
 
 def test_the_count_of_modules_that_every_trainer_knows() -> None:
     """kohya's trainer reports 192 modules of the UNet (with proj_in and proj_out) and 72 of the text encoder."""
-    table = kohya.sd1_table()
+    table = sd1_table()
     assert sum(".attentions." in path for path in table) == 192
     assert sum(path.startswith("text_encoder.") for path in table) == 72
 
 
 def test_names_as_published() -> None:
-    table = kohya.sd1_table()
+    table = sd1_table()
     assert table[Q] == KQ
     assert table["unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"] == (
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
@@ -94,9 +98,9 @@ def test_names_as_published() -> None:
 @pytest.mark.parametrize(("rank", "alpha", "dtype"), [(4, 1.0, torch.float32), (3, 7.0, torch.float16)])
 def test_there_and_back(rank: int, alpha: float, dtype: torch.dtype) -> None:
     modules = random_lora(paths_of(small_unet(), small_text()), rank, alpha)
-    tensors = kohya.to_kohya(modules, dtype=dtype)
+    tensors = kohya.to_kohya(modules, sd1().kohya, dtype=dtype)
     assert len(tensors) == 3 * len(modules) and {tensor.dtype for tensor in tensors.values()} == {dtype}
-    back = kohya.from_kohya(tensors)
+    back = plain(reading.read(tensors, sd1()))
     assert back.keys() == modules.keys()
     for path, weights in modules.items():
         assert torch.equal(back[path].down, weights.down.to(dtype)) and torch.equal(back[path].up, weights.up.to(dtype))
@@ -109,7 +113,7 @@ def test_diffusers_applies_the_same_change() -> None:
     modules = paths_of(unet, text)
     before = {path: layer.weight.detach().double().clone() for path, layer in modules.items()}
     lora = random_lora(modules, rank=4, alpha=3.0)
-    tensors = kohya.to_kohya(lora, dtype=torch.float32)
+    tensors = kohya.to_kohya(lora, sd1().kohya, dtype=torch.float32)
     pipe = StableDiffusionPipeline(
         vae=None, text_encoder=text, tokenizer=None, unet=unet, scheduler=None, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
@@ -128,9 +132,9 @@ def test_mixed_ranks_and_alphas_become_one_without_changing_the_effect() -> None
     modules = dict(list(paths_of(unet, small_text()).items())[:12])
     lora = random_lora(modules, 4, 2.0)
     lora |= {path: w for i, (path, w) in enumerate(random_lora(modules, 2, 3.0).items()) if i % 2}
-    tensors = kohya.to_kohya(lora, dtype=torch.float32)
+    tensors = kohya.to_kohya(lora, sd1().kohya, dtype=torch.float32)
     assert {float(value) for key, value in tensors.items() if key.endswith(".alpha")} == {4.0}
-    back = kohya.from_kohya(tensors)
+    back = plain(reading.read(tensors, sd1()))
     assert {weights.rank for weights in back.values()} == {4}
     assert max(float((delta(back[path]) - delta(lora[path])).abs().max()) for path in lora) < 1e-8
 
@@ -138,21 +142,21 @@ def test_mixed_ranks_and_alphas_become_one_without_changing_the_effect() -> None
 def test_equal_scales_are_only_padded() -> None:
     lora = {Q: LoraWeights(torch.randn(2, 8), torch.randn(8, 2), 1.0)}
     lora[Q.replace("to_q", "to_k")] = LoraWeights(torch.randn(4, 8), torch.randn(8, 4), 2.0)
-    one = kohya.uniform(lora)[Q]
+    one = uniform(lora)[Q]
     assert one.alpha == 2.0 and one.rank == 4
     assert torch.equal(one.up[:, :2], lora[Q].up) and not one.up[:, 2:].any() and not one.down[2:].any()
 
 
 def test_an_alpha_that_half_precision_would_round_stays_whole() -> None:
     lora = {Q: LoraWeights(torch.zeros(4, 8), torch.zeros(8, 4), 0.1)}
-    tensors = kohya.to_kohya(lora, dtype=torch.bfloat16)
+    tensors = kohya.to_kohya(lora, sd1().kohya, dtype=torch.bfloat16)
     assert tensors[KQ + ".alpha"].dtype == torch.float32 and tensors[KQ + ".lora_up.weight"].dtype == torch.bfloat16
-    assert kohya.from_kohya(tensors)[Q].alpha == pytest.approx(0.1, rel=1e-7)
+    assert plain(reading.read(tensors, sd1()))[Q].alpha == pytest.approx(0.1, rel=1e-7)
 
 
 def test_without_alpha_the_rank_counts() -> None:
     tensors = {KQ + ".lora_down.weight": torch.ones(4, 8), KQ + ".lora_up.weight": torch.ones(8, 4)}
-    assert kohya.from_kohya(tensors)[Q].alpha == 4.0
+    assert plain(reading.read(tensors, sd1()))[Q].alpha == 4.0
 
 
 GOOD = {
@@ -179,17 +183,19 @@ FAULTS = {
     "ranks": ({KQ + ".lora_up.weight": torch.ones(8, 3)}, "down [4, 8] and up [8, 3] do not fit each other"),
     "dimensions": ({KQ + ".lora_up.weight": torch.ones(8, 4, 1, 1)}, "do not fit each other"),
     "alpha shape": ({KQ + ".alpha": torch.ones(2)}, "has shape [2], not one number"),
-    "peft": ({"unet.x.to_q.lora_A.weight": torch.ones(4, 8)}, "this is a LoRA with PEFT or diffusers names"),
     "diffusers": (
-        {"x.attn1.processor.to_q_lora.down.weight": torch.ones(4, 8)},
-        "this is a LoRA with PEFT or diffusers names",
+        {Q.replace("to_q", "to_qq") + ".lora_A.weight": torch.ones(4, 8)},
+        f"the nearest known one is {Q}.lora_A.weight",
     ),
-    "sdxl": ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, "this is a LoRA of SDXL"),
-    "flux": ({"lora_unet_double_blocks_0_img_attn_proj.alpha": torch.tensor(1.0)}, "this is a LoRA of FLUX"),
+    "twice": ({Q + ".lora_A.weight": torch.ones(4, 8)}, "names a layer that the file has under another name, too"),
+    "tucker": ({KQ + ".lora_mid.weight": torch.ones(4, 4, 3, 3)}, "this is a LoCon with a Tucker core"),
     "loha": ({KQ + ".hada_w1_a": torch.ones(1)}, "this is a LyCORIS file"),
     "dora": ({KQ + ".dora_scale": torch.ones(1)}, "this is a DoRA"),
     "base": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, "a whole checkpoint, not a LoRA"),
 }
+
+
+FILE = Path("x.safetensors")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -197,7 +203,7 @@ def test_faulty_files_are_told(name: str) -> None:
     change, words = FAULTS[name]
     tensors = {key: value for key, value in (GOOD | change).items() if value is not None}
     with pytest.raises(UserError) as caught:
-        kohya.from_kohya(tensors, file="x.safetensors")  # type: ignore[arg-type]
+        plain(reading.read(tensors, sd1(), file=FILE), FILE)
     assert words in str(caught.value)
     assert all(line.startswith("x.safetensors: ") for line in str(caught.value).splitlines())
 
@@ -205,19 +211,19 @@ def test_faulty_files_are_told(name: str) -> None:
 def test_all_faults_at_once() -> None:
     tensors = {KQ + ".lora_up.weight": torch.ones(8, 4), "lora_unet_nothing.alpha": torch.tensor(1.0)}
     with pytest.raises(UserError) as caught:
-        kohya.from_kohya(tensors)
+        plain(reading.read(tensors, sd1()))
     assert len(str(caught.value).splitlines()) == 2
     with pytest.raises(UserError, match="holds no tensors"):
-        kohya.from_kohya({})
+        reading.read({}, sd1())
 
 
 def test_what_cannot_be_written_is_told() -> None:
     good = LoraWeights(torch.ones(4, 8), torch.ones(8, 4), 4.0)
     with pytest.raises(UserError, match=r"1 modules have no name in a kohya LoRA file: unet\.conv_in"):
-        kohya.to_kohya({"unet.conv_in": good})
+        kohya.to_kohya({"unet.conv_in": good}, sd1().kohya)
     large = LoraWeights(torch.full((4, 8), 1e5), torch.ones(8, 4), 4.0)
     with pytest.raises(UserError, match=r"not finite.*or save in fp32"):
-        kohya.to_kohya({Q: large})
-    assert kohya.to_kohya({Q: large}, dtype=torch.float32)
+        kohya.to_kohya({Q: large}, sd1().kohya)
+    assert kohya.to_kohya({Q: large}, sd1().kohya, dtype=torch.float32)
     with pytest.raises(UserError, match="do not fit each other"):
-        kohya.to_kohya({Q: LoraWeights(torch.ones(4, 8), torch.ones(8, 3), 4.0)})
+        kohya.to_kohya({Q: LoraWeights(torch.ones(4, 8), torch.ones(8, 3), 4.0)}, sd1().kohya)

@@ -21,12 +21,15 @@ from PIL import Image
 import lora_scripts
 from conftest import offline
 from lora_scripts.cli import main
+from lora_scripts.cli.label import words
+from lora_scripts.cli.show import People
 from lora_scripts.data.scan import scan
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.label import command as labelling
 from lora_scripts.label.base import Captioner
-from lora_scripts.label.command import LabelOptions, label
-from lora_scripts.label.words import WordRules
+from lora_scripts.label.command import Labelled, LabelOptions, Reworded, label, reword
+from lora_scripts.label.wording import WordRules
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 NAMES = ("red", "green", "blue")
@@ -75,15 +78,21 @@ def finder(captioner: Captioner) -> Callable[[LabelOptions], Callable[[], Captio
     return lambda options: lambda: captioner
 
 
-def run(data: Path, captioner: Captioner | None = None, **options: Any) -> list[str]:
-    """Labels; the faults that are told at the end."""
+def run(data: Path, captioner: Captioner | None = None, *, words_only: bool = False, **options: Any) -> list[str]:
+    """Labels, and shows it as the command does; the faults that are told at the end."""
+    result: Labelled | Reworded
     try:
-        label(LabelOptions(data, **options), finder(captioner or Colours()))
+        with People() as sink:
+            if words_only:
+                result = reword(data, options.get("output"), options["rules"], sink)
+            else:
+                result = label(LabelOptions(data, **options), sink, finder(captioner or Colours()))
     except UserErrors as errors:
         return [str(error) for error in errors.errors]
     except UserError as error:
         return [str(error)]
-    return []
+    print("\n".join(words(result)))
+    return [str(error) for error in result.faults]
 
 
 def read(data: Path, metadata: Path | None = None) -> dict[str, str]:
@@ -104,7 +113,7 @@ def test_a_csv_as_in_the_readme(data: Path, capsys: pytest.CaptureFixture[str]) 
     wanted = "filename,prompt\n" + "".join(f"{name},{text}\n" for name, text in WALLS.items())
     assert (data / "metadata.csv").read_text("utf-8") == wanted and read(data) == WALLS
     told = capsys.readouterr().out
-    assert "Colours: sees one colour" in told and "labelled 3/3" in told
+    assert "Colours: sees one colour" in told
     assert "3 captions written" in told and "3 of 3 pictures have one now" in told
     assert run(data, captioner) == [] and captioner.batches == [2, 1]
     assert "all 3 pictures have captions already" in capsys.readouterr().out
@@ -201,7 +210,7 @@ def test_overwrite_keeps_a_copy(data: Path, output: str | None, capsys: pytest.C
     for number in ("", ".2"):
         capsys.readouterr()
         assert run(data, output=output, overwrite=True, rules=WordRules(trigger="x")) == []
-        (copy,) = re.findall("as they were are in (.*)", capsys.readouterr().out)
+        (copy,) = re.findall("the captions as they were: (.*)", capsys.readouterr().out)
         assert Path(copy).name == ("metadata.csv" if output is None else "captions.jsonl") + f"{number}.bak"
         assert ("my own" if not number else "x, a painting") in Path(copy).read_text("utf-8")
         assert read(data) == {name: f"x, {text}" for name, text in WALLS.items()}
@@ -245,7 +254,6 @@ def test_what_cannot_be_read_or_said_is_told_at_the_end(data: Path, capsys: pyte
     assert [Path(fault.split(":")[0]).name for fault in faults] == ["cut.png", "night.png", "page.jpg"]
     assert "damaged image" in faults[0] and "says nothing" in faults[1] and "web page" in faults[2]
     assert "3 captions written" in (told := capsys.readouterr().out) and "3 of 6 pictures have one now" in told
-    assert "labelled 6/6" in told
     (fault, *_) = run(draw(data, only="red"), rules=WordRules(remove=("a painting of a red wall",)))
     assert "cut.png" in fault
 
@@ -283,7 +291,7 @@ def test_faulty_captions_stop_it_before_a_model_is_loaded(
         raise AssertionError
 
     with pytest.raises(UserError) as caught:
-        label(LabelOptions(data), never)
+        label(LabelOptions(data), find=never)
     assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert (data / name).read_bytes() == raw
 
@@ -304,6 +312,25 @@ def test_an_edit_while_it_runs_is_kept(data: Path) -> None:
 
     assert run(data, Editing(), batch_size=1) == []
     assert read(data) == {**WALLS, "a.png": "a painting of a brick wall", "sub/c.png": "mine"}
+
+
+def test_an_edit_before_the_table_is_written_is_kept(data: Path) -> None:
+    """What is made waits for its writing; a person may write the same row meanwhile."""
+    from lora_scripts.label.store import TableStore
+
+    store = TableStore(data / "metadata.csv", data, {"a.png": data / "a.png", "b.png": data / "b.png"})
+    assert store.put("a.png", "made") and store.put("b.png", "made")
+    (data / "metadata.csv").write_text("filename,prompt\na.png,mine\n", encoding="utf-8")
+    store.flush()
+    assert (data / "metadata.csv").read_text("utf-8") == "filename,prompt\na.png,mine\nb.png,made\n"
+    assert not store.put("a.png", "made again")
+
+
+def test_progress_is_told_picture_by_picture(data: Path) -> None:
+    events: list[Event] = []
+    result = label(LabelOptions(data, batch_size=2), events.append, finder(Colours()))
+    assert [e for e in events if isinstance(e, Progress)] == [Progress("pictures", n, 3) for n in (2, 3)]
+    assert (result.asked, result.written, result.captioned, result.pictures) == (3, 3, 3, 3)
 
 
 def test_who_reads_while_it_writes_has_a_whole_file(data: Path) -> None:
@@ -348,7 +375,7 @@ class Slow:
             log.writelines(text + "\\n" for text in texts)
         return texts
 
-label(LabelOptions(Path({data!r}), output={output!r}, batch_size=2), lambda options: Slow)
+label(LabelOptions(Path({data!r}), output={output!r}, batch_size=2), find=lambda options: Slow)
 """
 
 
@@ -427,7 +454,12 @@ def command(*argv: str) -> int:
 
 def test_the_command_hands_its_options_over(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[LabelOptions] = []
-    monkeypatch.setattr(labelling, "label", asked.append)
+
+    def ask(options: LabelOptions, sink: Sink) -> Labelled:
+        asked.append(options)
+        return Labelled(data, 0, 0, 0, 0, {}, ())
+
+    monkeypatch.setattr(labelling, "label", ask)
     (tmp_path / "black.txt").write_text("hat\nred shoes, coat\n", encoding="utf-8")
     argv = f"--input {data} --output txt --model m --captioner wd --instruction say --threshold 0.2 --device cpu"
     more = "--character-threshold 0.5 --batch-size 9 --overwrite --for character --trigger neonpunk --max-tokens 70"

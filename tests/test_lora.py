@@ -16,10 +16,11 @@ from torch.nn import functional as F
 import tiny
 from lora_scripts.adapters.inject import assign, inject, remove
 from lora_scripts.adapters.layer import LoraLayer
-from lora_scripts.config.types import BLOCKS, TargetRule
+from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1 import layout as sd1_layout
-from lora_scripts.loras.kohya import sd1_table
+from lora_scripts.families.sd1.facts import BLOCKS
+from lora_scripts.families.sd1.names import sd1_table
 
 LAYERS = {
     "linear": lambda: nn.Linear(12, 20),
@@ -122,18 +123,18 @@ def test_a_whole_unet_with_fresh_lora_is_the_base_and_removing_gives_the_same_mo
     states = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         before = family.predict(x, t, states)
-        text = family.encode_text(["a house"])
+        text = family.encode_text(["a house"])["states"]
     modules = family.trainable()
     layers = inject(family.roots, modules, lambda _, base: LoraLayer(base, 2, 1.0))
     try:
         assert len(layers) == len(modules) > 200
         with torch.no_grad():
             assert torch.equal(family.predict(x, t, states), before)
-            assert torch.equal(family.encode_text(["a house"]), text)
+            assert torch.equal(family.encode_text(["a house"])["states"], text)
             for layer in layers.values():
                 layer.up.fill_(0.01)
             assert not torch.equal(family.predict(x, t, states), before)
-            assert not torch.equal(family.encode_text(["a house"]), text)
+            assert not torch.equal(family.encode_text(["a house"])["states"], text)
     finally:
         remove(family.roots, layers)
     again = family.trainable()
@@ -208,7 +209,7 @@ def test_the_start_is_a_function_of_seed_and_path_only() -> None:
 
 
 def test_groups_divide_the_layers_of_the_blocks(family: Any) -> None:
-    paths, groups = list(family.trainable()), family.spec.groups
+    paths, groups = list(family.trainable()), family.facts.groups
     assert set(paths) <= set(sd1_table(1))  # each has a name in the exported file
     chosen = {name: select(paths, [name], groups) for name in ("attention", "feed_forward", "conv")}
     assert sorted(p for found in chosen.values() for p in found) == sorted(paths)
@@ -222,7 +223,7 @@ def test_groups_divide_the_layers_of_the_blocks(family: Any) -> None:
 
 
 def test_a_target_that_matches_nothing_names_the_nearest(family: Any) -> None:
-    paths, groups = list(family.trainable()), family.spec.groups
+    paths, groups = list(family.trainable()), family.facts.groups
     with pytest.raises(UserError) as caught:
         select(paths, ["atention", "attention", "unet.mid_block.attentions.0.proj_inn"], groups)
     first, second = str(caught.value).splitlines()
@@ -232,7 +233,7 @@ def test_a_target_that_matches_nothing_names_the_nearest(family: Any) -> None:
 
 def test_blocks_are_the_published_ones(family: Any) -> None:
     """By the numbers of the LDM layout, from the table that loads checkpoints: input_blocks.4 is IN04, and so on."""
-    paths, groups = [p for p in family.trainable() if p.startswith("unet.")], family.spec.groups
+    paths, groups = [p for p in family.trainable() if p.startswith("unet.")], family.facts.groups
     blocks = {name: select(paths, [name], groups) for name in BLOCKS if name != "IN00"}  # IN00 holds no such layer
     assert sorted(p for found in blocks.values() for p in found) == sorted(paths)
     published = {ours: key.removeprefix(sd1_layout.UNET_PREFIX) for key, ours in sd1_layout.unet_table(tiny.LAYOUT)}
@@ -247,6 +248,6 @@ def test_blocks_are_the_published_ones(family: Any) -> None:
 
 def test_the_last_rule_that_matches_a_layer_is_its_own(family: Any) -> None:
     rules = [TargetRule(match="attention"), TargetRule(match="OUT03", rank=4), TargetRule(match="*OUT*to_q*")]
-    found = assign(family.trainable(), rules[:2], family.spec.groups)
+    found = assign(family.trainable(), rules[:2], family.facts.groups)
     assert found["unet.up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"].rank == 4
     assert found["unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q"].rank is None

@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_scripts.families.base import Batch
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Levels, Objective
-from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps, draw
+from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps, at_level, draw, middle
 
 SCHEDULER = DDPMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, clip_sample=False
@@ -36,6 +36,14 @@ def test_the_schedule_is_diffusers() -> None:
     torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=0)
     assert ours.dtype == torch.float32 and len(ours) == 1000
     assert ours[0].item() == pytest.approx(1 - 0.00085, abs=1e-7)
+
+
+def timesteps(u: Tensor) -> Tensor:
+    """int64: those of a thousand that levels u in their middle stand for."""
+    assert u.dtype == torch.float64
+    times = (u * 1000).long()
+    assert torch.equal(u, middle(times, 1000))
+    return times
 
 
 def levels_of(*a: float) -> Levels:
@@ -111,7 +119,7 @@ def test_loss_by_hand() -> None:
     output = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]])
     x0 = torch.tensor([[[[0.0, 1.0]]], [[[2.0, 0.0]]]])
     noise = torch.tensor([[[[1.0, 0.0]]], [[[3.0, 1.0]]]])
-    draws, a = Draws(torch.tensor([0, 0]), noise, torch.zeros_like(noise)), levels_of(0.5, 0.8)
+    draws, a = Draws(middle(torch.tensor([0, 0]), 1000), noise, torch.zeros_like(noise)), levels_of(0.5, 0.8)
     plain = diffusion.loss_of(output, x0, draws, a, Objective())
     assert plain.tolist() == [(0 + 4) / 2, (9 + 1) / 2] and plain.dtype == torch.float32
     weighted = diffusion.loss_of(output, x0, draws, a, Objective(min_snr_gamma=2.0))
@@ -126,8 +134,8 @@ def test_loss_by_hand() -> None:
 def test_an_items_draws_do_not_depend_on_its_neighbours() -> None:
     pair = draw((2, 4, 3, 5), generators(1, 2), noise=RICH)
     alone = draw((1, 4, 3, 5), generators(2), noise=RICH)
-    assert pair.timesteps.shape == (2,) and pair.noise.shape == pair.posterior.shape == (2, 4, 3, 5)
-    for name in ("timesteps", "noise", "posterior", "perturbation"):
+    assert pair.u.shape == (2,) and pair.noise.shape == pair.posterior.shape == (2, 4, 3, 5)
+    for name in ("u", "noise", "posterior", "perturbation"):
         assert torch.equal(getattr(pair, name)[1:], getattr(alone, name))
     assert not torch.equal(pair.noise[0], pair.noise[1])
     assert not torch.equal(alone.noise, alone.posterior)
@@ -138,7 +146,7 @@ def test_draws_are_standard_normal_and_timesteps_uniform() -> None:
     for x in (draws.noise, draws.posterior):
         assert abs(x.mean().item()) < 0.02 and x.std().item() == pytest.approx(1, abs=0.02)
     assert abs((draws.noise * draws.posterior).mean().item()) < 0.02
-    t = draws.timesteps
+    t = timesteps(draws.u)
     assert t.min() < 5 and t.max() > 994 and t.max() < 1000
     assert all(abs(n / 4000 - 0.1) < 0.02 for n in torch.bincount(t // 100, minlength=10).tolist())
 
@@ -147,7 +155,7 @@ def test_noise_offset_shifts_each_channel_as_a_whole() -> None:
     shape, seeds = (500, 4, 3, 5), range(500)
     plain = draw(shape, generators(*seeds))
     moved = draw(shape, generators(*seeds), noise=NoiseSettings(offset=0.3))
-    assert torch.equal(plain.timesteps, moved.timesteps) and torch.equal(plain.posterior, moved.posterior)
+    assert torch.equal(plain.u, moved.u) and torch.equal(plain.posterior, moved.posterior)
     shift = moved.noise - plain.noise
     torch.testing.assert_close(shift, shift[..., :1, :1].expand(shape), rtol=0, atol=1e-6)
     one = shift[..., 0, 0] / 0.3  # [500, 4]
@@ -169,31 +177,38 @@ def test_multires_noise_is_coarse_and_of_unit_variance() -> None:
 
 def test_input_perturbation_is_in_the_input_and_not_in_the_target(family: Any) -> None:
     mean, states = normal(1, 4, 8, 8), normal(1, 77, 16, seed=2)
-    batch = Batch(mean, torch.zeros_like(mean), [""], states, ["a"], generators(3))
+    batch = Batch({"mean": mean, "std": torch.zeros_like(mean)}, [""], {"states": states}, ["a"], generators(3))
     draws = draw((1, 4, 8, 8), generators(3), noise=NoiseSettings(perturbation=0.5))
     assert draws.perturbation is not None and draws.perturbation.std().item() == pytest.approx(0.5, rel=0.15)
     with torch.no_grad():
         got = family.losses(batch, Objective(), draws)
-        x_t = SCHEDULER.add_noise(mean, draws.noise + draws.perturbation, draws.timesteps)
-        wanted = (family.predict(x_t, draws.timesteps, states) - draws.noise).square().mean()
+        x_t = SCHEDULER.add_noise(mean, draws.noise + draws.perturbation, timesteps(draws.u))
+        wanted = (family.predict(x_t, timesteps(draws.u), states) - draws.noise).square().mean()
     assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Timesteps("logit_normal", mean=0.5, std=0.8),
-        Timesteps("sigmoid", mean=9.0, std=1.3),
-        Timesteps("uniform", shift=3.0),
-        Timesteps("logit_normal", shift=0.5, first=200, last=699),
-    ],
-    ids=lambda s: f"{s.sampling}-{s.shift}",
-)
-def test_timesteps_follow_their_distribution(settings: Timesteps) -> None:
+DISTRIBUTIONS = [
+    Timesteps("logit_normal", mean=0.5, std=0.8),
+    Timesteps("sigmoid", mean=9.0, std=1.3),
+    Timesteps("uniform", shift=3.0),
+    Timesteps("logit_normal", shift=0.5, first=200, last=699),
+]
+
+
+def name_of(settings: Timesteps) -> str:
+    return f"{settings.sampling}-{settings.shift}"
+
+
+@pytest.mark.parametrize("levels", [1000, None], ids=["timesteps", "continuous"])
+@pytest.mark.parametrize("settings", [*DISTRIBUTIONS, Timesteps(first=100, last=299)], ids=name_of)
+def test_noise_levels_follow_their_distribution(settings: Timesteps, levels: int | None) -> None:
     """The share below a few levels, against the distribution function worked out by hand."""
     g = torch.Generator().manual_seed(1)
-    t = torch.stack([settings.draw(g) for _ in range(4000)]).double()
-    assert t.min() >= settings.first and t.max() <= settings.last
+    u = torch.stack([settings.draw(g, levels) for _ in range(4000)])
+    t = timesteps(u).double() if levels else 1000 * u
+    assert u.dtype == torch.float64 and t.min() >= settings.first and t.max() < settings.last + 1
+    if levels is None:
+        assert len(set(u.tolist())) == 4000 and ((1000 * u) % 1).std().item() == pytest.approx(12**-0.5, rel=0.05)
     for share in (0.2, 0.5, 0.8):
         below = settings.first + share * (settings.last + 1 - settings.first)
         u = share / (settings.shift - (settings.shift - 1) * share)  # the shift undone
@@ -205,13 +220,68 @@ def test_timesteps_follow_their_distribution(settings: Timesteps) -> None:
 
 def test_a_range_of_timesteps_is_uniform_and_closed() -> None:
     g = torch.Generator().manual_seed(1)
-    t = torch.stack([Timesteps(first=10, last=13).draw(g) for _ in range(2000)])
+    t = timesteps(torch.stack([Timesteps(first=10, last=13).draw(g) for _ in range(2000)]))
     assert torch.bincount(t, minlength=14)[10:].tolist() == pytest.approx([500] * 4, rel=0.15) and t.min() == 10
+
+
+def by_integers(settings: Timesteps, g: torch.Generator) -> Tensor:
+    """One int64 timestep from `first` to `last`, drawn as timesteps are where there are a thousand of them."""
+    if settings.sampling == "uniform" and settings.shift == 1.0:
+        return torch.randint(settings.first, settings.last + 1, (), generator=g)
+    if settings.sampling == "uniform":
+        u = torch.rand((), generator=g, dtype=torch.float64)
+    else:
+        mean = settings.mean if settings.sampling == "logit_normal" else 0.0
+        u = torch.sigmoid(mean + settings.std * torch.randn((), generator=g, dtype=torch.float64))
+    u = settings.shift * u / (1 + (settings.shift - 1) * u)
+    count = settings.last - settings.first + 1
+    return settings.first + (u * count).long().clamp(max=count - 1)
+
+
+@pytest.mark.parametrize(
+    "settings", [Timesteps(), Timesteps(first=10, last=13), *DISTRIBUTIONS, Timesteps("sigmoid", std=60.0)], ids=name_of
+)
+def test_timesteps_are_those_of_randint_bit_for_bit(settings: Timesteps) -> None:
+    """So that a run of a model with timesteps sees the noise that it always saw."""
+    ours, theirs = generators(1, 1)
+    for _ in range(500):
+        assert timesteps(settings.draw(ours)) == by_integers(settings, theirs)
+        assert torch.equal(torch.randn(3, generator=ours), torch.randn(3, generator=theirs))
+
+
+@pytest.mark.parametrize("levels", [1000, 4, None])
+def test_a_level_never_leaves_its_range(levels: int | None) -> None:
+    """Not even where a sigmoid in float64 is 1, or 0."""
+    for settings in (Timesteps("sigmoid", std=60.0), Timesteps("sigmoid", std=60.0, first=250, last=749)):
+        u = torch.stack([settings.draw(g, levels) for g in generators(*range(200))])
+        assert u.min() >= settings.first / 1000 and u.max() < (settings.last + 1) / 1000
+        assert (u > (settings.last + 1) / 1000 - 1e-9).any() == (levels is None)
+
+
+@pytest.mark.parametrize("steps", [4, 28, 1000])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_a_level_in_the_middle_of_a_timestep_is_that_timestep(prediction: Any, steps: int) -> None:
+    t, cpu = torch.arange(steps), torch.device("cpu")
+    levels, told = diffusion.discrete(prediction, steps=steps).at(middle(t, steps), cpu)
+    wanted = diffusion.schedule(prediction, steps=steps)
+    assert torch.equal(levels.signal, wanted.signal) and torch.equal(levels.noise, wanted.noise)
+    assert torch.equal(told, t + (prediction == "flow")) and told.dtype == torch.int64
+    edges = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    levels, _ = diffusion.discrete(prediction, steps=steps).at(edges, cpu)
+    assert torch.equal(levels.signal, wanted.signal[[0, -1]])
+
+
+def test_bounds_in_thousandths_are_bounds_of_any_number_of_levels() -> None:
+    assert [at_level(t, 1000) for t in range(1001)] == list(range(1001))
+    g = torch.Generator().manual_seed(1)
+    for settings in (Timesteps(first=250, last=749), Timesteps("logit_normal", first=250, last=749)):
+        u = torch.stack([settings.draw(g, 4) for _ in range(300)])
+        assert set(u.tolist()) == {0.375, 0.625}
 
 
 def test_huber_and_smooth_l1_by_hand() -> None:
     output, wanted = torch.tensor([[0.05, 3.0]]), torch.zeros(1, 2)
-    draws = Draws(torch.tensor([0]), wanted, wanted)
+    draws = Draws(middle(torch.tensor([0]), 1000), wanted, wanted)
     levels = levels_of(0.5)
     huber = diffusion.loss_of(output, wanted, draws, levels, Objective(measure="huber", huber_delta=0.2))
     assert huber.item() == pytest.approx((0.05**2 + 2 * 0.2 * (3 - 0.1)) / 2, rel=1e-5)
@@ -222,7 +292,7 @@ def test_huber_and_smooth_l1_by_hand() -> None:
 def test_a_mask_says_how_much_each_place_counts() -> None:
     output = torch.tensor([[[[1.0, 2.0]], [[0.0, 4.0]]]])
     zero = torch.zeros_like(output)
-    draws, levels = Draws(torch.tensor([0]), zero, zero), levels_of(0.5)
+    draws, levels = Draws(middle(torch.tensor([0]), 1000), zero, zero), levels_of(0.5)
 
     def loss(*mask: float) -> float:
         return diffusion.loss_of(output, zero, draws, levels, Objective(), torch.tensor([[[mask]]])).item()
@@ -235,7 +305,8 @@ def test_a_mask_says_how_much_each_place_counts() -> None:
 def test_weights_of_pictures_multiply_their_losses(family: Any) -> None:
     mean, states = normal(2, 4, 8, 8), normal(2, 77, 16, seed=2)
     draws = draw((2, 4, 8, 8), generators(3, 4))
-    batch = Batch(mean, torch.zeros_like(mean), ["", ""], states, ["a", "b"], generators(3, 4))
+    latents = {"mean": mean, "std": torch.zeros_like(mean)}
+    batch = Batch(latents, ["", ""], {"states": states}, ["a", "b"], generators(3, 4))
     weighted = replace(batch, weights=torch.tensor([1.0, 0.25]))
     with torch.no_grad():
         plain, less = family.losses(batch, Objective(), draws), family.losses(weighted, Objective(), draws)
@@ -248,20 +319,20 @@ def test_weights_of_pictures_multiply_their_losses(family: Any) -> None:
 def test_the_familys_loss_is_the_textbooks(family: Any, objective: Objective) -> None:
     """The latents are drawn from the posterior, noised by diffusers' scheduler, and compared with its target."""
     mean, std, states = normal(2, 4, 8, 8), 5 + normal(2, 4, 8, 8, seed=1).abs(), normal(2, 77, 16, seed=2)
-    batch = Batch(mean, std, ["", ""], states, ["a", "b"], generators(3, 4))
+    batch = Batch({"mean": mean, "std": std}, ["", ""], {"states": states}, ["a", "b"], generators(3, 4))
     with torch.no_grad():
         total, count = family.loss(batch, objective)
         draws = draw((2, 4, 8, 8), generators(3, 4), noise=objective.noise)
-        x0 = mean + std * draws.posterior
-        output = family.predict(SCHEDULER.add_noise(x0, draws.noise, draws.timesteps), draws.timesteps, states)
+        x0, t = mean + std * draws.posterior, timesteps(draws.u)
+        output = family.predict(SCHEDULER.add_noise(x0, draws.noise, t), t, states)
     velocity = objective.prediction == "v"
-    wanted = SCHEDULER.get_velocity(x0, draws.noise, draws.timesteps) if velocity else draws.noise
+    wanted = SCHEDULER.get_velocity(x0, draws.noise, t) if velocity else draws.noise
     each = (output - wanted).square().mean((1, 2, 3))
     if objective.min_snr_gamma:
-        a = SCHEDULER.alphas_cumprod[draws.timesteps]
+        a = SCHEDULER.alphas_cumprod[t]
         snr = a / (1 - a)
         each = each * snr.clamp(max=5.0) / (snr + 1)
     assert count == 2
     assert total.item() == pytest.approx(each.sum().item(), rel=1e-4)
-    flat = Batch(mean, torch.zeros_like(std), ["", ""], states, ["a", "b"], generators(3, 4))
+    flat = replace(batch, latents={"mean": mean, "std": torch.zeros_like(std)}, generators=generators(3, 4))
     assert family.loss(flat, objective)[0].item() != pytest.approx(total.item(), rel=1e-3)  # std is used

@@ -25,12 +25,15 @@ from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise,
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.base import Batch, LoadOptions, Sampling, load_family
+from lora_scripts.events import ignore
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.plan import command, forecast
-from lora_scripts.run.build import Model, build_model
-from lora_scripts.run.preflight import check
-from lora_scripts.run.story import Run
+from lora_scripts.run import story
+from lora_scripts.run.build import build_model
+from lora_scripts.run.parts import Model
+from lora_scripts.run.preflight import preflight
 from runs import stopped
 
 CPU = torch.device("cpu")
@@ -146,7 +149,7 @@ def test_a_cast_of_the_model_leaves_codes_and_scales() -> None:
 
 
 def loaded(base: Path, **keys: Any) -> Any:
-    return load_family("sd1", base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(**keys)))
+    return load_family(by_name("sd1"), base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(**keys)))
 
 
 def answer(family: Any, x: Tensor) -> Tensor:
@@ -202,9 +205,10 @@ def step(base: Path, **keys: Any) -> tuple[Model, float, int]:
         p.data += 0.1 * normal(*p.shape, seed=number)
     model.train(True)
     torch.manual_seed(5)
-    states = None if keys.get("train_text_encoder") else normal(2, 77, 16)
+    texts = None if keys.get("train_text_encoder") else {"states": normal(2, 77, 16)}
     generators = [torch.Generator().manual_seed(n) for n in range(2)]
-    batch = Batch(normal(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.1), ["a cat", "a dog"], states, ["1", "2"], generators)
+    latents = {"mean": normal(2, 4, 8, 8), "std": torch.full((2, 4, 8, 8), 0.1)}
+    batch = Batch(latents, ["a cat", "a dog"], texts, ["1", "2"], generators)
     with counted(*model.family.roots.values()) as kept:
         loss, _ = model.family.loss(batch, Objective())
     loss.backward()
@@ -414,7 +418,7 @@ def test_a_run_with_each_is_proved_and_resumes_exactly(
     if name == "nf4":
         pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(memory, "TILE", 32)
-    monkeypatch.setattr("lora_scripts.run.memory.TILE", 32)
+    monkeypatch.setattr("lora_scripts.run.build.TILE", 32)
     keys = {"targets": "['*attn2*', MID]", "base_model": base, "train_data_dir": data, "learning_rate": 0.003}
     config = tiny.write_config(tmp_path, **{**keys, **RUNS[name], "epochs": 1, "save_steps": 2})
     one, two = (tmp_path / name / "mylora" for name in ("one", "two"))
@@ -458,9 +462,9 @@ def test_what_does_nothing_here_is_refused_before_a_step(base: Path, data: Path,
         ("vae_tiling=true", "no picture that is trained or drawn has a side over 512 pixels"),
     ):
         config = load_config(tiny.write_config(tmp_path, **keys), [line])
-        run = Run(config, *check(config, resume=False), resume=False)
+        ready = preflight(config, resume=False)
         with pytest.raises((UserError, UserErrors), match=words):
-            run.start()
+            story.train(config, ready.folder, ready.samples, resume=False, sink=ignore)
         assert not (tmp_path / "mylora" / "cache").exists()
 
 

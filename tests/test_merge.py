@@ -18,15 +18,18 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 import tiny
 from blocks import delta, mistake, random_lora, run, save, total
 from lora_scripts.adapters.inject import remove
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sdxl import names as sdxl_names
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
-from lora_scripts.loras import kohya, metadata
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.on_model import apply, read_lora
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import kohya
+from lora_scripts.loras.file import read
+from lora_scripts.loras.on_model import apply
 from lora_scripts.workshop import common
 from lora_scripts.workshop import merge as merging
 from lora_scripts.workshop.checkpoint import open_checkpoint
@@ -75,14 +78,14 @@ def test_merged_then_drawn_is_drawn_with_the_loras(base: Path, loras: list[Path]
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
 
     def answer(model: Any) -> torch.Tensor:
-        return model.predict(x, t, model.encode_text(["a house"]))
+        return model.predict(x, t, model.encode_text(["a house"])["states"])
 
     plain = answer(family)
-    on = [apply(family, read_lora(path), strength) for path, strength in zip(loras, (0.8, -0.5), strict=True)]
+    on = [apply(family, read(path).weights, strength) for path, strength in zip(loras, (0.8, -0.5), strict=True)]
     applied = answer(family)
     for layers in reversed(on):
         remove(family.roots, layers)
-    merged = answer(load_family("sd1", output, LoadOptions(torch.device("cpu"), torch.float32)))
+    merged = answer(load_family(by_name("sd1"), output, LoadOptions(torch.device("cpu"), torch.float32)))
     assert (applied - plain).abs().max() > 0.1 * plain.abs().max()
     assert (merged - applied).abs().max() < 2e-5 * applied.abs().max()
 
@@ -94,7 +97,7 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(
     run("merge", f"{loras[0]}:0.8", loras[1], "--base", wide, "--output", output)
     out = capsys.readouterr().out
     before, after = load_file(wide), load_file(output)
-    parts = [(read_lora(loras[0]), 0.8), (read_lora(loras[1]), 1.0)]
+    parts = [(read(loras[0]).weights, 0.8), (read(loras[1]).weights, 1.0)]
     changed = {where(path): total(parts, path) for path in parts[0][0]}
     assert after.keys() == before.keys() and len(changed) == len(parts[0][0])
     lost = size = 0.0
@@ -113,14 +116,14 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(
     told = json.loads(two.metadata.pop(merging.MERGED))
     assert two.metadata == {"modelspec.title": "A base", "x": "é"} and "modelspec.hash_sha256" in out
     assert [(row["name"], row["weight"]) for row in told] == [("a.safetensors", 0.8), ("b.safetensors", 1.0)]
-    hashes = metadata.model_hashes(output)
+    hashes = model_hashes(output)
     assert hashes.sha256 in out and hashes.autov2 in out and hashes.autov3 in out
 
 
 def test_another_precision_leaves_schedules_alone(wide: Path, loras: list[Path], tmp_path: Path) -> None:
     output = tmp_path / "merged.safetensors"
     run("merge", loras[1], "--base", wide, "--output", output, "--precision", "bf16")
-    before, after, lora = load_file(wide), load_file(output), read_lora(loras[1])
+    before, after, lora = load_file(wide), load_file(output), read(loras[1]).weights
     changed = {where(path): delta(w) for path, w in lora.items()}
     for key, tensor in before.items():
         model = key.startswith(("model", "cond_stage", "first_stage"))
@@ -144,7 +147,7 @@ def test_unmerged_is_the_base_within_the_rounding_that_is_told(
     run("unmerge", *words, "--model", merged, "--output", again, "--compare", wide, "--json")
     told = json.loads(capsys.readouterr().out)
     before, after = load_file(wide), load_file(again)
-    changed = {where(path) for path in read_lora(loras[0])}
+    changed = {where(path) for path in read(loras[0]).weights}
     off = {key: (after[key].double() - before[key].double()).abs() for key in before}
     assert all(not off[key].any() for key in before if key not in changed)
     largest = max(off[key].max().item() for key in changed)
@@ -241,7 +244,7 @@ def test_sdxl_goes_where_the_tables_say(tmp_path: Path) -> None:
         shape = shapes.shape(module.path)
         up = torch.randn(shape[0], 2, *(1,) * (len(shape) - 2), generator=g)
         lora[module.path] = LoraWeights(torch.randn(2, *shape[1:], generator=g), up, 1.0)
-    tensors = kohya.to_kohya(lora, dtype=torch.float32, table=sdxl_names.table())
+    tensors = kohya.to_kohya(lora, sdxl_names.sdxl().kohya, dtype=torch.float32)
     io.save_safetensors(tmp_path / "lora.safetensors", tensors)
     run("merge", f"{tmp_path / 'lora.safetensors'}:0.5", "--base", base, "--output", tmp_path / "out.safetensors")
     before, after = sdxl(), load_file(tmp_path / "out.safetensors")
@@ -318,7 +321,7 @@ def test_mistakes(
     assert "this is a LoRA" in told(loras[0], "--base", loras[1], "--output", out)
     assert "weight 0 changes nothing" in told(f"{loras[0]}:0", "--base", base, "--output", out)
     tensors = kohya.to_kohya(
-        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, table=sdxl_names.table()
+        {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, sdxl_names.sdxl().kohya
     )
     io.save_safetensors(tmp_path / "xl.safetensors", tensors)
     assert "the LoRAs are for SDXL" in told(tmp_path / "xl.safetensors", "--base", base, "--output", out)

@@ -12,12 +12,15 @@ import torch
 from safetensors import safe_open
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes, with_hashes
 from lora_scripts.loras import metadata
 from lora_scripts.loras.metadata import TrainingFacts
 
 FACTS = TrainingFacts(
     output_name="cyberpunk_lora",
+    lora=SD1.lora,
     base_name="v1-5-pruned.safetensors",
     base_sha256="ab" * 32,
     rank=16,
@@ -43,7 +46,7 @@ FACTS = TrainingFacts(
 
 
 def test_the_least_set_of_the_consumers() -> None:
-    texts = metadata.lora_metadata(FACTS)
+    texts = metadata.of_training(FACTS)
     assert texts["ss_v2"] == "False" and not texts["ss_base_model_version"].startswith("sdxl_")
     assert (texts["ss_network_module"], texts["ss_network_dim"], texts["ss_network_alpha"]) == (
         "networks.lora",
@@ -62,23 +65,21 @@ def test_the_least_set_of_the_consumers() -> None:
 
 
 def test_nothing_private_and_no_date_unless_given() -> None:
-    keys = set(metadata.lora_metadata(FACTS))
+    keys = set(metadata.of_training(FACTS))
     given = replace(
         FACTS,
         date="2026-11-22T10:00:00",
         tag_frequency={"set": {"neon": 3}},
         dataset_dirs={"set": {"img_count": 50, "n_repeats": 2}},
     )
-    more = metadata.lora_metadata(given)
+    more = metadata.of_training(given)
     assert set(more) - keys == {"ss_tag_frequency", "ss_dataset_dirs", "modelspec.date"}
     assert json.loads(more["ss_tag_frequency"]) == {"set": {"neon": 3}}
     assert json.loads(more["ss_dataset_dirs"])["set"]["img_count"] == 50
 
 
 def test_what_differs_by_run() -> None:
-    texts = metadata.lora_metadata(
-        replace(FACTS, clip_skip=2, v_prediction=True, dropout=0.1, conv=True, base_sha256="")
-    )
+    texts = metadata.of_training(replace(FACTS, clip_skip=2, v_prediction=True, dropout=0.1, conv=True, base_sha256=""))
     assert (
         texts["ss_clip_skip"] == texts["modelspec.encoder_layer"] == "2" and texts["modelspec.prediction_type"] == "v"
     )
@@ -89,21 +90,21 @@ def test_what_differs_by_run() -> None:
 def saved(folder: Path, megabytes: int, texts: dict[str, str]) -> tuple[Path, dict[str, str]]:
     torch.manual_seed(0)
     tensors = {"b": torch.randn(megabytes << 18), "a": torch.randn(7)}
-    filled = metadata.with_hashes(tensors, texts)
+    filled = with_hashes(tensors, texts)
     io.save_safetensors(folder / "x.safetensors", tensors, filled)
     return folder / "x.safetensors", filled
 
 
 @pytest.mark.parametrize("megabytes", [0, 1, 3])
 def test_the_hashes_in_the_file_are_those_of_the_file(tmp_path: Path, megabytes: int) -> None:
-    path, filled = saved(tmp_path, megabytes, metadata.lora_metadata(FACTS))
+    path, filled = saved(tmp_path, megabytes, metadata.of_training(FACTS))
     with safe_open(path, "pt") as handle:
         assert handle.metadata() == filled
     data = path.read_bytes()
     body = data[8 + int.from_bytes(data[:8], "little") :]
     assert filled["sshs_model_hash"] == hashlib.sha256(body).hexdigest()
     assert filled["sshs_legacy_hash"] == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
-    for hashes in (metadata.model_hashes(path), metadata.model_hashes(data)):
+    for hashes in (model_hashes(path), model_hashes(data)):
         assert hashes.sha256 == hashlib.sha256(data).hexdigest()
         assert hashes.autov2 == hashes.sha256[:10]
         assert hashes.autov3 == filled["sshs_model_hash"][:12]
@@ -113,7 +114,7 @@ def test_the_hashes_in_the_file_are_those_of_the_file(tmp_path: Path, megabytes:
 def test_a_header_that_fills_the_window_gets_no_legacy_hash(tmp_path: Path) -> None:
     path, filled = saved(tmp_path, 1, {"ss_tag_frequency": "x" * (1 << 20)})
     assert "sshs_legacy_hash" not in filled
-    assert filled["sshs_model_hash"] == metadata.model_hashes(path).sshs_model_hash
+    assert filled["sshs_model_hash"] == model_hashes(path).sshs_model_hash
 
 
 def test_metadata_does_not_change_the_model_hash(tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_metadata_does_not_change_the_model_hash(tmp_path: Path) -> None:
 
 
 def test_hashes_of_other_files(tmp_path: Path) -> None:
-    hashes = metadata.model_hashes(b"PK\x03\x04 no safetensors")
+    hashes = model_hashes(b"PK\x03\x04 no safetensors")
     assert hashes.sshs_model_hash == hashes.autov3 == ""
     assert hashes.sshs_legacy_hash == "e3b0c442"  # of no bytes at all, as the WebUI has it for short files
     with pytest.raises(UserError, match=r"none\.safetensors: cannot be read"):
-        metadata.model_hashes(tmp_path / "none.safetensors")
+        model_hashes(tmp_path / "none.safetensors")

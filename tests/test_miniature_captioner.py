@@ -14,7 +14,7 @@ from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from conftest import offline
 from lora_scripts.demo import world
-from lora_scripts.errors import UserError
+from lora_scripts.events import Event, Note
 from lora_scripts.label.base import MINIATURE, Captioner, CaptionOptions, load_captioner, require_model
 from lora_scripts.label.command import LabelOptions, label
 
@@ -68,14 +68,15 @@ def test_it_says_nothing_of_pictures_that_it_was_not_made_for(captioner: Caption
         assert said.count("") >= 10, kind
 
 
-def test_label_names_its_limits_and_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_names_its_limits_and_the_file(tmp_path: Path) -> None:
     scene = next(world.scenes(FRESH))
     world.draw(scene).save(tmp_path / "known.png")
     elsewhere.face(random.Random(FRESH)).resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / "unknown.jpg")
-    with offline(), pytest.raises(UserError) as caught:
-        label(LabelOptions(input=tmp_path, model=MINIATURE))
-    assert caught.value.file == tmp_path / "unknown.jpg"
-    assert build_captioner.LIMITS in capsys.readouterr().out
+    events: list[Event] = []
+    with offline():
+        result = label(LabelOptions(input=tmp_path, model=MINIATURE), events.append)
+    assert [fault.file for fault in result.faults] == [tmp_path / "unknown.jpg"]
+    assert isinstance(events[0], Note) and build_captioner.LIMITS in events[0].text
     assert (tmp_path / "metadata.csv").read_text("utf-8").splitlines() == [
         "filename,prompt",
         f"known.png,{world.caption(scene)}",

@@ -19,16 +19,18 @@ from conftest import offline
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.base import LoadOptions, load_family
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.prompts import chunks, plain, weighted
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.clip.words import spread
+from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.loras.embedding import to_bundle
+from lora_scripts.loras.file import read
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.loras.verify import CONSUMERS, verify
 from lora_scripts.loras.words import read_words
-from lora_scripts.run.preflight import check
+from lora_scripts.run.preflight import preflight
 from runs import stopped
 
 FIRST = 49408
@@ -64,7 +66,7 @@ def trained(config: Path) -> tuple[Path, str]:
 
 
 def fresh(base: Path) -> Any:
-    return load_family("sd1", base, LoadOptions(torch.device("cpu"), torch.float32))
+    return load_family(by_name("sd1"), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 def test_a_words_tokens_stand_where_it_stands_and_never_part() -> None:
@@ -87,13 +89,13 @@ def test_a_words_tokens_stand_where_it_stands_and_never_part() -> None:
 
 def test_only_the_new_rows_get_a_gradient(base: Path) -> None:
     family = fresh(base)
-    before = family.encode_text(["a red house"])
+    before = family.encode_text(["a red house"])["states"]
     table = family.text_encoder.get_input_embeddings().weight.clone()
     rows = torch.nn.Parameter(spread(family.vectors_of("neon city"), 2))
     assert torch.equal(rows, table[clip_tokenizer()("neon city", add_special_tokens=False).input_ids])
     assert torch.equal(family.vectors_of(""), table.mean(0, keepdim=True))
     family.set_words({"zorblax": rows})
-    assert torch.equal(family.encode_text(["a red house"]), before)
+    assert torch.equal(family.encode_text(["a red house"])["states"], before)
     family._captions(["a zorblax house", "a house"]).square().sum().backward()
     assert rows.grad is not None and bool(rows.grad.any(1).all())
     assert [name for name, p in family.text_encoder.named_parameters() if p.grad is not None] == [
@@ -149,7 +151,7 @@ def test_diffusers_reads_the_embedding_files_as_we_do(base: Path, trained: tuple
     family = fresh(base)
     family.set_words(read_words(lora))
     prompt = "a zorblax on sand, qux-3 round"
-    ours = family.encode_text([prompt])
+    ours = family.encode_text([prompt])["states"]
     _, vae, text = tiny.models()
     unet = tiny.models()[0]
     own = clip_tokenizer()
@@ -160,7 +162,7 @@ def test_diffusers_reads_the_embedding_files_as_we_do(base: Path, trained: tuple
     theirs, _ = pipeline.encode_prompt(prompt, torch.device("cpu"), 1, do_classifier_free_guidance=False)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
     family.set_words({})
-    assert not torch.allclose(family.encode_text([prompt]), theirs, atol=1e-3)
+    assert not torch.allclose(family.encode_text([prompt])["states"], theirs, atol=1e-3)
 
 
 def _merges() -> list[tuple[str, str]]:
@@ -184,17 +186,17 @@ def test_generate_knows_the_words_beside_a_lora_and_in_it(
     inside = bundle(beside, tmp_path / "bundled.safetensors")
     family = fresh(base)
     prompt = "a zorblax"
-    bare = family.encode_text([prompt])
+    bare = family.encode_text([prompt])["states"]
     family.set_words(read_words(beside))
-    known = family.encode_text([prompt])
+    known = family.encode_text([prompt])["states"]
     family.set_words({})
     assert not torch.allclose(bare, known, atol=1e-3)
     stack = LoraStack(family)
     for path in (beside, inside):
         stack.wear([Worn(path, 0.5, 0.5)])
-        assert torch.equal(family.encode_text([prompt]), known)
+        assert torch.equal(family.encode_text([prompt])["states"], known)
         stack.take_off()
-        assert torch.equal(family.encode_text([prompt]), bare)
+        assert torch.equal(family.encode_text([prompt])["states"], bare)
         assert type(family.text_encoder.get_input_embeddings()) is torch.nn.Embedding
 
     alone = tmp_path / "alone" / "neon.safetensors"
@@ -239,13 +241,12 @@ def test_bundled_in_the_lora_if_asked(config: Path, capsys: pytest.CaptureFixtur
         f"output_dir={config.parent / 'on'}",
     ]
     loaded = load_config(config, [*more, "token_init=neon"])
-    from lora_scripts.loras.on_model import read_lora
     from lora_scripts.run.build import build_model
 
     with pytest.raises(UserError, match="was trained with the word 'qux-3'"):
-        build_model(loaded, torch.device("cpu"), "fp32", read_lora(trained_lora(config)))
+        build_model(loaded, torch.device("cpu"), "fp32", read(trained_lora(config)).weights)
     loaded = load_config(config, [more[2], more[3]])
-    model = build_model(loaded, torch.device("cpu"), "fp32", read_lora(trained_lora(config)))
+    model = build_model(loaded, torch.device("cpu"), "fp32", read(trained_lora(config)).weights)
     assert torch.equal(model.words["zorblax"], read_words(trained_lora(config))["zorblax"])
 
 
@@ -255,7 +256,7 @@ def trained_lora(config: Path) -> Path:
 
 def test_faults(config: Path) -> None:
     with pytest.raises(UserErrors) as found:
-        check(
+        preflight(
             load_config(config, ["new_token=[house, flumox]", "token_init=[]", "output_dir=" + str(config.parent)]),
             resume=None,
         )

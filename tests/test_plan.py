@@ -23,19 +23,21 @@ from PIL import Image
 import lora_scripts
 import tiny
 from lora_scripts.cli import main
+from lora_scripts.cli import plan as cli
 from lora_scripts.compute import meter
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.events import ignore
 from lora_scripts.plan import command as planning
 from lora_scripts.plan import forecast
-from lora_scripts.plan.command import Plan, PlanOptions, make_plan, to_type
+from lora_scripts.plan.command import Plan, PlanOptions, plan, to_type
 from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
-from lora_scripts.plan.rehearsal import Rehearsal
 from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.worker import rehearse
-from lora_scripts.run.preflight import check
-from lora_scripts.run.story import Run
-from lora_scripts.text import duration, size
+from lora_scripts.run import story
+from lora_scripts.run.preflight import preflight
+from lora_scripts.train.progress import Smoothed
+from lora_scripts.units import duration, size
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 
@@ -58,7 +60,7 @@ def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(config: Path) -> Plan:
     """What is planned; everything around it stays as it is."""
     before = tree(config.parent)
-    made = make_plan(PlanOptions(load_config(config), config, [], json=True))
+    made = plan(PlanOptions(load_config(config), config, []))
     assert tree(config.parent) == before
     return made
 
@@ -72,7 +74,7 @@ def size_of(folder: Path) -> int:
 
 
 def test_what_it_says_is_what_the_run_does(config: Path, made: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    planning.show(made)
+    print("\n".join(cli.words(made)))
     table = " ".join(capsys.readouterr().out.split())
     assert main(["train", "--config", str(config)]) == 0
     told, out = " ".join(capsys.readouterr().out.split()), config.parent / "mylora"
@@ -89,7 +91,7 @@ def test_what_it_says_is_what_the_run_does(config: Path, made: Plan, capsys: pyt
     assert disk["samples"] == pytest.approx(size_of(out / "samples"), rel=0.5)
     assert sum(disk.values()) == pytest.approx(size_of(out), rel=0.15)
     # Now there is a run, which is no fault of a plan, and a fault of a training.
-    folder, _ = check(load_config(config), resume=None)
+    folder = preflight(load_config(config), resume=None).folder
     assert "has a run at step 4: add --resume" in planning.note_of(folder)
     assert main(["train", "--config", str(config)]) == 2
 
@@ -103,13 +105,13 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     memory = figures["memory"]
     assert list(memory["phases"]) == list(forecast.PHASES)
     assert memory["peak"] == max(memory["phases"].values()) < memory["limit"]
-    planning.show(made)
+    print("\n".join(cli.words(made)))
     *_, verdict = capsys.readouterr().out.splitlines()
     assert (
         verdict
         == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} ({forecast.PHASES[made.measured.worst]})"
     )
-    planning.show(dataclasses.replace(made, free_disk=1000))
+    print("\n".join(cli.words(dataclasses.replace(made, free_disk=1000))))
     assert "not enough disk space: needs " in capsys.readouterr().out
 
 
@@ -117,8 +119,8 @@ def test_without_enough_memory_it_names_what_to_type(
     config: Path, made: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two thirds of what a batch of 8 takes is there: a smaller one fits, and a rehearsal of it says so."""
-    options = PlanOptions(load_config(config), config, [], json=True)
-    m, stage = made.measured, Stage(check(options.config, resume=None)[1], tmp_path, 0, quiet=True)
+    options = PlanOptions(load_config(config), config, [])
+    m, stage = made.measured, Stage(preflight(options.config, resume=None).samples, tmp_path, 0, ignore)
     assert m.peak - m.resident > 100 << 20
     limit = round(m.resident + (m.peak - m.resident) * 2 / 3) + DRIFT
     proposal = planning.propose(options, stage, m, limit, 0.0)
@@ -127,7 +129,7 @@ def test_without_enough_memory_it_names_what_to_type(
     batch, accumulation = proposal.changes["batch_size"], proposal.changes["gradient_accumulation"]
     assert batch < 8 and batch * accumulation == 8
     less = m.peak - 1
-    planning.show(Plan(m, less, planning.verdict(m, less), proposal=proposal))
+    print("\n".join(cli.words(Plan(m, less, planning.verdict(m, less), proposal=proposal))))
     verdict = capsys.readouterr().out.splitlines()[-1]
     head = f"does not fit: peak {size(m.peak)} ({forecast.PHASES[m.worst]}), of {size(less)}; rehearsed with peak "
     assert verdict.startswith(head)
@@ -283,16 +285,21 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
     """torch refuses more memory than there is, in the middle of a step: what was measured before it stands."""
     steps = 0
 
-    def greedy(run: Rehearsal, facts: Any) -> None:
+    smooth = story.Smoothed.add
+
+    def greedy(smoothed: Smoothed, loss: float) -> None:
         nonlocal steps
         steps += 1
         if steps == 2:
             torch.empty(1 << 60, dtype=torch.uint8)
+        smooth(smoothed, loss)
 
-    monkeypatch.setattr(Run, "_told", greedy)
+    monkeypatch.setattr(story.Smoothed, "add", greedy)
     keys = [f"output_dir={tmp_path / 'new'}", "class_images=3", "class_prompt=a thing"]
     loaded, out = load_config(config, keys), io.StringIO()
-    values = [[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in check(loaded, resume=None)[1]]
+    samples = preflight(loaded, resume=None).samples
+    parted = (samples.trained, samples.held_out)
+    values = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
     asked, scratch = loaded.model_dump(mode="json", exclude_unset=True), tmp_path / "scratch"
     scratch.mkdir()
     rehearse({"config": asked, "samples": values, "scratch": str(scratch), "memory": 0}, out)

@@ -17,8 +17,8 @@ from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.formats import io
-from lora_scripts.loras import metadata
-from lora_scripts.run.preflight import check
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.run.preflight import preflight
 from runs import stopped
 
 LINE = "a gradient, (round:1.2) --n blurry --w 64 --h 128 --d 7 --l 3 --s 2"
@@ -68,7 +68,7 @@ def test_a_preview_is_what_the_saved_file_draws_in_another_process(shown: Path, 
     told = Image.open(picture).text["parameters"]  # type: ignore[attr-defined]
     first, negative, rest = told.split("\n")
     assert (first, negative) == ("a gradient, (round:1.2) <lora:shown:1>", "Negative prompt: blurry")
-    autov3 = metadata.model_hashes(folder / "shown-step000002.safetensors").autov3
+    autov3 = model_hashes(folder / "shown-step000002.safetensors").autov3
     assert "Steps: 2, " in rest and "Seed: 7, Size: 64x128" in rest and f'"shown: {autov3}"' in rest
     # Not the weights in training: those of step 2 are not their average.
     trained = weights(folder, 5)
@@ -122,7 +122,7 @@ def test_faults_are_told_with_their_places(base: Path, data: Path, tmp_path: Pat
     paths = {"base_model": base, "train_data_dir": data}
     config = tiny.write_config(tmp_path, sample_prompts=prompts, **paths)
     with pytest.raises(UserErrors) as found:
-        check(load_config(config), resume=None)
+        preflight(load_config(config), resume=None)
     lines = [str(error).removeprefix(f"{prompts.as_posix()}:") for error in found.value.errors]
     assert lines[0].startswith("3: unknown option --q")
     assert lines[1].startswith("4: holds '<lora:x:1>'") and "take it out" in lines[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def test_weights_multiply_states_and_keep_the_chunks_mean(family: Any) -> None:
     (heavy,) = chunks(weighted("a (red:1.5) house"))
     assert heavy.ids == bare.ids and heavy.weights == (1.0, 1.0, 1.5, *[1.0] * 74)
     with torch.no_grad():
-        before, after = family._states([[bare]]), family._states([[heavy]])
+        before, after = (family.encoder.encode([[chunk]], 1, 1, normed=True).states for chunk in (bare, heavy))
     weights = torch.ones(77, 1)
     weights[2] = 1.5
     torch.testing.assert_close(after, before * weights)  # the tiny encoder's states have mean zero
@@ -96,7 +97,7 @@ def test_weights_multiply_states_and_keep_the_chunks_mean(family: Any) -> None:
 
 def test_captions_are_literal_prompts_are_not(family: Any) -> None:
     with torch.no_grad():
-        literal, emphasised = family.encode_text(["a (red:1.5) house"]), family.encode_text(["a red house"])
+        literal, emphasised = (family.encode_text([c])["states"] for c in ("a (red:1.5) house", "a red house"))
         assert not torch.equal(literal, emphasised)
     small = Sampling(steps=1, cfg=2.0, size=(64, 64))
     pictures = [
@@ -107,16 +108,18 @@ def test_captions_are_literal_prompts_are_not(family: Any) -> None:
 
 def test_long_captions_give_longer_states_only_when_asked(family: Any) -> None:
     text = " ".join(f"word{i % 7}" for i in range(120))
-    short = family.encode_text([text, "a"])
+    short = family.encode_text([text, "a"])["states"]
+    plain_settings = family.settings
     try:
-        family.caption_tokens = 225
-        long = family.encode_text([text, "a"])
+        family.settings = replace(plain_settings, caption_tokens=225)
+        long = family.encode_text([text, "a"])["states"]
         marked = family.fingerprint("text")
     finally:
-        family.caption_tokens = 75
+        family.settings = plain_settings
     assert short.shape[1] == 77 and long.shape[1] == 231 and marked != family.fingerprint("text")
     torch.testing.assert_close(long[:, :77], short)
-    torch.testing.assert_close(long[1, 77:154], family.encode_text([""])[0])  # what is missing is the empty prompt
+    empty = family.encode_text([""])["states"][0]  # what is missing is the empty prompt
+    torch.testing.assert_close(long[1, 77:154], empty)
     assert not torch.equal(long[0, 154:], long[1, 154:])
 
 
@@ -125,13 +128,14 @@ def test_clip_skip_reads_an_earlier_layer_and_norms_it(family: Any) -> None:
     model = family.text_encoder
     inner = getattr(model, "text_model", model)
     embedded = inner.embeddings(input_ids=ids)  # the tiny encoder has one layer: before it are the embeddings
+    settings = family.settings
     try:
-        family.clip_skip = 2
+        family.settings = replace(settings, clip_skip=2)
         with pytest.raises(UserError, match="has 1 layers"):
             family.encode_text(["a"])
-        family.clip_skip = 1
-        last = family.encode_text(["a red house"])
+        family.settings = replace(settings, clip_skip=1)
+        last = family.encode_text(["a red house"])["states"]
     finally:
-        family.clip_skip = 1
+        family.settings = settings
     with torch.no_grad():
         assert not torch.allclose(inner.final_layer_norm(embedded), last)

@@ -13,12 +13,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from jinja2 import StrictUndefined, UndefinedError
 from PIL import Image, ImageChops
 
 from lora_scripts.report import chart
+from lora_scripts.report import environment as environments
 from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
+from lora_scripts.report.data_uris import data_uri
 from lora_scripts.report.page import render, write_report
-from lora_scripts.report.parts import data_uri
 from lora_scripts.report.usage import diffusers_code
 
 VOID = {"meta", "link", "img", "line", "polyline", "polygon", "br", "wbr", "input"}
@@ -249,3 +251,23 @@ def test_the_given_writer_writes() -> None:
     assert list(written) == [Path("r.html")]
     assert written[Path("r.html")] == render(full())
     assert written[Path("r.html")].startswith("<!doctype html>")
+
+
+def test_every_template_escapes_and_no_name_may_be_missing() -> None:
+    """What the engine does for all of them: there is no place left where somebody could forget it."""
+    for environment in (environments._html(), environments._markdown()):
+        assert environment.undefined is StrictUndefined
+    page = environments._html().from_string('{{ text }}<p title="{{ text }}">{{ part.name | breakable }}</p>')
+    assert page.render(text=EVIL, part=LORA).startswith("&lt;script&gt;alert(&#39;x&#39;)")
+    assert EVIL in Page(page.render(text=EVIL, part=LORA)).all("p")[0]["title"]
+    with pytest.raises(UndefinedError):
+        page.render(text="", part=object())
+    line = environments._markdown().from_string("| {{ text }} | {{ text | yaml }} | {{ text | verbatim }} |")
+    assert line.render(text='a|b <c>\n"') == '| a\\|b &lt;c> " | "a|b <c>\\n\\"" | a|b <c>\n" |'
+
+
+def test_templates_leave_no_way_around_the_escapes() -> None:
+    """`safe` stands in none of them, nor is escaping switched off."""
+    folder = Path(environments.__file__).parent / "templates"
+    for path in folder.iterdir():
+        assert not re.search(r"\|\s*safe|autoescape", path.read_text("utf-8")), path

@@ -12,9 +12,10 @@ import torch
 from blocks import delta, mistake, random_lora, run, save
 from lora_scripts.adapters.algebra import resize
 from lora_scripts.adapters.algebra.overlap import block_of
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import file, metadata
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.on_model import read_lora
+from lora_scripts.loras.file import read
 
 SAID = {
     "ss_tag_frequency": '{"a": {"b": 1}}',
@@ -40,7 +41,7 @@ def lora(family: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_to_a_rank(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "three.safetensors"
     run("resize", lora, "--rank", "3", "--output", output, "--json")
-    told, before, after = json.loads(capsys.readouterr().out), read_lora(lora), read_lora(output)
+    told, before, after = json.loads(capsys.readouterr().out), read(lora).weights, read(output).weights
     assert {w.rank for w in after.values()} == {3} and len({w.alpha for w in after.values()}) == 1
     assert after.keys() == before.keys()
     kept = whole = 0.0
@@ -54,10 +55,8 @@ def test_to_a_rank(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert values["ss_network_dim"] == "3" and values["ss_tag_frequency"] == SAID["ss_tag_frequency"]
     assert values["ss_output_name"] == values["modelspec.title"] == "three"
     assert not {"modelspec.hash_sha256", "lora_adapter_metadata"} & values.keys()
-    assert values["sshs_model_hash"] == metadata.model_hashes(output).sshs_model_hash
-    assert json.loads(values[file.MADE_FROM]) == [
-        {"name": "lora.safetensors", "sha256": metadata.model_hashes(lora).sha256}
-    ]
+    assert values["sshs_model_hash"] == model_hashes(output).sshs_model_hash
+    assert json.loads(values[metadata.MADE_FROM]) == [{"name": "lora.safetensors", "sha256": model_hashes(lora).sha256}]
 
 
 def test_to_a_share_of_the_energy_block_by_block(
@@ -65,7 +64,7 @@ def test_to_a_share_of_the_energy_block_by_block(
 ) -> None:
     output = tmp_path / "most.safetensors"
     run("resize", lora, "--energy", "0.9", "--output", output, "--json")
-    told, before, after = json.loads(capsys.readouterr().out), read_lora(lora), read_lora(output)
+    told, before, after = json.loads(capsys.readouterr().out), read(lora).weights, read(output).weights
     needed: dict[str, list[int]] = {}
     for path, w in before.items():
         s = torch.linalg.svdvals(delta(w))
@@ -81,7 +80,7 @@ def test_to_a_share_of_the_energy_block_by_block(
     assert {w.rank for w in after.values()} == {max(max(r) for r in needed.values())} == {told["rank"]}
     assert told["worst_energy_kept"] >= 0.9
     run("resize", lora, "--energy", "0.9", "--rank", "2", "--output", output, "--overwrite")
-    assert {w.rank for w in read_lora(output).values()} == {2} and "energy kept" in capsys.readouterr().out
+    assert {w.rank for w in read(output).weights.values()} == {2} and "energy kept" in capsys.readouterr().out
 
 
 def test_what_rank_held_it_all_loses_nothing() -> None:

@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +24,11 @@ from conftest import Finished
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
+from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.run import story
-from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.preflight import check
-from runs import Stopping, stopped
+from lora_scripts.run.preflight import preflight
+from lora_scripts.run.run_folder import RunFolder
+from runs import interrupting, stopped
 
 STEPS = 9
 """Five batches of one picture, two to a step, in each of three epochs: the last step of an epoch has one batch."""
@@ -78,14 +82,19 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
     """Stopped twice: in mid-epoch, and at the end of an epoch after a resume."""
     out = tmp_path / "mylora"
     argv = ["train", "--config", str(config), f"output_dir={out}"]
-    monkeypatch.setattr(story, "Run", Stopping)
+    train = story.train
+
     for stop_at, more in ((4, []), (6, ["--resume"])):
-        monkeypatch.setattr(Stopping, "stop_at", stop_at)
+
+        def stopping(*arguments: Any, sink: Sink, at: int = stop_at, **more: Any) -> Any:
+            return train(*arguments, sink=interrupting(at, sink), **more)
+
+        monkeypatch.setattr(story, "train", stopping)
         assert main([*argv, *more]) == 130
         told = capsys.readouterr()
         assert f"stopped at step {stop_at}; everything is saved, go on with --resume" in told.out
         assert told.err == "stopped\n"
-        assert not (out / "mylora.safetensors").exists() and not (out / ".lock").exists()
+        assert not (out / "mylora.safetensors").exists() and not (out / ".lock.json").exists()
         assert [p.name for p in out.glob("*.safetensors")] == [f"mylora-step00000{stop_at}.safetensors"]
         assert [p.name for p in (out / "state").iterdir()] == [f"step-0000000{stop_at}"]
     monkeypatch.undo()
@@ -106,10 +115,10 @@ def test_a_killed_run_leaves_a_whole_state_and_resuming_is_exact(config: Path, u
     assert died.returncode == -9, died.stderr
     left = sorted(p.name for p in (out / "state").iterdir())
     assert left[1:] == ["step-00000002"] and left[0].startswith(".lora-scripts-") and left[0].endswith(".tmp")
-    assert (out / ".lock").exists()
+    assert (out / ".lock.json").exists()
     assert main(["train", "--config", str(config), f"output_dir={out}", "--resume"]) == 0
     assert_same(out, unbroken)
-    assert not list(out.rglob(".*"))  # neither the lock nor what was half written
+    assert {p.name for p in out.rglob(".*")} <= {".lock"}  # nothing that was half written
 
 
 @pytest.fixture
@@ -164,7 +173,7 @@ def test_another_unet_in_a_diffusers_folder_is_noticed(
         model.save_pretrained(tmp_path / "base" / name)
     keys = [f"base_model={tmp_path / 'base'}", f"output_dir={tmp_path / 'out'}", "targets=['*.mid_block.*attn2*']"]
     run = stopped(finished.config, 1, *keys)
-    assert len(run.layers) == 4 and run.folder.newest_state() is not None
+    assert len(run.model.layers) == 4 and run.folder.newest_state() is not None
     tiny.models(seed=1)[0].save_pretrained(tmp_path / "base" / "unet")
     assert main(["train", "--config", str(finished.config), "--resume", *keys]) == 2
     assert "because something changed: base_model; undo that" in capsys.readouterr().err
@@ -172,19 +181,17 @@ def test_another_unet_in_a_diffusers_folder_is_noticed(
 
 def test_ctrl_c_while_encoding_ends_there_and_keeps_the_cache(base: Path, data: Path, tmp_path: Path) -> None:
     config = load_config(tiny.write_config(tmp_path, base_model=base, train_data_dir=data))
-    run = story.Run(config, *check(config, resume=False), resume=False)
+    ready = preflight(config, resume=False)
 
-    def press(what: str, done: int, total: int) -> None:
-        if done == 2:
+    def press(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 2:
             signal.raise_signal(signal.SIGINT)
 
-    encoded = run._encoded
-    run._encoded = lambda counter: encoded(press)  # type: ignore[method-assign,arg-type]
     with pytest.raises(KeyboardInterrupt):
-        run.start()
+        story.train(config, ready.folder, ready.samples, resume=False, sink=press)
     assert len(list((tmp_path / "out" / "cache").rglob("*.safetensors"))) == 2
-    assert not (tmp_path / "out" / ".lock").exists() and not (tmp_path / "out" / "state").exists()
-    check(config, resume=False)  # a fresh start is possible
+    assert not (tmp_path / "out" / ".lock.json").exists() and not (tmp_path / "out" / "state").exists()
+    preflight(config, resume=False)  # a fresh start is possible
 
 
 def test_there_must_be_something_to_resume(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,31 +213,57 @@ def test_a_damaged_state_is_one_line(copy: list[str], tmp_path: Path, capsys: py
     assert f"{path.parent}: the resume state cannot be read" in told and told.count("\n") == 1
 
 
+HOLDING = """
+import sys
+from pathlib import Path
+from typing import Any
+from lora_scripts.run.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1]), "out").locked():
+    print("held", flush=True)
+    input()
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder of a run."""
+    command = [sys.executable, "-c", HOLDING, str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(Path(lora_scripts.__file__).parents[1])}
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        yield other
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out", "out")
-    lock = tmp_path / "out" / ".lock"
-    with folder.locked():
-        assert lock.read_text() == str(os.getpid())
-    assert not lock.exists()
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    lock.write_text(str(other.pid))
-    with pytest.raises(UserError, match="out: another run is writing here"), folder.locked():
-        pass
-    assert lock.read_text() == str(other.pid)
-    other.communicate(b"\n")  # it ends, and its lock stays
-    with folder.locked():
-        assert lock.read_text() == str(os.getpid())
-    lock.write_text("")  # killed before it could write its number
-    with folder.locked():
-        pass
-    assert not lock.exists()
+    with held_elsewhere(tmp_path / "out") as other:
+        who = rf"out: another run is writing here \(process {other.pid} on .*, since \d{{4}}-.*\); wait for it"
+        with pytest.raises(UserError, match=who), folder.locked():
+            pass
+        # What is written about the holder is information only: without it, and with nonsense, the lock holds.
+        for text in ("", "[]", "{"):
+            (tmp_path / "out" / ".lock.json").write_text(text)
+            with pytest.raises(UserError, match=r"another run is writing here; wait for it"), folder.locked():
+                pass
+        os.kill(other.pid, signal.SIGKILL)  # it cannot clean up
+        other.wait()
+        with folder.locked():
+            assert json.loads((tmp_path / "out" / ".lock.json").read_text())["process"] == os.getpid()
+    assert not (tmp_path / "out" / ".lock.json").exists()
+    for number in (str(os.getppid()), "", "x" * 1000):  # left by an earlier version: nobody holds it
+        (tmp_path / "out" / ".lock").write_text(number)
+        with folder.locked():
+            pass
 
 
 def test_a_second_run_is_refused_while_the_first_goes_on(
     copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "mylora" / ".lock").write_text(str(os.getppid()))
-    assert main([*copy, "--resume"]) == 2
-    told = capsys.readouterr().err
-    assert f"{tmp_path / 'mylora'}: another run is writing here" in told and told.count("\n") == 1
-    assert (tmp_path / "mylora" / ".lock").exists()
+    with held_elsewhere(tmp_path / "mylora"):
+        assert main([*copy, "--resume"]) == 2
+        told = capsys.readouterr().err
+        assert f"{tmp_path / 'mylora'}: another run is writing here" in told and told.count("\n") == 1

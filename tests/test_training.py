@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from conftest import Finished
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.compute import device
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1.names import sd1, sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
@@ -49,7 +51,8 @@ def batch_of(*seeds: int, mean: float = 0.0, names: list[str] | None = None) -> 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     latents = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators]) + mean
     captions, names = [""] * len(seeds), names or [f"{seed}.png" for seed in seeds]
-    return Batch(latents, torch.full_like(latents, 0.1), captions, torch.zeros(len(seeds), 1, 1), names, generators)
+    texts = {"states": torch.zeros(len(seeds), 1, 1)}
+    return Batch({"mean": latents, "std": torch.full_like(latents, 0.1)}, captions, texts, names, generators)
 
 
 class FixedFeed:
@@ -83,7 +86,7 @@ def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, sc
     """Plain gradient descent over the steps, at a constant 0.1 unless told otherwise; `scale` as for fp16."""
     toy = toy or Toy()
     out = Looped(toy, RunState(0, len(steps), {}, {}, {}))
-    defaults = {"rates": Rates("constant"), "max_grad_norm": 0.0, "objective": Objective(), "seed": 1}
+    defaults = {"rates": Rates("constant"), "max_grad_norm": 0.0, "seed": 1}
     settings = LoopSettings(**{"total": len(steps), **defaults, "save_every": 100, "preview_every": 0, **keys})
     optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
 
@@ -92,8 +95,12 @@ def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, sc
 
     hooks = Hooks(out.facts.append, lambda: note("save"), lambda: note("preview"), lambda: out.state.step == stop_at)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1, enabled=bool(scale))
-    out.done = run_loop(toy, FixedFeed(steps), optimizer, scaler, settings, out.state, hooks)  # type: ignore[arg-type]
+    out.done = run_loop(loss_of(toy), FixedFeed(steps).steps, optimizer, scaler, settings, out.state, hooks)
     return out
+
+
+def loss_of(toy: Toy) -> Callable[[Batch], tuple[Tensor, int]]:
+    return lambda batch: toy.loss(batch, Objective())
 
 
 def by_hand(*seeds: int) -> tuple[float, Tensor, Tensor]:
@@ -182,13 +189,13 @@ def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -
             return loss + ((self.net.weight * 0).sum().abs().sqrt() if "sharp.png" in batch.names else 0), count
 
     toy, out = Sharp(), []
-    settings = LoopSettings(2, Rates("constant"), 1.0, Objective(), 1, 100, 0)
+    settings = LoopSettings(2, Rates("constant"), 1.0, 1, 100, 0)
     optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
     state, scaler = RunState(0, 2, {}, {}, {}), torch.amp.GradScaler("cpu", enabled=False)
     hooks = Hooks(lambda f: None, lambda: out.append((state.step, toy.net.weight.clone())), lambda: None, lambda: False)
-    feed: Any = FixedFeed([[batch_of(1)], [batch_of(2, names=["sharp.png"])]])
+    feed = FixedFeed([[batch_of(1)], [batch_of(2, names=["sharp.png"])]])
     with pytest.raises(UserError, match=r"at sharp.png; what was learnt before it is saved"):
-        run_loop(toy, feed, optimizer, scaler, settings, state, hooks)
+        run_loop(loss_of(toy), feed.steps, optimizer, scaler, settings, state, hooks)
     ((step, saved),) = out
     assert step == 1 and torch.equal(saved, toy.net.weight) and torch.isfinite(saved).all()
 
@@ -325,7 +332,7 @@ def test_another_seed_gives_another_lora_and_never_another_base(
     differing = [name for name in one if not torch.equal(one[name], two[name])]
     assert len(differing) >= 2 * 192 - 2 and not any(name.endswith(".alpha") for name in differing)
     for part in ("unet", "text_encoder"):
-        trained, fresh = other.family.roots[part].state_dict(), family.roots[part].state_dict()
+        trained, fresh = other.model.family.roots[part].state_dict(), family.roots[part].state_dict()
         kept = {k.replace(".base.", "."): v for k, v in trained.items() if not k.endswith((".down", ".up"))}
         assert kept.keys() == fresh.keys() and all(torch.equal(kept[k], fresh[k]) for k in fresh)
 
@@ -335,7 +342,7 @@ def test_bf16_with_dropout_learns_much_the_same(finished: Finished, tmp_path: Pa
     run = stopped(finished.config, 2, f"output_dir={tmp_path / 'mylora'}", *keys)
     assert run.state.losses == pytest.approx(losses_of(finished.folder)[:2], rel=0.03)
     assert run.state.losses != losses_of(finished.folder)[:2]
-    layers = run.layers.values()
+    layers = run.model.layers.values()
     assert {p.dtype for layer in layers for p in (layer.down, layer.up)} == {torch.float32}
     assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
     assert {(layer.dropout, layer.training) for layer in layers} == {(0.1, True)}  # after a preview, too
@@ -366,14 +373,17 @@ def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
     keys = [f"init_lora={tmp_path / 'early.safetensors'}", "targets=['*.mid_block.*attn2*']", "lora_dropout=0.5"]
     more = ["save_precision=fp32", "sample_every=0", f"output_dir={tmp_path / 'out'}"]
     run = stopped(finished.config, 1, *keys, *more)
-    assert sorted(run.layers) == sorted([*(f"{MID}.attn2.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")), text])
+    assert sorted(run.model.layers) == sorted(
+        [*(f"{MID}.attn2.{x}" for x in ("to_q", "to_k", "to_v", "to_out.0")), text]
+    )
     layers = apply(family, {text: weights[text]}, 1.0)
     try:
-        for caption, states in run.feed.states.items():
-            torch.testing.assert_close(states, family.encode_text([caption])[0], rtol=1e-4, atol=1e-5)
+        for caption, texts in run.feed.texts.items():
+            wanted = family.encode_text([caption])["states"][0]
+            torch.testing.assert_close(texts["states"], wanted, rtol=1e-4, atol=1e-5)
     finally:
         remove(family.roots, layers)
-    new = kohya.from_kohya(load_file(run.folder.checkpoint(1)))
+    new = read(run.folder.checkpoint(1)).weights
     assert {w.rank for w in new.values()} == {3} and len({w.alpha for w in new.values()}) == 1
     told = metadata_of(run.folder.checkpoint(1))
     assert (told["ss_network_dim"], float(told["ss_network_alpha"])) == ("3", new[text].alpha)
@@ -385,7 +395,7 @@ def kohya_as_is(weights: dict[str, LoraWeights]) -> dict[str, Tensor]:
     """A file of several ranks, as other trainers write them."""
     tensors = {}
     for path, w in weights.items():
-        tensors |= kohya.to_kohya({path: w}, dtype=torch.float32)
+        tensors |= kohya.to_kohya({path: w}, sd1().kohya, dtype=torch.float32)
     return tensors
 
 
@@ -443,7 +453,7 @@ def everything(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_text_encoder_and_convolutions_are_exported(everything: Path, family: Any) -> None:
     tensors = load_file(everything / "out.safetensors")
     names = {name.partition(".")[0] for name in tensors}
-    wanted = {kohya.sd1_table(1)[path] for path in family.trainable()}
+    wanted = {sd1_table(1)[path] for path in family.trainable()}
     assert names == wanted and sum(name.startswith("lora_te_text_model_encoder_layers_0_") for name in names) == 6
     assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_down.weight"].shape == (4, 32, 3, 3)
     assert tensors["lora_unet_down_blocks_0_downsamplers_0_conv.lora_up.weight"].shape == (32, 4, 1, 1)
@@ -486,7 +496,7 @@ def test_the_file_does_in_diffusers_what_was_trained(everything: Path, family: A
         for path, layer in layers.items():
             layer.down.copy_(trained[f"{path}.down"])
             layer.up.copy_(trained[f"{path}.up"])
-        ours, ours_text = family.predict(x, t, states), family.encode_text(["a house"])
+        ours, ours_text = family.predict(x, t, states), family.encode_text(["a house"])["states"]
     finally:
         remove(family.roots, layers)
     theirs, theirs_text = pipe.unet(x, t, states).sample, pipe.text_encoder(ids)[0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import scipy.stats
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 import tiny
 import toy
@@ -25,8 +28,10 @@ from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.noise import middle
 from lora_scripts.run import story
-from lora_scripts.run.holding import copies, split
+from lora_scripts.run.parts import Parts
+from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
 from lora_scripts.train.feed import generator
 from lora_scripts.train.probe import Probe, Range
@@ -84,16 +89,41 @@ def probe(tmp_path: Path, batch: int = 3, **keys: object) -> Probe:
     return Probe(feed, [0, 2], Objective(), Range(4), 7, batch, **keys)  # type: ignore[arg-type]
 
 
+def timestep(u: Tensor) -> int:
+    """Of a thousand; `u` is in its middle."""
+    t = (u * 1000).long()
+    assert u.dtype == torch.float64 and torch.equal(u, middle(t, 1000))
+    return int(t)
+
+
 def test_noise_levels_are_stratified() -> None:
     g = torch.Generator().manual_seed(0)
     for levels in (Range(8), Range(4, 200, 399), Range(3, 0, 9)):
         count = levels.last - levels.first + 1
         for part in range(levels.strata):
             low, high = (levels.first + edge * count / levels.strata for edge in (part, part + 1))
-            drawn = [levels.draw(part, g) for _ in range(200)]
+            drawn = [timestep(levels.draw(part, g, 1000)) for _ in range(200)]
             assert low - 1 < min(drawn) and max(drawn) < high and len(set(drawn)) > 1
-            assert low - 1 < levels.middle(part) < high
-    assert [Range(2, 600, 999).middle(p) for p in (0, 1)] == [700, 900]
+            assert low - 1 < timestep(levels.middle(part, 1000)) < high
+            free = [levels.draw(part, g, None).item() for _ in range(200)]
+            assert low / 1000 <= min(free) and max(free) <= high / 1000 and len(set(free)) == 200
+            assert max(free) - min(free) > 0.9 * (high - low) / 1000
+            assert levels.middle(part, None).item() == pytest.approx((low + high) / 2000, abs=1e-12)
+    assert [timestep(Range(2, 600, 999).middle(p, 1000)) for p in (0, 1)] == [700, 900]
+
+
+def test_strata_of_timesteps_are_whole_numbers() -> None:
+    """The draws and the middles are those of arithmetic with integers, and no rounding moves one."""
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    for strata in (1, 3, 4, 8, 20, 25, 32):
+        for levels in (Range(strata), Range(strata, 200, 399), Range(strata, 600, 999), Range(strata, 100, 899)):
+            count = levels.last - levels.first + 1
+            for part in range(strata):
+                u = torch.rand((), generator=theirs, dtype=torch.float64).item()
+                wanted = levels.first + min(int((part + u) / strata * count), count - 1)
+                assert timestep(levels.draw(part, ours, 1000)) == wanted
+                wanted = levels.first + (2 * part + 1) * count // (2 * strata)
+                assert timestep(levels.middle(part, 1000)) == wanted
 
 
 def test_losses_are_those_of_the_formula_at_fixed_draws(tmp_path: Path) -> None:
@@ -126,11 +156,12 @@ def test_measuring_again_or_in_other_batches_gives_the_same_and_draws_nothing(tm
 
 
 def test_the_interval_is_scipys_at_the_level_of_few_pictures() -> None:
-    for count in (5, 12, 40):
+    # t at 97.5 % with n - 1 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods, table 1.3.6.7.2
+    for count, t in ((5, 2.776), (12, 2.201), (40, 2.023)):
         values = np.random.default_rng(count).normal(0.3, 1, count)
         level = 1 - 2 * tail(count)
-        reach = scipy.stats.t.ppf(0.975, count - 1) * (count / (count - 1)) ** 0.5
-        assert tail(count) == pytest.approx(scipy.stats.norm.cdf(-reach), rel=1e-4)
+        reach = t * (count / (count - 1)) ** 0.5
+        assert tail(count) == pytest.approx(0.5 * math.erfc(reach / 2**0.5), rel=2e-3)
         theirs = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=20000, method="percentile", confidence_level=level, rng=1
         ).confidence_interval
@@ -196,10 +227,17 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
     )
 
 
+def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -> story.TrainResult:
+    """In place of `story.finish`."""
+    saver.write(parts.folder.final, "LoRA")
+    f = parts.folder
+    return story.TrainResult(f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, {})
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end with their file: no proof, no pictures."""
-    monkeypatch.setattr(story, "finish", lambda run: run.exporter.write(run.folder.final))
+    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path, short: None) -> None:
@@ -262,4 +300,4 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no effect without held-out pictures"):
         load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
     copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
-    assert split(copied, scan(copied.train_data_dir))[1] == []
+    assert split(copied, scan(copied.train_data_dir)).held_out == []

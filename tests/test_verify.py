@@ -14,12 +14,13 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras import verify as verifying
 from lora_scripts.loras.consumers import compare, published
 from lora_scripts.loras.consumers.compare import Verdict
-from lora_scripts.loras.naming import sd1
-from lora_scripts.loras.verify import CONSUMERS, MATCHERS, open_lora, require, verify, verify_trained
+from lora_scripts.loras.file import open_lora
+from lora_scripts.loras.verify import CONSUMERS, MATCHERS, require, verify, verify_trained
 
 Q, K = KOHYA[f"{MID}.attn1.to_q"], KOHYA[f"{MID}.attn2.to_k"]
 TE = KOHYA["text_encoder.encoder.layers.0.self_attn.q_proj"]
@@ -30,8 +31,9 @@ def verdicts(path: Path, base: Path | None = None, reference: Path | None = None
     """Of every consumer; without a base, on a small model that has the layers of FEW."""
     if base is not None:
         return {v.consumer: v for v in verify(path, base, reference, CONSUMERS)}
-    expected, _ = verifying.expected_by(open_lora(reference or path), lora_files.BASE)
-    return {v.consumer: v for v in verifying.check(open_lora(path), lora_files.SMALL, expected, CONSUMERS)}
+    expected, _ = verifying.expected_by(open_lora(reference or path, lora_files.FACTS), lora_files.SMALL)
+    source = open_lora(path, lora_files.FACTS)
+    return {v.consumer: v for v in verifying.check(source, lora_files.SMALL, expected, CONSUMERS)}
 
 
 def test_a_whole_file_is_right_everywhere(base: Path, tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_a_whole_file_is_right_everywhere(base: Path, tmp_path: Path) -> None:
 
 def test_the_expected_change_is_the_published_formula() -> None:
     modules = lora_files.weights()
-    reading = published.read(lora_files.tensors(modules), lora_files.BASE)
+    reading = published.read(lora_files.tensors(modules), lora_files.BASE, sd1())
     assert not reading.faults and reading.changes.keys() == modules.keys()
     for path, w in modules.items():
         torch.testing.assert_close(reading.changes[path].exact(), dense(w).flatten(1), rtol=1e-12, atol=1e-14)
@@ -90,10 +92,14 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], set[str], str]] = {
     "transposed up": (changed(f"{K}.lora_up.weight", lambda m: m.T), ALL, K),
     "turned": (changed(f"{Q}.lora_down.weight", lambda m: m.flip(1)), ALL, Q),
     "swapped modules": (swapped(f"{Q}.lora_up.weight", f"{KOHYA[FEW[1]]}.lora_up.weight"), ALL, "attn1_to_"),
-    "derived text name": (renamed("lora_te_text_model_", "lora_te_"), ALL - {"diffusers"}, "lora_te_encoder_layers_0"),
+    "derived text name": (
+        renamed("lora_te_text_model_", "lora_te_"),
+        ALL - {"diffusers", "PEFT"},
+        "lora_te_encoder_layers_0",
+    ),
     "text encoder of SDXL, 1": (
         renamed("lora_te_", "lora_te1_"),
-        {"PEFT", "InvokeAI", "additional-networks", "kohya"},
+        {"InvokeAI", "additional-networks", "kohya"},
         "lora_te1_text_model_encoder_layers_0",
     ),
     "text encoder of SDXL, 2": (renamed("lora_te_", "lora_te2_"), ALL, "lora_te2_text_model_encoder_layers_0"),
@@ -127,7 +133,8 @@ def test_alphas_that_differ_fail_in_diffusers_alone(tmp_path: Path) -> None:
     modules = lora_files.weights() | lora_files.weights(FEW[:2], rank=2, alpha=3.0)
     path = lora_files.write(tmp_path / "mixed.safetensors", lora_files.tensors(modules))
     assert [name for name, verdict in verdicts(path).items() if not verdict.ok] == ["diffusers"]
-    padded = lora_files.write(tmp_path / "padded.safetensors", kohya.to_kohya(modules, dtype=torch.float32))
+    one = kohya.to_kohya(modules, sd1().kohya, dtype=torch.float32)
+    padded = lora_files.write(tmp_path / "padded.safetensors", one)
     assert all(verdict.ok for verdict in verdicts(padded, reference=path).values())
 
 
@@ -152,7 +159,7 @@ def test_who_reads_diffusers_names(base: Path, tmp_path: Path) -> None:
 
 def test_published_block_names_of_sd1(tmp_path: Path) -> None:
     unet = [path for path in FEW if path.startswith("unet.")]
-    made = kohya.to_kohya(lora_files.weights(unet), dtype=torch.float32, table=sd1().original)
+    made = kohya.to_kohya(lora_files.weights(unet), sd1().original, dtype=torch.float32)
     found = verdicts(lora_files.write(tmp_path / "x.safetensors", made))
     assert {name for name, verdict in found.items() if verdict.ok} == {"A1111", "ComfyUI", "PEFT"}
     assert not any(found[name].right for name in ("InvokeAI", "additional-networks", "kohya"))

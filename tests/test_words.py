@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
-from lora_scripts.label.words import WordRules, apply_rules, clean_tag, close_gaps, looks_like_tags
+from lora_scripts.label.wording import WordRules, apply_rules, clean_tag, close_gaps, looks_like_tags
 
 
 def count(text: str) -> int:

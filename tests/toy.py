@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +14,52 @@ from torch import Tensor, nn
 
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import Batch, Sampling, Spec
+from lora_scripts.families.base import Batch, Sampling
+from lora_scripts.families.facts import Facts, LoraFacts
+from lora_scripts.formats.header import Kind
 from lora_scripts.losses import diffusion, noise
 from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+
+
+def _none(*_: object) -> Any:
+    raise NotImplementedError
+
+
+FACTS = Facts(
+    name="toy",
+    words="Toy",
+    example="toy.safetensors",
+    checkpoint=Kind("a toy"),
+    mergeable=frozenset(),
+    model="toy",
+    features=frozenset({"pictures"}),
+    native_size=(64, 64),
+    bucket_step=8,
+    vae_factor=8,
+    latent_channels=3,
+    groups={"all": lambda path: True},
+    image_root="net",
+    text_roots=("text",),
+    lora=LoraFacts("toy", "toy/lora", "toy"),
+    names=_none,
+    kind_of=_none,
+    folder_kind=_none,
+    check=_none,
+    check_vae=_none,
+    weights=_none,
+    parts={"net": ""},
+    base=_none,
+    build=_none,
+)
 
 
 class Toy:
     """`mean` is the 8 x 8 means of a picture's colours, so a mirrored or moved picture shows."""
 
-    spec = Spec("Toy", 8, 3, 8, {"all": lambda path: True}, "net", "text")
+    facts = FACTS
     device = torch.device("cpu")
     native_size = (64, 64)
-    prediction: diffusion.Prediction = "epsilon"
-    zero_terminal_snr = False
-    clip_skip, caption_tokens = 1, 75
+    objective = diffusion.Objective()
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -49,20 +82,24 @@ class Toy:
         mean = nn.functional.avg_pool2d(pixels, 8) + len(self.vae)
         return {"mean": mean, "std": torch.full_like(mean, 0.1)}
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         self.encoded += captions
         numbers = [int.from_bytes(hashlib.sha256(f"{self.text}/{c}".encode()).digest()[:2], "big") for c in captions]
-        return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+        return {"states": torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)}
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        draws = noise.draw(tuple(batch.mean.shape), batch.generators, objective.timesteps, objective.noise)
-        return self.losses(batch, objective, draws).sum(), len(batch.mean)
+        shape = tuple(batch.latents["mean"].shape)
+        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, self.levels(objective))
+        return self.losses(batch, objective, draws).sum(), shape[0]
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        levels = diffusion.schedule(objective.prediction).at(draws.timesteps)
-        x0 = batch.mean + batch.std * draws.posterior
+        levels, _ = diffusion.discrete(objective.prediction).at(draws.u, self.device)
+        x0 = batch.latents["mean"] + batch.latents["std"] * draws.posterior
         output = self.net(diffusion.add_noise(x0, draws.noise, levels).movedim(1, -1)).movedim(-1, 1)
         return diffusion.loss_of(output, x0, draws, levels, objective, batch.masks)
+
+    def levels(self, objective: diffusion.Objective) -> int | None:
+        return 1000
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         raise NotImplementedError
@@ -99,6 +136,6 @@ def feed(
     defaults = {"batch_size": 2, "accumulation": 1, "repeats": 1, "seed": 1, "caption_dropout": 0.0}
     values = {**defaults, "shuffle_tags": False, "keep_tags": 1, **settings}
     planned: list[Picture] = plan_pictures(
-        pictures, resolution, family.spec.bucket_step, flip=flip, random_crop=random_crop, seed=1
+        pictures, resolution, family.facts.bucket_step, flip=flip, random_crop=random_crop, seed=1
     )
     return Feed(family, planned, Settings(**values), cache_text)  # type: ignore[arg-type]

@@ -39,3 +39,7 @@ def raise_all(errors: Sequence[UserError]) -> None:
         raise errors[0]
     if errors:
         raise UserErrors(errors)
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the program to end (SIGTERM), and it did, everything saved."""

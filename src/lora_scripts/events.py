@@ -61,6 +61,8 @@ class Stepped(Event):
     learning_rate: float
     grad_norm: float
     samples_per_second: float
+    seconds: float
+    """Of the step."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,8 @@ Sink = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """The sink of those who do not want to know."""
+
+
+def counting(sink: Sink, what: str) -> Callable[[int, int], None]:
+    """Takes (done, total) and tells the sink of it: for work that knows nothing of events."""
+    return lambda done, total: sink(Progress(what, done, total))

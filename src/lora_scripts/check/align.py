@@ -86,8 +86,8 @@ def _align(a: Floats, b: Floats, place: Floats, rounds: int) -> Floats:
         square = columns.transpose(0, 2, 1) @ columns
         # a trace of damping, so that flat pictures have a solution: none
         square += (ridge * 1e-3 + np.eye(6, dtype=np.float32) * 1e-4) * square.trace(axis1=1, axis2=2)[:, None, None]
-        found = np.linalg.solve(square, columns.transpose(0, 2, 1) @ wanted)[..., 0]
-        step = found[:, :4] / np.clip(found[:, 4:5], 0.3, 3)
+        solved = np.linalg.solve(square, columns.transpose(0, 2, 1) @ wanted)[..., 0]
+        step = solved[:, :4] / np.clip(solved[:, 4:5], 0.3, 3)
         place = np.clip(place + np.clip(step, -0.08, 0.08), -_REACH, _REACH).astype(np.float32)
     return place
 

@@ -1,32 +1,32 @@
-"""`lora-scripts check`: looks at a data set, says what is wrong with it, and mends what can be mended."""
+"""Looks at a data set, says what is wrong with it, and mends what can be mended."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.check import contradictions, fix
-from lora_scripts.check.captions import caption_findings, missing
+from lora_scripts.check.caption_findings import caption_findings, missing
 from lora_scripts.check.duplicates import quality
 from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.pictures import DUPLICATES, look, picture_findings
 from lora_scripts.check.shape import in_bucket
-from lora_scripts.check.verdict import check_command, counted, lines, ordered
+from lora_scripts.check.verdict import check_command, ordered, summary
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.report.check_page import CheckData, ShownPicture, write_check_page
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `lora-scripts check` is asked."""
+    """What is asked of a data set."""
 
     folder: Path
     metadata: Path | None
@@ -42,7 +42,29 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Checked:
+    """What was found in a data set, after the mending if that was asked for."""
+
+    folder: Path
+    pictures: int
+    captioned: int
+    """Pictures with a caption."""
+    findings: tuple[Finding, ...]
+    """The worst first."""
+    mended: tuple[str, ...] | None
+    """What was done, line by line; None if nothing was asked to be done."""
+    mend: str
+    """The command that mends what can be mended; empty if that is nothing, or done."""
+    page: Path
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Those at which training would stop."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+
+@dataclass(frozen=True)
+class Examined:
     """A data set and all that was found in it."""
 
     listing: Listing
@@ -50,42 +72,51 @@ class Looked:
     findings: list[Finding]
     """The worst first."""
 
+    @property
+    def captioned(self) -> int:
+        """Pictures with a caption."""
+        return sum(bool(self.listing.caption(name)) for name in self.listing.images)
 
-def check_data(options: CheckOptions) -> None:
-    """Prints the verdict, writes the page, mends if asked to. UserError if training would stop, after all is told."""
+
+def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
+    """Looks at every picture and caption, mends if asked to, and writes the page.
+
+    UserError if there is nothing to look at, or the page would lie among the pictures.
+    """
     page = options.page or options.default_page or fix.beside(options.folder, "-check.html")
     if Path(os.path.abspath(page)).is_relative_to(os.path.abspath(options.folder)):
         raise UserError(
             "the page would lie among the pictures", file=page, hint="choose a path outside of their folder"
         )
     listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
-    facts = {one.name: one for one in look(listing.images, tell=_tell)}
-    looked = _judge(options, listing, facts)
-    done: list[str] = []
+    facts = {one.name: one for one in look(listing.images, sink=sink)}
+    examined = _examine(options, listing, facts)
+    mended: tuple[str, ...] | None = None
     if options.fix:
-        mend = fix.plan(options.folder, listing, surplus(looked))
-        done = fix.apply(mend, options.folder) or ["nothing to mend without asking"]
+        mend = fix.plan(options.folder, listing, surplus(examined))
+        mended = tuple(fix.apply(mend, options.folder))
         if mend:
             listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
-            looked = _judge(options, listing, {name: facts[name] for name in listing.images})
-    _tell_verdict(options, looked, done)
+            examined = _examine(options, listing, {name: facts[name] for name in listing.images})
+    mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
+    checked = Checked(
+        folder=options.folder,
+        pictures=len(examined.listing.images),
+        captioned=examined.captioned,
+        findings=tuple(examined.findings),
+        mended=mended,
+        mend=check_command([*options.words, "--fix"]) if mendable else "",
+        page=page,
+    )
     io.make_folder(page.parent)
-    write_check_page(page, _page(options, looked, done), io.write_text)
-    print(f"the page: {page}", flush=True)
-    errors = [finding for finding in looked.findings if finding.severity == "error"]
-    if errors:
-        raise UserError(f"training would stop at {counted(errors)}", file=options.folder, hint="mend them first")
-
-
-def _tell(done: int, total: int) -> None:
-    if sys.stdout.isatty():
-        print(f"\rlooking at pictures {done}/{total} ", end="\n" if done == total else "", flush=True)
+    write_check_page(page, _page(options, examined, checked), io.write_text)
+    return checked
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
-def _judge(options: CheckOptions, listing: Listing, facts: Mapping[str, PictureFacts]) -> Looked:
+def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, PictureFacts]) -> Examined:
     captions = {name: _captioned(listing, name) for name in listing.images}
     findings = [
         *_source_faults(options.folder, listing),
@@ -101,7 +132,7 @@ def _judge(options: CheckOptions, listing: Listing, facts: Mapping[str, PictureF
         if not (finding.kind == "captions_identical" and any(one.issuperset(finding.files) for one in alike))
     ]
     findings += contradictions.between(clusters, captions)
-    return Looked(listing, facts, ordered(findings))
+    return Examined(listing, facts, ordered(findings))
 
 
 def _captioned(listing: Listing, name: str) -> Captioned:
@@ -141,60 +172,46 @@ def _without_caption(listing: Listing) -> list[str]:
 # --- mending ----------------------------------------------------------------------------------------------------------
 
 
-def surplus(looked: Looked) -> list[str]:
+def surplus(examined: Examined) -> list[str]:
     """Every picture that a better one of its cluster stands for: one with a caption, or else with more detail."""
 
     def worth(name: str) -> tuple[object, ...]:
-        return bool(looked.listing.caption(name)), quality(looked.facts[name])
+        return bool(examined.listing.caption(name)), quality(examined.facts[name])
 
-    clusters = fix.merged(finding.files for finding in looked.findings if finding.kind in DUPLICATES)
-    out = []
+    clusters = fix.merged(finding.files for finding in examined.findings if finding.kind in DUPLICATES)
+    others: list[str] = []
     for cluster in clusters:
         best = max(cluster, key=worth)
-        out += [name for name in cluster if name != best]
-    return out
+        others += [name for name in cluster if name != best]
+    return others
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _verdict(looked: Looked) -> str:
-    captioned = sum(bool(looked.listing.caption(name)) for name in looked.listing.images)
-    return f"{len(looked.listing.images)} pictures, {captioned} with a caption: {counted(looked.findings)}"
-
-
-def _tell_verdict(options: CheckOptions, looked: Looked, done: Sequence[str]) -> None:
-    for line in done:
-        print(line)
-    print(f"{options.folder}: {_verdict(looked)}")
-    for line in lines(looked.findings):
-        print(f"  {line}")
-    if not options.fix and _mendable(options, looked):
-        print(f"to mend what can be mended without losing anything: {check_command([*options.words, '--fix'])}")
-
-
-def _mendable(options: CheckOptions, looked: Looked) -> bool:
-    return bool(fix.plan(options.folder, looked.listing, surplus(looked)))
-
-
-def _page(options: CheckOptions, looked: Looked, done: Sequence[str]) -> CheckData:
+def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckData:
     buckets = bucket_sizes(options.resolution)
-    shown = [_shown(name, one, looked.listing.caption(name), buckets) for name, one in looked.facts.items()]
-    used = {picture.bucket for picture in shown if picture.bucket}
+    pictures = [_shown(name, one, examined.listing.caption(name), buckets) for name, one in examined.facts.items()]
     rows = [
-        ("pictures", str(len(shown))),
-        ("captions", str(sum(bool(picture.caption) for picture in shown))),
+        ("pictures", str(len(pictures))),
+        ("captions", str(sum(bool(picture.caption) for picture in pictures))),
         ("resolution", "{} × {}".format(*options.resolution)),
-        ("buckets", str(len(used))),
+        ("buckets", str(len({picture.bucket for picture in pictures if picture.bucket}))),
         ("folder", str(options.folder)),
     ]
-    command = "" if options.fix or not _mendable(options, looked) else check_command([*options.words, "--fix"])
-    name = Path(os.path.abspath(options.folder)).name
-    return CheckData(name, _verdict(looked), rows, looked.findings, shown, done, command)
+    return CheckData(
+        name=Path(os.path.abspath(options.folder)).name,
+        verdict=summary(checked.pictures, checked.captioned, checked.findings),
+        facts=rows,
+        findings=checked.findings,
+        pictures=pictures,
+        mended=checked.mended,
+        command=checked.mend,
+    )
 
 
 def _shown(name: str, one: PictureFacts, caption: str, buckets: Sequence[Size]) -> ShownPicture:
     if one.problem is not None:
         return ShownPicture(name, one.size if one.readable else None, one.thumbnail, caption)
-    bucket, _, kept = in_bucket(one.size, buckets)
-    return ShownPicture(name, one.size, one.thumbnail, caption, bucket, kept)
+    bucket, _, inside = in_bucket(one.size, buckets)
+    return ShownPicture(name, one.size, one.thumbnail, caption, bucket, inside)

@@ -87,8 +87,8 @@ def within(captions: Iterable[Captioned]) -> list[Finding]:
     """Captions that say a thing and its opposite."""
     findings = []
     for caption in captions:
-        if found := _opposed(caption.text, caption.text, same=True):
-            message = f'says both "{found[0]}" and "{found[1]}"'
+        if pair := _opposed(caption.text, caption.text, same=True):
+            message = f'says both "{pair[0]}" and "{pair[1]}"'
             mend = "keep what is true"
             findings.append(
                 Finding("caption_contradiction", "warning", (caption.name,), message, mend, 0.7, caption.source)

@@ -50,12 +50,12 @@ def find(facts: Sequence[PictureFacts]) -> Copies:
     low, mirror = _frequencies(grids), _frequencies(grids[:, :, ::-1])
     near = _clusters(len(single), _verified(grids, grids, _candidates(low, low)))
     head = {member: group[0] for group in near for member in group}
-    kept = sorted(set(head.values()))
-    turned = _verified(grids[kept], grids[kept][:, :, ::-1], _candidates(low[kept], mirror[kept]))
+    heads = sorted(set(head.values()))
+    turned = _verified(grids[heads], grids[heads][:, :, ::-1], _candidates(low[heads], mirror[heads]))
     return Copies(
         [[ranked[i].name for i in group] for group in exact if len(group) > 1],
         [[single[i].name for i in group] for group in near if len(group) > 1],
-        [[single[kept[i]].name, single[kept[j]].name] for i, j in turned],
+        [[single[heads[i]].name, single[heads[j]].name] for i, j in turned],
     )
 
 
@@ -88,22 +88,22 @@ def _frequencies(grids: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _candidates(a: NDArray[np.float32], b: NDArray[np.float32]) -> Pairs:
     """Pairs (i, j), i < j, whose vectors correlate: [pairs, 2]. Memory is a strip of the matrix at a time."""
-    found = [np.zeros((0, 2), np.intp)]
+    strips = [np.zeros((0, 2), np.intp)]
     for start in range(0, len(a), _BLOCK):
         i, j = np.nonzero(a[start : start + _BLOCK] @ b.T >= _ALIKE)
         i = i + start
-        found.append(np.stack([i, j], 1)[i < j])
-    return np.concatenate(found)
+        strips.append(np.stack([i, j], 1)[i < j])
+    return np.concatenate(strips)
 
 
 def _verified(a: NDArray[np.uint8], b: NDArray[np.uint8], pairs: Pairs) -> list[tuple[int, int]]:
-    out = []
+    copies: list[tuple[int, int]] = []
     for start in range(0, len(pairs), _BLOCK):
         part = pairs[start : start + _BLOCK]
         match = compare(a[part[:, 0]], b[part[:, 1]])
         good = (match.likeness >= _LIKENESS) & (match.worst <= _WORST)
-        out += [(int(i), int(j)) for i, j in part[good]]
-    return out
+        copies += [(int(i), int(j)) for i, j in part[good]]
+    return copies
 
 
 def _clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

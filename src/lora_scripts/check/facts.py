@@ -119,7 +119,7 @@ def _look(facts: PictureFacts, image: Image.Image) -> PictureFacts:
 
 
 def _thumbnail(small: Image.Image) -> bytes:
-    copy, out = small.copy(), io.BytesIO()
+    copy, buffer = small.copy(), io.BytesIO()
     copy.thumbnail((THUMBNAIL, THUMBNAIL))
-    copy.save(out, "JPEG", quality=80)
-    return out.getvalue()
+    copy.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

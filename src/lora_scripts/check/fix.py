@@ -52,11 +52,11 @@ def beside(folder: Path, ending: str) -> Path:
 
 def merged(clusters: Iterable[Sequence[str]]) -> list[list[str]]:
     """Clusters that share a name, put together; names in order."""
-    out: list[set[str]] = []
+    separate: list[set[str]] = []
     for cluster in clusters:
-        touching = [other for other in out if other & set(cluster)]
-        out = [other for other in out if other not in touching] + [set(cluster).union(*touching)]
-    return sorted(sorted(cluster) for cluster in out)
+        touching = [other for other in separate if other & set(cluster)]
+        separate = [other for other in separate if other not in touching] + [set(cluster).union(*touching)]
+    return sorted(sorted(cluster) for cluster in separate)
 
 
 def plan(folder: Path, listing: Listing, surplus: Iterable[str]) -> Mend:
@@ -120,7 +120,7 @@ def _plan_captions(mend: Mend, listing: Listing, gone: set[str]) -> None:
 
 def apply(mend: Mend, folder: Path) -> list[str]:
     """Does it; gives in words what was done, and how to undo it. UserError when the disk or the permissions refuse."""
-    told: list[str] = []
+    done: list[str] = []
     undo: list[str] = []
     if mend.captions:
         _keep_captions(mend)
@@ -131,14 +131,14 @@ def apply(mend: Mend, folder: Path) -> list[str]:
         what = [f"{rows} row{'s' if rows > 1 else ''} taken out"] if rows else []
         edits = len(changes) - rows
         what += [f"{edits} caption{'s' if edits > 1 else ''} corrected"] if edits else []
-        told.append(f"{path}: {', '.join(what)}; as it was: {backup.name}")
+        done.append(f"{path}: {', '.join(what)}; as it was: {backup.name}")
         undo.append(f"move {backup} back over {path}")
     for source, target in mend.moves.items():
         io.move(source, target)
-        told.append(f"{source} set aside as {target}")
+        done.append(f"{source} set aside as {target}")
     if mend.moves:
         undo.insert(0, f"move the files in {mend.side} (not {SIDE_LIST}) back into {folder}")
-    return told + ([f"to undo: {'; '.join(_few(undo))}"] if undo else []) + mend.left
+    return done + ([f"to undo: {'; '.join(_few(undo))}"] if undo else []) + mend.left
 
 
 def _few(undo: list[str]) -> list[str]:

@@ -51,10 +51,10 @@ def _jpeg(data: bytes) -> str | None:
     """Within a scan only restart markers may stand, in turn, and only where they were announced (ITU T.81, B.1.1)."""
     at, in_scan, scan_start, restarts, next_restart, zeros_mean_flat = 2, False, 0, False, 0, True
     while True:
-        found = _MARKER.search(data, at)
-        if found is None:
+        match = _MARKER.search(data, at)
+        if match is None:
             return "cut off: the end marker is missing"
-        marker, here = found[0][1], found.start()
+        marker, here = match[0][1], match.start()
         wrong = f"damaged in the middle, at byte {here}"
         if not in_scan and here != at and data[at:here].strip(b"\xff"):
             return wrong

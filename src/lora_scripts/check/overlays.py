@@ -41,8 +41,8 @@ def find(grey: NDArray[np.uint8]) -> tuple[Overlay, ...]:
     """The likeliest lines in a grey picture of about 512 x 512 px, best first."""
     values = grey.astype(np.float32)
     stands_out = values - ndimage.uniform_filter(values, _WINDOW, mode="nearest")
-    found = [line for side in (stands_out, -stands_out) for line in _lines(side, values)]
-    return tuple(sorted(found, key=lambda line: -line.sure)[:_MOST])
+    lines = [line for side in (stands_out, -stands_out) for line in _lines(side, values)]
+    return tuple(sorted(lines, key=lambda line: -line.sure)[:_MOST])
 
 
 def _lines(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> list[Overlay]:
@@ -59,8 +59,8 @@ def _lines(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> list[O
     follows &= (left[None] > left[:, None]) & (np.abs(shade[:, None] - shade[None]) < 22)
     _, of = connected_components(csr_array(follows), directed=False)
     groups = np.flatnonzero(np.bincount(of) >= _LETTERS)
-    found = (_judge(letters[of == group], grey.shape) for group in groups)
-    return [line for line in found if line is not None]
+    judged = (_judge(letters[of == group], grey.shape) for group in groups)
+    return [line for line in judged if line is not None]
 
 
 def _letters(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ from lora_scripts.data.buckets import MAX_RATIO, Size, bucket_sizes, choose_buck
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.data.scan import MIN_SIDE
 from lora_scripts.errors import UserError
+from lora_scripts.events import Progress, Sink, ignore
 
 DUPLICATES = ("exact_duplicate", "near_duplicate")
 """Kinds of findings whose first file is the copy to keep, and whose others can go."""
@@ -30,10 +31,8 @@ _STRONG_BLOCKS = 1.3
 _LOW_QUALITY = 35
 
 
-def look(
-    files: Mapping[str, Path], *, workers: int | None = None, tell: Callable[[int, int], None] | None = None
-) -> list[PictureFacts]:
-    """Measures every picture (name -> path), in the order given; `tell(done, total)` while it goes on.
+def look(files: Mapping[str, Path], *, workers: int | None = None, sink: Sink = ignore) -> list[PictureFacts]:
+    """Measures every picture (name -> path), in the order given.
 
     By default in as many processes as there are cores. UserError if one of them is killed.
     """
@@ -43,8 +42,7 @@ def look(
     done: dict[str, PictureFacts] = {}
     for facts in _measured([[(name, files[name]) for name in chunk] for chunk in chunks], workers):
         done.update((fact.name, fact) for fact in facts)
-        if tell is not None:
-            tell(len(done), len(names))
+        sink(Progress("pictures", len(done), len(names)))
     return [done[name] for name in names]
 
 
@@ -54,8 +52,8 @@ def picture_findings(facts: Sequence[PictureFacts], resolution: Size | None) -> 
     Of `DUPLICATES` the first file is the one to keep.
     """
     buckets = None if resolution is None else bucket_sizes(resolution)
-    found = [finding for fact in facts for finding in _single(fact, buckets)]
-    return [*found, *_copies(facts), *whole_set.findings(facts)]
+    singles = [finding for fact in facts for finding in _single(fact, buckets)]
+    return [*singles, *_copies(facts), *whole_set.findings(facts)]
 
 
 def _measured(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[list[PictureFacts]]:
@@ -141,10 +139,11 @@ def _additions(fact: PictureFacts) -> Iterator[Finding]:
     """Bars and writing: what was put around and over the picture."""
     if fact.border is not None:
         bars = {"left": fact.border.left, "top": fact.border.top, "right": fact.border.right}
-        told = ", ".join(f"{side} {part:.0%}" for side, part in {**bars, "bottom": fact.border.bottom}.items() if part)
+        bars["bottom"] = fact.border.bottom
+        widths = ", ".join(f"{side} {part:.0%}" for side, part in bars.items() if part)
         severity: Severity = "warning" if fact.border.sure > 0.5 else "note"
         mend = "crop the bars away, or they will be learned"
-        yield Finding("border", severity, (fact.name,), f"bars of one colour: {told}", mend, fact.border.sure)
+        yield Finding("border", severity, (fact.name,), f"bars of one colour: {widths}", mend, fact.border.sure)
     if fact.texts:
         best = fact.texts[0]
         across, down = (best.box[0] + best.box[2]) / 2, (best.box[1] + best.box[3]) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_scripts.check.captions import identical, missing, truncated
+from lora_scripts.check.caption_findings import identical, missing, truncated
 from lora_scripts.check.shape import shape_findings
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
@@ -38,5 +38,6 @@ def _same_files(samples: Sequence[Sample]) -> list[Finding]:
 
 def _shapes(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
     buckets = bucket_sizes(resolution)
-    found = [f for sample in samples for f in shape_findings(sample.name, (sample.width, sample.height), buckets)]
-    return [finding for finding in found if finding.severity != "note"]
+    sizes = ((sample.name, (sample.width, sample.height)) for sample in samples)
+    findings = [finding for name, size in sizes for finding in shape_findings(name, size, buckets)]
+    return [finding for finding in findings if finding.severity != "note"]

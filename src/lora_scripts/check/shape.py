@@ -18,8 +18,8 @@ def in_bucket(size: Size, buckets: Sequence[Size]) -> tuple[Size, float, tuple[f
     bucket = choose_bucket(size, buckets)
     view = views(size, bucket, flip=False, random_crop=False, seed=0, index=0)[0]
     across, down = view.scaled
-    kept = (view.left / across, view.top / down, bucket[0] / across, bucket[1] / down)
-    return bucket, max(bucket[0] / size[0], bucket[1] / size[1]), kept
+    inside = (view.left / across, view.top / down, bucket[0] / across, bucket[1] / down)
+    return bucket, max(bucket[0] / size[0], bucket[1] / size[1]), inside
 
 
 def shape_findings(name: str, size: Size, buckets: Sequence[Size]) -> Iterator[Finding]:

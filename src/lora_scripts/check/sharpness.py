@@ -76,8 +76,8 @@ def tiles(grey: NDArray[np.uint8]) -> Floats:
     sums = cells[:-1, :-1] + cells[1:, :-1] + cells[:-1, 1:] + cells[1:, 1:]
     best = np.argsort(sums, axis=None)[::-1][:_TILES]
     places = zip(*np.unravel_index(best, sums.shape), strict=True)
-    found = [part[y * half : y * half + _TILE, x * half : x * half + _TILE] for y, x in places]
-    return np.stack(found).astype(np.float32)
+    tiles = [part[y * half : y * half + _TILE, x * half : x * half + _TILE] for y, x in places]
+    return np.stack(tiles).astype(np.float32)
 
 
 def focus_features(work: Floats, scale: float) -> Floats | None:

@@ -23,8 +23,8 @@ def parts(text: str) -> list[str]:
 
 def tags(text: str) -> list[str]:
     """The short parts of a caption that has several; none of a plain sentence."""
-    found = parts(text)
-    return [part for part in found if len(part.split()) <= LONGEST_TAG] if len(found) > 1 else []
+    pieces = parts(text)
+    return [part for part in pieces if len(part.split()) <= LONGEST_TAG] if len(pieces) > 1 else []
 
 
 def words(text: str) -> list[str]:
@@ -37,7 +37,7 @@ def squeezed(tag: str) -> str:
     return _JOINTS.sub("", tag.casefold())
 
 
-def told(forms: Sequence[tuple[str, int]]) -> str:
+def listed(forms: Sequence[tuple[str, int]]) -> str:
     """Spellings with how many captions have them: '"neon lights" in 12, "neonlights" in 1'."""
     first, *others = forms
     more = "".join(f', "{form}" in {count}' for form, count in others)
@@ -62,10 +62,10 @@ def case_variants(texts: Iterable[str]) -> list[list[tuple[str, int]]]:
     """Groups of tags that differ in upper and lower case alone. A caption's first letter does not count."""
     groups: dict[str, Counter[str]] = {}
     for text in texts:
-        found = tags(text)
-        if found and found[0] == parts(text)[0]:
-            found = found[1:]
-        for tag in set(found):
+        inner = tags(text)
+        if inner and inner[0] == parts(text)[0]:
+            inner = inner[1:]
+        for tag in set(inner):
             groups.setdefault(tag.casefold(), Counter())[tag] += 1
     return [_ranked(forms) for _, forms in sorted(groups.items()) if len(forms) > 1]
 
@@ -84,21 +84,21 @@ def word_variants(texts: Iterable[str], known: Iterable[str] = ()) -> list[list[
     for text in texts:
         seen: dict[str, tuple[dict[str, Counter[str]], str]] = {}
         for part in parts(text):
-            found = words(part)
-            seen |= {word: (single, word) for word in found}
+            row = words(part)
+            seen |= {word: (single, word) for word in row}
             seen |= {
                 f"{a} {b}": (double, f"{a} {b}")
-                for a, b in pairwise(found)
+                for a, b in pairwise(row)
                 if min(len(a), len(b)) >= 3 and not {a, b} & _GLUE and f"{a} {b}" in part.casefold()
             }
         for table, form in seen.values():
             table.setdefault(squeezed(form), Counter())[form] += 1
-    out = []
+    variants = []
     for key in sorted(single.keys() - set(known)):
         forms = single[key] + double.get(key, Counter())
         if len(forms) > 1:
-            out.append(_ranked(forms))
-    return out
+            variants.append(_ranked(forms))
+    return variants
 
 
 def corrections(texts: Sequence[str]) -> dict[str, str]:
@@ -120,7 +120,7 @@ def corrected(text: str, table: Mapping[str, str]) -> str:
     """
     short = {tag.casefold() for tag in tags(text)}
     pieces = SEPARATOR.split(text.strip())
-    kept: list[str] = []
+    written: list[str] = []
     seen: set[str] = set()
     for index in range(0, len(pieces), 2):
         part = pieces[index]
@@ -130,5 +130,5 @@ def corrected(text: str, table: Mapping[str, str]) -> str:
                 continue
             seen.add(part.casefold())
         if part:
-            kept += ([pieces[index - 1].lstrip()] if kept else []) + [part]
-    return "".join(kept)
+            written += ([pieces[index - 1].lstrip()] if written else []) + [part]
+    return "".join(written)

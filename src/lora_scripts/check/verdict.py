@@ -33,8 +33,17 @@ def ordered(findings: Sequence[Finding]) -> list[Finding]:
 def counted(findings: Sequence[Finding]) -> str:
     """ "2 errors, 1 warning"; "nothing wrong" for none."""
     counts = Counter(finding.severity for finding in findings)
-    told = [f"{counts[s]} {s}{'s' if counts[s] > 1 else ''}" for s in SEVERITIES if counts[s]]
-    return ", ".join(told) or "nothing wrong was found"
+    return ", ".join(number_of(counts[s], s) for s in SEVERITIES if counts[s]) or "nothing wrong was found"
+
+
+def summary(pictures: int, captioned: int, findings: Sequence[Finding]) -> str:
+    """A data set in one line."""
+    return f"{pictures} pictures, {captioned} with a caption: {counted(findings)}"
+
+
+def number_of(count: int, word: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
@@ -47,9 +56,9 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 def _line(group: Sequence[Finding]) -> str:
     first = group[0]
-    told = ("", first.source, *first.files)
+    named = ("", first.source, *first.files)
     places = (place for finding in group[1:] for place in finding.files or (finding.source or "",))
-    others = [place for place in dict.fromkeys(places) if place not in told]
+    others = [place for place in dict.fromkeys(places) if place not in named]
     head = f"{first.kind.replace('_', ' ')} ({len(group)}): " if len(group) > 1 else ""
     where = few(first.files)
     if first.source:

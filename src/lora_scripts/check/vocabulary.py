@@ -52,8 +52,7 @@ def common_and_single(captions: Sequence[Captioned], trigger: str | None) -> lis
     """What every caption says, and what one only does. Neither is a fault: both are good to know."""
     if len(captions) < FEW:
         return []
-    found = [content_words(caption.text) for caption in captions]
-    counts = Counter(word for one in found for word in one)
+    counts = Counter(word for caption in captions for word in content_words(caption.text))
     own = set(words(trigger or ""))
     findings = []
     everywhere = sorted(word for word, count in counts.items() if count == len(captions) and word not in own)
@@ -70,9 +69,9 @@ def common_and_single(captions: Sequence[Captioned], trigger: str | None) -> lis
     return findings
 
 
-def _listed(found: Sequence[str]) -> str:
-    more = f" and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
-    return ", ".join(found[:MOST_TOLD]) + more
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+    return ", ".join(names[:MOST_TOLD]) + more
 
 
 def misspelt(captions: Sequence[Captioned]) -> list[Finding]:
@@ -80,8 +79,8 @@ def misspelt(captions: Sequence[Captioned]) -> list[Finding]:
 
     CLIP's 49,408 tokens hold the words that people write often, so "mouse" is never taken for a misspelt "house".
     """
-    found = [words(caption.text) for caption in captions]
-    counts = Counter(word for one in found for word in set(one) if word.isalpha() and word < _FIRST_IDEOGRAM)
+    used = [set(words(caption.text)) for caption in captions]
+    counts = Counter(word for one in used for word in one if word.isalpha() and word < _FIRST_IDEOGRAM)
     common: dict[str, list[str]] = {}
     for word, count in counts.items():
         if count >= 3:
@@ -92,7 +91,7 @@ def misspelt(captions: Sequence[Captioned]) -> list[Finding]:
         if not meant or _is_known(word):
             continue
         best = max(meant, key=lambda other: counts[other])
-        holders = [caption for caption, one in zip(captions, found, strict=True) if word in one]
+        holders = [caption for caption, one in zip(captions, used, strict=True) if word in one]
         message = f'"{word}" may be a misspelt "{best}", which stands in {counts[best]} captions'
         files = tuple(caption.name for caption in holders)
         mend = f'write "{best}", if that is meant'
@@ -134,8 +133,8 @@ def guess_trigger(captions: Sequence[Captioned]) -> str | None:
     if len(captions) < FEW:
         return None
     for first in (
-        [found[0].casefold() for caption in captions if len(found := parts(caption.text)) > 1],
-        [found[0] for caption in captions if (found := words(caption.text))],
+        [pieces[0].casefold() for caption in captions if len(pieces := parts(caption.text)) > 1],
+        [row[0] for caption in captions if (row := words(caption.text))],
     ):
         for begin, count in Counter(first).most_common(1):
             if count >= GUESS * len(captions) and begin not in _STOP:

@@ -2,8 +2,16 @@
 
 argparse and not typer: `--help` has 0.3 s above a bare interpreter, and typer's imports alone take most of that.
 
-A command is a module of this package with HELP (one line), `add(parser)` (its arguments) and `call(options)`, whose
-docstring is its description; with OVERRIDES = True it takes `key=value` words, in `options.overrides`.
+A command is a module of this package:
+
+- `HELP`: one line; `OVERRIDES = True` if it takes `key=value` words, in `options.overrides`;
+- `add(parser)`: its arguments, without --json, which every command gets here;
+- `call(options, sink) -> result`: hands plain arguments and the sink of events to a function of a room, and gives its
+  frozen result; the docstring is the command's description;
+- `words(result)`: the lines that a person reads of it; what --json prints is `show.as_json(result)`, or of
+  `plain(result)` where a module has that;
+- `faults(result)`, where a result can be a failure: errors that are told after it, with exit code 2;
+- `event_words(event)`, where a command has words of its own for an event: see `show.People`.
 """
 
 from __future__ import annotations
@@ -16,8 +24,10 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from lora_scripts import __version__
-from lora_scripts.cli.options import Parser
-from lora_scripts.errors import UserError
+from lora_scripts.cli import show
+from lora_scripts.cli.options import Parser, add_json
+from lora_scripts.config.values import did_you_mean
+from lora_scripts.errors import UserError, raise_all
 
 COMMANDS = (
     "label",
@@ -46,29 +56,66 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # An old Windows code page lacks letters of people's folders; a strange letter must not end a run.
             stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if argv is None else list(argv)
+    json_lines = "--json" in words
     try:
-        options = _parse(sys.argv[1:] if argv is None else list(argv))
-        options.command.call(options)
+        _run(_parse(words))
         return 0
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        show.say_errors(error, json_lines=json_lines)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        show.say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
         return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lora_scripts"):
             raise
-        print(f"error: the package {package} is not installed; run: python3 start.py demo", file=sys.stderr)
+        missing = UserError(f"the package {package} is not installed", hint="run: python3 start.py demo")
+        show.say_errors(missing, json_lines=json_lines)
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
+    except OSError as error:
+        if not show.is_closed_pipe(error):
+            raise
+        show.mute(sys.stdout)
+        return 0
+    finally:
+        _flush()
     return 2
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _run(options: argparse.Namespace) -> None:
+    """Runs the command, and shows its events and its result. UserErrors for what is wrong with that."""
+    command = options.command
+    as_document = bool(getattr(options, "json", False))
+    usual = show.People(getattr(command, "event_words", lambda event: None))
+    with show.JsonLines() if as_document else usual as sink:
+        result = command.call(options, sink)
+    if not hasattr(command, "words"):
+        return
+    plain = getattr(command, "plain", lambda result: result)
+    show.say_result(plain(result), () if as_document else command.words(result), as_document=as_document)
+    if hasattr(command, "faults"):
+        raise_all(command.faults(result))
+
+
+def _flush() -> None:
+    """What waits in the buffer goes out here, where a closed pipe is no error, and not when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not show.is_closed_pipe(error):
+            raise
+        show.mute(sys.stdout)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        near = did_you_mean(words[0], COMMANDS)
+        hint = f"did you mean {near}?" if near else "lora-scripts --help names them all"
+        raise UserError(f"there is no command {words[0]}", hint=hint)
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
+    options, rest = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
         raise UserError("no command given", hint="write one of those above")
@@ -98,5 +145,7 @@ def _parser() -> Parser:
         module: ModuleType = importlib.import_module(f"{__name__}.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.call.__doc__)
         module.add(command)
+        if hasattr(module, "words"):
+            add_json(command)
         command.set_defaults(command=module)
     return parser

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import file_of, number, path
+from lora_scripts.cli.options import asked, file_of, number, path
+from lora_scripts.events import Event, Saved, Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.model_card import WrittenCard
 
 HELP = "write a model card and a thumbnail for a LoRA"
 
@@ -24,9 +29,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace files that are there")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> WrittenCard:
     """Writes a model card with the Hugging Face header, and beside the LoRA the thumbnail and the two JSON files that
     WebUIs look for."""
-    from lora_scripts.workshop.card import CardOptions, write_card
+    from lora_scripts.workshop.model_card import write_card
 
-    write_card(CardOptions(**{key: value for key, value in vars(options).items() if key not in ("command", "name")}))
+    return write_card(**asked(options), sink=sink)
+
+
+def words(result: WrittenCard) -> list[str]:
+    lines = [str(file) for file in result.files]
+    if result.license is None:
+        lines.append("the header has no license yet: give one with --license, such as creativeml-openrail-m")
+    if not result.base_model_asked:
+        name = result.base_model or "empty"
+        lines.append(f"base_model in the header is {name}: --base-model sets its name on Hugging Face")
+    if not result.pictures:
+        lines.append("there is no picture: draw a grid and name it with --grid, or the run's folder with --report")
+    return lines
+
+
+def event_words(event: Event) -> str | None:
+    """The files stand in the result."""
+    return "" if isinstance(event, Saved) else None

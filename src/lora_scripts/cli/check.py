@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import file_of, size
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.check.command import Checked
 
 HELP = "look at a data set: what is wrong with it, and the mend"
 OVERRIDES = True
@@ -25,15 +30,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
 
 
-def call(options: argparse.Namespace) -> None:
-    """Looks at a data set before an evening is spent on it: prints a verdict and writes one HTML page with every
+def call(options: argparse.Namespace, sink: Sink) -> Checked:
+    """Looks at a data set before an evening is spent on it: tells a verdict and writes one HTML page with every
     finding. Exit code 0 if training can start, warnings or not, and 2 if it would stop."""
     if options.trigger is not None and not options.trigger.strip():
         raise UserError("--trigger is an empty text", hint="leave it out, or name the word")
     target = _config(options) if options.config else _folder(options)
     from lora_scripts.check.command import CheckOptions, check_data
 
-    check_data(CheckOptions(**target, page=options.output, trigger=options.trigger, fix=options.fix))
+    return check_data(CheckOptions(**target, page=options.output, trigger=options.trigger, fix=options.fix), sink)
+
+
+def words(checked: Checked) -> Iterator[str]:
+    """What was mended, the verdict, a line for each kind of finding, and what to do."""
+    from lora_scripts.check.verdict import lines, summary
+
+    if checked.mended is not None:
+        yield from checked.mended or ["nothing to mend without asking"]
+    yield f"{checked.folder}: {summary(checked.pictures, checked.captioned, checked.findings)}"
+    yield from (f"  {line}" for line in lines(checked.findings))
+    if checked.mend:
+        yield f"to mend what can be mended without losing anything: {checked.mend}"
+    yield f"the page: {checked.page}"
+
+
+def faults(checked: Checked) -> list[UserError]:
+    """That training would stop."""
+    from lora_scripts.check.verdict import counted
+
+    if not checked.errors:
+        return []
+    return [UserError(f"training would stop at {counted(checked.errors)}", file=checked.folder, hint="mend them first")]
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_writing, argument, file_of, number, weighted
+from lora_scripts.cli import files
+from lora_scripts.cli.options import add_loras, add_writing, asked, file_of, number, weighted_loras
+from lora_scripts.cli.show import as_json, columns
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
-    from lora_scripts.workshop.combine import CombineOptions
-    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.combine import Combination, CombinedFile, Meeting
 
 HELP = "put several LoRAs into one file"
 METHODS = ("concat", "svd", "linear", "ties", "dare")
@@ -18,13 +21,7 @@ METHODS = ("concat", "svd", "linear", "ties", "dare")
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "loras",
-        metavar="FILE:WEIGHT",
-        nargs="+",
-        type=argument(weighted),
-        help="a.safetensors:0.8; weight 1 if left out",
-    )
+    add_loras(parser)
     add("--output", metavar="FILE", type=file_of(".safetensors"), help="the file to write")
     text = "concat: the exact sum (default); svd: that sum at a smaller rank; linear, ties, dare: see docs"
     add("--method", choices=METHODS, default="concat", help=text)
@@ -36,20 +33,85 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Combination:
     """Tells how LoRAs overlap, block by block, with weights to try; then writes them as one LoRA."""
     if options.report_only and options.output is not None:
         raise UserError("--report-only writes nothing", hint="leave out --output, or --report-only")
     if not options.report_only and options.output is None:
         raise UserError("where to?", hint="give --output both.safetensors, or --report-only")
-    from lora_scripts.workshop.combine import combine_files
-    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.combine import combine
 
-    combine_files(_asked(options, tuple(Weighted(*lora) for lora in options.loras)))
+    return combine(loras=weighted_loras(options), **asked(options, "loras", "report_only"), sink=sink)
 
 
-def _asked(options: argparse.Namespace, loras: tuple[Weighted, ...]) -> CombineOptions:
-    from lora_scripts.workshop.combine import CombineOptions
+def plain(result: Combination) -> object:
+    """For JSON: what was written stands beside the report."""
+    fields = as_json(result)
+    assert isinstance(fields, dict)
+    written = fields.pop("written") or {}
+    return fields | written
 
-    skip = ("command", "name", "loras", "report_only")
-    return CombineOptions(loras=loras, **{k: v for k, v in vars(options).items() if k not in skip})
+
+def words(result: Combination) -> list[str]:
+    names = [f"{part.file.name} x {part.weight:g}" for part in result.files]
+    rows = [
+        [name, str(part.rank), str(part.modules), f"{part.norm:.3g}"]
+        for name, part in zip(names, result.files, strict=True)
+    ]
+    lines = columns(("file x weight", "rank", "modules", "|ΔW|"), rows)
+    lines.append(f"together |ΔW| {result.together:.3g}")
+    for whole in _of_all_blocks(result):
+        head = ("block", "cosine", "overlap", "|ΔW| first", "second", "")
+        lines += ["", f"{names[whole.a]}  and  {names[whole.b]}:"]
+        lines += columns(head, [_cells(pair) for pair in [*_of_each_block(result, whole), whole]])
+    lines += ["", *_fights(names, result), _suggestion(result)]
+    return lines if result.written is None else [*lines, "", *_written(result.written)]
+
+
+def _of_all_blocks(result: Combination) -> list[Meeting]:
+    return [pair for pair in result.pairs if pair.block == "all"]
+
+
+def _of_each_block(result: Combination, whole: Meeting) -> list[Meeting]:
+    return [pair for pair in result.pairs if (pair.a, pair.b) == (whole.a, whole.b) and pair is not whole]
+
+
+def _cells(pair: Meeting) -> list[str]:
+    cosine = round(pair.cosine, 2) + 0.0  # no -0.00
+    norms = [f"{norm:.3g}" for norm in pair.norms]
+    return [pair.block, f"{cosine:.2f}", f"{pair.overlap:.2f}", *norms, pair.verdict or ""]
+
+
+def _fights(names: Sequence[str], result: Combination) -> list[str]:
+    """A line for every two files that fight, with their blocks."""
+    lines = []
+    for whole in _of_all_blocks(result):
+        blocks = [pair.block for pair in _of_each_block(result, whole) if pair.verdict == "fights"]
+        if blocks:
+            lines.append(
+                f"fights: {names[whole.a]} and {names[whole.b]} in {', '.join(blocks)}: there one takes back what the "
+                "other does; leave one out, or try --method ties"
+            )
+    return lines or ["no block fights"]
+
+
+def _suggestion(result: Combination) -> str:
+    weights = [(part.file.name, part.weight, round(part.suggested, 2)) for part in result.files]
+    if all(abs(new - old) < 0.02 for _, old, new in weights):
+        return "suggested weights: as given (no two of them pull the same way)"
+    each = ", ".join(f"{name}:{new:g}" for name, _, new in weights)
+    return f"suggested weights, at which each comes out as strong as it would alone: {each}"
+
+
+def _written(file: CombinedFile) -> list[str]:
+    lines = files.written(file)
+    if file.energy_kept is not None and file.worst_energy_kept is not None and file.worst_module is not None:
+        lines.append(files.energy(file.energy_kept, file.worst_energy_kept, file.worst_module))
+    if file.off_the_sum is not None:
+        lines.append(
+            f"note: linear adds the matrices, not the changes; this differs from the sum of the LoRAs by "
+            f"{file.off_the_sum:.0%} of that sum. concat and svd keep the sum"
+        )
+    if file.widened:
+        lines.append(f"in {file.precision}, so that the sum is exact; --precision fp16 halves the file and rounds it")
+    return lines

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import number, path, require_models
+from lora_scripts.cli.options import asked, number, path, require_models
 from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.convert import Converted, Sizes
 
 HELP = "write a LoRA in another program's names, or another precision"
 
@@ -24,13 +30,44 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace what stands at the output")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Converted:
     """Writes a LoRA of Stable Diffusion 1.x in other names, and back without loss."""
     require_models([("FILE", options.file, "LoRA"), ("--base", options.base, "checkpoint")])
     if options.bake_dora and options.base is None:
         raise UserError("--bake-dora needs the base model", hint="add --base CHECKPOINT")
     if not options.bake_dora and (options.base or options.rank):
         raise UserError("--base and --rank do nothing without --bake-dora", hint="add it, or leave them out")
-    from lora_scripts.workshop.convert import ConvertOptions, convert_file
+    from lora_scripts.workshop.convert import convert
 
-    convert_file(ConvertOptions(**{k: v for k, v in vars(options).items() if k not in ("command", "name")}))
+    return convert(**asked(options), sink=sink)
+
+
+def words(result: Converted) -> list[str]:
+    lines = [f"{result.file}: {result.modules} modules, {result.naming} names, {_sizes(result.sizes)}"]
+    if baked := result.baked:
+        lines.append(
+            f"DoRA baked: {baked.modules} modules at rank {baked.rank} keep {baked.mean_kept:.1%} of their change's "
+            f"energy on average, {baked.least_kept:.1%} at least ({baked.worst_module})"
+        )
+    if result.padded is not None:
+        lines.append(f"ranks and alphas differ: all padded to {_sizes(result.padded)}")
+    if result.dtype is not None:
+        lines.append(f"{result.dtype}: {result.loss}")
+    if result.folding == "rounds the smallest":
+        lines.append("folding alpha / rank into the weights rounds the smallest of them: --dtype fp32 keeps every bit")
+    elif result.folding == "rounds all":
+        lines.append("alpha / rank is no power of two: folding it into the weights rounds their last bit")
+    if result.read_by:
+        lines.append(f"every key is read by {', '.join(result.read_by)}")
+    elif not result.parts:
+        lines.append("these names are read by diffusers")
+    for part in result.parts:
+        lines.append(f"load it with PeftModel.from_pretrained(pipeline.{part}, '{result.output / part}')")
+    return [*lines, f"written: {result.output}"]
+
+
+def _sizes(sizes: Sizes) -> str:
+    def few(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:g}" for value in values[:4])
+
+    return f"rank {few(sizes.ranks)}, alpha {few(sizes.alphas)}"

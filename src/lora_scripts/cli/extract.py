@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_writing, file_of, number, path
+from lora_scripts.cli import files
+from lora_scripts.cli.options import add_writing, asked, file_of, number, path
+from lora_scripts.cli.show import columns
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.extract import ExtractedLora
 
 HELP = "find the LoRA between two models"
 
@@ -20,8 +27,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_writing(parser, "auto (default): fp16; fp32, bf16, fp16")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> ExtractedLora:
     """Writes what a fine-tuned model has beyond its base as a LoRA, and tells the rank of the difference."""
-    from lora_scripts.workshop.extract import ExtractOptions, extract_file
+    from lora_scripts.workshop.extract import extract
 
-    extract_file(ExtractOptions(**{k: v for k, v in vars(options).items() if k not in ("command", "name")}))
+    return extract(**asked(options), sink=sink)
+
+
+def words(result: ExtractedLora) -> list[str]:
+    cells = [[b, str(r.layers), str(r.least), f"{r.mean:.1f}", str(r.most)] for b, r in result.blocks.items()]
+    lines = columns(("rank of the difference", "layers", "least", "mean", "most"), cells)
+    lines.append(files.energy(result.energy_kept, result.worst_energy_kept, result.worst_module))
+    if result.only_rounding:
+        lines.append(f"{result.only_rounding} layers differ by no more than rounding; they are left out")
+    if result.elsewhere is None:
+        lines.append("note: the two models lie in different layouts, so biases and norms were not compared")
+    if others := result.others:
+        lines.append(
+            f"note: {len(others)} other weights differ too, with {result.elsewhere_share:.1%} of the whole difference, "
+            f"which this LoRA does not hold; first {others[0]}"
+        )
+    if result.vae_differs:
+        lines.append("note: the VAE differs too; use that of the fine-tuned model")
+    return [*lines, *files.written(result)]

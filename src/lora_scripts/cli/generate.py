@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_device, add_prediction, default, file_of, number, path, require_models, size
+from lora_scripts.cli.options import (
+    add_device,
+    add_prediction,
+    asked,
+    default,
+    file_of,
+    number,
+    path,
+    require_models,
+    size,
+)
+from lora_scripts.events import Event, Saved, Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.generate.command import Generated
 
 HELP = "draw pictures with LoRAs"
 
@@ -37,13 +52,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Generated:
     """Draws pictures from a prompt, which may call any number of LoRAs as <lora:name:0.8>."""
     from lora_scripts.generate.prompt import GenerateOptions
 
     require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
-    values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
-    asked = GenerateOptions(**values)
-    from lora_scripts import run
+    wanted = GenerateOptions(**asked(options))
+    from lora_scripts.generate.command import generate_pictures
 
-    run.generate(asked)
+    return generate_pictures(wanted, sink)
+
+
+def words(result: Generated) -> list[str]:
+    """Nothing more: each picture was told when it was written."""
+    return []
+
+
+def event_words(event: Event) -> str | None:
+    return str(event.path) if isinstance(event, Saved) else None

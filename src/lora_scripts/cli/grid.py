@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import add_device, add_prediction, argument, default, number, path, require_models, size
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.grid.command import Grid
 
 HELP = "compare LoRAs, checkpoints and strengths in one picture and one page"
 
@@ -46,15 +51,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Grid:
     """Draws up to three of prompt, LoRA, checkpoint, seed, cfg and strength against each other, each picture once; a
     grid that was stopped goes on where it was."""
-    from lora_scripts.grid.axes import GridOptions
+    from lora_scripts.grid.sources import GridOptions
 
     require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
-    values = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
+    values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "json")}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     asked = GridOptions(**values)
     from lora_scripts.grid.command import draw_grid
 
-    draw_grid(asked)
+    return draw_grid(asked, sink)
+
+
+def words(grid: Grid) -> list[str]:
+    """Where the grid is."""
+    return [f"the picture: {grid.sheet}", f"the page: {grid.page}"]

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lora_scripts import units
 from lora_scripts.cli.options import path, require_models
+from lora_scripts.cli.show import columns
+from lora_scripts.errors import UserError
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.loras.portrait import Portrait
+    from lora_scripts.workshop.inspect import Inspected, Report
 
 HELP = "say what a LoRA or a checkpoint is, and what looks wrong with it"
 
@@ -12,12 +23,84 @@ HELP = "say what a LoRA or a checkpoint is, and what looks wrong with it"
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="PATH", type=path, help="a .safetensors file, PEFT's folder, or a folder of files for a table")
-    add("--json", action="store_true", help="everything, for a program to read")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Inspected:
     """Says what a file is: family, rank, norms by block, hashes, trigger words, where it loads, what looks wrong."""
     require_models([("PATH", options.file, "model")])
     from lora_scripts.workshop.inspect import inspect
 
-    inspect(options.file, as_json=options.json)
+    return inspect(options.file, sink=sink)
+
+
+def plain(result: Inspected) -> object:
+    """For JSON: one report, or those of a folder."""
+    return result.reports if result.is_folder else result.reports[0]
+
+
+def words(result: Inspected) -> list[str]:
+    return _table(result.reports, result.path) if result.is_folder else _page(result.reports[0])
+
+
+def faults(result: Inspected) -> Sequence[UserError]:
+    return result.faults
+
+
+def _page(report: Report) -> list[str]:
+    lora = report.lora
+    family = f", {report.family}" if lora else ""
+    lines = [f"{report.path}: {report.what}{family}, {units.size(report.size)}"]
+    lines.append(f"precision: {', '.join(f'{name} ({count:,})' for name, count in report.dtypes.items())}")
+    if lora:
+        lines += [f"names: {report.naming}; {len(lora.modules)} modules, {_ranks(lora)}", "", *_blocks(lora)]
+    lines += [f"{part}: {count:,} numbers" for part, count in report.parts.items()]
+    lines += ["", *(f"{name}: {value}" for name, value in report.hashes.items() if value)]
+    if report.triggers:
+        triggers = ", ".join(word + (f" ({count})" if count else "") for word, count in report.triggers)
+        lines.append(f"trigger words: {triggers}")
+    if report.metadata:
+        lines.append(f"metadata: {len(report.metadata)} keys, see lora-scripts metadata")
+    if report.loads:
+        lines += ["", *(f"{name}: {answer}" for name, answer in report.loads.items())]
+        lines.append("diffusers, PEFT: run lora-scripts verify with a --base")
+    return [*lines, "", *([f"! {problem}" for problem in report.problems] or ["nothing looks wrong"])]
+
+
+def _blocks(lora: Portrait) -> list[str]:
+    lines = [f"{'block':<18}{'modules':>8}{'|ΔW|':>11}{'largest σ':>11}  where"]
+    for block in lora.blocks:
+        lines.append(
+            f"{block.name:<18}{block.modules:>8}{block.frobenius:>11.4g}{block.spectral:>11.4g}  {block.largest}"
+        )
+    return lines
+
+
+def _table(reports: Sequence[Report], folder: Path) -> list[str]:
+    """A line for each file of a folder."""
+    head = ("file", "what", "rank", "alpha", "modules", "size", "AutoV2", "looks wrong")
+    rows = []
+    for report in reports:
+        lora, what = report.lora, report.what.removeprefix("a ")
+        rows.append(
+            (
+                report.path.relative_to(folder).as_posix(),
+                f"{what}, {report.family}" if lora else what,
+                _span(lora.ranks) if lora else "",
+                _span(lora.alphas) if lora else "",
+                str(len(lora.modules)) if lora else "",
+                units.size(report.size),
+                report.hashes.get("AutoV2", ""),
+                f"{len(report.problems)}: {report.problems[0]}" if report.problems else "",
+            )
+        )
+    return [line.removeprefix("  ") for line in columns(head, rows, left=len(head))]
+
+
+def _ranks(lora: Portrait) -> str:
+    return f"rank {_span(lora.ranks)}, alpha {_span(lora.alphas)}, alpha / rank {_span(lora.scales)}"
+
+
+def _span(values: Sequence[float]) -> str:
+    if not values:
+        return "?"
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} … {values[-1]:g}"

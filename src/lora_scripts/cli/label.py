@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import add_device, argument, default, number, path
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.label.command import Labelled, Reworded
 
 HELP = "write captions for a folder of pictures"
+SHOWN = 3
+"""So many changed captions are shown as examples."""
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -55,13 +63,13 @@ def _add_words(group: argparse._ArgumentGroup) -> None:
     add("--remove", metavar="WORDS", action="append", default=[], help="take words or a tag out; may be given again")
     add("--blacklist", metavar="LIST", help='as --remove for many: "hat, red shoes", or a text file of them')
     add("--whitelist", metavar="LIST", help="keep only these tags: as --blacklist")
-    text = "shorten captions to N tokens of CLIP, at a word or tag (SD 1.x reads 75)"
+    text = "shorten captions to N tokens of CLIP, at a word or tag (it reads 75)"
     add("--max-tokens", metavar="N", type=number(int, 1, 2000), help=text)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded:
     """Writes a caption for every picture that has none; what a person has written stays."""
-    from lora_scripts.label.words import WordRules
+    from lora_scripts.label.wording import WordRules
 
     rules = WordRules(
         purpose=options.purpose,
@@ -73,12 +81,14 @@ def call(options: argparse.Namespace) -> None:
         append=options.append,
         max_tokens=options.max_tokens,
     )
+    from lora_scripts.label import command
+
     if options.words_only:
         if not rules:
             raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
         _refuse_captioner(options)
+        return command.reword(options.input, options.output, rules, sink)
     from lora_scripts.label.base import DEFAULT_MODEL, CaptionOptions
-    from lora_scripts.label.command import LabelOptions, label
 
     plain = CaptionOptions()
     captions = CaptionOptions(
@@ -88,19 +98,40 @@ def call(options: argparse.Namespace) -> None:
         general_threshold=_or(options.threshold, plain.general_threshold),
         character_threshold=_or(options.character_threshold, plain.character_threshold),
     )
-    label(
-        LabelOptions(
-            input=options.input,
-            output=options.output,
-            model=options.model or DEFAULT_MODEL,
-            captioner=options.captioner,
-            captions=captions,
-            rules=rules,
-            batch_size=options.batch_size or LabelOptions.batch_size,
-            overwrite=options.overwrite,
-            words_only=options.words_only,
-        )
+    asked = command.LabelOptions(
+        input=options.input,
+        output=options.output,
+        model=options.model or DEFAULT_MODEL,
+        captioner=options.captioner,
+        captions=captions,
+        rules=rules,
+        batch_size=options.batch_size or command.LabelOptions.batch_size,
+        overwrite=options.overwrite,
     )
+    return command.label(asked, sink)
+
+
+def words(result: Labelled | Reworded) -> Iterator[str]:
+    """How many captions were written or changed, some examples, and what was left alone."""
+    from lora_scripts.label.command import Reworded
+
+    if isinstance(result, Reworded):
+        for change in result.changes[:SHOWN]:
+            yield f"{change.name}: {change.before}\n{' ' * len(change.name)}→ {change.after}"
+        yield f"{len(result.changes)} of {result.captions} captions changed in {result.path}"
+    elif result.asked:
+        share = f"{result.captioned} of {result.pictures} pictures have one now"
+        yield f"{result.written} captions written to {result.path}; {share}"
+    else:
+        yield f"all {result.pictures} pictures have captions already; --overwrite makes them anew"
+    if result.elsewhere:
+        example = next(iter(result.elsewhere.values()))
+        yield f"captions in other files, such as {example}, are not touched: {len(result.elsewhere)}"
+
+
+def faults(result: Labelled | Reworded) -> tuple[UserError, ...]:
+    """Pictures that have no caption, or one that was left as it is."""
+    return result.faults
 
 
 def _refuse_captioner(options: argparse.Namespace) -> None:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_writing, argument, path, weighted
+from lora_scripts.cli import files
+from lora_scripts.cli.options import add_loras, add_writing, asked, path, weighted_loras
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.merge import Merged
 
 HELP = "bake LoRAs into a base model"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "loras",
-        metavar="FILE:WEIGHT",
-        nargs="+",
-        type=argument(weighted),
-        help="a.safetensors:0.8; weight 1 if left out",
-    )
+    add_loras(parser)
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     add("--output", metavar="FILE", type=path, required=True, help="the model to write, in the layout of the base")
     add_writing(parser, "auto (default): as the base; fp32, bf16, fp16")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Merged:
     """Writes a base model with LoRAs added to its weights, tensor by tensor; everything else in it stays as it is."""
-    from lora_scripts.workshop.common import Weighted
-    from lora_scripts.workshop.merge import MergeOptions, merge_files
+    from lora_scripts.workshop.merge import merge
 
-    values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "loras")}
-    merge_files(MergeOptions(loras=tuple(Weighted(*lora) for lora in options.loras), **values))
+    return merge(loras=weighted_loras(options), **asked(options, "loras"), sink=sink)
+
+
+def words(result: Merged) -> list[str]:
+    lines = [
+        *files.rewritten(result),
+        f"rounding: at most {result.rounding_largest:.1e} in a weight; {result.rounding_lost:.2%} of what the LoRAs "
+        "change",
+    ]
+    if result.too_coarse:
+        lines.append(
+            "hint: the weights are too coarse for so small a change; merge into the base in fp16, and round after"
+        )
+    if result.dropped:
+        lines.append(f"left out of the metadata: {', '.join(result.dropped)}, which the change made wrong")
+    return lines

@@ -6,10 +6,13 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.config.values import DEVICE, model_fault, parse_path, parse_size
 from lora_scripts.errors import UserError, raise_all
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.common import Weighted
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -29,6 +32,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message, hint=f"see {self.prog} --help")
+
+
+def asked(options: argparse.Namespace, *without: str) -> dict[str, Any]:
+    """The command's own arguments by name, for the function that it calls."""
+    ours = ("command", "name", "json", *without)
+    return {key: value for key, value in vars(options).items() if key not in ours}
 
 
 def default(value: str, text: str = "the folder to write to") -> str:
@@ -128,10 +137,27 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
     raise_all(faults)
 
 
+def add_loras(parser: argparse.ArgumentParser, text: str = "a.safetensors:0.8; weight 1 if left out") -> None:
+    """One or more FILE:WEIGHT, as `weighted_loras` gives them."""
+    parser.add_argument("loras", metavar="FILE:WEIGHT", nargs="+", type=argument(weighted), help=text)
+
+
+def weighted_loras(options: argparse.Namespace) -> tuple[Weighted, ...]:
+    """What `add_loras` was given."""
+    from lora_scripts.workshop.common import Weighted
+
+    return tuple(Weighted(*lora) for lora in options.loras)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json, of every command."""
+    text = "tell the result as JSON, and what goes on meanwhile as lines of JSON on stderr"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
 def add_writing(
     parser: argparse.ArgumentParser, precision: str = "auto (default): as the files given; fp32, bf16, fp16"
 ) -> None:
-    """--precision, --overwrite and --json: of commands that write a model file."""
+    """--precision and --overwrite: of commands that write a model file."""
     parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=precision)
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it is there")
-    parser.add_argument("--json", action="store_true", help="tell it as JSON")

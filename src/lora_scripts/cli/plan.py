@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import number
+from lora_scripts.cli.show import facts
 from lora_scripts.cli.train import add_config
+from lora_scripts.events import Sink
+from lora_scripts.units import duration, size
+
+if TYPE_CHECKING:
+    from lora_scripts.plan.command import Plan, Proposal
 
 HELP = "say what a training will do and take, without starting it"
 OVERRIDES = True
@@ -15,15 +23,89 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     text = "to fit into so much memory, as if the card or machine had it (1 GB is 2^30 bytes)"
     parser.add_argument("--memory", metavar="GB", type=number(float, 0.01, 100_000), help=text)
-    parser.add_argument("--json", action="store_true", help="tell it as JSON: seconds and bytes")
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> Plan:
     """Says what a training will do and take: steps, buckets, time, memory, disk, by rehearsing its largest batch, one
     preview and one save; and what to change if it does not fit. Writes nothing."""
-    from lora_scripts.config.load import load_config
+    from lora_scripts.run.configs import load_config
 
     config = load_config(options.config, options.overrides)
     from lora_scripts.plan.command import PlanOptions, plan
 
-    plan(PlanOptions(config, options.config, options.overrides, options.memory, options.json))
+    return plan(PlanOptions(config, options.config, options.overrides, options.memory), sink)
+
+
+def plain(plan: Plan) -> dict[str, Any]:
+    """What --json prints: seconds and bytes."""
+    from lora_scripts.plan.command import figures
+
+    return figures(plan)
+
+
+def words(plan: Plan) -> list[str]:
+    """The table, then one line that says whether it fits."""
+    from lora_scripts.plan.forecast import PHASES, cache_size
+
+    m = plan.measured
+    rows = list(m.rows)
+    if m.kinds:
+        least = f"; smallest: {m.kinds[-1]}" if m.kinds[-1] != m.kinds[0] else ""
+        rows.append(("largest batch", f"{m.kinds[0]}{least}"))
+    if plan.seconds:
+        rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
+    if m.peaks:
+        there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
+        peaks = ", ".join(f"{PHASES[phase]} {size(peak)}" for phase, peak in m.peaks.items())
+        rows.append(("memory", peaks + there))
+    if m.ram:
+        needed = m.ram + (cache_size(m) if m.done else 0)
+        rows.append(("RAM", f"about {size(needed)} of {size(m.free_ram)}"))
+    if plan.disk:
+        rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
+    if plan.note:
+        rows.append(("note", plan.note))
+    return [*facts(rows), verdict_words(plan), *filter(None, [disk_words(plan)])]
+
+
+def _parts(parts: Mapping[str, float], in_words: Callable[[float], str], *, least: float) -> str:
+    named = ", ".join(f"{name} {in_words(value)}" for name, value in parts.items() if value >= least)
+    return f"{in_words(sum(parts.values()))}: {named}"
+
+
+def verdict_words(plan: Plan) -> str:
+    """ "fits: …", "fits barely: …" or "does not fit: …; type: …"."""
+    from lora_scripts.plan.forecast import PHASES
+
+    m, phase = plan.measured, PHASES.get(plan.measured.worst, plan.measured.worst) if plan.measured.peaks else "loading"
+    peak, limit = size(m.peak), size(plan.limit)
+    if plan.fits == "yes":
+        return f"fits: peak {peak} of {limit} ({phase})"
+    if plan.fits == "unknown":
+        return (
+            f"peak {peak} ({phase}); this system does not tell how much memory there is" if m.peak else "not measured"
+        )
+    if plan.fits == "barely":
+        head = f"fits barely: peak {peak} of {limit} ({phase})"
+    elif m.short:
+        head = f"does not fit: memory ran out in {phase}" + (f", of {limit}" if plan.limit else "")
+    else:
+        head = f"does not fit: peak {peak} ({phase}), of {limit}"
+    if plan.proposal is None:
+        return f"{head}; no smaller batch size, resolution or rank helps"
+    return f"{head}; {_proposal_words(plan.proposal)}type: {plan.proposal.command}"
+
+
+def _proposal_words(proposal: Proposal) -> str:
+    tried = proposal.measured
+    if tried is None:
+        return "not rehearsed, "
+    return f"rehearsed with peak {size(tried.peak)}, about {duration(proposal.seconds)}, "
+
+
+def disk_words(plan: Plan) -> str:
+    needs = sum(plan.disk.values()) + plan.in_passing
+    if not plan.disk or needs <= plan.free_disk:
+        return ""
+    mend = "lower it with keep_last=1, or choose another output_dir"
+    return f"not enough disk space: needs {size(needs)}, {size(plan.free_disk)} free; {mend}"

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.events import Event, Saved, Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.run.story import TrainResult
 
 HELP = "train a LoRA as a config says"
 OVERRIDES = True
@@ -22,11 +28,26 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
-def call(options: argparse.Namespace) -> None:
+def call(options: argparse.Namespace, sink: Sink) -> TrainResult:
     """Trains a LoRA; relative paths in the config count from the folder you start in."""
-    from lora_scripts.config.load import load_config
+    from lora_scripts.run.configs import load_config
 
     config = load_config(options.config, options.overrides)
     from lora_scripts import run
 
-    run.train(config, resume=options.resume, check_with=["--config", str(options.config), *options.overrides])
+    check_with = ["--config", str(options.config), *options.overrides]
+    return run.train(config, resume=options.resume, check_with=check_with, sink=sink)
+
+
+def words(result: TrainResult) -> list[str]:
+    """Where everything lies."""
+    return [
+        f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:0.8>)",
+        *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in result.words.items()),
+        f"the report: {result.report}",
+    ]
+
+
+def event_words(event: Event) -> str | None:
+    """The files of a run lie where the table says: single ones are not told."""
+    return "" if isinstance(event, Saved) else None

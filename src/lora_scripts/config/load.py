@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,16 @@ from lora_scripts.config.source import Entry, parse_file, parse_overrides, read_
 from lora_scripts.config.values import model_fault, parse_path
 from lora_scripts.errors import UserError, raise_all
 
+ItemFault = tuple[str, str, str, int | None]
+"""(key, what is wrong with it, the mend, which item of its list)"""
+Judge = Callable[[Mapping[str, Any], Set[str]], Iterable[ItemFault]]
+"""(every key's value or default, the keys that are written) -> what else is wrong with those."""
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+
+def load_config(path: Path, overrides: Sequence[str] = (), judge: Judge = lambda values, given: ()) -> TrainConfig:
     """The config in the YAML file `path`, with overrides such as "epochs=3" laid over it.
+
+    `judge` says what this package cannot know: what the base's kind of model has no use for.
 
     Paths to read must exist, relative ones counted from the current folder. Raises UserError or UserErrors: every
     fault of keys, values and paths at once, in file order; a fault of YAML's syntax alone.
@@ -27,7 +34,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     entries, faults = parse_file(read_text(path), path)
     overridden = {entry.key for entry in laid_over}
     entries = [entry for entry in entries if entry.key not in overridden] + laid_over
-    config, found = _check(entries, path)
+    config, found = _check(entries, path, judge)
     faults += found
     place = {text: number for number, text in enumerate(overrides)}
     faults.sort(key=lambda fault: (place.get(str(fault.file), -1), fault.line is None, fault.line or 0))
@@ -36,7 +43,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return config
 
 
-def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[UserError]]:
+def _check(entries: list[Entry], file: Path, judge: Judge) -> tuple[TrainConfig | None, list[UserError]]:
     """The config that the entries give, or None, and every fault in them."""
     fields = TrainConfig.model_fields
     known = {entry.key: entry for entry in entries if entry.key in fields}
@@ -70,6 +77,8 @@ def _check(entries: list[Entry], file: Path) -> tuple[TrainConfig | None, list[U
         faults.append(known[key].fault(fault, mend, file))
     for key, fault, mend in _path_faults(values):
         faults.append(known[key].fault(fault, mend, file))
+    for key, fault, mend, item in judge({**unset, **values}, values.keys()):
+        faults.append(known[key].fault(fault, mend, file, item))
     return config, faults
 
 

@@ -68,6 +68,12 @@ class TrainConfig(
         return Path(os.path.abspath(self.output_dir)).name
 
     @property
+    def family_settings(self) -> dict[str, Any]:
+        """The keys that a family may have a use for."""
+        keys = ("prediction", "zero_terminal_snr", "clip_skip", "caption_tokens")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of `resolution`, in pixels."""
         return _pair(self.resolution)
@@ -115,6 +121,10 @@ class TrainConfig(
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+NEEDS = {key: feature for group in GROUPS for key, feature in group.NEEDS.items()}
+"""Key -> what it needs of the base's family."""
 
 
 def conflicts(values: Mapping[str, Any], given: Set[str]) -> list[Fault]:

@@ -10,12 +10,18 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from lora_scripts.config.prompt_line import parse_line
-from lora_scripts.config.values import DEVICE, check_size, did_you_mean, parse_path
+from lora_scripts.config.values import DEVICE, check_size, parse_path
 from lora_scripts.errors import UserError, UserErrors
 
-BLOCKS = (*(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12)))
-"""The UNet's blocks, by the names that block-weight tools give them."""
-TARGET_GROUPS = ("attention", "feed_forward", "conv", *BLOCKS)
+FEATURES = {
+    "pictures": "models that draw pictures",
+    "vae": "models with a VAE",
+    "clip": "models with a CLIP text encoder",
+    "text_encoder": "models whose text encoder can be trained",
+    "prediction": "models that predict noise or v",
+    "unet": "models with a UNet",
+}
+"""What a key may need of the base's family, and whom it is for, in words."""
 
 Fault = tuple[str, str, str]
 """(key, what is wrong with it, the mend)"""
@@ -29,6 +35,8 @@ class Keys(BaseModel):
     )
 
     TITLE: ClassVar[str]
+    NEEDS: ClassVar[Mapping[str, str]] = {}
+    """Key -> the one of FEATURES without which it would do nothing."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -50,20 +58,12 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _target(value: str) -> str:
-    if value in TARGET_GROUPS or "*" in value or "." in value:
-        return value
-    near = did_you_mean(value, TARGET_GROUPS)
-    mend = f"did you mean {near}?" if near else "write * for any text, for example '*attn1*'"
-    raise ValueError(f"must be attention, feed_forward, conv, a block such as OUT03, or a pattern with *; {mend}")
-
-
 class TargetRule(BaseModel):
     """A set of layers with a size and a learning rate of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    match: Annotated[str, AfterValidator(_target)]
+    match: str
     rank: Annotated[int, Field(ge=1, le=128)] | None = None
     alpha: Annotated[float, Field(gt=0, le=1024)] | None = None
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -115,9 +115,8 @@ def _output_dir(path: Path) -> Path:
 ConfigPath = Annotated[Path, BeforeValidator(parse_path)]
 OutputPath = Annotated[ConfigPath, AfterValidator(_output_dir)]
 Size = Annotated[int | tuple[int, int], BeforeValidator(check_size)]
-Target = Annotated[str, AfterValidator(_target)]
 AnyTarget = Annotated[
-    Annotated[Target, Tag("name")] | Annotated[TargetRule, Tag("rule")],
+    Annotated[str, Tag("name")] | Annotated[TargetRule, Tag("rule")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "rule"),
 ]
 Targets = Annotated[tuple[AnyTarget, ...], BeforeValidator(as_tuple), AfterValidator(_targets)]

@@ -7,7 +7,6 @@ So resuming in mid-epoch is exact, and nothing depends on how many workers or ho
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -41,12 +40,6 @@ def epoch_batches(
         batches += [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
     rng.shuffle(batches)
     return batches
-
-
-def steps_per_epoch(buckets: Sequence[Hashable], *, batch_size: int, repeats: int, accumulation: int = 1) -> int:
-    """Optimizer steps in an epoch: its batches over `accumulation`, rounded up, for a last step may use fewer."""
-    batches = sum(-(-count * repeats // batch_size) for count in Counter(buckets).values())
-    return -(-batches // accumulation)
 
 
 def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, caption_dropout: float) -> Draw:

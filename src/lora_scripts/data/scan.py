@@ -10,8 +10,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+
+from PIL import Image
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_bytes, read_metadata, read_sidecar
 from lora_scripts.data.image import decode_rgb
@@ -37,6 +40,8 @@ class Sample:
     height: int
     digest: str
     """SHA-256 of the file's bytes, 64 hex digits."""
+    small: bytes = field(default=b"", compare=False, repr=False)
+    """The picture squeezed into a square of a few pixels, RGB, by which copies are known; empty unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,10 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     return Listing(images, captions.said, faults, captions.lost)
 
 
-def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> list[Sample]:
-    """The images below `folder`, sorted by name, each fully decoded once.
+def scan(
+    folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False, small: int = 0
+) -> list[Sample]:
+    """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
     sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
@@ -91,14 +98,13 @@ def scan(folder: Path, metadata: Path | None = None, *, allow_missing_captions: 
     faults = listing.faults
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
-        found = list(pool.map(_inspect, listing.images.values()))
+        results = list(pool.map(partial(_inspect, small=small), listing.images.values()))
     samples: list[Sample] = []
-    for (name, path), result in zip(listing.images.items(), found, strict=True):
+    for name, result in zip(listing.images, results, strict=True):
         if isinstance(result, UserError):
             faults.append(result)
         else:
-            digest, (width, height) = result
-            samples.append(Sample(path, name, listing.caption(name), width, height, digest))
+            samples.append(replace(result, name=name, caption=listing.caption(name)))
     raise_all(faults)
     return samples
 
@@ -148,16 +154,18 @@ def _kinds(files: Mapping[str, Path]) -> str:
     return "the folder holds " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common(8)) + more
 
 
-def _inspect(path: Path) -> tuple[str, tuple[int, int]] | UserError:
-    """Digest and upright size of an image; or what is wrong with it."""
+def _inspect(path: Path, small: int) -> Sample | UserError:
+    """An image by itself, without name and caption; or what is wrong with it."""
     try:
         data = read_bytes(path)
-        width, height = decode_rgb(data, path).size
+        image = decode_rgb(data, path)
     except UserError as fault:
         return fault
+    width, height = image.size
     if min(width, height) < MIN_SIDE:
         return UserError(f"{width} x {height} px is too small to learn from", file=path, hint="remove it")
-    return hashlib.sha256(data).hexdigest(), (width, height)
+    pixels = image.resize((small, small), Image.Resampling.BOX).tobytes() if small else b""
+    return Sample(path, "", "", width, height, hashlib.sha256(data).hexdigest(), pixels)
 
 
 @dataclass

@@ -22,8 +22,10 @@ from lora_scripts.config.values import DEVICE
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import SLOTS, Judge, Reading
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import Family, LoadOptions, Sampling, load_family
+from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
+from lora_scripts.families.table import load_pictures
 from lora_scripts.formats.io import save_png
+from lora_scripts.loras import file as loras
 from lora_scripts.loras import on_model
 
 SIDE = 128
@@ -51,7 +53,9 @@ def prompts(seed: int, count: int, skip: frozenset[tuple[str, str, str, str]] = 
     return list(itertools.islice((scene for scene in world.scenes(seed) if scene.key not in skip), count))
 
 
-def draw(family: Family, judge: Judge, asked: Sequence[world.Scene], seed: int, sampling: Sampling) -> Iterator[Judged]:
+def draw(
+    family: PictureFamily, judge: Judge, asked: Sequence[world.Scene], seed: int, sampling: Sampling
+) -> Iterator[Judged]:
     """A picture for each caption, the i-th from seed + i."""
     for i, scene in enumerate(asked):
         image = family.generate(world.caption(scene), seed + i, sampling)
@@ -113,10 +117,10 @@ def evaluate(args: argparse.Namespace) -> None:
     """Draws, judges and prints, as the command line asks."""
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device)
-    family = load_family("sd1", args.base, LoadOptions(device, DTYPES[precision]))
+    family = load_pictures(args.base, LoadOptions(device, DTYPES[precision]))
     weights = None
     if args.lora is not None:
-        weights = on_model.read_lora(args.lora)
+        weights = loras.read(args.lora).weights
         on_model.check_fits(weights, family, args.lora)
     judge, sampling = Judge.load(), Sampling(args.steps, args.cfg, args.negative, (SIDE, SIDE))
     trained_on = frozenset(scene.key for scene in world.training_scenes()) if weights else frozenset()

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts import run
-from lora_scripts.config.load import load_config
 from lora_scripts.demo import world
+from lora_scripts.errors import raise_all
+from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
+from lora_scripts.run.configs import load_config
+
+if TYPE_CHECKING:
+    from lora_scripts.run.story import TrainResult
 
 
-def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo leaves."""
+
+    report: Path
+    trained: TrainResult | None
+    """None: it had run already."""
+    command: str
+    """To draw a picture with the LoRA."""
+
+
+def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -> DemoResult:
     """Draws pictures, labels them, copies the base and trains as configs/demo.yaml says, all in `output`."""
     data, base = output / "data", output / "base.safetensors"
     config_path, result = output / "demo.yaml", output / "neon"
-    if (result / "report.html").exists():
-        print(f"the demo has run already; its report: {result / 'report.html'}\nremove {output} to run it again")
-        return
-    print(f"drawing 50 pictures of the neon style into {data}", flush=True)
-    world.write_pictures(data, world.training_scenes())
-    print(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does", flush=True)
-    label(LabelOptions(input=data, model=MINIATURE))
-    print("training a LoRA on the pictures and their captions", flush=True)
     assets = resources.files("lora_scripts.demo").joinpath("assets")
-    io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
-    config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())
     paths = {
         "train_data_dir": data,
         "metadata_path": data / "metadata.csv",
@@ -37,10 +45,20 @@ def run_demo(output: Path, overrides: Sequence[str] = ()) -> None:
         "output_dir": result,
     }
     moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
-    config = load_config(config_path, [*moved, *overrides])
-    run.train(config, resume=(result / "state").exists())
-    last = preview_lines(config.sample_prompts)[-1].prompt
-    print(
-        f"\ntry it: lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
+    trained = None
+    if not (result / "report.html").exists():
+        sink(Note(f"drawing 50 pictures of the neon style into {data}"))
+        world.write_pictures(data, world.training_scenes())
+        sink(Note(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does"))
+        raise_all(label(LabelOptions(input=data, model=MINIATURE)).faults)
+        sink(Note("training a LoRA on the pictures and their captions"))
+        io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
+        config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())
+        config = load_config(config_path, [*moved, *overrides])
+        trained = run.train(config, resume=(result / "state").exists(), sink=sink)
+    last = preview_lines(load_config(config_path, moved).sample_prompts)[-1].prompt
+    command = (
+        f"lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
         f'--prompt "{last} <lora:{result.name}:1.0>" --output {output / "picture.png"}'
     )
+    return DemoResult(result / "report.html", trained, command)

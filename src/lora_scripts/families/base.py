@@ -1,40 +1,23 @@
-"""What the training loop knows of a model: the Family protocol, and the table of families."""
+"""What the house knows of a model: the protocol of every family, and what picture families have besides."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.formats.header import Kind, identify, refuse
-from lora_scripts.losses.diffusion import Objective, Prediction
+from lora_scripts.families.facts import Facts
+from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Draws
 
-
-@dataclass(frozen=True)
-class Spec:
-    """Published facts of a family, in one place."""
-
-    name: str
-    """As people call it: "Stable Diffusion 1.x"."""
-    vae_factor: int
-    """Pixels a latent stands for, along each side."""
-    latent_channels: int
-    bucket_step: int
-    """Sides of training pictures are multiples of this, in pixels."""
-    groups: Mapping[str, Callable[[str], bool]]
-    """Names for sets of layers, for the config's `targets`."""
-    image_root: str
-    """The part that LoRA goes into by default."""
-    text_root: str
-    """The part that LoRA goes into with `train_text_encoder`."""
+Conditions = Mapping[str, Tensor]
+"""What a model is told besides what it works on, by the family's own names; each [n, ...]."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +30,7 @@ class Sampling:
     size: tuple[int, int] = (512, 512)
     """(width, height) in pixels"""
     scheduler: str | None = None
-    """A name of `families.schedulers`; None: the usual one."""
+    """A name of `families.samplers`; None: the usual one."""
     start: Tensor | None = None
     """[3, height, width] in [-1, 1] of `size`: a picture to begin with, instead of noise alone."""
     denoise: float = 1.0
@@ -55,50 +38,51 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """n training pictures of one size, ready for the loss."""
+class Place:
+    """How a training picture came to be as it is: some families tell it to their model."""
 
-    mean: Tensor
-    """[n, c, h, w] float32: mean of the latents' posterior"""
-    std: Tensor
-    """as `mean`"""
+    size: tuple[int, int]
+    """(width, height) of the picture as it was, in pixels"""
+    corner: tuple[int, int]
+    """(left, top) of what is seen of it, in pixels of the resized picture"""
+    target: tuple[int, int]
+    """(width, height) of what is seen, in pixels"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n training samples, ready for the loss. Pictures of one batch have one size."""
+
+    latents: Mapping[str, Tensor]
+    """What the family's encoder gave of each sample, by its own names: each [n, ...]"""
     captions: Sequence[str]
     """n texts"""
-    states: Tensor | None
-    """[n, tokens, width]: the encoded captions; None when the text encoder is trained"""
+    texts: Conditions | None
+    """The encoded captions; None when the text encoder is trained"""
     names: Sequence[str]
     """n file names, for messages"""
     generators: list[torch.Generator]
     """n CPU generators: all the randomness of the step"""
+    places: Sequence[Place] = ()
+    """n, of pictures"""
     masks: Tensor | None = None
     """[n, 1, h, w] float32, 0 … 1: how much each place of the latents counts; None: all the same"""
     weights: Tensor | None = None
-    """[n] float32: how much each picture's loss counts; None: all the same"""
+    """[n] float32: how much each sample's loss counts; None: all the same"""
 
 
 class Family(Protocol):
-    """One kind of model. The loop calls `loss`; everything else is done before and after it."""
+    """One kind of model. A step calls `loss`; everything else is done before and after it."""
 
-    spec: Spec
+    facts: Facts
     device: torch.device
-    native_size: tuple[int, int]
-    """(width, height) in pixels of the pictures that the base was made for"""
-
-    prediction: Prediction
-    """What the base model answers with; `generate` needs to know."""
-
-    zero_terminal_snr: bool
-    """That the base was made for a noise schedule that ends in pure noise; `generate` needs to know."""
+    objective: Objective
+    """What the base itself was made with: what it answers with, and its noise schedule; nothing weighted."""
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
         """The parts that can take LoRA, by the first word of a path."""
         ...
-
-    clip_skip: int
-    """1: the text encoder's last layer is read; 2: the one before it, and so on."""
-    caption_tokens: int
-    """Where captions are cut off: 75, 150 or 225 tokens. Prompts of pictures are never cut."""
 
     def trainable(self) -> dict[str, nn.Module]:
         """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
@@ -106,6 +90,56 @@ class Family(Protocol):
 
     def fingerprint(self, part: str) -> str:
         """A digest of what turns pictures ("vae") or captions ("text") into cached tensors."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """n captions -> what the model is told of them, each [n, ...], in the text encoder's own precision."""
+        ...
+
+    def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
+        """The sum of the batch's losses, with gradient, and how many were summed."""
+        ...
+
+    def losses(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+        """The loss of each sample of the batch, [n] float32, as a function of what was drawn."""
+        ...
+
+    def levels(self, objective: Objective) -> int | None:
+        """How many noise levels the model was made for; None where any number in [0, 1) is one."""
+        ...
+
+    def rest(self, *, text_encoder: bool) -> None:
+        """Moves to the CPU what is not needed while training (the VAE, and the text encoder if told so)."""
+        ...
+
+
+class PictureFamily(Family, Protocol):
+    """A family whose samples are pictures: what preparing, previews and reports need."""
+
+    native_size: tuple[int, int]
+    """(width, height) in pixels of the pictures that the base was made for"""
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        """[n, 3, h, w] in [-1, 1] -> latents by name, each [n, c, h / f, w / f] float32 on the CPU, scaled.
+
+        "mean" is among them: it is what pictures are compared by.
+        """
+        ...
+
+    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
+        """A picture from the model as it stands, LoRA layers and all."""
+        ...
+
+    def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
+        """As `generate`, one picture for each seed, together; each is what it is alone, but for rounding."""
+        ...
+
+    def sampler(self, name: str | None, steps: int = 1) -> Any:
+        """The `families.samplers.Sampler` of that name, or the usual one. UserError for one that does not fit."""
+        ...
+
+    def image_features(self, pixels: Tensor) -> list[Tensor]:
+        """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
         ...
 
     def set_words(self, words: Mapping[str, Tensor]) -> None:
@@ -119,38 +153,6 @@ class Family(Protocol):
         """[n, width] float32 on the CPU: the text encoder's vectors of the n tokens of a text; of "" the mean."""
         ...
 
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        """[n, 3, h, w] in [-1, 1] -> {"mean", "std"}, each [n, c, h / f, w / f] float32 on the CPU, scaled."""
-        ...
-
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """n captions -> [n, tokens, width], in the text encoder's own precision."""
-        ...
-
-    def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
-        """The sum of the batch's losses, with gradient, and how many were summed."""
-        ...
-
-    def losses(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
-        """The loss of each picture of the batch, [n] float32, as a function of what was drawn."""
-        ...
-
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        """A picture from the model as it stands, LoRA layers and all."""
-        ...
-
-    def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
-        """As `generate`, one picture for each seed, together; each is what it is alone, but for rounding."""
-        ...
-
-    def image_features(self, pixels: Tensor) -> list[Tensor]:
-        """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
-        ...
-
-    def rest(self, *, text_encoder: bool) -> None:
-        """Moves to the CPU what is not needed while training (the VAE, and the text encoder if told so)."""
-        ...
-
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -160,23 +162,5 @@ class LoadOptions:
     dtype: torch.dtype
     vae: Path | None = None
     memory: MemoryOptions = field(default_factory=MemoryOptions)
-
-
-FAMILIES = {"sd1": "lora_scripts.families.sd1.model"}
-"""Name -> module with `load(path, options) -> Family`."""
-KINDS = {Kind.SD1: "sd1"}
-"""What the header of a checkpoint says -> name."""
-
-
-def find_family(path: Path) -> str:
-    """The name of the family of a checkpoint, told by its header. UserError if it is of none."""
-    if path.is_dir():  # the loader looks into the folder
-        return "sd1"
-    kind = identify(path)
-    return KINDS[kind] if kind in KINDS else refuse(kind, path)
-
-
-def load_family(name: str, path: Path, options: LoadOptions) -> Family:
-    """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
-    family: Family = importlib.import_module(FAMILIES[name]).load(path, options)
-    return family
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the config that a family has a use for, such as `prediction`; each takes its own and leaves the rest."""

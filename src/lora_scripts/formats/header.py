@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.kinds import DOWNLOAD, Kind, kind_of
-from lora_scripts.families.sd1 import singlefile
-
-__all__ = ["Header", "Kind", "TensorInfo", "identify", "read_header", "refuse", "require_sd1", "require_vae", "sniff"]
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _DTYPE_BITS = {
@@ -22,7 +18,32 @@ _DTYPE_BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
+DOWNLOAD = "download it again, and compare its size with the page it comes from"
+_CONVERT = (
+    "it can run code when opened, so it is not read here; get the .safetensors version, or convert it in the WebUI: "
+    "Checkpoint Merger, one model, No interpolation, Checkpoint format: safetensors"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file is."""
+
+    words: str
+    """With its article: "a LoRA"."""
+    mend: str = ""
+    """What to do where a base model was wanted; `{base}` stands for the kinds of those."""
+
+
+EMPTY = Kind("an empty file", DOWNLOAD)
+GIT_LFS = Kind(
+    "a git-lfs pointer, not the model itself", "run `git lfs pull` in its folder, or download the file itself"
+)
+HTML = Kind("a web page, not a model", "the download needs a login or a direct link; download the file itself")
+ZIP = Kind("a PyTorch .ckpt/.pt/.bin file (a pickle in a zip)", _CONVERT)
+PICKLE = Kind("an old PyTorch .ckpt/.pt file (a pickle)", _CONVERT)
+GGUF = Kind("a GGUF file (quantised)", "get the .safetensors version")
+NOT_SAFETENSORS = Kind("not a safetensors file", DOWNLOAD)
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ def read_header(path: Path) -> Header:
         total = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= _MAX_HEADER:
-            refuse(Kind.NOT_SAFETENSORS, path)
+            refuse(NOT_SAFETENSORS, path)
         if 8 + length > total:
             _truncated(path, total, 8 + length)
         raw = file.read(length)
@@ -72,7 +93,7 @@ def read_header(path: Path) -> Header:
         reason = f"a key stands twice: {error.args[0]}" if isinstance(error, _RepeatedKey) else "not readable"
         raise UserError(f"damaged safetensors header ({reason})", file=path, hint=DOWNLOAD) from None
     if not isinstance(rows, dict):
-        refuse(Kind.NOT_SAFETENSORS, path)
+        refuse(NOT_SAFETENSORS, path)
     metadata = rows.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _damaged(path, "__metadata__ is not a table of texts")
@@ -95,52 +116,20 @@ def sniff(path: Path) -> Kind | None:
         start = file.read(512)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
-        return Kind.EMPTY
+        return EMPTY
     if start.startswith(b"version https://git-lfs"):
-        return Kind.GIT_LFS
+        return GIT_LFS
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return Kind.HTML
+        return HTML
     if start.startswith(b"PK\x03\x04"):
-        return Kind.ZIP
+        return ZIP
     if start.startswith(b"GGUF"):
-        return Kind.GGUF
+        return GGUF
     if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and start[8:9] != b"{":
-        return Kind.PICKLE
+        return PICKLE
     if len(start) < 10 or start[8:9] != b"{":
-        return Kind.NOT_SAFETENSORS
+        return NOT_SAFETENSORS
     return None
-
-
-def identify(path: Path) -> Kind:
-    """What the file is; UserError when it is missing, truncated or damaged."""
-    return sniff(path) or kind_of(read_header(path).shapes)
-
-
-def require_sd1(path: Path, *, vae: bool = True) -> Header:
-    """The header of a whole Stable Diffusion 1.x checkpoint in LDM layout; UserError for anything else, saying what it
-    is.
-
-    Every parameter that the layout calls for is there, with its shape and a floating-point type, and nothing unknown.
-    `vae=False`: a separate VAE is given, so the file need not hold one.
-    """
-    header = read_header(path)
-    kind = kind_of(header.shapes)
-    if kind is not Kind.SD1:
-        refuse(kind, path)
-    singlefile.check(header.shapes, singlefile.layout_of(header.shapes, file=path, vae=vae), file=path)
-    _check_floats(path, header, ("model.diffusion_model.", "first_stage_model.", singlefile.TEXT_PREFIX))
-    return header
-
-
-def require_vae(path: Path) -> Header:
-    """The header of a file with an SD 1.x VAE: alone, in LDM or diffusers names, or in a checkpoint; else UserError."""
-    header = read_header(path)
-    kind = kind_of(header.shapes)
-    if kind not in (Kind.VAE, Kind.SD1):
-        hint = "give an SD 1.x VAE, such as vae-ft-mse-840000-ema-pruned.safetensors, or leave vae out"
-        raise UserError(f"this is {kind.words}, not a VAE", file=path, hint=hint)
-    singlefile.check_vae(header.shapes, file=path)
-    return header
 
 
 def refuse(kind: Kind, path: Path) -> NoReturn:
@@ -182,17 +171,6 @@ def _check_offsets(path: Path, rows: Mapping[str, object], size: int) -> None:
         _truncated(path, path.stat().st_size, path.stat().st_size + end - size)
     if end < size:
         _damaged(path, f"{size - end} bytes too many at the end")
-
-
-def _check_floats(path: Path, header: Header, prefixes: tuple[str, ...]) -> None:
-    odd = [
-        (name, info.dtype)
-        for name, info in header.tensors.items()
-        if name.startswith(prefixes) and info.dtype not in _FLOATS and not singlefile.is_tolerated(name)
-    ]
-    if odd:
-        first = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
-        raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")
 
 
 def _naturals(value: object) -> bool:

@@ -13,18 +13,19 @@ from PIL.PngImagePlugin import PngInfo
 from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
-from lora_scripts.loras import metadata
 from lora_scripts.loras.words import check_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lora_scripts.families.base import Family, Sampling
+    from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
 
 DENOISE = 0.75
@@ -42,18 +43,38 @@ class Job:
     files: Sequence[Path]
 
 
-def generate_pictures(options: GenerateOptions) -> None:
-    """Draws `options.count` pictures of each prompt as numbered PNGs. Mistakes are told before a model is loaded."""
+@dataclass(frozen=True)
+class Picture:
+    """A PNG that was written."""
+
+    path: Path
+    prompt: str
+    """With its tags."""
+    seed: int
+    parameters: str
+    """What the file tells of itself, as the WebUI's "PNG Info" shows it."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The pictures, in the order of the prompts and their seeds."""
+
+    pictures: tuple[Picture, ...]
+
+
+def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generated:
+    """Draws `options.count` pictures of each prompt as numbered PNGs. UserErrors for mistakes, before a model loads."""
     jobs = _jobs(options)
     _check(options, jobs)
-    image = load_rgb(options.image) if options.image is not None else None
+    start = load_rgb(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions, find_family, load_family
+    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler, steps_done
+    from lora_scripts.families.table import load_pictures
     from lora_scripts.loras.stack import LoraStack, Worn
 
-    denoise = 1.0 if image is None else DENOISE if options.denoise is None else options.denoise
+    denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
     for job in jobs:
         steps = job.line.steps or options.steps
         sampler = find_sampler(options.scheduler, options.prediction, steps)
@@ -61,22 +82,26 @@ def generate_pictures(options: GenerateOptions) -> None:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    family = load_family(find_family(options.base), options.base, LoadOptions(device, DTYPES[precision], options.vae))
-    family.prediction, family.zero_terminal_snr = options.prediction, options.zero_terminal_snr
-    family.clip_skip = options.clip_skip
+    settings = {key: getattr(options, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
+    load = LoadOptions(device, DTYPES[precision], options.vae, settings=settings)
+    family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
         stack.load(path)
-    total, number = len(jobs) * options.count, 0
+    total, pictures = len(jobs) * options.count, list[Picture]()
     for job in jobs:
         stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
-        sampling = _sampling(options, job.line, family.native_size, sampler, _Start(image, denoise))
+        sampling = _sampling(options, job.line, family.native_size, sampler, _Start(start, denoise))
         first = options.seed if job.line.seed is None else job.line.seed
-        for seed, drawn in draw(family, job.prompt, range(first, first + options.count), sampling, options.batch):
-            path = _numbered(options.output, number, total)
-            save(path, drawn, _parameters(options, job, seed, sampling, sampler))
-            print(path, flush=True)
-            number += 1
+        seeds = range(first, first + options.count)
+        for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
+            path = _numbered(options.output, len(pictures), total)
+            text = _parameters(options, job, seed, sampling, sampler)
+            save(path, image, text)
+            pictures.append(Picture(path, job.line.prompt, seed, text))
+            sink(Saved("picture", path))
+            sink(Progress("pictures", len(pictures), total))
+    return Generated(tuple(pictures))
 
 
 def _jobs(options: GenerateOptions) -> list[Job]:
@@ -167,7 +192,7 @@ def _to_8(side: int) -> int:
 
 
 def draw(
-    family: Family, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1
+    family: PictureFamily, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1, sink: Sink = ignore
 ) -> Iterator[tuple[int, Image]]:
     """Seed and picture, `batch` at a time, or as many as the card's memory holds."""
     import torch
@@ -183,7 +208,7 @@ def draw(
                 raise UserError("the card's memory is too small for one picture", hint=hint) from None
             batch = len(some) // 2
             torch.cuda.empty_cache()
-            print(f"not enough memory for {len(some)} pictures at once; drawing {batch}", flush=True)
+            sink(Note(f"not enough memory for {len(some)} pictures at once; drawing {batch}"))
             continue
         yield from zip(some, drawn, strict=True)
         at += len(some)
@@ -258,5 +283,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @cache
-def _hashes(path: Path, size: int, changed: int) -> metadata.Hashes:
-    return metadata.model_hashes(path)
+def _hashes(path: Path, size: int, changed: int) -> Hashes:
+    return model_hashes(path)

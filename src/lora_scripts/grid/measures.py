@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_scripts.families.base import Batch, Family
+from lora_scripts.families.base import Batch, PictureFamily, Place
 from lora_scripts.families.clip.prompts import weighted
-from lora_scripts.losses.diffusion import Objective
-from lora_scripts.losses.noise import Draws
+from lora_scripts.losses.noise import STEPS, Draws, middle
 
 TIMES = (100, 250, 400, 550, 700, 850)
 """Noise levels at which the model is asked whether the prompt helps."""
@@ -47,7 +46,7 @@ def as_pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def look(family: Family, pixels: Tensor) -> Look:
+def look(family: PictureFamily, pixels: Tensor) -> Look:
     """Of one picture, [3, h, w] in [-1, 1]."""
     maps = family.image_features(pixels[None])
     return Look(
@@ -118,7 +117,7 @@ def nearest(one: Look, others: Sequence[Look]) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def prompt_gain(family: Family, latents: Tensor, prompt: str) -> float:
+def prompt_gain(family: PictureFamily, latents: Tensor, prompt: str) -> float:
     """How much the error of denoising the picture falls when the model is told the prompt, as a share of the error
     without it: a diffusion classifier's score (Li et al. 2023, eqs. 4 and 5), with fixed noise and timesteps.
 
@@ -128,12 +127,13 @@ def prompt_gain(family: Family, latents: Tensor, prompt: str) -> float:
     generators = [torch.Generator().manual_seed(i) for i in range(len(TIMES) * NOISES)]
     count = len(generators)
     drawn = torch.stack([torch.randn(latents.shape, generator=g) for g in generators])
-    draws = Draws(torch.tensor(TIMES).repeat_interleave(NOISES), drawn, torch.zeros_like(drawn))
-    objective = Objective(prediction=family.prediction, zero_terminal_snr=family.zero_terminal_snr)
-    mean = latents.expand_as(drawn)
+    draws = Draws(middle(torch.tensor(TIMES), STEPS).repeat_interleave(NOISES), drawn, torch.zeros_like(drawn))
+    encoded = {"mean": latents.expand_as(drawn), "std": torch.zeros_like(drawn)}
+    size = (latents.shape[2] * family.facts.vae_factor, latents.shape[1] * family.facts.vae_factor)
     errors = []
     for text in ("", "".join(part for part, weight in weighted(prompt) if weight > 0)):
-        states = family.encode_text([text]).expand(count, -1, -1)
-        batch = Batch(mean, torch.zeros_like(mean), [text] * count, states, [""] * count, generators)
-        errors.append(family.losses(batch, objective, draws).sum().item())
+        texts = {name: one.expand(count, *one.shape[1:]) for name, one in family.encode_text([text]).items()}
+        place = Place(size, (0, 0), size)
+        batch = Batch(encoded, [text] * count, texts, [""] * count, generators, [place] * count)
+        errors.append(family.losses(batch, family.objective, draws).sum().item())
     return (errors[0] - errors[1]) / errors[0]

@@ -13,9 +13,36 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import model_fault
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
-from lora_scripts.grid.axes import GridOptions, fitting
 
 _STEP = re.compile(r"-(?:step)?(\d{3,})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """What `lora-scripts grid` was asked for; None and () are looked up in the run's config."""
+
+    output: Path
+    base: Path | None = None
+    loras: tuple[Path, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    """Folders of runs, files, or patterns with *."""
+    strengths: tuple[float, ...] = (0.0, 0.4, 0.8, 1.0)
+    prompts: Path | None = None
+    seeds: tuple[int, ...] = (42,)
+    cfgs: tuple[float, ...] = (7.0,)
+    negative_prompt: str = ""
+    steps: int = 20
+    size: tuple[int, int] | None = None
+    scheduler: str | None = None
+    vae: Path | None = None
+    data: Path | None = None
+    """Training pictures, to measure with."""
+    measures: bool = True
+    device: str = "auto"
+    precision: str = "auto"
+    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
+    zero_terminal_snr: bool = False
+    clip_skip: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +98,7 @@ def find_sources(options: GridOptions) -> Sources:
         prompts=prompts,
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
-        prediction=config.prediction if config and options.prediction == "epsilon" else options.prediction,
+        prediction=config.prediction or "epsilon" if config and options.prediction == "epsilon" else options.prediction,
         zero_terminal_snr=options.zero_terminal_snr or bool(config and config.zero_terminal_snr),
         clip_skip=config.clip_skip if config and options.clip_skip == 1 else options.clip_skip,
     )
@@ -102,7 +129,7 @@ def _prompts(options: GridOptions, config: TrainConfig | None) -> tuple[PromptLi
         path, faults, lines = options.prompts, [], []
         for line in read_prompts(path):
             try:
-                lines.append(fitting(line, path))
+                lines.append(_fitting(line, path))
             except UserError as error:
                 faults.append(error)
         raise_all(faults)
@@ -152,3 +179,17 @@ def _labelled(paths: tuple[Path, ...]) -> list[LoraSource]:
         LoraSource(path, path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}")
         for path in paths
     ]
+
+
+def _fitting(line: PromptLine, file: Path) -> PromptLine:
+    """A line of the prompts' file; UserError for what the grid's axes say."""
+    if line.seed is not None or line.cfg is not None:
+        word = "--d" if line.seed is not None else "--l"
+        raise UserError(
+            f"{word} in {line.prompt!r}: seeds and cfgs are axes of the grid", file=file, hint="use --seeds and --cfgs"
+        )
+    if "<lora:" in line.prompt:
+        raise UserError(
+            f"{line.prompt!r} calls a LoRA, but the grid puts them on itself", file=file, hint="use --loras"
+        )
+    return line

@@ -193,7 +193,7 @@ def _from_hub(model: str, captioner: str | None) -> tuple[Path, str]:
 def _captioner_of(folder: Path, wanted: str | None) -> str:
     """The captioner that the folder is for; UserError if there is none, or if it is not `wanted`."""
     if (folder / TAGS).is_file():
-        found, what = "wd", "WD tagger"
+        name, what = "wd", "WD tagger"
     elif not (folder / "config.json").is_file():
         raise _not_a_captioner(folder)
     else:
@@ -205,14 +205,14 @@ def _captioner_of(folder: Path, wanted: str | None) -> str:
                 file=folder,
                 hint=f"known are {', '.join(MODEL_TYPES)} and WD taggers",
             )
-        found = MODEL_TYPES[what]
-    if wanted not in (None, found):
+        name = MODEL_TYPES[what]
+    if wanted not in (None, name):
         raise UserError(
-            f"is a model for the captioner {found} ({what}), not for {wanted}",
+            f"is a model for the captioner {name} ({what}), not for {wanted}",
             file=folder,
             hint="leave --captioner out: it is found from the model",
         )
-    return found
+    return name
 
 
 def _not_a_captioner(folder: Path) -> UserError:

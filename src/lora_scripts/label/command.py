@@ -1,19 +1,13 @@
-"""`lora-scripts label`: a folder of images gets captions, by a captioner and by rules for words."""
+"""A folder of pictures gets captions, by a captioner and by rules for words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-
-from lora_scripts.data.captions import METADATA_SUFFIXES, tidy
-from lora_scripts.data.image import load_rgb
-from lora_scripts.data.scan import Listing, list_data
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError
+from lora_scripts.events import Note, Saved, Sink, ignore
 from lora_scripts.label.base import (
     DEFAULT_MODEL,
     Captioner,
@@ -22,19 +16,15 @@ from lora_scripts.label.base import (
     load_captioner,
     require_model,
 )
-from lora_scripts.label.progress import Bar
+from lora_scripts.label.captioning import Writer
+from lora_scripts.label.folder import Folder, open_folder
 from lora_scripts.label.store import Store, open_store
-from lora_scripts.label.words import Kind, WordRules, apply_rules, looks_like_tags, without_own
-
-LONGEST = 2048
-"""Pixels. Captioners look at 224 to 1536 or so; scans of 100 million would fill the memory, a batch at a time."""
-SHOWN = 3
-"""So many changed captions are shown as examples."""
+from lora_scripts.label.wording import Kind, WordRules, apply_rules, looks_like_tags, without_own
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What `lora-scripts label` was asked for."""
+    """What is asked for a folder of pictures."""
 
     input: Path
     output: str | None = None
@@ -46,8 +36,49 @@ class LabelOptions:
     batch_size: int = 4
     overwrite: bool = False
     """Captions that are there are made anew, too."""
-    words_only: bool = False
-    """No captioner: the rules are applied to the captions that are there."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What became of a folder."""
+
+    path: Path
+    """Where the captions lie."""
+    pictures: int
+    captioned: int
+    """Pictures that have a caption now, wherever it lies."""
+    asked: int
+    """Pictures of which the captioner was to say something."""
+    written: int
+    """Captions that it wrote."""
+    elsewhere: Mapping[str, str]
+    """Picture -> the file that has its caption, which was left alone."""
+    faults: tuple[UserError, ...]
+    """Of single pictures, that have no caption therefore."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A caption as it was and as it is."""
+
+    name: str
+    """Of the picture."""
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Reworded:
+    """What became of the captions that were there."""
+
+    path: Path
+    """Where they lie."""
+    captions: int
+    changes: tuple[Change, ...]
+    elsewhere: Mapping[str, str]
+    """As in `Labelled`."""
+    faults: tuple[UserError, ...]
+    """Of single captions, that were left as they are."""
 
 
 Finder = Callable[[LabelOptions], Callable[[], Captioner]]
@@ -68,218 +99,102 @@ def find_model(options: LabelOptions) -> Callable[[], Captioner]:
     return lambda: load_captioner(name, folder, captions)
 
 
-def label(options: LabelOptions, find: Finder = find_model) -> None:
-    """Writes a caption for each image that has none. UserErrors for what is wrong with the request or the folder.
+def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model) -> Labelled:
+    """Writes a caption for each picture that has none. UserErrors for what is wrong with the request or the folder.
 
-    Images that cannot be read, or that get no caption, do not stop it: they are told at the end, as UserErrors.
+    Pictures that cannot be read, or that get no caption, do not stop it: they are faults of the result.
     """
-    if not options.input.is_dir():
-        what = "is not a folder" if options.input.exists() else "no such folder"
-        raise UserError(f"--input: {what}", file=options.input, hint="give the folder with the images")
+    folder = open_folder(options.input, options.output)
     _check_tokens(options.rules)
-    work = _Work.open(options)
-    if options.words_only:
-        work.apply_rules()
-    elif work.todo():
-        work.caption(find(options))
-    else:
-        print(f"all {len(work.listing.images)} pictures have captions already; --overwrite makes them anew")
-    work.tell_others()
-    raise_all(work.faults)
+    names = [
+        name
+        for name in folder.images
+        if name not in folder.elsewhere and (options.overwrite or not folder.store.captions.get(name))
+    ]
+    written, faults = 0, list[UserError]()
+    if names:
+        load = find(options)
+        captioner = load()
+        sink(Note(captioner.name + (f": {captioner.limits}" if captioner.limits else "")))
+        if options.rules.whitelist and captioner.kind == "sentence":
+            hint = "use --remove, or a WD tagger"
+            raise UserError(f"--whitelist keeps whole tags, and {captioner.name} writes sentences", hint=hint)
+        if any(folder.store.captions.get(name) for name in names):
+            _back_up(folder.store, sink)
+        writer = Writer(captioner, folder, options.rules, clip_tokens, options.overwrite)
+        written, faults = writer.write(names, options.batch_size, sink)
+    missing = _without_caption(folder, options)
+    faulty = {fault.file for fault in faults}
+    hint = "start the same command again"
+    faults += [
+        UserError("has no caption after all", file=folder.images[name], hint=hint)
+        for name in missing
+        if names and folder.images[name] not in faulty
+    ]
+    return Labelled(
+        path=folder.store.path,
+        pictures=len(folder.images),
+        captioned=len(folder.images) - len(missing),
+        asked=len(names),
+        written=written,
+        elsewhere=folder.elsewhere,
+        faults=tuple(faults),
+    )
 
 
-def _check_tokens(rules: WordRules) -> None:
-    if rules.max_tokens is None:
-        return
-    used = _count(apply_rules("", replace(rules, max_tokens=None), "tags", _count))
-    if used >= rules.max_tokens:
-        hint = "give a higher --max-tokens, or shorter words"
-        raise UserError(f"--trigger, --prefix and --append alone have {used} of {rules.max_tokens} tokens", hint=hint)
+def reword(path: Path, output: str | None, rules: WordRules, sink: Sink = ignore) -> Reworded:
+    """Applies the rules to the captions that are there. UserErrors for what is wrong with the request or the folder.
+
+    `path` is the folder, `output` see `store.open_store`. A caption that the rules do not fit stays, and is a fault of
+    the result.
+    """
+    folder = open_folder(path, output)
+    _check_tokens(rules)
+    changes, faults = list[Change](), list[UserError]()
+    for name, text in folder.store.captions.items():
+        if not text or name not in folder.images:
+            continue
+        kind: Kind = "tags" if looks_like_tags(without_own(text, rules, "sentence")) else "sentence"
+        if rules.whitelist and kind == "sentence":
+            what = "--whitelist keeps whole tags, and its caption is a sentence"
+            faults.append(UserError(what, file=folder.images[name], hint="use --remove"))
+            continue
+        new = apply_rules(text, rules, kind, clip_tokens)
+        if not new:
+            hint = "write its caption yourself"
+            faults.append(UserError(f'the rules leave nothing of "{text}"', file=folder.images[name], hint=hint))
+        elif new != text:
+            changes.append(Change(name, text, new))
+    if changes:
+        _back_up(folder.store, sink)
+    for change in changes:
+        folder.store.put(change.name, change.after)
+    folder.store.flush()
+    count = sum(1 for text in folder.store.captions.values() if text)
+    return Reworded(folder.store.path, count, tuple(changes), folder.elsewhere, tuple(faults))
 
 
-def _count(text: str) -> int:
-    """CLIP's tokens, without the two that mark start and end."""
+def clip_tokens(text: str) -> int:
+    """CLIP's tokens of a text, without the two that mark start and end."""
     from lora_scripts.families.clip.tokenizer import clip_tokenizer
 
     return len(clip_tokenizer()(text, add_special_tokens=False).input_ids)
 
 
-@dataclass
-class _Work:
-    """One labelling, and what went wrong with single pictures."""
-
-    options: LabelOptions
-    listing: Listing
-    store: Store
-    elsewhere: dict[str, str]
-    """Image name -> the file that has its caption, where that is not in `store`. These images are left alone."""
-    faults: list[UserError] = field(default_factory=list)
-
-    @classmethod
-    def open(cls, options: LabelOptions) -> _Work:
-        """UserErrors with every fault of the captions that are there, and of the output."""
-        listing = _list(options)
-        faults, store = list(listing.faults), None
-        with _collected(faults):
-            store = open_store(options.output, options.input, listing.images)
-        raise_all(list({(fault.message, fault.line): fault for fault in faults}.values()))
-        assert store is not None
-        elsewhere = {
-            name: said.source
-            for name, sources in listing.said.items()
-            for said in sources
-            if said.text and not store.holds(said.file)
-        }
-        return cls(options, listing, store, elsewhere)
-
-    def todo(self) -> list[str]:
-        """Images to caption, in the order of their names."""
-        return [
-            name
-            for name in self.listing.images
-            if name not in self.elsewhere and (self.options.overwrite or not self.store.captions.get(name))
-        ]
-
-    def caption(self, load: Callable[[], Captioner]) -> None:
-        """Captions what is to do, batch after batch. What was made is on the disk, however this ends."""
-        captioner = load()
-        print(captioner.name + (f": {captioner.limits}" if captioner.limits else ""), flush=True)
-        if self.options.rules.whitelist and captioner.kind == "sentence":
-            hint = "use --remove, or a WD tagger"
-            raise UserError(f"--whitelist keeps whole tags, and {captioner.name} writes sentences", hint=hint)
-        todo, done, written = self.todo(), 0, 0
-        if any(self.store.captions.get(name) for name in todo):
-            print(f"the captions as they were are in {self.store.backup()}")
-        try:
-            with Bar(len(todo)) as bar:
-                for batch in _loaded(todo, self.listing, self.options.batch_size):
-                    written += self._batch(batch, captioner)
-                    self.store.save()
-                    done += len(batch)
-                    bar.tell(done)
-        except KeyboardInterrupt:
-            again = "" if self.options.overwrite else "; the same command goes on from here"
-            print(f"{written} captions are written{again}")
-            raise
-        finally:
-            self.store.flush()
-        self._tell(written)
-
-    def _batch(self, batch: list[tuple[str, Image.Image | UserError]], captioner: Captioner) -> int:
-        """Captions one batch; the number of captions written."""
-        names = [name for name, image in batch if isinstance(image, Image.Image)]
-        images = [image for _, image in batch if isinstance(image, Image.Image)]
-        self.faults += [image for _, image in batch if isinstance(image, UserError)]
-        written = 0
-        for name, text in zip(names, _texts(captioner, images) if images else [], strict=True):
-            caption = apply_rules(text, self.options.rules, captioner.kind, _count) if text.strip() else ""
-            if caption:
-                written += self.store.put(name, caption)
-                continue
-            what = f'the rules leave nothing of "{tidy(text)}"' if text.strip() else "the captioner says nothing of it"
-            self.faults.append(UserError(what, file=self.listing.images[name], hint="write its caption yourself"))
-        return written
-
-    def _tell(self, written: int) -> None:
-        """Counts what is on the disk now against the pictures; one without a caption has been told, or is told here."""
-        images = self.listing.images
-        there = open_store(self.options.output, self.options.input, images).captions
-        missing = [name for name in images if name not in self.elsewhere and not there.get(name)]
-        told = {fault.file for fault in self.faults}
-        hint = "start the same command again"
-        self.faults += [
-            UserError("has no caption after all", file=images[name], hint=hint)
-            for name in missing
-            if images[name] not in told
-        ]
-        have = len(images) - len(missing)
-        print(f"{written} captions written to {self.store.path}; {have} of {len(images)} pictures have one now")
-
-    def apply_rules(self) -> None:
-        """Applies the rules to the captions that are there."""
-        rules, changes = self.options.rules, dict[str, tuple[str, str]]()
-        for name, text in self.store.captions.items():
-            image = self.listing.images.get(name)
-            if not text or image is None:
-                continue
-            kind: Kind = "tags" if looks_like_tags(without_own(text, rules, "sentence")) else "sentence"
-            if rules.whitelist and kind == "sentence":
-                fault = "--whitelist keeps whole tags, and its caption is a sentence"
-                self.faults.append(UserError(fault, file=image, hint="use --remove"))
-                continue
-            new = apply_rules(text, rules, kind, _count)
-            if not new:
-                hint = "write its caption yourself"
-                self.faults.append(UserError(f'the rules leave nothing of "{text}"', file=image, hint=hint))
-            elif new != text:
-                changes[name] = text, new
-        if changes:
-            print(f"the captions as they were are in {self.store.backup()}")
-        for name, (_, new) in changes.items():
-            self.store.put(name, new)
-        self.store.flush()
-        for name, (old, new) in list(changes.items())[:SHOWN]:
-            print(f"{name}: {old}\n{' ' * len(name)}→ {new}")
-        count = sum(1 for text in self.store.captions.values() if text)
-        print(f"{len(changes)} of {count} captions changed in {self.store.path}")
-
-    def tell_others(self) -> None:
-        """Which captions were left alone because they are in other files."""
-        if self.elsewhere:
-            example = next(iter(self.elsewhere.values()))
-            print(f"captions in other files, such as {example}, are not touched: {len(self.elsewhere)}")
+def _check_tokens(rules: WordRules) -> None:
+    if rules.max_tokens is None:
+        return
+    used = clip_tokens(apply_rules("", replace(rules, max_tokens=None), "tags", clip_tokens))
+    if used >= rules.max_tokens:
+        hint = "give a higher --max-tokens, or shorter words"
+        raise UserError(f"--trigger, --prefix and --append alone have {used} of {rules.max_tokens} tokens", hint=hint)
 
 
-def _list(options: LabelOptions) -> Listing:
-    """The images, and the captions that a training with this output would read."""
-    path = Path(options.output).expanduser() if options.output else options.input / "metadata.csv"
-    if path.suffix.lower() not in METADATA_SUFFIXES or path.is_dir():
-        return list_data(options.input, allow_missing_captions=True)
-    if path.stem.lower() == "metadata" and path.parent.resolve() == options.input.resolve():
-        return list_data(options.input, allow_missing_captions=True)
-    if path.exists():
-        return list_data(options.input, path, allow_missing_captions=True)
-    # A new file under another name: a training that is told of it reads no metadata.csv, but sidecars all the same.
-    listing = list_data(options.input, allow_missing_captions=True)
-    said = {name: [one for one in sources if one.line is None] for name, sources in listing.said.items()}
-    faults = [fault for fault in listing.faults if Path(str(fault.file)).suffix.lower() not in METADATA_SUFFIXES]
-    return Listing(listing.images, said, faults, lost=False)
+def _back_up(store: Store, sink: Sink) -> None:
+    sink(Saved("the captions as they were", store.backup()))
 
 
-@contextmanager
-def _collected(faults: list[UserError]) -> Iterator[None]:
-    try:
-        yield
-    except UserErrors as error:
-        faults.extend(error.errors)
-    except UserError as error:
-        faults.append(error)
-
-
-def _loaded(names: Sequence[str], listing: Listing, size: int) -> Iterator[list[tuple[str, Image.Image | UserError]]]:
-    """Batches of decoded images, or what is wrong with each; one batch is read ahead while another is captioned."""
-
-    def load(name: str) -> tuple[str, Image.Image | UserError]:
-        try:
-            image = load_rgb(listing.images[name])
-        except UserError as fault:
-            return name, fault
-        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        return name, image
-
-    batches = [names[start : start + size] for start in range(0, len(names), size)]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(load, name) for name in batches[0]]
-        for following in [*batches[1:], ()]:
-            here, ahead = ahead, [pool.submit(load, name) for name in following]
-            yield [one.result() for one in here]
-
-
-def _texts(captioner: Captioner, images: Sequence[Image.Image]) -> list[str]:
-    try:
-        return captioner.caption(images)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
-            raise
-        hint = f"use --batch-size {len(images) // 2}" if len(images) > 1 else "use a smaller model"
-        raise UserError(f"the memory is too small for {len(images)} pictures at once", hint=hint) from None
+def _without_caption(folder: Folder, options: LabelOptions) -> list[str]:
+    """Counts what is on the disk now against the pictures."""
+    there = open_store(options.output, options.input, folder.images).captions
+    return [name for name in folder.images if name not in folder.elsewhere and not there.get(name)]

@@ -2,7 +2,7 @@
 
 What every picture shares and no caption says goes into the trigger word; what a caption says stays something that can
 be changed. Rules for English, on words and phrases only: they know no grammar, and leave alone what they do not know.
-`CUT` stands where words went; `words.close_gaps` makes a sentence of the rest.
+`CUT` stands where words went; `wording.close_gaps` makes a sentence of the rest.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def cached(model: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("selected_tags.csv", "config.json"):
-        found = try_to_load_from_cache(model, file)
-        if isinstance(found, str):
-            return Path(found).parent
+        path = try_to_load_from_cache(model, file)
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 

@@ -93,7 +93,7 @@ class TableStore:
 
     def put(self, name: str, caption: str) -> bool:
         self._look()
-        if not self._untouched(name):
+        if name not in self._fresh and not self._untouched(name):
             return False
         self._fresh[name] = caption
         self._table.set(name, caption)
@@ -130,7 +130,8 @@ class TableStore:
             self._table.set(name, caption)
 
     def _untouched(self, name: str) -> bool:
-        return name in self._fresh or self._table.captions.get(name, "") == self.captions.get(name, "")
+        """Whether the file says of a picture what it said when it was read or written here."""
+        return self._table.captions.get(name, "") == self.captions.get(name, "")
 
 
 class SidecarStore:

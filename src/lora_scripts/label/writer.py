@@ -61,10 +61,10 @@ class Writer:
         with loading(folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, **local)
             self.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
-            model, told = model_class.from_pretrained(
+            model, loading_info = model_class.from_pretrained(
                 folder, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **local
             )
-        if missing := sorted(told["missing_keys"]):
+        if missing := sorted(loading_info["missing_keys"]):
             raise UserError(
                 f"{len(missing)} tensors are missing, first {missing[0]}", file=folder, hint="download again"
             )

@@ -44,7 +44,7 @@ def split_bundle(
             continue
         leaf = next((leaf for leaf in _LEAVES if key.endswith(leaf)), None)
         if leaf is None:
-            raise UserError(f"{key} is no word for Stable Diffusion 1.x", file=file, hint="give a LoRA of SD 1.x")
+            raise UserError(f"{key} is no word that is read here", file=file, hint="give a LoRA without it")
         words[key.removeprefix(BUNDLE).removesuffix(leaf)] = _checked(tensor, file)
     return rest, words
 
@@ -59,7 +59,7 @@ def read_embedding(path: Path) -> Tensor:
     names = [name for name in found if name == KEY or len(found) == 1 or name.startswith("string_to_param")]
     if len(names) != 1:
         hint = "name a .safetensors with emb_params in it"
-        raise UserError("this is no embedding of one word for Stable Diffusion 1.x", file=path, hint=hint)
+        raise UserError("this is no embedding of one word for one text encoder", file=path, hint=hint)
     return _checked(safetensors.torch.load_file(path)[names[0]], path)
 
 

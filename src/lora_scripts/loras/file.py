@@ -1,190 +1,227 @@
-"""LoRA files as building blocks: read with all that the file says of itself, written with all that made them, and read
-again before anybody is told that they are done.
-"""
+"""LoRA files: the one reader, which knows every naming and family, and the one writer, which proves what it wrote."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.kinds import Kind, kind_of
-from lora_scripts.families.sdxl import names as sdxl_names
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.names import foreign_model
+from lora_scripts.families.table import FAMILIES, of_lora, require_lora
 from lora_scripts.formats import header, io
+from lora_scripts.formats.hashes import model_hashes, with_hashes
+from lora_scripts.loras import naming
+from lora_scripts.loras.naming import PEFT_PREFIX, Naming
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
+    from lora_scripts.loras.reading import Change
 
-MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LORA_CONFIG = {"peft_type": "LORA"}
 
 
 @dataclass(frozen=True)
-class LoraFamily:
-    """What a LoRA file says of the kind of model that it is for."""
+class Contents:
+    """A LoRA as it lies on the disk, not looked at more closely: one file, or a folder of PEFT adapters."""
 
-    name: str
-    words: str
-    base_version: str
-    architecture: str
-    implementation: str
-    """Of ModelSpec: whose layer names the file follows."""
-    kinds: frozenset[Kind]
-    """Checkpoints that it can be added to."""
+    path: Path
+    tensors: dict[str, Tensor]
+    """Of all adapters, words too."""
+    metadata: dict[str, str]
+    family: Facts | None = None
+    """The family whose tables know the most of its names; None: none knows one."""
+    adapters: dict[Path, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
+    """Of PEFT: weights file -> (tensors, `adapter_config.json`)."""
 
-    def table(self) -> dict[str, str]:
-        """Our module path -> kohya's name."""
-        if self.name == "sdxl":
-            return sdxl_names.table()
-        from lora_scripts.loras.kohya import sd1_table
+    @property
+    def naming(self) -> Naming | None:
+        return naming.naming_of(self.tensors)
 
-        return sd1_table()
+    @property
+    def model(self) -> str:
+        """What it is for, in words."""
+        return self.family.words if self.family else foreign_model(self.tensors) or "an unknown family"
 
+    def require_family(self) -> Facts:
+        """UserError, saying what is known of the file, where it is of none."""
+        return self.family or _strange(self.tensors, self.path)
 
-SD1 = LoraFamily(
-    name="sd1",
-    words="Stable Diffusion 1.x",
-    base_version="sd_v1",
-    architecture="stable-diffusion-v1/lora",
-    implementation="diffusers",
-    kinds=frozenset({Kind.SD1, Kind.SD1_INPAINTING, Kind.SD1_EDITING}),
-)
-SDXL = LoraFamily(
-    name="sdxl",
-    words="SDXL",
-    base_version="sdxl_base_v1-0",
-    architecture="stable-diffusion-xl-v1-base/lora",
-    implementation="https://github.com/Stability-AI/generative-models",
-    kinds=frozenset({Kind.SDXL}),
-)
-FAMILIES = (SD1, SDXL)
-_SDXL_MARKS = (
-    "lora_te1_",
-    "lora_te2_",
-    "lora_unet_input_blocks_",
-    "lora_unet_middle_block_",
-    "lora_unet_output_blocks_",
-)
+    def parts(self) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+        """The PEFT adapters by the part of the model that they are for: the folder's name, or told by their keys."""
+        from lora_scripts.loras.reading import part_of
+
+        names = self.require_family().names()
+        return {
+            file.parent.name if file.parent.name in names.parts else part_of(adapter[0], names): adapter
+            for file, adapter in self.adapters.items()
+        }
+
+    def modules(self) -> dict[str, Change]:
+        """Our module path -> what it holds of the layer. UserErrors for everything that is not as it should be."""
+        from lora_scripts.loras import embedding, reading
+
+        names = self.require_family().names()
+        if self.adapters:
+            return reading.read_peft(self.parts(), names, file=self.path)
+        tensors, _ = embedding.split_bundle(self.tensors, self.path)
+        return reading.read(tensors, names, metadata=self.metadata, file=self.path)
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """One LoRA as it lies on the disk."""
+    """One LoRA, read and understood."""
 
     path: Path
-    family: LoraFamily
-    weights: dict[str, LoraWeights]
+    family: Facts
+    naming: Naming
+    modules: dict[str, Change]
     """By our module path, in the file's own dtype."""
+    words: dict[str, Tensor]
+    """New words that are bundled in it -> their vectors [k, width]."""
     metadata: dict[str, str]
-    sha256: str
 
     @property
     def name(self) -> str:
         return self.path.name
 
     @property
+    def weights(self) -> dict[str, LoraWeights]:
+        """The modules of a plain LoRA. UserError for a DoRA, LoHa, LoKr or OFT, saying which it is."""
+        return plain(self.modules, self.path)
+
+    @property
     def rank(self) -> int:
-        """The largest one in it."""
+        """The largest one in it, of a plain LoRA."""
         return max(w.rank for w in self.weights.values())
 
-
-@dataclass(frozen=True)
-class Source:
-    """One file that another was made from, as the metadata names it."""
-
-    name: str
-    sha256: str
-    weight: float | None = None
-
-
-def family_of(path: Path) -> LoraFamily:
-    """The family of a LoRA file, told by its header; torch is not needed. UserError when it is no LoRA."""
-    head = header.read_header(path)
-    kind = kind_of(head.shapes)
-    if kind is not Kind.LORA:
-        raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
-    return SDXL if any(name.startswith(_SDXL_MARKS) for name in head.tensors) else SD1
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file, lower case; of a folder's weights one after the other."""
+        if self.path.is_file():
+            return model_hashes(self.path).sha256
+        digests = [model_hashes(file).sha256 for file in _weight_files(self.path)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def read(path: Path) -> LoraFile:
-    """Reads a LoRA file, whole. UserError for another file, for unknown keys and for spoilt values."""
+def read(path: Path, family: Facts | None = None) -> LoraFile:
+    """Reads a LoRA file, or a folder of PEFT adapters, whole.
+
+    UserError for another file, for unknown keys and spoilt values, for one that changes no weight, and for one that is
+    not for `family`, where that is given.
+    """
+    from lora_scripts.loras import embedding
+
+    contents = open_lora(path, family)
+    own = contents.require_family()
+    if family is not None and own is not family:
+        text = f"this LoRA is for {own.words}, the base model is {family.words}"
+        raise UserError(text, file=path, hint="take a LoRA of the base's kind")
+    modules = contents.modules()
+    if not any(_changes(change) for change in modules.values()):
+        raise UserError("this LoRA changes no weight: all of it is zero", file=path, hint="take another file")
+    words = embedding.split_bundle(contents.tensors, path)[1]
+    return LoraFile(path, own, contents.naming or Naming.KOHYA, modules, words, contents.metadata)
+
+
+def read_plain(path: Path) -> LoraFile:
+    """As `read`, of a plain LoRA that brings no words: its ΔW is all that it does."""
+    file = read(path)
+    if file.words:
+        text = f"this is a LoRA with words of its own in it ({', '.join(file.words)})"
+        raise UserError(text, file=path, hint="give the one without them: train it without token_bundle")
+    plain(file.modules, path)
+    return file
+
+
+def open_lora(path: Path, family: Facts | None = None) -> Contents:
+    """Reads the tensors of a LoRA file, or of a PEFT folder (`adapter_config.json` in it, or in folders of it).
+
+    `family` counts where the names fit it no less than another. UserError for what is no LoRA. A file of PEFT without
+    its folder is an adapter whose alpha is its rank.
+    """
     import safetensors.torch
 
-    from lora_scripts.loras import kohya, metadata
-
-    family = family_of(path)
-    weights = kohya.from_kohya(safetensors.torch.load_file(path), file=path, table=family.table())
-    if not any(bool(w.up.any()) and bool(w.down.any()) and w.alpha for w in weights.values()):
-        raise UserError("this LoRA changes no weight: all of it is zero", file=path, hint="take another file")
-    return LoraFile(path, family, weights, header.read_header(path).metadata, metadata.model_hashes(path).sha256)
-
-
-def new_metadata(
-    family: LoraFamily, name: str, *, rank: int, alpha: float, conv: bool, made_by: str, sources: Sequence[Source]
-) -> dict[str, str]:
-    """The least set that the tools want of a LoRA, with what it was made from; sorted, every value a string."""
-    args = {"conv_dim": rank, "conv_alpha": alpha} if conv else {}
-    values = {
-        "ss_v2": "False",
-        "ss_base_model_version": family.base_version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
-        "ss_network_args": json.dumps(args),
-        "ss_output_name": name,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.architecture,
-        "modelspec.implementation": family.implementation,
-        "modelspec.title": name,
-    }
-    if len(sources) > 1:
-        values["modelspec.merged_from"] = ", ".join(Path(source.name).stem for source in sources)
-    return dict(sorted((values | made_from(made_by, sources)).items()))
+    if not path.is_dir():
+        require_lora(path)
+    elif not _weight_files(path):
+        raise UserError(f"this folder holds no {ADAPTER_CONFIG}", file=path, hint="name a .safetensors file, or PEFT's")
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    adapters = {}
+    for file in _weight_files(path):
+        own = safetensors.torch.load_file(file)
+        metadata |= header.read_header(file).metadata
+        tensors |= own
+        if path.is_dir() or naming.naming_of(own) is Naming.PEFT:
+            adapters[file] = own, _config(file.parent / ADAPTER_CONFIG)
+    return Contents(path, tensors, metadata, of_lora(_stems(tensors), metadata, family), adapters)
 
 
-def made_from(made_by: str, sources: Iterable[Source]) -> dict[str, str]:
-    """Our own two keys: the command with its settings, and the files with their SHA-256 and weights."""
-    rows = [{key: value for key, value in vars(source).items() if value is not None} for source in sources]
-    return {MADE_BY: made_by, MADE_FROM: json.dumps(rows, ensure_ascii=False)}
+def family_of(path: Path) -> Facts:
+    """The family of a LoRA, told by headers; torch is not needed. UserError when it is no LoRA, or of none."""
+    if path.is_file() or not path.exists():
+        require_lora(path)
+    heads = [header.read_header(file) for file in _weight_files(path)]
+    keys = [key for head in heads for key in head.tensors]
+    metadata = {key: value for head in heads for key, value in head.metadata.items()}
+    return of_lora(_stems(keys), metadata) or _strange(keys, path)
 
 
-def shared_metadata(files: Sequence[LoraFile]) -> dict[str, str]:
-    """What all files say alike of their base, their resolution and how they are used."""
-    keys = (
-        "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_clip_skip", "ss_resolution",
-        "modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer",
-    )  # fmt: skip
-    first = files[0].metadata
-    return {k: first[k] for k in keys if k in first and all(f.metadata.get(k) == first[k] for f in files)}
+def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool = False) -> dict[str, LoraWeights]:
+    """The same modules, all plain LoRA; with `dora` a DoRA will do. UserError for others, saying what they are."""
+    from lora_scripts.adapters.weights import LoraWeights
+
+    result = {}
+    for path, change in modules.items():
+        if not isinstance(change, LoraWeights):
+            text = f"this is a LyCORIS file (it has {next(iter(change))} of {path})"
+            raise UserError(text, file=file, hint="give a plain LoRA")
+        if change.dora is not None and not dora:
+            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora"
+            raise UserError(f"this is a DoRA (it has dora_scale of {path})", file=file, hint=hint)
+        result[path] = change
+    return result
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a LoRA file with the hashes that WebUIs know it by."""
+    io.save_safetensors(path, tensors, with_hashes(tensors, metadata))
 
 
 def write(
-    path: Path, family: LoraFamily, weights: Mapping[str, LoraWeights], dtype: torch.dtype, values: Mapping[str, str]
+    path: Path, family: Facts, weights: Mapping[str, LoraWeights], dtype: torch.dtype, values: Mapping[str, str]
 ) -> tuple[LoraFile, float]:
     """Writes a LoRA as kohya's tools do, and proves it: (the file as read again from the disk, |rounding| / |ΔW|).
 
-    `weights` have one rank and one alpha (`kohya.uniform`). UserError, with nothing written, when `dtype` cannot hold
-    them or would lose more of ΔW than its digits say.
+    `weights` have one rank and one alpha (`uniform`). UserError, with nothing written, when `dtype` cannot hold them or
+    would lose more of ΔW than its digits say.
     """
     import torch
 
     from lora_scripts.adapters.algebra import factors
-    from lora_scripts.loras import kohya, metadata
+    from lora_scripts.loras import kohya, reading
 
-    tensors = kohya.to_kohya(weights, dtype=dtype, table=family.table())
-    rounded = kohya.from_kohya(tensors, table=family.table())
+    names = family.names()
+    tensors = kohya.to_kohya(weights, names.kohya, dtype=dtype)
+    rounded = plain(reading.read(tensors, names))
     pairs = [(factors.of(weights[name]), factors.of(rounded[name])) for name in weights]
     size = math.hypot(*(factors.norm(meant) for meant, _ in pairs))
-    off = math.hypot(*(factors.distance(meant, kept) for meant, kept in pairs)) / size if size else 0.0
+    off = math.hypot(*(factors.distance(meant, there) for meant, there in pairs)) / size if size else 0.0
     if off > 8 * torch.finfo(dtype).eps:
         text = f"{str(dtype).removeprefix('torch.')} would change ΔW by {off:.1%}"
         raise UserError(text, file=path, hint="write it with --precision fp32")
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, values))
+    save(path, tensors, values)
     written = read(path)
     same = written.weights.keys() == rounded.keys() and all(
         torch.equal(w.up, rounded[n].up) and torch.equal(w.down, rounded[n].down) and w.alpha == rounded[n].alpha
@@ -194,3 +231,63 @@ def write(
         hint = "check the disk, and write it again"
         raise UserError("the file does not read back as it was written", file=path, hint=hint)
     return written, off
+
+
+def is_adapter(path: Path) -> bool:
+    """That a folder is one of PEFT's, or holds such folders."""
+    return path.is_dir() and bool(_weight_files(path))
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Of a file itself; of a folder the weights of its adapters."""
+    if not path.is_dir():
+        return [path]
+    configs = [path / ADAPTER_CONFIG] if (path / ADAPTER_CONFIG).is_file() else sorted(path.glob(f"*/{ADAPTER_CONFIG}"))
+    return [config.parent / ADAPTER_WEIGHTS for config in configs]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Of a PEFT adapter; where the file is not there, that of a LoRA with alpha = rank."""
+    if not path.exists():
+        return dict(_LORA_CONFIG)
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", file=path, hint="get the original file") from None
+    if not isinstance(config, dict):
+        raise UserError("is no table of settings", file=path, hint="get the original file")
+    return config
+
+
+def _stems(keys: Iterable[str]) -> Iterator[str]:
+    """The layers' names in the keys. PEFT's do not say in which part of the model they are: any part will do."""
+    for key in keys:
+        stem, _ = naming.split(key)
+        yield stem
+        if stem.startswith(PEFT_PREFIX):
+            inner = stem.removeprefix(PEFT_PREFIX)
+            yield from (f"{part}.{inner}" for facts in FAMILIES for part in facts.names().parts)
+
+
+def _strange(keys: Iterable[str], path: Path) -> Facts:
+    """Raises the one line that says what a LoRA of no known family may be for."""
+    keys = list(keys)
+    model = foreign_model(keys)
+    known = " or ".join(facts.words for facts in FAMILIES)
+    if model is not None:
+        raise UserError(f"this is a LoRA for {model}", file=path, hint=f"give a LoRA of {known}")
+    from lora_scripts.loras.reading import nearest, shown
+
+    first = keys[0] if keys else ""
+    near = nearest(first, (stem for facts in FAMILIES for stem in facts.names().stems))
+    hint = f"the nearest known one is {near}" if near else f"give a LoRA of {known}"
+    raise UserError(f"unknown key {shown(first)}: it names no layer of {known}", file=path, hint=hint)
+
+
+def _changes(change: Change) -> bool:
+    """Whether a module changes anything."""
+    from lora_scripts.adapters.weights import LoraWeights
+
+    if not isinstance(change, LoraWeights):
+        return True
+    return change.dora is not None or bool(change.up.any() and change.down.any() and change.alpha)

@@ -1,4 +1,4 @@
-"""The metadata of an SD 1.x LoRA file, and the hashes that WebUIs know files by. Every value is a string.
+"""The metadata of a LoRA file. Every value is a string.
 
 `ss_*` as kohya's sd-scripts writes them, which the WebUI's list and editor read; `modelspec.*` is Stability's ModelSpec
 1.0.1. Captions, tags and folder names go into the file only when they are given.
@@ -6,21 +6,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lora_scripts.errors import UserError
-from lora_scripts.formats.io import Buffer, safetensors_parts
+from lora_scripts.families.facts import Facts, LoraFacts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # bytes: the window that AUTOMATIC1111's first hash reads
-_CHUNK = 1 << 20
+MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 
 
 @dataclass(frozen=True)
@@ -29,6 +22,8 @@ class TrainingFacts:
 
     output_name: str
     """The alias in prompts, `<lora:NAME:1>`, and the title."""
+    lora: LoraFacts
+    """Of the family."""
     base_name: str
     """File name of the base model, without its folder."""
     base_sha256: str
@@ -76,63 +71,65 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True)
-class Hashes:
-    """Lower-case hexadecimal; of the bytes as they are on the disk."""
+class Source:
+    """One file that another was made from, as the metadata names it."""
 
+    name: str
     sha256: str
-    """Of the whole file."""
-    sshs_model_hash: str
-    """SHA-256 of all bytes after the safetensors header; "" for another format."""
-    sshs_legacy_hash: str
-    """First 8 of the SHA-256 of the 64 KiB at 0x100000."""
-
-    @property
-    def autov2(self) -> str:
-        return self.sha256[:10]
-
-    @property
-    def autov3(self) -> str:
-        return self.sshs_model_hash[:12]
+    weight: float | None = None
 
 
-def lora_metadata(facts: TrainingFacts) -> dict[str, str]:
-    """The `ss_*` and `modelspec.*` of an SD 1.x LoRA; the same facts give the same texts."""
-    return dict(sorted((_ss(facts) | _modelspec(facts)).items()))
+def of_training(facts: TrainingFacts) -> dict[str, str]:
+    """The `ss_*` and `modelspec.*` of a LoRA that was trained; the same facts give the same texts."""
+    least = _least(facts.lora, facts.output_name, facts.rank, facts.alpha, _args(facts))
+    return dict(sorted((least | _ss(facts) | _modelspec(facts)).items()))
 
 
-def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """`metadata` with the `sshs_*` hashes that the finished file will have.
-
-    The model hash leaves the header out. The legacy hash reads 64 KiB at 1 MiB: placeholders of its length hold its
-    place, and a header that reaches into the window, whose hash would have to contain itself, gets none.
-    """
-    filled = dict(metadata) | {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
-    header, buffers = safetensors_parts(tensors, filled)
-    if len(header) > _LEGACY_START:
-        del filled["sshs_legacy_hash"]
-        header, buffers = safetensors_parts(tensors, filled)
-    hashes = _hashes(_chain(header, buffers), len(header))
-    filled["sshs_model_hash"] = hashes.sshs_model_hash
-    if "sshs_legacy_hash" in filled:
-        filled["sshs_legacy_hash"] = hashes.sshs_legacy_hash
-    return filled
+def of_making(
+    family: Facts, name: str, *, rank: int, alpha: float, conv: bool, made_by: str, sources: Sequence[Source]
+) -> dict[str, str]:
+    """The least set that the tools want of a LoRA, with what it was made from."""
+    values = _least(family.lora, name, rank, alpha, {"conv_dim": rank, "conv_alpha": alpha} if conv else {})
+    if len(sources) > 1:
+        values["modelspec.merged_from"] = ", ".join(Path(source.name).stem for source in sources)
+    return dict(sorted((values | made_from(made_by, sources)).items()))
 
 
-def model_hashes(source: Path | bytes) -> Hashes:
-    """The hashes of a model file, read once in pieces of 1 MiB. UserError when it cannot be read."""
-    if isinstance(source, bytes):
-        return _hashes([source], _body_start(source))
-    try:
-        with source.open("rb") as file:
-            start = _body_start(file.read(9))
-            file.seek(0)
-            return _hashes(iter(lambda: file.read(_CHUNK), b""), start)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", file=source, hint="check the path") from error
+def made_from(made_by: str, sources: Iterable[Source]) -> dict[str, str]:
+    """Our own two keys: the command with its settings, and the files with their SHA-256 and weights."""
+    rows = [{key: value for key, value in vars(source).items() if value is not None} for source in sources]
+    return {MADE_BY: made_by, MADE_FROM: json.dumps(rows, ensure_ascii=False)}
 
 
-def _ss(facts: TrainingFacts) -> dict[str, str]:
-    """kohya's keys, as its networks/train_network.py fills them."""
+def shared(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What the metadata of all files say alike of their base, their resolution and how they are used."""
+    keys = (
+        "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_clip_skip", "ss_resolution",
+        "modelspec.resolution", "modelspec.prediction_type", "modelspec.encoder_layer",
+    )  # fmt: skip
+    first = files[0]
+    return {key: first[key] for key in keys if key in first and all(file.get(key) == first[key] for file in files)}
+
+
+def _least(lora: LoraFacts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
+    """What programs need to list a LoRA and to tell what it is for."""
+    return {
+        "ss_v2": "False",
+        "ss_base_model_version": lora.base_version,
+        "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_network_args": json.dumps(args),
+        "ss_output_name": name,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": lora.architecture,
+        "modelspec.implementation": lora.implementation,
+        "modelspec.title": name,
+    }
+
+
+def _args(facts: TrainingFacts) -> dict[str, object]:
+    """`ss_network_args`: what the network was made with besides rank and alpha."""
     args: dict[str, object] = {}
     if facts.dropout:
         args["dropout"] = facts.dropout
@@ -142,16 +139,14 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         args["algo"] = "diag-oft" if facts.algorithm == "oft" else facts.algorithm
     if facts.algorithm == "dora":
         args["dora_wd"] = True
+    return args
+
+
+def _ss(facts: TrainingFacts) -> dict[str, str]:
+    """kohya's keys of a training, as its networks/train_network.py fills them."""
     batches = -(-facts.images * facts.repeats // facts.batch_size)
     result = {
-        "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
-        "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": str(facts.alpha),
         "ss_network_dropout": str(facts.dropout or None),
-        "ss_network_args": json.dumps(args),
-        "ss_output_name": facts.output_name,
         "ss_sd_model_name": facts.base_name,
         "ss_steps": str(facts.steps),
         "ss_max_train_steps": str(facts.max_steps),
@@ -186,12 +181,8 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
 
 
 def _modelspec(facts: TrainingFacts) -> dict[str, str]:
-    """ModelSpec 1.0.1: the musts, and what training decides."""
+    """ModelSpec 1.0.1: what training decides."""
     result = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",  # whose names a kohya file of SD 1.x follows
-        "modelspec.title": facts.output_name,
         "modelspec.resolution": f"{facts.resolution[0]}x{facts.resolution[1]}",
         "modelspec.prediction_type": "v" if facts.v_prediction else "epsilon",
     }
@@ -200,26 +191,3 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
     if facts.date is not None:
         result["modelspec.date"] = facts.date
     return result
-
-
-def _chain(header: bytes, buffers: Iterable[Buffer]) -> Iterable[Buffer]:
-    yield header
-    yield from buffers
-
-
-def _body_start(start: bytes) -> int | None:
-    """Where a safetensors file's tensors begin; None for another format."""
-    return 8 + int.from_bytes(start[:8], "little") if start[8:9] == b"{" else None
-
-
-def _hashes(buffers: Iterable[Buffer], body: int | None) -> Hashes:
-    whole, after, window = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
-    at = 0
-    for buffer in buffers:
-        view = memoryview(buffer)
-        whole.update(view)
-        if body is not None:
-            after.update(view[max(0, body - at) :])
-        window.update(view[max(0, _LEGACY_START - at) : max(0, _LEGACY_START + _LEGACY_LENGTH - at)])
-        at += len(view)
-    return Hashes(whole.hexdigest(), after.hexdigest() if body is not None else "", window.hexdigest()[:8])

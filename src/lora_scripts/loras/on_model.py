@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -14,51 +12,10 @@ from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.base import Family
-from lora_scripts.formats import header
-from lora_scripts.loras import kohya
-from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.kohya import LoraWeights
-
-Change = LoraWeights | Mapping[str, Tensor]
-"""What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""
-
-
-def read_lora(path: Path) -> dict[str, LoraWeights]:
-    """Module path -> weights of a plain LoRA file. UserError for another file, or one that changes no weight."""
-    return _read(path, _tensors(path), dora=False)
-
-
-def read_change(path: Path) -> dict[str, Change]:
-    """As `read_lora`, and DoRA, LoHa, LoKr and OFT too."""
-    tensors = _tensors(path)
-    if kohya.is_lycoris(tensors):
-        return changes_of(tensors, path)
-    return dict(_read(path, tensors, dora=True))
-
-
-def changes_of(tensors: Mapping[str, Tensor], path: Path | None = None) -> dict[str, Change]:
-    """Module path -> change of the tensors of a file, also where all of it is zero. UserErrors as `read_change`."""
-    if not kohya.is_lycoris(tensors):
-        return dict(kohya.from_kohya(tensors, file=path, dora=True))
-    if find_spec("lycoris") is None:
-        raise UserError("is read with lycoris-lora", file=path, hint="install it: pip install lycoris-lora")
-    return dict(kohya.from_lycoris(tensors, file=path))
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    kind = header.identify(path)
-    if kind is not header.Kind.LORA:
-        raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
-    return split_bundle(safetensors.torch.load_file(path), path)[0]  # its words: generate/words.py
-
-
-def _read(path: Path, tensors: Mapping[str, Tensor], *, dora: bool) -> dict[str, LoraWeights]:
-    weights = kohya.from_kohya(tensors, file=path, dora=dora)
-    if not any(w.dora is not None or (w.up.any() and w.down.any() and w.alpha) for w in weights.values()):
-        raise UserError("this LoRA changes no weight: all of it is zero", file=path, hint="take another file")
-    return weights
+from lora_scripts.families.base import Family, PictureFamily
+from lora_scripts.loras.reading import Change
 
 
 def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> None:
@@ -80,7 +37,7 @@ def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> Non
     raise_all(faults[:5])
 
 
-def check_words_fit(words: Mapping[str, Tensor], family: Family, path: Path) -> None:
+def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Path) -> None:
     """UserError unless the vectors are as wide as the text encoder's own."""
     width = family.vectors_of("").shape[1] if words else 0
     for word, vectors in words.items():
@@ -116,9 +73,8 @@ def apply(
 
 def set_strength(family: Family, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
     """Of a LoRA that is on: of its layers outside the text encoder, and of those in it."""
-    inside = family.spec.text_root + "."
     for path, layer in layers.items():
-        layer.strength = text_strength if path.startswith(inside) else strength
+        layer.strength = text_strength if family.facts.inside_text(path) else strength
 
 
 def values_of(weights: LoraWeights) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What a LoRA file is, module by module and as a whole, from its tensors and metadata alone; no base model is needed.
 
-Any family's file is read by its pairs of matrices, whatever their layers are called; what is known of SD 1.x's names is
-used where the file is one. Norms are of ΔW = (alpha / rank) · up @ down, computed from the factors.
+Any family's file is read by its pairs of matrices, whatever their layers are called. Norms are of ΔW = (alpha /
+rank) · up @ down, computed from the factors.
 """
 
 from __future__ import annotations
@@ -17,29 +17,14 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.algebra.factors import Factors
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.loras.naming import PAIRS
 
-_PAIRS = (
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-    ("_lora.down.weight", "_lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-)
 _LYCORIS = (".hada_w", ".lokr_w", ".oft_", ".glora", ".lora_mid")
 _BLOCK = re.compile(
     r"(down_blocks|up_blocks|input_blocks|output_blocks|double_blocks|single_blocks|joint_blocks"
     r"|single_transformer_blocks|transformer_blocks)[._](\d+)|(mid_block|middle_block)"
 )
-# Marks anywhere in a key -> the family; tried from the top.
-_FAMILIES = (
-    (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
-    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, Qwen-Image, …)"),
-    (("lora_te2_", "lora_te1_", "text_encoder_2.", "_1_transformer_blocks_1_"), "SDXL"),
-    (("lora_unet_", "lora_te_", "unet.", "text_encoder.", "attn1", "attn2", "down_blocks"), "Stable Diffusion 1.x"),
-    (("layers.", "self_attn"), "a language model"),
-)
-SD1 = "Stable Diffusion 1.x"
 
 
 @dataclass(frozen=True)
@@ -101,14 +86,19 @@ class Portrait:
 
 
 def portrait(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], weights: Mapping[str, LoraWeights] | None = None
+    family: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    weights: Mapping[str, LoraWeights] | None = None,
 ) -> Portrait:
-    """`weights`: the modules, where they are known better than from the keys (PEFT keeps its alpha in another file)."""
+    """`family` in words. `weights`: the modules, where they are known better than from the keys (PEFT keeps its alpha
+    in another file).
+    """
     problems: list[str] = []
     found = _pairs(tensors, problems) if weights is None else dict(weights)
     modules = [_module(name, w) for name, w in found.items()]
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
-    result = Portrait(family_of(tensors), dict(dtypes.most_common()), modules, _blocks(modules), problems)
+    result = Portrait(family, dict(dtypes.most_common()), modules, _blocks(modules), problems)
     problems += _of_modules(modules)
     if weights is None:
         problems += _of_alphas(tensors, found)
@@ -117,14 +107,6 @@ def portrait(
     if lycoris:
         problems.append(f"holds LyCORIS modules (first {lycoris}), whose ΔW is not looked at here")
     return result
-
-
-def family_of(keys: Mapping[str, object]) -> str:
-    """The family in words, by the names of the layers."""
-    for marks, family in _FAMILIES:
-        if any(mark in key for key in keys for mark in marks):
-            return family
-    return "an unknown family"
 
 
 def triggers(metadata: Mapping[str, str], most: int = 8) -> list[tuple[str, int | None]]:
@@ -148,10 +130,10 @@ def _pairs(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, Lora
     """Stem -> weights, of every pair that can be multiplied; the others become problems."""
     found = {}
     for key, tensor in tensors.items():
-        for one, other in (*_PAIRS, *((up, down) for down, up in _PAIRS)):
+        for one, other in (*PAIRS, *((up, down) for down, up in PAIRS)):
             if key.endswith(one) and key.removesuffix(one) + other not in tensors:
                 problems.append(f"{key} stands alone: its other half {other.lstrip('._')} is missing")
-        for end, other in _PAIRS:
+        for end, other in PAIRS:
             stem = key.removesuffix(end)
             if stem == key or (up := tensors.get(stem + other)) is None:
                 continue

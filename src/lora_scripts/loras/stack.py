@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.families.base import Family
-from lora_scripts.loras.on_model import Change, apply, check_fits, check_words_fit, read_change, set_strength
+from lora_scripts.families.base import PictureFamily
+from lora_scripts.loras.file import read
+from lora_scripts.loras.on_model import apply, check_fits, check_words_fit, set_strength
+from lora_scripts.loras.reading import Change
 from lora_scripts.loras.words import read_words, together
 
 
@@ -30,7 +32,7 @@ class LoraStack:
     """The LoRAs that are on a model. With `merged` they are added to its weights, so that drawing costs what the base
     costs; the weights that were there are kept and put back."""
 
-    def __init__(self, family: Family, *, merged: bool = False) -> None:
+    def __init__(self, family: PictureFamily, *, merged: bool = False) -> None:
         self.family, self.merged = family, merged
         self.read: dict[Path, Mapping[str, Change]] = {}
         self.worn: tuple[Worn, ...] = ()
@@ -42,11 +44,11 @@ class LoraStack:
     def load(self, path: Path) -> None:
         """Reads a file, once. UserError for one that is no LoRA, or does not fit the model."""
         if path not in self.read:
-            weights = read_change(path)
-            check_fits(weights, self.family, path)
+            modules = read(path, self.family.facts).modules
+            check_fits(modules, self.family, path)
             self.words[path] = read_words(path)
             check_words_fit(self.words[path], self.family, path)
-            self.read[path] = weights
+            self.read[path] = modules
 
     def wear(self, wanted: Sequence[Worn]) -> None:
         """From now on exactly these are on, the first one innermost. UserError as `load`."""

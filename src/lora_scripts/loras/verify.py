@@ -4,19 +4,19 @@ trained?
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import safetensors.torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.sd1.skeleton import Skeleton, skeleton_of
-from lora_scripts.formats import header
-from lora_scripts.loras import dialects, embedding
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.names import Base
+from lora_scripts.families.table import find
+from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import (
     a1111,
     additional_networks,
@@ -30,10 +30,9 @@ from lora_scripts.loras.consumers import (
     run_peft,
 )
 from lora_scripts.loras.consumers.compare import Verdict
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
-from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Naming, naming_of, sd1
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
+from lora_scripts.loras.dialects import Adapter
+from lora_scripts.loras.file import Contents, open_lora, plain
 
 MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
     "A1111": a1111.read,
@@ -49,59 +48,27 @@ CONSUMERS = (*RUN, *MATCHERS)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A LoRA as it lies on the disk: one file, or a folder of PEFT adapters."""
+class Skeleton:
+    """A base model without its weights: the layers that a LoRA meets, read from headers and configs alone."""
 
+    facts: Facts
     path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    adapters: dict[str, Adapter]
-    """By part; of a folder."""
+    base: Base
 
-    @property
-    def naming(self) -> Naming | None:
-        return naming_of(self.tensors)
-
-    def modules(self) -> dict[str, LoraWeights]:
-        """Our module path -> weights, DoRA too. UserErrors for everything that is not as it should be."""
-        if self.adapters:
-            parts = {part: (adapter.tensors, adapter.config) for part, adapter in self.adapters.items()}
-            return dialects.from_peft(parts, sd1(), file=self.path)
-        return dialects.read(self.tensors, self.metadata, self.naming or Naming.KOHYA, sd1(), file=self.path)
-
-
-def open_lora(path: Path) -> Source:
-    """Reads a LoRA file, or a PEFT folder (`adapter_config.json` in it, or in folders of it). UserError for others."""
-    if not path.is_dir():
-        kind = header.identify(path)
-        if kind is not header.Kind.LORA:
-            raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint="name the .safetensors of a LoRA")
-        return Source(path, safetensors.torch.load_file(path), header.read_header(path).metadata, {})
-    folders = (
-        [path] if (path / ADAPTER_CONFIG).is_file() else sorted(p.parent for p in path.glob(f"*/{ADAPTER_CONFIG}"))
-    )
-    if not folders:
-        raise UserError(f"this folder holds no {ADAPTER_CONFIG}", file=path, hint="name a .safetensors file, or PEFT's")
-    adapters: dict[str, Adapter] = {}
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for folder in folders:
-        weights = folder / ADAPTER_WEIGHTS
-        metadata |= header.read_header(weights).metadata
-        found = safetensors.torch.load_file(weights)
-        adapters[dialects.part_of(found)] = Adapter(found, _config(folder / ADAPTER_CONFIG))
-        tensors |= found
-    return Source(path, tensors, metadata, adapters)
+    @classmethod
+    def of(cls, path: Path) -> Skeleton:
+        """UserError when the base is of no family, or broken."""
+        facts = find(path)
+        return cls(facts, path, facts.base(path))
 
 
 def verify(path: Path, base: Path, reference: Path | None, consumers: Sequence[str]) -> list[Verdict]:
     """A verdict for each consumer asked for. UserError when a file cannot be read at all."""
-    skeleton = skeleton_of(base)
-    source = open_lora(path)
-    if source.naming is None:
-        raise UserError("no key of this file names a layer of a LoRA", file=path, hint="name another file")
-    trained = open_lora(reference) if reference else None
-    expected, faults = expected_by(trained or source, skeleton.base)
+    skeleton = Skeleton.of(base)
+    source = open_lora(path, skeleton.facts)
+    source.require_family()
+    trained = open_lora(reference, skeleton.facts) if reference else None
+    expected, faults = expected_by(trained or source, skeleton)
     if trained is not None and faults:
         why = f"the reference is broken: {faults[0].key} {faults[0].why}"
         raise UserError(why, file=reference, hint="give the original")
@@ -112,8 +79,9 @@ def verify_trained(
     path: Path, base: Path, weights: Mapping[str, LoraWeights], consumers: Sequence[str] = CONSUMERS
 ) -> list[Verdict]:
     """The consumers' verdicts on a file that was just written; `weights` is what was trained, from memory."""
-    changes = {p: Change(w.down, w.up, w.alpha / w.rank, w.dora) for p, w in weights.items()}
-    return check(open_lora(path), skeleton_of(base), changes, consumers)
+    changes = {p: Delta(w.down, w.up, w.alpha / w.rank, w.dora) for p, w in weights.items()}
+    skeleton = Skeleton.of(base)
+    return check(open_lora(path, skeleton.facts), skeleton, changes, consumers)
 
 
 def require(verdicts: Sequence[Verdict], path: Path) -> str:
@@ -125,48 +93,45 @@ def require(verdicts: Sequence[Verdict], path: Path) -> str:
 
 
 def check(
-    source: Source, skeleton: Skeleton, expected: Mapping[str, Change], consumers: Sequence[str]
+    source: Contents, skeleton: Skeleton, expected: Mapping[str, Delta], consumers: Sequence[str]
 ) -> list[Verdict]:
     """Runs or consults each consumer, and compares."""
-    own = published.read(source.tensors, skeleton.base).faults
+    own = published.read(source.tensors, skeleton.base, skeleton.facts.names()).faults
     readings = {name: _read(name, source, skeleton) for name in CONSUMERS if name in consumers}
     return compare.judge(expected, readings, skeleton.base, list(source.tensors), own)
 
 
-def expected_by(source: Source, base: Base) -> tuple[dict[str, Change], list[Fault]]:
+def expected_by(source: Contents, skeleton: Skeleton) -> tuple[dict[str, Delta], list[Fault]]:
     """What the file means by the published formula, and its keys that mean nothing. PEFT's alpha is in its config."""
-    reading = published.read(source.tensors, base)
+    reading = published.read(source.tensors, skeleton.base, skeleton.facts.names())
     if source.adapters:
-        known = source.modules()
-        return {p: Change(w.down, w.up, w.alpha / w.rank) for p, w in known.items()}, reading.faults
+        known = plain(source.modules(), source.path)
+        return {p: Delta(w.down, w.up, w.alpha / w.rank) for p, w in known.items()}, reading.faults
     return reading.changes, reading.faults
 
 
-def _read(name: str, source: Source, skeleton: Skeleton) -> Reading:
+def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
     if name in MATCHERS:
         return MATCHERS[name](source.tensors, skeleton.base)
-    roots: dict[str, nn.Module] = skeleton.build()
+    roots = skeleton.facts.build(skeleton.path)
     if name == "diffusers":
         if source.adapters:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")
         return run_diffusers.read(source.path, roots)
     try:
-        modules = replace(source, tensors=embedding.split_bundle(source.tensors)[0]).modules()
-        adapters = dialects.to_peft(modules, flat_text=run_peft.text_is_flat(roots["text_encoder"]))
+        adapters = _adapters(source, flat_text=run_peft.text_is_flat(roots["text_encoder"]))
     except UserErrors as errors:
         return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")
     except UserError as error:
         return Reading().refuse("", f"it cannot be converted: {error.message}")
-    reading = run_peft.read(source.adapters or adapters, roots)
+    reading = run_peft.read(adapters, roots)
     reading.note = rules.unread_words(source.tensors)
     return reading
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read: {error}", file=path, hint="get the original file") from None
-    if not isinstance(found, dict):
-        raise UserError("is no table of settings", file=path, hint="get the original file")
-    return found
+def _adapters(source: Contents, *, flat_text: bool) -> dict[str, Adapter]:
+    """PEFT's own, or a file converted to them."""
+    modules = source.modules()
+    if source.adapters:
+        return {part: Adapter(tensors, config) for part, (tensors, config) in source.parts().items()}
+    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), flat_text=flat_text)

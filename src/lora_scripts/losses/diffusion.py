@@ -6,6 +6,7 @@ Every schedule mixes x_t = signal * x0 + noise * e; they differ in the two facto
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -50,6 +51,31 @@ class Levels:
         """Signal-to-noise ratio (Kingma et al. 2021): signal^2 / noise^2, as a / (1 - a) where signal^2 is a."""
         a = self.signal.square()
         return a / self.noise.square()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A noise schedule of a number of timesteps: what a number u in [0, 1), the noisier the higher, stands for."""
+
+    levels: Levels
+    """Of all timesteps, on the CPU: looked up there, so that no step waits for the device."""
+    first: int = 0
+    """What the model is told of timestep 0."""
+
+    def __len__(self) -> int:
+        return len(self.levels.signal)
+
+    def at(self, u: Tensor, device: torch.device) -> tuple[Levels, Tensor]:
+        """(the levels, what the model is told) of n numbers u on the CPU, both [n] on `device`."""
+        t = (u * len(self)).long().clamp(max=len(self) - 1)
+        return self.levels.at(t).to(device), (t + self.first).to(device)
+
+
+@cache
+def discrete(prediction: Prediction, *, zero_terminal_snr: bool = False, steps: int = 1000) -> Schedule:
+    """The schedule of a base with timesteps; one that predicts flow is told 1000 sigma, as diffusers does."""
+    levels = schedule(prediction, zero_terminal_snr=zero_terminal_snr, steps=steps)
+    return Schedule(levels, 1 if prediction == "flow" else 0)
 
 
 def schedule(prediction: Prediction, *, zero_terminal_snr: bool = False, steps: int = 1000) -> Levels:

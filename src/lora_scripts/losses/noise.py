@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +13,26 @@ from torch.nn import functional as F
 Sampling = Literal["uniform", "logit_normal", "sigmoid"]
 
 
+STEPS = 1000
+"""Parts of the range of noise levels that `Timesteps.first` and `last` count in."""
+
+
+def middle(part: Tensor, levels: int) -> Tensor:
+    """The middle of part 0 … levels - 1 of [0, 1), float64: no rounding takes it out of its part."""
+    return (part.double() + 0.5) / levels
+
+
+def at_level(thousandth: int, levels: int) -> int:
+    """A bound in thousandths as one of `levels` parts."""
+    return round(thousandth * levels / STEPS)
+
+
 @dataclass(frozen=True)
 class Draws:
     """All the randomness of one batch of n latents; the loss is a function of these."""
 
-    timesteps: Tensor
-    """int64 [n]"""
+    u: Tensor
+    """float64 [n] on the CPU: noise levels in [0, 1), the higher the noisier; the family says what they are"""
     noise: Tensor
     """as the latents: what is mixed in, and what an epsilon model should answer"""
     posterior: Tensor
@@ -27,7 +42,7 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         more = None if self.perturbation is None else self.perturbation.to(device)
-        return Draws(self.timesteps.to(device), self.noise.to(device), self.posterior.to(device), more)
+        return Draws(self.u, self.noise.to(device), self.posterior.to(device), more)
 
 
 @dataclass(frozen=True)
@@ -43,19 +58,27 @@ class Timesteps:
     """u -> shift * u / (1 + (shift - 1) * u): above 1, noisier (Esser et al. 2024, eq. 23)."""
     first: int = 0
     last: int = 999
+    """In thousandths of the whole range, both included."""
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """One int64 timestep from `first` to `last`."""
+    def draw(self, generator: torch.Generator, levels: int | None = STEPS) -> Tensor:
+        """One number u of the range, float64; with `levels` the middle of one of so many equal parts."""
+        if levels is None:
+            u = self.first + self._share(generator) * (self.last + 1 - self.first)
+            return (u / STEPS).clamp(max=math.nextafter((self.last + 1) / STEPS, 0))
+        first, last = at_level(self.first, levels), at_level(self.last + 1, levels) - 1
         if self.sampling == "uniform" and self.shift == 1.0:
-            return torch.randint(self.first, self.last + 1, (), generator=generator)
+            return middle(torch.randint(first, last + 1, (), generator=generator), levels)
+        count = last - first + 1
+        return middle(first + (self._share(generator) * count).long().clamp(max=count - 1), levels)
+
+    def _share(self, generator: torch.Generator) -> Tensor:
+        """A number in [0, 1), float64, as `sampling` and `shift` say."""
         if self.sampling == "uniform":
             u = torch.rand((), generator=generator, dtype=torch.float64)
         else:
             mean = self.mean if self.sampling == "logit_normal" else 0.0
             u = torch.sigmoid(mean + self.std * torch.randn((), generator=generator, dtype=torch.float64))
-        u = self.shift * u / (1 + (self.shift - 1) * u)
-        count = self.last - self.first + 1
-        return self.first + (u * count).long().clamp(max=count - 1)
+        return self.shift * u / (1 + (self.shift - 1) * u)
 
 
 @dataclass(frozen=True)
@@ -77,14 +100,15 @@ def draw(
     generators: list[torch.Generator],
     timesteps: Timesteps = Timesteps(),
     noise: NoiseSettings = NoiseSettings(),
+    levels: int | None = STEPS,
 ) -> Draws:
-    """Noise and timesteps, each latent from its own generator: no neighbour in the batch changes another's.
+    """Noise and noise levels, each latent from its own generator: no neighbour in the batch changes another's.
 
-    `shape` is (n, c, h, w), `generators` n CPU generators.
+    `shape` is (n, c, h, w), `generators` n CPU generators; `levels` how many there are, None: any number.
     """
     times, noises, posterior, more = [], [], [], []
     for g in generators:
-        times.append(timesteps.draw(g))
+        times.append(timesteps.draw(g, levels))
         e = torch.randn(shape[1:], generator=g)
         posterior.append(torch.randn(shape[1:], generator=g))
         if noise.offset:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.events import Sink, ignore
 from lora_scripts.plan import forecast
-from lora_scripts.plan.forecast import PHASES, Measured
+from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
-from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.preflight import check
-from lora_scripts.text import duration, size
-from lora_scripts.train.progress import show_plan
+from lora_scripts.run.preflight import preflight
+from lora_scripts.run.run_folder import RunFolder
 
 BUDGET = 300.0
 """Seconds for rehearsals of proposals; beyond it a proposal is made without one."""
@@ -34,7 +32,6 @@ class PlanOptions:
     overrides: Sequence[str]
     memory: float | None = None
     """GB to fit into, in place of what is there."""
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,15 @@ class Plan:
     note: str = ""
 
 
-def plan(options: PlanOptions) -> None:
-    """Tells what the run of a config will take, without starting it. UserError for what `train` would refuse."""
-    made = make_plan(options)
-    print(json.dumps(figures(made), indent=1)) if options.json else show(made)
-
-
-def make_plan(options: PlanOptions) -> Plan:
-    """The plan, with a rehearsal. UserError as above."""
+def plan(options: PlanOptions, sink: Sink = ignore) -> Plan:
+    """What the run of a config will take, without starting it. UserError for what `train` would refuse."""
     begun = time.perf_counter()
-    folder, samples = check(options.config, resume=None)
+    ready = preflight(options.config, resume=None, sink=sink)
     place = place_of(options.config.output_dir)
     looked = time.perf_counter() - begun
     with terminable(), scratch_in(place) as scratch:
-        stage = Stage(samples, scratch, round((options.memory or 0) * GB), quiet=options.json)
-        return _plan(options, stage, looked, note_of(folder))
+        stage = Stage(ready.samples, scratch, round((options.memory or 0) * GB), sink)
+        return _plan(options, stage, looked, note_of(ready.folder))
 
 
 def _plan(options: PlanOptions, stage: Stage, looked: float, note: str) -> Plan:
@@ -167,76 +158,6 @@ def note_of(folder: RunFolder) -> str:
     else:
         return ""
     return f"{folder.path} {how}; the figures are of a whole new run"
-
-
-# --- telling ----------------------------------------------------------------------------------------------------------
-
-
-def show(made: Plan) -> None:
-    """The table, then one line that says whether it fits."""
-    m = made.measured
-    rows = list(m.rows)
-    if m.kinds:
-        least = f"; smallest: {m.kinds[-1]}" if m.kinds[-1] != m.kinds[0] else ""
-        rows.append(("largest batch", f"{m.kinds[0]}{least}"))
-    if made.seconds:
-        rows.append(("time", f"about {_parts(made.seconds, duration, least=0.5)}"))
-    if m.peaks:
-        there = f"; {size(made.limit)} to fit into" if made.limit else ""
-        told = ", ".join(f"{PHASES[phase]} {size(peak)}" for phase, peak in m.peaks.items())
-        rows.append(("memory", told + there))
-    if m.ram:
-        held = m.ram + (forecast.cache_size(m) if m.done else 0)
-        rows.append(("RAM", f"about {size(held)} of {size(m.free_ram)}"))
-    if made.disk:
-        rows.append(("disk", f"{_parts(made.disk, size, least=1024)}; {size(made.free_disk)} free"))
-    if made.note:
-        rows.append(("note", made.note))
-    show_plan(rows)
-    print(told_verdict(made))
-    if disk := told_disk(made):
-        print(disk)
-
-
-def _parts(parts: Mapping[str, float], told: Callable[[float], str], *, least: float) -> str:
-    named = ", ".join(f"{name} {told(value)}" for name, value in parts.items() if value >= least)
-    return f"{told(sum(parts.values()))}: {named}"
-
-
-def told_verdict(made: Plan) -> str:
-    """ "fits: …", "fits barely: …" or "does not fit: …; type: …"."""
-    m, phase = made.measured, PHASES.get(made.measured.worst, made.measured.worst) if made.measured.peaks else "loading"
-    peak, limit = size(m.peak), size(made.limit)
-    if made.fits == "yes":
-        return f"fits: peak {peak} of {limit} ({phase})"
-    if made.fits == "unknown":
-        return (
-            f"peak {peak} ({phase}); this system does not tell how much memory there is" if m.peak else "not measured"
-        )
-    if made.fits == "barely":
-        head = f"fits barely: peak {peak} of {limit} ({phase})"
-    elif m.short:
-        head = f"does not fit: memory ran out in {phase}" + (f", of {limit}" if made.limit else "")
-    else:
-        head = f"does not fit: peak {peak} ({phase}), of {limit}"
-    if made.proposal is None:
-        return f"{head}; no smaller batch size, resolution or rank helps"
-    return f"{head}; {_told_proposal(made.proposal)}type: {made.proposal.command}"
-
-
-def _told_proposal(proposal: Proposal) -> str:
-    tried = proposal.measured
-    if tried is None:
-        return "not rehearsed, "
-    return f"rehearsed with peak {size(tried.peak)}, about {duration(proposal.seconds)}, "
-
-
-def told_disk(made: Plan) -> str:
-    needs = sum(made.disk.values()) + made.in_passing
-    if not made.disk or needs <= made.free_disk:
-        return ""
-    mend = "lower it with keep_last=1, or choose another output_dir"
-    return f"not enough disk space: needs {size(needs)}, {size(made.free_disk)} free; {mend}"
 
 
 def figures(made: Plan) -> dict[str, Any]:

@@ -11,22 +11,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.plan.forecast import PHASES, Measured
+from lora_scripts.run.preflight import Split
 
 
 class Stage:
     """Where runs are rehearsed: each in a fresh process, so that its memory is its own."""
 
-    def __init__(self, samples: Sequence[Sample], scratch: Path, memory: int, *, quiet: bool) -> None:
-        self.samples, self.scratch, self.memory, self.quiet = samples, scratch, memory, quiet
+    def __init__(self, samples: Split, scratch: Path, memory: int, sink: Sink) -> None:
+        self.samples, self.scratch, self.memory, self.sink = samples, scratch, memory, sink
         self.count = 0
         self.took = 0.0
         """Seconds of the last rehearsal."""
@@ -38,7 +39,8 @@ class Stage:
         self.count += 1
         folder = self.scratch / str(self.count)
         folder.mkdir()
-        values = [[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in self.samples]
+        parted = (self.samples.trained, self.samples.held_out)
+        values = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
         task = {
             "config": config.model_dump(mode="json", exclude_unset=True),
             "samples": values,
@@ -46,7 +48,7 @@ class Stage:
             "memory": self.memory,
         }
         begun, self.start = time.perf_counter(), 0.0
-        self._tell(f"rehearsing {what}", whole=True)
+        self.sink(Note(f"rehearsing {what}"))
         found, errors = Measured(), folder / "errors.txt"
         with errors.open("wb") as printed, _process(printed) as process:
             assert process.stdin and process.stdout
@@ -59,24 +61,18 @@ class Stage:
                 found = Measured.read(message)
                 if found.at != "load" and not self.start:
                     self.start = time.perf_counter() - begun
-                self._tell(f"rehearsing: {PHASES.get(found.at, found.at)} …")
+                phases = [*PHASES, "done"]
+                if found.at in phases:
+                    self.sink(Progress("rehearsal", phases.index(found.at), len(phases) - 1))
             code = process.wait()
         self.took = time.perf_counter() - begun
-        self._tell("")
         killed = code in (-getattr(signal, "SIGKILL", 9), 128 + 9)  # Linux does so when memory runs out
         if code and not killed:
-            told = errors.read_text("utf-8", "replace")
-            raise RuntimeError(f"the rehearsal ended with code {code}, while {found.at}:\n{told[-4000:]}")
+            output = errors.read_text("utf-8", "replace")
+            raise RuntimeError(f"the rehearsal ended with code {code}, while {found.at}:\n{output[-4000:]}")
         found.short = found.short or killed
         shutil.rmtree(folder, ignore_errors=True)
         return found
-
-    def _tell(self, text: str, *, whole: bool = False) -> None:
-        """On a terminal in place of what was told before, elsewhere only the lines that stand for a whole rehearsal."""
-        if sys.stdout.isatty() and not self.quiet:
-            print(f"\r\x1b[K{text}", end="", flush=True)
-        elif whole and not self.quiet:
-            print(text, flush=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.plan.rehearsal import Rehearsal
+from lora_scripts.run.preflight import Split
 
 
 def _fault(error: UserError) -> dict[str, Any]:
@@ -29,22 +30,23 @@ def rehearse(task: dict[str, Any], out: TextIO) -> None:
     """Does one task, as `planning` writes it."""
 
     def tell(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=out, flush=True)
+        out.write(json.dumps(message) + "\n")
+        out.flush()
 
     config = TrainConfig.model_validate(task["config"])
-    samples = [Sample(Path(path), *rest) for path, *rest in task["samples"]]
-    run = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
+    samples = Split(*([Sample(Path(path), *rest) for path, *rest in rows] for rows in task["samples"]))
+    rehearsal = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
     try:
-        run.start()
+        rehearsal.run()
     except UserError as error:
         errors = error.errors if isinstance(error, UserErrors) else [error]
         tell({"faults": [_fault(one) for one in errors]})
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
-        run.leave()
-        run.measured.short = True
-        tell(run.measured.write())
+        rehearsal.leave()
+        rehearsal.measured.short = True
+        tell(rehearsal.measured.write())
 
 
 if __name__ == "__main__":

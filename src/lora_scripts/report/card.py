@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data import LoraFile
-from .parts import tag
-from .usage import diffusers_code
+from lora_scripts.report.data import LoraFile
+from lora_scripts.report.environment import fill_markdown
+from lora_scripts.report.usage import diffusers_code, tag
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,13 @@ class Card:
     stem: str
     """The LoRA's name."""
     family: str
+    """As people call it."""
+    webui_family: str
+    """As A1111's WebUI calls it,"""
+    civitai_family: str
+    """and as civitai does."""
+    tags: Sequence[str]
+    """Of the family, on Hugging Face."""
     size: int
     """Bytes."""
     hashes: Mapping[str, str]
@@ -87,109 +93,37 @@ _FACTS = {
     "modelspec.prediction_type": "prediction",
     "modelspec.date": "date",
 }
-_VERSIONS = {"Stable Diffusion 1.x": ("SD1", "SD 1.5"), "SDXL": ("SDXL", "SDXL 1.0")}
-"""Family -> what the WebUI and civitai call it."""
 
 
 def readme(card: Card) -> str:
     """README.md for Hugging Face."""
-    parts = [
-        _header(card),
-        f"# {card.stem}\n",
-        f"{card.description}\n" if card.description else "",
-        "<Gallery />\n" if card.pictures else "",
-        _use(card),
-        _strengths(card),
-        _training(card),
-        _file(card),
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def _header(card: Card) -> str:
-    rows = [f"base_model: {_yaml(card.base_model)}" if card.base_model else "# base_model: its name on Hugging Face"]
-    license_ = f"license: {_yaml(card.license)}" if card.license else "# license: choose one, as creativeml-openrail-m"
-    rows += [license_, "library_name: diffusers", "pipeline_tag: text-to-image"]
-    rows += ["tags:", "- text-to-image", "- stable-diffusion", "- lora", "- diffusers", "- template:sd-lora"]
-    rows.append(f"instance_prompt: {_yaml(card.trigger) if card.trigger else 'null'}")
-    if card.pictures:
-        rows.append("widget:")
-        for picture in card.pictures:
-            rows += [f"- text: {_yaml(picture.prompt)}", "  output:", f"    url: {_yaml(picture.name)}"]
-    return "\n".join(["---", *rows, "---", ""])
-
-
-def _yaml(text: str) -> str:
-    """A JSON string is a YAML string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _use(card: Card) -> str:
-    trigger = (
-        f"Trigger words: **{_plain(card.trigger)}**"
-        if card.trigger
-        else "It needs no trigger word: its effect comes with the tag alone."
-    )
     lora = LoraFile(f"{card.stem}.safetensors", card.size, card.hashes["sha256"])
     prompt = card.pictures[0].prompt if card.pictures else card.trigger
-    code = diffusers_code(lora, prompt).replace('"lora", 0.8', f'"lora", {card.strength:g}')
-    return (
-        f"## Use it\n\n{trigger}\n\nIn a WebUI, put the file into `models/Lora` and write\n\n"
-        f"```\n{tag(card.stem, card.strength)}\n```\n\nIn Python:\n\n```python\n{code}```\n"
+    return fill_markdown(
+        "card.md",
+        card=card,
+        tag=tag(card.stem, card.strength),
+        code=diffusers_code(lora, prompt, card.strength),
+        facts=_training(card),
     )
 
 
-def _strengths(card: Card) -> str:
-    text = f"## How strong\n\nRecommended: **{card.strength:g}** ({card.reason}).\n"
-    if not card.lines:
-        return text
-    style = any(line.style is not None for line in card.lines)
-    heads = [
-        "strength",
-        "difference from the base",
-        *(["likeness to the training style"] if style else []),
-        "prompt found",
-    ]
-    rows = [heads, ["---:"] * len(heads)]
-    for line in card.lines:
-        likeness = ["–" if line.style is None or not line.strength else f"{line.style:.0%}"] if style else []
-        name = f"{line.strength:g}" if line.strength else "0, the base"
-        rows.append([name, f"{line.pixels:.1%}", *likeness, f"{line.prompt:.1%}"])
-    note = (
-        "Recommended is the weakest strength within 5 points of the best likeness, of those at which at least half as "
-        "much of the prompt is found as by the base in its own pictures.\n"
-    )
-    return f"{text}\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
-
-
-def _training(card: Card) -> str:
+def _training(card: Card) -> list[tuple[str, str]]:
     facts = [("family", card.family)]
     facts += [(name, _span(values)) for name, values in (("rank", card.ranks), ("alpha", card.alphas)) if values]
-    told = ((name, card.metadata.get(key, "")) for key, name in _FACTS.items())
-    facts += [(name, value) for name, value in told if value and value != "None"]
-    rows = "\n".join(f"| {name} | {_plain(value)} |" for name, value in facts)
-    return f"## Training\n\n| | |\n|---|---|\n{rows}\n"
+    stored = ((name, card.metadata.get(key, "")) for key, name in _FACTS.items())
+    return facts + [(name, value) for name, value in stored if value and value != "None"]
 
 
 def _span(values: Sequence[float]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} … {values[-1]:g}"
 
 
-def _file(card: Card) -> str:
-    rows = "\n".join(f"| {name} | `{value}` |" for name, value in card.hashes.items() if value)
-    return f"## The file\n\n| | |\n|---|---|\n| name | `{card.stem}.safetensors` |\n{rows}\n"
-
-
-def _plain(text: str) -> str:
-    """Safe inside a line or a cell of Markdown."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def webui_json(card: Card) -> dict[str, object]:
     """NAME.json, the user metadata of A1111's WebUI."""
     return {
         "description": card.description,
-        "sd version": _VERSIONS.get(card.family, ("Unknown", ""))[0],
+        "sd version": card.webui_family,
         "activation text": card.trigger,
         "preferred weight": card.strength,
         "notes": f"strength {card.strength:g}: {card.reason}",
@@ -203,7 +137,7 @@ def civitai_info(card: Card) -> dict[str, object]:
         "name": card.stem,
         "description": card.description or None,
         "trainedWords": list(card.triggers),
-        "baseModel": _VERSIONS.get(card.family, ("", "Other"))[1],
+        "baseModel": card.civitai_family,
         "model": {"name": card.stem, "type": "LORA", "nsfw": False, "poi": False},
         "files": [
             {

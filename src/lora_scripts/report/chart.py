@@ -1,11 +1,10 @@
-"""Line charts as inline SVG: ticks, bins, smoothing and one figure; pure functions of the numbers."""
+"""Line charts: ticks, bins, smoothing, and where in a drawing all of it stands; pure functions of the numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 Points = Sequence[tuple[float, float]]
 
@@ -49,6 +48,42 @@ class Frame:
         across = (x - self.x0) / (self.x1 - self.x0) * WIDTH
         up = min(1.0, max(0.0, (y - self.y0) / (self.y1 - self.y0)))
         return across, (1 - up) * HEIGHT
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A line as SVG draws it."""
+
+    style: str
+    path: str
+    """Points in units of the drawing."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A label beside the drawing."""
+
+    text: str
+    place: str
+    """Share of the axis, "12.50%", from the left or from the top."""
+    last: bool = False
+    """So near the right end that it must end there."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart as the page draws it."""
+
+    label: str
+    lines: Sequence[Drawn]
+    band: str
+    """Outline of the range of the values; empty for none."""
+    grid: Sequence[str]
+    """Heights of the level lines."""
+    up: Sequence[Mark]
+    across: Sequence[Mark]
+    width: int = WIDTH
+    height: int = HEIGHT
 
 
 def binned(points: Points, most: int = MOST_POINTS) -> list[Bin]:
@@ -106,31 +141,18 @@ def finite(points: Points) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(y)]
 
 
-def figure(label: str, view: Frame, lines: Sequence[Line], band: Sequence[Bin] = ()) -> str:
-    """One chart with axes as HTML; `label` says in words what there is to see."""
-    shapes = []
-    if band:
-        outline = [view.place(b.x, b.high) for b in band] + [view.place(b.x, b.low) for b in reversed(band)]
-        shapes.append(f'<polygon class="band" points="{_path(outline)}"/>')
-    for line in lines:
-        path = _path([view.place(x, y) for x, y in line.points])
-        shapes.append(f'<polyline class="{line.style}" points="{path}"/>')
-    across = []
-    for x in _whole_ticks(view):
-        share = view.place(x, 0)[0] / WIDTH
-        end = ' class="end"' if share > 0.95 else ""
-        across.append(f'<span{end} style="left:{share:.2%}">{x:,.0f}</span>')
-    up, grid = [], []
-    for y in ticks(view.y0, view.y1, 4):
-        height = view.place(view.x0, y)[1]
-        grid.append(f'<line class="grid" x1="0" x2="{WIDTH}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        up.append(f'<span style="top:{height / HEIGHT:.2%}">{number(y)}</span>')
-    return (
-        f'<div class="chart" role="img" aria-label="{escape(label)}">'
-        f'<div class="up" aria-hidden="true">{"".join(up)}</div>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
-        f"{''.join(grid)}{''.join(shapes)}</svg>"
-        f'<div class="across" aria-hidden="true">{"".join(across)}</div></div>'
+def figure(label: str, view: Frame, lines: Sequence[Line], band: Sequence[Bin] = ()) -> Figure:
+    """One chart, ready to be drawn; `label` says in words what there is to see."""
+    outline = [view.place(b.x, b.high) for b in band] + [view.place(b.x, b.low) for b in reversed(band)]
+    shares = [(x, view.place(x, 0)[0] / WIDTH) for x in _whole_ticks(view)]
+    heights = [(y, view.place(view.x0, y)[1]) for y in ticks(view.y0, view.y1, 4)]
+    return Figure(
+        label=label,
+        lines=[Drawn(line.style, _path([view.place(x, y) for x, y in line.points])) for line in lines],
+        band=_path(outline),
+        grid=[f"{height:.1f}" for _, height in heights],
+        up=[Mark(number(y), f"{height / HEIGHT:.2%}") for y, height in heights],
+        across=[Mark(f"{x:,.0f}", f"{share:.2%}", last=share > 0.95) for x, share in shares],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .grid_page import Block
+from lora_scripts.report.grid_page import Block
 
 MOST_SIDE = 512
 """Pixels of a picture's longer side; larger ones are reduced."""

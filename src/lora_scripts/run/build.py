@@ -3,107 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
+from lora_scripts.compute.memory import TILE, MemoryOptions
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
-from lora_scripts.families.base import Family, LoadOptions, find_family, load_family
-from lora_scripts.loras import metadata
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families import table
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.noise import NoiseSettings, Timesteps
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
-from lora_scripts.run.memory import options_of
-from lora_scripts.run.new_words import group_of, make_words
+from lora_scripts.run.parts import Model
+from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
-
-
-@dataclass
-class Model:
-    """A family with adapters in it."""
-
-    family: Family
-    layers: dict[str, Adapter]
-    optimizer: torch.optim.Optimizer
-    rank: int
-    alpha: float
-    """Of most layers; single ones may have others, by `targets`."""
-    base_digest: str
-    """SHA-256 of the base's file; empty for a folder."""
-    resized: str = ""
-    """How the rank of `init_lora` was changed; empty if it was not."""
-
-    words: dict[str, nn.Parameter] = field(default_factory=dict)
-    """New words -> their vectors [k, width], trained too."""
-
-    def weights(self) -> dict[str, nn.Parameter]:
-        """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
-        words = {f"new_token.{word}": p for word, p in self.words.items()}
-        return {
-            f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()
-        } | words
-
-    @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies values in, by the names of `weights()`."""
-        for name, p in self.weights().items():
-            p.copy_(weights[name].reshape(p.shape))
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """What the optimizer moves."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Within it the base answers alone."""
-        kept = {layer: layer.strength for layer in self.layers.values()}
-        for layer in kept:
-            layer.strength = 0.0
-        try:
-            yield
-        finally:
-            for layer, strength in kept.items():
-                layer.strength = strength
-
-    def train(self, training: bool) -> None:
-        """Dropout on or off."""
-        for layer in self.layers.values():
-            layer.train(training)
 
 
 def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
-    options = LoadOptions(device, DTYPES[precision], config.vae, options_of(config, device))
-    family = load_family(find_family(config.base_model), config.base_model, options)
-    family.prediction, family.zero_terminal_snr = config.prediction, config.zero_terminal_snr
-    family.clip_skip, family.caption_tokens = config.clip_skip, config.caption_tokens
-    digest = metadata.model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
-    spec, layers = family.spec, family.trainable()
+    settings = table.settings(config.base_model, config.family_settings)
+    options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
+    family = table.load_pictures(config.base_model, options)
+    digest = model_hashes(config.base_model).sha256 if config.base_model.is_file() else ""
+    facts, layers = family.facts, family.trainable()
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
-    image = assign([p for p in layers if p.startswith(spec.image_root + ".")], config.rules, spec.groups)
-    text = [p for p in layers if p.startswith(spec.text_root + ".")] if config.train_text_encoder else []
+    image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)
+    text = [p for p in layers if facts.inside_text(p)] if config.train_text_encoder else []
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     make = _maker(config, rules, sizes, usual)
     if text:
-        family.encode_text(
-            [""]
-        )  # brings the text encoder to the device, so that its LoRA, EMA and moments are made there
+        family.encode_text([""])  # onto the device: its LoRA, EMA and moments are made where it is
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
     for layer in injected.values():
         layer.place(device)  # the frozen one may be in RAM
@@ -172,3 +119,56 @@ def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> No
     for path, layer in layers.items():
         for p in layer.values().values():
             p.requires_grad_(path in kept)
+
+
+def objective_of(c: TrainConfig, base: Objective) -> Objective:
+    """Every key of the group "Objective", as the losses take it, of a base that was made with `base`."""
+    return replace(
+        base,
+        min_snr_gamma=c.min_snr_gamma,
+        debiased=c.debiased_estimation,
+        measure=c.loss,
+        huber_delta=c.huber_delta,
+        noise=NoiseSettings(
+            c.noise_offset, c.multires_noise_iterations, c.multires_noise_discount, c.input_perturbation
+        ),
+        timesteps=Timesteps(
+            c.timestep_sampling, c.timestep_mean, c.timestep_std, c.timestep_shift, c.timestep_min, c.timestep_max
+        ),
+    )
+
+
+def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:
+    """Every key of the group "Memory", for a device. UserErrors for what does nothing, or cannot be, on it."""
+    faults = []
+    if config.offload_blocks and device.type != "cuda":
+        where = "the CPU" if device.type == "cpu" else device.type
+        faults.append(UserError(f"offload_blocks has no effect on {where}", hint="leave offload_blocks out"))
+    if config.base_precision in ("fp8", "nf4") and device.type == "mps":
+        text = f"base_precision {config.base_precision} is not known to Apple's chip"
+        faults.append(UserError(text, hint="write base_precision: int8"))
+    raise_all(faults)
+    storage = None if config.base_precision == "auto" else config.base_precision
+    return MemoryOptions(config.gradient_checkpointing, storage, config.offload_blocks, config.vae_tiling)
+
+
+def check_tiles(config: TrainConfig, buckets: Iterable[tuple[int, int]]) -> None:
+    """UserError where `vae_tiling` would do nothing: no picture that is trained or drawn is as large."""
+    longest = max(max(size) for size in [*buckets, config.effective_sample_size])
+    if config.vae_tiling and longest <= TILE:
+        text = f"vae_tiling has no effect: no picture that is trained or drawn has a side over {TILE} pixels"
+        raise UserError(text, hint="leave vae_tiling out")
+
+
+def memory_words(config: TrainConfig) -> str:
+    """For the table: what is done; empty if nothing."""
+    parts = []
+    if config.gradient_checkpointing:
+        parts.append("blocks computed again in the backward pass")
+    if config.base_precision != "auto":
+        parts.append(f"base stored as {config.base_precision}")
+    if config.offload_blocks:
+        parts.append(f"{config.offload_blocks} blocks in RAM")
+    if config.vae_tiling:
+        parts.append("pictures in tiles")
+    return ", ".join(parts)

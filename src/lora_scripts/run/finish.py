@@ -3,111 +3,185 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
+from torch import Tensor
 
 from lora_scripts.adapters.inject import remove
 from lora_scripts.config.load import dump_config
-from lora_scripts.data.image import load_rgb
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.buckets import View
+from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.scan import Sample
+from lora_scripts.events import Note, Saved, Sink
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
-from lora_scripts.generate import command
-from lora_scripts.loras import metadata
-from lora_scripts.loras.on_model import apply, read_change
-from lora_scripts.loras.words import embedding_file, read_words
-from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.generate.command import lora_hash, save
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.on_model import apply
+from lora_scripts.loras.words import read_words
+from lora_scripts.report.data import Comparison, LoraFile, Nearest, NearPair, ReportData, StrengthRow
 from lora_scripts.report.page import write_report
-from lora_scripts.run import memorisation
-from lora_scripts.run.previews import Preview, told_of, usual
-from lora_scripts.run.proving import prove_export
-from lora_scripts.run.table import plan_rows
-
-if TYPE_CHECKING:
-    from lora_scripts.run.story import Run
+from lora_scripts.run.heldout import Measuring
+from lora_scripts.run.parts import Model
+from lora_scripts.run.previews import Preview, infotext, usual
+from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.train import memorised
+from lora_scripts.train.feed import Feed
+from lora_scripts.train.optim import Rates
+from lora_scripts.train.state import RunState
 
 STRENGTHS = (0.0, 0.4, 0.8, 1.0)
+MORE = 4
+"""Pictures that are drawn for copies alone: captions of held-out pictures, or of the data set where there are none."""
+SHOWN = 3
+"""The closest pairs, side by side."""
 
 
-def finish(run: Run) -> None:
-    """Exports, proves that the file loads, and writes the report. UserError if the proof fails."""
-    run.exporter.write(run.folder.final)
-    proof = prove_export(run)
-    print(proof, flush=True)
-    run.held.conclude()
-    report(run, proof)
-    print(f"the LoRA: {run.folder.final}  (prompt: <lora:{run.folder.name}:0.8>)")
-    for word in run.config.new_token:
-        print(f"the word {word}: {embedding_file(run.folder.final, word)}  (into the WebUI's embeddings folder)")
-    print(f"the report: {run.folder.path / 'report.html'}", flush=True)
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a report."""
+
+    by_strength: dict[tuple[int, float], Image.Image]
+    """(number of the preview, strength) -> picture"""
+    whole: dict[tuple[str, int], Image.Image]
+    """(prompt, seed) -> picture at full strength, for the look for copies"""
 
 
-def report(run: Run, proof: str) -> None:
-    """Draws with the exported file, not with the weights in memory, and writes report.html."""
-    remove(run.family.roots, run.layers)
-    layers, words = apply(run.family, read_change(run.folder.final), 1.0), read_words(run.folder.final)
+def report_pictures(
+    config: TrainConfig, model: Model, previews: Sequence[Preview], prompts: Sequence[str], lora: Path
+) -> Drawn:
+    """Draws with the exported file, not with the weights in memory; `prompts`: for copies alone.
+
+    The layers that were trained are taken off, for good.
+    """
+    family = model.family
+    remove(family.roots, model.layers)
+    layers, words = apply(family, loras.read(lora).modules, 1.0), read_words(lora)
 
     def draw(preview: Preview, strength: float) -> Image.Image:
         for layer in layers.values():
             layer.strength = strength
-        run.family.set_words(words if strength else {})  # the base knows no new words
-        return run.family.generate(preview.prompt, preview.seed, preview.sampling)
+        family.set_words(words if strength else {})  # the base knows no new words
+        return family.generate(preview.prompt, preview.seed, preview.sampling)
 
-    print("drawing the pictures of the report", flush=True)
-    previews = run.previews[:4]
-    prompts, seed = [p.prompt for p in previews], run.config.seed
     wanted = [(i, s) for i in range(len(previews)) for s in (STRENGTHS if i == 0 else (0.0, 1.0))]
-    drawn = {(i, strength): draw(previews[i], strength) for i, strength in wanted}
-    whole = {(p.prompt, p.seed): drawn[i, 1.0] for i, p in enumerate(previews)}
-    for prompt in memorisation.captions(run, prompts):
-        whole[prompt, seed] = draw(replace(usual(run.config), prompt=prompt), 1.0)
-    copies = memorisation.nearest(run, whole)
-    if copies is not None:
-        print(copies.verdict, flush=True)
-    # The file's effect at full strength is the last preview.
-    file = command.lora_hash(run.folder.final)
+    by_strength = {(i, strength): draw(previews[i], strength) for i, strength in wanted}
+    whole = {(p.prompt, p.seed): by_strength[i, 1.0] for i, p in enumerate(previews)}
+    for prompt in prompts:
+        whole[prompt, config.seed] = draw(replace(usual(config), prompt=prompt), 1.0)
+    return Drawn(by_strength, whole)
+
+
+def copy_prompts(held_out: Sequence[Sample], samples: Sequence[Sample], drawn: Sequence[str]) -> list[str]:
+    """What to draw for copies besides the prompts in `drawn`."""
+    usable = [s.caption for s in (*held_out, *samples) if s.caption and s.caption not in drawn]
+    return list(dict.fromkeys(usable))[:MORE]
+
+
+def save_last_previews(
+    folder: RunFolder,
+    config: TrainConfig,
+    family: PictureFamily,
+    previews: Sequence[Preview],
+    drawn: Drawn,
+    step: int,
+    sink: Sink,
+) -> None:
+    """The file's effect at full strength is the last preview."""
+    autov3 = lora_hash(folder.final)
     for i, preview in enumerate(previews):
-        command.save(run.folder.sample(run.state.step, i + 1), drawn[i, 1.0], told_of(run, preview, file))
+        path = folder.sample(step, i + 1)
+        save(path, drawn.by_strength[i, 1.0], infotext(config, family, preview, autov3))
+        sink(Saved("preview", path, step))
+
+
+def nearest_copies(
+    family: PictureFamily, feed: Feed, held: Feed, drawn: Mapping[tuple[str, int], Image.Image]
+) -> Nearest | None:
+    """Whether pictures by (prompt, seed) are copies of those trained; None where there is too little to compare."""
+    pictures = [(i, p) for i, p in enumerate(feed.pictures) if not p.of_class]
+    if len(pictures) < 2 or not drawn:
+        return None
+    train = memorised.features([feed.latents[i][0]["mean"] for i, _ in pictures])
+    outside = memorised.features([row[0]["mean"] for row in held.latents]) if held.latents else None
+    mine = memorised.features([_encoded(family, image) for image in drawn.values()])
+    pairs, keys, shown = memorised.pairs(mine, train, outside), list(drawn), []
+    for pair in pairs[:SHOWN]:
+        prompt, seed = keys[pair.drawn]
+        sample = pictures[pair.train][1].sample
+        note = f"{prompt} · seed {seed} · distance {pair.distance:.2f}"
+        if pair.outside is not None:
+            note += f", to the nearest held-out picture {pair.outside:.2f}"
+        shown.append(NearPair(drawn[keys[pair.drawn]], _thumbnail(sample.path, 512), sample.name, note))
+    return Nearest(memorised.verdict(pairs), shown)
+
+
+def _encoded(family: PictureFamily, image: Image.Image) -> Tensor:
+    """The mean of its latents, [c, h, w]."""
+    size = image.size
+    return family.encode_image(apply_view(image, View(size, size, 0, 0, flip=False))[None])["mean"][0]
+
+
+def report(
+    path: Path,
+    folder: RunFolder,
+    config: TrainConfig,
+    *,
+    proof: str,
+    rows: Sequence[tuple[str, str]],
+    previews: Sequence[Preview],
+    drawn: Drawn,
+    state: RunState,
+    rates: Rates,
+    measuring: Measuring,
+    copies: Nearest | None,
+    samples: Sequence[Sample],
+) -> None:
+    """Writes report.html."""
+    lora, cells = folder.final, drawn.by_strength
     data = ReportData(
-        name=run.folder.name,
-        lora=LoraFile(
-            run.folder.final.name, run.folder.final.stat().st_size, metadata.model_hashes(run.folder.final).sha256
-        ),
+        name=folder.name,
+        lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
-        facts=[*plan_rows(run), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
-        comparisons=[Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)],
-        strengths=[StrengthRow(prompts[0], previews[0].seed, [(s, drawn[0, s]) for s in STRENGTHS])],
-        previews=_previews(run, prompts),
-        loss=list(enumerate(run.state.losses, 1)),
-        learning_rate=_rates(run),
-        held_out=run.held.curve(),
-        advice=[str(one) for one in run.held.advice],
+        facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
+        comparisons=[Comparison(p.prompt, p.seed, cells[i, 0.0], cells[i, 1.0]) for i, p in enumerate(previews)],
+        strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in STRENGTHS])],
+        previews=_previews(folder, [p.prompt for p in previews]),
+        loss=list(enumerate(state.losses, 1)),
+        learning_rate=[(s + 1, config.learning_rate * rates.share(s, state.total)) for s in range(state.step)],
+        held_out=measuring.curve(),
+        advice=[str(one) for one in measuring.advice],
         nearest=copies,
-        thumbnails=[(_thumbnail(s.path), s.caption) for s in run.samples[:12]],
-        config_text=dump_config(run.config),
-        versions={k: v for k, v in run.state.environment.items() if k not in ("device", "precision", "threads")},
+        thumbnails=[(_thumbnail(s.path, 256), s.caption) for s in samples[:12]],
+        config_text=dump_config(config),
+        versions={k: v for k, v in state.environment.items() if k not in ("device", "precision", "threads")},
     )
-    write_report(run.folder.path / "report.html", data, io.write_text)
+    write_report(path, data, io.write_text)
 
 
-def _previews(run: Run, prompts: list[str]) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
+def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
     """The pictures in samples/, by step; those of an earlier, interrupted start are there too."""
-    steps = sorted({int(p.stem[4:].partition("-")[0]) for p in run.folder.samples.glob("step??????-*.png")})
+    steps = sorted({int(p.stem[4:].partition("-")[0]) for p in folder.samples.glob("step??????-*.png")})
     rows = []
     for step in steps:
-        found = [(p, run.folder.sample(step, n)) for n, p in enumerate(prompts, 1)]
-        rows.append((step, [(p, Image.open(path).convert("RGB")) for p, path in found if path.exists()]))
+        paths = [(prompt, folder.sample(step, n)) for n, prompt in enumerate(prompts, 1)]
+        rows.append((step, [(prompt, Image.open(p).convert("RGB")) for prompt, p in paths if p.exists()]))
     most = 8
     return rows if len(rows) <= most else [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
-def _rates(run: Run) -> list[tuple[int, float]]:
-    c = run.config
-    return [(step + 1, c.learning_rate * run.rates.share(step, run.total)) for step in range(run.state.step)]
-
-
-def _thumbnail(path: Path) -> Image.Image:
+def _thumbnail(path: Path, side: int) -> Image.Image:
     image = load_rgb(path)
-    image.thumbnail((256, 256))
+    image.thumbnail((side, side))
     return image
+
+
+def tell_copies(copies: Nearest | None, sink: Sink) -> None:
+    """The verdict, where there is one."""
+    if copies is not None:
+        sink(Note(copies.verdict))

@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from lora_scripts.data.cache import Cache
+from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.split import FEWEST
+from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
-from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.data import HeldOutCurve
-from lora_scripts.run import advice
-from lora_scripts.train.advise import Advice, advise, never_fit
-from lora_scripts.train.evidence import FEWEST as FEWEST_FOR_INTERVALS
-from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled
+from lora_scripts.run.parts import HeldOut, Model
+from lora_scripts.train.advise import Advice, Facts, advise, never_fit
+from lora_scripts.train.average import Ema, averaged
+from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled, words
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
 from lora_scripts.train.probe import Probe, Range
-
-if TYPE_CHECKING:
-    from lora_scripts.run.story import Run
+from lora_scripts.train.state import RunState
 
 STRATA, TRAIN_STRATA = 8, 4
 """Noise levels at which a held-out picture, and a training picture, is measured."""
@@ -35,68 +33,106 @@ STEP_COST = 2.3
 """A step's time for one picture, in forward passes; measured: 2.1 to 2.3 on a CPU."""
 
 
-class HeldOut:
-    """The measuring of one run. Everything it knows stands in the run's state, so a resumed run goes on with it."""
+def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Sequence[Sample]) -> HeldOut:
+    """What is measured of a run that `feed` feeds; `samples` are held out."""
+    c, family = config, model.family
+    settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
+    step, at_a_time = family.facts.bucket_step, 4 * c.batch_size
+    pictures = plan_pictures(samples, c.size, step, flip=False, random_crop=False, seed=c.seed)
+    outside = Feed(family, pictures, settings, cache_text=feed.cache_text)
 
-    def __init__(self, run: Run, held: Sequence[Sample]) -> None:
-        self.run, self.held, self.seconds, self.begun = run, list(held), 0.0, time.perf_counter()
-        c = run.config
-        self.on = c.val_split != 0 or c.val_data_dir is not None
-        self.every = (c.val_every or c.save_steps) if self.on else 0
-        objective = Objective(c.prediction, zero_terminal_snr=c.zero_terminal_snr)
-        step, batch = run.family.spec.bucket_step, 4 * c.batch_size
-        pictures = plan_pictures(self.held, c.size, step, flip=False, random_crop=False, seed=c.seed)
-        settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
-        feed = Feed(run.family, pictures, settings, cache_text=run.feed.cache_text)
+    def probe(feed: Feed, indices: Sequence[int], strata: int) -> Probe:
+        levels = Range(strata, c.timestep_min, c.timestep_max)
+        return Probe(feed, indices, family.objective, levels, c.seed, at_a_time)
 
-        def probe(feed: Feed, indices: Sequence[int], strata: int) -> Probe:
-            return Probe(feed, indices, objective, Range(strata, c.timestep_min, c.timestep_max), c.seed, batch)
+    own = [i for i, p in enumerate(feed.pictures) if not p.of_class]
+    some = sorted(own, key=lambda i: _draw(c.seed, feed.pictures[i].sample.digest))[:TRAIN_PICTURES]
+    noisy = Range(2, *_upper(c.timestep_min, c.timestep_max))
+    measures = c.val_split != 0 or c.val_data_dir is not None
+    return HeldOut(
+        samples=list(samples),
+        feed=outside,
+        outside=probe(outside, range(len(samples)), STRATA),
+        inside=probe(feed, some, TRAIN_STRATA),
+        whole=Probe(feed, own, family.objective, noisy, c.seed, at_a_time, common=True),
+        every=(c.val_every or c.save_steps) if measures else 0,
+        looks_at_whole=measures and c.epochs * c.repeats >= LONG,
+    )
 
-        own = [i for i, p in enumerate(run.feed.pictures) if not p.of_class]
-        drawn = sorted(own, key=lambda i: _draw(c.seed, run.feed.pictures[i].sample.digest))[:TRAIN_PICTURES]
-        self.feed = feed
-        self.outside = probe(feed, range(len(self.held)), STRATA)
-        self.inside = probe(run.feed, drawn, TRAIN_STRATA)
-        noisy = Range(2, *_upper(c.timestep_min, c.timestep_max))
-        self.all = Probe(run.feed, own, objective, noisy, c.seed, batch, common=True)
+
+def share(held: HeldOut, config: TrainConfig, total: int) -> float:
+    """Of the run's time that measuring takes, as forecast from what a step costs."""
+    if not held.on:
+        return 0.0
+    times = -(-total // held.every) + 1 + (config.init_lora is not None)
+    passes = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
+    passes += 4 * len(held.whole.indices) * held.looks_at_whole
+    trained = total * config.batch_size * config.gradient_accumulation * STEP_COST
+    return passes / (passes + trained)
+
+
+def row(held: HeldOut, config: TrainConfig, trained: int, total: int) -> tuple[str, str]:
+    """Of the table before the first step; `trained`: how many pictures are."""
+    if not held.on:
+        return "held out", "none, and nothing is measured (val_split: 0)"
+    count = len(held.samples)
+    where = f" of {config.val_data_dir}" if config.val_data_dir else f" of {count + trained}"
+    many = f"{count}{where} images" if count else f"none of fewer than {FEWEST} images"
+    return "held out", f"{many}; measured every {held.every} steps, about {share(held, config, total):.0%} of the time"
+
+
+class Measuring:
+    """Measures one run, and says what follows. What was measured stands in the run's state, so a resumed run has it."""
+
+    def __init__(
+        self,
+        held: HeldOut,
+        model: Model,
+        ema: Ema | None,
+        state: RunState,
+        facts: Facts,
+        *,
+        seed: int,
+        patience: int | None,
+        record: Path,
+        curves: Callable[[int, Mapping[str, float]], None],
+        sink: Sink,
+    ) -> None:
+        """`record`: the JSON file of all measurements; `curves(step, values)`: TensorBoard."""
+        self.held, self.model, self.ema, self.state, self.facts = held, model, ema, state, facts
+        self.seed, self.patience, self.record, self.curves, self.sink = seed, patience, record, curves, sink
+        self.seconds, self.begun = 0.0, time.perf_counter()
         self.strays: Advice | None = None
-
-    def silence(self) -> None:
-        """Measures nothing from here on."""
-        self.on, self.every = False, 0
-
-    def fill(self, cache: Cache, tell: Callable[[str, int, int], None]) -> None:
-        """Encodes the held-out pictures."""
-        if self.on and self.held:
-            self.feed.fill(cache, tell)
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        return [Evaluation(**row) for row in self.run.state.evaluations]
+        return [Evaluation(**fields) for fields in self.state.evaluations]
 
     @property
     def ended(self) -> bool:
         """That patience has run out."""
-        patience = self.run.config.patience
-        return self.on and patience is not None and stalled(self.evaluations, patience)
+        return self.held.on and self.patience is not None and stalled(self.evaluations, self.patience)
+
+    @property
+    def at_best(self) -> bool:
+        """Whether the weights are those of the lowest held-out loss so far."""
+        best = best_of(self.evaluations) if self.held.on else None
+        return best is not None and best.step == self.state.step
 
     @property
     def verdict(self) -> Verdict | None:
-        return judge(self.evaluations, self.run.config.seed)
+        return judge(self.evaluations, self.seed)
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, *, from_lora: bool) -> None:
         """Measures the base, and the LoRA that the run starts from, unless a resumed run has them."""
         self.begun = time.perf_counter()
-        if not self.on:
-            return
-        if not self.run.state.evaluations:
-            with self.run.model.off():
+        if self.held.on and not self.state.evaluations:
+            with self.model.off():
                 self._take("base")
-            if self.run.config.init_lora is not None:
+            if from_lora:
                 self._take("init")
-        self.keep_best()
 
     def measure(self) -> bool:
         """Measures the averaged weights as they stand; True if the run shall end here."""
@@ -104,86 +140,72 @@ class HeldOut:
         if self.ended:
             best = best_of(self.evaluations)
             assert best is not None
-            print(
-                f"stopping early at step {self.run.state.step}: no lower held-out loss in {self.run.config.patience} "
-                f"measurements, the lowest was at step {best.step}",
-                flush=True,
-            )
+            text = f"no lower held-out loss in {self.patience} measurements, the lowest was at step {best.step}"
+            self.sink(Note(f"stopping early at step {self.state.step}: {text}"))
         return self.ended
 
     def _take(self, name: str) -> None:
-        run, begun = self.run, time.perf_counter()
-        run.model.train(False)
-        with run.averaged():
-            held = self.outside.losses().mean(1).tolist() if self.held else []
-            train = self.inside.losses().mean(1).tolist()
-        run.model.train(True)
-        run.state.evaluations.append(asdict(Evaluation(run.state.step, held, train, name)))
+        begun = time.perf_counter()
+        self.model.train(False)
+        with averaged(self.model.trained, self.model.optimizer, self.ema):
+            outside = self.held.outside.losses().mean(1).tolist() if self.held.samples else []
+            inside = self.held.inside.losses().mean(1).tolist()
+        self.model.train(True)
+        self.state.evaluations.append(asdict(Evaluation(self.state.step, outside, inside, name)))
         self.seconds += time.perf_counter() - begun
         self._tell()
 
     def _tell(self) -> None:
-        """One line, TensorBoard, heldout.json, and advice where there is something new."""
-        taken, board = self.evaluations, self.run.board
+        """An event, TensorBoard, the record, and advice where there is something new."""
+        taken = self.evaluations
         base, now = taken[0], taken[-1]
         values = {"heldout/training_pictures": mean(now.train)}
         if now.held:
-            won = bootstrap(less(base.held, now.held), self.run.config.seed)
-            values |= {"heldout/loss": now.loss, "heldout/improvement": won.mean}
-            what = {"base": "base model", "init": "init_lora as it is"}.get(now.name, f"step {now.step}")
-            told = "" if now.name == "base" else f", {change(won.mean, base.loss)} than the base's"
-            print(f"held-out loss at {what}: {now.loss:.4f}{told}", flush=True)
-        board.scalars(now.step, values)
+            gain = bootstrap(less(base.held, now.held), self.seed)
+            values |= {"heldout/loss": now.loss, "heldout/improvement": gain.mean}
+            self.sink(Measured(now.step, now.name, now.loss, gain.mean / base.loss))
+        self.curves(now.step, values)
         self._write()
-        advice.tell_new(self.run)
+        known = {one.kind for one in advise(taken[:-1], self.facts)}
+        for one in advise(taken, self.facts):
+            if one.kind not in known:
+                self.sink(Advised(one.kind, str(one)))
 
     def _write(self) -> None:
-        taken, verdict = self.evaluations, self.verdict
-        told = {
-            "pictures": [s.name for s in self.held],
-            "training_pictures": [self.run.feed.pictures[i].sample.name for i in self.inside.indices],
+        verdict, inside = self.verdict, self.held.inside
+        values = {
+            "pictures": [s.name for s in self.held.samples],
+            "training_pictures": [inside.feed.pictures[i].sample.name for i in inside.indices],
             "noise_levels": {"held_out": STRATA, "training": TRAIN_STRATA},
-            "evaluations": [asdict(e) for e in taken],
+            "evaluations": [asdict(e) for e in self.evaluations],
             "best": verdict.best.step if verdict else None,
             "words": self.words,
         }
-        io.write_text(self.run.folder.path / "heldout.json", json.dumps(told, indent=1) + "\n")
-
-    def keep_best(self) -> None:
-        """Writes NAME-best.safetensors if the weights are those of the lowest held-out loss so far."""
-        best = best_of(self.evaluations) if self.on else None
-        if best is not None and best.step == self.run.state.step:
-            self.run.exporter.write(self.run.folder.best)
+        io.write_text(self.record, json.dumps(values, indent=1) + "\n")
 
     def conclude(self) -> None:
         """Says at the end what the measurements say, and looks for pictures that did not fit."""
-        if not self.on:
+        if not self.held.on:
             return
-        self.strays = never_fit(self.run.state.step, *self.fit()) if self.looks_at_all else None
+        self.strays = never_fit(self.state.step, *self._fit()) if self.held.looks_at_whole else None
         if self.strays is not None:
-            print(f"advice: {self.strays}", flush=True)
+            self.sink(Advised(self.strays.kind, str(self.strays)))
         for line in self.words:
-            print(line, flush=True)
-        share = self.seconds / (time.perf_counter() - self.begun)
-        print(f"measuring took {share:.0%} of the time".replace("%", " %"), flush=True)
+            self.sink(Note(line))
+        taken = self.seconds / (time.perf_counter() - self.begun)
+        self.sink(Note(f"measuring took {taken:.0%} of the time".replace("%", " %")))
 
-    @property
-    def looks_at_all(self) -> bool:
-        """Whether every training picture is looked at in the end: not in a short run, whose time it would take."""
-        return self.on and self.run.config.epochs * self.run.config.repeats >= LONG
-
-    def fit(self) -> tuple[list[str], list[float]]:
+    def _fit(self) -> tuple[list[str], list[float]]:
         """Names of all training pictures, and how much of the base's loss at high noise is left of each: its log."""
-        run, begun = self.run, time.perf_counter()
-        run.model.train(False)
-        with run.model.off():
-            before = self.all.losses()
-        with run.averaged():
-            after = self.all.losses()
-        run.model.train(True)
+        begun, whole = time.perf_counter(), self.held.whole
+        self.model.train(False)
+        with self.model.off():
+            before = whole.losses()
+        with averaged(self.model.trained, self.model.optimizer, self.ema):
+            after = whole.losses()
+        self.model.train(True)
         self.seconds += time.perf_counter() - begun
-        names = [run.feed.pictures[i].sample.name for i in self.all.indices]
-        return names, (after / before).log().mean(1).tolist()
+        return [whole.feed.pictures[i].sample.name for i in whole.indices], (after / before).log().mean(1).tolist()
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
@@ -196,72 +218,14 @@ class HeldOut:
     @property
     def advice(self) -> list[Advice]:
         """All of it, for the report."""
-        found = advise(self.evaluations, advice.facts_of(self.run)) if self.on else []
-        return [*found, self.strays] if self.strays else found
+        given = advise(self.evaluations, self.facts) if self.held.on else []
+        return [*given, self.strays] if self.strays else given
 
     def curve(self) -> HeldOutCurve | None:
         """For the report."""
-        points = [e for e in self.evaluations if e.name != "init"] if self.on else []
+        points = [e for e in self.evaluations if e.name != "init"] if self.held.on else []
         held = [(e.step, e.loss) for e in points if e.held]
         return HeldOutCurve(held, [(e.step, mean(e.train)) for e in points], self.words) if points else None
-
-    def share(self) -> float:
-        """Of the run's time, as forecast from what a step costs."""
-        c, run = self.run.config, self.run
-        if not self.on:
-            return 0.0
-        times = -(-run.total // self.every) + 1 + (c.init_lora is not None)
-        passes = times * (len(self.held) * STRATA + len(self.inside.indices) * TRAIN_STRATA)
-        passes += 4 * len(self.all.indices) * self.looks_at_all
-        trained = run.total * c.batch_size * c.gradient_accumulation * STEP_COST
-        return passes / (passes + trained)
-
-    def row(self) -> tuple[str, str]:
-        """Of the table before the first step."""
-        if not self.on:
-            return "held out", "none, and nothing is measured (val_split: 0)"
-        whole = len(self.held) + (0 if self.run.config.val_data_dir else len(self.run.samples))
-        where = f" of {self.run.config.val_data_dir}" if self.run.config.val_data_dir else f" of {whole}"
-        many = f"{len(self.held)}{where} images" if self.held else f"none of fewer than {FEWEST} images"
-        return "held out", f"{many}; measured every {self.every} steps, about {self.share():.0%} of the time"
-
-
-def change(won: float, base: float) -> str:
-    """ "3.1 % lower" """
-    return f"{abs(won) / base:.1%}".replace("%", " %") + (" lower" if won >= 0 else " higher")
-
-
-def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
-    """What the held-out pictures say at the end."""
-    base, count = taken[0], len(verdict.best.held)
-    won, gap = verdict.improvement, verdict.gap
-    few = count < FEWEST_FOR_INTERVALS
-    sure = f", too few pictures ({count}) for an interval" if few else f" (95 %: {won.low:.4f} to {won.high:.4f})"
-    told = [
-        f"held-out loss: base {base.loss:.4f}, lowest {verdict.best.loss:.4f} at step {verdict.best.step}, "
-        f"{change(won.mean, base.loss)} by {won.mean:.4f}{sure}"
-    ]
-    if verdict.best is verdict.last:
-        told.append("the last step is the best")
-    elif verdict.separate:
-        sure = f"(95 %: {gap.low:.4f} to {gap.high:.4f})"
-        told.append(
-            f"step {verdict.best.step} is better than the last, step {verdict.last.step}: by {gap.mean:.4f} {sure}"
-        )
-    else:
-        told.append(
-            f"step {verdict.best.step} is not proved better than the last, step {verdict.last.step}: the difference is "
-            f"{gap.mean:.4f}" + (", of too few pictures" if few else f" (95 %: {gap.low:.4f} to {gap.high:.4f})")
-        )
-    init = next((e for e in taken if e.name == "init"), None)
-    if init is not None and verdict.against_init is not None:
-        from_init = verdict.against_init
-        sure = "" if few else f" (95 %: {from_init.low:.4f} to {from_init.high:.4f})"
-        told.append(
-            f"before and after: base {base.loss:.4f}, init_lora {init.loss:.4f}, now {verdict.last.loss:.4f}, "
-            f"{change(from_init.mean, init.loss)} than init_lora by {abs(from_init.mean):.4f}{sure}"
-        )
-    return told
 
 
 def _upper(first: int, last: int) -> tuple[int, int]:

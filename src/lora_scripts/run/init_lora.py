@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
-from lora_scripts.loras.kohya import LoraWeights
 
 
 @dataclass(frozen=True)

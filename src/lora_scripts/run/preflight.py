@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from PIL import Image
+
+from lora_scripts.check import duplicates
+from lora_scripts.check.align import GRID
+from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.image import load_rgb
 from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.split import FEWEST, hold_out, share_of
 from lora_scripts.errors import UserError, UserErrors, raise_all
-from lora_scripts.formats import header
+from lora_scripts.events import Note, Sink, ignore
+from lora_scripts.families import table
 from lora_scripts.generate.prompts_file import preview_lines
-from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.new_words import check_new_words
+from lora_scripts.run.pivotal import check_new_words
+from lora_scripts.run.run_folder import RunFolder
 
+HELD_OUT = "held out/"
+"""In the names of pictures of `val_data_dir`, to tell them from the others."""
 MOST = 4
 """Lines about the data set before a training, besides the one that names the whole check."""
 
 
-def check(config: TrainConfig, *, resume: bool | None) -> tuple[RunFolder, list[Sample]]:
+@dataclass(frozen=True)
+class Ready:
+    """What a run can begin with."""
+
+    folder: RunFolder
+    scanned: list[Sample]
+    """All of the data set, in its order."""
+    samples: Split
+
+
+def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) -> Ready:
     """The output folder and the samples of a run; UserErrors with every fault of them and of the model files.
 
     `resume` None: whatever lies in the output folder is no fault.
@@ -43,35 +66,92 @@ def check(config: TrainConfig, *, resume: bool | None) -> tuple[RunFolder, list[
     attempt(lambda: preview_lines(config.sample_prompts))
     attempt(
         lambda: samples.extend(
-            scan(config.train_data_dir, config.metadata_path, allow_missing_captions=config.allow_missing_captions)
+            scan(
+                config.train_data_dir,
+                config.metadata_path,
+                allow_missing_captions=config.allow_missing_captions,
+                small=GRID if config.val_split != 0 else 0,
+            )
         )
     )
     attempt(lambda: check_new_words(config, samples))
     raise_all(faults)
-    return folder, samples
+    parted = split(config, samples, sink)
+    return Ready(folder, samples, Split(*(list(map(_bare, some)) for some in (parted.trained, parted.held_out))))
 
 
-def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str]) -> None:
-    """Prints in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
+def _bare(sample: Sample) -> Sample:
+    return replace(sample, small=b"")
+
+
+def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str], sink: Sink) -> None:
+    """Tells in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
     found = lines(quick_findings(samples, config.size))
     for line in found[:MOST]:
-        print(f"data {shortened(line)}")
+        sink(Note(f"data {shortened(line)}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
-    print(f"data: {more}to look closer, with pictures: {check_command(words)}", flush=True)
+    sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
 
 
 def _base(config: TrainConfig) -> None:
-    if config.base_model.is_file():
-        header.require_sd1(config.base_model, vae=config.vae is None)
+    table.find(config.base_model).check(config.base_model, config.vae is None)
 
 
 def _vae(config: TrainConfig) -> None:
-    if config.vae is not None and config.vae.is_file():
-        header.require_vae(config.vae)
+    if config.vae is not None:
+        table.find(config.base_model).check_vae(config.vae)
 
 
 def _initial(config: TrainConfig) -> None:
     if config.init_lora is not None:
-        kind = header.identify(config.init_lora)
-        if kind is not header.Kind.LORA:
-            raise UserError(f"this is {kind.words}, not a LoRA", file=config.init_lora, hint="give a LoRA as init_lora")
+        table.require_lora(config.init_lora, "give a LoRA as init_lora")
+
+
+# --- held out ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of a run."""
+
+    trained: list[Sample]
+    held_out: list[Sample]
+
+
+def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore) -> Split:
+    """Holds some of the samples out, or takes those of `val_data_dir`; never a copy of another picture.
+
+    UserError where `patience` has nothing to go by.
+    """
+    if config.val_data_dir is not None:
+        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions)
+        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
+        double = copies([*samples, *others])
+        trained, held = list(samples), [s for s in others if s.name not in double]
+        if len(held) < len(others):
+            count = len(others) - len(held)
+            sink(Note(f"note: {count} pictures of val_data_dir are there twice, or trained, and left out"))
+    else:
+        wanted = share_of(len(samples), config.val_split)
+        trained, held = hold_out(samples, wanted, config.seed, copies(samples) if wanted else ())
+    if config.patience is not None and not held:
+        hint = "add val_split: 0.2, or val_data_dir, or leave patience out"
+        raise UserError(f"patience: no picture is held out (of fewer than {FEWEST} none is by itself)", hint=hint)
+    return Split(trained, held)
+
+
+def copies(samples: Sequence[Sample]) -> set[str]:
+    """Names of pictures that are the same as another, nearly the same, or its mirror image."""
+
+    def facts(sample: Sample) -> PictureFacts:
+        grid = sample.small or _small(sample.path)
+        size, digest = (sample.width, sample.height), sample.digest
+        return PictureFacts(sample.name, digest, 0, "", size=size, pixels=digest, grid=grid)
+
+    with ThreadPoolExecutor(4) as pool:
+        alike = duplicates.find(list(pool.map(facts, samples)))
+    return {name for cluster in (*alike.exact, *alike.near, *alike.mirrored) for name in cluster}
+
+
+def _small(path: Path) -> bytes:
+    return load_rgb(path).resize((GRID, GRID), Image.Resampling.BOX).tobytes()

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 
 from lora_scripts.adapters.inject import put_back
 from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.base import Sampling
-from lora_scripts.families.samplers import find_sampler
-from lora_scripts.generate.command import parameters, save
+from lora_scripts.events import Note, Sink
+from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
-from lora_scripts.loras import metadata
+from lora_scripts.loras import reading
 from lora_scripts.loras.embedding import split_bundle
-from lora_scripts.loras.on_model import apply, changes_of
-
-if TYPE_CHECKING:
-    from lora_scripts.run.story import Run
-
+from lora_scripts.loras.on_model import apply
+from lora_scripts.run.export import LoraTensors, Snapshot
+from lora_scripts.run.parts import Model
 
 # RuntimeError: torch's lack of memory is one on every device.
 FAILURES = (UserError, UserErrors, RuntimeError, MemoryError)
@@ -64,57 +62,61 @@ def _preview(config: TrainConfig, line: PromptLine, number: int) -> Preview:
     return Preview(line.prompt, config.seed + number if line.seed is None else line.seed, sampling)
 
 
-def draw_previews(run: Run, *, strict: bool = False) -> None:
-    """Every preview into samples/ and TensorBoard. Nothing that is trained, and no random state, is touched.
-
-    One that fails is told in one line, for the training is worth more; with `strict` it raises.
-    """
-    step = run.state.step
-    try:
-        with exported(run) as autov3:
-            for number, preview in enumerate(run.previews, 1):
-                try:
-                    image = run.family.generate(preview.prompt, preview.seed, preview.sampling)
-                    save(run.folder.sample(step, number), image, told_of(run, preview, autov3))
-                    run.board.picture(step, f"preview/{number}", image)
-                except FAILURES as error:
-                    _tell(error, f"preview {number} of step {step}", strict=strict)
-    except FAILURES as error:
-        _tell(error, f"the previews of step {step}", strict=strict)
-    finally:
-        run.family.rest(text_encoder=run.feed.cache_text)
-
-
 @contextmanager
-def exported(run: Run) -> Iterator[str]:
-    """Within it the model wears what a file would hold now, read as a file is; gives the file's AutoV3, or "" where
-    the base model is still as it was.
+def exported(model: Model, file: LoraTensors, taken: Snapshot) -> Iterator[None]:
+    """Within it the model wears what `file` holds, read as a file is.
 
     The layers in training are laid aside meanwhile, and put back as they were.
     """
-    tensors, words = run.exporter.tensors(), run.exporter.words()
-    changes = changes_of(split_bundle(tensors)[0], run.folder.final)
+    family = model.family
+    changes = reading.read(split_bundle(file.tensors)[0], family.facts.names())
     try:
-        put_back(run.family.roots, {path: layer.base for path, layer in run.layers.items()})
-        apply(run.family, changes, 1.0)
-        run.family.set_words(words)
-        nothing = run.state.step == 0 and run.config.init_lora is None
-        yield "" if nothing else metadata.with_hashes(tensors, {})["sshs_model_hash"][:12]
+        put_back(family.roots, {path: layer.base for path, layer in model.layers.items()})
+        apply(family, changes, 1.0)
+        family.set_words(taken.words)
+        yield
     finally:
-        put_back(run.family.roots, run.layers)
-        run.family.set_words(run.model.words)
+        put_back(family.roots, model.layers)
+        family.set_words(model.words)
 
 
-def told_of(run: Run, preview: Preview, autov3: str) -> str:
-    """The text for "PNG Info", with which the picture can be drawn again from the file of that step."""
-    config, sampling = run.config, preview.sampling
-    sampler = find_sampler(sampling.scheduler, config.prediction, sampling.steps)
-    prompt = f"{preview.prompt} <lora:{run.folder.name}:1>" if autov3 else preview.prompt
-    loras = {run.folder.name: autov3} if autov3 else {}
+def draw_previews(
+    model: Model,
+    previews: Sequence[Preview],
+    file: LoraTensors,
+    taken: Snapshot,
+    done: Callable[[int, Preview, Image], None],
+    sink: Sink,
+    *,
+    step: int,
+    strict: bool = False,
+) -> None:
+    """Draws every preview; `done(number, preview, picture)`. Nothing that is trained, and no random state, is touched.
+
+    One that fails is told in one line, for the training is worth more; with `strict` it raises.
+    """
+    try:
+        with exported(model, file, taken):
+            for number, preview in enumerate(previews, 1):
+                try:
+                    done(number, preview, model.family.generate(preview.prompt, preview.seed, preview.sampling))
+                except FAILURES as error:
+                    sink(_failure(error, f"preview {number} of step {step}", strict=strict))
+    except FAILURES as error:
+        sink(_failure(error, f"the previews of step {step}", strict=strict))
+
+
+def infotext(config: TrainConfig, family: PictureFamily, preview: Preview, autov3: str) -> str:
+    """The text for "PNG Info", with which the picture can be drawn again from the file with that AutoV3; "": from the
+    base alone."""
+    sampling = preview.sampling
+    sampler = family.sampler(sampling.scheduler, sampling.steps)
+    prompt = f"{preview.prompt} <lora:{config.name}:1>" if autov3 else preview.prompt
+    loras = {config.name: autov3} if autov3 else {}
     return parameters(config.base_model, prompt, preview.seed, sampling, sampler, loras, clip_skip=config.clip_skip)
 
 
-def _tell(error: Exception, what: str, *, strict: bool) -> None:
+def _failure(error: Exception, what: str, *, strict: bool) -> Note:
     """One line; a RuntimeError that does not come from a lack of memory is a fault of ours, and goes on its way."""
     if strict:
         raise error
@@ -128,7 +130,7 @@ def _tell(error: Exception, what: str, *, strict: bool) -> None:
             torch.cuda.empty_cache()
     else:
         raise error
-    print(f"note: {what} failed ({reason}); the training goes on", flush=True)
+    return Note(f"note: {what} failed ({reason}); the training goes on")
 
 
 def _is_memory(error: Exception) -> bool:

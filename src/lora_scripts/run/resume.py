@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from lora_scripts import __version__
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
-from lora_scripts.loras import metadata
+from lora_scripts.events import Note, Sink
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.run.parts import Model
 from lora_scripts.train import state as states
+from lora_scripts.train.average import Ema
 from lora_scripts.train.state import RunState
-
-if TYPE_CHECKING:
-    from lora_scripts.run.story import Run
 
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
@@ -39,63 +41,70 @@ FREE_KEYS = {
 }
 
 
-def new_state(run: Run) -> RunState:
-    """The state of a run before its first step."""
-    kept = run.config.model_dump(mode="json", exclude=FREE_KEYS)
-    kept["lora_rank"] = run.model.rank  # of init_lora, where it is not written
-    return RunState(0, run.total, kept, _data_digests(run), _environment(run))
+def new_state(
+    config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample], total: int, precision: str
+) -> RunState:
+    """The state of a run before its first step. `samples`: all that are trained, those of the class too."""
+    keys = config.model_dump(mode="json", exclude=FREE_KEYS)
+    keys["lora_rank"] = model.rank  # of init_lora, where it is not written
+    keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
+    digests = _digests(config, model, samples, held_out)
+    return RunState(0, total, keys, digests, _environment(model.family.device, precision))
 
 
-def restore(run: Run, found: Path | None) -> None:
-    """Puts the state in folder `found` back. UserError, naming all of it, if what decides the weights has changed."""
-    if found is None:
-        return
+def restore(
+    state: RunState, found: Path, model: Model, ema: Ema | None, scaler: torch.amp.GradScaler, sink: Sink, *, file: Path
+) -> None:
+    """Puts the state in folder `found` into `state`, weights and moments into the model. `file`: the run's folder.
+
+    UserError, naming all of it, if what decides the weights has changed.
+    """
     old, weights, moments = states.unpack(found)
-    told = states.changes(old.config, run.state.config)
-    new = run.state.data
-    changed = [name for name in {**old.data, **new} if old.data.get(name) != new.get(name)]
+    changed = states.changes(old.config, state.config)
+    names = [name for name in {**old.data, **state.data} if old.data.get(name) != state.data.get(name)]
+    if names:
+        changed.append(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
     if changed:
-        told.append(", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""))
-    if told:
         raise UserError(
-            f"cannot resume exactly, because something changed: {'; '.join(told)}",
-            file=run.folder.path,
+            f"cannot resume exactly, because something changed: {'; '.join(changed)}",
+            file=file,
             hint="undo that, or start a new output_dir with init_lora to go on with new settings",
         )
-    for change in states.changes(old.environment, run.state.environment):
-        print(f"note: since the run began, {change}: the last bits may differ", flush=True)
-    old.environment = run.state.environment
-    run.state = old
-    run.model.load(weights)
-    if run.ema is not None:
-        run.ema.load({name: weights[f"ema.{name}"] for name in run.ema.values})
-    states.restore_optimizer(run.model.optimizer, moments, old.optimizer)
-    if old.scaler and run.scaler.is_enabled():
-        run.scaler.load_state_dict(old.scaler)
+    for change in states.changes(old.environment, state.environment):
+        sink(Note(f"note: since the run began, {change}: the last bits may differ"))
+    state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations
+    state.scaler, state.optimizer = old.scaler, old.optimizer
+    model.load(weights)
+    if ema is not None:
+        ema.load({name: weights[f"ema.{name}"] for name in ema.values})
+    states.restore_optimizer(model.optimizer, moments, old.optimizer)
+    if old.scaler and scaler.is_enabled():
+        scaler.load_state_dict(old.scaler)
 
 
-def _data_digests(run: Run) -> dict[str, str]:
-    base, initial = run.config.base_model, run.config.init_lora
-    parts = [f for part in ("unet", "text_encoder") for f in sorted((base / part).glob("*.safetensors"))]
+def _digests(
+    config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample]
+) -> dict[str, str]:
+    base, initial = config.base_model, config.init_lora
+    parts = [f for part in model.family.facts.parts for f in sorted((base / part).glob("*.safetensors"))]
     digests = {
-        "base_model": run.model.base_digest or " ".join(metadata.model_hashes(f).sha256 for f in parts),
-        "vae": run.model.family.fingerprint("vae"),
-        "init_lora": metadata.model_hashes(initial).sha256 if initial else "",
+        "base_model": model.base_digest or " ".join(model_hashes(f).sha256 for f in parts),
+        "vae": model.family.fingerprint("vae"),
+        "init_lora": model_hashes(initial).sha256 if initial else "",
     }
-    for s in run.held_out:
-        digests[f"{s.name} (held out)"] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
-    for s in (picture.sample for picture in run.feed.pictures):
-        digests[s.name] = hashlib.sha256(f"{s.digest}{s.caption}".encode()).hexdigest()
+    for s in held_out:
+        digests[f"{s.name} (held out)"] = _digest(s)
+    for s in samples:
+        digests[s.name] = _digest(s)
     return digests
 
 
-def _environment(run: Run) -> dict[str, str]:
-    return {
-        "device": str(run.device),
-        "precision": run.precision,
-        "threads": str(torch.get_num_threads()),
-        **versions(),
-    }
+def _digest(sample: Sample) -> str:
+    return hashlib.sha256(f"{sample.digest}{sample.caption}".encode()).hexdigest()
+
+
+def _environment(device: torch.device, precision: str) -> dict[str, str]:
+    return {"device": str(device), "precision": precision, "threads": str(torch.get_num_threads()), **versions()}
 
 
 def versions() -> dict[str, str]:

@@ -1,194 +1,390 @@
-"""One training run: from a config to a proved LoRA file and a report."""
+"""The story of one training run: from a config to a proved LoRA file and a report."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from lora_scripts.compute.device import DTYPES, choose_device, choose_precision, peak_memory
+from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
+from lora_scripts.errors import Terminated
+from lora_scripts.events import Event, Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.on_model import read_lora
-from lora_scripts.run.build import build_model
-from lora_scripts.run.export import Exporter
-from lora_scripts.run.finish import finish
-from lora_scripts.run.folder import RunFolder
-from lora_scripts.run.heldout import HeldOut
-from lora_scripts.run.holding import split
-from lora_scripts.run.memory import check_tiles
-from lora_scripts.run.new_words import set_stop
-from lora_scripts.run.objective import objective_of
-from lora_scripts.run.pictures import build_feed
-from lora_scripts.run.previews import Preview, draw_previews, previews_of
-from lora_scripts.run.prior import class_samples
+from lora_scripts.formats.hashes import with_hashes
+from lora_scripts.generate.command import save as save_picture
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.words import embedding_file
+from lora_scripts.run import export
+from lora_scripts.run.build import build_model, check_tiles, objective_of
+from lora_scripts.run.dataset import build_feed, class_samples
+from lora_scripts.run.export import LoraTensors, Snapshot
+from lora_scripts.run.finish import (
+    copy_prompts,
+    nearest_copies,
+    report,
+    report_pictures,
+    save_last_previews,
+    tell_copies,
+)
+from lora_scripts.run.heldout import Measuring, build_held_out
+from lora_scripts.run.overview import table_rows
+from lora_scripts.run.parts import Model, Parts
+from lora_scripts.run.pivotal import set_stop
+from lora_scripts.run.preflight import Split
+from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
+from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.table import plan_rows
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
-from lora_scripts.train.average import Ema, averaged
+from lora_scripts.train.advise import Facts
+from lora_scripts.train.average import Ema
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
-from lora_scripts.train.progress import Bar, Board, Counter, show_plan
+from lora_scripts.train.progress import Board, Smoothed
 
 
-class Run:
-    """Everything that one run holds; `start` is the story."""
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training leaves."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, samples: list[Sample], *, resume: bool) -> None:
-        self.config, self.folder, self.resume = config, folder, resume
-        self.samples, self.held_out = split(config, samples)
-        self.interrupted = False
+    name: str
+    """Of the LoRA, as prompts call it."""
+    lora: Path
+    proof: str
+    """What was found when the file was read again, in lines."""
+    report: Path
+    steps: int
+    loss: float
+    """Smoothed, of the last steps."""
+    best: Path | None
+    """The LoRA of the lowest held-out loss; None where nothing was held out."""
+    words: dict[str, Path]
+    """New words -> their embedding files."""
 
-    def start(self) -> None:
-        """Checks, prepares, trains, exports, proves and reports. UserError for a person's mistake."""
-        config = self.config
-        self.device = choose_device(config.device)
-        self.precision = choose_precision(config.precision, self.device)
-        initial = read_lora(config.init_lora) if config.init_lora else {}
-        with self.folder.locked(), self._signals():
-            found = self.folder.check(resume=self.resume)  # again: an interrupted save has been put right
-            self._load(initial)
-            self._plan()
-            restore(self, found)
-            self._show()
-            io.write_text(self.folder.path / "config.yaml", dump_config(config))
-            cache = Cache(config.cache_dir or self.folder.path / "cache", io.write_atomic)
-            self.feed.fill(cache, self._encoded(Counter()))
-            self.held.fill(cache, self._encoded(Counter()))
-            self.family.rest(text_encoder=self.feed.cache_text)
-            if not self._train():
-                print(f"stopped at step {self.state.step}; everything is saved, go on with --resume", flush=True)
-                raise KeyboardInterrupt
-            finish(self)
 
-    # --- preparing ---------------------------------------------------------------------------------------------------
+def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: bool, sink: Sink) -> TrainResult:
+    """Prepares, trains, exports, proves and reports. UserError for a person's mistake; KeyboardInterrupt when it was
+    stopped, everything saved."""
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    initial = loras.read(config.init_lora).weights if config.init_lora else {}
+    with folder.locked(), signals(sink) as stopped:
+        sink = stoppable(sink, stopped)
+        found = folder.check(resume=resume)  # again: an interrupted save has been put right
+        model = build_model(config, device, precision, initial)
+        with model.off():
+            of_class = class_samples(config, model.family, folder.path / "class_images", sink)
+        parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
+        if found is not None:
+            restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
+        sink(Table("", tuple(rows_of(parts))))
+        io.write_text(folder.path / "config.yaml", dump_config(config))
+        encode(parts, Cache(config.cache_dir or folder.path / "cache", io.write_atomic), sink)
+        saver = Saver(parts, sink)
+        board = Board(folder.logs, parts.state.step)
+        try:
+            measuring = measuring_of(parts, board, sink)
+            done = train_steps(parts, measuring, saver, board, stopped, sink)
+        finally:
+            board.close()
+        if not done:
+            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
+            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+        return finish(parts, measuring, saver, sink)
 
-    def _load(self, initial: dict[str, LoraWeights]) -> None:
-        self.model = build_model(self.config, self.device, self.precision, initial)
-        self.family, self.layers, self.optimizer = self.model.family, self.model.layers, self.model.optimizer
 
-    def _plan(self) -> None:
-        c = self.config
-        with self.model.off():
-            prior = self._class_pictures()
-        self.feed = build_feed(c, self.family, self.samples, prior)
-        check_tiles(c, [p.bucket for p in self.feed.pictures])
-        self.total = self.feed.steps_per_epoch * c.epochs
-        set_stop(self.optimizer, c.token_stop, self.total)
-        self.held = HeldOut(self, self.held_out)
-        self.exporter = Exporter(self, DTYPES[c.save_precision])
-        self.rates = Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power)
-        self.ema = Ema(self.model.weights(), c.ema_decay) if c.ema_decay else None
-        self.state = new_state(self)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+# --- preparing --------------------------------------------------------------------------------------------------------
 
-    def _class_pictures(self) -> list[Sample]:
-        return class_samples(self.config, self.family, self.folder.path / "class_images", self._encoded(Counter()))
 
-    def _show(self) -> None:
-        show_plan(plan_rows(self))
+def assemble(
+    config: TrainConfig,
+    folder: RunFolder,
+    samples: Split,
+    of_class: list[Sample],
+    model: Model,
+    *,
+    device: torch.device,
+    precision: str,
+) -> Parts:
+    """Everything that a run is made of, before its first step."""
+    c = config
+    feed = build_feed(c, model.family, samples.trained, of_class)
+    check_tiles(c, [p.bucket for p in feed.pictures])
+    total = feed.steps_per_epoch * c.epochs
+    set_stop(model.optimizer, c.token_stop, total)
+    return Parts(
+        config=c,
+        folder=folder,
+        samples=samples.trained,
+        device=device,
+        precision=precision,
+        model=model,
+        feed=feed,
+        held=build_held_out(c, model, feed, samples.held_out),
+        rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
+        total=total,
+        ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        state=new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, total, precision),
+    )
 
-    def _encoded(self, counter: Counter) -> Callable[[str, int, int], None]:
-        """The counter; it ends the run where it stands when Ctrl-C was pressed: what is encoded lies in the cache."""
 
-        def tell(what: str, done: int, total: int) -> None:
-            counter(what, done, total)
-            if self.interrupted:
-                raise KeyboardInterrupt
+def rows_of(parts: Parts) -> list[tuple[str, str]]:
+    """The table of a run."""
+    steps, done = parts.total, parts.state.step
+    return table_rows(
+        parts.config,
+        parts.model,
+        parts.feed,
+        parts.held,
+        steps=steps,
+        done=done,
+        precision=parts.precision,
+        output=parts.folder.final,
+    )
 
-        return tell
 
-    # --- training ----------------------------------------------------------------------------------------------------
+def encode(parts: Parts, cache: Cache, sink: Sink) -> None:
+    """Latents and captions, from the cache or into it; then what encodes them leaves the card."""
 
-    def _train(self) -> bool:
-        c = self.config
-        every = c.preview_steps(self.feed.steps_per_epoch)
-        settings = LoopSettings(self.total, self.rates, c.max_grad_norm, objective_of(c), c.seed, c.save_steps, every)
-        settings = replace(settings, measure_every=self.held.every)
-        self.model.train(True)
-        self.board = Board(self.folder.logs, self.state.step)
-        with Bar(self.total, self.state.step) as self.bar:
-            self.bar.warm(self.state.losses)
-            hooks = Hooks(
-                self._told, self._save, self.preview, lambda: self.interrupted, self.held.measure, self.held.keep_best
-            )
-            try:
-                self.held.begin()
-                if c.sample_first and self.state.step == 0:
-                    self.preview()
-                return self.held.ended or run_loop(
-                    self.family, self.feed, self.optimizer, self.scaler, settings, self.state, hooks, self.ema
-                )
-            finally:
-                self.board.close()
+    def progress(what: str, done: int, total: int) -> None:
+        sink(Progress(what, done, total))
 
-    def _told(self, facts: StepFacts) -> None:
+    parts.feed.fill(cache, progress)
+    if parts.held.on and parts.held.samples:
+        parts.held.feed.fill(cache, progress)
+    parts.model.family.rest(text_encoder=parts.feed.cache_text)
+
+
+def measuring_of(parts: Parts, board: Board, sink: Sink) -> Measuring:
+    """What measures a run."""
+    c = parts.config
+    facts = Facts(c.learning_rate, parts.total, parts.feed.steps_per_epoch, c.warmup_steps, parts.folder.name)
+    return Measuring(
+        parts.held,
+        parts.model,
+        parts.ema,
+        parts.state,
+        facts,
+        seed=c.seed,
+        patience=c.patience,
+        record=parts.folder.path / "heldout.json",
+        curves=board.scalars,
+        sink=sink,
+    )
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Writes what a run has learnt. What stands in a file of a step is taken from the weights once for that step."""
+
+    def __init__(self, parts: Parts, sink: Sink) -> None:
+        self.parts, self.sink = parts, sink
+        self._taken: tuple[int, Snapshot, LoraTensors] | None = None
+
+    def taken(self) -> tuple[Snapshot, LoraTensors]:
+        """What is learnt now. UserError if a value is not finite in the file's precision."""
+        p = self.parts
+        if self._taken is None or self._taken[0] != p.state.step:
+            taken = export.snapshot(p.model, p.ema)
+            self._taken = p.state.step, taken, export.to_file(taken, p.model, p.config)
+        return self._taken[1:]
+
+    def autov3(self) -> str:
+        """The short hash of the file that `write` would write; "" where the base is still as it was."""
+        if self.parts.state.step == 0 and self.parts.config.init_lora is None:
+            return ""
+        return with_hashes(self.taken()[1].tensors, {})["sshs_model_hash"][:12]
+
+    def write(self, path: Path, what: str) -> None:
+        """The LoRA as it is now."""
+        p, (taken, file) = self.parts, self.taken()
+        per_epoch = p.feed.steps_per_epoch
+        facts = export.facts_of(
+            p.config, p.model, file, p.state, samples=p.samples, steps_per_epoch=per_epoch, precision=p.precision
+        )
+        export.write(path, file, taken, facts)
+        self.sink(Saved(what, path, p.state.step))
+
+    def save(self) -> None:
+        """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
+        p = self.parts
+        p.folder.states.mkdir(exist_ok=True)
+        average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
+        state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
+        io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
+        p.folder.remove_states_before(p.state.step)
+        self.sink(Saved("state", state, p.state.step))
+        if p.state.step < p.total:
+            self.write(p.folder.checkpoint(p.state.step), "LoRA")
+            p.folder.prune(p.config.keep_last)
+
+
+def train_steps(
+    parts: Parts,
+    measuring: Measuring,
+    saver: Saver,
+    board: Board,
+    stopped: Callable[[], int],
+    sink: Sink,
+    save: Callable[[], None] | None = None,
+) -> bool:
+    """All steps from where the state stands; False if it was stopped before the last. `save`: in place of `saver`'s."""
+    c, state, held, model = parts.config, parts.state, parts.held, parts.model
+    objective, smoothed = objective_of(c, model.family.objective), Smoothed(state.losses)
+    every = c.preview_steps(parts.feed.steps_per_epoch)
+    settings = LoopSettings(
+        parts.total, parts.rates, c.max_grad_norm, c.seed, c.save_steps, every, measure_every=held.every
+    )
+    previews = previews_of(c, parts.samples)
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return model.family.loss(batch, objective)
+
+    def told(facts: StepFacts) -> None:
+        smoothed.add(facts.loss)
         rate = facts.images / facts.seconds
-        self.bar.tell(facts, rate)
         values = {
             "loss/step": facts.loss,
-            "loss/smoothed": self.bar.smoothed,
+            "loss/smoothed": smoothed.value,
             "grad_norm": facts.grad_norm,
             "images_per_second": rate,
-            "memory_gib": peak_memory(self.device),
+            "memory_gib": peak_memory(parts.device),
         }
-        rates = {f"learning_rate/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
-        self.board.scalars(facts.step, values | rates)
+        rates = {f"learning_rate/{g['name']}": g["lr"] for g in model.optimizer.param_groups}
+        board.scalars(facts.step, values | rates)
+        peak = c.learning_rate * facts.share
+        numbers = (facts.loss, smoothed.value, peak, facts.grad_norm, rate, facts.seconds)
+        sink(Stepped(facts.step, state.total, facts.epoch, *numbers))
 
-    def _save(self) -> None:
-        """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
-        self.folder.states.mkdir(exist_ok=True)
-        io.write_folder(self.folder.state(self.state.step), states.pack(self.state, self._weights(), self.optimizer))
-        self.folder.remove_states_before(self.state.step)
-        if self.state.step < self.total:
-            self.exporter.write(self.folder.checkpoint(self.state.step))
-            self.folder.prune(self.config.keep_last)
+    def preview() -> None:
+        show(parts, previews, saver, board, sink)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What is trained, and its average, by name."""
-        average = {} if self.ema is None else {f"ema.{name}": value for name, value in self.ema.values.items()}
-        return {**self.model.weights(), **average}
+    def keep_best() -> None:
+        if measuring.at_best:
+            saver.write(parts.folder.best, "best LoRA")
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it the layers hold the weights that are shown and exported."""
-        return averaged(self.model.trained, self.optimizer, self.ema)
+    model.train(True)
+    measuring.begin(from_lora=c.init_lora is not None)
+    keep_best()
+    if c.sample_first and state.step == 0:
+        preview()
+    hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
+    return measuring.ended or run_loop(
+        loss, parts.feed.steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema
+    )
 
-    @cached_property
-    def previews(self) -> list[Preview]:
-        return previews_of(self.config, self.samples)
 
-    def preview(self) -> None:
-        """Draws every preview with what a file would hold now."""
-        draw_previews(self)
+def show(
+    parts: Parts, previews: list[Preview], saver: Saver, board: Board, sink: Sink, *, strict: bool = False
+) -> None:
+    """Draws every preview with what a file would hold now, into samples/ and TensorBoard."""
+    step, family = parts.state.step, parts.model.family
+    taken, file = saver.taken()
+    autov3 = saver.autov3()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C (or a polite kill) ends the run after the step, saved; the second at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def done(number: int, preview: Preview, picture: Image) -> None:
+        path = parts.folder.sample(step, number)
+        save_picture(path, picture, infotext(parts.config, family, preview, autov3))
+        board.picture(step, f"preview/{number}", picture)
+        sink(Saved("preview", path, step))
 
-        def on_signal(number: int, frame: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            print("\nstopping after this step (once more: at once, without saving)", flush=True)
+    try:
+        draw_previews(parts.model, previews, file, taken, done, sink, step=step, strict=strict)
+    finally:
+        family.rest(text_encoder=parts.feed.cache_text)
 
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        before = [signal.signal(n, on_signal) for n in numbers]
-        try:
-            yield
-        finally:
-            for n, old in zip(numbers, before, strict=True):
-                signal.signal(n, old)
+
+# --- in the end -------------------------------------------------------------------------------------------------------
+
+
+def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> TrainResult:
+    """Exports, proves that the file loads, and writes the report. UserError if the proof fails."""
+    p, folder, c = parts, parts.folder, parts.config
+    saver.write(folder.final, "LoRA")
+    taken, file = saver.taken()
+    proof = prove_export(folder.final, c, p.model, p.ema, file, taken)
+    sink(Note(proof))
+    measuring.conclude()
+    sink(Note("drawing the pictures of the report"))
+    rows = rows_of(parts)
+    previews = previews_of(c, p.samples)[:4]
+    prompts = copy_prompts(p.held.samples, p.samples, [one.prompt for one in previews]) if p.held.on else []
+    drawn = report_pictures(c, p.model, previews, prompts, folder.final)
+    copies = nearest_copies(p.model.family, p.feed, p.held.feed, drawn.whole)
+    tell_copies(copies, sink)
+    save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, sink)
+    page = folder.path / "report.html"
+    report(
+        page,
+        folder,
+        c,
+        proof=proof,
+        rows=rows,
+        previews=previews,
+        drawn=drawn,
+        state=p.state,
+        rates=p.rates,
+        measuring=measuring,
+        copies=copies,
+        samples=p.samples,
+    )
+    best = folder.best if folder.best.exists() else None
+    words = {word: embedding_file(folder.final, word) for word in c.new_token}
+    return TrainResult(
+        folder.name, folder.final, proof, page, p.state.step, Smoothed(p.state.losses).value, best, words
+    )
+
+
+# --- being stopped ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def signals(sink: Sink) -> Iterator[Callable[[], int]]:
+    """Gives the signal that came, 0 for none: the first Ctrl-C (or polite kill) ends the run after the step, saved; the
+    second at once."""
+    came = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: came
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = number
+        sink(Note("\nstopping after this step (once more: at once, without saving)"))
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = [signal.signal(n, on_signal) for n in numbers]
+    try:
+        yield lambda: came
+    finally:
+        for n, old in zip(numbers, before, strict=True):
+            signal.signal(n, old)
+
+
+def stoppable(sink: Sink, stopped: Callable[[], int]) -> Sink:
+    """The sink; it ends preparations where they stand when the run was stopped: what is encoded lies in the cache."""
+
+    def tell(event: Event) -> None:
+        sink(event)
+        if isinstance(event, Progress) and stopped():
+            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+
+    return tell

@@ -90,20 +90,10 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 
 def tail(count: int) -> float:
     """The share beyond each end of a 95 % percentile interval over `count` pictures: Phi(-sqrt(n / (n - 1)) t)."""
-    reach = math.sqrt(count / (count - 1)) * _t975(count - 1)
-    return 0.5 * math.erfc(reach / math.sqrt(2))
+    from scipy.special import ndtr, stdtrit
 
-
-def _t975(freedom: int) -> float:
-    """The 97.5 % point of Student's t: exact for 1 and 2, else by bisection of its integral."""
-    low, high = 1.9, 13.0
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    for _ in range(50):
-        middle = (low + high) / 2
-        x = np.linspace(0, middle, 2001)
-        inside = scale * float(np.trapezoid((1 + x * x / freedom) ** (-(freedom + 1) / 2), x))
-        low, high = (middle, high) if inside < 0.475 else (low, middle)
-    return (low + high) / 2
+    t = stdtrit(count - 1, 0.975)  # the 97.5 % point of Student's t
+    return float(ndtr(-math.sqrt(count / (count - 1)) * t))
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -130,3 +120,44 @@ def stalled(evaluations: Sequence[Evaluation], patience: int) -> bool:
     points = [e for e in evaluations if not e.name]
     best = best_of(points)
     return best is not None and len(points) - 1 - points.index(best) >= patience
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def change(won: float, base: float) -> str:
+    """ "3.1 % lower" """
+    return f"{abs(won) / base:.1%}".replace("%", " %") + (" lower" if won >= 0 else " higher")
+
+
+def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
+    """What the held-out pictures say at the end."""
+    base, count = taken[0], len(verdict.best.held)
+    won, gap = verdict.improvement, verdict.gap
+    few = count < FEWEST
+    sure = f", too few pictures ({count}) for an interval" if few else f" (95 %: {won.low:.4f} to {won.high:.4f})"
+    lines = [
+        f"held-out loss: base {base.loss:.4f}, lowest {verdict.best.loss:.4f} at step {verdict.best.step}, "
+        f"{change(won.mean, base.loss)} by {won.mean:.4f}{sure}"
+    ]
+    if verdict.best is verdict.last:
+        lines.append("the last step is the best")
+    elif verdict.separate:
+        sure = f"(95 %: {gap.low:.4f} to {gap.high:.4f})"
+        lines.append(
+            f"step {verdict.best.step} is better than the last, step {verdict.last.step}: by {gap.mean:.4f} {sure}"
+        )
+    else:
+        lines.append(
+            f"step {verdict.best.step} is not proved better than the last, step {verdict.last.step}: the difference is "
+            f"{gap.mean:.4f}" + (", of too few pictures" if few else f" (95 %: {gap.low:.4f} to {gap.high:.4f})")
+        )
+    init = next((e for e in taken if e.name == "init"), None)
+    if init is not None and verdict.against_init is not None:
+        from_init = verdict.against_init
+        sure = "" if few else f" (95 %: {from_init.low:.4f} to {from_init.high:.4f})"
+        lines.append(
+            f"before and after: base {base.loss:.4f}, init_lora {init.loss:.4f}, now {verdict.last.loss:.4f}, "
+            f"{change(from_init.mean, init.loss)} than init_lora by {abs(from_init.mean):.4f}{sure}"
+        )
+    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,7 +17,7 @@ from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.loader import caption_for, draw, epoch_batches
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import Batch, Family
+from lora_scripts.families.base import Batch, PictureFamily, Place
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ def plan_pictures(
 class Feed:
     """Batches for a family. `fill` computes or reads what can be cached; `steps` then touches no file."""
 
-    family: Family
+    family: PictureFamily
     pictures: list[Picture]
     settings: Settings
     cache_text: bool
     latents: list[list[dict[str, Tensor]]] = field(default_factory=list)
-    """[picture][view] -> mean, std, each [c, h, w]"""
+    """[picture][view] -> what the family's encoder gave, by its names, each [c, h, w]"""
     masks: list[list[Tensor]] = field(default_factory=list)
     """[picture][view] -> [1, h, w]; empty without masks"""
-    states: dict[str, Tensor] = field(default_factory=dict)
-    """caption -> [tokens, width]"""
+    texts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """caption -> what the family's text encoder gave, by its names"""
 
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
         """Latents of all views, and text states if `cache_text`, from the cache or computed into it."""
@@ -90,8 +90,7 @@ class Feed:
                 entry = cache.get(key)
                 if entry is None:
                     image = image or load_rgb(picture.sample.path)
-                    moments = self.family.encode_image(apply_view(image, view)[None])
-                    entry = {name: value[0].contiguous() for name, value in moments.items()}
+                    entry = _only(self.family.encode_image(apply_view(image, view)[None]))
                     cache.put(key, entry)
                 row.append(entry)
                 done += 1
@@ -109,15 +108,15 @@ class Feed:
             key = cache_key("text", text, caption)
             entry = cache.get(key)
             if entry is None:
-                entry = {"states": self.family.encode_text([caption])[0]}
+                entry = _only(self.family.encode_text([caption]))
                 cache.put(key, entry)
-            self.states[caption] = entry["states"]
+            self.texts[caption] = entry
             progress("captions", done, len(captions))
 
     def _masks(self, picture: Picture) -> list[Tensor]:
         """One for each view; a picture that counts as a whole (of the class) has none of its own."""
         assert self.settings.mask is not None
-        factor, background = self.family.spec.vae_factor, self.settings.mask_background
+        factor, background = self.family.facts.vae_factor, self.settings.mask_background
         if picture.of_class:
             return [torch.ones(1, v.bucket[1] // factor, v.bucket[0] // factor) for v in picture.views]
         mask = self.settings.mask(picture.sample)
@@ -148,13 +147,13 @@ class Feed:
                 yield epoch, ready
 
     def _batch(self, epoch: int, start: int, indices: list[int]) -> Batch:
-        s, means, stds, captions, generators, masks = self.settings, [], [], [], [], []
+        s, latents, captions, generators, masks, places = self.settings, [], [], [], [], []
         names = [self.pictures[index].sample.name for index in indices]
         for position, index in enumerate(indices, start):
             row = self.latents[index]
             drawn = draw(s.seed, epoch, position, index, variants=len(row), caption_dropout=s.caption_dropout)
-            means.append(row[drawn.variant]["mean"])
-            stds.append(row[drawn.variant]["std"])
+            latents.append(row[drawn.variant])
+            places.append(place_of(self.pictures[index].sample, self.pictures[index].views[drawn.variant]))
             place = f"{s.seed}/{epoch}/{position}/{index}"
             caption = "" if drawn.drop_caption else self.pictures[index].sample.caption
             captions.append(
@@ -165,22 +164,41 @@ class Feed:
             generators.append(generator(f"noise/{place}"))
         weights = [self.pictures[index].weight for index in indices]
         return Batch(
-            torch.stack(means),
-            torch.stack(stds),
+            stacked(latents),
             captions,
-            self.states_of(captions),
+            self.texts_of(captions),
             names,
             generators,
+            places=places,
             masks=torch.stack(masks) if masks else None,
             weights=torch.tensor(weights) if set(weights) != {1.0} else None,
         )
 
-    def states_of(self, captions: Sequence[str]) -> Tensor | None:
+    def texts_of(self, captions: Sequence[str]) -> dict[str, Tensor] | None:
+        """The encoded captions, from memory or encoded now; None where the text encoder is trained."""
         if not self.cache_text:
             return None
-        unknown = [c for c in dict.fromkeys(captions) if c not in self.states]  # shuffled tags
-        fresh = dict(zip(unknown, self.family.encode_text(unknown), strict=True)) if unknown else {}
-        return torch.stack([fresh[c] if c in fresh else self.states[c] for c in captions])
+        unknown = [c for c in dict.fromkeys(captions) if c not in self.texts]  # shuffled tags
+        rows = dict(self.texts)
+        if unknown:
+            encoded = self.family.encode_text(unknown)
+            rows |= {c: {name: t[i] for name, t in encoded.items()} for i, c in enumerate(unknown)}
+        return stacked([rows[c] for c in captions])
+
+
+def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """n tables of tensors [...] as one of tensors [n, ...]."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def place_of(sample: Sample, view: View) -> Place:
+    """Where in its picture a view lies."""
+    return Place((sample.width, sample.height), (view.left, view.top), view.bucket)
+
+
+def _only(encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The one row of what an encoder gave."""
+    return {name: value[0].contiguous() for name, value in encoded.items()}
 
 
 def generator(key: str) -> torch.Generator:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import Batch, Family
-from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.average import Ema
-from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates, rest_groups, set_rates
 from lora_scripts.train.state import RunState
 
@@ -25,7 +25,6 @@ class LoopSettings:
     """Optimizer steps of the whole run."""
     rates: Rates
     max_grad_norm: float
-    objective: Objective
     seed: int
     save_every: int
     preview_every: int
@@ -64,9 +63,19 @@ class Hooks:
     """Called after `measure`, when what it found is saved."""
 
 
+class Batch(Protocol):
+    """What the loop knows of a batch: what to call it when its loss is no number."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
 def run_loop(
-    family: Family,
-    feed: Feed,
+    loss_of: Callable[[B], tuple[Tensor, int]],
+    steps: Callable[[int, int], Iterator[tuple[int, list[B]]]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     settings: LoopSettings,
@@ -76,28 +85,33 @@ def run_loop(
 ) -> bool:
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
+    `loss_of` gives the sum of a batch's losses, with gradient, and how many were summed; `steps(first, total)` gives
+    the epoch and the batches of each step.
+
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for epoch, batches in feed.steps(state.step, settings.total):
+    for epoch, batches in steps(state.step, settings.total):
         start, share = time.perf_counter(), settings.rates.share(state.step, settings.total)
         set_rates(optimizer, share)
         torch.manual_seed((settings.seed << 32) + state.step)  # for dropout; noise comes with the batch
-        total, count = torch.zeros((), device=family.device), 0
+        total, count = torch.zeros((), device=parameters[0].device), 0
         for batch in batches:
-            loss, n = family.loss(batch, settings.objective)
+            loss, n = loss_of(batch)
             scaler.scale(loss).backward()
             total, count = total + loss.detach(), count + n
-        mean = total.item() / count
         scaler.unscale_(optimizer)
         for p in parameters:
             if p.grad is not None:
                 p.grad.div_(count)
         rest_groups(optimizer, state.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
+        summed, length = torch.stack(
+            [total, norm.to(total)]
+        ).tolist()  # the one place where a step waits for the device
         # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
-        if not (torch.isfinite(total) and (scaler.is_enabled() or torch.isfinite(norm))):
+        if not (math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))):
             if state.step:
                 hooks.save()
             raise _diverged(state.step + 1, batches)
@@ -108,8 +122,9 @@ def run_loop(
         state.step += 1
         if ema is not None:
             ema.update(state.step)
-        state.losses.append(mean)
-        hooks.told(StepFacts(state.step, epoch, mean, share, norm.item(), count, time.perf_counter() - start))
+        state.losses.append(summed / count)
+        seconds = time.perf_counter() - start
+        hooks.told(StepFacts(state.step, epoch, summed / count, share, length, count, seconds))
         last, stop = state.step == settings.total, hooks.stop()
         measured = settings.measure_every > 0 and (last or state.step % settings.measure_every == 0)
         last = (measured and hooks.measure()) or last
@@ -127,7 +142,7 @@ def run_loop(
     return True
 
 
-def _diverged(step: int, batches: list[Batch]) -> UserError:
+def _diverged(step: int, batches: Sequence[Batch]) -> UserError:
     names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))
     saved = "; what was learnt before it is saved" if step > 1 else ""
     return UserError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Batch
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.losses.noise import Draws
-from lora_scripts.train.feed import Feed, generator
+from lora_scripts.losses.noise import STEPS, Draws, at_level, middle
+from lora_scripts.train.feed import Feed, generator, place_of, stacked
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,22 @@ class Range:
     first: int = 0
     last: int = 999
 
-    def draw(self, part: int, g: torch.Generator) -> int:
-        """A timestep of the part (0 … strata - 1)."""
-        count = self.last - self.first + 1
-        u = torch.rand((), generator=g, dtype=torch.float64).item()
-        return self.first + min(int((part + u) / self.strata * count), count - 1)
+    def draw(self, part: int, g: torch.Generator, levels: int | None) -> Tensor:
+        """A number u of the part (0 … strata - 1); `levels` as in `losses.noise.Timesteps.draw`."""
+        share = torch.rand((), generator=g, dtype=torch.float64).item()
+        return self._at((part + share) / self.strata, levels)
 
-    def middle(self, part: int) -> int:
-        """The timestep in the middle of a part."""
-        return self.first + (2 * part + 1) * (self.last - self.first + 1) // (2 * self.strata)
+    def middle(self, part: int, levels: int | None) -> Tensor:
+        """The u in the middle of a part."""
+        return self._at(Fraction(2 * part + 1, 2 * self.strata), levels)
+
+    def _at(self, share: float | Fraction, levels: int | None) -> Tensor:
+        count = self.last - self.first + 1
+        if levels is None:
+            return torch.tensor(float((self.first + share * count) / STEPS), dtype=torch.float64)
+        first = at_level(self.first, levels)
+        count = at_level(self.last + 1, levels) - first
+        return middle(torch.tensor(first + min(int(share * count), count - 1)), levels)
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,19 @@ class Probe:
         pictures = [self.feed.pictures[self.indices[row]] for row, _ in places]
         latents = [self.feed.latents[self.indices[row]][0] for row, _ in places]
         times, noises, posteriors = [], [], []
+        many = self.feed.family.levels(self.objective)
         for picture, (_, part), moments in zip(pictures, places, latents, strict=True):
             g = generator(f"probe/{self.seed}/{'' if self.common else picture.sample.digest}/{part}")
-            times.append(self.levels.middle(part) if self.common else self.levels.draw(part, g))
+            times.append(self.levels.middle(part, many) if self.common else self.levels.draw(part, g, many))
             noises.append(torch.randn(moments["mean"].shape, generator=g))
             posteriors.append(torch.randn(moments["mean"].shape, generator=g))
         texts = [picture.sample.caption if captions else "" for picture in pictures]
         batch = Batch(
-            torch.stack([m["mean"] for m in latents]),
-            torch.stack([m["std"] for m in latents]),
+            stacked(latents),
             texts,
-            self.feed.states_of(texts),
+            self.feed.texts_of(texts),
             [picture.sample.name for picture in pictures],
             [],
+            places=[place_of(picture.sample, picture.views[0]) for picture in pictures],
         )
-        return batch, Draws(torch.tensor(times), torch.stack(noises), torch.stack(posteriors))
+        return batch, Draws(torch.stack(times), torch.stack(noises), torch.stack(posteriors))

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.kinds import kind_of
-from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sdxl import names
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.table import FAMILIES, identify
 from lora_scripts.formats.header import Header, read_header
-from lora_scripts.loras.file import FAMILIES, SD1, SDXL, LoraFamily
 
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
-_ROOTS = {"unet": "unet", "text_encoder": "text_encoder"}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -41,7 +38,7 @@ class Checkpoint:
     """One `.safetensors` in the published layout, or a diffusers folder."""
 
     path: Path
-    family: LoraFamily
+    family: Facts
     files: dict[str, Header]
     """Every file with weights that a LoRA may change; "" of a single file."""
     places: dict[str, list[Place]]
@@ -92,57 +89,47 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _single(path: Path) -> Checkpoint:
-    header = read_header(path)
-    kind = kind_of(header.shapes)
-    family = next((family for family in FAMILIES if kind in family.kinds), None)
-    if family is None:
-        hint = "give a Stable Diffusion 1.x or SDXL checkpoint: one .safetensors file or a diffusers folder"
-        raise UserError(f"this is {kind.words}", file=path, hint=hint)
-    places: dict[str, list[Place]] = {}
-    if family is SDXL:
-        for module in names.modules():
-            if module.ldm in header.tensors:
-                places[module.path] = [Place("", module.ldm, module.third)]
-    else:
-        layout = singlefile.layout_of(header.shapes, file=path, vae=False)
-        for part, rows in (("unet", singlefile.unet_rows(layout)), ("text_encoder", singlefile.text_rows(layout))):
-            for row in rows:
-                if row.hf.endswith(".weight") and row.ldm in header.tensors:
-                    name = row.hf.removesuffix(".weight").removeprefix("text_model.")
-                    places[f"{part}.{name}"] = [Place("", row.ldm)]
+    family, header = _family(path), read_header(path)
+    weights = family.weights(header, path)
+    places = {module: [Place("", weight.key, weight.third)] for module, weight in weights.items()}
     return Checkpoint(path, family, {"": header}, places)
 
 
+def _family(path: Path) -> Facts:
+    """UserError for a model that no LoRA goes into."""
+    kind = identify(path)
+    family = next((facts for facts in FAMILIES if kind in facts.mergeable), None)
+    if family is None:
+        names = " or ".join(facts.words for facts in reversed(FAMILIES))
+        hint = f"give a checkpoint of {names}: one .safetensors file or a diffusers folder"
+        raise UserError(f"this is {kind.words}", file=path, hint=hint)
+    return family
+
+
 def _folder(path: Path) -> Checkpoint:
-    if (path / "text_encoder_2").exists():
-        hint = "give SDXL as one .safetensors file"
-        raise UserError("this is a diffusers folder of SDXL, which is not supported here", file=path, hint=hint)
-    missing = [part for part in _ROOTS if not (path / part / "config.json").is_file()]
-    if missing:
-        words = f"this folder has no {', '.join(f'{part}/config.json' for part in missing)}"
-        raise UserError(words, file=path, hint="give a diffusers folder of Stable Diffusion 1.x, or a single file")
+    family = _family(path)
+    if not family.parts:
+        hint = f"give {family.words} as one .safetensors file"
+        raise UserError(
+            f"this is a diffusers folder of {family.words}, which is not supported here", file=path, hint=hint
+        )
     files: dict[str, Header] = {}
     places: dict[str, list[Place]] = {}
     faults, left_out = [], [p.name for p in sorted(path.glob("*")) if p.suffix in _WEIGHTS]
-    for part in _ROOTS:
-        found = sorted((path / part).glob("*.safetensors"), key=lambda p: (len(p.name), p.name))
+    for part, dropped in family.parts.items():
+        shards = sorted((path / part).glob("*.safetensors"), key=lambda p: (len(p.name), p.name))
         left_out += [
-            f"{part}/{p.name}" for p in sorted((path / part).glob("*")) if p.suffix in _WEIGHTS and p not in found
+            f"{part}/{p.name}" for p in sorted((path / part).glob("*")) if p.suffix in _WEIGHTS and p not in shards
         ]
-        if not found:
+        if not shards:
             hint = "it needs .safetensors weights; pickle files are not read, because they can run code"
             faults.append(UserError("there are no .safetensors weights", file=path / part, hint=hint))
-        for file in found:
+        for file in shards:
             name = f"{part}/{file.name}"
             files[name] = header = read_header(file)
             for key in header.tensors:
                 if key.endswith(".weight"):
-                    module = f"{part}.{key.removesuffix('.weight').removeprefix('text_model.')}"
+                    module = f"{part}.{key.removesuffix('.weight').removeprefix(dropped)}"
                     places.setdefault(module, []).append(Place(name, key))
     raise_all(faults)
-    context = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    if context not in places:
-        raise UserError("this is not a Stable Diffusion 1.x model", file=path, hint="give the folder of one")
-    if files[places[context][0].file].tensors[places[context][0].key].shape[1] == 1024:
-        raise UserError("this is Stable Diffusion 2.x, which is not supported", file=path, hint="give one of 1.x")
-    return Checkpoint(path, SD1, files, places, left_out)
+    return Checkpoint(path, family, files, places, left_out)

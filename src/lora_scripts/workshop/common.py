@@ -1,26 +1,25 @@
 """What combine, merge, unmerge, extract and resize share: looking at what was given before anything heavy is loaded,
-and telling what came out.
+and what there is to say of a LoRA that was written.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import LoraFamily, LoraFile
+from lora_scripts.loras.file import LoraFile
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 T = TypeVar("T")
 
@@ -75,21 +74,21 @@ def check_space(output: Path, size: int) -> None:
         raise UserError(text, file=output, hint="free some space, or give another folder")
 
 
-def one_family(paths: Sequence[Path], faults: Faults) -> LoraFamily | None:
+def one_family(paths: Sequence[Path], faults: Faults) -> Facts | None:
     """The family of all the files, by their headers; a fault for each that is no LoRA, and when they differ."""
-    found = [(path, family) for path in paths if (family := faults.attempt(partial(loras.family_of, path)))]
-    if len({family.name for _, family in found}) > 1:
-        told = ", ".join(f"{path.name} is for {family.words}" for path, family in found)
-        faults.errors.append(UserError(f"these LoRAs are for different models: {told}", hint="take those of one kind"))
+    families = [(path, family) for path in paths if (family := faults.attempt(partial(loras.family_of, path)))]
+    if len({family.name for _, family in families}) > 1:
+        each = ", ".join(f"{path.name} is for {family.words}" for path, family in families)
+        faults.errors.append(UserError(f"these LoRAs are for different models: {each}", hint="take those of one kind"))
         return None
-    return found[0][1] if found else None
+    return families[0][1] if families else None
 
 
 def read_all(paths: Sequence[Path]) -> list[LoraFile]:
     """The files, each read once. UserErrors with every fault of all of them."""
     faults, files = Faults(), []
     for path in paths:
-        file = faults.attempt(partial(loras.read, path))
+        file = faults.attempt(partial(loras.read_plain, path))
         if file is not None:
             files.append(file)
     raise_all(faults.errors)
@@ -103,10 +102,10 @@ def dtype_of(precision: str, files: Sequence[LoraFile] = ()) -> torch.dtype:
     named = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if precision != "auto":
         return named[precision]
-    found = {w.down.dtype for file in files for w in file.weights.values()}
-    if not found or any(dtype.itemsize == 1 for dtype in found):
+    dtypes = {w.down.dtype for file in files for w in file.weights.values()}
+    if not dtypes or any(dtype.itemsize == 1 for dtype in dtypes):
         return torch.float16
-    return found.pop() if len(found) == 1 and found <= set(named.values()) else torch.float32
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(named.values()) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -115,66 +114,67 @@ def dtype_name(dtype: torch.dtype) -> str:
     return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
 
 
+def check_weights(loras: Iterable[Weighted], faults: Faults) -> None:
+    """A LoRA at weight 0 would do nothing, which is a mistake."""
+    for lora in loras:
+        if lora.weight == 0:
+            faults.errors.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
+
+
 def has_conv(weights: Mapping[str, LoraWeights]) -> bool:
     """Whether a convolution larger than 1 x 1 carries a LoRA."""
     return any(w.down.dim() == 4 and w.down.shape[-1] > 1 for w in weights.values())
 
 
-def counting(what: str) -> Callable[[int, int], None]:
-    """Shows "what 12 of 264" on a terminal, and nothing where output is kept."""
-    if not sys.stderr.isatty():
-        return lambda done, total: None
-
-    def told(done: int, total: int) -> None:
-        end = "\r" if done < total else "\n"
-        print(f"{what} {done} of {total}", end=end, file=sys.stderr, flush=True)
-
-    return told
+def made_by(command: str, **settings: object) -> str:
+    """The command with the settings that counted, for the metadata: "resize rank=8"."""
+    return " ".join([command, *(f"{key}={value}" for key, value in settings.items() if value is not None)])
 
 
-def file_rows(written: LoraFile, off: float) -> dict[str, object]:
-    """What is told of a LoRA that was written."""
-    one = next(iter(written.weights.values()))
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A LoRA file that was written, as it was read again from the disk."""
+
+    output: Path
+    rank: int
+    alpha: float
+    modules: int
+    precision: str
+    """fp32, fp16 or bf16"""
+    bytes: int
+    sha256: str
+    autov3: str
+    rounding: float
+    """|ΔW in the file - ΔW meant| / |ΔW meant|"""
+
+    @property
+    def autov2(self) -> str:
+        return self.sha256[:10]
+
+
+def as_written(file: LoraFile, rounding: float) -> dict[str, Any]:
+    """The fields of `Written`, of a file as `loras.file.write` gives it."""
+    first = next(iter(file.weights.values()))
     return {
-        "output": str(written.path),
-        "rank": one.rank,
-        "alpha": one.alpha,
-        "modules": len(written.weights),
-        "precision": dtype_name(one.down.dtype),
-        "bytes": written.path.stat().st_size,
-        "sha256": written.sha256,
-        "autov3": written.metadata["sshs_model_hash"][:12],
-        "rounding": off,
+        "output": file.path,
+        "rank": first.rank,
+        "alpha": first.alpha,
+        "modules": len(file.weights),
+        "precision": dtype_name(first.down.dtype),
+        "bytes": file.path.stat().st_size,
+        "sha256": file.sha256,
+        "autov3": file.metadata["sshs_model_hash"][:12],
+        "rounding": rounding,
     }
 
 
-def file_lines(rows: Mapping[str, object]) -> list[str]:
-    """`file_rows` for people."""
-    size = int(str(rows["bytes"])) / 1e6
-    return [
-        f"written: {rows['output']} (rank {rows['rank']}, alpha {rows['alpha']:g}, {rows['modules']} modules, "
-        f"{rows['precision']}, {size:.1f} MB)",
-        f"read again: ΔW as meant to {rows['rounding']:.1e} of its size",
-        f"sha256 {rows['sha256']} (AutoV2 {str(rows['sha256'])[:10]}, AutoV3 {rows['autov3']})",
-    ]
+@dataclass(frozen=True)
+class Ranks:
+    """Of the modules of one block."""
 
-
-def show(as_json: bool, values: Mapping[str, object], lines: Iterable[str]) -> None:
-    """One JSON object, or lines for people."""
-    if as_json:
-        print(json.dumps(values, ensure_ascii=False, indent=2))
-    else:
-        print("\n".join(lines))
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns one under the other: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for row in (head, *rows):
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines
+    least: int
+    mean: float
+    most: int
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -5,71 +5,139 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
-from lora_scripts.families.sd1.skeleton import skeleton_of
+from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
-from lora_scripts.loras import dialects, kohya, metadata
-from lora_scripts.loras.consumers.rules import STANDARD, Layer, sd1_base
-from lora_scripts.loras.dialects import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ALPHA_KEY
-from lora_scripts.loras.kohya import LoraWeights
-from lora_scripts.loras.naming import Names, Naming, sd1
-from lora_scripts.loras.verify import MATCHERS, Source, open_lora
+from lora_scripts.loras import dialects, kohya
+from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
+from lora_scripts.loras.naming import Naming
+from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.verify import MATCHERS
+from lora_scripts.workshop.checkpoint import open_checkpoint
+from lora_scripts.workshop.stream import read_module
 
 _NOT_CARRIED = (ALPHA_KEY, "lora_adapter_metadata", "format")
 """What belongs to the naming that it came in: diffusers' text encoder fails on its own key beside kohya's alphas."""
+Folding = Literal["exact", "rounds the smallest", "rounds all"]
+"""What it costs to fold alpha / rank into the weights: nothing, digits of the smallest of them (alpha / rank is a power
+of two), or the last bit of all."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Every rank and alpha that there is in a file, ascending."""
+
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BakedDora:
+    """DoRA modules as plain ones."""
+
+    modules: int
+    rank: int
+    mean_kept: float
+    """Share of |ΔW|² that is kept, a mean over the modules."""
+    least_kept: float
+    worst_module: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """What `lora-scripts convert` was asked for."""
+class Converted:
+    """A LoRA that was written in other names, and what that cost."""
 
     file: Path
+    output: Path
+    modules: int
+    naming: str
+    """Of `file`: a word of `Naming`, or "unknown"."""
     to: str
-    """A word of `names.Naming`."""
-    output: Path | None = None
-    dtype: str | None = None
-    """A word of `precision.DTYPES`; None: as it is."""
-    keep_ranks: bool = False
-    bake_dora: bool = False
-    base: Path | None = None
-    rank: int | None = None
-    overwrite: bool = False
+    sizes: Sizes
+    """Of `file`."""
+    baked: BakedDora | None
+    padded: Sizes | None
+    """One rank and alpha that all modules were padded to; None where that changed nothing."""
+    dtype: str | None
+    """The precision that was asked for."""
+    loss: precision.Loss
+    folding: Folding | None
+    """Of diffusers' form."""
+    read_by: tuple[str, ...]
+    """Programs that read every key."""
+    parts: tuple[str, ...]
+    """Of PEFT's form: the folders, each for one part of a pipeline."""
 
 
-def convert_file(options: ConvertOptions) -> None:
-    """Writes the converted LoRA and tells what it cost. UserError for a mistake; then nothing is written."""
-    output = _output(options)
-    source, names = open_lora(options.file), sd1()
-    modules = source.modules()
-    told = [f"{options.file}: {len(modules)} modules, {_naming(source)} names, {_ranks(modules)}"]
-    if options.bake_dora:
-        assert options.base is not None
-        modules, line = _baked(modules, options.base, options.rank, options.file)
-        told.append(line)
-    dtype = _main_dtype(modules) if options.dtype is None else precision.DTYPES[options.dtype]
-    naming = Naming(options.to)
-    if naming is not Naming.PEFT and not options.keep_ranks:
-        padded = kohya.uniform(modules)
-        if any(padded[path] is not w for path, w in modules.items()):
-            told.append(f"ranks and alphas differ: all padded to {_ranks(padded)}")
-        modules = padded
-    modules, loss = precision.cast(modules, dtype)
-    if options.dtype is not None:
-        told.append(f"{options.dtype}: {loss}")
+def convert(
+    file: Path,
+    to: str,
+    *,
+    output: Path | None = None,
+    dtype: str | None = None,
+    keep_ranks: bool = False,
+    bake_dora: bool = False,
+    base: Path | None = None,
+    rank: int | None = None,
+    overwrite: bool = False,
+    sink: Sink = ignore,
+) -> Converted:
+    """Writes a LoRA in the names `to`, a word of `Naming`; `dtype` is a word of `precision.DTYPES`, None: as it is.
+
+    With `bake_dora`, what is a DoRA becomes a plain LoRA on `base`, of `rank` or its own. UserErrors for a mistake;
+    then nothing is written.
+    """
+    output = _output(file, to, output, dtype, overwrite=overwrite)
+    source, naming = open_lora(file), Naming(to)
+    family, modules = source.require_family(), plain(source.modules(), file, dora=True)
+    sizes, baked, padded = _sizes(modules), None, None
+    if bake_dora:
+        assert base is not None
+        modules, baked = _baked(modules, base, rank, file, sink)
+    number_type = _main_dtype(modules) if dtype is None else precision.DTYPES[dtype]
+    if naming is not Naming.PEFT and not keep_ranks:
+        of_one_rank = uniform(modules)
+        if any(of_one_rank[path] is not w for path, w in modules.items()):
+            padded = _sizes(of_one_rank)
+        modules = of_one_rank
+    modules, loss = precision.cast(modules, number_type)
     carried = {key: value for key, value in source.metadata.items() if key not in _NOT_CARRIED}
-    told += _write(output, naming, modules, dtype, _renumbered(carried, modules), names)
-    print("\n".join([*told, f"written: {output}"]))
+    form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family)
+    return Converted(
+        file=file,
+        output=output,
+        modules=len(modules),
+        naming=source.naming.value if source.naming else "unknown",
+        to=to,
+        sizes=sizes,
+        baked=baked,
+        padded=padded,
+        dtype=dtype,
+        loss=loss,
+        folding=form.folding,
+        read_by=form.read_by,
+        parts=form.parts,
+    )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is particular to the form that was written; see `Converted`."""
+
+    folding: Folding | None = None
+    read_by: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 def _write(
@@ -78,38 +146,29 @@ def _write(
     modules: Mapping[str, LoraWeights],
     dtype: torch.dtype,
     carried: dict[str, str],
-    names: Names,
-) -> list[str]:
-    """Writes, and gives the lines that a person should read."""
+    family: Facts,
+) -> _Form:
     if naming is Naming.PEFT:
         io.write_folder(path, _peft_files(modules, dtype, carried))
-        parts = sorted({name.partition("/")[0] for name in modules_by_part(modules)})
-        return [f"load it with PeftModel.from_pretrained(pipeline.{part}, '{path / part}')" for part in parts]
+        return _Form(parts=tuple(sorted({module.partition(".")[0] for module in modules})))
+    folding: Folding | None = None
+    names = family.names()
     if naming is Naming.DIFFUSERS:
         folded = dialects.to_diffusers(modules, names, dtype)
         tensors, carried = folded.tensors, carried | folded.metadata | {"format": "pt"}
-        lines = [] if folded.exact else [_rounding(modules)]
+        folding = "exact" if folded.exact else _why_inexact(modules)
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
-        tensors, lines = kohya.to_kohya(modules, dtype=dtype, table=table, mixed=True), []
-    io.save_safetensors(path, tensors, metadata.with_hashes(tensors, carried))
-    base = sd1_base(STANDARD, shapes=False)
-    readings = {name: read(tensors, base) for name, read in MATCHERS.items()}
-    fine = [name for name, reading in readings.items() if not reading.faults]
-    lines.append(f"every key is read by {', '.join(fine)}" if fine else "these names are read by diffusers")
-    return lines
+        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True)
+    save(path, tensors, carried)
+    base = family.base(None)
+    read_by = tuple(name for name, read in MATCHERS.items() if not read(tensors, base).faults)
+    return _Form(folding, read_by)
 
 
-def _rounding(modules: Mapping[str, LoraWeights]) -> str:
-    """Why alpha did not go into the weights without a rounding."""
-    if all(math.frexp(w.alpha / w.rank)[0] == 0.5 for w in modules.values()):
-        return "folding alpha / rank into the weights rounds the smallest of them: --dtype fp32 keeps every bit"
-    return "alpha / rank is no power of two: folding it into the weights rounds their last bit"
-
-
-def modules_by_part(modules: Mapping[str, LoraWeights]) -> set[str]:
-    """The parts that a LoRA changes: "unet", "text_encoder"."""
-    return {path.partition(".")[0] for path in modules}
+def _why_inexact(modules: Mapping[str, LoraWeights]) -> Folding:
+    powers_of_two = all(math.frexp(w.alpha / w.rank)[0] == 0.5 for w in modules.values())
+    return "rounds the smallest" if powers_of_two else "rounds all"
 
 
 def _peft_files(modules: Mapping[str, LoraWeights], dtype: torch.dtype, carried: dict[str, str]) -> dict[str, io.Data]:
@@ -129,60 +188,23 @@ def _peft_files(modules: Mapping[str, LoraWeights], dtype: torch.dtype, carried:
 
 
 def _baked(
-    modules: Mapping[str, LoraWeights], base: Path, rank: int | None, file: Path
-) -> tuple[dict[str, LoraWeights], str]:
+    modules: Mapping[str, LoraWeights], base: Path, rank: int | None, file: Path, sink: Sink
+) -> tuple[dict[str, LoraWeights], BakedDora]:
     """Every DoRA module as a plain LoRA; the plain ones stay as they are."""
     with_dora = [path for path, w in modules.items() if w.dora is not None]
     if not with_dora:
         raise UserError("no module of this file is a DoRA", file=file, hint="leave out --bake-dora, --base and --rank")
-    weight = _base_weights(base)
-    result, shares = dict(modules), {}
-    for path in with_dora:
-        baked = dora.bake(modules[path], weight(path), rank or modules[path].rank)
-        result[path], shares[path] = baked.weights, baked.energy
-    least = min(shares, key=lambda path: shares[path])
-    mean = sum(shares.values()) / len(shares)
-    asked = rank or max(modules[path].rank for path in with_dora)
-    return result, (
-        f"DoRA baked: {len(with_dora)} modules at rank {asked} keep {mean:.1%} of their change's energy on average, "
-        f"{shares[least]:.1%} at least ({least})"
-    )
-
-
-def _base_weights(base: Path) -> Callable[[str], Tensor]:
-    """Our path -> the base's frozen weight, read one at a time."""
-    layers = {layer.path: layer for layer in skeleton_of(base).base.layers}
-    files = (
-        [base]
-        if base.is_file()
-        else [f for part in ("unet", "text_encoder") for f in (base / part).glob("*.safetensors")]
-    )
-    where: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, "pt") as handle:
-            prefix = "" if base.is_file() else f"{file.parent.name}:"
-            where |= {prefix + key: file for key in handle.keys()}  # noqa: SIM118  no mapping
-
-    def weight(path: str) -> Tensor:
-        if path not in layers:
+    model = open_checkpoint(base)
+    result, kept = dict(modules), dict[str, float]()
+    for number, path in enumerate(with_dora, 1):
+        if path not in model.places:
             raise UserError(f"the base has no layer {path}", file=base, hint="this LoRA is for another base model")
-        for key in _keys(layers[path], single=base.is_file()):
-            if key in where:
-                with safe_open(where[key], "pt") as handle:
-                    return handle.get_tensor(key.partition(":")[2] or key)
-        raise UserError(f"the weight of {path} is missing", file=base, hint="get the original file")
-
-    return weight
-
-
-def _keys(layer: Layer, *, single: bool) -> tuple[str, ...]:
-    """Where the weight stands in a single file, or in a diffusers folder ("part:key")."""
-    if single:
-        inner = layer.ldm.removeprefix("transformer.text_model.")
-        return (f"{UNET_PREFIX if layer.unet else TEXT_PREFIX}{inner}.weight",)
-    if layer.unet:
-        return (f"unet:{layer.hf}.weight",)
-    return f"text_encoder:{layer.hf}.weight", f"text_encoder:{layer.hf.removeprefix('text_model.')}.weight"
+        baked = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
+        result[path], kept[path] = baked.weights, baked.energy
+        sink(Progress("layers", number, len(with_dora)))
+    worst = min(kept, key=lambda path: kept[path])
+    most = rank or max(modules[path].rank for path in with_dora)
+    return result, BakedDora(len(with_dora), most, sum(kept.values()) / len(kept), kept[worst], worst)
 
 
 def _renumbered(carried: dict[str, str], modules: Mapping[str, LoraWeights]) -> dict[str, str]:
@@ -202,16 +224,16 @@ def _says(text: str, value: float) -> bool:
         return False
 
 
-def _output(options: ConvertOptions) -> Path:
+def _output(file: Path, to: str, output: Path | None, dtype: str | None, *, overwrite: bool) -> Path:
     """Where to write: asked for, or beside the file. UserError where something stands that may not be replaced."""
-    word = f"-{options.dtype}" if options.dtype else ""
-    name = f"{options.file.stem if options.file.suffix == '.safetensors' else options.file.name}-{options.to}{word}"
-    suffix = "" if options.to == Naming.PEFT.value else ".safetensors"
-    output = options.output or options.file.parent / f"{name}{suffix}"
+    word = f"-{dtype}" if dtype else ""
+    name = f"{file.stem if file.suffix == '.safetensors' else file.name}-{to}{word}"
+    suffix = "" if to == Naming.PEFT.value else ".safetensors"
+    output = output or file.parent / f"{name}{suffix}"
     if bool(suffix) != (output.suffix == ".safetensors"):
         hint = "PEFT's form is a folder" if not suffix else "the name must end in .safetensors"
-        raise UserError(f"--output {output} does not fit --to {options.to}", hint=hint)
-    if output.exists() and not options.overwrite:
+        raise UserError(f"--output {output} does not fit --to {to}", hint=hint)
+    if output.exists() and not overwrite:
         raise UserError("is there already", file=output, hint="name another --output, or add --overwrite")
     return output
 
@@ -220,11 +242,8 @@ def _main_dtype(modules: Mapping[str, LoraWeights]) -> torch.dtype:
     return Counter(w.down.dtype for w in modules.values()).most_common(1)[0][0]
 
 
-def _naming(source: Source) -> str:
-    return source.naming.value if source.naming else "unknown"
-
-
-def _ranks(modules: Mapping[str, LoraWeights]) -> str:
-    ranks, alphas = sorted({w.rank for w in modules.values()}), sorted({w.alpha for w in modules.values()})
-    few = [f"{name} {', '.join(f'{v:g}' for v in values[:4])}" for name, values in (("rank", ranks), ("alpha", alphas))]
-    return ", ".join(few)
+def _sizes(modules: Mapping[str, LoraWeights]) -> Sizes:
+    return Sizes(
+        ranks=tuple(sorted({w.rank for w in modules.values()})),
+        alphas=tuple(sorted({w.alpha for w in modules.values()})),
+    )

@@ -1,98 +1,165 @@
-"""`lora-scripts extract`."""
+"""`lora-scripts extract`: the LoRA between two models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.loras import file as loras
-from lora_scripts.loras.file import Source
+from lora_scripts.loras import metadata
+from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
+    Ranks,
+    Written,
+    as_written,
     check_output,
-    counting,
     dtype_of,
-    file_lines,
-    file_rows,
     has_conv,
-    show,
-    table,
+    made_by,
 )
 
 if TYPE_CHECKING:
     from lora_scripts.adapters.algebra.extract import Extracted
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
 
 DEFAULT_RANK = 32
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractedLora(Written):
+    """The LoRA, and how much of the difference of the two models is in it."""
+
+    energy_kept: float
+    """Share of |difference|² of its layers, 1: all of it."""
+    worst_module: str
+    worst_energy_kept: float
+    effective_ranks: Mapping[str, int]
+    """Layer -> rank of the difference, above what rounding gives."""
+    blocks: Mapping[str, BlockRanks]
+    """The same by block."""
+    only_rounding: int
+    """Layers that differ by no more than rounding."""
+    elsewhere: Mapping[str, float] | None
+    """Weight -> |difference|² of every weight that differs and is not in the LoRA; None where the layouts differ."""
+    elsewhere_share: float
+    """Of the whole |difference|², what `others` have."""
+
+    @property
+    def others(self) -> list[str]:
+        """Weights of `elsewhere` that are not the VAE's."""
+        return _without_vae(self.elsewhere or {})
+
+    @property
+    def vae_differs(self) -> bool:
+        return len(self.others) < len(self.elsewhere or {})
+
+
 @dataclass(frozen=True)
-class ExtractOptions:
-    """What `lora-scripts extract` was asked for."""
+class BlockRanks(Ranks):
+    """Of the layers of one block that differ."""
 
-    base: Path
-    tuned: Path
-    output: Path
-    rank: int | None = None
-    energy: float | None = None
-    conv: bool = False
-    precision: str = "auto"
-    overwrite: bool = False
-    json: bool = False
+    layers: int
 
 
-def extract_file(options: ExtractOptions) -> None:
-    """Writes the LoRA that leads from a base to a fine-tuned model. UserError for a person's mistake."""
-    base, tuned = _opened(options)
-    from lora_scripts.adapters.algebra import extract as extracting
-    from lora_scripts.loras import kohya
+def _without_vae(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if not key.startswith("first_stage_model.")]
+
+
+def extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    conv: bool = False,
+    precision: str = "auto",
+    overwrite: bool = False,
+    sink: Sink = ignore,
+) -> ExtractedLora:
+    """Writes the LoRA that leads from a base to a fine-tuned model, of at most `rank`, no more of each layer than the
+    share `energy` needs; with `conv` of 3 x 3 convolutions too. UserErrors for a person's mistakes."""
+    before, after = _opened(base, tuned, output, overwrite=overwrite)
+    most = DEFAULT_RANK if rank is None and energy is None else rank
+    names = _modules(before, after, conv=conv)
+    layers, only_rounding = _extracted(before, after, names, most, energy, sink)
+    if not layers:
+        text = "the two models do not differ in any layer that a LoRA changes by more than their rounding"
+        raise UserError(text, file=tuned, hint="check the names" + ("" if conv else ", or add --conv"))
+
+    from lora_scripts.adapters.algebra.extract import missing_attention
+    from lora_scripts.adapters.weights import uniform
+
+    weights = {path: layer.weights for path, layer in layers.items()}
+    weights |= missing_attention(weights, {path: before.shape(path) for path in before.places})
+    padded = uniform(weights)
+    metadata = _metadata(before, after, output, padded, made_by("extract", rank=rank, energy=energy))
+    written, rounding = loras.write(output, before.family, padded, dtype_of(precision), metadata)
+    total = sum(layer.energy for layer in layers.values())
+    worst = min(layers, key=lambda path: layers[path].share)
+    elsewhere = _elsewhere(before, after, set(names))
+    outside = sum((elsewhere or {})[key] for key in _without_vae(elsewhere or {}))
+    return ExtractedLora(
+        **as_written(written, rounding),
+        energy_kept=sum(layer.share * layer.energy for layer in layers.values()) / total,
+        worst_module=worst,
+        worst_energy_kept=layers[worst].share,
+        effective_ranks={path: layer.effective for path, layer in layers.items()},
+        blocks=_blocks(layers),
+        only_rounding=only_rounding,
+        elsewhere=elsewhere,
+        elsewhere_share=outside / (total + outside),
+    )
+
+
+def _opened(base: Path, tuned: Path, output: Path, *, overwrite: bool) -> tuple[Checkpoint, Checkpoint]:
+    faults = Faults()
+    before = faults.attempt(lambda: open_checkpoint(base))
+    after = faults.attempt(lambda: open_checkpoint(tuned))
+    faults.attempt(lambda: check_output(output, [base, tuned], overwrite=overwrite))
+    if before is not None and after is not None:
+        if before.family is not after.family:
+            text = f"this is {after.family.words}, {base} is {before.family.words}"
+            faults.errors.append(UserError(text, file=tuned, hint="give two models of one kind"))
+        else:
+            faults.errors += _unlike(before, after)
+    raise_all(faults.errors)
+    assert before is not None and after is not None
+    return before, after
+
+
+def _extracted(
+    base: Checkpoint, tuned: Checkpoint, names: Sequence[str], rank: int | None, energy: float | None, sink: Sink
+) -> tuple[dict[str, Extracted], int]:
+    """(layer -> its difference, how many layers differ by no more than rounding)."""
+    from lora_scripts.adapters.algebra import extract as algebra
     from lora_scripts.workshop import stream
 
-    rank = options.rank
-    if rank is None and options.energy is None:
-        rank = DEFAULT_RANK
-    modules = _modules(base, tuned, options)
-    told, rounded = counting("layers"), 0
-    found: dict[str, Extracted] = {}
-    for number, path in enumerate(modules):
+    layers, only_rounding = dict[str, algebra.Extracted](), 0
+    for number, path in enumerate(names, 1):
         new, old = stream.read_module(tuned, path), stream.read_module(base, path)
-        one = extracting.extract(new, old, rank=rank, energy=options.energy)
-        if one is not None:
-            found[path] = one
+        layer = algebra.extract(new, old, rank=rank, energy=energy)
+        if layer is not None:
+            layers[path] = layer
         elif not new.double().equal(old.double()):
-            rounded += 1
-        told(number + 1, len(modules))
-    if not found:
-        text = "the two models do not differ in any layer that a LoRA changes by more than their rounding"
-        raise UserError(text, file=options.tuned, hint="check the names" + ("" if options.conv else ", or add --conv"))
-    weights = {path: one.weights for path, one in found.items()}
-    weights |= extracting.missing_attention(weights, {path: base.shape(path) for path in base.places})
-    uniform = kohya.uniform(weights)
-    values = _metadata(base, tuned, options, uniform)
-    written, off = loras.write(options.output, base.family, uniform, dtype_of(options.precision), values)
-    rows = file_rows(written, off)
-    _show(options, rows, found, rounded, _elsewhere(base, tuned, set(modules)))
+            only_rounding += 1
+        sink(Progress("layers", number, len(names)))
+    return layers, only_rounding
 
 
-def _opened(options: ExtractOptions) -> tuple[Checkpoint, Checkpoint]:
-    faults = Faults()
-    base = faults.attempt(lambda: open_checkpoint(options.base))
-    tuned = faults.attempt(lambda: open_checkpoint(options.tuned))
-    inputs = [options.base, options.tuned]
-    faults.attempt(lambda: check_output(options.output, inputs, overwrite=options.overwrite))
-    if base is not None and tuned is not None:
-        if base.family is not tuned.family:
-            text = f"this is {tuned.family.words}, {options.base} is {base.family.words}"
-            faults.errors.append(UserError(text, file=options.tuned, hint="give two models of one kind"))
-        else:
-            faults.errors += _unlike(base, tuned)
-    raise_all(faults.errors)
-    assert base is not None and tuned is not None
-    return base, tuned
+def _blocks(layers: Mapping[str, Extracted]) -> dict[str, BlockRanks]:
+    from lora_scripts.adapters.algebra.overlap import block_of
+
+    ranks: dict[str, list[int]] = {}
+    for path, layer in layers.items():
+        ranks.setdefault(block_of(path), []).append(layer.effective)
+    return {block: BlockRanks(min(r), sum(r) / len(r), max(r), len(r)) for block, r in ranks.items()}
 
 
 def _unlike(base: Checkpoint, tuned: Checkpoint) -> list[UserError]:
@@ -116,25 +183,24 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:2] if set(shape[2:]) <= {1} else shape)
 
 
-def _modules(base: Checkpoint, tuned: Checkpoint, options: ExtractOptions) -> list[str]:
+def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
-    both = [path for path in base.family.table() if path in base.places and path in tuned.places]
-    return [path for path in both if options.conv or _size(base.shape(path))[2:] == ()]
+    both = [path for path in base.family.names().kohya if path in base.places and path in tuned.places]
+    return [path for path in both if conv or _size(base.shape(path))[2:] == ()]
 
 
 def _metadata(
-    base: Checkpoint, tuned: Checkpoint, options: ExtractOptions, weights: Mapping[str, LoraWeights]
+    base: Checkpoint, tuned: Checkpoint, output: Path, weights: Mapping[str, LoraWeights], command: str
 ) -> dict[str, str]:
-    one = next(iter(weights.values()))
-    words = ["extract", *(f"{k}={v}" for k, v in (("rank", options.rank), ("energy", options.energy)) if v is not None)]
+    first = next(iter(weights.values()))
     sources = [*_sources(base), *_sources(tuned)]
-    values = loras.new_metadata(
+    values = metadata.of_making(
         base.family,
-        options.output.stem,
-        rank=one.rank,
-        alpha=one.alpha,
+        output.stem,
+        rank=first.rank,
+        alpha=first.alpha,
         conv=has_conv(weights),
-        made_by=" ".join(words),
+        made_by=command,
         sources=sources,
     )
     values["ss_sd_model_name"] = base.path.name
@@ -145,10 +211,10 @@ def _metadata(
 
 def _sources(model: Checkpoint) -> list[Source]:
     """A row for each file of weights."""
-    from lora_scripts.loras.metadata import model_hashes
+    from lora_scripts.formats.hashes import model_hashes
 
     names = {name: f"{model.path.name}/{name}" if name else model.path.name for name in model.files}
-    return [Source(told, model_hashes(model.file(name)).sha256) for name, told in names.items()]
+    return [Source(shown, model_hashes(model.file(name)).sha256) for name, shown in names.items()]
 
 
 def _elsewhere(base: Checkpoint, tuned: Checkpoint, taken: set[str]) -> dict[str, float] | None:
@@ -158,11 +224,11 @@ def _elsewhere(base: Checkpoint, tuned: Checkpoint, taken: set[str]) -> dict[str
     """
     if base.files.keys() != tuned.files.keys():
         return None
-    from lora_scripts.adapters.algebra import merge
+    from lora_scripts.adapters.algebra.merge import error_bound
     from lora_scripts.workshop import stream
 
     keys = {(place.file, place.key) for path in taken for place in base.places[path]}
-    found = {}
+    differences = {}
     for name, header in base.files.items():
         other = tuned.files[name]
         with stream.opened(base.file(name)) as old, stream.opened(tuned.file(name)) as new:
@@ -174,51 +240,6 @@ def _elsewhere(base: Checkpoint, tuned: Checkpoint, taken: set[str]) -> dict[str
                     continue
                 a, b = stream.read_tensor(old, header, key), stream.read_tensor(new, other, key)
                 difference = (b.double() - a.double()).abs()
-                if (difference > merge.error_bound(a, a.dtype) + merge.error_bound(b, b.dtype)).any():
-                    found[f"{name}: {key}" if name else key] = (difference**2).sum().item()
-    return found
-
-
-def _show(
-    options: ExtractOptions,
-    rows: Mapping[str, object],
-    found: Mapping[str, Extracted],
-    rounded: int,
-    elsewhere: Mapping[str, float] | None,
-) -> None:
-    from lora_scripts.adapters.algebra.overlap import block_of
-
-    total = sum(one.energy for one in found.values())
-    share = sum(one.share * one.energy for one in found.values()) / total
-    worst = min(found, key=lambda path: found[path].share)
-    blocks: dict[str, list[int]] = {}
-    for path, one in found.items():
-        blocks.setdefault(block_of(path), []).append(one.effective)
-    told = {
-        **rows,
-        "energy_kept": share,
-        "worst_module": worst,
-        "worst_energy_kept": found[worst].share,
-        "effective_ranks": {path: one.effective for path, one in found.items()},
-        "only_rounding": rounded,
-        "elsewhere": elsewhere,
-    }
-    cells = [[b, str(len(r)), str(min(r)), f"{sum(r) / len(r):.1f}", str(max(r))] for b, r in blocks.items()]
-    lines = table(("rank of the difference", "layers", "least", "mean", "most"), cells)
-    lines.append(f"energy kept: {share:.2%} in all; least {found[worst].share:.2%}, in {worst}")
-    if rounded:
-        lines.append(f"{rounded} layers differ by no more than rounding; they are left out")
-    if elsewhere:
-        vae = [key for key in elsewhere if key.startswith("first_stage_model.")]
-        others = [key for key in elsewhere if key not in vae]
-        if others:
-            part = sum(elsewhere[key] for key in others) / (total + sum(elsewhere[key] for key in others))
-            lines.append(
-                f"note: {len(others)} other weights differ too, with {part:.1%} of the whole difference, which this "
-                f"LoRA does not hold; first {others[0]}"
-            )
-        if vae:
-            lines.append("note: the VAE differs too; use that of the fine-tuned model")
-    elif elsewhere is None:
-        lines.append("note: the two models lie in different layouts, so biases and norms were not compared")
-    show(options.json, told, [*lines, *file_lines(rows)])
+                if (difference > error_bound(a, a.dtype) + error_bound(b, b.dtype)).any():
+                    differences[f"{name}: {key}" if name else key] = (difference**2).sum().item()
+    return differences

@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
@@ -18,17 +20,17 @@ from lora_scripts.workshop.common import (
     Weighted,
     check_output,
     check_space,
-    counting,
+    check_weights,
     one_family,
     read_all,
-    show,
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lora_scripts.adapters.algebra.merge import Rounding
-    from lora_scripts.loras.kohya import LoraWeights
+    from lora_scripts.adapters.weights import LoraWeights
     from lora_scripts.workshop.checkpoint import Place
     from lora_scripts.workshop.stream import Rewrite
 
@@ -42,89 +44,148 @@ _TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
-class MergeOptions:
-    """What `lora-scripts merge` or `unmerge` was asked for."""
+class ModelFile:
+    """A file of weights that was written."""
 
-    base: Path
-    """Or, of unmerge, the merged model."""
-    loras: tuple[Weighted, ...]
+    file: Path
+    sha256: str
+    autov3: str
+
+    @property
+    def autov2(self) -> str:
+        return self.sha256[:10]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten:
+    """A model that was written with other weights."""
+
     output: Path
-    precision: str = "auto"
-    overwrite: bool = False
-    json: bool = False
-    compare: Path | None = None
-    """Of unmerge: the base as it was."""
+    changed: int
+    """Layers whose weights changed."""
+    files: tuple[ModelFile, ...]
+    left_out: tuple[str, ...]
+    """Of a folder: other copies of the weights, as they were."""
+    rounding_largest: float
+    """The most that a weight is off by for its type."""
 
 
-def merge_files(options: MergeOptions) -> None:
-    """Adds LoRAs to a base model and writes it as it came. UserError for a person's mistake."""
-    base, files = _opened(options)
-    records = _records(files, options.loras)
-    metadata = {name: _with_record(header.metadata, records) for name, header in base.files.items()}
-    rounding = _rewritten(base, files, options, metadata, sign=1.0)
-    values, lines = _told(base, files, options, rounding)
-    values["rounding_lost"] = rounding.lost
-    lines.append(f"rounding: at most {rounding.largest:.1e} in a weight; {rounding.lost:.2%} of what the LoRAs change")
-    if rounding.lost > SWALLOWED:
-        lines.append(
-            "hint: the weights are too coarse for so small a change; merge into the base in fp16, and round after"
-        )
-    if any(_STALE in header.metadata for header in base.files.values()):
-        lines.append(f"left out of the metadata: {_STALE}, which the change made wrong")
-    show(options.json, values, lines)
+@dataclass(frozen=True, kw_only=True)
+class Merged(Rewritten):
+    """A base with LoRAs in it."""
+
+    rounding_lost: float
+    """|rounding error| / |ΔW|: how much of the LoRAs the type of the weights swallowed."""
+    dropped: tuple[str, ...]
+    """Keys of the metadata that the change made wrong, and that are left out."""
+
+    @property
+    def too_coarse(self) -> bool:
+        """That the type of the weights swallows more of the LoRAs than is advisable."""
+        return self.rounding_lost > SWALLOWED
 
 
-def unmerge_files(options: MergeOptions) -> None:
-    """Takes LoRAs out of a model that they were merged into. UserError for a person's mistake."""
-    merged, files = _opened(options)
-    records, metadata, notes = _records(files, options.loras), dict[str, dict[str, str]](), list[str]()
+@dataclass(frozen=True)
+class Difference:
+    """Of the weights that were changed, from those of the base as it was."""
+
+    largest: float
+    mean: float
+    equal: float
+    """Share that is the same bit for bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmerged(Rewritten):
+    """A model with LoRAs taken out of it."""
+
+    bound: float
+    """No weight is further from the base than this, if it was merged once, in this precision."""
+    mean_bound: float
+    notes: tuple[str, ...]
+    """Where the model's own record of its LoRAs says something else."""
+    compared_with: Path | None
+    compared: Difference | None
+
+
+def merge(
+    base: Path,
+    loras: Sequence[Weighted],
+    output: Path,
+    *,
+    precision: str = "auto",
+    overwrite: bool = False,
+    sink: Sink = ignore,
+) -> Merged:
+    """Adds LoRAs to a base model and writes it as it came. UserErrors for a person's mistakes, all at once and before
+    anything is written."""
+    model, files = _opened(base, loras, output, overwrite=overwrite)
+    records = _records(files, loras)
+    metadata = {name: _with_record(header.metadata, records) for name, header in model.files.items()}
+    additions = _additions(model, files, [lora.weight for lora in loras])
+    rounding = _rewrite(model, output, additions, metadata, precision, sink)
+    return Merged(
+        **_as_rewritten(model, files, output, rounding),
+        rounding_lost=rounding.lost,
+        dropped=(_STALE,) if any(_STALE in header.metadata for header in model.files.values()) else (),
+    )
+
+
+def unmerge(
+    model: Path,
+    loras: Sequence[Weighted],
+    output: Path,
+    *,
+    compare: Path | None = None,
+    precision: str = "auto",
+    overwrite: bool = False,
+    sink: Sink = ignore,
+) -> Unmerged:
+    """Takes LoRAs out of a model that they were merged into; `compare` is the base as it was. UserErrors as `merge`."""
+    merged, files = _opened(model, loras, output, overwrite=overwrite, compare=compare)
+    records, metadata, notes = _records(files, loras), dict[str, dict[str, str]](), list[str]()
     for name, header in merged.files.items():
         metadata[name], foreign = _without_record(header.metadata, records)
         notes += [note for note in foreign if note not in notes]
-    rounding = _rewritten(merged, files, options, metadata, sign=-1.0)
-    values, lines = _told(merged, files, options, rounding)
-    values |= {"bound": rounding.bound, "mean_bound": rounding.mean_bound, "notes": notes}
-    lines.append(
-        f"rounding: no weight is further from the base than {rounding.bound:.1e}, on average {rounding.mean_bound:.1e}"
-        ", if it was merged once, in this precision"
+    additions = _additions(merged, files, [-lora.weight for lora in loras])
+    rounding = _rewrite(merged, output, additions, metadata, precision, sink)
+    modules = {path for file in files for path in file.weights}
+    return Unmerged(
+        **_as_rewritten(merged, files, output, rounding),
+        bound=rounding.bound,
+        mean_bound=rounding.mean_bound,
+        notes=tuple(notes),
+        compared_with=compare,
+        compared=_compared(output, compare, modules) if compare is not None else None,
     )
-    if options.compare is not None:
-        far = _compared(options.output, options.compare, {path for file in files for path in file.weights})
-        values |= {"compared": far}
-        lines.append(
-            f"compared with {options.compare.name}: largest difference {far['largest']:.1e}, mean {far['mean']:.1e}, "
-            f"{far['equal']:.1%} of the weights are bit for bit the same"
-        )
-    show(options.json, values, [*lines, *(f"note: {note}" for note in notes)])
 
 
-def _opened(options: MergeOptions) -> tuple[Checkpoint, list[LoraFile]]:
+def _opened(
+    model: Path, loras: Sequence[Weighted], output: Path, *, overwrite: bool, compare: Path | None = None
+) -> tuple[Checkpoint, list[LoraFile]]:
     """The model and the LoRAs, after everything that can be wrong was looked at."""
-    paths, faults = [lora.path for lora in options.loras], Faults()
-    base = faults.attempt(lambda: open_checkpoint(options.base))
-    compared = None if options.compare is None else options.compare
-    if compared is not None:
-        faults.attempt(lambda: open_checkpoint(compared))
+    paths, faults = [lora.path for lora in loras], Faults()
+    checkpoint = faults.attempt(lambda: open_checkpoint(model))
+    if compare is not None:
+        faults.attempt(lambda: open_checkpoint(compare))
     family = one_family(paths, faults)
-    if base is not None and family is not None and base.family is not family:
-        text = f"the LoRAs are for {family.words}, this is {base.family.words}"
-        faults.errors.append(UserError(text, file=options.base, hint="take LoRAs of the same kind of model"))
-    for lora in options.loras:
-        if lora.weight == 0:
-            faults.errors.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
-    inputs = [options.base, *paths, *([compared] if compared else [])]
-    faults.attempt(lambda: check_output(options.output, inputs, overwrite=options.overwrite))
-    if base is not None:
-        faults.attempt(lambda: _check_suffix(base, options.output))
+    if checkpoint is not None and family is not None and checkpoint.family is not family:
+        text = f"the LoRAs are for {family.words}, this is {checkpoint.family.words}"
+        faults.errors.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
+    check_weights(loras, faults)
+    inputs = [model, *paths, *([compare] if compare else [])]
+    faults.attempt(lambda: check_output(output, inputs, overwrite=overwrite))
+    if checkpoint is not None:
+        faults.attempt(lambda: _check_suffix(checkpoint, output))
     raise_all(faults.errors)
-    assert base is not None
+    assert checkpoint is not None
 
     files = read_all(paths)
-    from lora_scripts.adapters.algebra import merge as merging
+    from lora_scripts.adapters.algebra import merge as algebra
 
-    shapes = {name: base.shape(name) for name in base.places}
-    raise_all([fault for file in files for fault in merging.check_fits(file.weights, shapes, str(file.path))])
-    return base, files
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.places}
+    raise_all([fault for file in files for fault in algebra.check_fits(file.weights, shapes, str(file.path))])
+    return checkpoint, files
 
 
 def _check_suffix(base: Checkpoint, output: Path) -> None:
@@ -135,75 +196,70 @@ def _check_suffix(base: Checkpoint, output: Path) -> None:
         raise UserError("must be a .safetensors file, as the base is", file=output, hint="add .safetensors")
 
 
-def _rewritten(
-    base: Checkpoint,
-    files: Sequence[LoraFile],
-    options: MergeOptions,
+Addition = tuple["Place", list[tuple["LoraWeights", float]]]
+"""Where in a tensor, and what is added there: LoRAs with their strengths."""
+Additions = dict[str, dict[str, list[Addition]]]
+"""File -> tensor -> what is added to it."""
+
+
+def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence[float]) -> Additions:
+    additions: Additions = {name: {} for name in model.files}
+    for path in dict.fromkeys(path for file in files for path in file.weights):
+        parts = [(f.weights[path], s) for f, s in zip(files, strengths, strict=True) if path in f.weights]
+        for place in model.places[path]:
+            additions[place.file].setdefault(place.key, []).append((place, parts))
+    return additions
+
+
+def _rewrite(
+    model: Checkpoint,
+    output: Path,
+    additions: Additions,
     metadata: Mapping[str, Mapping[str, str]],
-    *,
-    sign: float,
+    precision: str,
+    sink: Sink,
 ) -> Rounding:
-    """Writes the model with sign · strength · ΔW added, tensor by tensor."""
+    """Writes the model with strength · ΔW added, tensor by tensor."""
     from lora_scripts.adapters.algebra.merge import Rounding
     from lora_scripts.workshop import stream
 
-    rounding, plans = Rounding(), dict[str, stream.Rewrite]()
-    targets = _targets(base, files, [sign * lora.weight for lora in options.loras])
-    total, told, done = sum(map(len, targets.values())), counting("weights"), 0
+    rounding, done, total = Rounding(), 0, sum(map(len, additions.values()))
 
     def plan(name: str) -> Rewrite:
-        header, here = base.files[name], targets[name]
-        types = {key: _type(key, info.dtype, options.precision, name) for key, info in header.tensors.items()}
+        header, here = model.files[name], additions[name]
+        types = {key: _type(key, info.dtype, precision, name) for key, info in header.tensors.items()}
         changed = {key: t for key, t in types.items() if key in here or t != header.tensors[key].dtype}
 
         def change(key: str, tensor: Tensor) -> Tensor:
             nonlocal done
-            new = _changed(key, tensor, here.get(key, []), stream.DTYPES[changed[key]], rounding)
-            done += key in here
-            told(done, total)
+            new = _added(key, tensor, here.get(key, []), stream.DTYPES[changed[key]], rounding)
+            if key in here:
+                done += 1
+                sink(Progress("weights", done, total))
             return new
 
         return stream.Rewrite(header, changed, change, metadata[name])
 
-    plans = {name: plan(name) for name in base.files}
-    others = list(base.others()) if base.is_folder else []
-    size = sum(p.size for p in plans.values()) + sum(base.file(name).stat().st_size for name in others)
-    io.remove_stale_temps(options.output.parent)  # of a merge that was killed: as large as the model
-    check_space(options.output, size)
-    if not base.is_folder:
-        io.write_atomic(options.output, plans[""].data(base.path))
+    plans = {name: plan(name) for name in model.files}
+    others = list(model.others()) if model.is_folder else []
+    size = sum(plan.size for plan in plans.values()) + sum(model.file(name).stat().st_size for name in others)
+    io.remove_stale_temps(output.parent)  # of a merge that was killed: as large as the model
+    check_space(output, size)
+    if not model.is_folder:
+        io.write_atomic(output, plans[""].data(model.path))
         return rounding
-    content: dict[str, io.Data] = {name: stream.whole(base.file(name)) for name in others}
-    io.write_folder(options.output, content | {name: p.data(base.file(name)) for name, p in plans.items()})
+    content: dict[str, io.Data] = {name: stream.whole(model.file(name)) for name in others}
+    io.write_folder(output, content | {name: plan.data(model.file(name)) for name, plan in plans.items()})
     return rounding
 
 
-Change = tuple["Place", list[tuple["LoraWeights", float]]]
-"""Where in a tensor, and what is added there."""
+def _added(key: str, tensor: Tensor, additions: Sequence[Addition], dtype: torch.dtype, rounding: Rounding) -> Tensor:
+    """The tensor with what is added to it, in float64, rounded to the file's type. UserError if that cannot hold it."""
+    from lora_scripts.adapters.algebra import merge as algebra
 
-
-def _targets(
-    base: Checkpoint, files: Sequence[LoraFile], strengths: Sequence[float]
-) -> dict[str, dict[str, list[Change]]]:
-    """File -> tensor -> what is added to it."""
-    found: dict[str, dict[str, list[Change]]] = {name: {} for name in base.files}
-    for path in dict.fromkeys(path for file in files for path in file.weights):
-        changes = [(f.weights[path], s) for f, s in zip(files, strengths, strict=True) if path in f.weights]
-        for place in base.places[path]:
-            found[place.file].setdefault(place.key, []).append((place, changes))
-    return found
-
-
-def _changed(key: str, tensor: Tensor, changes: Sequence[Change], dtype: object, rounding: Rounding) -> Tensor:
-    """The tensor with its changes, in float64, rounded to the file's type. UserError if that cannot hold it."""
-    import torch
-
-    from lora_scripts.adapters.algebra import merge as merging
-
-    assert isinstance(dtype, torch.dtype)
-    parts = [(place.rows(len(tensor)), parts) for place, parts in changes]
+    parts = [(place.rows(len(tensor)), parts) for place, parts in additions]
     try:
-        return merging.changed(tensor, parts, dtype, rounding)
+        return algebra.changed(tensor, parts, dtype, rounding)
     except OverflowError as error:
         raise UserError(f"{key}: {error}", hint="use lower weights, or --precision fp32 or bf16") from None
 
@@ -215,8 +271,11 @@ def _type(key: str, dtype: str, precision: str, file: str) -> str:
     return _TYPES[precision] if file or key.startswith(_PARTS) else dtype
 
 
-def _records(files: Sequence[LoraFile], asked: Sequence[Weighted]) -> list[dict[str, object]]:
-    return [{"name": f.name, "sha256": f.sha256, "weight": a.weight} for f, a in zip(files, asked, strict=True)]
+def _records(files: Sequence[LoraFile], loras: Sequence[Weighted]) -> list[dict[str, object]]:
+    return [
+        {"name": file.name, "sha256": file.sha256, "weight": lora.weight}
+        for file, lora in zip(files, loras, strict=True)
+    ]
 
 
 def _with_record(metadata: Mapping[str, str], records: Sequence[dict[str, object]]) -> dict[str, str]:
@@ -228,22 +287,25 @@ def _without_record(
     metadata: Mapping[str, str], records: Sequence[dict[str, object]]
 ) -> tuple[dict[str, str], list[str]]:
     """The metadata as before the merge, and a note for each LoRA that the file does not say was merged like that."""
-    values, there, notes = dict(metadata), list(_merged(metadata)), []
+    values, inside, notes = dict(metadata), list(_merged(metadata)), []
     for record in records:
-        same = [r for r in there if (r.get("sha256"), r.get("weight")) == (record["sha256"], record["weight"])]
+        same = [row for row in inside if all(row.get(key) == record[key] for key in ("sha256", "weight"))]
+        name = record["name"]
         if same:
-            there.remove(same[0])
-        elif there:
-            told = ", ".join(f"{r.get('name')}:{r.get('weight')}" for r in there)
-            notes.append(f"the model does not say that {record['name']}:{record['weight']} is in it; it says {told}")
+            inside.remove(same[0])
+        elif inside:
+            notes.append(f"the model does not say that {name}:{record['weight']} is in it; it says {_named(inside)}")
         else:
-            notes.append(f"the model does not say whether {record['name']} is in it")
+            notes.append(f"the model does not say whether {name} is in it")
     values.pop(MERGED, None)
-    if there:
-        values[MERGED] = json.dumps(there, ensure_ascii=False)
-        told = ", ".join(f"{r.get('name')}:{r.get('weight')}" for r in there)
-        notes.append(f"still in it: {told}")
+    if inside:
+        values[MERGED] = json.dumps(inside, ensure_ascii=False)
+        notes.append(f"still in it: {_named(inside)}")
     return values, notes
+
+
+def _named(records: Sequence[Mapping[str, object]]) -> str:
+    return ", ".join(f"{row.get('name')}:{row.get('weight')}" for row in records)
 
 
 def _merged(metadata: Mapping[str, str]) -> list[dict[str, object]]:
@@ -255,45 +317,36 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, object]]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _told(
-    base: Checkpoint, files: Sequence[LoraFile], options: MergeOptions, rounding: Rounding
-) -> tuple[dict[str, object], list[str]]:
-    """What is said of both: what was written, and its hashes."""
-    from lora_scripts.loras import metadata
-
-    modules = {path for file in files for path in file.weights}
-    told, lines = list[dict[str, str]](), [f"written: {options.output} ({len(modules)} weights changed)"]
-    for name in base.files:
-        path = options.output / name if name else options.output
+def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, rounding: Rounding) -> dict[str, Any]:
+    """The fields of `Rewritten`; every file's header is read once more."""
+    rows = []
+    for name in model.files:
+        path = output / name if name else output
         read_header(path)
-        hashes = metadata.model_hashes(path)
-        told.append({"file": str(path), "sha256": hashes.sha256, "autov3": hashes.autov3})
-        lines.append(f"{name or path.name}: sha256 {hashes.sha256} (AutoV2 {hashes.autov2}, AutoV3 {hashes.autov3})")
-    if base.left_out:
-        lines.append(f"left out, because they hold the weights as they were: {', '.join(base.left_out)}")
-    values: dict[str, object] = {
-        "output": str(options.output),
-        "changed": len(modules),
-        "files": told,
-        "left_out": base.left_out,
+        hashes = model_hashes(path)
+        rows.append(ModelFile(path, hashes.sha256, hashes.autov3))
+    return {
+        "output": output,
+        "changed": len({path for file in files for path in file.weights}),
+        "files": tuple(rows),
+        "left_out": tuple(model.left_out),
         "rounding_largest": rounding.largest,
     }
-    return values, lines
 
 
-def _compared(output: Path, base: Path, modules: set[str]) -> dict[str, float]:
-    """The true difference of the changed weights: largest, mean, and the share that is equal."""
+def _compared(output: Path, base: Path, modules: set[str]) -> Difference:
+    """The true difference of the changed weights."""
     from lora_scripts.workshop import stream
 
     largest = total = equal = count = 0.0
     ours, theirs = open_checkpoint(output), open_checkpoint(base)
     for module in sorted(modules):
-        one, other = stream.read_module(ours, module), stream.read_module(theirs, module)
-        if one.shape != other.shape:
+        weight, before = stream.read_module(ours, module), stream.read_module(theirs, module)
+        if weight.shape != before.shape:
             raise UserError("has other shapes than the model", file=base, hint="give the base it was merged into")
-        difference = (one.double() - other.double()).abs()
+        difference = (weight.double() - before.double()).abs()
         largest = max(largest, difference.max().item())
         total += difference.sum().item()
         equal += (difference == 0).sum().item()
         count += difference.numel()
-    return {"largest": largest, "mean": total / count, "equal": equal / count}
+    return Difference(largest, total / count, equal / count)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.loras.kohya import LoraWeights
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.algebra.factors import Factors, Svd
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.loras.kohya import LoraWeights
 
 Lora = Mapping[str, LoraWeights]
 """Module path -> weights."""

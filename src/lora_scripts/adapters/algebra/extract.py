@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.algebra.merge import TINY, UNIT
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.adapters.weights import LoraWeights
 
 _SAFETY = 1.5  # above the expected largest singular value of pure rounding noise
 _FLOOR = 1e-6  # of the largest singular value: below it the decomposition itself is noise (see factors.svd_dense)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_scripts.loras.kohya import LoraWeights
+from lora_scripts.adapters.weights import LoraWeights
 
 
 @dataclass(frozen=True)

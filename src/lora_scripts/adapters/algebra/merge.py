@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.loras.kohya import LoraWeights
 
 # Of a half step above the leading digit: an ordinary number x is off by at most |x| times this after rounding.
 UNIT = {

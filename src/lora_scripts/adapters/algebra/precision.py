@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.loras.kohya import LoraWeights
 
 DTYPES = {
     "fp32": torch.float32,

@@ -17,6 +17,7 @@ class AdapterKeys(Keys):
     """What is trained: layers, size, start."""
 
     TITLE: ClassVar[str] = "LoRA"
+    NEEDS: ClassVar[Mapping[str, str]] = {"train_text_encoder": "text_encoder"}
 
     adapter: Literal["lora", "dora", "pissa", "loha", "lokr", "oft"] = "lora"
     """The form of the change. lora is read everywhere; dora trains lengths apart; the rest are for experiments."""

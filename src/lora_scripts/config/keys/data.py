@@ -14,6 +14,12 @@ class DataKeys(Keys):
     """What is seen of the pictures and captions."""
 
     TITLE: ClassVar[str] = "Data"
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("resolution", "flip", "random_crop", "mask_alpha", "mask_dir", "mask_background"), "pictures"),
+        **dict.fromkeys(("class_data_dir", "class_prompt", "class_images", "prior_weight"), "pictures"),
+        **dict.fromkeys(("caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
+        **dict.fromkeys(("caption_tokens", "clip_skip"), "clip"),
+    }
 
     resolution: Size = 512
     """Pixels of a side, or [width, height]; pictures of other shapes get buckets of the same area."""

@@ -15,13 +15,14 @@ class MemoryKeys(Keys):
     """What a run may do to need less memory, each at a price."""
 
     TITLE: ClassVar[str] = "Memory"
+    NEEDS: ClassVar[Mapping[str, str]] = {"vae_tiling": "vae"}
 
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass, and keep only its input: a slower step, the same LoRA."""
     base_precision: Literal["auto", "fp8", "int8", "nf4"] = "auto"
     """How the base's blocks are stored: auto, as precision says, or their weights rounded to 8 or 4 bits."""
     offload_blocks: Annotated[int, Field(ge=0, le=1000)] = 0
-    """How many of the UNet's 44 blocks, the largest first, stay in RAM and come to the card one ahead."""
+    """How many of the base's blocks, the largest first, stay in RAM and come to the card one ahead."""
     vae_tiling: bool = False
     """Encode and draw pictures with a side over 512 pixels in tiles that overlap; their latents differ a little."""
 

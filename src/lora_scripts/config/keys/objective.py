@@ -16,6 +16,13 @@ class ObjectiveKeys(Keys):
     """What is asked of the model: noise, weights, loss."""
 
     TITLE: ClassVar[str] = "Objective"
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("min_snr_gamma", "debiased_estimation", "zero_terminal_snr"), "prediction"),
+        **dict.fromkeys(("noise_offset", "multires_noise_iterations", "multires_noise_discount"), "pictures"),
+        **dict.fromkeys(("loss", "huber_delta", "input_perturbation"), "pictures"),
+        **dict.fromkeys(("timestep_sampling", "timestep_mean", "timestep_std", "timestep_shift"), "pictures"),
+        **dict.fromkeys(("timestep_min", "timestep_max"), "pictures"),
+    }
 
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR loss weighting (arXiv:2303.09556); 5 is usual. Without it, every noise level counts the same."""
@@ -33,8 +40,9 @@ class ObjectiveKeys(Keys):
     """How fast the coarser layers of noise grow weaker."""
     input_perturbation: Fraction = 0.0
     """Further noise in the input only (arXiv:2301.11706), against the model's trust in its own steps; 0.1 is usual."""
-    zero_terminal_snr: bool = False
-    """The noise schedule ends in pure noise (arXiv:2305.08891). For bases that were made so; with prediction: v."""
+    zero_terminal_snr: bool | None = None
+    """The noise schedule ends in pure noise (arXiv:2305.08891), with prediction: v. Without it, as the base's file
+    says, else not."""
     timestep_sampling: Literal["uniform", "logit_normal", "sigmoid"] = "uniform"
     """How noise levels are drawn: all alike, or more from the middle (arXiv:2403.03206)."""
     timestep_mean: Annotated[float, Field(ge=-10, le=10)] = 0.0

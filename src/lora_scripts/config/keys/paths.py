@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from lora_scripts.config.types import ConfigPath, Keys, OutputPath
@@ -11,6 +12,7 @@ class PathKeys(Keys):
     """Where everything lies."""
 
     TITLE: ClassVar[str] = "Paths"
+    NEEDS: ClassVar[Mapping[str, str]] = {"vae": "vae", "prediction": "prediction"}
 
     train_data_dir: ConfigPath
     """The folder of the training pictures, in any layout. Relative paths count from the folder you start in."""
@@ -20,8 +22,9 @@ class PathKeys(Keys):
     """The checkpoint to train on: one .safetensors file, or a diffusers folder."""
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
-    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
-    """What the base model predicts: epsilon (most SD 1.x models), v or flow."""
+    prediction: Literal["epsilon", "v", "flow"] | None = None
+    """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file says, else
+    epsilon."""
     output_dir: OutputPath
     """Where everything goes; the LoRA is named after this folder."""
     cache_dir: ConfigPath | None = None

@@ -39,6 +39,7 @@ class TokenKeys(Keys):
     """Pivotal tuning: words of one's own, trained together with the LoRA."""
 
     TITLE: ClassVar[str] = "New word (pivotal tuning)"
+    NEEDS: ClassVar[Mapping[str, str]] = {"new_token": "clip"}
 
     new_token: Annotated[
         tuple[Annotated[str, AfterValidator(_word)], ...], BeforeValidator(_one_or_more), AfterValidator(_words)

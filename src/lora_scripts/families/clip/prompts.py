@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
+from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY, clip_tokenizer
 
 ROOM = MAX_LENGTH - 2
 """Tokens of a chunk, between its start and its end."""
+START, END = VOCABULARY - 2, VOCABULARY - 1
+"""The tokens that begin and end a chunk."""
 COMMA_REACH = 20
 """A chunk that is full ends at its last comma, if that is no more than so many tokens back."""
 BREAK = "BREAK"
@@ -99,10 +101,17 @@ def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", re.IGNORECASE)
 
 
-def chunks(stretches: Sequence[tuple[str, float]], most: int | None = None, words: Words | None = None) -> list[Chunk]:
+def chunks(
+    stretches: Sequence[tuple[str, float]],
+    most: int | None = None,
+    words: Words | None = None,
+    *,
+    pad: int | None = None,
+) -> list[Chunk]:
     """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off.
 
-    `words`: new ones, with the token numbers that they stand for, which never part.
+    `words`: new ones, with the token numbers that they stand for, which never part. `pad`: the token that a chunk is
+    filled up with after its end; None: the end again.
     """
     tokenizer = clip_tokenizer()
     comma = tokenizer.convert_tokens_to_ids(",</w>")
@@ -115,7 +124,7 @@ def chunks(stretches: Sequence[tuple[str, float]], most: int | None = None, word
             if len(done[-1]) + len(ids) > ROOM:
                 done.append(_rest_after_comma(done[-1], comma) if ids != (comma,) else [])
             done[-1] += [(token, weight) for token in ids]
-    return [_chunk(row, tokenizer) for row in done[:most]]
+    return [_chunk(row, END if pad is None else pad) for row in done[:most]]
 
 
 def _tokens(texts: Sequence[str], words: Words) -> list[list[tuple[int, ...]]]:
@@ -143,10 +152,9 @@ def _rest_after_comma(row: list[tuple[int, float]], comma: int) -> list[tuple[in
     return []
 
 
-def _chunk(row: list[tuple[int, float]], tokenizer: object) -> Chunk:
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id  # type: ignore[attr-defined]
+def _chunk(row: list[tuple[int, float]], pad: int) -> Chunk:
     padding = ROOM - len(row)
-    ids = (start, *(token for token, _ in row), *[end] * (padding + 1))
+    ids = (START, *(token for token, _ in row), END, *[pad] * padding)
     return Chunk(ids, (1.0, *(weight for _, weight in row), *[1.0] * (padding + 1)))
 
 

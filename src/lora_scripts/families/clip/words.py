@@ -12,12 +12,13 @@ from torch.nn import functional as F
 class WordTable(nn.Module):
     """A frozen table [n, width], and behind it rows n, n + 1, … that stand for new words.
 
-    Only those can get a gradient; the others are what the table itself gives, bit for bit.
+    Only those can get a gradient; the others are what the table itself gives, bit for bit. `columns`: which numbers of
+    the vectors belong here, where they are those of several text encoders.
     """
 
-    def __init__(self, base: nn.Embedding, vectors: Sequence[Tensor]) -> None:
+    def __init__(self, base: nn.Embedding, vectors: Sequence[Tensor], columns: slice = slice(None)) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.columns = base, columns
         made = [v if isinstance(v, nn.Parameter) else nn.Parameter(v.detach(), requires_grad=False) for v in vectors]
         self.vectors = nn.ParameterList(made)
 
@@ -30,7 +31,7 @@ class WordTable(nn.Module):
         known = self.base.num_embeddings
         old: Tensor = self.base(ids.clamp(max=known - 1))
         # F.embedding sums its gradient in a fixed order; indexing does not, on a CPU with several threads.
-        new = F.embedding((ids - known).clamp(min=0), torch.cat(list(self.vectors)))
+        new = F.embedding((ids - known).clamp(min=0), torch.cat(list(self.vectors))[:, self.columns])
         return torch.where((ids < known)[..., None], old, new.to(old.dtype))
 
 

@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import find_family
-from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sd1.singlefile import Sd1Layout
-from lora_scripts.formats import header
-from lora_scripts.loras.consumers.rules import Base, sd1_base
+from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sd1.layout import Sd1Layout
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """What there is to be changed, and how to build it."""
-
-    base: Base
-    build: Callable[[], dict[str, nn.Module]]
-    """Fresh parts by name, their weights not set: only for looking at what a loader puts onto them."""
-
-
-def skeleton_of(path: Path) -> Skeleton:
-    """The skeleton of a checkpoint or a diffusers folder. UserError when it is of no family, or broken."""
-    return _FAMILIES[find_family(path)](path)
-
-
-def _sd1(path: Path) -> Skeleton:
-    layout = _sd1_folder(path) if path.is_dir() else _sd1_file(path)
-    return Skeleton(sd1_base(layout), lambda: _build_sd1(layout))
-
-
-def _sd1_file(path: Path) -> Sd1Layout:
-    head = header.require_sd1(path, vae=False)
+def layout_of(path: Path) -> Sd1Layout:
+    """The widths of a checkpoint or a diffusers folder. UserError when it is broken."""
+    if path.is_dir():
+        return _folder(path)
+    head = check.require_file(path, vae=False)
     return singlefile.layout_of(head.shapes, file=path, vae=False)
 
 
-def _sd1_folder(path: Path) -> Sd1Layout:
+def build(path: Path) -> dict[str, nn.Module]:
+    """As `Facts.build`."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    layout = layout_of(path)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**singlefile.unet_config(layout))
+        text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout)))
+    # Memory that nothing is written to costs nothing.
+    return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
+
+
+def _folder(path: Path) -> Sd1Layout:
     """From the two config.json of a diffusers folder."""
     try:
         unet, text = (json.loads((path / part / "config.json").read_text("utf-8")) for part in ("unet", "text_encoder"))
@@ -64,17 +58,3 @@ def _sd1_folder(path: Path) -> Sd1Layout:
         raise UserError(
             f"this is no diffusers folder with a UNet and a text encoder ({error})", file=path, hint=hint
         ) from None
-
-
-def _build_sd1(layout: Sd1Layout) -> dict[str, nn.Module]:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**singlefile.unet_config(layout))
-        text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout)))
-    # Memory that nothing is written to costs nothing.
-    return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
-
-
-_FAMILIES: dict[str, Callable[[Path], Skeleton]] = {"sd1": _sd1}

@@ -1,35 +1,23 @@
-"""SDXL: where the weights that a LoRA may change stand in the published single file, and what kohya calls them.
+"""The names of the layers of SDXL that a LoRA may change, by the tables of the layout: they are never derived from a
+library's module names.
 
-Facts: Stability's generative-models `configs/inference/sd_xl_base.yaml` (320 channels, multipliers 1, 2, 4, two
-residual blocks a level, transformers 2 and 10 deep), open_clip's `ResidualAttentionBlock`, and kohya's sd-scripts,
-whose LoRA names are the published UNet paths with "_" for "."; they count 722 modules in the UNet's transformers, 72
-and 192 in the two text encoders.
+Facts: kohya's sd-scripts, whose names are the published UNet paths with "_" for ".", and transformers' for both text
+encoders (`lora_te1_`, `lora_te2_`); they count 722 modules in the UNet's transformers, 72 and 192 in the encoders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
-TEXT_1 = "conditioner.embedders.0.transformer.text_model."
-TEXT_2 = "conditioner.embedders.1.model.transformer."
-UNET = "model.diffusion_model."
+from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.sd.rows import Row
+from lora_scripts.families.sdxl.layout import STANDARD, UNET_PREFIX, SdxlLayout, text_2_rows, text_rows, unet_rows
 
-_DEPTHS = {4: 2, 5: 2, 7: 10, 8: 10}  # of the transformers in the UNet's input blocks
-_TEXT_LAYERS = {"1": 12, "2": 32}
-_RESNET = ("in_layers.2", "emb_layers.1", "out_layers.3", "skip_connection")
-_LINEARS = (
-    *(f"{attention}.{leaf}" for attention in ("attn1", "attn2") for leaf in ("to_q", "to_k", "to_v", "to_out.0")),
-    "ff.net.0.proj",
-    "ff.net.2",
-)
-_CLIP = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-# transformers' name of a layer -> open_clip's; q, k and v are the three thirds of one matrix.
-_OPEN_CLIP = {
-    "self_attn.out_proj": "attn.out_proj.weight",
-    "mlp.fc1": "mlp.c_fc.weight",
-    "mlp.fc2": "mlp.c_proj.weight",
-}
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")  # the UNet's: kohya's tools train no layer outside of them
+_EMBEDDERS = "conditioner.embedders."
+_TEXTS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
 
 class Module(NamedTuple):
@@ -44,62 +32,58 @@ class Module(NamedTuple):
     """Which third of the rows is meant, where q, k and v are one matrix."""
 
 
-def modules() -> list[Module]:
-    """Every layer of SDXL that a LoRA may change."""
-    unet = [Module(f"unet.{p}", f"lora_unet_{p.replace('.', '_')}", f"{UNET}{p}.weight") for p in _unet()]
-    return unet + list(_text_1()) + list(_text_2())
+def modules(layout: SdxlLayout = STANDARD) -> list[Module]:
+    """Every layer that kohya's tools train."""
+    rows = [(layer, row) for layer, row in _layers(layout, shapes=False) if layer.kohya]
+    return [Module(layer.path, layer.kohya, row.ldm, row.third) for layer, row in rows]
 
 
-def table() -> dict[str, str]:
-    """Our module path -> kohya's name, as `kohya.from_kohya` wants it."""
-    return {module.path: module.kohya for module in modules()}
+def weights(layout: SdxlLayout = STANDARD) -> list[Module]:
+    """Every layer of the UNet and the text encoders, those among them that kohya's tools do not train."""
+    return [Module(layer.path, layer.kohya, row.ldm, row.third) for layer, row in _layers(layout, shapes=False)]
 
 
-def _transformer(path: str, depth: int) -> Iterator[str]:
-    yield f"{path}.proj_in"
-    for n in range(depth):
-        yield from (f"{path}.transformer_blocks.{n}.{leaf}" for leaf in _LINEARS)
-    yield f"{path}.proj_out"
+@cache
+def sdxl() -> Names:
+    """SDXL, as published: every other model of the kind has these layers or some of them."""
+    kohya, diffusers, others = {}, {}, {}
+    for layer, _ in _layers(STANDARD, shapes=False):
+        if not layer.kohya:
+            continue
+        part = layer.path.partition(".")[0]
+        kohya[layer.path], diffusers[layer.path] = layer.kohya, f"{part}.{layer.hf}"
+        if layer.unet:
+            others[f"lora_unet_{layer.hf_flat}"] = layer.path  # as of SD 1.x: diffusers' block names
+        elif part == "text_encoder":
+            others[layer.kohya.replace("_text_model_", "_")] = layer.path  # as derived from transformers 5.6
+    return Names("sdxl", "SDXL", kohya, kohya, diffusers, others)
 
 
-def _resnet(path: str) -> Iterator[str]:
-    yield from (f"{path}.{leaf}" for leaf in _RESNET)  # skip_connection: only where the width changes
+def sdxl_base(layout: SdxlLayout | None) -> Base:
+    """The layers of an SDXL; without a layout those of the published one, without shapes."""
+    layers = tuple(layer for layer, _ in _layers(layout or STANDARD, shapes=layout is not None))
+    return Base(layers, layout.unet.context_width if layout else 0)
 
 
-def _unet() -> Iterator[str]:
-    for n in (1, 2, 4, 5, 7, 8):
-        yield from _resnet(f"input_blocks.{n}.0")
-        if n in _DEPTHS:
-            yield from _transformer(f"input_blocks.{n}.1", _DEPTHS[n])
-    yield from ("input_blocks.3.0.op", "input_blocks.6.0.op")
-    yield from _resnet("middle_block.0")
-    yield from _transformer("middle_block.1", 10)
-    yield from _resnet("middle_block.2")
-    for n in range(9):
-        yield from _resnet(f"output_blocks.{n}.0")
-        if n < 6:
-            yield from _transformer(f"output_blocks.{n}.1", 10 if n < 3 else 2)
-    yield from ("output_blocks.2.2.conv", "output_blocks.5.2.conv")
+def _layers(layout: SdxlLayout, *, shapes: bool) -> Iterator[tuple[Layer, Row]]:
+    """Every linear and convolution layer, with its weight's row."""
+    for row in unet_rows(layout):
+        if _is_layer(row):
+            hf, ldm = _stem(row.hf), _stem(row.ldm).removeprefix(UNET_PREFIX)
+            kohya = f"lora_unet_{ldm.replace('.', '_')}" if hf.startswith(_BLOCKS) else ""
+            yield Layer(f"unet.{hf}", hf, ldm, kohya, row.shape if shapes else ()), row
+    for (part, prefix), rows in zip(_TEXTS.items(), (text_rows(layout), text_2_rows(layout)), strict=True):
+        for row in rows:
+            if _is_layer(row):
+                hf, ldm = _stem(row.hf), _stem(row.ldm).removeprefix(_EMBEDDERS)
+                kohya = prefix + hf.replace(".", "_") if hf.startswith("text_model.") else ""
+                path = f"{part}.{hf.removeprefix('text_model.')}"
+                yield Layer(path, hf, ldm, kohya, row.model_shape if shapes else ()), row
 
 
-def _names(encoder: str, path: str) -> Iterator[tuple[str, str, str]]:
-    """(our path, kohya's name, leaf) of every layer of a text encoder."""
-    for n in range(_TEXT_LAYERS[encoder]):
-        for leaf in _CLIP:
-            name = f"lora_te{encoder}_text_model_encoder_layers_{n}_{leaf.replace('.', '_')}"
-            yield f"{path}.encoder.layers.{n}.{leaf}", name, f"{n}.{leaf}"
+def _is_layer(row: Row) -> bool:
+    return row.hf.endswith(".weight") and len(row.shape) > 1 and ".embeddings." not in row.hf
 
 
-def _text_1() -> Iterator[Module]:
-    for path, name, leaf in _names("1", "text_encoder"):
-        yield Module(path, name, f"{TEXT_1}encoder.layers.{leaf}.weight")
-
-
-def _text_2() -> Iterator[Module]:
-    for path, name, leaf in _names("2", "text_encoder_2"):
-        number, _, layer = leaf.partition(".")
-        block = f"{TEXT_2}resblocks.{number}."
-        if layer in _OPEN_CLIP:
-            yield Module(path, name, block + _OPEN_CLIP[layer])
-        else:
-            yield Module(path, name, f"{block}attn.in_proj_weight", _CLIP.index(layer))
+def _stem(key: str) -> str:
+    return key.removesuffix("_weight").removesuffix(".weight")  # open_clip's q, k and v: attn.in_proj_weight

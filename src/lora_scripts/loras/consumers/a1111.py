@@ -2,7 +2,7 @@
 
 It cuts a key at the first dot and looks the stem up among the layers of the published checkpoint: kohya's names by
 rules (also conv_in, conv_out and the time embedding, which kohya's tools never train), then `lora_unet_…` as the
-published block names themselves, and `lora_te1_text_model_…` as the text encoder of SD 1.x. A stem that leads nowhere
+published block names themselves, and `lora_te1_text_model_…` as the only text encoder. A stem that leads nowhere
 is dropped without a word. A layer with one of its two matrices only makes the whole file fail. `dora_scale` is taken as
 one number an input. `bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
 """
@@ -13,11 +13,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base, Layer
+from lora_scripts.families.table import FAMILIES
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE, bundled
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
 
-_KNOWN = (DOWN, UP, rules.ALPHA, DORA)
+_VERSION = "ss_base_model_version"
+_KNOWN = (DOWN, UP, ALPHA, DORA)
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
@@ -47,24 +51,29 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if not rules.per_input(parts.get(DORA), layer.shape):
             reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
         rank = parts[DOWN].shape[0]
-        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
     if words := bundled(tensors):
         reading.note = f"and its prompts know the word {', '.join(words)}"
     return reading
 
 
-def hidden(metadata: Mapping[str, str], family: str = "sd1") -> str | None:
-    """Why its list does not show the file beside a model of `family`; None when it does."""
-    if metadata.get("ss_base_model_version", "").startswith("sdxl_"):
-        says, key = "sdxl", "ss_base_model_version"
-    elif metadata.get("ss_v2") == "True":
-        says, key = "sd2", "ss_v2"
-    else:
-        says, key = "sd1", ""
-    if not metadata or says == family:
+def hidden(metadata: Mapping[str, str], base_version: str) -> str | None:
+    """Why its list does not show the file beside a model of the family with this version; None when it does."""
+    says = _listed_for(metadata)
+    if not metadata or says == _listed_for({_VERSION: base_version}):
         return None
-    reason = f"{key} is {metadata[key]!r}" if key else "ss_base_model_version does not begin with sdxl_"
+    key = {"": "", "2": "ss_v2"}.get(says, _VERSION)
+    reason = f"{key} is {metadata[key]!r}" if key else f"{_VERSION} does not begin as {base_version} does"
     return f"A1111's list hides it beside a model of this family, because {reason}"
+
+
+def _listed_for(metadata: Mapping[str, str]) -> str:
+    """The kind of model that it takes a file with such metadata for."""
+    word = metadata.get(_VERSION, "").partition("_")[0]
+    known = {facts.lora.base_version.partition("_")[0] for facts in FAMILIES} - {"sd"}  # which all others count as
+    if word in known:
+        return word
+    return "2" if metadata.get("ss_v2") == "True" else ""
 
 
 def _table(base: Base) -> dict[str, Layer]:

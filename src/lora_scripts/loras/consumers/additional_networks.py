@@ -1,4 +1,4 @@
-"""sd-webui-additional-networks, kohya's own extension for A1111 (SD 1.x and 2.x).
+"""sd-webui-additional-networks, kohya's own extension for A1111.
 
 Every stem, cut at the first dot, must be one of kohya's names of a layer inside the blocks or of the text encoder
 (`lora_te_`): any other stops the loading of the file. Layers are made for the stems that have a `lora_down`; what is
@@ -12,13 +12,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import ALPHA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
+from lora_scripts.loras.naming import ALPHA, DOWN, UP
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
-    table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers if layer.in_block}
+    table = {layer.kohya: layer for layer in base.layers if layer.kohya}
     reading = Reading()
     for key in tensors:
         if key.partition(".")[0] not in table:
@@ -37,5 +39,5 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             reading.faults.append(Fault(f"{stem}.{UP}", f"left out: {why}"))
             continue
         scale = rules.scale_of(parts, parts[DOWN].shape[0], zero_means_rank=True)
-        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], scale)
+        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], scale)
     return reading

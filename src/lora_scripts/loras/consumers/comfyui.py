@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base, Layer
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import DORA, Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
+from lora_scripts.loras.naming import ALPHA, DORA
 
 # (down, up) of the forms that it tries, in its order.
 _PAIRS = (
@@ -32,7 +34,7 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     reading, used = Reading(), set[str]()
     for layer in base.layers:
         for name in _names(layer):
-            used |= {key for key in (f"{name}.{rules.ALPHA}", f"{name}.{DORA}") if key in tensors}
+            used |= {key for key in (f"{name}.{ALPHA}", f"{name}.{DORA}") if key in tensors}
             pair = next((pair for pair in _PAIRS if name + pair[1] in tensors), None)
             if pair is None:
                 continue
@@ -44,9 +46,9 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             if why:
                 reading.faults.append(Fault(up, f"this layer is not changed: {why}"))
                 continue
-            parts = {leaf: tensors[k] for leaf in (rules.ALPHA, DORA) if (k := f"{name}.{leaf}") in tensors}
+            parts = {leaf: tensors[k] for leaf in (ALPHA, DORA) if (k := f"{name}.{leaf}") in tensors}
             rank = tensors[down].shape[0]
-            reading.changes[layer.path] = Change(
+            reading.changes[layer.path] = Delta(
                 tensors[down], tensors[up], rules.scale_of(parts, rank), parts.get(DORA)
             )
     left = [key for key in tensors if key not in used]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Reading
+from lora_scripts.families.names import Base
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-8
 _CHUNK = 1 << 20  # numbers at a time: what is compared stays in the processor's cache
@@ -42,7 +43,7 @@ class Verdict:
 
 
 def judge(
-    expected: Mapping[str, Change],
+    expected: Mapping[str, Delta],
     readings: Mapping[str, Reading],
     base: Base,
     keys: Sequence[str],
@@ -67,7 +68,7 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 def _verdict(
     consumer: str,
     reading: Reading,
-    wanted: Mapping[str, Change],
+    wanted: Mapping[str, Delta],
     differences: Mapping[str, Fault | float],
     own: Sequence[Fault],
     names: _Names,
@@ -86,14 +87,14 @@ def _verdict(
     return Verdict(consumer, len(right), len(wanted) + len(strangers), largest, fault, reading.note)
 
 
-def _differences(wanted: Mapping[str, Change], readings: Mapping[str, Reading]) -> dict[str, dict[str, Fault | float]]:
+def _differences(wanted: Mapping[str, Delta], readings: Mapping[str, Reading]) -> dict[str, dict[str, Fault | float]]:
     """Consumer -> path -> largest |difference|, or the fault that it is. Layer by layer, so that memory stays small."""
     found: dict[str, dict[str, Fault | float]] = {consumer: {} for consumer in readings}
     sizes = {path: 0.0 for path in wanted}
     for path, want in wanted.items():
         exact = want.exact()
         sizes[path] = exact.abs().max().item() if exact.numel() else 0.0
-        done: list[tuple[Change, float]] = []
+        done: list[tuple[Delta, float]] = []
         for consumer, reading in readings.items():
             got = reading.changes.get(path)
             if got is None:
@@ -120,7 +121,7 @@ def _differences(wanted: Mapping[str, Change], readings: Mapping[str, Reading]) 
     return found
 
 
-def _rounding(change: Change) -> float:
+def _rounding(change: Delta) -> float:
     """What float32 may lose in up @ down: matters where large products nearly cancel, as in a PiSSA's file."""
     up, down = change.up.double().flatten(1), change.down.double().flatten(1)
     return 2**-21 * abs(change.scale) * up.norm(dim=1).max().item() * down.norm(dim=0).max().item()

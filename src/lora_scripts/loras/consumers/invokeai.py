@@ -13,17 +13,19 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import DORA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
 
-_KNOWN = (DOWN, UP, rules.ALPHA, DORA)
-_UNTOLD = "it cannot tell on installing that this is for SD 1.x (no attn2_to_k, attn2_to_v or text encoder in it)"
+_KNOWN = (DOWN, UP, ALPHA, DORA)
+_UNTOLD = "it cannot tell on installing what base this is for (no attn2_to_k, attn2_to_v or text encoder in it)"
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
-    table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers}
+    table = {layer.kohya or f"lora_unet_{layer.hf_flat}": layer for layer in base.layers}
     reading = Reading()
     reading.note = rules.unread_words(tensors)
     for stem, parts in rules.stems(tensors).items():
@@ -50,7 +52,7 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if not rules.per_input(parts.get(DORA), layer.shape):
             reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
         rank = parts[DOWN].shape[0]
-        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
     width = _token_width(tensors)
     if base.context_width and width != base.context_width:
         reading.note = _UNTOLD if width is None else f"it takes the file, by its width of {width}, for another base"

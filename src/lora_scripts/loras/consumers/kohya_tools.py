@@ -11,14 +11,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import ALPHA, DOWN, UP, Base, Change, Fault, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
+from lora_scripts.loras.naming import ALPHA, DOWN, UP
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
-    table = {f"lora_{'unet' if layer.unet else 'te'}_{layer.hf_flat}": layer for layer in base.layers if layer.in_block}
+    table = {layer.kohya: layer for layer in base.layers if layer.kohya}
     reading = Reading()
     for stem, parts in rules.stems(tensors).items():
         layer = table.get(stem)
@@ -38,5 +40,5 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if why:
             return reading.refuse(f"{stem}.{UP}", f"the loading stops: {why}")
         scale = rules.scale_of(parts, parts[DOWN].shape[0], zero_means_rank=True)
-        reading.changes[layer.path] = Change(parts[DOWN], parts[UP], scale)
+        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], scale)
     return reading

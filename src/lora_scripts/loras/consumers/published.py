@@ -8,62 +8,41 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.families.names import Base, Names
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import Base, Change, Fault, Layer, Reading
+from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
-from lora_scripts.loras.naming import PEFT_PREFIX, Half, sd1
+from lora_scripts.loras.naming import DORA, DOWN, PEFT_PREFIX, UP
+from lora_scripts.loras.reading import sort
 
-_LEAVES: dict[str, Half] = {rules.DOWN: "down", rules.UP: "up", rules.ALPHA: "alpha", rules.DORA: "dora"}
 
-
-def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
+def read(tensors: Mapping[str, Tensor], base: Base, names: Names) -> Reading:
     """Every layer of the base that the file means. Keys that mean none are faults."""
     layers = {layer.path: layer for layer in base.layers}
-    known = _table(base)
-    reading, parts = Reading(), dict[str, dict[Half, Tensor]]()
-    first: dict[str, str] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(BUNDLE):  # words change no layer
-            continue
-        if key not in known:
-            reading.faults.append(Fault(key, "names no layer of this base model"))
-            continue
-        path, half = known[key]
-        parts.setdefault(path, {})[half] = tensor
-        first.setdefault(path, key)
-    for path, halves in parts.items():
-        missing = [half for half in ("down", "up") if half not in halves]
+    lora = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLE)}  # words change no layer
+    modules, strangers = sort(lora, _stems(base, names))
+    reading = Reading(faults=[Fault(key, "names no layer of this base model") for key in strangers])
+    for path, module in modules.items():
+        first = next(iter(module.keys.values()))
+        missing = [half for half, leaf in (("down", DOWN), ("up", UP)) if leaf not in module.leaves]
         if missing:
-            reading.faults.append(Fault(first[path], f"the {missing[0]} matrix of this layer is missing"))
+            reading.faults.append(Fault(first, f"the {missing[0]} matrix of this layer is missing"))
             continue
-        down, up, alpha = halves["down"], halves["up"], halves.get("alpha")
+        down, up = module.leaves[DOWN], module.leaves[UP]
         why = rules.misfit(down, up, layers[path].shape)
         if why:
-            reading.faults.append(Fault(first[path], why))
+            reading.faults.append(Fault(first, why))
             continue
-        scale = 1.0 if alpha is None else float(alpha.float().item()) / down.shape[0]
-        reading.changes[path] = Change(down, up, scale, halves.get("dora"))
+        reading.changes[path] = Delta(down, up, rules.scale_of(module.leaves, down.shape[0]), module.leaves.get(DORA))
     return reading
 
 
-def _table(base: Base) -> dict[str, tuple[str, Half]]:
-    """Every key that could mean a layer -> (our path, half)."""
-    known: dict[str, tuple[str, Half]] = {}
+def _stems(base: Base, names: Names) -> dict[str, str]:
+    """Every stem that could mean a layer of the base -> our path; also of layers that no trainer trains."""
     paths = {layer.path for layer in base.layers}
-    known |= {key: row for key, row in sd1().diffusers_keys.items() if row[0] in paths}
+    stems = {stem: path for stem, path in names.paths.items() if path in paths}
     for layer in base.layers:
-        for stem in _flat_stems(layer):
-            known |= {f"{stem}.{leaf}": (layer.path, half) for leaf, half in _LEAVES.items()}
+        flat = (f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}") if layer.unet else (layer.kohya,)
         inner = layer.path.partition(".")[2]
-        for name in {inner, layer.hf}:
-            known[f"{PEFT_PREFIX}{name}.lora_A.weight"] = layer.path, "down"
-            known[f"{PEFT_PREFIX}{name}.lora_B.weight"] = layer.path, "up"
-    return known
-
-
-def _flat_stems(layer: Layer) -> tuple[str, ...]:
-    """Also the names that only some consumers know: they are told apart by who applies what."""
-    if layer.unet:
-        return f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}"
-    short = layer.hf_flat.removeprefix("text_model_")
-    return f"lora_te_{layer.hf_flat}", f"lora_te1_{layer.hf_flat}", f"lora_te_{short}"
+        stems |= dict.fromkeys((*flat, PEFT_PREFIX + inner, PEFT_PREFIX + layer.hf), layer.path)
+    return stems

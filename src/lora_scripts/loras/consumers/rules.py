@@ -8,61 +8,19 @@ code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
 from lora_scripts.loras.embedding import bundled
-
-DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One linear or convolution layer of the base."""
-
-    path: str
-    """Ours: "unet.…", "text_encoder.…"."""
-    hf: str
-    """As diffusers and (published) transformers name it, without the part."""
-    ldm: str
-    """As the published checkpoint names it, without the part's prefix."""
-    shape: tuple[int, ...]
-    """Of the weight; () where no base was given."""
-
-    @property
-    def unet(self) -> bool:
-        return self.path.startswith("unet.")
-
-    @property
-    def in_block(self) -> bool:
-        """Inside the blocks: not conv_in, conv_out, the time embedding."""
-        return not self.unet or self.hf.startswith(("down_blocks.", "mid_block.", "up_blocks."))
-
-    @property
-    def hf_flat(self) -> str:
-        return self.hf.replace(".", "_")
-
-    @property
-    def ldm_flat(self) -> str:
-        return self.ldm.replace(".", "_")
+from lora_scripts.loras.naming import ALPHA
 
 
 @dataclass(frozen=True)
-class Base:
-    """The layers that a LoRA could change."""
-
-    layers: tuple[Layer, ...]
-    context_width: int
-    """Of the text embedding that cross-attention reads; 0 where no base was given."""
-
-
-@dataclass(frozen=True)
-class Change:
+class Delta:
     """ΔW = scale · up @ down, of one layer; with `dora`, the DoRA around it."""
 
     down: Tensor
@@ -82,7 +40,7 @@ class Change:
         """In float64, [out, in · k · k]."""
         return (self.up.double().flatten(1) @ self.down.double().flatten(1)) * self.scale
 
-    def same(self, other: Change) -> bool:
+    def same(self, other: Delta) -> bool:
         """Whether the numbers are the same, whatever they are kept in."""
         return self.scale == other.scale and _equal(self.down, other.down) and _equal(self.up, other.up)
 
@@ -98,7 +56,7 @@ class Fault(NamedTuple):
 class Reading:
     """What a consumer makes of a file."""
 
-    changes: dict[str, Change] = field(default_factory=dict)
+    changes: dict[str, Delta] = field(default_factory=dict)
     """By our path."""
     faults: list[Fault] = field(default_factory=list)
     """Keys that it drops, mistakes or refuses, in the file's order."""
@@ -149,29 +107,6 @@ def scale_of(parts: Mapping[str, Tensor], rank: int, *, zero_means_rank: bool = 
 def per_input(dora: Tensor | None, shape: tuple[int, ...]) -> bool:
     """Whether `dora_scale` has one number for each input, the form that all consumers of DoRA share."""
     return dora is None or not shape or (dora.shape[0] == 1 and dora.numel() == shape[1])
-
-
-def sd1_base(layout: Sd1Layout, *, shapes: bool = True) -> Base:
-    """The layers of a Stable Diffusion 1.x."""
-    layers = tuple(_sd1_layers(layout, shapes))
-    return Base(layers, layout.context_width if shapes else 0)
-
-
-STANDARD = Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (), 4, 768, 12, 3072, 49408, 77)
-"""v1-5, for a look at a file without a base."""
-
-
-def _sd1_layers(layout: Sd1Layout, shapes: bool) -> Iterator[Layer]:
-    for row in unet_rows(layout):
-        if row.hf.endswith(".weight") and len(row.shape) > 1:
-            hf, ldm = row.hf.removesuffix(".weight"), row.ldm.removeprefix(UNET_PREFIX).removesuffix(".weight")
-            yield Layer(f"unet.{hf}", hf, ldm, row.shape if shapes else ())
-    for row in text_rows(layout):
-        if row.hf.endswith(".weight") and len(row.shape) > 1 and ".embeddings." not in row.hf:
-            hf = row.hf.removesuffix(".weight")
-            ldm = "transformer.text_model." + row.ldm.removeprefix(TEXT_PREFIX).removesuffix(".weight")
-            path = "text_encoder." + hf.removeprefix("text_model.")
-            yield Layer(path, hf, ldm, row.shape if shapes else ())
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

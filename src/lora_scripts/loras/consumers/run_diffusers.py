@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lora_scripts.loras.consumers.rules import Change, Reading
+from lora_scripts.loras.consumers.rules import Delta, Reading
 
 # What the two libraries raise for a file that they cannot take; anything else is a fault of ours.
 REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
@@ -45,7 +45,7 @@ def read(path: Path, roots: Mapping[str, nn.Module]) -> Reading:
     return Reading(dict(applied(roots, "proof")))
 
 
-def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str, Change]]:
+def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str, Delta]]:
     """(our path, change) of every layer that PEFT has wrapped."""
     from peft.tuners.lora import LoraLayer
 
@@ -55,7 +55,7 @@ def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str,
                 inner = name.removeprefix("base_model.model.").removeprefix("text_model.")
                 yield (
                     f"{root}.{inner}",
-                    Change(
+                    Delta(
                         module.lora_A[adapter].weight.detach(),
                         module.lora_B[adapter].weight.detach(),
                         float(module.scaling[adapter]),

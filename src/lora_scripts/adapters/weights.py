@@ -1,0 +1,75 @@
+"""The change that a LoRA makes to one layer, as tensors: what readers of files give and what the algebra works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_scripts.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """One module's LoRA; ΔW = (alpha / rank) · up @ down."""
+
+    down: Tensor
+    """[rank, in], of a convolution [rank, in, k, k]"""
+    up: Tensor
+    """[out, rank], of a convolution [out, rank, 1, 1]"""
+    alpha: float
+    dora: Tensor | None = None
+    """Of a DoRA: the length m of every column of W + ΔW, [1, in] or [1, in, 1, 1]; see `adapters.algebra.bake`."""
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+def uniform(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """The same ΔW with one rank and one alpha: padded with zeros to the largest rank, `up` rescaled where the scale
+    differs.
+
+    diffusers misapplies a file whose alphas differ, without an error. Modules that agree come back as they are.
+    """
+    ranks, scales = {w.rank for w in modules.values()}, {w.alpha / w.rank for w in modules.values()}
+    if len(ranks) < 2 and len(scales) < 2:
+        return dict(modules)
+    rank, scale = max(ranks), scales.pop() if len(scales) == 1 else 1.0
+    result = {}
+    for path, weights in modules.items():
+        down, up = weights.down, weights.up
+        more = rank - weights.rank
+        if weights.alpha / weights.rank != scale:
+            up = up * (weights.alpha / weights.rank / scale)
+        if more:
+            down = torch.cat([down, down.new_zeros(more, *down.shape[1:])])
+            up = torch.cat([up, up.new_zeros(up.shape[0], more, *up.shape[2:])], dim=1)
+        result[path] = LoraWeights(down, up, scale * rank, weights.dora)
+    return result
+
+
+def check(name: str, weights: LoraWeights) -> None:
+    """UserError unless the shapes fit each other and every value is a finite number."""
+    check_shapes(name, weights)
+    tensors = (weights.down, weights.up, weights.dora)
+    if not (math.isfinite(weights.alpha) and all(finite(tensor) for tensor in tensors if tensor is not None)):
+        raise UserError(
+            f"{name} holds values that are not finite numbers", hint="the file is spoilt; take an earlier one"
+        )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Also of fp8, for which torch has no test."""
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def check_shapes(name: str, weights: LoraWeights) -> None:
+    down, up = weights.down.shape, weights.up.shape
+    fits = len(down) == len(up) and len(down) in (2, 4) and down[0] == up[1] and down[0] > 0 and set(up[2:]) <= {1}
+    if not fits:
+        text = f"{name}: down {list(down)} and up {list(up)} do not fit each other"
+        raise UserError(text, hint="down is [rank, in, …] and up is [out, rank, …]")

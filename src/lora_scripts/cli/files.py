@@ -1,0 +1,37 @@
+"""Words for model files: what was written, how large it is, how much of a change is in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_scripts import units
+
+if TYPE_CHECKING:
+    from lora_scripts.workshop.common import Written
+    from lora_scripts.workshop.merge import Rewritten
+
+
+def written(lora: Written) -> list[str]:
+    """A LoRA that was written, as it was read again."""
+    return [
+        f"written: {lora.output} (rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules} modules, "
+        f"{lora.precision}, {units.size(lora.bytes)})",
+        f"read again: ΔW as meant to {lora.rounding:.1e} of its size",
+        f"sha256 {lora.sha256} (AutoV2 {lora.autov2}, AutoV3 {lora.autov3})",
+    ]
+
+
+def energy(share: float, worst_share: float, worst_module: str) -> str:
+    """How much of |ΔW|² a file of smaller rank holds."""
+    return f"energy kept: {share:.2%} in all; least {worst_share:.2%}, in {worst_module}"
+
+
+def rewritten(model: Rewritten) -> list[str]:
+    """A model that was written with other weights, and the hashes of its files."""
+    lines = [f"written: {model.output} ({model.changed} weights changed)"]
+    for one in model.files:
+        name = one.file.name if one.file == model.output else one.file.relative_to(model.output).as_posix()
+        lines.append(f"{name}: sha256 {one.sha256} (AutoV2 {one.autov2}, AutoV3 {one.autov3})")
+    if model.left_out:
+        lines.append(f"left out, because they hold the weights as they were: {', '.join(model.left_out)}")
+    return lines

@@ -1,0 +1,103 @@
+"""What a family is, as plain facts that need no torch: for config checks, for names in files, for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lora_scripts.families.kinds import Shapes
+from lora_scripts.formats.header import Header, Kind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_scripts.families.names import Base, Names
+
+
+class Weight(NamedTuple):
+    """Where one layer's weight stands in a single file."""
+
+    key: str
+    third: int | None = None
+    """Which third of its rows, where q, k and v are one matrix."""
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What a LoRA file says of the model that it is for."""
+
+    base_version: str
+    """kohya's `ss_base_model_version`."""
+    architecture: str
+    """Of ModelSpec."""
+    implementation: str
+    """Of ModelSpec: whose layer names the file follows."""
+    webui: str = "Unknown"
+    """What A1111's WebUI calls the family in NAME.json."""
+    civitai: str = "Other"
+    """What civitai calls it."""
+    hub_tags: tuple[str, ...] = ()
+    """Of a model card on Hugging Face."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One family. Everything that differs from family to family, and is no computation, is asked here."""
+
+    name: str
+    """As the code calls it."""
+    words: str
+    """As people call it."""
+    example: str
+    """The file name of a well-known base."""
+    checkpoint: Kind
+    """What its bases are."""
+    mergeable: frozenset[Kind]
+    """Checkpoints that its LoRAs can be added to; `checkpoint` among them."""
+    model: str
+    """The module with `load(path, options) -> Family`."""
+    features: frozenset[str]
+    """What the keys of a config may need; see `config.needs`."""
+    native_size: tuple[int, int]
+    """(width, height) in pixels of the pictures that its bases were made for."""
+    bucket_step: int
+    """Sides of training pictures are multiples of this, in pixels."""
+    vae_factor: int
+    """Pixels that a latent stands for, along each side."""
+    latent_channels: int
+    groups: Mapping[str, Callable[[str], bool]]
+    """Names for sets of layers, for the config's `targets`: our module path -> whether it belongs."""
+    image_root: str
+    """The part that LoRA goes into by default: the first word of a path."""
+    text_roots: tuple[str, ...]
+    """The parts that LoRA goes into with `train_text_encoder`."""
+    lora: LoraFacts
+    names: Callable[[], Names]
+    """The tables of its layers' names in LoRA files."""
+    kind_of: Callable[[Shapes, Mapping[str, str]], Kind | None]
+    """What a single file is, by its tensors' shapes and its metadata; None: nothing of this family."""
+    folder_kind: Callable[[Path], Kind | None]
+    """What a diffusers folder is, by its configs; None: nothing of this family."""
+    told: Callable[[Path], Mapping[str, Any]]
+    """What a base says of itself, by keys of the config: {"prediction": "v"}."""
+    check: Callable[[Path, bool], None]
+    """A base, file or folder, from its header and configs alone; with False it need not hold a VAE. UserErrors with
+    every fault."""
+    check_vae: Callable[[Path], Header | None]
+    """A separate VAE, file or folder. UserErrors with every fault."""
+    weights: Callable[[Header, Path], Mapping[str, Weight]]
+    """Our module path -> where its weight stands in a single file: of all layers of the file, also those that no LoRA
+    file has a name for."""
+    parts: Mapping[str, str]
+    """The parts that a LoRA may change, each a folder of a diffusers folder -> what their keys begin with there and our
+    paths do not."""
+    base: Callable[[Path | None], Base]
+    """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
+    build: Callable[[Path], dict[str, nn.Module]]
+    """The parts of a base by name, their weights not set: only for looking at what a loader puts onto them."""
+
+    def inside_text(self, path: str) -> bool:
+        """Whether a layer belongs to a text encoder."""
+        return path.partition(".")[0] in self.text_roots

@@ -1,0 +1,112 @@
+"""What the layers of a model are called in its own files and in the LoRA formats that people exchange: the form of the
+tables that every family has. Torch is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+
+# What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
+_FOREIGN = (
+    (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
+    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, Qwen-Image, …)"),
+    (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
+    (("layers.", "self_attn"), "a language model"),
+)
+_OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
+_OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """One family's names; every table goes from our module path ("unet.…", "text_encoder.…") to a stem: what stands
+    before `.lora_down.weight` and the like.
+    """
+
+    family: str
+    words: str
+    kohya: Mapping[str, str]
+    original: Mapping[str, str]
+    """With the published checkpoint's block names."""
+    diffusers: Mapping[str, str]
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Stem -> our path, the other way round: what some trainers write and some programs read. Read here, not
+    written."""
+
+    @cached_property
+    def paths(self) -> dict[str, str]:
+        """Stem -> our path, of every stem that may stand for a layer in a file of any naming and age."""
+        result = dict(self.others)
+        for path, stem in self.diffusers.items():
+            # A text encoder's layers with and without `text_model.`, which transformers 5.6 dropped.
+            result |= dict.fromkeys((stem, path, *_old_stems(stem)), path)
+        for table in (self.original, self.kohya):
+            result |= {stem: path for path, stem in table.items()}
+        return result
+
+    @property
+    def stems(self) -> Set[str]:
+        """The keys of `paths`."""
+        return self.paths.keys()
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the model that a LoRA may change: the first words of our paths."""
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.kohya))
+
+
+def _old_stems(stem: str) -> Iterator[str]:
+    """The attention processors of diffusers before 0.20, with and without the part's name in front."""
+    parent, _, leaf = stem.rpartition(".self_attn.")
+    if leaf in _OLD_TEXT:
+        yield f"{parent}.self_attn.{_OLD_TEXT[leaf]}"
+    for attention in (".attn1.", ".attn2."):
+        parent, found, leaf = stem.rpartition(attention)
+        if found:
+            old = f"{parent}{attention}processor.{_OLD_ATTENTION[leaf]}"
+            yield from (old, old.removeprefix("unet."))
+
+
+def foreign_model(keys: Iterable[str]) -> str | None:
+    """The model of a LoRA that no family's tables know, in words; None where nothing gives it away."""
+    keys = list(keys)
+    return next((words for marks, words in _FOREIGN if any(mark in key for key in keys for mark in marks)), None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear or convolution layer of the base."""
+
+    path: str
+    """Ours: "unet.…", "text_encoder.…"."""
+    hf: str
+    """As diffusers and (published) transformers name it, without the part."""
+    ldm: str
+    """As the published checkpoint names it, without the part's prefix."""
+    kohya: str
+    """As kohya's tools name it; "" of a layer that they do not train."""
+    shape: tuple[int, ...]
+    """Of the weight; () where no base was given."""
+
+    @property
+    def unet(self) -> bool:
+        return self.path.startswith("unet.")
+
+    @property
+    def hf_flat(self) -> str:
+        return self.hf.replace(".", "_")
+
+    @property
+    def ldm_flat(self) -> str:
+        return self.ldm.replace(".", "_")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The layers that a LoRA could change."""
+
+    layers: tuple[Layer, ...]
+    context_width: int
+    """Of the text embedding that cross-attention reads; 0 where no base was given."""

@@ -1,0 +1,42 @@
+"""What headers and configs alone tell of a checkpoint or a diffusers folder, for every family of the kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import UserError
+from lora_scripts.formats.header import Header
+
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
+
+
+def check_floats(path: Path, header: Header, prefixes: tuple[str, ...], tolerated: Callable[[str], bool]) -> None:
+    """UserError when a tensor that is read is no floating-point number."""
+    odd = [
+        (name, info.dtype)
+        for name, info in header.tensors.items()
+        if name.startswith(prefixes) and info.dtype not in FLOATS and not tolerated(name)
+    ]
+    if odd:
+        first = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
+        raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | None:
+    """A component's config; None where there is none that can be read."""
+    try:
+        values = json.loads((folder / name).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def require_parts(path: Path, parts: Sequence[str], words: str) -> None:
+    """UserError unless the diffusers folder of a family, called `words`, has these parts."""
+    missing = [f"{part}/config.json" for part in parts if not (path / part / "config.json").is_file()]
+    if missing:
+        hint = f"give a diffusers folder of {words}, or a single .safetensors file"
+        raise UserError(f"this folder has no {', '.join(missing)}", file=path, hint=hint)

@@ -1,0 +1,65 @@
+"""From state dicts to models: built without weights, filled with those of the file, which stay memory-mapped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.sd.text import TextLayout, text_config, text_keys_like
+from lora_scripts.families.sd.unet import UnetLayout, unet_config
+
+
+def build_unet(layout: UnetLayout, sample_size: int, state: Mapping[str, Tensor] | None = None) -> UNet2DConditionModel:
+    """The UNet of a layout, with the weights of diffusers' state dict or, without one, on the meta device."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**unet_config(layout, sample_size))
+    return unet if state is None else _filled(unet, state)
+
+
+def build_vae(config: Mapping[str, object], state: Mapping[str, Tensor]) -> AutoencoderKL:
+    """The VAE of diffusers' arguments and state dict."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(**config)
+    return _filled(vae, state)
+
+
+def build_text(layout: TextLayout, state: Mapping[str, Tensor]) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """The text encoder of a layout in float32, from a state dict in the published names. It is copied: on a CPU
+    products may round differently where a matrix does not begin at a round address, as in a mapped file.
+    """
+    kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
+    with torch.device("meta"):
+        model = kind(CLIPTextConfig(**text_config(layout)))
+    whole = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
+    _filled(model, text_keys_like(whole, model.state_dict().keys()))
+    embeddings = getattr(model, "text_model", model).embeddings
+    embeddings.position_ids = torch.arange(layout.positions)[None]  # the one tensor that no file need have
+    return model
+
+
+def _filled(model: Any, state: Mapping[str, Tensor]) -> Any:
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def pretrained(kind: Any, folder: Path) -> Any:
+    """A part of a diffusers folder, from the disk alone. UserError where it is not whole."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except OSError as e:
+        hint = "it needs config.json and .safetensors weights"
+        raise UserError(str(e).splitlines()[0], file=folder, hint=hint) from None
+
+
+def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) from ModelSpec's "512x512"; the family's usual size where the file does not say."""
+    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))
+    return (int(match[1]), int(match[2])) if match else usual

@@ -1,0 +1,115 @@
+"""The table of families, and what a file or folder is by it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from lora_scripts.errors import UserError
+from lora_scripts.families import kinds
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.sd1.facts import FACTS as SD1
+from lora_scripts.families.sdxl.facts import FACTS as SDXL
+from lora_scripts.formats.header import Kind, read_header, sniff
+
+if TYPE_CHECKING:
+    from lora_scripts.families.base import Family, LoadOptions, PictureFamily
+
+FAMILIES: tuple[Facts, ...] = (SDXL, SD1)
+"""In the order in which they are asked whether a file is theirs: the more particular first."""
+
+
+def by_name(name: str) -> Facts:
+    """The family that the code calls so."""
+    return next(facts for facts in FAMILIES if facts.name == name)
+
+
+def kind_of(shapes: kinds.Shapes, metadata: Mapping[str, str] | None = None) -> Kind:
+    """What a file is, by its tensors' names and a few of their shapes."""
+    answers = (facts.kind_of(shapes, metadata or {}) for facts in FAMILIES)
+    return kinds.addition(shapes) or next((kind for kind in answers if kind), None) or kinds.other(shapes)
+
+
+def identify(path: Path) -> Kind:
+    """What a file, or a diffusers folder, is. UserError when it is missing, truncated or damaged."""
+    if path.is_dir():
+        answers = (facts.folder_kind(path) for facts in FAMILIES)
+        return next((kind for kind in answers if kind), Kind("a folder without a model that is known here"))
+    other = sniff(path)
+    if other is not None:
+        return other
+    head = read_header(path)
+    return kind_of(head.shapes, head.metadata)
+
+
+def find(path: Path) -> Facts:
+    """The family of a base that can be trained. UserError, saying what the file is, if it is of none."""
+    kind = identify(path)
+    return next((facts for facts in trainable() if facts.checkpoint is kind), None) or refuse(kind, path)
+
+
+def require_lora(path: Path, hint: str = "name the .safetensors of a LoRA") -> None:
+    """UserError unless the file is a LoRA."""
+    kind = identify(path)
+    if kind is not kinds.LORA:
+        raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint=hint)
+
+
+def trainable() -> tuple[Facts, ...]:
+    """Those with a model, as people look for them: the oldest first."""
+    return tuple(facts for facts in reversed(FAMILIES) if facts.model)
+
+
+def bases() -> str:
+    """ "give a checkpoint of …": what can be a base model."""
+    names, examples = (" or ".join(texts) for texts in zip(*((f.words, f.example) for f in trainable()), strict=True))
+    return f"give a checkpoint of {names}, such as {examples}"
+
+
+def refuse(kind: Kind, path: Path) -> NoReturn:
+    """Raises the one line that says what a file is, where a base was wanted, and what to do."""
+    mend = kind.mend.format(base=bases()) if kind.mend else bases()
+    raise UserError(f"this is {kind.words}", file=path, hint=mend)
+
+
+def of_lora(
+    stems: Iterable[str], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
+) -> Facts | None:
+    """The family whose tables know the most of a LoRA's layer names, in any naming; None if none knows one.
+
+    Of families that know equally many (a file of a few layers) it is the one that the metadata names, then `wanted`,
+    then the one whose LoRAs are usually named so.
+    """
+    names, told = set(stems), (metadata or {}).get("ss_base_model_version")
+
+    def fit(facts: Facts) -> tuple[int, bool, bool, int]:
+        tables = facts.names()
+        usual = len(names.intersection(tables.kohya.values()))
+        return len(names & tables.stems), facts.lora.base_version == told, facts is wanted, usual
+
+    best = max(FAMILIES, key=fit)
+    return best if fit(best)[0] else None
+
+
+def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:
+    """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
+    family: Family = importlib.import_module(facts.model).load(path, options)
+    return family
+
+
+def settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a config for a family: those that are given, else what the base says of itself."""
+    told = find(path).told(path)
+    return {**told, **{key: value for key, value in given.items() if value is not None}}
+
+
+def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:
+    """The family of a base that draws pictures. UserError for a base of another kind."""
+    facts = find(path)
+    if "pictures" not in facts.features:
+        raise UserError(
+            f"this is {facts.checkpoint.words}, which draws no pictures", file=path, hint="give another base"
+        )
+    return cast("PictureFamily", load_family(facts, path, options))

@@ -1,0 +1,210 @@
+"""The pictures of a grid: each is named by all that it depends on, so that it is drawn once and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from lora_scripts.config.values import check_size
+from lora_scripts.events import Note, Progress, Sink
+from lora_scripts.formats import io
+from lora_scripts.generate.command import file_hash, lora_hash, parameters, save
+from lora_scripts.grid.axes import Place, Plan, Point
+from lora_scripts.grid.sources import GridOptions, LoraSource, Sources
+
+if TYPE_CHECKING:
+    from lora_scripts.families.base import PictureFamily
+    from lora_scripts.families.samplers import Sampler
+    from lora_scripts.loras.stack import LoraStack
+
+VERSION = 1
+"""Of the way cells are drawn; another one makes all cells new."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture: all that it depends on."""
+
+    base: str
+    """SHA-256, of a folder its path."""
+    vae: str
+    loras: tuple[tuple[str, float], ...]
+    """SHA-256 of each file and its strength, innermost first; none at strength 0."""
+    prompt: str
+    negative: str
+    seed: int
+    cfg: float
+    steps: int
+    size: tuple[int, int]
+    scheduler: str
+    settings: tuple[object, ...]
+    """Precision, prediction, zero-terminal SNR, clip skip."""
+
+    @property
+    def digest(self) -> str:
+        """The name of its file, 20 hexadecimal digits."""
+        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All pictures of a grid."""
+
+    plan: Plan
+    at: Mapping[Place, Cell]
+    """What is to be seen at each place."""
+    bare: Mapping[Place, Cell]
+    """The base's own picture of the same prompt, seed and cfg."""
+
+    def different(self, *, bare: bool) -> dict[str, tuple[Cell, Point]]:
+        """Each cell once, by its digest, with a point at which it is drawn; with `bare` the base's own, too."""
+        cells = {cell.digest: (cell, Point()) for cell in self.bare.values()} if bare else {}
+        return cells | {cell.digest: (cell, self.plan.points[place]) for place, cell in self.at.items()}
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Draws cells: a base with what can be put onto it."""
+
+    options: GridOptions
+    sources: Sources
+    family: PictureFamily
+    stack: LoraStack
+    sampler: Sampler
+    precision: str
+
+    def path(self, cell: Cell) -> Path:
+        return self.options.output / "cells" / f"{cell.digest}.png"
+
+    def worn(self, point: Point) -> list[tuple[LoraSource, float]]:
+        """What is on at a point, innermost first: the checkpoint and the LoRA, at one strength; nothing at 0."""
+        strength = self.options.strengths[point.strength]
+        both = (self.sources.checkpoints[point.checkpoint], self.sources.loras[point.lora])
+        return [(one, strength) for one in both if one is not None and strength != 0]
+
+    def wear(self, point: Point) -> list[tuple[LoraSource, float]]:
+        """Puts on what is on at a point, and gives it."""
+        from lora_scripts.loras.stack import Worn
+
+        worn = self.worn(point)
+        self.stack.wear([Worn(one.path, strength, strength) for one, strength in worn])
+        return worn
+
+    def cell(self, point: Point, *, bare: bool = False) -> Cell:
+        """What is drawn at a point; `bare`: by the base alone."""
+        options, sources = self.options, self.sources
+        line, size = sources.prompts[point.prompt], sources.size or self.family.native_size
+        return Cell(
+            base=_identity(sources.base),
+            vae=_identity(sources.vae) if sources.vae else "",
+            loras=() if bare else tuple((file_hash(one.path), strength) for one, strength in self.worn(point)),
+            prompt=line.prompt,
+            negative=options.negative_prompt if line.negative is None else line.negative,
+            seed=options.seeds[point.seed],
+            cfg=options.cfgs[point.cfg],
+            steps=line.steps or options.steps,
+            size=(line.width or size[0], line.height or size[1]),
+            scheduler=self.sampler.name,
+            settings=(self.precision, sources.prediction, sources.zero_terminal_snr, sources.clip_skip),
+        )
+
+    def cells(self, plan: Plan) -> Cells:
+        """Those of a whole grid."""
+        return Cells(
+            plan,
+            {place: self.cell(point) for place, point in plan.points.items()},
+            {place: self.cell(point, bare=True) for place, point in plan.points.items()},
+        )
+
+    def draw(self, cell: Cell, point: Point) -> None:
+        """Draws one cell at a point where it stands, and writes it with the text that tells how it was made."""
+        from lora_scripts.families.base import Sampling
+
+        worn = self.wear(point) if cell.loras else []
+        if not worn:
+            self.stack.take_off()
+        sampling = Sampling(cell.steps, cell.cfg, cell.negative, cell.size, cell.scheduler)
+        image = self.family.generate(cell.prompt, cell.seed, sampling)
+        tags = "".join(f" <lora:{one.path.stem}:{strength:g}>" for one, strength in worn)
+        loras = {one.path.stem: lora_hash(one.path) for one, _ in worn}
+        base, clip_skip = self.sources.base, self.sources.clip_skip
+        prompt = cell.prompt + tags
+        save(
+            self.path(cell),
+            image,
+            parameters(base, prompt, cell.seed, sampling, self.sampler, loras, clip_skip=clip_skip),
+        )
+
+
+def load_painter(options: GridOptions, sources: Sources) -> Painter:
+    """Loads the base and every LoRA. UserErrors for what does not fit."""
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.families.base import LoadOptions
+    from lora_scripts.families.samplers import find_sampler
+    from lora_scripts.families.table import load_pictures
+    from lora_scripts.loras.stack import LoraStack
+
+    for line in sources.prompts:
+        sampler = find_sampler(options.scheduler, sources.prediction, line.steps or options.steps)
+        for side in (line.width, line.height):
+            if side is not None:
+                check_size(side)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    settings = {key: getattr(sources, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
+    family = load_pictures(sources.base, LoadOptions(device, DTYPES[precision], sources.vae, settings=settings))
+    stack = LoraStack(family)
+    for one in (*sources.checkpoints, *sources.loras):
+        if one is not None:
+            stack.load(one.path)
+    return Painter(options, sources, family, stack, sampler, precision)
+
+
+def draw_missing(painter: Painter, cells: Mapping[str, tuple[Cell, Point]], sink: Sink) -> int:
+    """Draws the cells that are not there yet, those of one LoRA together, and gives their number."""
+    folder = painter.options.output / "cells"
+    io.make_folder(folder)
+    io.remove_stale_temps(folder)
+    missing = [(cell, point) for cell, point in _by_loras(cells) if not _is_whole(painter.path(cell))]
+    there = len(cells) - len(missing)
+    sink(Note(f"{len(missing)} pictures to draw" + (f"; {there} were there already" if there else "")))
+    for number, (cell, point) in enumerate(missing, 1):
+        painter.draw(cell, point)
+        sink(Progress("pictures", number, len(missing)))
+    painter.stack.take_off()
+    return len(missing)
+
+
+def opened(path: Path) -> Image.Image:
+    """A cell's picture, RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _by_loras(cells: Mapping[str, tuple[Cell, Point]]) -> Iterator[tuple[Cell, Point]]:
+    groups: dict[tuple[tuple[str, float], ...], list[tuple[Cell, Point]]] = {}
+    for cell, point in cells.values():
+        groups.setdefault(cell.loras, []).append((cell, point))
+    for group in groups.values():
+        yield from group
+
+
+def _is_whole(path: Path) -> bool:
+    """That a picture is there and can be read to its end."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _identity(path: Path) -> str:
+    return file_hash(path) if path.is_file() else str(path.resolve())

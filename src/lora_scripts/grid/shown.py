@@ -1,0 +1,98 @@
+"""What people are shown of a grid: the blocks of its pictures, what is the same for all of them, and thumbnails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from lora_scripts.data.image import load_rgb
+from lora_scripts.grid.axes import Place
+from lora_scripts.grid.cells import Cells, Painter
+from lora_scripts.grid.scores import Score, Training
+from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
+
+THUMBNAIL = 192
+"""Pixels of the longer side."""
+
+
+def shown(
+    painter: Painter,
+    cells: Cells,
+    images: Mapping[str, Image.Image],
+    scores: Mapping[Place, Score],
+    rows: Sequence[MeasureRow],
+    training: Training | None,
+    sheet: str,
+) -> GridData:
+    """Everything on the page; `images`: digest -> picture, `sheet`: the contact sheet's file beside the page."""
+    sources = painter.sources
+    names = [one.path.stem for one in (*sources.loras, *sources.checkpoints[-1:]) if one]
+    nearest = dict.fromkeys(row.nearest for row in rows if row.nearest) if training else {}
+    return GridData(
+        title=", ".join(dict.fromkeys(names)),
+        axes=[axis.name for axis in cells.plan.axes],
+        blocks=_blocks(painter, cells, images, scores),
+        rows=rows,
+        facts=_facts(painter, cells, training),
+        with_data=training is not None,
+        sheet=sheet,
+        thumbnails={name: _thumbnail(training, name) for name in nearest if training},
+    )
+
+
+def _thumbnail(training: Training, name: str) -> Image.Image:
+    image = load_rgb(training.paths[name])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def _blocks(
+    painter: Painter, cells: Cells, images: Mapping[str, Image.Image], scores: Mapping[Place, Score]
+) -> list[Block]:
+    def cell_at(place: Place) -> ShownCell:
+        cell = cells.at[place]
+        path = painter.path(cell)
+        with Image.open(path) as image:
+            text = str(getattr(image, "text", {}).get("parameters", ""))
+        title = ", ".join(
+            f"{axis.name} {axis.labels[number]}" for axis, number in zip(cells.plan.axes, place, strict=True)
+        )
+        base = not painter.worn(cells.plan.points[place])
+        values = _values(scores[place], base=base) if place in scores else ()
+        return ShownCell(images[cell.digest], f"{path.parent.name}/{path.name}", title, text, values)
+
+    columns = cells.plan.across.labels
+    return [
+        Block(label, columns, [(row, [cell_at(place) for place in places]) for row, places in rows])
+        for label, rows in cells.plan.rows()
+    ]
+
+
+def _values(one: Score, *, base: bool) -> list[tuple[str, str]]:
+    """Words and numbers of one picture."""
+    rows = [] if base else [("difference from the base", f"{one.pixels:.1%}")]
+    if one.style is not None and not base:
+        rows.append(("likeness to the training style", f"{one.style:.0%}"))
+    rows.append(("prompt found", f"{one.prompt:.1%}"))
+    if one.nearest is not None and one.similarity is not None:
+        rows.append(("nearest training picture", f"{one.nearest} ({one.similarity:.2f})"))
+    return rows
+
+
+def _facts(painter: Painter, cells: Cells, training: Training | None) -> list[tuple[str, str]]:
+    """What is the same for all pictures."""
+    options, first = painter.options, next(iter(cells.at.values()))
+    facts = [
+        ("pictures", f"{len(cells.at)}, {len(cells.different(bare=False))} of them different"),
+        ("base", painter.sources.base.name),
+        ("sampler", f"{first.scheduler}, {options.steps} steps"),
+        ("size", f"{first.size[0]} × {first.size[1]}"),
+    ]
+    single = {"seed": options.seeds, "cfg": options.cfgs, "strength": options.strengths}
+    facts += [(name, f"{values[0]:g}") for name, values in single.items() if len(values) == 1]
+    if len(painter.sources.prompts) == 1:
+        facts.append(("prompt", first.prompt))
+    if training:
+        facts.append(("training pictures", str(len(training.paths))))
+    return facts

@@ -1,0 +1,231 @@
+"""The one reader of a LoRA's tensors, whatever its layers are called: dict -> dict by a family's tables. Nothing here
+touches files.
+
+Alpha. kohya's files hold it as a tensor, PEFT in `adapter_config.json`, diffusers in the metadata
+(`lora_adapter_metadata`). A file that we wrote with diffusers' names has it folded into `up` and tells it in
+`lora_scripts.alpha`; see `dialects.py`. Where a file is silent, alpha = rank, as every program reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_scripts.adapters.weights import LoraWeights, check
+from lora_scripts.config.values import did_you_mean
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.names import Names
+from lora_scripts.loras import naming
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
+
+Change = LoraWeights | Mapping[str, Tensor]
+"""What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""
+
+ALPHA_KEY = "lora_scripts.alpha"
+DIFFUSERS_KEY = "lora_adapter_metadata"
+
+# What a tensor of another format gives away: (marks anywhere in a key, what the file is, what to do).
+_OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("model.diffusion_model.", "cond_stage_model.", "conditioner."),
+        "a whole checkpoint, not a LoRA",
+        "give it as base_model",
+    ),
+    (("lora_mid",), "a LoCon with a Tucker core (lora_mid)", "bake it to a plain LoRA first"),
+    ((".diff", ".w_norm", ".b_norm", "glora"), "a LyCORIS file of a kind that is not read here", "give a plain LoRA"),
+)
+
+
+@dataclass
+class Module:
+    """The tensors of one layer, as they stand in a file."""
+
+    stem: str
+    """The layer's name in the keys."""
+    leaves: dict[str, Tensor]
+    """By kohya's word for what they are."""
+    keys: dict[str, str]
+    """The same, and the whole key of each."""
+
+
+def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[str, Module], list[str]]:
+    """(our path -> its tensors, keys that name no layer or no part of one); `paths` as `Names.paths`."""
+    modules: dict[str, Module] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        stem, leaf = naming.split(key)
+        if stem not in paths or not leaf:
+            strangers.append(key)
+            continue
+        module = modules.setdefault(paths[stem], Module(stem, {}, {}))
+        if leaf in module.leaves:  # the layer stands in the file under two names
+            strangers.append(key)
+            continue
+        module.leaves[leaf], module.keys[leaf] = tensor, key
+    return modules, strangers
+
+
+def read(
+    tensors: Mapping[str, Tensor], names: Names, *, metadata: Mapping[str, str] | None = None, file: Path | None = None
+) -> dict[str, Change]:
+    """Our module path -> what the file holds of the layer, in its own dtype.
+
+    UserError, all faults at once: another format (and which), an unknown key and the nearest known one, a down without
+    its up, shapes that do not fit each other, values that are not finite, no module at all.
+    """
+    return _read(tensors, names, _alphas(metadata or {}, file), file)
+
+
+def read_peft(
+    adapters: Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]], names: Names, *, file: Path | None = None
+) -> dict[str, Change]:
+    """As `read`, of PEFT adapters; `adapters` is part of the model -> (tensors, adapter_config)."""
+    tensors: dict[str, Tensor] = {}
+    for part, (own, config) in adapters.items():
+        _check_config(config, file)
+        tensors |= {f"{part}.{key.removeprefix(PEFT_PREFIX)}": tensor for key, tensor in own.items()}
+    configs = {part: config for part, (_, config) in adapters.items()}
+    return _read(tensors, names, _Alphas(told=lambda path, rank: _peft_alpha(configs, path, rank)), file)
+
+
+def part_of(keys: Mapping[str, object], names: Names) -> str:
+    """Which part of the model a single PEFT adapter is for, by its layers' names; the first one that knows the most."""
+    stems = {naming.split(key)[0].removeprefix(PEFT_PREFIX) for key in keys}
+    return max(names.parts, key=lambda part: sum(f"{part}.{stem}" in names.paths for stem in stems))
+
+
+@dataclass(frozen=True)
+class _Alphas:
+    """Where alpha stands, if not beside the matrices."""
+
+    folded: float | Mapping[str, float] | None = None
+    """In our own metadata, of all layers or by path: `up` was multiplied by alpha / rank."""
+    told: Callable[[str, int], float | None] = lambda path, rank: None
+    """(path, rank) -> alpha."""
+
+
+def _read(tensors: Mapping[str, Tensor], names: Names, alphas: _Alphas, file: Path | None) -> dict[str, Change]:
+    modules, strangers = sort(tensors, names.paths)
+    for marks, words, mend in _OTHERS:
+        other = next((key for key in strangers if any(mark in key for mark in marks)), None)
+        if other is not None:
+            raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
+    errors = [_unknown(key, names, file) for key in strangers[:10]]
+    changes: dict[str, Change] = {}
+    for path, module in modules.items():
+        try:
+            changes[path] = _change(path, module, alphas)
+        except UserError as error:
+            errors.append(UserError(error.message, file=file, hint=error.hint))
+    if not tensors:
+        errors.append(UserError("the LoRA file holds no tensors", file=file, hint="give another file"))
+    raise_all(errors[:10])
+    return changes
+
+
+def _change(path: str, module: Module, alphas: _Alphas) -> Change:
+    leaves, stem = module.leaves, module.stem
+    alpha = leaves.get(ALPHA)
+    if alpha is not None and alpha.numel() != 1:
+        raise UserError(f"{stem}.{ALPHA} has shape {list(alpha.shape)}, not one number", hint="get the original file")
+    if any(leaf in naming.LYCORIS for leaf in leaves):
+        return leaves
+    down, up = leaves.get(DOWN), leaves.get(UP)
+    if down is None or up is None:
+        raise UserError(_halves(module), hint="the file is incomplete; get the original one")
+    rank = down.shape[0]
+    if alpha is not None:
+        weights = LoraWeights(down, up, float(alpha.item()), leaves.get(DORA))
+    elif alphas.folded is not None:
+        folded = alphas.folded if isinstance(alphas.folded, float) else alphas.folded.get(path, float(rank))
+        scale = (folded or rank) / rank
+        up = up if scale == 1 else (up.double() / scale).to(up.dtype)
+        weights = LoraWeights(down, up, folded or float(rank), leaves.get(DORA))
+    else:
+        told = alphas.told(path, rank)
+        weights = LoraWeights(down, up, float(rank) if told is None else told, leaves.get(DORA))
+    check(stem, weights)
+    return weights
+
+
+def _halves(module: Module) -> str:
+    """Which matrices are missing, by the endings that this naming gives them."""
+    for pair in naming.PAIRS:
+        if any(module.stem + end in module.keys.values() for end in pair):
+            return f"{module.stem} has no {next(end for end in pair if module.stem + end not in module.keys.values())}"
+    return f"{module.stem} has no .{DOWN} and no .{UP}"
+
+
+def _unknown(key: str, names: Names, file: Path | None) -> UserError:
+    stem, leaf = naming.split(key)
+    if leaf and stem in names.paths:
+        text = f"{shown(key)} names a layer that the file has under another name, too"
+        return UserError(text, file=file, hint="get the original file")
+    near = nearest(key, names.stems)
+    hint = f"the nearest known one is {near}" if near else f"this is not a LoRA of {names.words}"
+    return UserError(f"unknown key {shown(key)}", file=file, hint=hint)
+
+
+def nearest(key: str, stems: Iterable[str]) -> str | None:
+    """The key that may have been meant, of those with one of these stems and named in the same way."""
+    stem, leaf = naming.split(key)
+    near = did_you_mean(stem, {known for known in stems if known.count(".") == stem.count(".")})
+    return near and near + (key.removeprefix(stem) if leaf else f".{DOWN}")
+
+
+def shown(key: str) -> str:
+    """A key from a stranger's file, fit to be printed."""
+    return ascii(key)[1:-1][:160]
+
+
+def _alphas(metadata: Mapping[str, str], file: Path | None) -> _Alphas:
+    """What the metadata tells of alpha. UserError where that cannot be read."""
+    if ALPHA_KEY not in metadata:
+        return _Alphas()
+    try:
+        told = json.loads(metadata[ALPHA_KEY])
+        if isinstance(told, dict):
+            return _Alphas(folded={str(path): float(alpha) for path, alpha in told.items()})
+        return _Alphas(folded=float(told))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"the metadata {ALPHA_KEY} is not readable", file=file, hint=f"take it out: metadata --set {ALPHA_KEY}="
+        ) from None
+
+
+def _peft_alpha(configs: Mapping[str, Mapping[str, Any]], path: str, rank: int) -> float:
+    """alpha of a layer by the LoraConfig of its part."""
+    part, _, inner = path.partition(".")
+    config = configs[part]
+    alpha = float(_pattern(config.get("alpha_pattern") or {}, inner, config.get("lora_alpha", rank)))
+    # rsLoRA (Kalajdzievski 2023): alpha over the root of the rank.
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+def _pattern(patterns: Mapping[str, Any], inner: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that is the path or its end; `^` at the start means the whole path."""
+    for pattern, value in patterns.items():
+        whole = pattern.removeprefix("^").removesuffix("$")
+        if inner == whole or (not pattern.startswith("^") and inner.endswith("." + whole)):
+            return value
+        if inner == whole.removeprefix("text_model."):
+            return value
+    return default
+
+
+def _check_config(config: Mapping[str, Any], file: Path | None) -> None:
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        what = "a DoRA" if config.get("use_dora") else f"of type {config.get('peft_type')}"
+        raise UserError(f"the adapter is {what}, not a plain LoRA", file=file, hint="merge it with PEFT instead")
+    if config.get("lora_bias") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
+        raise UserError(
+            "the adapter trains biases or whole layers too, which no LoRA file holds",
+            file=file,
+            hint="merge it instead",
+        )

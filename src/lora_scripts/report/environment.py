@@ -1,0 +1,89 @@
+"""The one place where templates become pages: what a person wrote is escaped by the template engine itself."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from lora_scripts.report import data_uris
+
+
+def fill(template: str, **values: object) -> str:
+    """A whole page from a file of `templates`. An unknown name in a template raises, as does a template in error."""
+    return _html().get_template(template).render(values)
+
+
+def fill_markdown(template: str, **values: object) -> str:
+    """A text in Markdown: what is not `verbatim` or `yaml` is escaped for a line or a cell of it."""
+    return _markdown().get_template(template).render(values)
+
+
+@cache
+def _html() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lora_scripts.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["asset"] = _asset
+    environment.filters |= {
+        "breakable": _breakable,
+        "sentence": _sentence,
+        "percent": _percent,
+        "pixels": _pixels,
+        "data_uri": lambda image: Markup(data_uris.data_uri(image)),
+        "reduced_uri": lambda image: Markup(data_uris.reduced_uri(image)),
+        "file_uri": lambda data: Markup(data_uris.file_uri(data)),
+    }
+    return environment
+
+
+@cache
+def _markdown() -> Environment:
+    environment = _html().overlay(autoescape=False, finalize=_plain)
+    environment.filters = {**environment.filters, "verbatim": Markup, "yaml": _yaml}
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """The text of a style sheet or script that ships with the package, as it is."""
+    return Markup((files("lora_scripts.report") / "assets" / name).read_text(encoding="utf-8"))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken behind each underscore."""
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
+
+
+def _sentence(text: str) -> str:
+    """With a capital at its start; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    """ "12%" for 0.12."""
+    return f"{share:.{digits}%}"
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    """Width and height, never broken at the ×."""
+    return f"{size[0]}\u00a0×\u00a0{size[1]}"
+
+
+def _plain(value: object) -> str:
+    """Safe inside a line or a cell of Markdown."""
+    if isinstance(value, Markup):
+        return value
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _yaml(text: str) -> Markup:
+    """A JSON string is a YAML string."""
+    return Markup(json.dumps(text, ensure_ascii=False))

@@ -1,0 +1,61 @@
+"""A config as its base's family understands it: keys, targets and sizes that only the family can judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.config import load
+from lora_scripts.config.load import ItemFault
+from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
+from lora_scripts.config.types import FEATURES
+from lora_scripts.config.values import did_you_mean
+from lora_scripts.errors import UserError
+from lora_scripts.families import table
+from lora_scripts.families.facts import Facts
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault."""
+    return load.load_config(path, overrides, _judge)
+
+
+def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
+    """Nothing where the base is not known: that is told by whoever looks at it."""
+    base = values.get("base_model")
+    if not isinstance(base, str | Path) or not Path(base).exists():
+        return
+    try:
+        facts = table.find(Path(base))
+        told = facts.told(Path(base))
+    except UserError:
+        return
+    for key in sorted(given & NEEDS.keys()):
+        if NEEDS[key] not in facts.features:
+            yield (
+                key,
+                f"is for {FEATURES[NEEDS[key]]}, and base_model is {facts.checkpoint.words}",
+                "leave it out",
+                None,
+            )
+    whole = {**values, **{key: value for key, value in told.items() if values.get(key) is None}}
+    before = set(conflicts(values, given))
+    for fault in conflicts(whole, given):
+        if fault not in before:
+            yield (*fault, None)
+    yield from _targets(values.get("targets") or (), facts)
+
+
+def _targets(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:
+    """Words that are no group of the family's layers; patterns are held against the layers themselves, later."""
+    for number, target in enumerate(targets if isinstance(targets, list | tuple) else ()):
+        word = target.get("match") if isinstance(target, Mapping) else getattr(target, "match", target)
+        if not isinstance(word, str) or word in facts.groups or "*" in word or "." in word:
+            continue
+        near = did_you_mean(word, tuple(facts.groups))
+        mend = f"did you mean {near}?" if near else "write * for any text, for example '*attn1*'"
+        shown = [name for name in facts.groups if name.islower()]
+        block = next((name for name in facts.groups if name.startswith("OUT")), None)
+        kinds = ", ".join([*shown, *([f"a block such as {block}"] if block else [])])
+        yield "targets", f"must be {kinds}, or a pattern with *", mend, number

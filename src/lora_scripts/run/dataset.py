@@ -1,0 +1,91 @@
+"""The pictures of a run: those that stand for the class, and how all become a feed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.events import Progress, Sink
+from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.formats import io
+from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+
+CLASS = "class/"
+"""In the names of class pictures, to tell them from the others."""
+
+
+# --- of the class (prior preservation; Ruiz et al. 2022, eq. 2) -------------------------------------------------------
+
+
+def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink: Sink) -> list[Sample]:
+    """The class pictures of a run: those of `class_data_dir`, and new ones in `folder` until there are `class_images`.
+
+    The family must not wear its LoRA yet, or wear it unchanged. Picture n is a function of (seed, n), so a run that was
+    interrupted goes on with the same.
+    """
+    samples = _of_class(config.class_data_dir, config) if config.class_data_dir else []
+    missing = max(0, config.class_images - len(samples))
+    if missing:
+        size = (config.size[0] // 8 * 8, config.size[1] // 8 * 8)
+        sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
+        for n in range(missing):
+            path = folder / f"{n:05}.png"
+            if not path.exists():
+                io.make_folder(folder)
+                io.save_png(path, family.generate(config.class_prompt, config.seed + n, sampling))
+            sink(Progress("class pictures", n + 1, missing))
+        samples += _of_class(folder, config)[:missing]
+    return samples
+
+
+def _of_class(folder: Path, config: TrainConfig) -> list[Sample]:
+    samples = scan(folder, None, allow_missing_captions=bool(config.class_prompt))
+    return [replace(s, name=CLASS + s.name, caption=s.caption or config.class_prompt) for s in samples]
+
+
+# --- the feed ---------------------------------------------------------------------------------------------------------
+
+
+def build_feed(
+    config: TrainConfig, family: PictureFamily, samples: Sequence[Sample], of_class: Sequence[Sample] = ()
+) -> Feed:
+    """The feed of a config. UserErrors for masks that are missing."""
+    c = config
+    settings = Settings(
+        c.batch_size,
+        c.gradient_accumulation,
+        c.repeats,
+        c.seed,
+        c.caption_dropout,
+        c.shuffle_tags,
+        c.keep_tags,
+        tag_dropout=c.tag_dropout,
+        mask=_masks(samples, c.mask_dir, c.mask_alpha),
+        mask_background=c.mask_background,
+    )
+    pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
+    return Feed(family, pictures, settings, cache_text=not (c.train_text_encoder or c.new_token))
+
+
+def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:
+    step = family.facts.bucket_step
+    return plan_pictures(samples, c.size, step, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
+
+
+def _as_class(c: TrainConfig, picture: Picture) -> Picture:
+    return replace(picture, weight=c.prior_weight, of_class=True)
+
+
+def _masks(samples: Sequence[Sample], folder: Path | None, alpha: bool) -> Callable[[Sample], Image.Image] | None:
+    if alpha:
+        return lambda sample: alpha_mask(sample.path)
+    if folder is None:
+        return None
+    paths = find_masks(samples, folder)
+    return lambda sample: read_mask(paths[sample.name], (sample.width, sample.height))

@@ -1,0 +1,120 @@
+"""What one training run is made of: made by `build`, `pictures` and `heldout`, and handed on in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.adapters.layer import Adapter
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import PictureFamily
+from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.train.average import Ema
+from lora_scripts.train.feed import Feed
+from lora_scripts.train.optim import Rates
+from lora_scripts.train.probe import Probe
+from lora_scripts.train.state import RunState
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family with adapters in it, and what moves them."""
+
+    family: PictureFamily
+    layers: dict[str, Adapter]
+    optimizer: torch.optim.Optimizer
+    rank: int
+    alpha: float
+    """Of most layers; single ones may have others, by `targets`."""
+    base_digest: str
+    """SHA-256 of the base's file; empty for a folder."""
+    resized: str = ""
+    """How the rank of `init_lora` was changed; empty if it was not."""
+    words: dict[str, nn.Parameter] = field(default_factory=dict)
+    """New words -> their vectors [k, width], trained too."""
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
+        words = {f"new_token.{word}": p for word, p in self.words.items()}
+        return {
+            f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()
+        } | words
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies values in, by the names of `weights()`."""
+        for name, p in self.weights().items():
+            p.copy_(weights[name].reshape(p.shape))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the base answers alone."""
+        strengths = {layer: layer.strength for layer in self.layers.values()}
+        for layer in strengths:
+            layer.strength = 0.0
+        try:
+            yield
+        finally:
+            for layer, strength in strengths.items():
+                layer.strength = strength
+
+    def train(self, training: bool) -> None:
+        """Dropout on or off."""
+        for layer in self.layers.values():
+            layer.train(training)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured of a run: pictures that it does not train, and some that it does."""
+
+    samples: list[Sample]
+    """Held out."""
+    feed: Feed
+    """Of them."""
+    outside: Probe
+    """Their losses."""
+    inside: Probe
+    """The losses of some training pictures."""
+    whole: Probe
+    """The losses of all training pictures at high noise, for those that do not fit."""
+    every: int
+    """Steps from one measurement to the next; 0: nothing is measured."""
+    looks_at_whole: bool
+    """Whether every training picture is looked at in the end: not in a short run, whose time it would take."""
+
+    @property
+    def on(self) -> bool:
+        return self.every > 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One run, ready to train."""
+
+    config: TrainConfig
+    folder: RunFolder
+    samples: list[Sample]
+    """Trained; class pictures are not among them."""
+    device: torch.device
+    precision: str
+    model: Model
+    feed: Feed
+    held: HeldOut
+    rates: Rates
+    total: int
+    """Optimizer steps."""
+    ema: Ema | None
+    scaler: torch.amp.GradScaler
+    state: RunState
+    """Where the run stands: the one part that changes."""

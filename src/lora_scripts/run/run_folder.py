@@ -1,0 +1,134 @@
+"""The output folder of a run: its names, and that two runs never share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lora_scripts.errors import UserError
+from lora_scripts.formats import io
+from lora_scripts.loras.words import embedding_file
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+    name: str
+    """Of the LoRA"""
+
+    @property
+    def final(self) -> Path:
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The file of the checkpoint with the lowest held-out loss."""
+        return self.path / f"{self.name}-best.safetensors"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def states(self) -> Path:
+        return self.path / "state"
+
+    def state(self, step: int) -> Path:
+        return self.states / f"step-{step:08d}"
+
+    def newest_state(self) -> Path | None:
+        """The newest whole resume state."""
+        found = sorted(p for p in self.states.glob("step-????????") if (p / "run.json").is_file())
+        return found[-1] if found else None
+
+    def remove_states_before(self, step: int) -> None:
+        """Only after the state of `step` is on the disk."""
+        for old in self.states.glob("step-????????"):
+            if old.name < self.state(step).name:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"{self.name}-step{step:06d}.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """LoRA files saved on the way, oldest first."""
+        pattern = re.compile(re.escape(self.name) + r"-step\d{6,}\.safetensors")
+        return sorted((p for p in self.path.glob("*.safetensors") if pattern.fullmatch(p.name)), key=_step)
+
+    def sample(self, step: int, number: int) -> Path:
+        return self.samples / f"step{step:06d}-{number}.png"
+
+    def check(self, *, resume: bool) -> Path | None:
+        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit."""
+        found = self.newest_state()
+        there = found is not None or self.final.exists() or bool(self.checkpoints())
+        if resume and found is None:
+            hint = "choose another output_dir" if there else "start it without --resume"
+            raise UserError("there is no run to resume here", file=self.path, hint=hint)
+        if there and not resume:
+            how = "add --resume to go on, or choose" if found is not None else "choose"
+            raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")
+        return found
+
+    def prune(self, keep: int | None) -> None:
+        """Removes the oldest checkpoints beyond `keep`."""
+        if keep is not None:
+            for old in self.checkpoints()[:-keep]:
+                old.unlink()
+                shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it: a second run into it is a UserError. The lock is the system's, so it is gone
+        with the process that held it, however that ended."""
+        lock, holder = FileLock(self.path / ".lock", timeout=0), self.path / ".lock.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            who = _told(holder)
+            hint = "wait for it, or choose another output_dir"
+            raise UserError(f"another run is writing here{who}", file=self.path, hint=hint) from None
+        except OSError as e:
+            raise UserError(
+                f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir"
+            ) from None
+        try:
+            about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            io.write_text(holder, json.dumps(about) + "\n")
+            words = embedding_file(self.final, "").parent.parent
+            for folder in (self.path, self.states, self.samples, *words.glob("*/")):
+                io.remove_stale_temps(folder)
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _told(holder: Path) -> str:
+    """Who holds a lock, for a message: it is information, the system alone decides."""
+    try:
+        about = json.loads(holder.read_text("utf-8"))
+        return f" (process {about['process']} on {about['host']}, since {about['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.rpartition("-step")[2])

@@ -1,0 +1,33 @@
+"""The table of families for the shared tests: one row each, with a narrow random model of the true topology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tiny
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family, as `test_families_life` takes it through the whole life of a LoRA."""
+
+    name: str
+    file: Callable[[Path], Path]
+    """Writes the model as people have it in one file."""
+    folder: Callable[[Path], Path] | None
+    """Writes the same model as a diffusers folder; None where there is none."""
+    keys: dict[str, object] = field(default_factory=dict)
+    """Of the config, beyond `tiny.write_config`."""
+    namings: tuple[str, ...] = ("diffusers", "original", "kohya")
+    """Names that `convert` goes through, and back."""
+
+
+def _folder(path: Path) -> Path:
+    for part, model in zip(("unet", "vae", "text_encoder"), tiny.models(), strict=True):
+        model.save_pretrained(path / part)
+    return path
+
+
+ROWS = (Row("sd1", tiny.write_base, _folder),)
