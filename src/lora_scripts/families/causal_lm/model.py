@@ -1,0 +1,268 @@
+"""Any causal language model that transformers has, as what a training needs of it."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.causal_lm.batch import LEAK, TextBatch, leak
+from lora_scripts.families.causal_lm.folder import Folder, open_folder
+from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
+
+ROOT = "lm"
+"""The first word of every path: "lm.model.layers.0.self_attn.q_proj"."""
+ROUTERS = ("gate", "router")
+"""Layers that choose the experts of a token: LoRA leaves them alone, as a small change there sends tokens elsewhere."""
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model, its weights frozen."""
+
+    folder: Folder
+    model: Any
+    """transformers' own module."""
+    tokenizer: Any
+    device: torch.device
+    transposed: frozenset[str] = frozenset()
+    """Layers whose weights lie [in, out] in the files, as GPT-2's."""
+    _packs: bool | None = field(default=None, init=False)
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        return {ROOT: self.model}
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer, by the model's configs and its tokenizer."""
+        eos = self.tokenizer.eos_token_id
+        return self.folder.stops | ({eos} if eos is not None else set())
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
+        head = self.model.get_output_embeddings()
+        return {
+            f"{ROOT}.{name}": layer
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, nn.Linear)
+            and not (layer is head and self.folder.tied)
+            and name.rpartition(".")[2] not in ROUTERS
+        }
+
+    @property
+    def usual(self) -> list[str]:
+        """The paths that are trained unless a config names others: all but the output layer."""
+        head = self.model.get_output_embeddings()
+        return [path for path, layer in self.trainable().items() if layer is not head]
+
+    @cached_property
+    def experts(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of weights that hold many layers in one, [experts, …]: LoRA has no form for them here."""
+        return {
+            f"{ROOT}.{name}": tuple(p.shape)
+            for name, p in self.model.named_parameters()
+            if p.dim() == 3 and "expert" in name
+        }
+
+    def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:
+        """Why a pattern that names no layer of `trainable` names none, where that is for a reason."""
+        head = self.model.get_output_embeddings()
+        name = next((f"{ROOT}.{n}" for n, layer in self.model.named_modules() if layer is head), "")
+        if self.folder.tied and matches(name):
+            return f"{name} is the table of embeddings once more; a LoRA on it alone would untie the two"
+        if any(matches(path) or matches(path.rpartition(".")[0]) for path in self.experts):
+            return f"{pattern} names experts, which are one weight of three dimensions; train attention instead"
+        return None
+
+    # --- the loss -----------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: TextBatch) -> tuple[Tensor, int]:
+        """The sum of the losses of all trained tokens, with gradient, and their number."""
+        batch = batch.to(self.device)
+        head = self.head
+        trained = [] if head is None else list(self.model.get_output_embeddings().parameters())
+        if head is None:
+            return cross_entropy(self._run(self.model, batch).logits, batch.targets, _as_is)
+        return cross_entropy(self._hidden(batch), batch.targets, head, trained)
+
+    @torch.no_grad()
+    def losses(self, batch: TextBatch) -> Tensor:
+        """The loss of each place, float32 [rows, width]; 0 where nothing is trained."""
+        batch = batch.to(self.device)
+        if self.head is None:
+            return token_losses(self._run(self.model, batch).logits, batch.targets, _as_is)
+        return token_losses(self._hidden(batch), batch.targets, self.head)
+
+    @torch.no_grad()
+    def logits(self, batch: TextBatch) -> Tensor:
+        """[rows, width, vocabulary] float32, on the CPU."""
+        out: Tensor = self._run(self.model, batch.to(self.device)).logits
+        return out.float().cpu()
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor] | None:
+        """From hidden states to logits; None where the model does more there than we know: then logits are whole."""
+        config, layer = self.model.config, self.model.get_output_embeddings()
+        if layer is None:
+            return None
+
+        def run(hidden: Tensor) -> Tensor:
+            logits: Tensor = layer(hidden)
+            if getattr(config, "logit_scale", None) is not None:  # Cohere
+                logits = logits * config.logit_scale
+            if getattr(config, "logits_scaling", None) is not None:  # Granite
+                logits = logits / config.logits_scaling
+            cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+            return logits if cap is None else cap * torch.tanh(logits / cap)
+
+        probe = self._probe()
+        with torch.no_grad(), self._evaluating():
+            whole = self._run(self.model, probe).logits.float()
+            parts = run(self._hidden(probe)).float()
+        fits = whole.shape == parts.shape and bool(torch.isfinite(whole).all())
+        return run if fits and float((whole - parts).abs().max()) <= 1e-3 * float(whole.abs().max()) else None
+
+    # --- packing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences in one row leave each other alone, as a test on the loaded model finds."""
+        if self._packs is None:
+            self._packs = self._positions and self.leak() <= LEAK
+        return self._packs
+
+    def leak(self) -> float:
+        """See `batch.leak`; on the model as it stands."""
+
+        def logits(ids: Tensor, positions: Tensor) -> Tensor:
+            batch = TextBatch(ids, torch.full_like(ids, IGNORED), positions, None, ())
+            out: Tensor = self._run(self.model, batch.to(self.device)).logits
+            return out.cpu()
+
+        with self._evaluating():
+            return leak(logits, self.model.config.get_text_config().vocab_size)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _positions(self) -> bool:
+        """Whether the model is told the places of tokens."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def _hidden(self, batch: TextBatch) -> Tensor:
+        out: Tensor = self._run(self.model.base_model, batch).last_hidden_state
+        return out
+
+    def _run(self, module: Any, batch: TextBatch) -> Any:
+        more = {"position_ids": batch.positions} if self._positions else {}
+        return module(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **more)
+
+    def _probe(self) -> TextBatch:
+        ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
+        places = torch.arange(8)[None]
+        return TextBatch(ids, torch.full_like(ids, IGNORED), places, torch.ones_like(ids), ()).to(self.device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+
+def _as_is(logits: Tensor) -> Tensor:
+    return logits
+
+
+def load(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:
+    """Loads a model and its tokenizer from a folder, without a network and without running code of its own.
+
+    `attention` is transformers' name of a way to compute it; None: the best that the model has. UserError for a folder
+    that is none, or whose weights do not fit its config.
+    """
+    folder = open_folder(path)
+    tokenizer = load_tokenizer(path)
+    with _quiet():
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model, told = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **({} if attention is None else {"attn_implementation": attention}),
+            )
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"transformers cannot load it: {reason}", file=path) from None
+    missing = sorted(told["missing_keys"])
+    if missing or told.get("mismatched_keys"):
+        names = ", ".join(map(str, missing[:4])) or "tensors of other shapes"
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise UserError(f"the weights do not fit config.json: {names}{more}", file=path, hint="download it again")
+    model.requires_grad_(False).eval().to(device)
+    return LanguageModel(folder, model, tokenizer, device, frozenset(_straighten(model)))
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder; one that knows the place of each token in the text. UserError for another."""
+    with _quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"transformers cannot load the tokenizer: {reason}", file=path) from None
+    if not tokenizer.is_fast:
+        raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
+    tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
+    return tokenizer
+
+
+def _straighten(model: nn.Module) -> list[str]:
+    """Makes every layer with its weight [in, out], as GPT-2 has them, an `nn.Linear`; gives their names."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name for name, layer in model.named_modules() if isinstance(layer, Conv1D)]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        old: Any = model.get_submodule(name)
+        linear = nn.Linear(old.nx, old.nf, bias=True, device="meta")
+        linear.weight = nn.Parameter(old.weight.detach().T.contiguous(), requires_grad=False)
+        linear.bias = old.bias
+        setattr(model.get_submodule(parent), last, linear)
+    return names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and remarks: what matters of them is told here."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
