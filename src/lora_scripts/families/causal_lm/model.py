@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.batch import LEAK, TextBatch, leak
 from lora_scripts.families.causal_lm.folder import Folder, open_folder
+from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
 
-ROOT = "lm"
-"""The first word of every path: "lm.model.layers.0.self_attn.q_proj"."""
 ROUTERS = ("gate", "router")
 """Layers that choose the experts of a token: LoRA leaves them alone, as a small change there sends tokens elsewhere."""
 

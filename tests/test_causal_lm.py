@@ -1,0 +1,358 @@
+"""Causal language models: loaded from a folder, packed without a leak, trained as transformers and PEFT do."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import small_words
+from lora_scripts.adapters.inject import inject
+from lora_scripts.adapters.layer import Adapter, LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.data.conversations import Conversation
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.causal_lm.batch import TextBatch, fill_rows, packed, padded
+from lora_scripts.families.causal_lm.encode import Encoder, Example
+from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
+from lora_scripts.families.causal_lm.model import LanguageModel, load
+from lora_scripts.families.causal_lm.template import Template
+from lora_scripts.loras import adapter_folder
+from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
+from lora_scripts.train.optim import Group, Rates, build_optimizer
+from lora_scripts.train.state import RunState
+from lora_scripts.train.text_feed import TextFeed, TextProbe, TextSettings
+
+CPU = torch.device("cpu")
+KINDS = ("qwen3", "llama", "gpt2", "mistral", "phi3", "gemma2")
+
+
+def write(folder: Path, kind: str, **changes: Any) -> Path:
+    more = {"pad_token_id": 0} if kind == "phi3" else {}
+    return small_words.write_model(folder, kind, **more | changes)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: write(tmp_path_factory.mktemp(kind) / "model", kind) for kind in KINDS}
+
+
+def examples(count: int = 6, seed: int = 0) -> list[Example]:
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        n = rng.randrange(4, 40)
+        rows.append(Example([rng.randrange(3, 300) for _ in range(n)], [i >= n // 3 for i in range(n)]))
+    return rows
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def test_first_fit_decreasing() -> None:
+    rows = fill_rows([5, 30, 7, 20, 12, 60], 40)
+    assert sorted(i for row in rows for i in row) == list(range(6))
+    assert rows == [[5], [1, 2], [3, 4, 0]]
+
+
+def test_packed_holds_what_padded_holds() -> None:
+    rows = examples()
+    wide, narrow = padded(rows), packed(rows, 50)
+    assert wide.mask is not None
+    assert wide.mask.sum(1).tolist() == [len(e.ids) for e in rows]
+    assert narrow.mask is None
+    assert len(narrow.ids) < len(wide.ids)
+    assert narrow.ids.shape[1] <= 50
+    for batch in (wide, narrow):
+        starts = [(r, c) for r, c in (batch.positions == 0).nonzero().tolist()]
+        seen = []
+        for r, c in starts:
+            after = [d for rr, d in starts if rr == r and d > c]
+            seen.append(batch.ids[r, c : min(after, default=batch.ids.shape[1])].tolist())
+        for example in rows:
+            assert any(ids[: len(example.ids)] == example.ids for ids in seen)
+        assert int((batch.targets >= 0).sum()) == sum(e.count for e in rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_equals_alone(folders: dict[str, Path], kind: str) -> None:
+    model = load(folders[kind], CPU, torch.float32)
+    assert model.packs
+    rows = examples()
+    batch = packed(rows, 60)
+    total, count = model.loss(batch)
+    alone = [model.loss(padded([row])) for row in rows]
+    assert count == sum(n for _, n in alone)
+    assert total.item() == pytest.approx(sum(loss.item() for loss, _ in alone), rel=1e-5)
+
+
+def test_models_that_would_mix_records_are_found_out(tmp_path: Path) -> None:
+    """A convolution over neighbours, and places that the model counts by itself."""
+    import transformers
+
+    small: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    hybrid = transformers.Lfm2Config(
+        **small, intermediate_size=48, num_key_value_heads=2, layer_types=["conv", "full_attention"], eos_token_id=0
+    )
+    counting = transformers.BloomConfig(**{k: v for k, v in small.items() if "num" not in k}, n_layer=2, n_head=4)
+    for number, config in enumerate((hybrid, counting)):
+        folder = tmp_path / str(number)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        small_words.tokenizer().save_pretrained(folder)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert not load(folder, CPU, dtype).packs
+
+
+def test_a_leak_is_found_in_bf16_too(folders: dict[str, Path]) -> None:
+    model = load(folders["qwen3"], CPU, torch.bfloat16)
+    assert model.leak() == 0.0
+    run = model._run
+
+    def careless(module: Any, batch: TextBatch) -> Any:
+        mask = torch.ones_like(batch.ids)  # as most trainers give it: then positions are not looked at
+        return run(module, TextBatch(batch.ids, batch.targets, batch.positions, mask, batch.names))
+
+    model._run = careless  # type: ignore[method-assign]
+    assert model.leak() > 0.1
+
+
+# --- against transformers and PEFT ------------------------------------------------------------------------------------
+
+TALKS = [
+    Conversation(
+        (
+            {"role": "user", "content": f"what is {i}+{i}? " + "hello " * (i % 5)},
+            {"role": "assistant", "content": f"it is {2 * i}" + ", sunny" * (i % 7)},
+        )
+    )
+    for i in range(40)
+]
+
+
+def _trained(folder: Path, feed_of: Any, steps: int, precision: torch.dtype = torch.float32) -> tuple[Any, RunState]:
+    model = load(folder, CPU, precision)
+    layers = inject(model.roots, model.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
+    parameters = [p for layer in layers.values() for p in layer.values().values()]
+    optimizer = build_optimizer("adamw", [Group("lora", parameters, 1e-2)], 0.01)
+    state = RunState(0, steps, {}, {}, {})
+    settings = LoopSettings(steps, Rates("constant"), 1.0, 0, 10**6, 0)
+    hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    run_loop(model.loss, feed_of(model).steps, optimizer, scaler, settings, state, hooks)
+    return (model, layers), state
+
+
+def _feed(model: LanguageModel, *, packing: bool) -> TextFeed:
+    coder = Encoder(model.tokenizer, Template(model.tokenizer, model.tokenizer.chat_template), model.stops)
+    rows = [example for talk in TALKS for example in coder.encode(talk)]
+    return TextFeed(rows, [f"x:{i}" for i in range(len(rows))], TextSettings(4, 2, 1, 7, 128, packing))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_first_losses_are_those_of_transformers_and_peft(folders: dict[str, Path], kind: str, packing: bool) -> None:
+    """Their model, their LoRA, their tokens and mask, their loss and AdamW: 20 steps of two batches of four records."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (ours, layers), state = _trained(folders[kind], lambda model: _feed(model, packing=packing), 20)
+    base = AutoModelForCausalLM.from_pretrained(folders[kind])
+    tok = AutoTokenizer.from_pretrained(folders[kind])
+    names = sorted({path.rpartition(".")[2] for path in layers})
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
+    peft = get_peft_model(base, config)
+    fresh = load(folders[kind], CPU, torch.float32)
+    start = inject(fresh.roots, fresh.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
+    for name, p in peft.named_parameters():
+        if "lora_A" in name:
+            path = "lm." + name.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight")
+            p.data.copy_(start[path].values()["down"])
+    trained = [p for p in peft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.01)
+    marked = small_words.CHATML.replace(
+        "m.content + '<|im_end|>\\n' }}",
+        "'' }}{%- if m.role == 'assistant' %}{% generation %}{{- m.content + '<|im_end|>\\n' }}{% endgeneration %}"
+        "{%- else %}{{- m.content + '<|im_end|>\\n' }}{%- endif %}",
+    )
+    losses = []
+    feed = _feed(ours, packing=packing)
+    order = [window for epoch in range(9) for window in _windows(feed, epoch)][:20]
+    for window in order:
+        talks = [[dict(m) for m in TALKS[i].messages] for batch in window for i in batch]
+        rows = [
+            tok.apply_chat_template(t, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True)
+            for t in talks
+        ]
+        width = max(len(row["input_ids"]) for row in rows)
+        ids, labels, mask = (torch.full((len(rows), width), fill) for fill in (0, -100, 0))
+        for n, row in enumerate(rows):
+            size = len(row["input_ids"])
+            ids[n, :size], mask[n, :size] = torch.tensor(row["input_ids"]), 1
+            chosen = torch.tensor(row["assistant_masks"]).bool()
+            labels[n, :size][chosen] = ids[n, :size][chosen]
+        loss = peft(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert state.losses == pytest.approx(losses, abs=1e-4)
+    assert losses[-1] < losses[0] - 0.5
+
+
+def _windows(feed: TextFeed, epoch: int) -> Iterator[list[list[int]]]:
+    batches = feed.batches(epoch)
+    for start in range(0, len(batches), feed.settings.accumulation):
+        yield batches[start : start + feed.settings.accumulation]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "phi3"])
+def test_peft_loads_what_is_written_with_equal_logits(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = load(folders[kind], CPU, torch.float32)
+    every = model.usual
+
+    def make(path: str, layer: nn.Module) -> Adapter:
+        return LoraLayer(layer, 4 if ".0." in path else 2, 3.0)
+
+    layers = inject(model.roots, every, make)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.values()["up"].normal_(std=0.2, generator=draw)
+    batch = padded(examples())
+    assert batch.mask is not None
+    weights = {
+        path: LoraWeights(layer.values()["down"].detach(), layer.values()["up"].detach(), layer.alpha)
+        for path, layer in layers.items()
+    }
+    files = adapter_folder.files_of(
+        weights, torch.float32, base=str(folders[kind]), layers=every, transposed=bool(model.transposed)
+    )
+    adapter_folder.write(tmp_path / "adapter", files)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted({path.rpartition(".")[2] for path in every})
+    base = AutoModelForCausalLM.from_pretrained(folders[kind])
+    plain = base(input_ids=batch.ids, attention_mask=batch.mask).logits
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter")(
+        input_ids=batch.ids, attention_mask=batch.mask
+    ).logits
+    inside = batch.mask.bool()
+    assert (model.logits(batch) - theirs)[inside].abs().max() < 1e-4
+    assert (plain - theirs)[inside].abs().max() > 0.1
+
+
+def test_probe_is_the_mean_loss_of_each_record(folders: dict[str, Path]) -> None:
+    model = load(folders["qwen3"], CPU, torch.float32)
+    rows = examples()
+    each = TextProbe(model, rows, 2).losses()
+    for row, value in zip(rows, each, strict=True):
+        loss, count = model.loss(padded([row]))
+        assert value.item() == pytest.approx(loss.item() / count, rel=1e-5)
+
+
+def test_batches_without_packing_are_of_about_one_length() -> None:
+    rows = examples(200)
+    settings = TextSettings(4, 1, 1, 3, 64, False)
+    feed = TextFeed(rows, [""] * 200, settings)
+    batches = feed.batches(0)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    spread = [max(len(rows[i].ids) for i in b) - min(len(rows[i].ids) for i in b) for b in batches]
+    assert max(spread) <= 8
+    assert feed.batches(1) != batches
+    first = [[b.ids for b in step] for _, step in feed.steps(3, 6)]
+    again = [[b.ids for b in step] for _, step in feed.steps(0, 6)][3:]
+    assert all(torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_folder_is(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert folder_kind(folders["qwen3"]) is CAUSAL_LM
+    assert folder_kind(folders["gpt2"]) is CAUSAL_LM
+    assert folder_kind(tmp_path) is None
+    opened = open_folder(folders["llama"])
+    assert opened.architecture == "LlamaForCausalLM"
+    assert opened.tied
+    assert opened.parameters == sum(p.numel() for p in load(folders["llama"], CPU, torch.float32).model.parameters())
+
+
+def test_faults_of_a_folder_all_at_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = json.loads((folders["qwen3"] / "config.json").read_text())
+    config |= {"architectures": ["Qwen3ForSequenceClassification"], "quantization_config": {"quant_method": "gptq"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserErrors) as caught:
+        open_folder(folder)
+    told = "\n".join(str(error) for error in caught.value.errors)
+    assert "this is no causal language model, but Qwen3ForSequenceClassification" in told
+    assert "stored rounded (gptq)" in told
+    assert "no tokenizer" in told
+    assert "there is pytorch_model.bin, which is not read" in told
+    with pytest.raises(UserError, match="no such folder"):
+        open_folder(tmp_path / "nowhere")
+
+
+def test_weights_that_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", "qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3, "layer_types": None}))
+    with pytest.raises(UserError, match=r"the weights do not fit config\.json: model\.layers\.2"):
+        load(folder, CPU, torch.float32)
+
+
+def test_tied_output_layers_and_experts_are_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    import transformers
+
+    model = load(folders["qwen3"], CPU, torch.float32)
+    assert "lm.lm_head" not in model.trainable()
+    assert "lm_head is the table of embeddings" in str(model.refusal("lm.lm_head", lambda path: path == "lm.lm_head"))
+    untied = load(write(tmp_path / "untied", "qwen3", tie_word_embeddings=False), CPU, torch.float32)
+    assert "lm.lm_head" in untied.trainable()
+    assert "lm.lm_head" not in untied.usual
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    small_words.tokenizer().save_pretrained(tmp_path / "moe")
+    experts = load(tmp_path / "moe", CPU, torch.float32)
+    assert all("self_attn" in path for path in experts.usual)
+    assert "names experts" in str(experts.refusal("*experts*", lambda path: "experts" in path))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
+def test_the_loss_is_that_of_the_whole_logits(folders: dict[str, Path], kind: str) -> None:
+    """Gemma 2 caps its logits. Where the output layer is not all that stands before them, the model is asked itself."""
+    model = load(folders[kind], CPU, torch.float32)
+    assert model.head is not None
+    batch = padded(examples())
+    wanted = F.cross_entropy(model.logits(batch).flatten(0, 1), batch.targets.flatten(), reduction="sum").item()
+    assert model.loss(batch)[0].item() == pytest.approx(wanted, rel=1e-5)
+    assert model.losses(batch).sum().item() == pytest.approx(wanted, rel=1e-5)
+
+    forward = type(model.model).forward
+
+    def louder(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits * 1.5
+        return out
+
+    other = load(folders[kind], CPU, torch.float32)
+    other.model.__class__ = type("Louder", (type(other.model),), {"forward": louder})
+    assert other.head is None
+    wanted = F.cross_entropy(other.logits(batch).flatten(0, 1), batch.targets.flatten(), reduction="sum").item()
+    assert other.loss(batch)[0].item() == pytest.approx(wanted, rel=1e-5)
+    assert other.losses(batch).sum().item() == pytest.approx(wanted, rel=1e-5)
