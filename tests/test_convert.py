@@ -28,7 +28,13 @@ from lora_scripts.loras.naming import Naming, naming_of
 from lora_scripts.loras.verify import CONSUMERS, check, expected_by
 
 Q = f"{MID}.attn1.to_q"
-FACTS = {"ss_output_name": "x", "ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_v2": "False"}
+FACTS = {
+    "ss_output_name": "x",
+    "ss_network_dim": "4",
+    "ss_network_alpha": "2.0",
+    "ss_v2": "False",
+    "ss_base_model_version": "sd_v1",
+}
 
 
 def run(*words: object) -> None:

@@ -26,7 +26,7 @@ FAMILY = re.compile(
 )
 # A WebUI bears the name, and so does one captioner's model; both are programs here, not families.
 PROGRAMS = re.compile(r"stable-diffusion-webui|Stable Diffusion WebUI|sd-webui-additional-networks|sd-scripts")
-ALIKE = {"__init__", "command", "base", "facts", "names", "model", "layout", "singlefile", "load", "skeleton"}
+ALIKE = {"__init__", "command", "base", "facts", "names", "model", "layout", "singlefile", "load", "skeleton", "check"}
 """Stems that several rooms have for the same thing: a feature's command, a family's parts, a protocol."""
 
 
@@ -81,6 +81,8 @@ def test_nothing_subclasses_a_run_and_no_function_takes_one() -> None:
     """A run's parts are a frozen holder; only the stories of a run and of a rehearsal, which compose it, take it."""
     takes = set()
     for path in modules():
+        if "lora_scripts.run.parts" not in path.read_text("utf-8"):
+            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ClassDef):
                 assert not any(isinstance(b, ast.Name) and b.id in ("Run", "Parts") for b in node.bases), path

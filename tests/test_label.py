@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image
 import lora_scripts
 from conftest import offline
 from lora_scripts.cli import main
-from lora_scripts.cli.label import words
+from lora_scripts.cli.label import faults, words
 from lora_scripts.cli.show import People
 from lora_scripts.data.scan import scan
 from lora_scripts.errors import UserError, UserErrors
@@ -296,6 +297,93 @@ def test_faulty_captions_stop_it_before_a_model_is_loaded(
     assert (data / name).read_bytes() == raw
 
 
+def fifty_seven(folder: Path) -> Path:
+    """57 pictures with a comma in each caption, 55 of them without quotes, in a file as Windows writes it."""
+    rows = [f"{n:02}.png,neonpunk, a car {n},night\r\n" for n in range(55)]
+    rows += ['55.png,"neonpunk, a ""big"" car"\r\n', "56.png,a car\r\n"]
+    draw(folder, **{f"{n:02}": f"rgb({n}, {200 - n}, 90)" for n in range(57)})
+    (folder / "metadata.csv").write_bytes(b"\xef\xbb\xbffilename,prompt\r\n" + "".join(rows).encode())
+    return folder
+
+
+def test_unquoted_commas_are_told_once_and_mended_by_the_command_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fifty_seven(tmp_path / "my cats")
+    before = (folder / "metadata.csv").read_bytes()
+    with pytest.raises(UserError) as caught:
+        scan(folder)
+    told = str(caught.value)
+    assert told == (
+        f"{folder}/metadata.csv:2: 55 rows have a comma in a caption that stands without quotes (lines 2, 3, 4 and 52 "
+        f"more); lora-scripts label --input '{folder}' --repair puts them: 00.png,\"neonpunk, a car 0, night\""
+    )
+    for argv in (["label", "--input", str(folder)], ["check", str(folder)]):
+        assert main(argv) == 2
+        shown = capsys.readouterr()
+        lines = [line for line in (shown.out + shown.err).splitlines() if "without quotes" in line]
+        assert len(lines) == 1 and "--repair" in lines[0], argv
+    argv = shlex.split(re.findall("lora-scripts (label .* --repair)", told)[0])
+    assert main(argv) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"the captions as they were: {folder}/metadata.csv.bak"
+    assert out[1:3] == ["line 2: 00.png,neonpunk, a car 0,night", '      → 00.png,"neonpunk, a car 0, night"']
+    assert out[-1] == f"quotes put around 55 captions in {folder}/metadata.csv"
+    assert (folder / "metadata.csv.bak").read_bytes() == before
+    mended = [f'{n:02}.png,"neonpunk, a car {n}, night"\r\n'.encode() for n in range(55)]
+    assert (folder / "metadata.csv").read_bytes().splitlines(keepends=True) == [
+        before.splitlines(keepends=True)[0], *mended, *before.splitlines(keepends=True)[-2:]
+    ]  # fmt: skip
+    assert read(folder)["54.png"] == "neonpunk, a car 54, night" and len(read(folder)) == 57
+    mended_file = (folder / "metadata.csv").read_bytes()
+    assert main(argv) == 0 and "quotes put around 0 captions" in capsys.readouterr().out
+    assert (folder / "metadata.csv").read_bytes() == mended_file and not (folder / "metadata.csv.2.bak").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("score,prompt,filename\n7,a cat, red,a.png\n", 'score,prompt,filename\n7,"a cat, red",a.png\n'),
+        ("filename,prompt,\na.png,a cat, red\n", 'filename,prompt,\na.png,"a cat, red",\n'),
+        ("filename,prompt\na.png,a cat,,\n", "filename,prompt\na.png,a cat\n"),
+        ('filename,prompt\na.png,"a\ncat", red\nb.png,x\n', 'filename,prompt\na.png,"a\ncat, red"\nb.png,x\n'),
+        ('filename,prompt\na.png,"open\nb.png,x, y\n', 'filename,prompt\na.png,"open\nb.png,"x, y"\n'),
+    ],
+)
+def test_what_quotes_are_put_around(before: str, after: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "metadata.csv").write_text(before, encoding="utf-8")
+    assert command("--input", str(data), "--repair") == 0 and "around 1 captions" in capsys.readouterr().out
+    assert (data / "metadata.csv").read_text("utf-8") == after
+
+
+@pytest.mark.parametrize("output", [None, "txt"])
+def test_pictures_of_which_nothing_is_said_get_a_place_and_one_line(
+    data: Path, output: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(data, **{f"night{n:02}": "black" for n in range(55)})
+    result = label(LabelOptions(data, output), find=finder(Colours()))
+    assert (result.captioned, result.written, len(result.faults)) == (3, 3, 55)
+    (line,) = faults(result)
+    place = "its .txt file" if output else f"its row in {data}/metadata.csv"
+    assert str(line) == (
+        "55 pictures (night00.png, night01.png, night02.png and 52 more): the captioner says nothing; "
+        f"write it yourself, into {place}"
+    )
+    if output:
+        assert (data / "night54.txt").read_bytes() == b""
+        (data / "night54.txt").write_text("the moon", encoding="utf-8")
+    else:
+        rows = (data / "metadata.csv").read_text("utf-8")
+        assert rows.splitlines()[-1] == "sub/c.png,a painting of a blue wall" and "night54.png,\n" in rows
+        (data / "metadata.csv").write_text(rows.replace("night54.png,", "night54.png,the moon"), encoding="utf-8")
+    captioner = Colours()
+    again = label(LabelOptions(data, output), find=finder(captioner))
+    assert (again.asked, again.captioned, sum(captioner.batches)) == (54, 4, 54)
+    with pytest.raises(UserErrors) as caught:  # a training names the places that wait
+        scan(data)
+    assert "night00" in str(caught.value.errors[0]) and "empty" in str(caught.value.errors[0])
+
+
 def test_two_pictures_of_one_sidecar(data: Path) -> None:
     Image.new("RGB", (32, 32)).save(data / "a.jpg")
     (fault,) = run(data, output="txt")
@@ -495,6 +583,9 @@ def test_the_command_hands_its_options_over(data: Path, tmp_path: Path, monkeypa
             "--threshold does nothing with --words-only",
         ),
         ("--input data --blacklist ,", "a list of words is empty"),
+        ("--input data --repair --output txt", "txt: --repair mends .csv files only"),
+        ("--input data --repair --trigger x", "--trigger does nothing with --repair"),
+        ("--input data --repair", "data/metadata.csv: no such file"),
         ("--input data --blacklist nix.txt", "nix.txt: no such file"),
         ("--input data --max-tokens 2 --trigger neonpunk --append cyberpunk", "tokens; give a higher --max-tokens"),
         ("--input data --for art", "invalid choice: 'art'"),

@@ -201,7 +201,7 @@ def name_of(settings: Timesteps) -> str:
 
 @pytest.mark.parametrize("levels", [1000, None], ids=["timesteps", "continuous"])
 @pytest.mark.parametrize("settings", [*DISTRIBUTIONS, Timesteps(first=100, last=299)], ids=name_of)
-def test_noise_levels_follow_their_distribution(settings: Timesteps, levels: int | None) -> None:
+def test_timesteps_follow_their_distribution(settings: Timesteps, levels: int | None) -> None:
     """The share below a few levels, against the distribution function worked out by hand."""
     g = torch.Generator().manual_seed(1)
     u = torch.stack([settings.draw(g, levels) for _ in range(4000)])

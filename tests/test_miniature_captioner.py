@@ -80,6 +80,7 @@ def test_label_names_its_limits_and_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "metadata.csv").read_text("utf-8").splitlines() == [
         "filename,prompt",
         f"known.png,{world.caption(scene)}",
+        "unknown.jpg,",
     ]
 
 

@@ -22,7 +22,7 @@ from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.prompts import chunks, plain, weighted
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
-from lora_scripts.families.clip.words import spread
+from lora_scripts.families.clip.word_table import spread
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
 from lora_scripts.loras.embedding import to_bundle
@@ -96,7 +96,7 @@ def test_only_the_new_rows_get_a_gradient(base: Path) -> None:
     assert torch.equal(family.vectors_of(""), table.mean(0, keepdim=True))
     family.set_words({"zorblax": rows})
     assert torch.equal(family.encode_text(["a red house"])["states"], before)
-    family._captions(["a zorblax house", "a house"]).square().sum().backward()
+    family._captions(["a zorblax house", "a house"])["states"].square().sum().backward()
     assert rows.grad is not None and bool(rows.grad.any(1).all())
     assert [name for name, p in family.text_encoder.named_parameters() if p.grad is not None] == [
         name for name, p in family.text_encoder.named_parameters() if p is rows
@@ -106,7 +106,7 @@ def test_only_the_new_rows_get_a_gradient(base: Path) -> None:
     longer = torch.nn.Embedding.from_pretrained(torch.cat([table, rows.detach()]), freeze=False)
     family.text_encoder.set_input_embeddings(longer)
     family.words = {"zorblax": (FIRST, FIRST + 1)}
-    family._captions(["a zorblax house", "a house"]).square().sum().backward()
+    family._captions(["a zorblax house", "a house"])["states"].square().sum().backward()
     assert longer.weight.grad is not None
     torch.testing.assert_close(rows.grad, longer.weight.grad[FIRST:], rtol=1e-5, atol=1e-7)
 

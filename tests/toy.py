@@ -44,6 +44,7 @@ FACTS = Facts(
     names=_none,
     kind_of=_none,
     folder_kind=_none,
+    told=lambda path: {},
     check=_none,
     check_vae=_none,
     weights=_none,

@@ -18,6 +18,7 @@ from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
+from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink, ignore
 from lora_scripts.formats import io
@@ -144,7 +145,7 @@ def _source_faults(folder: Path, listing: Listing) -> list[Finding]:
     """Every fault of the caption files and of the folder, with its place."""
     names = {path: name for name, path in listing.images.items()}
     findings = []
-    for fault in listing.faults:
+    for fault in told_once(listing.faults):
         path = Path(fault.file) if fault.file is not None else folder
         files = (names[path],) if path in names else ()
         source = None if files else f"{_within(path, folder)}:{fault.line}" if fault.line else _within(path, folder)

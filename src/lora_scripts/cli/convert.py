@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def call(options: argparse.Namespace, sink: Sink) -> Converted:
-    """Writes a LoRA of Stable Diffusion 1.x in other names, and back without loss."""
+    """Writes a LoRA in the names of other programs, and back without loss."""
     require_models([("FILE", options.file, "LoRA"), ("--base", options.base, "checkpoint")])
     if options.bake_dora and options.base is None:
         raise UserError("--bake-dora needs the base model", hint="add --base CHECKPOINT")

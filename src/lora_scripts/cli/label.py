@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,10 @@ from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.label.command import Labelled, Reworded
+    from lora_scripts.label.repair import Repaired
 
 HELP = "write captions for a folder of pictures"
+WORDS = ("words_only", "trigger", "prefix", "append", "replace", "remove", "blacklist", "whitelist", "max_tokens")
 SHOWN = 3
 """So many changed captions are shown as examples."""
 
@@ -32,6 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "a .csv or .jsonl file; txt or caption for a file beside each picture; or a folder for .txt files"
     add("--output", metavar="FILE", help=default("DIR/metadata.csv", text))
     add("--overwrite", action="store_true", help="make captions anew that are there already")
+    text = "no captioner: put quotes around captions with commas in the .csv file; the file as it was stays"
+    add("--repair", action="store_true", help=text)
     text = "no captioner: change the words of the captions that are there"
     add("--words-only", action="store_true", help=text)
     add_device(parser)
@@ -63,11 +68,11 @@ def _add_words(group: argparse._ArgumentGroup) -> None:
     add("--remove", metavar="WORDS", action="append", default=[], help="take words or a tag out; may be given again")
     add("--blacklist", metavar="LIST", help='as --remove for many: "hat, red shoes", or a text file of them')
     add("--whitelist", metavar="LIST", help="keep only these tags: as --blacklist")
-    text = "shorten captions to N tokens of CLIP, at a word or tag (it reads 75)"
+    text = "shorten captions to N tokens of CLIP, at a word or tag (CLIP reads 75)"
     add("--max-tokens", metavar="N", type=number(int, 1, 2000), help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded:
+def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded | Repaired:
     """Writes a caption for every picture that has none; what a person has written stays."""
     from lora_scripts.label.wording import WordRules
 
@@ -83,10 +88,15 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded:
     )
     from lora_scripts.label import command
 
+    if options.repair:
+        _refuse_captioner(options, "--repair", [name for name in WORDS if getattr(options, name)])
+        from lora_scripts.label.repair import repair
+
+        return repair(options.input, options.output, sink)
     if options.words_only:
         if not rules:
             raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
-        _refuse_captioner(options)
+        _refuse_captioner(options, "--words-only")
         return command.reword(options.input, options.output, rules, sink)
     from lora_scripts.label.base import DEFAULT_MODEL, CaptionOptions
 
@@ -111,10 +121,17 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded:
     return command.label(asked, sink)
 
 
-def words(result: Labelled | Reworded) -> Iterator[str]:
+def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
     """How many captions were written or changed, some examples, and what was left alone."""
     from lora_scripts.label.command import Reworded
+    from lora_scripts.label.repair import Repaired
 
+    if isinstance(result, Repaired):
+        for row in result.rows[:SHOWN]:
+            place = f"line {row.line}: "
+            yield f"{place}{row.before}\n{'→ '.rjust(len(place))}{row.after}"
+        yield f"quotes put around {len(result.rows)} captions in {result.path}"
+        return
     if isinstance(result, Reworded):
         for change in result.changes[:SHOWN]:
             yield f"{change.name}: {change.before}\n{' ' * len(change.name)}→ {change.after}"
@@ -129,21 +146,34 @@ def words(result: Labelled | Reworded) -> Iterator[str]:
         yield f"captions in other files, such as {example}, are not touched: {len(result.elsewhere)}"
 
 
-def faults(result: Labelled | Reworded) -> tuple[UserError, ...]:
-    """Pictures that have no caption, or one that was left as it is."""
-    return result.faults
+def faults(result: Labelled | Reworded | Repaired) -> list[UserError]:
+    """Pictures that have no caption, or one that was left as it is; those of one cause in one line."""
+    groups: dict[tuple[str, str | None], list[UserError]] = {}
+    for fault in getattr(result, "faults", ()):
+        cause = re.sub('"[^"]*"', '"…"', fault.message)
+        groups.setdefault((cause, fault.hint), []).append(fault)
+    return [_together(cause, group) for (cause, _), group in groups.items()]
 
 
-def _refuse_captioner(options: argparse.Namespace) -> None:
-    """UserError for an option that does nothing without a captioner."""
+def _together(cause: str, group: Sequence[UserError]) -> UserError:
+    if len(group) == 1:
+        return group[0]
+    from lora_scripts.check.verdict import few
+
+    names = few([Path(str(fault.file)).name for fault in group])
+    return UserError(f"{len(group)} pictures ({names}): {cause}", hint=group[0].hint)
+
+
+def _refuse_captioner(options: argparse.Namespace, reason: str, others: Sequence[str] = ()) -> None:
+    """UserErrors for options that do nothing without a captioner, and for `others`."""
     given = [name for name in ("model", "captioner", "instruction") if getattr(options, name)]
     given += [n for n in ("threshold", "character_threshold", "batch_size") if getattr(options, n) is not None]
     given += [name for name in ("device", "precision") if getattr(options, name) != "auto"]
     given += ["overwrite"] * options.overwrite
     raise_all(
         [
-            UserError(f"--{name.replace('_', '-')} does nothing with --words-only", hint="leave one of them out")
-            for name in given
+            UserError(f"--{name.replace('_', '-')} does nothing with {reason}", hint="leave one of them out")
+            for name in [*given, *others]
         ]
     )
 

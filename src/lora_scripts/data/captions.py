@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.data.csv_rows import read_record
+from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError
 
 NAME_COLUMNS = ("filename", "file_name")
@@ -33,6 +33,15 @@ class Caption:
 
     text: str
     line: int
+
+
+class TornRow(UserError):
+    """A row of a .csv file with more fields than columns, as by a comma in a caption that stands without quotes."""
+
+    def __init__(self, message: str, path: Path, line: int, hint: str, mended: str) -> None:
+        super().__init__(message, file=path, line=line, hint=hint)
+        self.mended = mended
+        """The row as it should be."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -187,7 +196,7 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         if not any(fields):
             continue
         if header is None:
-            if problem := _header_problem(fields):
+            if problem := header_problem(fields):
                 table.fault(line, *problem)
                 return
             header = [field.lower() for field in fields]
@@ -196,13 +205,13 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         elif len(fields) == len(header) and not any(f for f, column in zip(fields, header, strict=True) if not column):
             table.add(fields[name_at], fields[text_at], line)
         else:
-            table.fault(line, *_wrong_count(fields, header))
+            table.faults.append(_wrong_count(table.path, line, fields, header))
             table.add(fields[min(name_at, len(fields) - 1)], "", line, already_faulty=True)
     if header is None:
         table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
 
 
-def _header_problem(fields: list[str]) -> tuple[str, str] | None:
+def header_problem(fields: list[str]) -> tuple[str, str] | None:
     """What is wrong with the first line, and the mend."""
     example = "write filename,prompt as the first line"
     if any(_LOOKS_LIKE_AN_IMAGE.fullmatch(field) for field in fields):
@@ -219,17 +228,34 @@ def _header_problem(fields: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def _wrong_count(fields: list[str], header: list[str]) -> tuple[str, str]:
+def _wrong_count(path: Path, line: int, fields: list[str], header: list[str]) -> UserError:
     """What is wrong with a row whose fields are not the header's, and the mend."""
-    if len(fields) == len(header):  # "filename,prompt," as spreadsheets write it would hide an unquoted comma
-        return "there is text in a column without a name", "put the prompt in double quotes, or name the column"
     if len(fields) < len(header):
-        return f"the row has {len(fields)} of {len(header)} fields", f"the columns are {','.join(header)}"
-    mended = ", ".join(fields[1:]).replace('"', '""')
-    hint = "put the prompt in double quotes"
-    if len(header) == 2 and header[0] in NAME_COLUMNS and len(mended) <= 80:
-        hint += f': {fields[0]},"{mended}"'
-    return f"too many fields ({len(fields)} instead of {len(header)})", hint
+        message = f"the row has {len(fields)} of {len(header)} fields"
+        return UserError(message, file=path, line=line, hint=f"the columns are {','.join(header)}")
+    whole, hint = joined(fields, header), "put the prompt in double quotes"
+    mended = write_record(whole) if whole else ""
+    if len(fields) == len(header):  # "filename,prompt," as spreadsheets write it would hide an unquoted comma
+        message, hint = "there is text in a column without a name", f"{hint}, or name the column"
+    else:
+        message = f"too many fields ({len(fields)} instead of {len(header)})"
+        hint += f": {mended}" if len(header) == 2 and len(mended) <= 100 else ""
+    return TornRow(message, path, line, hint, mended) if whole else UserError(message, file=path, line=line, hint=hint)
+
+
+def joined(fields: list[str], header: list[str]) -> list[str] | None:
+    """The fields of a row with too many of them, the surplus being what commas have cut off its caption; else None.
+
+    `header` in lower case. Columns without a name are meant to be empty.
+    """
+    named = max(i for i, column in enumerate(header) if column) + 1
+    used = max((i for i, field in enumerate(fields) if field), default=-1) + 1
+    surplus = used - named
+    if surplus <= 0:  # commas behind the last word are left out, too
+        return fields[: len(header)] if len(fields) > len(header) else None
+    at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
+    caption = ", ".join(fields[at : at + surplus + 1])
+    return [*fields[:at], caption, *fields[at + surplus + 1 : used], *[""] * (len(header) - named)]
 
 
 def _read_jsonl(lines: list[str], table: _Table) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_bytes, read_metadata, read_sidecar
 from lora_scripts.data.image import decode_rgb
+from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, raise_all
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -105,7 +106,7 @@ def scan(
             faults.append(result)
         else:
             samples.append(replace(result, name=name, caption=listing.caption(name)))
-    raise_all(faults)
+    raise_all(told_once(faults))
     return samples
 
 

@@ -80,7 +80,7 @@ def of_lora(
     """The family whose tables know the most of a LoRA's layer names, in any naming; None if none knows one.
 
     Of families that know equally many (a file of a few layers) it is the one that the metadata names, then `wanted`,
-    then the one whose LoRAs are usually named so.
+    then the one whose LoRAs are usually named so, then the oldest.
     """
     names, told = set(stems), (metadata or {}).get("ss_base_model_version")
 
@@ -89,7 +89,7 @@ def of_lora(
         usual = len(names.intersection(tables.kohya.values()))
         return len(names & tables.stems), facts.lora.base_version == told, facts is wanted, usual
 
-    best = max(FAMILIES, key=fit)
+    best = max(reversed(FAMILIES), key=fit)
     return best if fit(best)[0] else None
 
 

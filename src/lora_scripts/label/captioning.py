@@ -68,8 +68,9 @@ class Writer:
             if caption:
                 written += self.folder.store.put(name, caption)
                 continue
-            what = f'the rules leave nothing of "{tidy(text)}"' if text.strip() else "the captioner says nothing of it"
-            faults.append(UserError(what, file=self.folder.images[name], hint="write its caption yourself"))
+            what = f'the rules leave nothing of "{tidy(text)}"' if text.strip() else "the captioner says nothing"
+            place = self.folder.store.leave_room(name)
+            faults.append(UserError(what, file=self.folder.images[name], hint=f"write it yourself, into {place}"))
         return written
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.scan import Listing, list_data
+from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.label.store import Store, open_store
 
@@ -33,7 +34,7 @@ def open_folder(folder: Path, output: str | None) -> Folder:
     faults, store = list(listing.faults), None
     with _collected(faults):
         store = open_store(output, folder, listing.images)
-    raise_all(list({(fault.message, fault.line): fault for fault in faults}.values()))
+    raise_all(told_once(list({(fault.message, fault.line): fault for fault in faults}.values())))
     assert store is not None
     elsewhere = {
         name: said.source

@@ -49,6 +49,10 @@ class Store(Protocol):
         """Copies what is there now to a new file beside it, and gives its path."""
         ...
 
+    def leave_room(self, name: str) -> str:
+        """Makes an empty row, or file, where a person can write the caption of a picture, and says where in words."""
+        ...
+
 
 def open_store(output: str | None, folder: Path, images: Mapping[str, Path]) -> Store:
     """The store that `--output` names, for the images (name -> path) of `folder`. UserErrors with all that is wrong.
@@ -110,6 +114,13 @@ class TableStore:
 
     def backup(self) -> Path:
         return _backup(self.path, self.path.read_bytes())
+
+    def leave_room(self, name: str) -> str:
+        self._look()
+        if name not in self._table.captions:
+            self._fresh[name] = ""
+            self._table.set(name, "")
+        return f"its row in {self.path}"
 
     def _write(self) -> None:
         start = time.monotonic()
@@ -174,6 +185,13 @@ class SidecarStore:
 
     flush = save
 
+    def leave_room(self, name: str) -> str:
+        file = self._files[name]
+        if not file.exists():
+            io.make_folder(file.parent)
+            io.write_text(file, "")
+        return f"its {self._suffix} file"
+
     def backup(self) -> Path:
         table = CaptionTable(self.path / "captions.jsonl")
         for name, caption in self.captions.items():
@@ -203,11 +221,16 @@ def _name_fault(name: str, image: Path) -> UserError | None:
     return None
 
 
-def _backup(path: Path, data: bytes) -> Path:
-    """A copy under the first free name: metadata.csv.bak, metadata.csv.2.bak …"""
+def free_backup(path: Path) -> Path:
+    """The first free name for a copy: metadata.csv.bak, metadata.csv.2.bak …"""
     number, target = 1, path.with_name(f"{path.name}.bak")
     while target.exists():
         number += 1
         target = path.with_name(f"{path.name}.{number}.bak")
+    return target
+
+
+def _backup(path: Path, data: bytes) -> Path:
+    target = free_backup(path)
     io.write_atomic(target, data)
     return target

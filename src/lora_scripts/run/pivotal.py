@@ -60,7 +60,7 @@ def make_words(config: TrainConfig, family: PictureFamily, initial: Mapping[str,
     """
     import torch
 
-    from lora_scripts.families.clip.words import spread
+    from lora_scripts.families.clip.word_table import spread
 
     names = {word.lower(): word for word in config.new_token}
     kept = {names[word.lower()]: vectors for word, vectors in initial.items() if word.lower() in names}

@@ -73,7 +73,7 @@ def step(values: Tensor) -> Tensor:
 
 
 def missing_attention(weights: dict[str, LoraWeights], shapes: Mapping[str, Sequence[int]]) -> dict[str, LoraWeights]:
-    """Zeros for q, k, v and out of SDXL's second text encoder where only some of a block changed.
+    """Zeros for q, k, v and out of a second text encoder where only some of a block changed.
 
     A1111 leaves out a block of which one is missing, without an error.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_scripts.compute import memory
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
-from lora_scripts.families.clip.words import WordTable, numbered
+from lora_scripts.families.clip.word_table import WordTable, numbered
 
 Rows = Sequence[Sequence[prompts.Chunk]]
 """The chunks of each of n texts."""
@@ -43,7 +43,7 @@ class TextEncoder:
 
     @property
     def inner(self) -> Any:
-        """The model without its projection: flat from transformers 5.6 on."""
+        """The model without its projection, in which LoRA goes: what stands around it differs with transformers."""
         return getattr(self.model, "text_model", self.model)
 
     @property
@@ -53,10 +53,10 @@ class TextEncoder:
         return width
 
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
-        """(path, layer) of the linear layers that the exports have names for."""
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear) and name != "text_projection":
-                yield name.removeprefix("text_model."), module
+        """(path in `inner`, layer) of the linear layers: the exports have names for them."""
+        for name, module in self.inner.named_modules():
+            if isinstance(module, nn.Linear):
+                yield name, module
 
     def encode(self, rows: Rows, length: int, layer: int, *, normed: bool) -> Encoded:
         """The states after a layer, counted from the last, 1; `normed`: with the final norm after it.

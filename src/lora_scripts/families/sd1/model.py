@@ -52,7 +52,7 @@ class StableDiffusion1:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        return {"unet": self.unet, "text_encoder": self.encoder.inner}
 
     def trainable(self) -> dict[str, nn.Module]:
         layers = {f"unet.{path}": layer for path, layer in self.denoiser.trainable()}

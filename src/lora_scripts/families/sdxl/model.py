@@ -63,7 +63,7 @@ class Sdxl:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, **{part: encoder.model for part, encoder in self.encoders.items()}}
+        return {"unet": self.unet, **{part: encoder.inner for part, encoder in self.encoders.items()}}
 
     def trainable(self) -> dict[str, nn.Module]:
         layers = {f"unet.{path}": layer for path, layer in self.denoiser.trainable()}

@@ -1,0 +1,84 @@
+"""Rows of a .csv file that a comma in a caption without quotes has torn into too many fields: told once, and mended."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.data.captions import NEWLINE, TornRow, header_problem, joined, read_bytes, read_text
+from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.errors import UserError
+
+LISTED = 3
+"""Lines in a message."""
+
+
+@dataclass(frozen=True)
+class MendedRow:
+    """A row as it stands in the file and as it should."""
+
+    line: int
+    before: str
+    after: str
+
+
+def told_once(faults: Sequence[UserError]) -> list[UserError]:
+    """The faults, the torn rows of a file as one, which names the command that mends them and how the first will be."""
+    torn: dict[str, list[TornRow]] = {}
+    for fault in faults:
+        if isinstance(fault, TornRow):
+            torn.setdefault(str(fault.file), []).append(fault)
+    once: list[UserError] = []
+    for fault in faults:
+        rows = torn.get(str(fault.file), []) if isinstance(fault, TornRow) else []
+        if len(rows) < 2:
+            once.append(fault)
+        elif fault is rows[0]:
+            once.append(_of_all(rows))
+    return once
+
+
+def _of_all(rows: Sequence[TornRow]) -> UserError:
+    lines = ", ".join(str(row.line) for row in rows[:LISTED])
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    path = Path(str(rows[0].file))
+    other = [] if path.name.lower() == "metadata.csv" else ["--output", str(path)]
+    command = shlex.join(["lora-scripts", "label", "--input", str(path.parent), *other, "--repair"])
+    message = f"{len(rows)} rows have a comma in a caption that stands without quotes (lines {lines}{more})"
+    return UserError(message, file=path, line=rows[0].line, hint=f"{command} puts them: {rows[0].mended}")
+
+
+def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
+    """The file with quotes around the captions of its torn rows, every other byte as it is; and those rows.
+
+    UserError for a file that cannot be read, or whose first line is wrong.
+    """
+    pieces = re.split(f"({NEWLINE.pattern})", read_text(path))
+    lines, ends = pieces[::2], [*pieces[1::2], ""]
+    header: list[str] = []
+    rows: list[MendedRow] = []
+    row = 0
+    while row < len(lines):
+        start = row
+        try:
+            fields, row = read_record(lines, row)
+        except ValueError:  # told by whoever reads it; there is no telling what was meant
+            row += 1
+            continue
+        if not any(fields):
+            continue
+        if not header:
+            if problem := header_problem(fields):
+                raise UserError(problem[0], file=path, line=start + 1, hint=problem[1])
+            header = [field.lower() for field in fields]
+        elif (whole := joined(fields, header)) is not None:
+            before, after = "\n".join(lines[start:row]), write_record(whole)
+            rows.append(MendedRow(start + 1, before, after))
+            lines[start:row] = [after, *[""] * (row - start - 1)]
+            ends[start:row] = [*[""] * (row - start - 1), ends[row - 1]]
+    mark = codecs.BOM_UTF8 if read_bytes(path).startswith(codecs.BOM_UTF8) else b""
+    return mark + "".join(line + end for line, end in zip(lines, ends, strict=True)).encode(), rows
