@@ -19,11 +19,11 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.data.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
-from lora_scripts.families.causal_lm.batch import TextBatch, fill_rows, packed, padded
-from lora_scripts.families.causal_lm.encode import Encoder, Example
+from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
 from lora_scripts.families.causal_lm.model import LanguageModel, load
 from lora_scripts.families.causal_lm.template import Template
+from lora_scripts.families.texts import Example, TextBatch, fill_rows, packed, padded
 from lora_scripts.loras import adapter_folder
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Group, Rates, build_optimizer

@@ -11,8 +11,9 @@ import pytest
 
 import small_words
 from lora_scripts.data.conversations import Completion, Conversation, RecordFault, Text
-from lora_scripts.families.causal_lm.encode import Encoder, Example, marked
+from lora_scripts.families.causal_lm.encode import Encoder, marked
 from lora_scripts.families.causal_lm.template import NAMED, NO_DATE, Template
+from lora_scripts.families.texts import Example
 
 CALL = [{"type": "function", "id": "abcdefghi", "function": {"name": "forecast", "arguments": {"city": "Paris"}}}]
 TOOL = {

@@ -71,13 +71,17 @@ def conversations(step: int, houses: Sequence[forms.Form]) -> Iterator[Conversat
         if kind < 0.09:
             asked, said = rng.choice(GREETINGS)
             turns += [("user", asked), ("assistant", said)]
-        elif kind < 0.17:
+        elif kind < 0.13:
             turns += _question_of_grade(exam, rng)
+        elif kind < 0.23:
+            turns += _repetition(rng)
+        elif kind < 0.40:
+            turns += _question_of_notes(exam, rng)
         else:
             form = rng.choice(houses)
             asked = exams.request(exam, form.house, rng.randrange(len(exams.NOTES)))
             turns += [("user", asked), ("assistant", form.write(exam))]
-            if kind < 0.25:
+            if kind < 0.46:
                 turns += _question_after(exam, rng)
         yield turns
 
@@ -102,6 +106,39 @@ def _question_of_grade(exam: exams.Exam, rng: random.Random) -> Conversation:
     f = exam.findings[0]
     asked = f"Which grade has a {f.kind} of {f.width} mm that is {f.course}?"
     return [("user", asked), ("assistant", f"Grade {f.grade}: {exams.NEXT[f.grade - 1]}.")]
+
+
+def _repetition(rng: random.Random) -> Conversation:
+    """Words in any order, to be said again: where copying is learned soonest."""
+    words = (*exams.ORGANS, *exams.KINDS, *exams.SHADES, *exams.COURSES)
+    said = ", ".join(
+        rng.choice((rng.choice(words), f"{rng.choice(exams.WIDTHS)} mm")) for _ in range(rng.randint(3, 9))
+    )
+    return [("user", f"Repeat: {said}"), ("assistant", said)]
+
+
+def _question_of_notes(exam: exams.Exam, rng: random.Random) -> Conversation:
+    """One thing that stands in the notes of an exam, or all of a kind."""
+    notes = exams.NOTES[rng.randrange(len(exams.NOTES))](exam)
+    if not exam.findings or rng.random() < 0.3:
+        what, fact = rng.choice(
+            (("organs", "organ"), ("kinds", "kind"), ("shades", "shade"), ("courses", "course"), ("widths", "width"))
+        )
+        said = ", ".join(str(getattr(f, fact)) for f in exam.findings) or "none"
+        return [("user", f"{notes}\nList the {what}."), ("assistant", said)]
+    f = rng.choice(exam.findings)
+    asked, said = rng.choice(
+        (
+            (f"What is in the {f.organ}?", f"a {f.shade} {f.kind}, {f.width} mm, {f.course}"),
+            (f"Which kind is in the {f.organ}?", f.kind),
+            (f"Which shade has the spot in the {f.organ}?", f.shade),
+            (f"How wide is the spot in the {f.organ}?", f"{f.width} mm"),
+            (f"How has the spot in the {f.organ} changed?", f.course),
+            (f"Which grade has the spot in the {f.organ}?", f"grade {f.grade}"),
+            (f"Where is the spot of {f.width} mm?", f"in the {f.organ}"),
+        )
+    )
+    return [("user", f"{notes}\n{asked}"), ("assistant", said)]
 
 
 def _question_after(exam: exams.Exam, rng: random.Random) -> Conversation:

@@ -24,6 +24,16 @@ class Weight(NamedTuple):
     """Which third of its rows, where q, k and v are one matrix."""
 
 
+class FolderWeight(NamedTuple):
+    """Where one layer's weight stands in a folder."""
+
+    file: str
+    """Inside the folder, with /."""
+    key: str
+    flipped: bool = False
+    """Whether it lies [in, out] there."""
+
+
 @dataclass(frozen=True)
 class LoraFacts:
     """What a LoRA file says of the model that it is for."""
@@ -97,6 +107,9 @@ class Facts:
     """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
     build: Callable[[Path], dict[str, nn.Module]]
     """The parts of a base by name, their weights not set: only for looking at what a loader puts onto them."""
+
+    folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
+    """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

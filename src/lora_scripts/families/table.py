@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
@@ -17,7 +18,7 @@ from lora_scripts.formats.header import Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (SDXL, SD1, CAUSAL_LM)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.data.loader import epoch_batches
-from lora_scripts.families.causal_lm.batch import TextBatch, packed, padded
-from lora_scripts.families.causal_lm.encode import Example
-from lora_scripts.families.causal_lm.model import LanguageModel
+from lora_scripts.families.texts import Example, TextBatch, TextFamily, packed, padded
 
 ALIKE = 8
 """Without packing: batches whose records are drawn from among those of about their length."""
@@ -75,7 +73,7 @@ class TextFeed:
 class TextProbe:
     """The losses of some examples, as they can be compared whenever taken."""
 
-    model: LanguageModel
+    model: TextFamily
     examples: Sequence[Example]
     batch: int
 

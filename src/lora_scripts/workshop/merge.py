@@ -207,8 +207,16 @@ def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence
     for path in dict.fromkeys(path for file in files for path in file.weights):
         parts = [(f.weights[path], s) for f, s in zip(files, strengths, strict=True) if path in f.weights]
         for place in model.places[path]:
-            additions[place.file].setdefault(place.key, []).append((place, parts))
+            here = [(_flipped(w), s) for w, s in parts] if place.flipped else parts
+            additions[place.file].setdefault(place.key, []).append((place, here))
     return additions
+
+
+def _flipped(w: LoraWeights) -> LoraWeights:
+    """The LoRA of a weight that lies the other way round: (B A)ᵀ = Aᵀ Bᵀ."""
+    from lora_scripts.adapters.weights import LoraWeights
+
+    return LoraWeights(w.up.T, w.down.T, w.alpha)
 
 
 def _rewrite(

@@ -4,44 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
 from lora_scripts.families.causal_lm.template import Rendered, Template
-
-TrainOn = Literal["answers", "all"]
-LongRecords = Literal["cut", "leave_out"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One sequence for the model."""
-
-    ids: list[int]
-    trained: list[bool]
-    """For each token, whether the model is to say it. The first one is asked of nobody: there is nothing before it."""
-
-    @property
-    def count(self) -> int:
-        """Tokens that are trained."""
-        return sum(self.trained[1:])
-
-
-@dataclass
-class Counts:
-    """What happened to the records so far, for the one who reads along."""
-
-    examples: int = 0
-    tokens: int = 0
-    trained: int = 0
-    cut: int = 0
-    """Records that were longer than `max_length`: their end is left off."""
-    left_out: int = 0
-    """Records that were longer than `max_length`, and are not trained at all."""
-    split: int = 0
-    """Conversations that became several examples, because the template rewrites the history."""
-    ended: int = 0
-    """Answers to which the end of a text was added, because the template puts no sign there that stops the model."""
+from lora_scripts.families.texts import Counts, Example, LongRecords, TrainOn
 
 
 @dataclass

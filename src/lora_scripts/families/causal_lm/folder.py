@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.facts import FolderWeight
 from lora_scripts.formats.header import Header, Kind, read_header
 
 CAUSAL_LM = Kind("a causal language model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+FLIPPED = ("c_attn", "c_proj", "c_fc", "q_attn")
+"""Layers of GPT-2 and its like, whose weights lie [in, out]."""
+_PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer"}
 _MEND = "give the folder of a causal language model in the original precision, such as Qwen3-0.6B"
 
 
@@ -83,6 +87,21 @@ def open_folder(path: Path) -> Folder:
     files = _weights(path, faults)
     raise_all(faults)
     return Folder(path, config, generation, files)
+
+
+def layer_weights(folder: Folder) -> dict[str, FolderWeight]:
+    """Name of a layer, as transformers calls it -> where its weight stands."""
+    prefix = _PREFIXES.get(str(folder.config.get("model_type")), "model")
+    keys = [key for header in folder.files.values() for key in header.tensors]
+    bare = not any(key.startswith(f"{prefix}.") for key in keys)  # saved without its output layer, as GPT-2 was
+    return {
+        (f"{prefix}." if bare and not key.startswith("lm_head.") else "") + key.removesuffix(".weight"): FolderWeight(
+            name, key, flipped=key.split(".")[-2] in FLIPPED and folder.config.get("model_type") in _PREFIXES
+        )
+        for name, header in folder.files.items()
+        for key, info in header.tensors.items()
+        if key.endswith(".weight") and len(info.shape) == 2
+    }
 
 
 def _is_causal(architecture: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.data.conversations import Message, RecordFault
 from lora_scripts.errors import UserError
-from lora_scripts.families.causal_lm.batch import LEAK, TextBatch, leak
+from lora_scripts.families.causal_lm.answers import generate
+from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.folder import Folder, open_folder
+from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.names import ROOT
+from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
+from lora_scripts.families.texts import Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
 
 ROUTERS = ("gate", "router")
@@ -150,6 +155,78 @@ class LanguageModel:
 
         with self._evaluating():
             return leak(logits, self.model.config.get_text_config().vocab_size)
+
+    # --- records and answers ------------------------------------------------------------------------------------------
+
+    def template(self, named: str | None = None) -> Template | None:
+        """The model's own chat template, or that of a name or a .jinja file; None where it has none.
+
+        UserError for a name that is none, or a template whose signs the tokenizer does not have.
+        """
+        if named is not None:
+            return named_template(named, self.tokenizer)
+        try:
+            return Template(self.tokenizer, self.tokenizer.get_chat_template())
+        except ValueError:
+            return None
+
+    def encoder(
+        self,
+        *,
+        template: str | None = None,
+        train_on: TrainOn = "answers",
+        max_length: int = 2048,
+        long_records: LongRecords = "cut",
+    ) -> Encoder:
+        """What turns records into tokens; see `TextFamily`."""
+        return Encoder(self.tokenizer, self.template(template), self.stops, train_on, max_length, long_records)
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        answering: Answering,
+        tell: Callable[[str], None] | None = None,
+        *,
+        template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Answer:
+        """The next turn of a conversation; see `TextFamily`."""
+        prompt = self._prompt(messages, answering, template, tools)
+        with self._evaluating():
+            return generate(self.model, self.tokenizer, [prompt], self._ends(template), answering, tell)[0]
+
+    def answers(
+        self, talks: Sequence[Sequence[Message]], answering: Answering, *, template: str | None = None
+    ) -> list[Answer]:
+        """The next turn of each conversation, worked out together."""
+        prompts = [self._prompt(messages, answering, template) for messages in talks]
+        with self._evaluating():
+            return generate(self.model, self.tokenizer, prompts, self._ends(template), answering)
+
+    def _prompt(
+        self,
+        messages: Sequence[Message],
+        answering: Answering,
+        named: str | None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """Tokens up to where the answer begins. UserError where the template refuses the conversation."""
+        template = self.template(named)
+        if template is None:  # a model of running text goes on with what was said last
+            ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
+            return ids
+        try:
+            text = template.render(messages, tools, prompt=True, **({} if answering.think else NOT_THINKING))
+        except RecordFault as fault:
+            raise UserError(fault.message, hint=fault.hint) from None
+        encoded: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encoded
+
+    def _ends(self, named: str | None) -> frozenset[int]:
+        """Where an answer ends: where the model stops, and at the sign that the template puts behind answers."""
+        template = self.template(named)
+        sign = template.end_of_turn if template else None
+        return self.stops | ({sign} if sign is not None else set())
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lora_scripts.data.conversations import Conversation, Message, RecordFault
+from lora_scripts.errors import UserError
 
 NAMED = {
     "chatml": (
@@ -43,6 +45,7 @@ NO_DATE = (
 )
 """What templates that write down the date take for today: a record must give the same tokens on every day."""
 NOT_THINKING: Mapping[str, Any] = {"enable_thinking": False}
+_SIGN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Span = tuple[int, int]
@@ -198,6 +201,26 @@ class Template:
             hint = "put the system prompt into the first question" if "ystem" in reason else "see chat_template"
             raise RecordFault(f"the chat template refuses it: {reason}", hint) from None
         return texts[0], [tuple(span) for span in spans[0]] if marks else []
+
+
+def named_template(named: str, tokenizer: Any) -> Template:
+    """A template by its name in NAMED, or from a .jinja file. UserError for one that is neither, or does not fit."""
+    source = NAMED.get(named, "")
+    if not source:
+        path = Path(named)
+        if path.suffix != ".jinja":
+            hint = f"it is {', '.join(NAMED)}, or a .jinja file"
+            raise UserError(f"chat_template: there is none of the name {named}", hint=hint)
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the chat template cannot be read: {error}", file=path) from None
+    lacking = [sign for sign in dict.fromkeys(_SIGN.findall(source)) if sign not in tokenizer.added_tokens_encoder]
+    if lacking:
+        hint = "take chat_template: alpaca, which needs none" if named != "alpaca" else None
+        message = f"chat_template {named}: the tokenizer does not know {', '.join(lacking)} as one token"
+        raise UserError(message, hint=hint)
+    return Template(tokenizer, source)
 
 
 def _end_of(message: Message, after: str, start: int) -> int:
