@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiny
+import tiny_xl
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,4 @@ def _folder(path: Path) -> Path:
     return path
 
 
-ROWS = (Row("sd1", tiny.write_base, _folder),)
+ROWS = (Row("sd1", tiny.write_base, _folder), Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import main
+from lora_scripts.cli import COMMANDS, _parse, main
+from lora_scripts.cli.examples import examples_of
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
 
@@ -110,7 +112,7 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
         (["trian"], "there is no command trian; did you mean train?"),
         (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
         (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),
-        (["train", "--config", "c.yaml", "--conf=3"], "unknown option --conf=3; a key of the config is written "),
+        (["train", "--config", "c.yaml", "--conf=3"], "unknown option --conf=3; did you mean --config?"),
         (["train", "--config", "c.yaml", "3"], "3: is not key=value; write for example epochs=3"),
         (["train", "--config", "c.yaml", "--resume", "x"], "x: is not key=value; write for example epochs=3"),
         (["train", "--config", "c.yaml", "epochs=x"], 'epochs=x: must be a whole number, not "x"'),
@@ -142,7 +144,12 @@ def test_a_persons_mistake_is_one_line_and_exit_code_2(
         ("--output x.jpg", "argument --output: must be a .png file, not 'x.jpg'"),
         ("--vae nix.safetensors", "--vae: nix.safetensors does not exist; that folder holds base.safetensors"),
         ("--base x.ckpt", "--base: x.ckpt is a pickle file"),
-        ("--lora x", "unknown option --lora; see lora-scripts generate --help"),
+        ("--lora x", "unknown option --lora; did you mean --lora-dir?"),
+        ("--zzz x", "unknown option --zzz; see lora-scripts generate --help"),
+        (
+            "--szie 64 --cuont 2",
+            "unknown option --szie; did you mean --size?\nerror: unknown option --cuont; did you mean ",
+        ),
     ],
 )
 def test_options_of_generate_are_checked(
@@ -178,6 +185,25 @@ def test_help_has_one_line_an_option(command: list[str], capsys: pytest.CaptureF
     options = text.partition("options:\n")[2].partition("\n\n")[0].splitlines()
     assert options and all(line.startswith("  -") and len(line) <= 110 for line in options)
     assert all(len(line.split()) > 2 for line in options)
+
+
+def test_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for width in (60, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(["generate", "--help"]) == 0
+        lines = capsys.readouterr().out.partition("examples:")[0].splitlines()
+        assert max(map(len, lines)) <= min(width, 110) and max(map(len, lines)) > min(width, 110) - 15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_examples_of_each_command_are_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = examples_of(command)
+    assert len(examples) == 2
+    for purpose, typed in examples:
+        options = _parse(shlex.split(typed)[1:])
+        assert options.name == command and purpose
+    assert main([command, "--help"]) == 0
+    assert all(f"    {typed}\n" in capsys.readouterr().out for _, typed in examples[:1])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,12 +195,21 @@ def one_missing(base: Path) -> bytes:
     return io_bytes({k: v for k, v in load_file(base).items() if k != "model.diffusion_model.time_embed.0.weight"})
 
 
-def as_sdxl(base: Path) -> bytes:
-    return io_bytes({**load_file(base), "conditioner.embedders.0.transformer.x.weight": torch.ones(1)})
+def as_refiner(base: Path) -> bytes:
+    return io_bytes({**load_file(base), "conditioner.embedders.0.model.x.weight": torch.ones(1)})
+
+
+def as_sd2(base: Path) -> bytes:
+    tensors = {k: v for k, v in load_file(base).items() if not k.startswith("cond_stage_model.")}
+    return io_bytes({**tensors, "cond_stage_model.model.ln_final.bias": torch.ones(1)})
 
 
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "SDXL": (as_sdxl, "this is an SDXL checkpoint; give a checkpoint of Stable Diffusion 1.x, such as v1-5-"),
+    "SD 2.x": (
+        as_sd2,
+        "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x",
+    ),
+    "SDXL refiner": (as_refiner, "this is an SDXL refiner; give the SDXL base, such as sd_xl_base_1.0.safetensors"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),
     "truncated": (lambda base: base.read_bytes()[:-5], "truncated: 15,06"),
     "short": (lambda base: base.read_bytes()[:1000], "truncated: 1,000 of"),
@@ -241,17 +250,23 @@ def test_a_ckpt_is_refused_with_the_way_to_convert_it(
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize(("width", "second"), [(1024, False), (16, True)], ids=["SD 2.x", "SDXL"])
+@pytest.mark.parametrize(
+    ("width", "text", "words"),
+    [
+        (1024, "text_encoder", "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x"),
+        (16, "text_encoder_2", "this is an SDXL refiner; give the SDXL base"),
+    ],
+    ids=["SD 2.x", "SDXL refiner"],
+)
 def test_a_folder_of_another_family_is_refused(
-    width: int, second: bool, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    width: int, text: str, words: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("unet", "vae", "text_encoder", *(["text_encoder_2"] if second else [])):
+    for part in ("unet", "vae", text):
         (tmp_path / "base" / part).mkdir(parents=True)
         (tmp_path / "base" / part / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
     config = tiny.write_config(tmp_path, train_data_dir=data, base_model=tmp_path / "base")
     assert main(["train", "--config", str(config)]) == 2
-    told = capsys.readouterr().err
-    assert f"this is {'an SDXL' if second else 'a Stable Diffusion 2.x'} checkpoint; give a checkpoint of Stab" in told
+    assert words in capsys.readouterr().err
 
 
 def test_a_folder_without_its_parts_is_refused(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lora_scripts.errors import UserError
@@ -79,7 +80,8 @@ BYTES = {
     header.HTML: b"\n<!DOCTYPE html><html><head><title>Log in</title>",
     header.GGUF: b"GGUF\x03\0\0\0" + b"\0" * 64,
     header.PICKLE: b"\x80\x02}q\0X\x0a\0\0\0state_dictq\x01",
-    header.NOT_SAFETENSORS: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    header.PICTURE: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    header.NOT_SAFETENSORS: b"%PDF-1.7\n1 0 obj\n",
 }
 
 
@@ -88,6 +90,13 @@ def test_other_formats(tmp_path: Path, kind: Kind) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(BYTES[kind])
     assert identify(path) is kind and kind.words in told(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_picture(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (8, 8)).save(path, form)
+    assert identify(path) is header.PICTURE and "name a model's file" in told(path)
 
 
 def test_a_torch_checkpoint(tmp_path: Path) -> None:

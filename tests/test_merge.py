@@ -30,8 +30,7 @@ from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import kohya
 from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
-from lora_scripts.workshop import common
-from lora_scripts.workshop import merge as merging
+from lora_scripts.workshop import common, merge_record
 from lora_scripts.workshop.checkpoint import open_checkpoint
 
 EXTRA = {
@@ -113,7 +112,7 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(
     assert f"{(lost / size) ** 0.5:.2%} of what the LoRAs change" in out
     one, two = header.read_header(wide), header.read_header(output)
     assert [*one.tensors] == [*two.tensors]  # also the order in the file
-    told = json.loads(two.metadata.pop(merging.MERGED))
+    told = json.loads(two.metadata.pop(merge_record.MERGED))
     assert two.metadata == {"modelspec.title": "A base", "x": "é"} and "modelspec.hash_sha256" in out
     assert [(row["name"], row["weight"]) for row in told] == [("a.safetensors", 0.8), ("b.safetensors", 1.0)]
     hashes = model_hashes(output)

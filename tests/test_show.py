@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import show
+from lora_scripts.cli import printing, show
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 
@@ -191,8 +191,8 @@ def test_a_closed_pipe_ends_the_telling_and_not_the_work(tmp_path: Path) -> None
 
 
 def test_which_error_is_a_closed_pipe() -> None:
-    assert show.is_closed_pipe(BrokenPipeError(errno.EPIPE, ""))
-    assert not show.is_closed_pipe(OSError(errno.ENOSPC, "the disk is full"))
+    assert printing.is_closed_pipe(BrokenPipeError(errno.EPIPE, ""))
+    assert not printing.is_closed_pipe(OSError(errno.ENOSPC, "the disk is full"))
 
 
 ON_TERMINAL = """

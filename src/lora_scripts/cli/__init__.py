@@ -4,7 +4,8 @@ argparse and not typer: `--help` has 0.3 s above a bare interpreter, and typer's
 
 A command is a module of this package:
 
-- `HELP`: one line; `OVERRIDES = True` if it takes `key=value` words, in `options.overrides`;
+- `HELP`: one line, beside two examples in `examples`; `OVERRIDES = True` if it takes `key=value` words, in
+  `options.overrides`;
 - `add(parser)`: its arguments, without --json, which every command gets here;
 - `call(options, sink) -> result`: hands plain arguments and the sink of events to a function of a room, and gives its
   frozen result; the docstring is the command's description;
@@ -20,12 +21,14 @@ import argparse
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from lora_scripts import __version__
 from lora_scripts.cli import show
-from lora_scripts.cli.options import Parser, add_json
+from lora_scripts.cli.examples import examples_of
+from lora_scripts.cli.options import Parser, add_json, examples_text, options_of
+from lora_scripts.cli.printing import is_closed_pipe, mute, say
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 
@@ -47,6 +50,7 @@ COMMANDS = (
     "convert",
     "metadata",
     "demo",
+    "completion",
 )
 
 
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         show.say_errors(error, json_lines=json_lines)
     except KeyboardInterrupt:
-        show.say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
+        say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
         return 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -75,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
     except OSError as error:
-        if not show.is_closed_pipe(error):
+        if not is_closed_pipe(error):
             raise
-        show.mute(sys.stdout)
+        mute(sys.stdout)
         return 0
     finally:
         _flush()
@@ -91,8 +95,6 @@ def _run(options: argparse.Namespace) -> None:
     usual = show.People(getattr(command, "event_words", lambda event: None))
     with show.JsonLines() if as_document else usual as sink:
         result = command.call(options, sink)
-    if not hasattr(command, "words"):
-        return
     plain = getattr(command, "plain", lambda result: result)
     show.say_result(plain(result), () if as_document else command.words(result), as_document=as_document)
     if hasattr(command, "faults"):
@@ -104,9 +106,9 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        if not show.is_closed_pipe(error):
+        if not is_closed_pipe(error):
             raise
-        show.mute(sys.stdout)
+        mute(sys.stdout)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -115,6 +117,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
         hint = f"did you mean {near}?" if near else "lora-scripts --help names them all"
         raise UserError(f"there is no command {words[0]}", hint=hint)
     parser = _parser()
+    if words and words[0] in COMMANDS:
+        raise_all(_unknown_options(words, parser.commands[words[0]]))
     options, rest = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
@@ -122,18 +126,32 @@ def _parse(words: list[str]) -> argparse.Namespace:
     overridable = getattr(options.command, "OVERRIDES", False)
     for word in rest:
         if not overridable or word.startswith("-") or "=" not in word:
-            raise UserError(f"unknown option {word}", hint=_mend(word, options, overridable))
+            raise UserError(f"unknown option {word}", hint=f"see {parser.commands[options.name].prog} --help")
     if overridable:
         # Overrides may stand anywhere; argparse itself takes only the first group of them.
         options.overrides += rest
     return options
 
 
-def _mend(word: str, options: argparse.Namespace, overridable: bool) -> str:
-    key = word.lstrip("-").partition("=")[0].replace("-", "_")
-    if overridable and word.startswith("--") and key:
-        return f"a key of the config is written without dashes, as {key}=value"
-    return f"see lora-scripts {options.name} --help"
+def _unknown_options(words: Sequence[str], parser: argparse.ArgumentParser) -> list[UserError]:
+    """A fault for each option that the command does not have; argparse would first ask for those that are missing."""
+    known = options_of(parser)
+    faults = []
+    for word in words[1 : words.index("--") if "--" in words else None]:
+        option = word.partition("=")[0]
+        if word.startswith("--") and " " not in word and option not in known:
+            near = did_you_mean(option, known)
+            hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"
+            if near is None and getattr(parser.get_default("command"), "OVERRIDES", False):
+                key = option.lstrip("-").replace("-", "_")
+                hint = f"a key of the config is written without dashes, as {key}=value"
+            faults.append(UserError(f"unknown option {word}", hint=hint))
+    return faults
+
+
+def parsers() -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return _parser().commands
 
 
 def _parser() -> Parser:
@@ -143,9 +161,10 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name")
     for name in COMMANDS:
         module: ModuleType = importlib.import_module(f"{__name__}.{name}")
-        command = commands.add_parser(name, help=module.HELP, description=module.call.__doc__)
+        epilog = examples_text(examples_of(name))
+        command = commands.add_parser(name, help=module.HELP, description=module.call.__doc__, epilog=epilog)
         module.add(command)
-        if hasattr(module, "words"):
-            add_json(command)
+        add_json(command)
         command.set_defaults(command=module)
+    parser.commands = commands.choices
     return parser

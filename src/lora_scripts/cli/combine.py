@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_loras(parser)
     add("--output", metavar="FILE", type=file_of(".safetensors"), help="the file to write")
     text = "concat: the exact sum (default); svd: that sum at a smaller rank; linear, ties, dare: see docs"
-    add("--method", choices=METHODS, default="concat", help=text)
+    add("--method", metavar="NAME", choices=METHODS, default="concat", help=text)
     add("--rank", metavar="N", type=number(int, 1, 4096), help="svd, ties, dare: the most (default: the largest given)")
     add("--energy", metavar="X", type=number(float, 1e-6, 1), help="svd, ties, dare: the share to keep, 0.95")
     add("--density", metavar="X", type=number(float, 1e-3, 1), help="ties, dare: entries that stay (default: 0.5)")

@@ -20,9 +20,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", type=path, help="the LoRA: .safetensors, or a folder with PEFT's adapter_config.json")
     text = "kohya (A1111, ComfyUI, all others), diffusers, peft (a folder), original (published block names)"
-    add("--to", choices=("kohya", "diffusers", "peft", "original"), required=True, help=text)
+    add("--to", metavar="FORM", choices=("kohya", "diffusers", "peft", "original"), required=True, help=text)
     add("--output", metavar="PATH", type=path, help="where to write (default: beside FILE, with the form in its name)")
-    add("--dtype", choices=("fp32", "fp16", "bf16", "fp8"), help="the precision (default: as it is)")
+    text = "the precision: fp32, fp16, bf16 or fp8 (default: as it is)"
+    add("--dtype", metavar="NAME", choices=("fp32", "fp16", "bf16", "fp8"), help=text)
     add("--keep-ranks", action="store_true", help="do not pad ranks and alphas that differ to one")
     add("--bake-dora", action="store_true", help="make a plain LoRA of a DoRA; needs --base")
     add("--base", metavar="FILE", type=path, help="with --bake-dora: the checkpoint that the DoRA was trained on")

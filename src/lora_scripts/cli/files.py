@@ -29,9 +29,9 @@ def energy(share: float, worst_share: float, worst_module: str) -> str:
 def rewritten(model: Rewritten) -> list[str]:
     """A model that was written with other weights, and the hashes of its files."""
     lines = [f"written: {model.output} ({model.changed} weights changed)"]
-    for one in model.files:
-        name = one.file.name if one.file == model.output else one.file.relative_to(model.output).as_posix()
-        lines.append(f"{name}: sha256 {one.sha256} (AutoV2 {one.autov2}, AutoV3 {one.autov3})")
+    for part in model.files:
+        name = part.file.name if part.file == model.output else part.file.relative_to(model.output).as_posix()
+        lines.append(f"{name}: sha256 {part.sha256} (AutoV2 {part.autov2}, AutoV3 {part.autov3})")
     if model.left_out:
         lines.append(f"left out, because they hold the weights as they were: {', '.join(model.left_out)}")
     return lines

@@ -16,8 +16,8 @@ HELP = "show or change what a LoRA file says of itself"
 
 
 def _pair(text: str) -> tuple[str, str]:
-    key, found, value = text.partition("=")
-    if not found or not key.strip():
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
         raise ValueError("must be key=value")
     return key.strip(), value
 

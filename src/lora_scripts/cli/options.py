@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.config.values import DEVICE, model_fault, parse_path, parse_size
@@ -21,17 +23,39 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a usage error is a UserError of one line."""
+    """argparse, but a usage error is a UserError of one line, and its help is as wide as the terminal, up to 110."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
+    """Their parsers by name."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
-            **options,
-        )
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message, hint=f"see {self.prog} --help")
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size((110, 24)).columns, 110)
+        super().__init__(prog, max_help_position=min(30, width // 3), width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Examples stay whole, so that they can be copied."""
+        return text if text.startswith(EXAMPLES_HEAD) else super()._fill_text(text, width, indent)
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """ "--output" and every other option -> what argparse knows of it."""
+    return {word: action for action in parser._actions for word in action.option_strings}
+
+
+EXAMPLES_HEAD = "examples:"
+
+
+def examples_text(examples: Sequence[tuple[str, str]]) -> str:
+    """(what it is for, the command) of each, as a help ends with them."""
+    return "\n".join([EXAMPLES_HEAD, *(f"  {purpose}:\n    {command}" for purpose, command in examples)])
 
 
 def asked(options: argparse.Namespace, *without: str) -> dict[str, Any]:

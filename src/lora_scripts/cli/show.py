@@ -1,13 +1,12 @@
 """What a command gives, and what it tells meanwhile: to people as lines and a bar, to programs as JSON.
 
 Results go to stdout, errors to stderr; with --json the result is one JSON document on stdout, and events and errors are
-JSON lines on stderr. A pipe that nobody reads any more (`… | head -1`) ends the telling, not the work.
+JSON lines on stderr.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -19,48 +18,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
 
+from lora_scripts.cli.gauge import STEPS, Bar, Lines
+from lora_scripts.cli.printing import say
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
-from lora_scripts.units import duration
 
-if TYPE_CHECKING:
-    import rich.progress
-
-STEPS = "step"
-"""The row of the bar that counts the steps of a training, and stays when it is full."""
-QUIET = 10.0
-"""Seconds without a terminal until a line says how far work is; then so many again, or a twentieth of the time that it
-has taken, whatever is more."""
 JSON_EVERY = 0.5
 """Seconds between two JSON lines of one kind of progress; the first and the last are always told."""
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
-
-
-def say(text: str, *, error: bool = False) -> None:
-    """Prints to stdout, or stderr, at once. It goes on silently where nobody reads any more."""
-    stream = sys.stderr if error else sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except OSError as fault:
-        if not is_closed_pipe(fault):
-            raise
-        mute(stream)
-
-
-def is_closed_pipe(error: OSError) -> bool:
-    """That nobody reads what was written; Windows says so with another number."""
-    return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
-
-
-def mute(stream: TextIO) -> None:
-    """What is written to `stream` from now on goes nowhere, also what waits in its buffer."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def say_errors(error: UserError, *, json_lines: bool = False) -> None:
@@ -77,8 +42,8 @@ def say_result(result: object, lines: Iterable[str], *, as_document: bool) -> No
     """One JSON document, or the lines for people; nothing for a result that is None or has no words."""
     if as_document:
         say(dumps(result, indent=2))
-    elif told := list(lines):
-        say("\n".join(told))
+    elif text := "\n".join(lines):
+        say(text)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -234,80 +199,3 @@ def _width() -> int:
         return os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError):  # no terminal, or a stream without a number
         return 1000
-
-
-class Bar:
-    """A row for each kind of work on a terminal; a row that is full is taken away, but the steps of a training stay."""
-
-    def __init__(self) -> None:
-        self._progress: rich.progress.Progress | None = None
-        self._rows: dict[str, rich.progress.TaskID] = {}
-
-    def tell(self, what: str, done: int, total: int, text: str = "") -> None:
-        """`done` of `total`, with a text behind the numbers."""
-        progress = self._progress or self._start()
-        if what not in self._rows:
-            self._rows[what] = progress.add_task(what, total=total, completed=max(done - 1, 0), text=text)
-        progress.update(self._rows[what], completed=done, total=total, text=text)
-        if done >= total and what != STEPS:
-            progress.remove_task(self._rows.pop(what))
-
-    def close(self) -> None:
-        """Gives the terminal back."""
-        if self._progress is not None:
-            self._progress.live.transient = STEPS not in self._rows
-            self._progress.stop()
-            self._progress = None
-
-    def _start(self) -> rich.progress.Progress:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            # The mean of the last minute and not of the last seconds: one batch may take longer than that.
-            speed_estimate_period=60.0,
-        )  # fmt: skip
-        self._progress.start()
-        return self._progress
-
-
-class Lines:
-    """How far work is, without a terminal: a line now and then (see QUIET); of steps every twentieth and the last."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._begun = dict[str, tuple[float, int]]()
-        """Of each kind of work: when its first piece was told, and which that was."""
-        self._told = dict[str, float]()
-
-    def tell(self, what: str, done: int, total: int, text: str = "") -> None:
-        """As `Bar.tell`."""
-        now = self._clock()
-        if done <= self._begun.setdefault(what, (now, done))[1]:
-            self._begun[what] = now, done
-            self._told.pop(what, None)
-        start, first = self._begun[what]
-        if what == STEPS:
-            due = done % max(1, total // 20) == 0 or done >= total
-        else:
-            last = self._told.get(what, start)
-            due = now - last >= max(QUIET, (now - start) / 20) or (done >= total and what in self._told)
-        if not due:
-            return
-        self._told[what] = now
-        rate = (done - first) / max(now - start, 1e-9)
-        parts = [f"{what} {done}/{total}", text or (f"{rate:.1f}/s" if rate >= 0.1 else "")]
-        if rate > 0 and done < total:
-            parts.append(f"{duration((total - done) / rate)} left")
-        say("  ".join(part for part in parts if part))
-
-    def close(self) -> None:
-        """There is nothing to give back."""

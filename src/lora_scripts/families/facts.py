@@ -44,6 +44,8 @@ class LoraFacts:
     """Of ModelSpec."""
     implementation: str
     """Of ModelSpec: whose layer names the file follows."""
+    unread_by: frozenset[str] = frozenset()
+    """Programs of `loras.verify` that know no such models."""
     webui: str = "Unknown"
     """What A1111's WebUI calls the family in NAME.json."""
     civitai: str = "Other"
@@ -103,6 +105,8 @@ class Facts:
     parts: Mapping[str, str]
     """The parts that a LoRA may change, each a folder of a diffusers folder -> what their keys begin with there and our
     paths do not."""
+    wrapped: Callable[[], Mapping[str, str]]
+    """Those parts -> what their layers' paths begin with in the installed libraries' models, and ours do not."""
     base: Callable[[Path | None], Base]
     """The layers of a base that a LoRA could change; of None the published model's, without shapes."""
     build: Callable[[Path], dict[str, nn.Module]]

@@ -46,10 +46,16 @@ class Names:
             result |= {stem: path for path, stem in table.items()}
         return result
 
-    @property
-    def stems(self) -> Set[str]:
-        """The keys of `paths`."""
-        return self.paths.keys()
+    @cached_property
+    def stems(self) -> frozenset[str]:
+        """The keys of `paths`, and what PEFT has, whose adapters are each for one part and do not name it."""
+        inner = (stem.partition(".")[2] for names in self.diffusers.items() for stem in names)
+        return frozenset((*self.paths, *inner))
+
+    @cached_property
+    def usual(self) -> Set[str]:
+        """The stems that kohya's tools write."""
+        return frozenset(self.kohya.values())
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
@@ -95,6 +101,14 @@ class Layer:
         return self.path.startswith("unet.")
 
     @property
+    def encoder(self) -> int:
+        """Which of the model's text encoders it is in, counted from 1; 0: none."""
+        if self.unet:
+            return 0
+        number = self.path.partition(".")[0].rpartition("_")[2]
+        return int(number) if number.isdecimal() else 1
+
+    @property
     def hf_flat(self) -> str:
         return self.hf.replace(".", "_")
 
@@ -110,3 +124,7 @@ class Base:
     layers: tuple[Layer, ...]
     context_width: int
     """Of the text embedding that cross-attention reads; 0 where no base was given."""
+
+    def part(self, name: str) -> Base:
+        """The layers of one part of the model."""
+        return Base(tuple(layer for layer in self.layers if layer.path.startswith(name + ".")), self.context_width)

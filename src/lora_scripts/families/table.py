@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -76,19 +76,19 @@ def refuse(kind: Kind, path: Path) -> NoReturn:
 
 
 def of_lora(
-    stems: Iterable[str], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
+    layers: Iterable[Set[str]], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
 ) -> Facts | None:
-    """The family whose tables know the most of a LoRA's layer names, in any naming; None if none knows one.
+    """The family whose tables know the most of a LoRA's layers, in any naming; None if none knows one.
 
-    Of families that know equally many (a file of a few layers) it is the one that the metadata names, then `wanted`,
-    then the one whose LoRAs are usually named so, then the oldest.
+    `layers`: of each the names that it may have. Of families that know equally many (a file of a few layers) it is the
+    one that the metadata names, then `wanted`, then the one whose LoRAs are usually named so, then the oldest.
     """
-    names, told = set(stems), (metadata or {}).get("ss_base_model_version")
+    names, told = list(layers), (metadata or {}).get("ss_base_model_version")
 
     def fit(facts: Facts) -> tuple[int, bool, bool, int]:
         tables = facts.names()
-        usual = len(names.intersection(tables.kohya.values()))
-        return len(names & tables.stems), facts.lora.base_version == told, facts is wanted, usual
+        known, usual = (sum(not own.isdisjoint(all_) for own in names) for all_ in (tables.stems, tables.usual))
+        return known, facts.lora.base_version == told, facts is wanted, usual
 
     best = max(reversed(FAMILIES), key=fit)
     return best if fit(best)[0] else None

@@ -40,6 +40,7 @@ GIT_LFS = Kind(
     "a git-lfs pointer, not the model itself", "run `git lfs pull` in its folder, or download the file itself"
 )
 HTML = Kind("a web page, not a model", "the download needs a login or a direct link; download the file itself")
+PICTURE = Kind("a picture, not a model", "name a model's file; how a picture was drawn is told by the WebUI's PNG Info")
 ZIP = Kind("a PyTorch .ckpt/.pt/.bin file (a pickle in a zip)", _CONVERT)
 PICKLE = Kind("an old PyTorch .ckpt/.pt file (a pickle)", _CONVERT)
 GGUF = Kind("a GGUF file (quantised)", "get the .safetensors version")
@@ -121,6 +122,8 @@ def sniff(path: Path) -> Kind | None:
         return GIT_LFS
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return HTML
+    if start.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8")) or start[8:12] == b"WEBP":
+        return PICTURE
     if start.startswith(b"PK\x03\x04"):
         return ZIP
     if start.startswith(b"GGUF"):

@@ -13,8 +13,8 @@ def infotext(prompt: str, negative: str, rows: Mapping[str, object]) -> str:
 
     A value with a comma, a colon or a line break is written as a JSON string, which is how the WebUI reads it back.
     """
-    told = {**rows, "Version": f"lora-scripts {__version__}"}
-    last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in told.items() if value is not None)
+    values = {**rows, "Version": f"lora-scripts {__version__}"}
+    last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in values.items() if value is not None)
     middle = f"\nNegative prompt: {negative}" if negative else ""
     return f"{prompt}{middle}\n{last}"
 

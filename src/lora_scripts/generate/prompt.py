@@ -145,12 +145,12 @@ def find_lora(name: str, lora_dir: Path) -> Path:
         for path in lora_dir.rglob("*.safetensors")
         if path.is_file() and not {"state", "embeddings"} & set(path.relative_to(lora_dir).parts[:-1])
     )
-    found = [path for path in files if path.stem == name]
-    final = [path for path in found if path.parent.name == name]
-    if len(final) == 1 or len(found) == 1:
-        return (final if len(final) == 1 else found)[0]
-    if found:
-        listed = ", ".join(map(str, found))
+    named = [path for path in files if path.stem == name]
+    final = [path for path in named if path.parent.name == name]
+    if len(final) == 1 or len(named) == 1:
+        return (final if len(final) == 1 else named)[0]
+    if named:
+        listed = ", ".join(map(str, named))
         raise UserError(f"<lora:{name}> is several files: {listed}", hint="name a folder with one with --lora-dir")
     raise UserError(f"there is no {name}.safetensors in {lora_dir}", hint=_nearest(name, files))
 

@@ -63,18 +63,17 @@ def to_diffusers(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
     return Folded(tensors, {ALPHA_KEY: json.dumps(told)}, exact)
 
 
-def to_peft(modules: Modules, *, flat_text: bool, dtype: torch.dtype | None = None) -> dict[str, Adapter]:
+def to_peft(modules: Modules, prefixes: Mapping[str, str], dtype: torch.dtype | None = None) -> dict[str, Adapter]:
     """Part -> adapter. Ranks and alphas that differ go into `rank_pattern` and `alpha_pattern`; nothing is rescaled.
 
-    `flat_text`: whether the text encoder's layers are named without `text_model.`, as from transformers 5.6 on.
+    `prefixes`: of each part, what its layers' paths begin with in the installed libraries (`Facts.wrapped`).
     UserError for a DoRA: PEFT's has a length for every row of the weight, kohya's for every column.
     """
     _refuse_dora(modules, "PEFT")
     parts: dict[str, dict[str, LoraWeights]] = {}
     for path, w in modules.items():
         part, _, inner = path.partition(".")
-        inner = inner if flat_text or part == "unet" else f"text_model.{inner}"
-        parts.setdefault(part, {})[inner] = w
+        parts.setdefault(part, {})[prefixes.get(part, "") + inner] = w
     return {part: Adapter(_peft_tensors(own, dtype), _peft_config(own)) for part, own in parts.items()}
 
 

@@ -259,14 +259,12 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _stems(keys: Iterable[str]) -> Iterator[str]:
-    """The layers' names in the keys. PEFT's do not say in which part of the model they are: any part will do."""
-    for key in keys:
-        stem, _ = naming.split(key)
-        yield stem
-        if stem.startswith(PEFT_PREFIX):
-            inner = stem.removeprefix(PEFT_PREFIX)
-            yield from (f"{part}.{inner}" for facts in FAMILIES for part in facts.names().parts)
+def _stems(keys: Iterable[str]) -> Iterator[set[str]]:
+    """Of each layer the names in its keys. PEFT's do not say in which part of the model they are: any part will do."""
+    for stem in dict.fromkeys(naming.split(key)[0] for key in keys):
+        inner = stem.removeprefix(PEFT_PREFIX)
+        parts = [part for facts in FAMILIES for part in facts.names().parts] if inner != stem else []
+        yield {stem, *(f"{part}.{inner}" for part in parts)}
 
 
 def _strange(keys: Iterable[str], path: Path) -> Facts:

@@ -95,19 +95,33 @@ def require(verdicts: Sequence[Verdict], path: Path) -> str:
 def check(
     source: Contents, skeleton: Skeleton, expected: Mapping[str, Delta], consumers: Sequence[str]
 ) -> list[Verdict]:
-    """Runs or consults each consumer, and compares."""
-    own = published.read(source.tensors, skeleton.base, skeleton.facts.names()).faults
-    readings = {name: _read(name, source, skeleton) for name in CONSUMERS if name in consumers}
+    """Runs or consults each consumer that knows such models, and compares. UserError if none does."""
+    facts, asked = skeleton.facts, [name for name in CONSUMERS if name in consumers]
+    reading = [name for name in asked if name not in facts.lora.unread_by]
+    if not reading:
+        raise UserError(f"{', '.join(asked)} knows no models of {facts.words}", hint="ask another program")
+    own = _published(source, skeleton).faults
+    readings = {name: _read(name, source, skeleton) for name in reading}
     return compare.judge(expected, readings, skeleton.base, list(source.tensors), own)
 
 
 def expected_by(source: Contents, skeleton: Skeleton) -> tuple[dict[str, Delta], list[Fault]]:
     """What the file means by the published formula, and its keys that mean nothing. PEFT's alpha is in its config."""
-    reading = published.read(source.tensors, skeleton.base, skeleton.facts.names())
+    reading = _published(source, skeleton)
     if source.adapters:
         known = plain(source.modules(), source.path)
         return {p: Delta(w.down, w.up, w.alpha / w.rank) for p, w in known.items()}, reading.faults
     return reading.changes, reading.faults
+
+
+def _published(source: Contents, skeleton: Skeleton) -> Reading:
+    """The file by the published formula; of PEFT's adapters, each of which is for a part, only the faults."""
+    names = skeleton.facts.names()
+    if not source.adapters:
+        return published.read(source.tensors, skeleton.base, names)
+    parts = source.parts().items()
+    readings = [published.read(tensors, skeleton.base.part(part), names) for part, (tensors, _) in parts]
+    return Reading(faults=[fault for reading in readings for fault in reading.faults])
 
 
 def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
@@ -119,7 +133,7 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")
         return run_diffusers.read(source.path, roots)
     try:
-        adapters = _adapters(source, flat_text=run_peft.text_is_flat(roots["text_encoder"]))
+        adapters = _adapters(source, skeleton.facts.wrapped())
     except UserErrors as errors:
         return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")
     except UserError as error:
@@ -129,9 +143,9 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
     return reading
 
 
-def _adapters(source: Contents, *, flat_text: bool) -> dict[str, Adapter]:
+def _adapters(source: Contents, prefixes: Mapping[str, str]) -> dict[str, Adapter]:
     """PEFT's own, or a file converted to them."""
     modules = source.modules()
     if source.adapters:
         return {part: Adapter(tensors, config) for part, (tensors, config) in source.parts().items()}
-    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), flat_text=flat_text)
+    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), prefixes)

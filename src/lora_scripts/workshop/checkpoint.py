@@ -78,18 +78,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Keys that no table knows are no fault here: they are copied as they are.
     """
-    found = _folder(path) if path.is_dir() else _single(path)
-    odd = []
-    for places in found.places.values():
+    model = _folder(path) if path.is_dir() else _single(path)
+    quantised = []
+    for places in model.places.values():
         for place in places:
-            info = found.files[place.file].tensors[place.key]
+            info = model.files[place.file].tensors[place.key]
             if info.dtype not in _FLOATS:
-                odd.append((found.file(place.file), place.key, info.dtype))
-    if odd:
-        file, key, dtype = odd[0]
+                quantised.append((model.file(place.file), place.key, info.dtype))
+    if quantised:
+        file, key, dtype = quantised[0]
         hint = "this is a quantised file; give the fp32, fp16 or bf16 version"
-        raise UserError(f"{len(odd)} weights are not floating point, first {key} ({dtype})", file=file, hint=hint)
-    return found
+        raise UserError(f"{len(quantised)} weights are not floating point, first {key} ({dtype})", file=file, hint=hint)
+    return model
 
 
 def _single(path: Path) -> Checkpoint:

@@ -149,7 +149,7 @@ def _write(
     family: Facts,
 ) -> _Form:
     if naming is Naming.PEFT:
-        io.write_folder(path, _peft_files(modules, dtype, carried))
+        io.write_folder(path, _peft_files(modules, family.wrapped(), dtype, carried))
         return _Form(parts=tuple(sorted({module.partition(".")[0] for module in modules})))
     folding: Folding | None = None
     names = family.names()
@@ -171,16 +171,12 @@ def _why_inexact(modules: Mapping[str, LoraWeights]) -> Folding:
     return "rounds the smallest" if powers_of_two else "rounds all"
 
 
-def _peft_files(modules: Mapping[str, LoraWeights], dtype: torch.dtype, carried: dict[str, str]) -> dict[str, io.Data]:
+def _peft_files(
+    modules: Mapping[str, LoraWeights], prefixes: Mapping[str, str], dtype: torch.dtype, carried: dict[str, str]
+) -> dict[str, io.Data]:
     """A folder for each part, as PeftModel.from_pretrained reads it."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from lora_scripts.loras.consumers.run_peft import text_is_flat
-
-    with torch.device("meta"):
-        flat = text_is_flat(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)))
     files: dict[str, io.Data] = {}
-    for part, adapter in dialects.to_peft(modules, flat_text=flat, dtype=dtype).items():
+    for part, adapter in dialects.to_peft(modules, prefixes, dtype).items():
         header, buffers = io.safetensors_parts(adapter.tensors, carried | {"format": "pt"})
         files[f"{part}/{ADAPTER_WEIGHTS}"] = [header, *buffers]
         files[f"{part}/{ADAPTER_CONFIG}"] = (json.dumps(adapter.config, indent=2, ensure_ascii=False) + "\n").encode()
@@ -195,16 +191,16 @@ def _baked(
     if not with_dora:
         raise UserError("no module of this file is a DoRA", file=file, hint="leave out --bake-dora, --base and --rank")
     model = open_checkpoint(base)
-    result, kept = dict(modules), dict[str, float]()
+    baked, shares = dict(modules), dict[str, float]()
     for number, path in enumerate(with_dora, 1):
         if path not in model.places:
             raise UserError(f"the base has no layer {path}", file=base, hint="this LoRA is for another base model")
-        baked = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
-        result[path], kept[path] = baked.weights, baked.energy
+        layer = dora.bake(modules[path], read_module(model, path), rank or modules[path].rank)
+        baked[path], shares[path] = layer.weights, layer.energy
         sink(Progress("layers", number, len(with_dora)))
-    worst = min(kept, key=lambda path: kept[path])
+    worst = min(shares, key=lambda path: shares[path])
     most = rank or max(modules[path].rank for path in with_dora)
-    return result, BakedDora(len(with_dora), most, sum(kept.values()) / len(kept), kept[worst], worst)
+    return baked, BakedDora(len(with_dora), most, sum(shares.values()) / len(shares), shares[worst], worst)
 
 
 def _renumbered(carried: dict[str, str], modules: Mapping[str, LoraWeights]) -> dict[str, str]:

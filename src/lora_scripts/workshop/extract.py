@@ -165,9 +165,9 @@ def _blocks(layers: Mapping[str, Extracted]) -> dict[str, BlockRanks]:
 def _unlike(base: Checkpoint, tuned: Checkpoint) -> list[UserError]:
     """A fault when a layer stands in one only, or has another shape."""
     hint = "give the base that it was made from"
-    odd = sorted(set(base.places) ^ set(tuned.places))
-    if odd:
-        text = f"{len(odd)} layers stand in one of the two models only, first {odd[0]}"
+    alone = sorted(set(base.places) ^ set(tuned.places))
+    if alone:
+        text = f"{len(alone)} layers stand in one of the two models only, first {alone[0]}"
         return [UserError(text, file=tuned.path, hint=hint)]
     inside = [path for path in base.places if path != "unet.conv_in"]  # an inpainting model's is wider
     differ = [path for path in inside if _size(base.shape(path)) != _size(tuned.shape(path))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
+from lora_scripts.workshop import merge_record
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from lora_scripts.workshop.checkpoint import Place
     from lora_scripts.workshop.stream import Rewrite
 
-MERGED = "lora_scripts.merged"
-"""Our key in a checkpoint's metadata: the LoRAs that are in it, by name, SHA-256 and weight."""
-_STALE = "modelspec.hash_sha256"  # a hash of the tensors as they were
 _PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 SWALLOWED = 0.2
 """Share of the change that rounding may take before it is advised against; fp16 takes far less of any usual LoRA."""
@@ -120,14 +117,16 @@ def merge(
     """Adds LoRAs to a base model and writes it as it came. UserErrors for a person's mistakes, all at once and before
     anything is written."""
     model, files = _opened(base, loras, output, overwrite=overwrite)
-    records = _records(files, loras)
-    metadata = {name: _with_record(header.metadata, records) for name, header in model.files.items()}
+    records = merge_record.of(files, loras)
+    metadata = {name: merge_record.added(header.metadata, records) for name, header in model.files.items()}
     additions = _additions(model, files, [lora.weight for lora in loras])
     rounding = _rewrite(model, output, additions, metadata, precision, sink)
     return Merged(
         **_as_rewritten(model, files, output, rounding),
         rounding_lost=rounding.lost,
-        dropped=(_STALE,) if any(_STALE in header.metadata for header in model.files.values()) else (),
+        dropped=(merge_record.STALE,)
+        if any(merge_record.STALE in header.metadata for header in model.files.values())
+        else (),
     )
 
 
@@ -143,9 +142,9 @@ def unmerge(
 ) -> Unmerged:
     """Takes LoRAs out of a model that they were merged into; `compare` is the base as it was. UserErrors as `merge`."""
     merged, files = _opened(model, loras, output, overwrite=overwrite, compare=compare)
-    records, metadata, notes = _records(files, loras), dict[str, dict[str, str]](), list[str]()
+    records, metadata, notes = merge_record.of(files, loras), dict[str, dict[str, str]](), list[str]()
     for name, header in merged.files.items():
-        metadata[name], foreign = _without_record(header.metadata, records)
+        metadata[name], foreign = merge_record.taken_out(header.metadata, records)
         notes += [note for note in foreign if note not in notes]
     additions = _additions(merged, files, [-lora.weight for lora in loras])
     rounding = _rewrite(merged, output, additions, metadata, precision, sink)
@@ -277,52 +276,6 @@ def _type(key: str, dtype: str, precision: str, file: str) -> str:
     if precision == "auto" or dtype not in ("F64", *_TYPES.values()):
         return dtype
     return _TYPES[precision] if file or key.startswith(_PARTS) else dtype
-
-
-def _records(files: Sequence[LoraFile], loras: Sequence[Weighted]) -> list[dict[str, object]]:
-    return [
-        {"name": file.name, "sha256": file.sha256, "weight": lora.weight}
-        for file, lora in zip(files, loras, strict=True)
-    ]
-
-
-def _with_record(metadata: Mapping[str, str], records: Sequence[dict[str, object]]) -> dict[str, str]:
-    values = {key: value for key, value in metadata.items() if key != _STALE}
-    return values | {MERGED: json.dumps([*_merged(metadata), *records], ensure_ascii=False)}
-
-
-def _without_record(
-    metadata: Mapping[str, str], records: Sequence[dict[str, object]]
-) -> tuple[dict[str, str], list[str]]:
-    """The metadata as before the merge, and a note for each LoRA that the file does not say was merged like that."""
-    values, inside, notes = dict(metadata), list(_merged(metadata)), []
-    for record in records:
-        same = [row for row in inside if all(row.get(key) == record[key] for key in ("sha256", "weight"))]
-        name = record["name"]
-        if same:
-            inside.remove(same[0])
-        elif inside:
-            notes.append(f"the model does not say that {name}:{record['weight']} is in it; it says {_named(inside)}")
-        else:
-            notes.append(f"the model does not say whether {name} is in it")
-    values.pop(MERGED, None)
-    if inside:
-        values[MERGED] = json.dumps(inside, ensure_ascii=False)
-        notes.append(f"still in it: {_named(inside)}")
-    return values, notes
-
-
-def _named(records: Sequence[Mapping[str, object]]) -> str:
-    return ", ".join(f"{row.get('name')}:{row.get('weight')}" for row in records)
-
-
-def _merged(metadata: Mapping[str, str]) -> list[dict[str, object]]:
-    """The record in a checkpoint's metadata; nothing where it is not one of ours."""
-    try:
-        rows = json.loads(metadata.get(MERGED, "[]"))
-    except ValueError:
-        return []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, rounding: Rounding) -> dict[str, Any]:

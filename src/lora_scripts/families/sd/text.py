@@ -69,6 +69,16 @@ def text_keys_like(text: Mapping[str, Tensor], model_keys: Collection[str]) -> d
     return {key.removeprefix("text_model.") if flat else key: value for key, value in text.items()}
 
 
+def library_prefix(*, projection: bool) -> str:
+    """What the paths of a text encoder's layers begin with in the installed transformers, and our paths do not."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(CLIPTextConfig(num_hidden_layers=1))
+    return "text_model." if hasattr(model, "text_model") else ""
+
+
 def published_text_keys(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A built text encoder's state dict in the published names, with `text_model.` and without position ids."""
     outside = ("text_model.", "text_projection.")

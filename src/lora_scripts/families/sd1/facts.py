@@ -44,6 +44,12 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     }
 
 
+def _wrapped() -> dict[str, str]:
+    from lora_scripts.families.sd.text import library_prefix
+
+    return {"unet": "", "text_encoder": library_prefix(projection=False)}
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sd1 import skeleton
 
@@ -76,6 +82,7 @@ FACTS = Facts(
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model."},
     check_vae=check.check_vae,
+    wrapped=_wrapped,
     base=_base,
     build=_build,
 )

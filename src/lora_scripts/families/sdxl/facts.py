@@ -37,6 +37,13 @@ def _base(path: Path | None) -> Base:
     return names.sdxl_base(None if path is None else skeleton.layout_of(path))
 
 
+def _wrapped() -> dict[str, str]:
+    from lora_scripts.families.sd.text import library_prefix
+
+    prefixes = {"text_encoder": library_prefix(projection=False), "text_encoder_2": library_prefix(projection=True)}
+    return {"unet": "", **prefixes}
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sdxl import skeleton
 
@@ -62,6 +69,7 @@ FACTS = Facts(
         "sdxl_base_v1-0",
         "stable-diffusion-xl-v1-base/lora",
         "https://github.com/Stability-AI/generative-models",
+        unread_by=frozenset({"additional-networks"}),
         webui="SDXL",
         civitai="SDXL 1.0",
         hub_tags=("stable-diffusion-xl",),
@@ -74,6 +82,7 @@ FACTS = Facts(
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_model."},
     check_vae=check.check_vae,
+    wrapped=_wrapped,
     base=_base,
     build=_build,
 )

@@ -2,13 +2,16 @@
 
 It cuts a key at the first dot and looks the stem up among the layers of the published checkpoint: kohya's names by
 rules (also conv_in, conv_out and the time embedding, which kohya's tools never train), then `lora_unet_…` as the
-published block names themselves, and `lora_te1_text_model_…` as the only text encoder. A stem that leads nowhere
-is dropped without a word. A layer with one of its two matrices only makes the whole file fail. `dora_scale` is taken as
-one number an input. `bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
+published block names themselves, and `lora_te1_text_model_…` as the only text encoder, or the first of two, where only
+that and `lora_te2_…` are known. A stem that leads nowhere is dropped without a word. A layer with one of its two
+matrices only makes the whole file fail. Where the checkpoint has q, k and v in one matrix, they and what follows them
+change nothing unless all four are there. `dora_scale` is taken as one number an input.
+`bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -39,12 +42,15 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if leaf not in _KNOWN:
             reading.faults.append(Fault(key, "not read: this part of a LoRA is unknown"))
     groups = rules.stems(tensors)
+    partial = _partial(base, {layer.path for layer in layers.values()})
     for stem, layer in layers.items():
         parts = groups[stem]
         if DOWN not in parts or UP not in parts:
             there = next(iter(parts))
             return reading.refuse(f"{stem}.{there}", "the whole file fails to load: a matrix of this layer is missing")
         why = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        if not why and layer.path in partial:
+            why = "q, k, v and out of this attention are not all there"
         if why:
             reading.faults.append(Fault(f"{stem}.{UP}", f"this layer is not changed: {why}"))
             continue
@@ -78,10 +84,32 @@ def _listed_for(metadata: Mapping[str, str]) -> str:
 
 def _table(base: Base) -> dict[str, Layer]:
     table: dict[str, Layer] = {}
+    several = any(layer.encoder > 1 for layer in base.layers)
+    matrices = _matrices(base)
     for layer in base.layers:
         if layer.unet:
             table |= {f"lora_unet_{layer.hf_flat}": layer, f"lora_unet_{layer.ldm_flat}": layer}
-        else:
-            table |= {f"lora_te_{layer.hf_flat}": layer, f"lora_te1_{layer.hf_flat}": layer}
+            continue
+        table[f"lora_te{layer.encoder}_{layer.hf_flat}"] = layer
+        if matrices[layer.ldm] == 1:
             table[layer.ldm_flat] = layer
+        if not several:
+            table[f"lora_te_{layer.hf_flat}"] = layer
     return table
+
+
+def _matrices(base: Base) -> Counter[str]:
+    """How many layers have their weights in a tensor of the checkpoint."""
+    return Counter(layer.ldm for layer in base.layers)
+
+
+def _partial(base: Base, changed: set[str]) -> set[str]:
+    """Layers of attentions with q, k and v in one matrix of the checkpoint, of whose four layers not all are there."""
+    matrices = _matrices(base)
+    partial: set[str] = set()
+    for layer in base.layers:
+        if matrices[layer.ldm] > 1:
+            attention = layer.path.rpartition(".")[0] + "."
+            whole = {other.path for other in base.layers if other.path.startswith(attention)}
+            partial |= whole if not whole <= changed else set()
+    return partial

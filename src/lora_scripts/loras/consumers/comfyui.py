@@ -1,10 +1,10 @@
 """ComfyUI 0.3.64.
 
 It walks over the layers of the base and asks the file for each of several names: kohya's with published or diffusers'
-block names, `lora_te_` and `lora_te1_`, `unet.…` with the `.processor.` of old diffusers before `to_q`, `to_k`, `to_v`
-and `to_out`, `text_encoder.text_model.…`, and its own generic ones. Keys that nobody asked for are logged as not
-loaded. An `up` without its `down` stops the loading; a product of the wrong size leaves the layer unchanged, with a log
-line. Bundled words are read only from its folder of embeddings.
+block names, `lora_te_` and `lora_te1_` (of a second text encoder `lora_te2_`), `unet.…` with the `.processor.` of old
+diffusers before `to_q`, `to_k`, `to_v` and `to_out`, `text_encoder.text_model.…`, and its own generic ones. Keys that
+nobody asked for are logged as not loaded. An `up` without its `down` stops the loading; a product of the wrong size
+leaves the layer unchanged, with a log line. Bundled words are read only from its folder of embeddings.
 """
 
 from __future__ import annotations
@@ -65,5 +65,8 @@ def _names(layer: Layer) -> Iterator[str]:
         old = old.removesuffix(".0") if old.endswith(".to_out.0") else old
         yield from (old, f"unet.{old}")
     else:
-        yield from (f"text_encoders.clip_l.{layer.ldm}", f"lora_te_{layer.hf_flat}", f"lora_te1_{layer.hf_flat}")
-        yield f"text_encoder.{layer.hf}"
+        first = layer.encoder == 1
+        yield f"text_encoders.{'clip_l' if first else 'clip_g'}.transformer.{layer.hf}"
+        if first:
+            yield f"lora_te_{layer.hf_flat}"
+        yield from (f"lora_te{layer.encoder}_{layer.hf_flat}", f"text_encoder{'' if first else '_2'}.{layer.hf}")

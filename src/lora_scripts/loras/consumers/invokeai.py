@@ -1,7 +1,7 @@
 """InvokeAI 6.14.2.
 
-On installing, it tells the base from the width of the first `attn2_to_k`, `attn2_to_v`, text encoder attention or (of
-SDXL) time embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no known
+On installing, it tells the base from the width of the first `attn2_to_k`, `attn2_to_v`, text encoder attention or time
+embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no known
 kind of layer, or that lacks a matrix, fails the whole file. `lora_unet_…` and `lora_te_…` are looked up as diffusers'
 and transformers' module names with `_` for `.`; one that is not there is logged and left out, and other prefixes are
 passed over. Keys that begin with `bundle_emb` are taken out before all that.

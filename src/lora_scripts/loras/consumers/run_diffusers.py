@@ -1,4 +1,4 @@
-"""diffusers, by running it: its loader puts the file onto a UNet and a text encoder, and PEFT tells the ΔW of each
+"""diffusers, by running it: its loader puts the file onto a UNet and the text encoders, and PEFT tells the ΔW of each
 layer.
 """
 
@@ -20,10 +20,12 @@ REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, Index
 
 
 def read(path: Path, roots: Mapping[str, nn.Module]) -> Reading:
-    """What it applies; `roots` are fresh parts of the base ("unet", "text_encoder"), whose weights do not matter."""
+    """What it applies; `roots` are fresh parts of the base, whose weights do not matter: the UNet and, as its pipelines
+    name them, the text encoders.
+    """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 
-    unet, text = roots["unet"], roots["text_encoder"]
+    unet, texts = roots["unet"], {part: root for part, root in roots.items() if part != "unet"}
     try:
         with quiet():
             tensors, alphas, metadata = Loader.lora_state_dict(
@@ -32,14 +34,15 @@ def read(path: Path, roots: Mapping[str, nn.Module]) -> Reading:
             Loader.load_lora_into_unet(
                 tensors, network_alphas=alphas, unet=unet, adapter_name="proof", metadata=metadata
             )
-            Loader.load_lora_into_text_encoder(
-                tensors,
-                network_alphas=alphas,
-                text_encoder=text,
-                prefix="text_encoder",
-                adapter_name="proof",
-                metadata=metadata,
-            )
+            for part, text in texts.items():
+                Loader.load_lora_into_text_encoder(
+                    tensors,
+                    network_alphas=alphas,
+                    text_encoder=text,
+                    prefix=part,
+                    adapter_name="proof",
+                    metadata=metadata,
+                )
     except REFUSALS as error:
         return Reading().refuse("", f"the loading stops: {told(error)}")
     return Reading(dict(applied(roots, "proof")))

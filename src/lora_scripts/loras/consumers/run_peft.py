@@ -31,8 +31,3 @@ def read(adapters: Mapping[str, Adapter], roots: Mapping[str, nn.Module]) -> Rea
         reading.faults += [Fault(key, "is missing") for key in loaded.missing_keys if ".lora_" in key]
     reading.changes |= dict(applied(models, "default"))
     return reading
-
-
-def text_is_flat(text_encoder: nn.Module) -> bool:
-    """Whether this transformers names the text encoder's layers without `text_model.`, as from 5.6 on."""
-    return not hasattr(text_encoder, "text_model")
