@@ -21,7 +21,7 @@ from lora_scripts.data.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
-from lora_scripts.families.causal_lm.model import LanguageModel, load
+from lora_scripts.families.causal_lm.model import LanguageModel, open_model
 from lora_scripts.families.causal_lm.template import Template
 from lora_scripts.families.texts import Example, TextBatch, fill_rows, packed, padded
 from lora_scripts.loras import adapter_folder
@@ -83,7 +83,7 @@ def test_packed_holds_what_padded_holds() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_equals_alone(folders: dict[str, Path], kind: str) -> None:
-    model = load(folders[kind], CPU, torch.float32)
+    model = open_model(folders[kind], CPU, torch.float32)
     assert model.packs
     rows = examples()
     batch = packed(rows, 60)
@@ -107,11 +107,11 @@ def test_models_that_would_mix_records_are_found_out(tmp_path: Path) -> None:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         small_words.tokenizer().save_pretrained(folder)
         for dtype in (torch.float32, torch.bfloat16):
-            assert not load(folder, CPU, dtype).packs
+            assert not open_model(folder, CPU, dtype).packs
 
 
 def test_a_leak_is_found_in_bf16_too(folders: dict[str, Path]) -> None:
-    model = load(folders["qwen3"], CPU, torch.bfloat16)
+    model = open_model(folders["qwen3"], CPU, torch.bfloat16)
     assert model.leak() == 0.0
     run = model._run
 
@@ -137,7 +137,7 @@ TALKS = [
 
 
 def _trained(folder: Path, feed_of: Any, steps: int, precision: torch.dtype = torch.float32) -> tuple[Any, RunState]:
-    model = load(folder, CPU, precision)
+    model = open_model(folder, CPU, precision)
     layers = inject(model.roots, model.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
     parameters = [p for layer in layers.values() for p in layer.values().values()]
     optimizer = build_optimizer("adamw", [Group("lora", parameters, 1e-2)], 0.01)
@@ -168,7 +168,7 @@ def test_first_losses_are_those_of_transformers_and_peft(folders: dict[str, Path
     names = sorted({path.rpartition(".")[2] for path in layers})
     config = LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
     peft = get_peft_model(base, config)
-    fresh = load(folders[kind], CPU, torch.float32)
+    fresh = open_model(folders[kind], CPU, torch.float32)
     start = inject(fresh.roots, fresh.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
     for name, p in peft.named_parameters():
         if "lora_A" in name:
@@ -218,7 +218,7 @@ def test_peft_loads_what_is_written_with_equal_logits(folders: dict[str, Path], 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = load(folders[kind], CPU, torch.float32)
+    model = open_model(folders[kind], CPU, torch.float32)
     every = model.usual
 
     def make(path: str, layer: nn.Module) -> Adapter:
@@ -252,7 +252,7 @@ def test_peft_loads_what_is_written_with_equal_logits(folders: dict[str, Path], 
 
 
 def test_probe_is_the_mean_loss_of_each_record(folders: dict[str, Path]) -> None:
-    model = load(folders["qwen3"], CPU, torch.float32)
+    model = open_model(folders["qwen3"], CPU, torch.float32)
     rows = examples()
     each = TextProbe(model, rows, 2).losses()
     for row, value in zip(rows, each, strict=True):
@@ -284,7 +284,9 @@ def test_what_a_folder_is(folders: dict[str, Path], tmp_path: Path) -> None:
     opened = open_folder(folders["llama"])
     assert opened.architecture == "LlamaForCausalLM"
     assert opened.tied
-    assert opened.parameters == sum(p.numel() for p in load(folders["llama"], CPU, torch.float32).model.parameters())
+    assert opened.parameters == sum(
+        p.numel() for p in open_model(folders["llama"], CPU, torch.float32).model.parameters()
+    )
 
 
 def test_faults_of_a_folder_all_at_once(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -310,16 +312,16 @@ def test_weights_that_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> No
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3, "layer_types": None}))
     with pytest.raises(UserError, match=r"the weights do not fit config\.json: model\.layers\.2"):
-        load(folder, CPU, torch.float32)
+        open_model(folder, CPU, torch.float32)
 
 
 def test_tied_output_layers_and_experts_are_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
     import transformers
 
-    model = load(folders["qwen3"], CPU, torch.float32)
+    model = open_model(folders["qwen3"], CPU, torch.float32)
     assert "lm.lm_head" not in model.trainable()
     assert "lm_head is the table of embeddings" in str(model.refusal("lm.lm_head", lambda path: path == "lm.lm_head"))
-    untied = load(write(tmp_path / "untied", "qwen3", tie_word_embeddings=False), CPU, torch.float32)
+    untied = open_model(write(tmp_path / "untied", "qwen3", tie_word_embeddings=False), CPU, torch.float32)
     assert "lm.lm_head" in untied.trainable()
     assert "lm.lm_head" not in untied.usual
     config = transformers.Qwen3MoeConfig(
@@ -328,7 +330,7 @@ def test_tied_output_layers_and_experts_are_refused_by_name(folders: dict[str, P
     )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
     small_words.tokenizer().save_pretrained(tmp_path / "moe")
-    experts = load(tmp_path / "moe", CPU, torch.float32)
+    experts = open_model(tmp_path / "moe", CPU, torch.float32)
     assert all("self_attn" in path for path in experts.usual)
     assert "names experts" in str(experts.refusal("*experts*", lambda path: "experts" in path))
 
@@ -336,7 +338,7 @@ def test_tied_output_layers_and_experts_are_refused_by_name(folders: dict[str, P
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt2"])
 def test_the_loss_is_that_of_the_whole_logits(folders: dict[str, Path], kind: str) -> None:
     """Gemma 2 caps its logits. Where the output layer is not all that stands before them, the model is asked itself."""
-    model = load(folders[kind], CPU, torch.float32)
+    model = open_model(folders[kind], CPU, torch.float32)
     assert model.head is not None
     batch = padded(examples())
     wanted = F.cross_entropy(model.logits(batch).flatten(0, 1), batch.targets.flatten(), reduction="sum").item()
@@ -350,9 +352,61 @@ def test_the_loss_is_that_of_the_whole_logits(folders: dict[str, Path], kind: st
         out.logits = out.logits * 1.5
         return out
 
-    other = load(folders[kind], CPU, torch.float32)
+    other = open_model(folders[kind], CPU, torch.float32)
     other.model.__class__ = type("Louder", (type(other.model),), {"forward": louder})
     assert other.head is None
     wanted = F.cross_entropy(other.logits(batch).flatten(0, 1), batch.targets.flatten(), reduction="sum").item()
     assert other.loss(batch)[0].item() == pytest.approx(wanted, rel=1e-5)
     assert other.losses(batch).sum().item() == pytest.approx(wanted, rel=1e-5)
+
+
+# --- merged -----------------------------------------------------------------------------------------------------------
+
+
+def _adapter(folder: Path, base: Path, std: float = 0.2) -> Path:
+    """A random LoRA on all layers, written as PEFT has it."""
+    model = open_model(base, CPU, torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for path in model.usual:
+        out, width = model.trainable()[path].weight.shape
+        down, up = torch.randn(4, width, generator=draw) / width**0.5, torch.randn(out, 4, generator=draw) * std
+        weights[path] = LoraWeights(down, up, 8.0)
+    transposed = bool(model.transposed)
+    files = adapter_folder.files_of(weights, torch.float32, base=str(base), layers=model.usual, transposed=transposed)
+    adapter_folder.write(folder, files)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "phi3"])
+def test_the_reader_of_lora_files_takes_it_and_merge_merges(
+    folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer as PeftLayer
+    from transformers import AutoModelForCausalLM
+
+    from lora_scripts.loras import file as loras
+    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.merge import merge
+
+    adapter = _adapter(tmp_path / "adapter", folders[kind])
+    read = loras.read(adapter)
+    assert read.family.name == "causal_lm"
+    assert set(read.weights) == set(open_model(folders[kind], CPU, torch.float32).usual)
+    result = merge(folders[kind], [Weighted(adapter, 0.5)], tmp_path / "merged")
+    assert result.changed == len(read.weights)
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    merged = open_model(tmp_path / "merged", CPU, torch.float32)
+    batch = padded(examples())
+    base = AutoModelForCausalLM.from_pretrained(folders[kind])
+    peft = PeftModel.from_pretrained(base, adapter)
+    for module in peft.modules():
+        if isinstance(module, PeftLayer):
+            module.scaling["default"] *= 0.5
+    assert batch.mask is not None
+    theirs = peft(input_ids=batch.ids, attention_mask=batch.mask).logits
+    inside = batch.mask.bool()
+    assert (merged.logits(batch) - theirs)[inside].abs().max() < 1e-4
+    assert (open_model(folders[kind], CPU, torch.float32).logits(batch) - theirs)[inside].abs().max() > 0.1

@@ -31,7 +31,7 @@ def files_of(
     the ends ("q_proj"), as people write them. `transposed`: the model's weights lie [in, out] in its files.
     """
     (part,) = {path.partition(".")[0] for path in weights}
-    adapter = dialects.to_peft(weights, flat_text=True, dtype=dtype)[part]
+    adapter = dialects.to_peft(weights, {}, dtype)[part]
     own = {path.partition(".")[2] for path in weights}
     config = adapter.config | {
         "task_type": "CAUSAL_LM",

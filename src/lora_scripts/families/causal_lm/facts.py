@@ -80,6 +80,7 @@ FACTS = Facts(
     check_vae=_check_vae,
     weights=_weights,
     parts={},
+    wrapped=lambda: {ROOT: ""},
     folder_weights=_folder_weights,
     base=_base,
     build=_build,

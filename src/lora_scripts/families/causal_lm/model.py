@@ -14,14 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.compute.memory import around
+from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.conversations import Message, RecordFault
 from lora_scripts.errors import UserError
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.answers import generate
 from lora_scripts.families.causal_lm.encode import Encoder
+from lora_scripts.families.causal_lm.facts import FACTS
 from lora_scripts.families.causal_lm.folder import Folder, open_folder
 from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
+from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
 
@@ -40,6 +45,7 @@ class LanguageModel:
     device: torch.device
     transposed: frozenset[str] = frozenset()
     """Layers whose weights lie [in, out] in the files, as GPT-2's."""
+    facts: Facts = FACTS
     _packs: bool | None = field(default=None, init=False)
 
     @property
@@ -263,7 +269,25 @@ def _as_is(logits: Tensor) -> Tensor:
     return logits
 
 
-def load(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:
+def load(path: Path, options: LoadOptions) -> LanguageModel:
+    """A model as a run wants it: its blocks rounded or computed again, where the options say so. UserError as below."""
+    model, memory = open_model(path, options.device, options.dtype), options.memory
+    blocks = blocks_of(model.model)
+    if memory.storage is not None:
+        quantise_layers(model.model, blocks, memory.storage, options.dtype)
+    if memory.checkpointing:
+        for block in blocks:
+            around(block)
+    return model
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The layers of a transformer, in the order in which they are run: the longest list of modules that it has."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:
     """Loads a model and its tokenizer from a folder, without a network and without running code of its own.
 
     `attention` is transformers' name of a way to compute it; None: the best that the model has. UserError for a folder

@@ -6,7 +6,7 @@ Each architecture has names of its own, so there is no table: what looks like a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, KeysView, Mapping
 from functools import cached_property
 
 from lora_scripts.families.names import Names
@@ -40,6 +40,10 @@ class AnyNames(Names):
     @cached_property
     def paths(self) -> Mapping[str, str]:  # type: ignore[override]
         return _AnyLayer()
+
+    @cached_property
+    def stems(self) -> KeysView[str]:  # type: ignore[override]
+        return self.paths.keys()
 
     @cached_property
     def parts(self) -> tuple[str, ...]:

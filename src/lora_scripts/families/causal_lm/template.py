@@ -217,9 +217,8 @@ def named_template(named: str, tokenizer: Any) -> Template:
             raise UserError(f"the chat template cannot be read: {error}", file=path) from None
     lacking = [sign for sign in dict.fromkeys(_SIGN.findall(source)) if sign not in tokenizer.added_tokens_encoder]
     if lacking:
-        hint = "take chat_template: alpaca, which needs none" if named != "alpaca" else None
         message = f"chat_template {named}: the tokenizer does not know {', '.join(lacking)} as one token"
-        raise UserError(message, hint=hint)
+        raise UserError(message, hint="take chat_template: alpaca, which needs none")
     return Template(tokenizer, source)
 
 
