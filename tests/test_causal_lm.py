@@ -17,13 +17,15 @@ import small_words
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.data.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
-from lora_scripts.families.causal_lm.model import LanguageModel, open_model
-from lora_scripts.families.causal_lm.template import Template
-from lora_scripts.families.texts import Example, TextBatch, fill_rows, packed, padded
+from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
+from lora_scripts.families.causal_lm.template import Template, named_template
+from lora_scripts.families.texts import Answering, Example, TextBatch, fill_rows, packed, padded
 from lora_scripts.loras import adapter_folder
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Group, Rates, build_optimizer
@@ -410,3 +412,107 @@ def test_the_reader_of_lora_files_takes_it_and_merge_merges(
     inside = batch.mask.bool()
     assert (merged.logits(batch) - theirs)[inside].abs().max() < 1e-4
     assert (open_model(folders[kind], CPU, torch.float32).logits(batch) - theirs)[inside].abs().max() > 0.1
+
+
+# --- less memory ------------------------------------------------------------------------------------------------------
+
+
+def _gradients(model: LanguageModel) -> list[torch.Tensor]:
+    layers = inject(model.roots, model.usual, lambda _, layer: LoraLayer(layer, 4, 8.0, dropout=0.2), seed=1)
+    parameters = [p for layer in layers.values() for p in layer.values().values()]
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.values()["up"].fill_(0.02)
+            layer.train()
+    torch.manual_seed(4)
+    loss, _ = model.loss(packed(examples(), 60))
+    return list(torch.autograd.grad(loss, parameters))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_checkpointing_changes_no_gradient(folders: dict[str, Path], kind: str) -> None:
+    plain = _gradients(open_model(folders[kind], CPU, torch.float32))
+    options = LoadOptions(CPU, torch.float32, memory=MemoryOptions(checkpointing=True))
+    again = _gradients(load(folders[kind], options))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+def test_rounded_bases_answer_nearly_alike_and_pack(folders: dict[str, Path], storage: Any) -> None:
+    whole = open_model(folders["qwen3"], CPU, torch.float32)
+    rounded = load(folders["qwen3"], LoadOptions(CPU, torch.float32, memory=MemoryOptions(storage=storage)))
+    batch = padded(examples())
+    near, far = (whole.logits(batch) - rounded.logits(batch)).norm() / whole.logits(batch).norm(), 1e-4
+    assert far < near < (0.05 if storage == "int8" else 0.2)
+    assert rounded.packs
+    assert rounded.usual == whole.usual
+    assert all(torch.isfinite(g).all() for g in _gradients(rounded))
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_what_the_model_finds_likeliest_and_ends_where_it_stops(folders: dict[str, Path]) -> None:
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    talk = [{"role": "user", "content": "what is 2+2?"}]
+    ids = model.tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
+    said = list(ids)
+    for _ in range(12):
+        logits = model.model(input_ids=torch.tensor([said])).logits[0, -1]
+        said.append(int(logits.argmax()))
+    wanted = said[len(ids) :]
+    pieces: list[str] = []
+    answer = model.answer(talk, Answering(max_tokens=12), pieces.append)
+    end = next((i for i, token in enumerate(wanted) if token in model.stops), None)
+    assert answer.text == model.tokenizer.decode(wanted[:end], skip_special_tokens=True) == "".join(pieces)
+    assert answer.stopped == (end is not None)
+    model.folder.generation["eos_token_id"] = [wanted[3]]  # type: ignore[index]
+    short = model.answer(talk, Answering(max_tokens=12))
+    assert short.stopped
+    assert short.tokens == wanted.index(wanted[3])
+
+
+def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:
+    model = open_model(folders["llama"], CPU, torch.float32)
+    talks = [[{"role": "user", "content": "hello " * n}] for n in (1, 5, 2, 9)]
+    together = model.answers(talks, Answering(max_tokens=8))
+    assert together == [model.answer(talk, Answering(max_tokens=8)) for talk in talks]
+
+
+def test_drawn_answers_are_functions_of_the_seed(folders: dict[str, Path]) -> None:
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    talk = [{"role": "user", "content": "hello"}]
+
+    def drawn(seed: int) -> str:
+        return model.answer(talk, Answering(16, temperature=3.0, seed=seed)).text
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_end_of_a_turn_ends_an_answer_of_a_base_model_too(tmp_path: Path) -> None:
+    """A base whose configs know only the end of a text, with ChatML named in the config."""
+    folder = write(tmp_path / "base", "qwen3")
+    tokenizer = small_words.tokenizer(eos="</s>", template=None)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        told = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(told | {"eos_token_id": tokenizer.eos_token_id}))
+    model = open_model(folder, CPU, torch.float32)
+    assert model.template() is None
+    assert model.stops == {tokenizer.eos_token_id}
+    sign = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert model._ends("chatml") == {tokenizer.eos_token_id, sign}
+    coder = model.encoder(template="chatml")
+    (example,) = coder.encode(TALKS[0])
+    assert example.ids[-1] == tokenizer.eos_token_id
+    assert example.trained[-1]
+    assert coder.counts.ended == 1
+    with pytest.raises(UserError, match="there is none of the name vicuna; it is chatml, alpaca, or a"):
+        model.encoder(template="vicuna")
+    bare = small_words.tokenizer(signs=(), eos="</s>", template=None)
+    with pytest.raises(UserError, match=r"the tokenizer does not know <\|im_start\|>, <\|im_end\|> as one token"):
+        named_template("chatml", bare)
