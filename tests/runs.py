@@ -17,13 +17,13 @@ from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import preflight
 
 
-def interrupting(step: int, sink: Sink) -> Sink:
-    """The sink; a real Ctrl-C (SIGINT) comes when `step` is done."""
+def interrupting(step: int, sink: Sink, number: signal.Signals = signal.SIGINT) -> Sink:
+    """The sink; a real signal, Ctrl-C's if no other is named, comes when `step` is done."""
 
     def tell(event: Event) -> None:
         sink(event)
         if isinstance(event, Stepped) and event.step == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     return tell
 

@@ -124,6 +124,81 @@ def test_dora_is_lycoris_with_lengths_of_inputs(shape: str) -> None:
     torch.testing.assert_close(base.weight + ours.delta(), merged, rtol=1e-5, atol=1e-6)
 
 
+def by_hand(kind: str, leaves: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """ΔW entry by entry, by the papers' formulas, float64: [out, in · k · k]."""
+    t = {name: tensor.double() for name, tensor in leaves.items()}
+    out, inner = shape[0], math.prod(shape[1:])
+    total = torch.zeros(out, inner, dtype=torch.float64)
+    if kind == "loha":
+        for r in range(t["hada_w1_b"].shape[0]):
+            for s in range(t["hada_w2_b"].shape[0]):
+                up = t["hada_w1_a"][:, r] * t["hada_w2_a"][:, s]
+                total += up[:, None] * (t["hada_w1_b"][r] * t["hada_w2_b"][s])[None]
+        return total * t["alpha"] / t["hada_w1_b"].shape[0]
+    w1, w2 = t["lokr_w1"], t["lokr_w2_a"] @ t["lokr_w2_b"]
+    for i in range(out):
+        for j in range(inner):
+            total[i, j] = w1[i // w2.shape[0], j // w2.shape[1]] * w2[i % w2.shape[0], j % w2.shape[1]]
+    return total * t["alpha"] / t["lokr_w2_b"].shape[0]
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_alpha_of_loha_and_lokr_counts_once(kind: str, shape: str) -> None:
+    """alpha ≠ rank; by hand, and as the library's own forward pass has it (its get_diff_weight scales twice)."""
+    pytest.importorskip("lycoris")
+    torch.manual_seed(3)
+    base = nn.Linear(24, 32) if shape == "linear" else nn.Conv2d(24, 32, 3, padding=1)
+    base.requires_grad_(False)
+    layer = made(kind, base)
+    leaves = layer.leaves()
+    assert leaves["alpha"] == 3.0 and any(name.endswith("_b") for name in leaves)
+    wanted = by_hand(kind, leaves, tuple(base.weight.shape)).view(base.weight.shape)
+    torch.testing.assert_close(layer.delta(torch.float64), wanted, rtol=1e-12, atol=1e-12)
+    read = LycorisLayer.of_leaves(base, leaves)
+    torch.testing.assert_close(read.delta(torch.float64), wanted, rtol=1e-12, atol=1e-12)
+    x = normal(5, 24) if shape == "linear" else normal(2, 24, 7, 9)
+    theirs = lycoris_module(kind, base, leaves)
+    torch.testing.assert_close(read(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def lycoris_module(kind: str, base: nn.Module, leaves: dict[str, Tensor]) -> nn.Module:
+    """The library's own module, from the tensors of a file."""
+    from lycoris.modules.diag_oft import DiagOFTModule
+    from lycoris.modules.loha import LohaModule
+    from lycoris.modules.lokr import LokrModule
+
+    own = {"loha": LohaModule, "lokr": LokrModule, "oft": DiagOFTModule}[kind]
+    named = {f".{name}": tensor for name, tensor in leaves.items()}
+    with torch.no_grad():
+        return own.make_module_from_state_dict("", base, *own.extract_state_dict(named, ""))
+
+
+@pytest.mark.parametrize("options", [{"use_tucker": True}, {"decompose_both": True}, {"full_matrix": True}, {}])
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_every_form_that_the_library_writes_is_read(kind: str, options: dict[str, bool]) -> None:
+    """A convolution in the library's hands: its forward pass against ours on what its file would hold."""
+    pytest.importorskip("lycoris")
+    from lycoris.modules.diag_oft import DiagOFTModule
+    from lycoris.modules.loha import LohaModule
+    from lycoris.modules.lokr import LokrModule
+
+    torch.manual_seed(4)
+    base = nn.Conv2d(24, 32, 3, padding=1).requires_grad_(False)
+    own = {"loha": LohaModule, "lokr": LokrModule, "oft": DiagOFTModule}[kind]
+    scale = {"constraint": 0.002, "rescaled": True} if kind == "oft" else {"alpha": 3.0}
+    theirs = own("", base, lora_dim=2 if kind != "oft" else 4, bypass_mode=False, **scale, **options)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape))
+    ours = LycorisLayer.of_leaves(base, theirs.state_dict())
+    x = normal(2, 24, 7, 9)
+    assert (theirs(x) - base(x)).abs().max() > 1e-3
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
 def test_pissa_starts_from_the_largest_singular_directions() -> None:
     """B0 A0 times the scale is the best approximation of W of that rank; peft's own start is the same."""
     base = nn.Linear(40, 30, bias=False).requires_grad_(False)

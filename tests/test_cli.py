@@ -15,7 +15,7 @@ import pytest
 import lora_scripts
 from lora_scripts.cli import COMMANDS, _parse, main
 from lora_scripts.cli.examples import examples_of
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,6 +164,7 @@ def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsy
     cases = [
         (UserErrors([UserError("one", file="a", line=1), UserError("two")]), 2, "error: a:1: one\nerror: two\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
+        (Terminated(), 143, "stopped\n"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,
@@ -179,7 +180,10 @@ def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsy
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["demo"]])
-def test_help_has_one_line_an_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_one_line_an_option(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
     assert main([*command, "--help"]) == 0
     text = capsys.readouterr().out
     options = text.partition("options:\n")[2].partition("\n\n")[0].splitlines()

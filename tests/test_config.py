@@ -218,6 +218,14 @@ MODELS = "models/v1-5-pruned.ckpt"
             "add train_text_encoder: true, or leave text_encoder_lr out",
         ),
         (
+            "train_text_encoder: true\ntext_encoder_lr: [0, 0.0]",
+            "c.yaml:5: text_encoder_lr: trains no text encoder; leave train_text_encoder out",
+        ),
+        (
+            "train_text_encoder: true\ntext_encoder_lr: [1e-5, 2]",
+            "c.yaml:5: text_encoder_lr: item 2 must be less than 1.0, not 2",
+        ),
+        (
             "sample_negative: ugly\nsample_cfg: 1",
             "c.yaml:4: sample_negative: has no effect with sample_cfg: 1; "
             "raise sample_cfg, or leave sample_negative out",
@@ -351,6 +359,11 @@ def test_defaults_that_follow_other_keys() -> None:
     config = load(PATHS + "train_text_encoder: true\nlora_alpha: 8\nsample_every: 0\nsample_size: [64, 128]\n")
     assert (config.effective_alpha, config.effective_text_encoder_lr) == (8.0, 5e-5)
     assert (config.effective_sample_every, config.effective_sample_size) == (0, (64, 128))
+    assert config.text_encoder_rates(["one", "two"]) == {"one": 5e-5, "two": 5e-5}
+    config = load(PATHS + "train_text_encoder: true\ntext_encoder_lr: [1e-5, 0]\n")
+    assert config.text_encoder_rates(["one", "two"]) == {"one": 1e-5}
+    with pytest.raises(UserError, match="text_encoder_lr has 2 rates, the base model has 1 text encoder; write one"):
+        config.text_encoder_rates(["one"])
     assert load(PATHS, "output_dir=.").name == Path.cwd().name
 
 
@@ -398,7 +411,11 @@ def test_dump_reads_back_equal_and_has_every_key(keys: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"), [("cyberpunk", 16), ("sd15_style", 16), ("sd15_character", 8), ("low_vram", 8), ("demo", 16)]
+    ("name", "rank"),
+    [
+        *(("cyberpunk", 16), ("sd15_style", 16), ("sd15_character", 8), ("low_vram", 8), ("demo", 16)),
+        *(("sdxl_style", 32), ("sdxl_character", 16), ("sdxl_low_vram", 16)),
+    ],
 )
 def test_templates_load(name: str, rank: int) -> None:
     path = ROOT / "configs" / f"{name}.yaml"

@@ -25,7 +25,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample, steps_done
-from lora_scripts.families.sd1.model import SCHEDULE
+from lora_scripts.families.sd.steps import SCHEDULE
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
@@ -179,10 +179,11 @@ def test_the_family_samples_v_and_zero_terminal_snr_with_the_named_sampler(famil
     drawn, plain = [], family.settings
     for prediction, zero in (("epsilon", False), ("v", False), ("v", True)):
         family.settings = replace(plain, prediction=prediction, zero_terminal_snr=zero)
+        family.objective = family.settings.objective
         try:
             drawn.append(np.asarray(family.generate("a house", 1, Sampling(3, 1.0, "", (64, 64), "Euler a"))))
         finally:
-            family.settings = plain
+            family.settings, family.objective = plain, plain.objective
     assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(drawn))
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.sd1 import check, singlefile
-from lora_scripts.families.sdxl import facts as sdxl
+from lora_scripts.families.sdxl import check as sdxl
 from lora_scripts.families.table import find, identify
 from lora_scripts.formats import header
 from lora_scripts.formats.header import Kind

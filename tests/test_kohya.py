@@ -189,7 +189,7 @@ FAULTS = {
     ),
     "twice": ({Q + ".lora_A.weight": torch.ones(4, 8)}, "names a layer that the file has under another name, too"),
     "tucker": ({KQ + ".lora_mid.weight": torch.ones(4, 4, 3, 3)}, "this is a LoCon with a Tucker core"),
-    "loha": ({KQ + ".hada_w1_a": torch.ones(1)}, "this is a LyCORIS file"),
+    "loha": ({KQ + ".hada_w1_a": torch.ones(1)}, "no whole LoHa, LoKr or OFT"),
     "dora": ({KQ + ".dora_scale": torch.ones(1)}, "this is a DoRA"),
     "base": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, "a whole checkpoint, not a LoRA"),
 }

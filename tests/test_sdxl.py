@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,30 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+import tiny
 import tiny_xl
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.cli import main
 from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, LoadOptions, Place, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd1.names import sd1
 from lora_scripts.families.sdxl import model
+from lora_scripts.families.sdxl.names import sdxl
+from lora_scripts.families.table import by_name, least_pixels
+from lora_scripts.formats import io
+from lora_scripts.loras import kohya
+from lora_scripts.loras.consumers import a1111
 from lora_scripts.losses.noise import Draws, draw
+from lora_scripts.run.build import build_model
 
 CPU = torch.device("cpu")
 FP32 = LoadOptions(CPU, torch.float32)
@@ -275,3 +289,127 @@ def test_latents_are_scaled_as_the_vae_says(family: Any, models: tiny_xl.Models)
     latents = family.encode_image(pixels)
     torch.testing.assert_close(latents["mean"], posterior.mean * 0.13025)
     torch.testing.assert_close(latents["std"], posterior.std * 0.13025)
+
+
+# --- as people meet it ------------------------------------------------------------------------------------------------
+
+
+def mistake(folder: Path, base: Path, data: Path, capsys: pytest.CaptureFixture[str], **keys: object) -> str:
+    """The one line that a training with these keys is refused with."""
+    config = tiny.write_config(folder, base_model=base, train_data_dir=data, **keys)
+    assert main(["train", "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+def test_wrong_pairs_are_one_line_each(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.write_base(tmp_path / "sd15.safetensors")
+    weights = {
+        "unet.down_blocks.0.attentions.0.proj_in": LoraWeights(torch.ones(1, 32, 1, 1), torch.ones(32, 1, 1, 1), 1)
+    }
+    lora = tmp_path / "old.safetensors"
+    io.save_safetensors(lora, kohya.to_kohya(weights, sd1().kohya))
+    told = mistake(tmp_path, base, data, capsys, init_lora=lora)
+    assert "this LoRA is for Stable Diffusion 1.x, the base model is SDXL; take a LoRA of the base's kind" in told
+    told = mistake(tmp_path, base, data, capsys, vae=other)
+    assert "this is a checkpoint of another model, not a VAE of SDXL; give a VAE of SDXL" in told
+    vae = {k: v for k, v in load_file(other).items() if k.startswith("first_stage_model.")}
+    io.save_safetensors(tmp_path / "vae.safetensors", vae)
+    told = mistake(tmp_path, base, data, capsys, vae=tmp_path / "vae.safetensors")
+    assert "this VAE makes other latents than the base's own: it is of another model; give a VAE of SDXL" in told
+    tensors = load_file(base)
+    large = tmp_path / "large.safetensors"
+    save_file(tensors, large, {"modelspec.resolution": "1024x1024"})
+    told = mistake(tmp_path, large, data, capsys, resolution=512)
+    assert "resolution 512 x 512 is too small: this base was made for 1024 x 1024; write resolution: 1024" in told
+    assert least_pixels(large) < 768**2 and least_pixels(other) == 0
+
+
+def test_a_lora_of_either_encoder_or_both(base: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"train_data_dir": "d", "base_model": str(base), "output_dir": str(tmp_path / "o")}
+    for rates, parts in (
+        (None, {"unet": 2e-4, "text_encoder": 5e-5, "text_encoder_2": 5e-5}),
+        ((1e-5, 2e-5), {"unet": 2e-4, "text_encoder": 1e-5, "text_encoder_2": 2e-5}),
+        ((1e-5, 0.0), {"unet": 2e-4, "text_encoder": 1e-5}),
+    ):
+        config = TrainConfig(**keys, precision="fp32", train_text_encoder=True, text_encoder_lr=rates)
+        built = build_model(config, CPU, "fp32", {})
+        assert {group["name"]: group["lr"] for group in built.optimizer.param_groups} == pytest.approx(parts)
+        assert {path.partition(".")[0] for path in built.layers} == parts.keys()
+
+
+def random_lora(family: Any, rank: int = 4, alpha: float = 2.0) -> dict[str, LoraWeights]:
+    """Of every layer that can have one: the true ΔW is (alpha / rank) · up @ down."""
+    g, weights = torch.Generator().manual_seed(5), {}
+    for path, layer in family.trainable().items():
+        shape = layer.weight.shape
+        up = 0.1 * torch.randn(shape[0], rank, *(1,) * (len(shape) - 2), generator=g)
+        weights[path] = LoraWeights(0.1 * torch.randn(rank, *shape[1:], generator=g), up, alpha)
+    return weights
+
+
+def deltas(before: nn.Module, after: nn.Module, part: str) -> dict[str, Tensor]:
+    """Our path -> what has become of a weight, of all that changed."""
+    old, new = before.state_dict(), after.state_dict()
+    return {
+        f"{part}.{key.removeprefix('text_model.').removesuffix('.weight')}": new[key] - old[key]
+        for key in old
+        if not torch.equal(old[key], new[key])
+    }
+
+
+def test_diffusers_and_peft_apply_what_the_file_means(family: Any, tmp_path: Path) -> None:
+    """In kohya's names with published block names, alpha unlike the rank; and as PEFT's folders, by the libraries."""
+    weights = random_lora(family)
+    lora = tmp_path / "lora.safetensors"
+    io.save_safetensors(lora, kohya.to_kohya(weights, sdxl().kohya, dtype=torch.float32))
+    stems = {key.partition(".")[0] for key in load_file(lora)}
+    assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q" in stems
+    for n in range(3):  # A1111 passes over an attention of the second encoder of which one of the four is missing
+        for leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            assert f"lora_te2_text_model_encoder_layers_{n}_self_attn_{leaf}" in stems
+    wanted = {
+        p: (w.alpha / w.rank * (w.up.flatten(1).double() @ w.down.flatten(1).double())) for p, w in weights.items()
+    }
+
+    fresh = tiny_xl.models()
+    tokenizer = clip_tokenizer()
+    unet, vae, text, text_2 = tiny_xl.models()
+    pipe = StableDiffusionXLPipeline(
+        vae, text, text_2, tokenizer, tokenizer, unet, DDPMScheduler(), add_watermarker=False
+    )
+    pipe.load_lora_weights(str(lora))
+    pipe.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
+    pipe.unload_lora_weights()
+    found: dict[str, Tensor] = {}
+    for part, before in zip(
+        ("unet", "text_encoder", "text_encoder_2"), (fresh.unet, fresh.text, fresh.text_2), strict=True
+    ):
+        found |= deltas(before, getattr(pipe, part), part)
+    assert found.keys() == wanted.keys()
+    assert max((found[p].flatten(1).double() - wanted[p]).abs().max().item() for p in wanted) < 1e-6
+
+    assert main(["convert", str(lora), "--to", "peft", "--output", str(tmp_path / "peft")]) == 0
+    found = {}
+    for part, model_ in zip(("unet", "text_encoder", "text_encoder_2"), (unet, text, text_2), strict=True):
+        base_of = copy.deepcopy(model_)
+        merged = PeftModel.from_pretrained(model_, tmp_path / "peft" / part).merge_and_unload()
+        found |= deltas(base_of, merged, part)
+    assert max((found[p].flatten(1).double() - wanted[p]).abs().max().item() for p in wanted) < 1e-6
+
+
+def test_a1111_passes_over_half_an_attention_of_the_second_encoder(base: Path, family: Any) -> None:
+    facts = by_name("sdxl")
+    weights = random_lora(family)
+    layers = facts.base(base)
+    assert not a1111.read(kohya.to_kohya(weights, sdxl().kohya, dtype=torch.float32), layers).faults
+    attention = "text_encoder_2.encoder.layers.0.self_attn."
+    half = {p: w for p, w in weights.items() if p != attention + "v_proj"}
+    reading = a1111.read(kohya.to_kohya(half, sdxl().kohya), layers)
+    assert {p for p in half if p not in reading.changes} == {
+        attention + leaf for leaf in ("q_proj", "k_proj", "out_proj")
+    }
+    assert "q, k, v and out of this attention are not all there" in reading.faults[0].why

@@ -34,6 +34,8 @@ FACTS = Facts(
     model="toy",
     features=frozenset({"pictures"}),
     native_size=(64, 64),
+    made_for=lambda path: (64, 64),
+    least_share=0.0,
     bucket_step=8,
     vae_factor=8,
     latent_channels=3,
@@ -49,6 +51,7 @@ FACTS = Facts(
     check_vae=_none,
     weights=_none,
     parts={"net": ""},
+    wrapped=lambda: {},
     base=_none,
     build=_none,
 )

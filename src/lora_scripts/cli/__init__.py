@@ -30,7 +30,7 @@ from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.options import Parser, add_json, examples_text, options_of
 from lora_scripts.cli.printing import is_closed_pipe, mute, say
 from lora_scripts.config.values import did_you_mean
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Terminated, UserError, raise_all
 
 COMMANDS = (
     "label",
@@ -55,7 +55,8 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0, 2 for a person's mistake (told on stderr), 130 when interrupted."""
+    """Runs one command; the exit code: 0, 2 for a person's mistake (told on stderr), 130 when interrupted, 143 when
+    the system asked it to end (SIGTERM)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # An old Windows code page lacks letters of people's folders; a strange letter must not end a run.
@@ -67,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         show.say_errors(error, json_lines=json_lines)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lora_scripts"):

@@ -7,7 +7,7 @@ command is started, not from the folder of the config file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from lora_scripts.config.keys.token import TokenKeys
 from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
 from lora_scripts.config.keys.validation import ValidationKeys
 from lora_scripts.config.types import Fault, Keys, TargetRule
+from lora_scripts.errors import UserError
 
 GROUPS: tuple[type[Keys], ...] = (
     PathKeys,
@@ -89,13 +90,25 @@ class TrainConfig(
         return float(self.lora_rank) if self.lora_alpha is None else self.lora_alpha
 
     @property
-    def effective_text_encoder_lr(self) -> float | None:
+    def effective_text_encoder_lr(self) -> float | tuple[float, ...] | None:
         """`text_encoder_lr`, by default a quarter of `learning_rate`; None where the text encoder is frozen."""
         if not self.train_text_encoder:
             return None
         if self.optimizer == "prodigy":  # it takes one rate for all
             return self.learning_rate
         return self.learning_rate / 4 if self.text_encoder_lr is None else self.text_encoder_lr
+
+    def text_encoder_rates(self, parts: Sequence[str]) -> dict[str, float]:
+        """The learning rate of each text encoder that is trained, of those that the base has. UserError for a list of
+        another length."""
+        rate = self.effective_text_encoder_lr
+        if rate is None:
+            return {}
+        rates = rate if isinstance(rate, tuple) else (rate,) * len(parts)
+        if len(rates) != len(parts):
+            text = f"text_encoder_lr has {len(rates)} rates, the base model has {len(parts)} text encoder"
+            raise UserError(text + "s" * (len(parts) > 1), hint="write one rate for all, or one for each")
+        return {part: own for part, own in zip(parts, rates, strict=True) if own}
 
     @property
     def effective_lr_schedule(self) -> LrSchedule:

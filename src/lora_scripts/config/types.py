@@ -131,3 +131,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Rates = Annotated[
+    Annotated[Rate, Tag("one")] | Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, tuple) else "one"),
+    BeforeValidator(as_tuple),
+]
+"""One rate for all, or one for each; 0 is none."""

@@ -73,7 +73,11 @@ class Facts:
     features: frozenset[str]
     """What the keys of a config may need; see `config.needs`."""
     native_size: tuple[int, int]
-    """(width, height) in pixels of the pictures that its bases were made for."""
+    """(width, height) in pixels of the pictures that its bases are usually made for."""
+    made_for: Callable[[Path], tuple[int, int]]
+    """The same of one base, file or folder."""
+    least_share: float
+    """Of the pixels that a base was made for, how many a training picture has at least: of fewer it learns wrongly."""
     bucket_step: int
     """Sides of training pictures are multiples of this, in pixels."""
     vae_factor: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -95,6 +96,12 @@ def of_lora(
 
     best = max(reversed(FAMILIES), key=fit)
     return best if fit(best)[0] else None
+
+
+def least_pixels(path: Path) -> int:
+    """How many a training picture must have, for a base."""
+    facts = find(path)
+    return round(facts.least_share * math.prod(facts.made_for(path)))
 
 
 def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:

@@ -284,8 +284,9 @@ def _strange(keys: Iterable[str], path: Path) -> Facts:
 
 def _changes(change: Change) -> bool:
     """Whether a module changes anything."""
+    from lora_scripts.adapters import lycoris
     from lora_scripts.adapters.weights import LoraWeights
 
     if not isinstance(change, LoraWeights):
-        return True
+        return lycoris.changes(change)
     return change.dora is not None or bool(change.up.any() and change.down.any() and change.alpha)

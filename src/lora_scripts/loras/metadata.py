@@ -44,8 +44,8 @@ class TrainingFacts:
     max_steps: int
     learning_rate: float
     unet_learning_rate: float
-    text_learning_rate: float | None
-    """None: the text encoder is frozen."""
+    text_learning_rate: float | tuple[float, ...] | None
+    """Of all text encoders, or of each; None: they are frozen."""
     optimizer: str
     scheduler: str
     warmup_steps: int
@@ -144,7 +144,7 @@ def _args(facts: TrainingFacts) -> dict[str, object]:
 
 def _ss(facts: TrainingFacts) -> dict[str, str]:
     """kohya's keys of a training, as its networks/train_network.py fills them."""
-    batches = -(-facts.images * facts.repeats // facts.batch_size)
+    batches, rates = -(-facts.images * facts.repeats // facts.batch_size), facts.text_learning_rate
     result = {
         "ss_network_dropout": str(facts.dropout or None),
         "ss_sd_model_name": facts.base_name,
@@ -160,7 +160,7 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         "ss_resolution": str(facts.resolution),
         "ss_learning_rate": str(facts.learning_rate),
         "ss_unet_lr": str(facts.unet_learning_rate),
-        "ss_text_encoder_lr": str(facts.text_learning_rate),
+        "ss_text_encoder_lr": str(list(rates) if isinstance(rates, tuple) else rates),
         "ss_optimizer": facts.optimizer,
         "ss_lr_scheduler": facts.scheduler,
         "ss_lr_warmup_steps": str(facts.warmup_steps),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
@@ -29,7 +30,11 @@ def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> Non
         layer = layer.frozen if isinstance(layer, Adapter) else layer
         assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
         if not isinstance(w, LoraWeights):
-            continue  # the library says so itself, when it makes the layer
+            out, inner = lycoris.shape_of(w)
+            if (out, inner or layer.weight[0].numel()) != (layer.weight.shape[0], layer.weight[0].numel()):
+                shapes = f"a change [{out}, {inner}] for a weight {list(layer.weight.shape)}"
+                faults.append(UserError(f"{name}: {shapes}", file=path, hint="this LoRA is for another base model"))
+            continue
         down, up = lora_shapes(layer, w.rank)
         if w.down.numel() != torch.Size(down).numel() or w.up.numel() != torch.Size(up).numel():
             shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(layer.weight.shape)}"

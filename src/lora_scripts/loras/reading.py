@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.weights import LoraWeights, check
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
@@ -135,6 +136,7 @@ def _change(path: str, module: Module, alphas: _Alphas) -> Change:
     if alpha is not None and alpha.numel() != 1:
         raise UserError(f"{stem}.{ALPHA} has shape {list(alpha.shape)}, not one number", hint="get the original file")
     if any(leaf in naming.LYCORIS for leaf in leaves):
+        lycoris.check(stem, leaves)
         return leaves
     down, up = leaves.get(DOWN), leaves.get(UP)
     if down is None or up is None:

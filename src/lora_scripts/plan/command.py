@@ -13,6 +13,7 @@ from typing import Any
 from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Sink, ignore
+from lora_scripts.families import table
 from lora_scripts.plan import forecast
 from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
@@ -110,7 +111,8 @@ def propose(options: PlanOptions, stage: Stage, m: Measured, limit: int, looked:
     config, spent = options.config, 0.0
     images = m.kinds[0].images if m.kinds else config.batch_size
     too_much, seen = forecast.over(m, limit), list[dict[str, Any]]()
-    while changes := next((c for c in forecast.ladder(config, too_much, images) if c not in seen), None):
+    least = table.least_pixels(config.base_model)
+    while changes := next((c for c in forecast.ladder(config, too_much, images, least) if c not in seen), None):
         seen.append(changes)
         if limit and not forecast.promising(config, changes, m, limit):
             continue

@@ -21,7 +21,7 @@ PHASES = {
     "measure": "held-out loss",
 }
 """What needs memory, in the order of a rehearsal, and how a table calls it."""
-SIDES = (512, 448, 384)
+SIDES = (896, 768, 512, 448, 384)
 """Resolutions to go down to when memory is short."""
 RANKS = (8, 4)
 SIDE_STEP = 64
@@ -221,12 +221,13 @@ def over(m: Measured, limit: int) -> set[str]:
     return found | {m.at} if m.short else found
 
 
-def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dict[str, Any]]:
+def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0) -> Iterator[dict[str, Any]]:
     """What to change, less first: previews no larger than the pictures, then batch size with gradient accumulation to
     make up, resolution, rank, and last what costs time. Each rung keeps what those before it changed.
 
-    `images`: pictures in the largest batch, which a small bucket keeps below batch_size. The effective batch and the
-    ratio of alpha to rank stay as they were. A rung that cannot help the phases in `too_much` is left out.
+    `images`: pictures in the largest batch, which a small bucket keeps below batch_size. `least`: pixels that a picture
+    must have for this base. The effective batch and the ratio of alpha to rank stay as they were. A rung that cannot
+    help the phases in `too_much` is left out.
     """
     changes: dict[str, Any] = {}
     if "preview" in too_much and _area(config.effective_sample_size) > _area(config.size):
@@ -241,7 +242,7 @@ def ladder(config: TrainConfig, too_much: set[str], images: int) -> Iterator[dic
                 yield dict(changes)
     if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
-            if side**2 < _area(config.size):
+            if least <= side**2 < _area(config.size):
                 changes["resolution"] = smaller = _resolution(config, side)
                 if config.sample_size is not None and _area(config.effective_sample_size) > side**2:
                     changes["sample_size"] = smaller

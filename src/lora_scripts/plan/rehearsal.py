@@ -17,12 +17,12 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.events import Event, Stepped, ignore
 from lora_scripts.formats import io
-from lora_scripts.loras import file as loras
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
 from lora_scripts.run.dataset import class_samples
 from lora_scripts.run.finish import copy_prompts
+from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.preflight import Split
@@ -67,7 +67,7 @@ class Rehearsal:
         m.free_ram = free_ram() + used_ram() if device.type != "cpu" else 0
         self._enter("load")
         begun = time.perf_counter()
-        initial = loras.read(config.init_lora).weights if config.init_lora else {}
+        initial = read_initial(config)
         model = build_model(config, device, precision, initial)
         m.seconds["load"] = time.perf_counter() - begun
         with model.off():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Terminated, UserError, raise_all
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.plan.forecast import PHASES, Measured
 from lora_scripts.run.preflight import Split
@@ -127,7 +127,7 @@ def terminable() -> Iterator[None]:
         return
 
     def on_signal(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, on_signal)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -44,7 +45,8 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
     image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)
-    text = [p for p in layers if facts.inside_text(p)] if config.train_text_encoder else []
+    rates = config.text_encoder_rates(facts.text_roots)
+    text = [p for p in layers if p.partition(".")[0] in rates]
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
@@ -59,7 +61,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
         injected[path].load(values_of(weights))
     _freeze_all_but(injected, rules.keys())
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
-    groups = [*_groups(config, injected, rules, text), *group_of(config, words)]
+    groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized, words)
 
@@ -93,20 +95,22 @@ def _maker(
 
 
 def _groups(
-    config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: list[str]
+    config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: Mapping[str, float]
 ) -> Iterable[Group]:
-    """One group for each learning rate: the text encoder's, those of `targets`, and LoRA+'s of B."""
+    """One group for each learning rate: those of the text encoders, those of `targets`, and LoRA+'s of B.
+
+    `text`: part -> rate, of the text encoders that are trained.
+    """
     rates: dict[tuple[str, float], list[str]] = {}
-    inside = set(text)
     for path, rule in rules.items():
-        name, rate = ("text_encoder", config.effective_text_encoder_lr) if path in inside else ("unet", rule.lr)
-        rates.setdefault((name, rate or config.learning_rate), []).append(path)
-    several = len([name for name, _ in rates if name == "unet"]) > 1
-    for (name, rate), paths in rates.items():
-        label = f"{name} {rate:g}" if several and name == "unet" else name
+        part = path.partition(".")[0]
+        rates.setdefault((part, text.get(part) or rule.lr or config.learning_rate), []).append(path)
+    several = Counter(part for part, _ in rates)
+    for (part, rate), paths in rates.items():
+        label = f"{part} {rate:g}" if several[part] > 1 else part
         late = [p for path in paths for p in layers[path].late()] if config.lora_plus_ratio != 1 else []
         ids = {id(p) for p in late}
-        window = (config.text_encoder_start, config.text_encoder_stop) if name == "text_encoder" else (0, None)
+        window = (config.text_encoder_start, config.text_encoder_stop) if part in text else (0, None)
         early = [p for path in paths for p in layers[path].values().values() if id(p) not in ids]
         yield Group(label, early, rate, *window)
         if late:  # Hayou et al. 2024: B needs a higher rate than A

@@ -12,6 +12,8 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
+from lora_scripts.families import table
+from lora_scripts.loras import file as loras
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,13 @@ class Size:
 
     rank: int
     alpha: float
+
+
+def read_initial(config: TrainConfig) -> dict[str, LoraWeights]:
+    """The weights of `init_lora`; none without it. UserError for a file that is not for the base's family."""
+    if config.init_lora is None:
+        return {}
+    return loras.read(config.init_lora, table.find(config.base_model)).weights
 
 
 def default_size(config: TrainConfig, initial: Mapping[str, LoraWeights]) -> Size:

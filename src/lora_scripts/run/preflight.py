@@ -59,8 +59,9 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
             faults.append(e)
 
     if resume is not None:
-        attempt(lambda: folder.check(resume=resume))
+        attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))
+    attempt(lambda: _resolution(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
     attempt(lambda: preview_lines(config.sample_prompts))
@@ -93,8 +94,22 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
     sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
 
 
+def _folder(folder: RunFolder, *, resume: bool) -> None:
+    folder.require_free()  # first: a run that has just begun has nothing to resume yet
+    folder.check(resume=resume)
+
+
 def _base(config: TrainConfig) -> None:
     table.find(config.base_model).check(config.base_model, config.vae is None)
+
+
+def _resolution(config: TrainConfig) -> None:
+    (width, height), facts = config.size, table.find(config.base_model)
+    if width * height < table.least_pixels(config.base_model):
+        usual = facts.made_for(config.base_model)
+        wanted = str(usual[0]) if usual[0] == usual[1] else str(list(usual))
+        text = f"resolution {width} x {height} is too small: this base was made for {usual[0]} x {usual[1]}"
+        raise UserError(text, file=config.base_model, hint=f"write resolution: {wanted}")
 
 
 def _vae(config: TrainConfig) -> None:

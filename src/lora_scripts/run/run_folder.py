@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,22 +93,16 @@ class RunFolder:
                 old.unlink()
                 shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
 
+    def require_free(self) -> None:
+        """UserError while another run writes here; one that comes after this is told by `locked`."""
+        if self._lock.exists():
+            self._acquired().release()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folder and holds it: a second run into it is a UserError. The lock is the system's, so it is gone
         with the process that held it, however that ended."""
-        lock, holder = FileLock(self.path / ".lock", timeout=0), self.path / ".lock.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            who = _told(holder)
-            hint = "wait for it, or choose another output_dir"
-            raise UserError(f"another run is writing here{who}", file=self.path, hint=hint) from None
-        except OSError as e:
-            raise UserError(
-                f"cannot write here: {e.strerror}", file=self.path, hint="choose another output_dir"
-            ) from None
+        lock, holder = self._acquired(), self._holder
         try:
             about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             io.write_text(holder, json.dumps(about) + "\n")
@@ -117,14 +111,38 @@ class RunFolder:
                 io.remove_stale_temps(folder)
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # it is information only
+                holder.unlink()
             lock.release()
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def _holder(self) -> Path:
+        """Says who holds the lock, for messages."""
+        return self.path / ".lock.json"
+
+    def _acquired(self) -> FileLock:
+        lock, hint = FileLock(self._lock, timeout=0), "choose another output_dir"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            text = f"another run is writing here{_told(self._holder)}"
+            raise UserError(text, file=self.path, hint=f"wait for it, or {hint}") from None
+        except OSError as e:
+            if self._lock.is_symlink() or (self._lock.exists() and not self._lock.is_file()):
+                raise UserError("is no plain file, so it cannot be locked", file=self._lock, hint="remove it") from None
+            raise UserError(f"cannot write here: {e.strerror or e}", file=self.path, hint=hint) from None
+        return lock
 
 
 def _told(holder: Path) -> str:
     """Who holds a lock, for a message: it is information, the system alone decides."""
     try:
-        about = json.loads(holder.read_text("utf-8"))
+        about = json.loads(holder.read_text("utf-8")) if holder.is_file() else {}  # a pipe would block for ever
         return f" (process {about['process']} on {about['host']}, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -19,13 +15,11 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import Terminated
-from lora_scripts.events import Event, Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
-from lora_scripts.loras import file as loras
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
@@ -40,6 +34,7 @@ from lora_scripts.run.finish import (
     tell_copies,
 )
 from lora_scripts.run.heldout import Measuring, build_held_out
+from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
@@ -48,6 +43,7 @@ from lora_scripts.run.previews import Preview, draw_previews, infotext, previews
 from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
@@ -80,7 +76,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     stopped, everything saved."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    initial = loras.read(config.init_lora).weights if config.init_lora else {}
+    initial = read_initial(config)
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
@@ -102,7 +98,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             board.close()
         if not done:
             sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
+            raise ended_by(stopped())
         return finish(parts, measuring, saver, sink)
 
 
@@ -349,42 +345,3 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     return TrainResult(
         folder.name, folder.final, proof, page, p.state.step, Smoothed(p.state.losses).value, best, words
     )
-
-
-# --- being stopped ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def signals(sink: Sink) -> Iterator[Callable[[], int]]:
-    """Gives the signal that came, 0 for none: the first Ctrl-C (or polite kill) ends the run after the step, saved; the
-    second at once."""
-    came = 0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = number
-        sink(Note("\nstopping after this step (once more: at once, without saving)"))
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = [signal.signal(n, on_signal) for n in numbers]
-    try:
-        yield lambda: came
-    finally:
-        for n, old in zip(numbers, before, strict=True):
-            signal.signal(n, old)
-
-
-def stoppable(sink: Sink, stopped: Callable[[], int]) -> Sink:
-    """The sink; it ends preparations where they stand when the run was stopped: what is encoded lies in the cache."""
-
-    def tell(event: Event) -> None:
-        sink(event)
-        if isinstance(event, Progress) and stopped():
-            raise Terminated if stopped() == signal.SIGTERM else KeyboardInterrupt
-
-    return tell

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lora_scripts.config.types import ConfigPath, Count, CountOrZero, Fault, Keys, Rate, Targets, no_effect
+from lora_scripts.config.types import ConfigPath, Count, CountOrZero, Fault, Keys, Rates, Targets, no_effect
 
 LYCORIS = ("loha", "lokr", "oft")
 
@@ -36,8 +36,9 @@ class AdapterKeys(Keys):
     """LoRA+ (arXiv:2402.12354): how much faster B is trained than A; 16 is usual, with a lower learning_rate."""
     train_text_encoder: bool = False
     """Train the text encoder too."""
-    text_encoder_lr: Rate | None = None
-    """The text encoder's learning rate. Without it, a quarter of learning_rate. Only with train_text_encoder."""
+    text_encoder_lr: Rates | None = None
+    """The text encoder's learning rate. Without it, a quarter of learning_rate. Of a base with two text encoders a list
+    can give each its own, [5e-5, 2e-5], and 0 leaves one as it is. Only with train_text_encoder."""
     text_encoder_start: CountOrZero = 0
     """The step in which the training of the text encoder begins. Only with train_text_encoder."""
     text_encoder_stop: Count | None = None
@@ -48,6 +49,9 @@ class AdapterKeys(Keys):
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        rates = values.get("text_encoder_lr")
+        if isinstance(rates, list | tuple) and not any(rates):
+            yield "text_encoder_lr", "trains no text encoder", "leave train_text_encoder out"
         for key in ("text_encoder_lr", "text_encoder_start", "text_encoder_stop"):
             if values.get(key) and values.get("train_text_encoder") is False:
                 yield no_effect(key, "train_text_encoder", "train_text_encoder: true")

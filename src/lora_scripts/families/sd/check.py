@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats.header import Header
+from lora_scripts.families.sd.vae import FACTOR
+from lora_scripts.formats.header import Header, read_header
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
 
@@ -32,6 +34,20 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | Non
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) from ModelSpec's "512x512"; the family's usual size where the file does not say."""
+    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))
+    return (int(match[1]), int(match[2])) if match else usual
+
+
+def size_made_for(path: Path, usual: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in pixels of the pictures that a checkpoint, or a diffusers folder, was made for."""
+    if path.is_file():
+        return native_size(read_header(path).metadata, usual)
+    side = (read_config(path / "unet") or {}).get("sample_size")
+    return (side * FACTOR, side * FACTOR) if isinstance(side, int) else usual
 
 
 def require_parts(path: Path, parts: Sequence[str], words: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,3 @@ def pretrained(kind: Any, folder: Path) -> Any:
     except OSError as e:
         hint = "it needs config.json and .safetensors weights"
         raise UserError(str(e).splitlines()[0], file=folder, hint=hint) from None
-
-
-def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) from ModelSpec's "512x512"; the family's usual size where the file does not say."""
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))
-    return (int(match[1]), int(match[2])) if match else usual

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd.check import size_made_for
 from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
 from lora_scripts.formats.header import Header
@@ -65,6 +66,8 @@ FACTS = Facts(
     model="lora_scripts.families.sd1.model",
     features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
     native_size=(512, 512),
+    made_for=lambda path: size_made_for(path, (512, 512)),
+    least_share=0.0,
     bucket_step=64,
     vae_factor=8,
     latent_channels=4,

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.check import require_parts
+from lora_scripts.families.sd.check import native_size, require_parts
 from lora_scripts.families.sd1 import check, singlefile
 
 _WORDS = "Stable Diffusion 1.x"
@@ -27,7 +27,7 @@ def from_file(
         unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout, file=path)
     unet = load.build_unet(layout.unet, 64, unet_sd)
     vae = load.build_vae(singlefile.vae_config(layout), vae_sd) if with_vae else None
-    return unet, vae, load.build_text(layout.text, text_sd), load.native_size(head.metadata, (512, 512))
+    return unet, vae, load.build_text(layout.text, text_sd), native_size(head.metadata, (512, 512))
 
 
 def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:

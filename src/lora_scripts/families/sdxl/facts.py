@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.sd.check import size_made_for
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
+from lora_scripts.families.sdxl.layout import SIDE
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ FACTS = Facts(
     mergeable=frozenset({check.CHECKPOINT, check.TURBO, check.INPAINTING, check.EDITING}),
     model="lora_scripts.families.sdxl.model",
     features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
-    native_size=(1024, 1024),
+    native_size=(SIDE, SIDE),
+    made_for=lambda path: size_made_for(path, (SIDE, SIDE)),
+    least_share=0.36,
     bucket_step=64,
     vae_factor=8,
     latent_channels=4,

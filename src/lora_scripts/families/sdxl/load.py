@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.check import require_parts
+from lora_scripts.families.sd.check import native_size, require_parts, size_made_for
 from lora_scripts.families.sd.vae import FACTOR, VAE_PREFIX, check_vae, vae_from, vae_layout_of
 from lora_scripts.families.sdxl import check, singlefile
 from lora_scripts.families.sdxl.layout import SIDE, vae_config
@@ -66,7 +66,7 @@ def _file(path: Path, needs_vae: bool, dtype: torch.dtype) -> _Loaded:
         load.build_unet(layout.unet, SIDE // FACTOR, unet),
         load.build_text(layout.text, text),
         load.build_text(layout.text_2, text_2),
-        load.native_size(header.metadata, (SIDE, SIDE)),
+        native_size(header.metadata, (SIDE, SIDE)),
     )
 
 
@@ -84,14 +84,12 @@ def _spare_vae(path: Path, header: Header) -> AutoencoderKL | None:
 
 def _folder(path: Path, needs_vae: bool) -> _Loaded:
     require_parts(path, [*check.PARTS, *(["vae"] if needs_vae else [])], check.WORDS)
-    unet = load.pretrained(UNet2DConditionModel, path / "unet")
-    side = unet.config.sample_size * FACTOR
     return (
         load.pretrained(AutoencoderKL, path / "vae") if (path / "vae" / "config.json").is_file() else None,
-        unet,
+        load.pretrained(UNet2DConditionModel, path / "unet"),
         load.pretrained(CLIPTextModel, path / "text_encoder"),
         load.pretrained(CLIPTextModelWithProjection, path / "text_encoder_2"),
-        (side, side),
+        size_made_for(path, (SIDE, SIDE)),
     )
 
 

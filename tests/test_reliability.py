@@ -1,0 +1,121 @@
+"""What an evening brings: signals, odd locks, a second start beside a living run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_scripts
+import tiny
+from lora_scripts.cli import main
+from lora_scripts.errors import Terminated, UserError
+from lora_scripts.events import Note
+from lora_scripts.run import story
+from lora_scripts.run.run_folder import RunFolder
+from runs import interrupting
+
+FEW = "['*mid_block*attn2*']"
+"""Targets of four layers: quick."""
+
+
+@pytest.fixture
+def config(base: Path, data: Path, tmp_path: Path) -> Path:
+    return tiny.write_config(tmp_path, base_model=base, train_data_dir=data, targets=FEW)
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_ends_with_143(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = story.train
+
+    def stopping(*arguments: Any, sink: Any, **more: Any) -> Any:
+        return train(*arguments, sink=interrupting(3, sink, signal.SIGTERM), **more)
+
+    monkeypatch.setattr(story, "train", stopping)
+    assert main(["train", "--config", str(config)]) == 143
+    told = capsys.readouterr()
+    assert "stopped at step 3; everything is saved, go on with --resume" in told.out and told.err == "stopped\n"
+    assert (tmp_path / "out" / "state" / "step-00000003").is_dir()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_second_signal_ends_at_once(number: signal.Signals, kind: type[BaseException]) -> None:
+    notes: list[str] = []
+
+    def sink(event: Any) -> None:
+        assert isinstance(event, Note)
+        notes.append(event.text)
+
+    with story.signals(sink) as stopped:
+        signal.raise_signal(number)
+        assert stopped() == number and len(notes) == 1
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(number)
+    assert type(caught.value) is kind
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(path))  # an absolute path may be too long for one
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such files")
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.mkdir(), lambda path: path.symlink_to(path.parent / "x"), _socket],
+    ids=["a folder", "a link", "a socket"],
+)
+def test_what_cannot_be_locked_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / ".lock")
+    told = "is no plain file, so it cannot be locked; remove it"
+    with pytest.raises(UserError, match=told) as caught, RunFolder(tmp_path, "x").locked():
+        pass
+    assert caught.value.file == tmp_path / ".lock"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes")
+def test_a_pipe_in_place_of_the_lock_or_of_what_is_told_of_its_holder_blocks_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "x")
+    os.mkfifo(tmp_path / ".lock")
+    with folder.locked():
+        (tmp_path / ".lock.json").unlink()
+        os.mkfifo(tmp_path / ".lock.json")
+        with pytest.raises(UserError, match="another run is writing here; wait for it"), folder.locked():
+            pass
+    (tmp_path / ".lock.json").mkdir()
+    with pytest.raises(UserError, match="a file and a folder want the same name"), folder.locked():
+        pass
+
+
+def test_resuming_beside_a_run_that_has_just_begun_is_told_as_that(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no state yet: "there is no run to resume here; start it without --resume" was wrong."""
+    code = (
+        "import sys; from pathlib import Path; from lora_scripts.run.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), 'out').locked(): print('held', flush=True); input()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(lora_scripts.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        assert main(["train", "--config", str(config), "--resume"]) == 2
+        told = capsys.readouterr().err
+        other.kill()
+    assert f"another run is writing here (process {other.pid} on " in told and told.count("\n") == 1
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    assert "there is no run to resume here; start it without --resume" in capsys.readouterr().err
