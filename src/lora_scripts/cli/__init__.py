@@ -38,6 +38,8 @@ COMMANDS = (
     "plan",
     "train",
     "generate",
+    "chat",
+    "evaluate",
     "grid",
     "card",
     "combine",

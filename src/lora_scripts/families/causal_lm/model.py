@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.layer import Adapter
 from lora_scripts.compute.memory import around
 from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.conversations import Message, RecordFault
@@ -61,13 +62,17 @@ class LanguageModel:
     def trainable(self) -> dict[str, nn.Module]:
         """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
         head = self.model.get_output_embeddings()
-        return {
-            f"{ROOT}.{name}": layer
-            for name, layer in self.model.named_modules()
-            if isinstance(layer, nn.Linear)
-            and not (layer is head and self.folder.tied)
-            and name.rpartition(".")[2] not in ROUTERS
-        }
+        layers: dict[str, nn.Module] = {}
+        wrapped = "\0"
+        for name, layer in self.model.named_modules():
+            if name.startswith(wrapped):  # the layer inside of an adapter
+                continue
+            wrapped = f"{name}." if isinstance(layer, Adapter) else "\0"
+            inner = layer.frozen if isinstance(layer, Adapter) else layer
+            tied = layer is head and self.folder.tied
+            if isinstance(inner, nn.Linear) and not tied and name.rpartition(".")[2] not in ROUTERS:
+                layers[f"{ROOT}.{name}"] = layer
+        return layers
 
     @property
     def usual(self) -> list[str]:
