@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
+from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template, named_template
 from lora_scripts.families.texts import Answering, Example, TextBatch, fill_rows, packed, padded
 from lora_scripts.loras import adapter_folder
@@ -516,3 +519,113 @@ def test_the_end_of_a_turn_ends_an_answer_of_a_base_model_too(tmp_path: Path) ->
     bare = small_words.tokenizer(signs=(), eos="</s>", template=None)
     with pytest.raises(UserError, match=r"the tokenizer does not know <\|im_start\|>, <\|im_end\|> as one token"):
         named_template("chatml", bare)
+
+
+def _go_rendered(template: str, system: str, messages: list[dict[str, str]]) -> str:
+    """Go's template language, as far as a Modelfile of ours uses it: if, else, range, eq, fields, and strings."""
+    tokens = re.split(r"(\{\{.*?\}\})", template)
+    out: list[str] = []
+
+    def run(at: int, on: bool, message: dict[str, str] | None) -> int:
+        """Up to the end or else that belongs to the block; gives where that stands."""
+        while at < len(tokens):
+            word = tokens[at]
+            if not word.startswith("{{"):
+                out.append(word if on else "")
+                at += 1
+                continue
+            action = word[2:-2].strip()
+            if action == "end" or action.startswith("else"):
+                return at
+            if action == "range .Messages":
+                for one in messages if on else [{}]:
+                    end = run(at + 1, on, one)
+                at = end + 1
+            elif action.startswith("if"):
+                taken, hit = False, on and truth(action[3:], message)
+                while True:
+                    at = run(at + 1, hit, message)
+                    taken = taken or hit
+                    closing = tokens[at][2:-2].strip()
+                    if closing == "end":
+                        break
+                    hit = on and not taken and (closing == "else" or truth(closing[8:], message))
+                at += 1
+            else:
+                value = {".System": system, ".Content": (message or {}).get("content", "")}.get(action)
+                out.append((json.loads(action) if value is None else value) if on else "")
+                at += 1
+        return at
+
+    def truth(condition: str, message: dict[str, str] | None) -> bool:
+        if condition == ".System":
+            return bool(system)
+        role = re.fullmatch(r'eq \.Role "(\w+)"', condition)
+        assert role is not None
+        return (message or {}).get("role") == role[1]
+
+    run(0, True, None)
+    return "".join(out)
+
+
+@pytest.mark.parametrize("with_default", [False, True])
+def test_modelfile_writes_what_the_chat_template_writes(with_default: bool) -> None:
+    source = small_words.CHATML
+    if with_default:  # as Qwen2.5 has a system prompt of its own
+        own = "{{- '<|im_start|>system\\nBe good.<|im_end|>\\n' }}"
+        source = "{%- if messages[0].role != 'system' %}" + own + "{%- endif %}" + source
+    tokenizer = small_words.tokenizer(bos="<s>")
+    template = Template(tokenizer, "{{- bos_token }}" + source)
+    text = modelfile(template, ["<|im_end|>"])
+    assert text is not None
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    go = text.partition('TEMPLATE """')[2].partition('"""')[0]
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"text {i} {{{{ x }}}}"} for i in range(5)]
+    for count in (1, 3, 5):
+        for system in ("", "Be brief."):
+            talk = ([{"role": "system", "content": system}] if system else []) + turns[:count]
+            wanted = template.render(talk, prompt=True)
+            assert _go_rendered(go, system, talk) == wanted.removeprefix("<s>")
+    thinking = Template(tokenizer, "{%- for m in messages %}{{ m.content * loop.index }}{% endfor %}")
+    assert modelfile(thinking, []) is None
+
+
+def test_merge_is_proved_and_talks_as_it_was_trained(folders: dict[str, Path], tmp_path: Path) -> None:
+    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.merge import merge
+
+    adapter = _adapter(tmp_path / "adapter", folders["qwen3"])
+    source = small_words.CHATML
+    (adapter / "chat_template.jinja").write_text(source + "{#- as trained #}")
+    data = tmp_path / "held.jsonl"
+    data.write_text(json.dumps({"messages": list(TALKS[0].messages)}) + "\n")
+    result = merge(folders["qwen3"], [Weighted(adapter)], tmp_path / "merged", data=data)
+    assert result.proof is not None
+    assert result.proof.records == 1
+    assert result.proof.largest < 1e-4
+    assert result.proof.share < 1e-4
+    assert result.proof.changed_answers == 0
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == source + "{#- as trained #}"
+    assert "FROM ." in (tmp_path / "merged" / "Modelfile").read_text()
+    model = open_model(tmp_path / "merged", CPU, torch.float32)
+    assert model.tokenizer.chat_template == source + "{#- as trained #}"
+
+
+def test_a_merge_that_swallows_the_lora_fails_and_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A change below what bf16 can tell, in a base of bf16."""
+    from safetensors.torch import load_file, save_file
+
+    from lora_scripts.workshop.common import Weighted
+    from lora_scripts.workshop.merge import merge
+
+    base = tmp_path / "base"
+    shutil.copytree(folders["llama"], base)
+    rounded = {name: t.bfloat16() for name, t in load_file(base / "model.safetensors").items()}
+    save_file(rounded, base / "model.safetensors", {"format": "pt"})
+    adapter = _adapter(tmp_path / "adapter", base, std=2e-5)
+    with pytest.raises(UserError, match=r"is off by \d+% of the change .*; use --precision fp32"):
+        merge(base, [Weighted(adapter)], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    proof = merge(base, [Weighted(adapter)], tmp_path / "merged", precision="fp32").proof
+    assert proof is not None
+    assert proof.share < 0.05

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,6 +118,9 @@ class Facts:
 
     folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
     """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
+
+    beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
+    """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

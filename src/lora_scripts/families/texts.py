@@ -189,6 +189,15 @@ class TextFamily(Protocol):
         """The loss of each place, float32 [rows, width]; 0 where nothing is trained."""
         ...
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def logits(self, batch: TextBatch) -> Tensor:
+        """[rows, width, vocabulary] float32, on the CPU; without gradient."""
+        ...
+
     def encoder(
         self, *, template: str | None = None, train_on: TrainOn, max_length: int, long_records: LongRecords
     ) -> TextEncoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,12 @@ def _folder_weights(path: Path) -> Mapping[str, FolderWeight]:
     return {f"{ROOT}.{name}": weight for name, weight in layer_weights(folder).items()}
 
 
+def _beside_merged(base: Path, loras: Sequence[Path]) -> Mapping[str, bytes]:
+    from lora_scripts.families.causal_lm import merged
+
+    return merged.beside(base, loras)
+
+
 def _base(path: Path | None) -> Base:
     return Base((), 0)
 
@@ -84,6 +90,7 @@ FACTS = Facts(
     parts={},
     wrapped=lambda: {ROOT: ""},
     folder_weights=_folder_weights,
+    beside_merged=_beside_merged,
     base=_base,
     build=_build,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from lora_scripts.families.causal_lm.folder import Folder, open_folder
 from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
@@ -52,6 +52,12 @@ class LanguageModel:
     @property
     def roots(self) -> Mapping[str, nn.Module]:
         return {ROOT: self.model}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        size: int = self.model.config.get_text_config().vocab_size
+        return size
 
     @property
     def stops(self) -> frozenset[int]:
@@ -165,7 +171,7 @@ class LanguageModel:
             return out.cpu()
 
         with self._evaluating():
-            return leak(logits, self.model.config.get_text_config().vocab_size)
+            return leak(logits, self.vocabulary)
 
     # --- records and answers ------------------------------------------------------------------------------------------
 
@@ -255,7 +261,7 @@ class LanguageModel:
         return module(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **more)
 
     def _probe(self) -> TextBatch:
-        ids = torch.arange(8)[None] % self.model.config.get_text_config().vocab_size
+        ids = torch.arange(8)[None] % self.vocabulary
         places = torch.arange(8)[None]
         return TextBatch(ids, torch.full_like(ids, IGNORED), places, torch.ones_like(ids), ()).to(self.device)
 
@@ -300,7 +306,7 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
     """
     folder = open_folder(path)
     tokenizer = load_tokenizer(path)
-    with _quiet():
+    with quiet():
         from transformers import AutoModelForCausalLM
 
         try:
@@ -324,22 +330,6 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
     return LanguageModel(folder, model, tokenizer, device, frozenset(_straighten(model)))
 
 
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a folder; one that knows the place of each token in the text. UserError for another."""
-    with _quiet():
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"transformers cannot load the tokenizer: {reason}", file=path) from None
-    if not tokenizer.is_fast:
-        raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
-    tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
-    return tokenizer
-
-
 def _straighten(model: nn.Module) -> list[str]:
     """Makes every layer with its weight [in, out], as GPT-2 has them, an `nn.Linear`; gives their names."""
     from transformers.pytorch_utils import Conv1D
@@ -353,21 +343,3 @@ def _straighten(model: nn.Module) -> list[str]:
         linear.bias = old.bias
         setattr(model.get_submodule(parent), last, linear)
     return names
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and remarks: what matters of them is told here."""
-    from transformers.utils import logging
-
-    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
