@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,30 @@ def test_fix_mends_and_ends(faulty: Path) -> None:
     assert "nothing to mend without asking" in check(faulty, "--fix")[1]
     after = {path: path.read_bytes() for path in faulty.parent.rglob("*") if path.suffix != ".html" and path.is_file()}
     assert after == before
+
+
+def test_what_is_left_is_offered_to_be_set_aside(faulty: Path) -> None:
+    (faulty / "img06.txt").write_text("a wide one", encoding="utf-8")
+    rows = [row for row in (faulty / "metadata.csv").read_text("utf-8").splitlines() if "img06" not in row]
+    (faulty / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    Image.open(faulty / "img06.png").resize((120, 60)).save(faulty / "img06.png")
+    assert "set them aside" not in check(faulty, "--resolution", "256")[1]  # first what --fix mends
+    _, out, _ = check(faulty, "--resolution", "256", "--fix")
+    command = f"lora-scripts check {faulty} --resolution 256x256 --set-aside corrupt too_small"
+    assert f"replace these pictures, or set them aside, corrupt (1), too small (1): {command}\n" in out
+    page = Page(faulty.with_name("neon-check.html").read_text("utf-8"))
+    assert command in page.text("code")
+    before = {path.name: path.read_bytes() for path in faulty.iterdir()}
+    _, out, _ = check(*shlex.split(command)[2:])
+    aside = faulty.with_name("neon-set-aside")
+    assert {path.name for path in aside.iterdir()} >= {"img05.png", "img06.png", "img06.txt"}
+    assert all((aside / name).read_bytes() == before[name] for name in ("img05.png", "img06.png", "img06.txt"))
+    assert not (faulty / "img05.png").exists() and "img05" not in (faulty / "metadata.csv").read_text("utf-8")
+    assert "to undo" in out and "set them aside" not in out and "corrupt" not in out
+    assert check(faulty, "--set-aside", "overlay")[2].startswith("error: argument --set-aside: must be of corrupt, ")
+    for name in ("img01.png", "img02.png", "img03.png", "img04.png"):
+        (faulty / name).unlink()
+    assert "no picture would be left" in check(faulty, "--resolution", "1024", "--set-aside", "too_small")[2]
 
 
 def test_as_json(faulty: Path) -> None:

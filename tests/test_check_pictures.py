@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from lora_scripts.check import duplicates, integrity, whole_set
+from lora_scripts.check import duplicates, integrity, overlays, whole_set
 from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.pictures import look, picture_findings
 from lora_scripts.data.findings import Finding
@@ -248,6 +248,51 @@ def test_writing_over_a_picture(tmp_path: Path) -> None:
     assert text.severity == "note" and text.sure is not None and text.sure < 0.9 and "bottom" in text.message
     left, top, right, bottom = measure("m", tmp_path / "marked.jpg").texts[0].box
     assert 240 / 512 < left < 262 / 512 < 380 / 512 < right and 455 / 512 < top < bottom < 495 / 512
+
+
+def scribble(seed: int) -> Image.Image:
+    """Sixty curves of a pen across a page with a margin: the gaps between them have the size of letters."""
+    rng, t = np.random.default_rng(seed), np.linspace(0, 1, 60)[:, None]
+    image = Image.new("L", (512, 512), 225)
+    pen = ImageDraw.Draw(image)
+    for _ in range(60):
+        a, b, c, d = rng.uniform(60, 430, (4, 2))
+        curve = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+        pen.line([(float(x), float(y)) for x, y in curve], fill=30, width=int(rng.integers(2, 5)))
+    return image
+
+
+def test_gaps_between_the_lines_of_a_drawing_are_no_writing() -> None:
+    drawings = [scribble(seed) for seed in range(20)]
+    assert not [number for number, image in enumerate(drawings) if overlays.find(np.asarray(image))]
+    for image in drawings:
+        ImageDraw.Draw(image).text((40, 466), "www.example.org/drawings", 60, ImageFont.load_default(22))
+    lines = [overlays.find(np.asarray(image)) for image in drawings]
+    assert all(len(found) == 1 and found[0].box[1] > 455 / 512 for found in lines)
+
+
+def tree_tops(seed: int) -> Image.Image:
+    """Three rows of pointed trees, one before the other, in flat grey."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("L", (512, 512), int(rng.integers(20, 50)))
+    pen, ground = ImageDraw.Draw(image), 200.0
+    for shade in rng.permutation([60, 110, 160, 210])[:3]:
+        x, base, outline = 0.0, ground, [(0.0, 512.0)]
+        while x < 520:
+            wide, tall = rng.uniform(4, 14), rng.uniform(3, 28)
+            outline += [(x, base), (x + wide / 2, base - tall), (x + wide, base + rng.uniform(-3, 3))]
+            x, base = x + wide + rng.uniform(0, 3), base + rng.uniform(-2, 2)
+        pen.polygon([*outline, (520.0, 512.0)], fill=int(shade))
+        ground += 90
+    return image
+
+
+def test_tree_tops_are_no_writing() -> None:
+    pictures = [tree_tops(seed) for seed in range(20)]
+    assert sum(bool(overlays.find(np.asarray(image))) for image in pictures) <= 2
+    for image in pictures:
+        ImageDraw.Draw(image).text((40, 466), "www.example.org/drawings", 255, ImageFont.load_default(22))
+    assert sum(bool(overlays.find(np.asarray(image))) for image in pictures) >= 18
 
 
 def test_a_mark_at_one_place_in_many_pictures(tmp_path: Path) -> None:

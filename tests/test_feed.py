@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample, scan
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.train.feed import Feed, plan_pictures
@@ -193,3 +194,16 @@ def test_all_views_of_a_data_set_are_planned_by_their_numbers(tmp_path: Path) ->
     planned = plan_pictures(samples(tmp_path, 2), (64, 64), 8, flip=False, random_crop=True, seed=1)
     assert planned[0].bucket == planned[1].bucket
     assert planned[0].views[0] == planned[1].views[0] and planned[0].views[1:] != planned[1].views[1:]
+
+
+def test_a_picture_that_changes_before_it_is_encoded_is_told_and_the_cache_stays_clean(tmp_path: Path) -> None:
+    """Its latents would lie under the digest of the one before, and be trained by whoever puts that back."""
+    pictures, family = samples(tmp_path / "data", 3), Toy()
+    before = pictures[1].path.read_bytes()
+    Image.open(pictures[2].path).save(pictures[1].path)
+    with pytest.raises(UserError, match=r"1\.png: has changed since this start looked at it; start again"):
+        filled(family, pictures, tmp_path)
+    pictures[1].path.write_bytes(before)
+    right = filled(family, pictures, tmp_path).latents[1][0]
+    assert equal(right, filled(Toy(), pictures, tmp_path / "afresh").latents[1][0])
+    assert family.encoded.count("picture") == 3  # one before the mistake, two after it

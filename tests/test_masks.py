@@ -20,7 +20,12 @@ from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.loader import caption_for
 from lora_scripts.data.masks import alpha_mask, read_mask, view_mask
 from lora_scripts.errors import UserError
+from lora_scripts.events import Event, Table
 from lora_scripts.formats.io import write_atomic
+from lora_scripts.run import story
+from lora_scripts.run.configs import load_config
+from lora_scripts.run.preflight import preflight
+from runs import stopped
 from toy import Toy, feed, samples
 
 
@@ -134,3 +139,41 @@ def test_the_text_encoder_is_trained_only_in_its_window(base: Path, data: Path, 
     moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in itertools.pairwise(steps)]
     assert moved == [True, False]
     assert all(not v.any() for k, v in steps[0].items() if "up" in k)  # not in the first step
+
+
+def test_another_mask_is_told_by_name_on_resuming(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in data.glob("*.png"):
+        blot((64, 64)).save(masks / path.name)
+    keys = {"targets": "['*.mid_block.*attn2*']", "mask_dir": masks}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
+    stopped(config, 2)
+    before = (masks / "3.png").read_bytes()
+    blot((64, 64)).rotate(90).save(masks / "3.png")
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert "cannot resume exactly, because something changed: mask of 3.png; undo that" in told
+    (masks / "3.png").write_bytes(before)
+    stopped(config, 3, resume=True)
+
+
+def test_a_mask_that_changes_while_a_run_begins_is_told(tmp_path: Path, base: Path, data: Path) -> None:
+    """Between its digest and its reading: another mask would be trained than the one that the state knows."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in data.glob("*.png"):
+        blot((64, 64)).save(masks / path.name)
+    keys = {"targets": "['*.mid_block.*attn2*']", "mask_dir": masks}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
+    loaded = load_config(config)
+    ready = preflight(loaded, resume=False)
+
+    def sink(event: Event) -> None:
+        if isinstance(event, Table):  # the digests are taken, nothing is read
+            blot((64, 64)).rotate(90).save(masks / "3.png")
+
+    with pytest.raises(UserError, match=r"masks/3\.png: has changed since this start looked at it; start again"):
+        story.train(loaded, ready.folder, ready.samples, resume=False, sink=sink)

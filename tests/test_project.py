@@ -182,3 +182,9 @@ def test_licence_is_apache() -> None:
     text = (ROOT / "LICENSE").read_text("utf-8")
     assert "Apache License" in text and "Version 2.0, January 2004" in text and "lora-scripts contributors" in text
     assert PROJECT["project"]["license"] == "Apache-2.0"
+
+
+def test_the_page_of_keys_is_what_the_schema_says() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "write_keys.py"), "--check"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -271,3 +271,10 @@ def test_templates_leave_no_way_around_the_escapes() -> None:
     folder = Path(environments.__file__).parent / "templates"
     for path in folder.iterdir():
         assert not re.search(r"\|\s*safe|autoescape", path.read_text("utf-8")), path
+
+
+def test_a_lora_that_harms_is_not_recommended() -> None:
+    page = Page(render(replace(full(), warning="this LoRA is worse than the base")))
+    assert any("this LoRA is worse than the base" in text for text in page.text("p"))
+    assert not any("into your WebUI and write" in text for text in page.text("p"))
+    assert any("into your WebUI and write" in text for text in Page(render(full())).text("p"))

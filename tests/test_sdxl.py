@@ -30,8 +30,9 @@ from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.families.sdxl import model
 from lora_scripts.families.sdxl.names import sdxl
-from lora_scripts.families.table import by_name, least_pixels
+from lora_scripts.families.table import by_name, least_pixels, settings
 from lora_scripts.formats import io
+from lora_scripts.formats.header import read_header
 from lora_scripts.loras import kohya
 from lora_scripts.loras.consumers import a1111
 from lora_scripts.losses.noise import Draws, draw
@@ -413,3 +414,24 @@ def test_a1111_passes_over_half_an_attention_of_the_second_encoder(base: Path, f
         attention + leaf for leaf in ("q_proj", "k_proj", "out_proj")
     }
     assert "q, k, v and out of this attention are not all there" in reading.faults[0].why
+
+
+def test_a_base_says_what_it_answers_with(data: Path, tmp_path: Path) -> None:
+    """A run, and pictures drawn without a word, go by the header keys; a key of the config counts more."""
+    nothing = torch.zeros(0)
+    v = tiny_xl.write_base(tmp_path / "v.safetensors", v_pred=nothing, ztsnr=nothing)
+    assert settings(v, {"prediction": None}) == {"prediction": "v", "zero_terminal_snr": True}
+    assert settings(v, {"prediction": "epsilon", "zero_terminal_snr": False})["prediction"] == "epsilon"
+    config = tiny.write_config(tmp_path, base_model=v, train_data_dir=data, epochs=1, sample_first="false")
+    assert main(["train", "--config", str(config)]) == 0
+    lora = tmp_path / "out" / "out.safetensors"
+    assert read_header(lora).metadata["modelspec.prediction_type"] == "v"
+    ask = ["generate", "--base", str(v), "--prompt", "a", "--size", "64", "--steps", "2", "--precision", "fp32"]
+    for name, more in (
+        ("told", []),
+        ("v", ["--prediction", "v", "--zero-terminal-snr"]),
+        ("e", ["--prediction", "epsilon"]),
+    ):
+        assert main([*ask, *more, "--output", str(tmp_path / f"{name}.png")]) == 0
+    told, as_v, epsilon = (Image.open(tmp_path / f"{name}.png").tobytes() for name in ("told", "v", "e"))
+    assert told == as_v != epsilon

@@ -30,9 +30,10 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import story
+from lora_scripts.run.heldout import SHARE, share
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import copies, split
-from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail
+from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
 from lora_scripts.train.feed import generator
 from lora_scripts.train.probe import Probe, Range
 from runs import stopped
@@ -231,7 +232,9 @@ def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -
     """In place of `story.finish`."""
     saver.write(parts.folder.final, "LoRA")
     f = parts.folder
-    return story.TrainResult(f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, {})
+    return story.TrainResult(
+        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, {}
+    )
 
 
 @pytest.fixture
@@ -280,7 +283,8 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     losses = [sum(e["held"]) for e in found["evaluations"][1:]]
     assert losses.index(min(losses)) == len(losses) - 3 and len(losses) < 6
     assert f"stopping early at step {len(losses)}" in told
-    assert found["best"] == len(losses) - 2 and (out / "out-best.safetensors").exists()
+    assert found["best"] == len(losses) - 2
+    assert (out / "out-best.safetensors").exists() and "warning: " not in told
     again = tmp_path / "again"
     stopped(config, len(losses) - 1, f"output_dir={again}")
     assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
@@ -292,6 +296,19 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     shutil.rmtree(again)
 
 
+def test_a_lora_that_harms_is_not_kept_as_the_best(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
+) -> None:
+    """The base is a candidate: where every checkpoint is worse, no best file is kept, and the end says so."""
+    config = config_with(tmp_path, base, learning_rate=0.9, lr_schedule="constant", val_every=1, lora_alpha=128)
+    assert main(["train", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    taken = json.loads((tmp_path / "out" / "heldout.json").read_text())["evaluations"]
+    assert min(sum(e["held"]) for e in taken[1:]) > sum(taken[0]["held"])
+    assert not (tmp_path / "out" / "out-best.safetensors").exists()
+    assert "warning: this LoRA is worse than the base: its held-out loss is " in told
+
+
 def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
     config = config_with(tmp_path, base)
     loaded = load_config(config, ["val_data_dir=null", "patience=2"])
@@ -301,3 +318,25 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
         load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
     copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
     assert split(copied, scan(copied.train_data_dir)).held_out == []
+
+
+def test_a_run_is_measured_about_ten_times_by_itself_and_three_at_least(base: Path, tmp_path: Path) -> None:
+    config = config_with(tmp_path, base)
+    held = stopped(config, 1, "epochs=400").held  # 800 steps
+    assert held.every == 80 and share(held, load_config(config, ["epochs=400"]), 800) <= SHARE
+    tmp_path.joinpath("slow").mkdir()
+    few = stopped(
+        config, 1, "epochs=3", f"output_dir={tmp_path / 'slow' / 'out'}"
+    ).held  # 6 steps: measuring costs more
+    assert few.every == 2
+
+
+def test_the_base_is_a_candidate() -> None:
+    base = Evaluation(0, [0.3, 0.3, 0.3, 0.3], [0.3] * 4, "base")
+    worse = [Evaluation(s, [0.3 + s / 100] * 4, [0.2] * 4) for s in (10, 20)]
+    verdict = judge([base, *worse])
+    assert verdict is not None and verdict.worse and verdict.best.step == 10
+    assert "no checkpoint is better than the base model" in words(verdict, [base, *worse])[1]
+    better = [Evaluation(10, [0.2] * 4, [0.2] * 4)]
+    verdict = judge([base, *better])
+    assert verdict is not None and not verdict.worse and "the last step is the best" in words(verdict, [base, *better])

@@ -24,6 +24,9 @@ from lora_scripts.events import Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.report.check_page import CheckData, ShownPicture, write_check_page
 
+REMOVABLE = ("corrupt", "too_small", "odd_aspect", "blurred", "upscaled", "jpeg_blocks")
+"""Kinds of findings that nothing mends but another picture, or none."""
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -40,6 +43,8 @@ class CheckOptions:
     page: Path | None = None
     trigger: str | None = None
     fix: bool = False
+    set_aside: tuple[str, ...] = ()
+    """Kinds of findings, of `REMOVABLE`, whose pictures go into the side folder."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class Checked:
     """What was done, line by line; None if nothing was asked to be done."""
     mend: str
     """The command that mends what can be mended; empty if that is nothing, or done."""
+    unmendable: Mapping[str, int]
+    """Of pictures that only another one mends: kind of finding -> how many; empty as long as `mend` is not."""
+    set_aside: str
+    """The command that sets those aside; empty if there are none."""
     page: Path
 
     @property
@@ -93,13 +102,14 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     facts = {one.name: one for one in look(listing.images, sink=sink)}
     examined = _examine(options, listing, facts)
     mended: tuple[str, ...] | None = None
-    if options.fix:
-        mend = fix.plan(options.folder, listing, surplus(examined))
+    if options.fix or options.set_aside:
+        mend = fix.plan(options.folder, listing, _going(options, examined), captions=options.fix)
         mended = tuple(fix.apply(mend, options.folder))
         if mend:
             listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
             examined = _examine(options, listing, {name: facts[name] for name in listing.images})
     mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
+    unmendable = {} if mendable else {kind: len(names) for kind, names in _removable(examined).items()}
     checked = Checked(
         folder=options.folder,
         pictures=len(examined.listing.images),
@@ -107,6 +117,8 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
         findings=tuple(examined.findings),
         mended=mended,
         mend=check_command([*options.words, "--fix"]) if mendable else "",
+        unmendable=unmendable,
+        set_aside=check_command([*options.words, "--set-aside", *unmendable]) if unmendable else "",
         page=page,
     )
     io.make_folder(page.parent)
@@ -187,6 +199,24 @@ def surplus(examined: Examined) -> list[str]:
     return others
 
 
+def _removable(examined: Examined) -> dict[str, list[str]]:
+    """Kind of `REMOVABLE` -> the pictures with an error or a warning of it."""
+    pictures: dict[str, list[str]] = {}
+    for finding in examined.findings:
+        if finding.kind in REMOVABLE and finding.severity != "note":
+            pictures.setdefault(finding.kind, []).extend(finding.files)
+    return pictures
+
+
+def _going(options: CheckOptions, examined: Examined) -> list[str]:
+    """The pictures to set aside. UserError if that were all of them."""
+    removable = _removable(examined)
+    names = {name for kind in options.set_aside for name in removable.get(kind, ())}
+    if names.issuperset(examined.listing.images):
+        raise UserError("no picture would be left", file=options.folder, hint="name fewer kinds")
+    return sorted(names.union(surplus(examined) if options.fix else ()))
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +238,7 @@ def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckD
         pictures=pictures,
         mended=checked.mended,
         command=checked.mend,
+        set_aside=checked.set_aside,
     )
 
 

@@ -59,8 +59,8 @@ def merged(clusters: Iterable[Sequence[str]]) -> list[list[str]]:
     return sorted(sorted(cluster) for cluster in separate)
 
 
-def plan(folder: Path, listing: Listing, surplus: Iterable[str]) -> Mend:
-    """The moves of `surplus`, names of pictures that another one stands for, and the corrections of all captions."""
+def plan(folder: Path, listing: Listing, surplus: Iterable[str], *, captions: bool = True) -> Mend:
+    """The moves of `surplus`, names of pictures that go, and with `captions` the corrections of all captions."""
     mend = Mend(beside(folder, "-set-aside"))
     gone = set()
     for name in sorted(surplus):
@@ -69,7 +69,7 @@ def plan(folder: Path, listing: Listing, surplus: Iterable[str]) -> Mend:
         else:
             gone.add(name)
     _plan_moves(mend, listing, gone)
-    _plan_captions(mend, listing, gone)
+    _plan_captions(mend, listing, gone, correct=captions)
     return mend
 
 
@@ -104,14 +104,14 @@ def _same(one: Path, other: Path) -> bool:
     return read_bytes(one) == read_bytes(other)
 
 
-def _plan_captions(mend: Mend, listing: Listing, gone: set[str]) -> None:
+def _plan_captions(mend: Mend, listing: Listing, gone: set[str], *, correct: bool) -> None:
     table = corrections([listing.caption(name) for name in listing.images if name not in gone])
     broken = {(fault.file, fault.line) for fault in listing.faults}
     for name, sources in listing.said.items():
         for said in sources:
             if (said.file, said.line) in broken or said.file in mend.moves:
                 continue
-            text = corrected(said.text, table)
+            text = corrected(said.text, table) if correct else said.text
             if name in gone and said.line is not None:
                 mend.changes.setdefault(said.file, {})[said.line] = None
             elif name not in gone and text and text != said.text:

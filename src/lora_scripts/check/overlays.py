@@ -25,6 +25,12 @@ _CROWD = 500
 """More shapes than this are a texture; only the most contrasting are looked at."""
 _LETTERS = 6
 """Shapes on one line that make a text."""
+_CROWDED = 0.25
+"""Share of the surroundings of a line, a letter wide, that stands out as its letters do: more, and it is a part of a
+texture, or a gap between the lines of a drawing. Writing is set on what is not like it."""
+_EDGE = 0.6
+"""Share of the contrast of a line's letters by which what is above it differs from what is below: more, one of the two
+being like the letters, and they are the ragged edge of a thing, as tree tops are."""
 _MOST = 4
 
 
@@ -59,7 +65,7 @@ def _lines(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> list[O
     follows &= (left[None] > left[:, None]) & (np.abs(shade[:, None] - shade[None]) < 22)
     _, of = connected_components(csr_array(follows), directed=False)
     groups = np.flatnonzero(np.bincount(of) >= _LETTERS)
-    judged = (_judge(letters[of == group], grey.shape) for group in groups)
+    judged = (_judge(letters[of == group], stands_out > _STROKE, grey) for group in groups)
     return [line for line in judged if line is not None]
 
 
@@ -84,8 +90,9 @@ def _letters(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> NDAr
     return np.column_stack([each[which] for each in (left, top, right, bottom, shade)]).astype(np.float32)
 
 
-def _judge(letters: NDArray[np.float32], shape: tuple[int, ...]) -> Overlay | None:
-    """A group of shapes as one line of text; None if it is more of a patch or a row of equal things."""
+def _judge(letters: NDArray[np.float32], strokes: NDArray[np.bool_], grey: NDArray[np.float32]) -> Overlay | None:
+    """A group of shapes as one line of text; None if it is more of a patch, a row of equal things, or a piece of what
+    is around it. `strokes`: the pixels that stand out."""
     left, top, right, bottom, shade = letters.T
     box = left.min(), top.min(), right.max(), bottom.max()
     tall, long = box[3] - box[1], box[2] - box[0]
@@ -99,7 +106,32 @@ def _judge(letters: NDArray[np.float32], shape: tuple[int, ...]) -> Overlay | No
     varied = float(wide.std() / wide.mean())  # letters differ in width, windows do not
     sure = 0.8 * alike * np.clip(1.3 - 4 * foot, 0.3, 1) * np.clip(covered / 0.6, 0.3, 1)
     sure *= np.clip(len(letters) / 10, 0.6, 1) * (1 if varied > 0.15 else 0.5)
-    if sure < 0.4:
+    if sure < 0.4 or _belongs((int(box[0]), int(box[1]), int(box[2]), int(box[3])), letters, strokes, grey):
         return None
-    height, width = shape
+    height, width = strokes.shape
     return Overlay((box[0] / width, box[1] / height, box[2] / width, box[3] / height), round(float(sure), 2))
+
+
+def _belongs(
+    box: tuple[int, int, int, int],
+    letters: NDArray[np.float32],
+    strokes: NDArray[np.bool_],
+    grey: NDArray[np.float32],
+) -> bool:
+    """Whether a line is a part of what is up to a letter's height away: a texture, or the edge of a thing."""
+    left, top, right, bottom = box
+    reach = max(3, round(float(np.median(letters[:, 3] - letters[:, 1]))))
+
+    def grown(by: int) -> NDArray[np.bool_]:
+        return strokes[max(0, top - by) : bottom + by, max(0, left - by) : right + by]
+
+    outer, inner = grown(reach), grown(1)
+    if outer.sum() - inner.sum() > _CROWDED * (outer.size - inner.size):
+        return True
+    between = grey[top:bottom, left:right][~strokes[top:bottom, left:right]]
+    sides = [grey[max(0, top - reach) : max(0, top - 1), left:right], grey[bottom + 1 : bottom + reach, left:right]]
+    if not between.size or not all(side.size for side in sides):
+        return False
+    ground, shade = float(np.median(between)), float(np.median(letters[:, 4]))
+    above, below = ((float(np.median(side)) - ground) / (shade - ground or 1.0) for side in sides)
+    return max(above, below) > _EDGE and abs(above - below) > _EDGE

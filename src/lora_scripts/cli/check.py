@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.cli.options import file_of, size
+from lora_scripts.cli.options import argument, file_of, size
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 
@@ -27,7 +27,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--trigger", metavar="TEXT", help="the word that calls the LoRA (default: guessed from how captions begin)")
     text = "the page (default: check.html in output_dir, or DATA_DIR-check.html beside the folder)"
     add("--output", metavar="FILE", type=file_of(".html"), help=text)
+    text = "put the pictures with these findings beside the folder: corrupt, too_small, blurred … (see the page)"
+    add("--set-aside", metavar="KIND", nargs="+", type=argument(_kind), default=[], help=text)
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
+
+
+def _kind(text: str) -> str:
+    from lora_scripts.check.command import REMOVABLE
+
+    if text not in REMOVABLE:
+        raise ValueError(f"must be of {', '.join(REMOVABLE)}")
+    return text
 
 
 def call(options: argparse.Namespace, sink: Sink) -> Checked:
@@ -38,7 +48,10 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked:
     target = _config(options) if options.config else _folder(options)
     from lora_scripts.check.command import CheckOptions, check_data
 
-    return check_data(CheckOptions(**target, page=options.output, trigger=options.trigger, fix=options.fix), sink)
+    asked = CheckOptions(
+        **target, page=options.output, trigger=options.trigger, fix=options.fix, set_aside=tuple(options.set_aside)
+    )
+    return check_data(asked, sink)
 
 
 def words(checked: Checked) -> Iterator[str]:
@@ -51,6 +64,9 @@ def words(checked: Checked) -> Iterator[str]:
     yield from (f"  {line}" for line in lines(checked.findings))
     if checked.mend:
         yield f"to mend what can be mended without losing anything: {checked.mend}"
+    if checked.set_aside:
+        pictures = ", ".join(f"{kind.replace('_', ' ')} ({count})" for kind, count in checked.unmendable.items())
+        yield f"replace these pictures, or set them aside, {pictures}: {checked.set_aside}"
     yield f"the page: {checked.page}"
 
 

@@ -144,10 +144,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """--prediction, --zero-terminal-snr and --clip-skip: what the base was trained for."""
     kinds = ("epsilon", "v", "flow")
-    text = "what the base predicts: epsilon (default), v or flow"
-    parser.add_argument("--prediction", metavar="NAME", choices=kinds, default="epsilon", help=text)
+    text = "epsilon, v or flow: what the base predicts (default: as it says)"
+    parser.add_argument("--prediction", metavar="NAME", choices=kinds, help=text)
     text = "the base's noise schedule ends in pure noise"
-    parser.add_argument("--zero-terminal-snr", action="store_true", help=text)
+    parser.add_argument("--zero-terminal-snr", action="store_true", default=None, help=text)
     text = default("1", "2: the text encoder's last layer but one, as anime bases want it")
     parser.add_argument("--clip-skip", metavar="N", type=number(int, 1, 12), default=1, help=text)
 

@@ -45,6 +45,7 @@ def words(result: TrainResult) -> list[str]:
         f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:0.8>)",
         *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in result.words.items()),
         f"the report: {result.report}",
+        *([f"warning: {result.warning}"] if result.warning else []),
     ]
 
 

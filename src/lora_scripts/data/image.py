@@ -7,6 +7,7 @@ sRGB is converted to sRGB. Animations give their first frame.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import warnings
@@ -50,11 +51,25 @@ _UPRIGHT = {
 }
 
 
-def load_rgb(path: Path) -> Image.Image:
-    """The image at `path`, upright, mode RGB. Raises UserError, which names the file, for whatever is wrong with it."""
+def load_rgb(path: Path, digest: str = "") -> Image.Image:
+    """The image at `path`, upright, mode RGB. Raises UserError, which names the file, for whatever is wrong with it.
+
+    `digest`: as `read_same`; without one, whatever lies there.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, for example on EXIF that does not matter
-        return decode_rgb(read_bytes(path), path)
+        return decode_rgb(read_same(path, digest) if digest else read_bytes(path), path)
+
+
+def read_same(path: Path, digest: str) -> bytes:
+    """The bytes of a file that was looked at before; UserError unless their SHA-256 (64 hex digits) is still `digest`.
+
+    What is kept under a digest, or held against it on resuming, must be of these bytes and no others.
+    """
+    data = read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise UserError("has changed since this start looked at it", file=path, hint="start again")
+    return data
 
 
 def decode_rgb(data: bytes, path: Path) -> Image.Image:
@@ -84,10 +99,13 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
         raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
 
 
-def load_alpha(path: Path) -> Image.Image | None:
-    """The transparency of the image at `path`, upright, mode L, white where it is opaque; None if it has none."""
+def load_alpha(path: Path, digest: str = "") -> Image.Image | None:
+    """The transparency of the image at `path`, upright, mode L, white where it is opaque; None if it has none.
+
+    `digest` and UserErrors: as `load_rgb`.
+    """
     load_rgb(path)  # tells every fault
-    with Image.open(io.BytesIO(read_bytes(path)), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(read_same(path, digest) if digest else read_bytes(path)), formats=_FORMATS) as image:
         upright = _upright(image)
         return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
 

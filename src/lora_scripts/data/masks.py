@@ -34,18 +34,19 @@ def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """A mask picture as grey; UserError unless its sides are in the picture's proportion (within two pixels)."""
-    mask = load_rgb(path).convert("L")
+def read_mask(path: Path, size: tuple[int, int], digest: str = "") -> Image.Image:
+    """A mask picture as grey; UserError unless its sides are in the picture's proportion (within two pixels), and its
+    bytes still have the digest, if there is one."""
+    mask = load_rgb(path, digest).convert("L")
     if abs(mask.width * size[1] - mask.height * size[0]) > 2 * max(*mask.size, *size):
         text = f"is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}"
         raise UserError(text, file=path, hint="save the mask in the picture's own size")
     return mask
 
 
-def alpha_mask(path: Path) -> Image.Image:
-    """The transparency of a picture as its mask; UserError if it has none, or is invisible."""
-    mask = load_alpha(path)
+def alpha_mask(path: Path, digest: str = "") -> Image.Image:
+    """The transparency of a picture as its mask; UserError if it has none, is invisible, or has another digest."""
+    mask = load_alpha(path, digest)
     if mask is None:
         hint = "cut it out in a painting program and save it as PNG, or use mask_dir"
         raise UserError("has no transparency to take as its mask", file=path, hint=hint)

@@ -95,8 +95,11 @@ class Family(Protocol):
 
     facts: Facts
     device: torch.device
-    objective: Objective
-    """What the base itself was made with: what it answers with, and its noise schedule; nothing weighted."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the base itself was made with: what it answers with, and its noise schedule; nothing weighted."""
+        ...
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:

@@ -71,19 +71,21 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler, steps_done
-    from lora_scripts.families.table import load_pictures
+    from lora_scripts.families.table import load_pictures, settings
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
     for job in jobs:
         steps = job.line.steps or options.steps
-        sampler = find_sampler(options.scheduler, options.prediction, steps)
+        find_sampler(options.scheduler, options.prediction or "epsilon", steps)
         if steps_done(steps, denoise) < 1:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
+    keys = ("prediction", "zero_terminal_snr", "clip_skip")
+    made_with = settings(options.base, {key: getattr(options, key) for key in keys})
+    sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    settings = {key: getattr(options, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
-    load = LoadOptions(device, DTYPES[precision], options.vae, settings=settings)
+    load = LoadOptions(device, DTYPES[precision], options.vae, settings=made_with)
     family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):

@@ -62,8 +62,9 @@ class GenerateOptions:
     """LoRAs are added to the weights instead of computed beside them."""
     device: str = "auto"
     precision: str = "auto"
-    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
-    zero_terminal_snr: bool = False
+    prediction: Literal["epsilon", "v", "flow"] | None = None
+    """What the base predicts; None: what it says of itself."""
+    zero_terminal_snr: bool | None = None
     clip_skip: int = 1
     """As `families.base.Family.clip_skip`."""
 

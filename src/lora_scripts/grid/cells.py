@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,18 +148,20 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
-    from lora_scripts.families.table import load_pictures
+    from lora_scripts.families.table import load_pictures, settings
     from lora_scripts.loras.stack import LoraStack
 
+    keys = ("prediction", "zero_terminal_snr", "clip_skip")
+    made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
+    sources = replace(sources, **{key: made_with[key] for key in keys})
     for line in sources.prompts:
-        sampler = find_sampler(options.scheduler, sources.prediction, line.steps or options.steps)
+        sampler = find_sampler(options.scheduler, made_with["prediction"], line.steps or options.steps)
         for side in (line.width, line.height):
             if side is not None:
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    settings = {key: getattr(sources, key) for key in ("prediction", "zero_terminal_snr", "clip_skip")}
-    family = load_pictures(sources.base, LoadOptions(device, DTYPES[precision], sources.vae, settings=settings))
+    family = load_pictures(sources.base, LoadOptions(device, DTYPES[precision], sources.vae, settings=made_with))
     stack = LoraStack(family)
     for one in (*sources.checkpoints, *sources.loras):
         if one is not None:

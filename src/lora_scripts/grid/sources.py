@@ -40,8 +40,9 @@ class GridOptions:
     measures: bool = True
     device: str = "auto"
     precision: str = "auto"
-    prediction: Literal["epsilon", "v", "flow"] = "epsilon"
-    zero_terminal_snr: bool = False
+    prediction: Literal["epsilon", "v", "flow"] | None = None
+    """What the base predicts; None: what its run's config, or the base itself, says."""
+    zero_terminal_snr: bool | None = None
     clip_skip: int = 1
 
 
@@ -65,8 +66,9 @@ class Sources:
     prompts: tuple[PromptLine, ...]
     size: tuple[int, int] | None
     data: Path | None
-    prediction: Literal["epsilon", "v", "flow"]
-    zero_terminal_snr: bool
+    prediction: Literal["epsilon", "v", "flow"] | None
+    """None: what the base says of itself, as `zero_terminal_snr`."""
+    zero_terminal_snr: bool | None
     clip_skip: int
 
 
@@ -98,8 +100,8 @@ def find_sources(options: GridOptions) -> Sources:
         prompts=prompts,
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
-        prediction=config.prediction or "epsilon" if config and options.prediction == "epsilon" else options.prediction,
-        zero_terminal_snr=options.zero_terminal_snr or bool(config and config.zero_terminal_snr),
+        prediction=options.prediction or (config.prediction if config else None),
+        zero_terminal_snr=options.zero_terminal_snr or (config.zero_terminal_snr if config else None),
         clip_skip=config.clip_skip if config and options.clip_skip == 1 else options.clip_skip,
     )
 

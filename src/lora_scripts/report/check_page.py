@@ -59,6 +59,8 @@ class CheckData:
     """What --fix did, line by line; None without it."""
     command: str = ""
     """To mend what can be mended; empty if that is done, or nothing."""
+    set_aside: str = ""
+    """To set aside the pictures that nothing mends; empty as long as there is something to mend."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ class ReportData:
     lora: LoraFile
     verification: str
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
+    warning: str = ""
+    """Why it is better not to use the LoRA; stands at the top, in place of how to use it."""
     facts: Sequence[tuple[str, str]] = ()
     """Label and value: images, steps, parameters, precision, device, time."""
     comparisons: Sequence[Comparison] = ()

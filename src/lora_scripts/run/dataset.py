@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.captions import read_bytes
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
@@ -57,6 +59,7 @@ def build_feed(
 ) -> Feed:
     """The feed of a config. UserErrors for masks that are missing."""
     c = config
+    mask, mask_digests = _masks(samples, c.mask_dir, c.mask_alpha)
     settings = Settings(
         c.batch_size,
         c.gradient_accumulation,
@@ -66,7 +69,8 @@ def build_feed(
         c.shuffle_tags,
         c.keep_tags,
         tag_dropout=c.tag_dropout,
-        mask=_masks(samples, c.mask_dir, c.mask_alpha),
+        mask=mask,
+        mask_digests=mask_digests,
         mask_background=c.mask_background,
     )
     pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
@@ -82,10 +86,14 @@ def _as_class(c: TrainConfig, picture: Picture) -> Picture:
     return replace(picture, weight=c.prior_weight, of_class=True)
 
 
-def _masks(samples: Sequence[Sample], folder: Path | None, alpha: bool) -> Callable[[Sample], Image.Image] | None:
+def _masks(
+    samples: Sequence[Sample], folder: Path | None, alpha: bool
+) -> tuple[Callable[[Sample], Image.Image] | None, dict[str, str]]:
+    """What gives a picture's mask, and the digests of masks that are files of their own."""
     if alpha:
-        return lambda sample: alpha_mask(sample.path)
+        return lambda sample: alpha_mask(sample.path, sample.digest), {}
     if folder is None:
-        return None
+        return None, {}
     paths = find_masks(samples, folder)
-    return lambda sample: read_mask(paths[sample.name], (sample.width, sample.height))
+    digests = {name: hashlib.sha256(read_bytes(path)).hexdigest() for name, path in paths.items()}
+    return lambda s: read_mask(paths[s.name], (s.width, s.height), digests[s.name]), digests

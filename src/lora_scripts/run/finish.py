@@ -148,6 +148,7 @@ def report(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
+        warning=measuring.warning,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[Comparison(p.prompt, p.seed, cells[i, 0.0], cells[i, 1.0]) for i, p in enumerate(previews)],
         strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in STRENGTHS])],

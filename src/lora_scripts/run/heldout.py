@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
@@ -29,12 +29,16 @@ TRAIN_PICTURES = 6
 """Training pictures that are measured beside the held-out ones, to tell learning from memorising."""
 LONG = 10
 """Epochs from which on every training picture is looked at, once, in the end."""
+TIMES, LEAST = 10, 3
+"""Measurements in a run where `val_every` says nothing: as many, and not fewer than the second number."""
+SHARE = 0.15
+"""Of a run's time that they may take."""
 STEP_COST = 2.3
 """A step's time for one picture, in forward passes; measured: 2.1 to 2.3 on a CPU."""
 
 
-def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Sequence[Sample]) -> HeldOut:
-    """What is measured of a run that `feed` feeds; `samples` are held out."""
+def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Sequence[Sample], total: int) -> HeldOut:
+    """What is measured of a run of `total` steps that `feed` feeds; `samples` are held out."""
     c, family = config, model.family
     settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
     step, at_a_time = family.facts.bucket_step, 4 * c.batch_size
@@ -49,15 +53,26 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
     some = sorted(own, key=lambda i: _draw(c.seed, feed.pictures[i].sample.digest))[:TRAIN_PICTURES]
     noisy = Range(2, *_upper(c.timestep_min, c.timestep_max))
     measures = c.val_split != 0 or c.val_data_dir is not None
-    return HeldOut(
+    held = HeldOut(
         samples=list(samples),
         feed=outside,
         outside=probe(outside, range(len(samples)), STRATA),
         inside=probe(feed, some, TRAIN_STRATA),
         whole=Probe(feed, own, family.objective, noisy, c.seed, at_a_time, common=True),
-        every=(c.val_every or c.save_steps) if measures else 0,
+        every=0,
         looks_at_whole=measures and c.epochs * c.repeats >= LONG,
     )
+    return replace(held, every=(c.val_every or _often(held, c, total)) if measures else 0)
+
+
+def _often(held: HeldOut, config: TrainConfig, total: int) -> int:
+    """Steps from one measurement to the next, so that a run has about ten of them, fewer where they would take more
+    than their share of its time, and three at least: advice needs as many."""
+    for times in range(TIMES, LEAST, -1):
+        every = -(-total // times)
+        if share(replace(held, every=every), config, total) <= SHARE:
+            return every
+    return -(-total // LEAST)
 
 
 def share(held: HeldOut, config: TrainConfig, total: int) -> float:
@@ -115,9 +130,9 @@ class Measuring:
 
     @property
     def at_best(self) -> bool:
-        """Whether the weights are those of the lowest held-out loss so far."""
-        best = best_of(self.evaluations) if self.held.on else None
-        return best is not None and best.step == self.state.step
+        """Whether the weights are those of the lowest held-out loss so far, the base's among them."""
+        verdict = self.verdict if self.held.on else None
+        return verdict is not None and verdict.best.step == self.state.step and not verdict.worse
 
     @property
     def verdict(self) -> Verdict | None:
@@ -206,6 +221,17 @@ class Measuring:
         self.model.train(True)
         self.seconds += time.perf_counter() - begun
         return [whole.feed.pictures[i].sample.name for i in whole.indices], (after / before).log().mean(1).tolist()
+
+    @property
+    def warning(self) -> str:
+        """Why it is better not to use the LoRA; empty for a healthy one."""
+        verdict = self.verdict if self.held.on else None
+        if verdict is None or not verdict.worse:
+            return ""
+        base = self.evaluations[0].loss
+        higher = f"{-verdict.improvement.mean / base:.0%}".replace("%", " %")
+        mend = "lower learning_rate, or look at the pictures and captions, and train again"
+        return f"this LoRA is worse than the base: its held-out loss is {higher} higher at the best; {mend}"
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

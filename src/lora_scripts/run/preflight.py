@@ -61,7 +61,6 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     if resume is not None:
         attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))
-    attempt(lambda: _resolution(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _initial(config))
     attempt(lambda: preview_lines(config.sample_prompts))
@@ -100,11 +99,8 @@ def _folder(folder: RunFolder, *, resume: bool) -> None:
 
 
 def _base(config: TrainConfig) -> None:
-    table.find(config.base_model).check(config.base_model, config.vae is None)
-
-
-def _resolution(config: TrainConfig) -> None:
     (width, height), facts = config.size, table.find(config.base_model)
+    facts.check(config.base_model, config.vae is None)
     if width * height < table.least_pixels(config.base_model):
         usual = facts.made_for(config.base_model)
         wanted = str(usual[0]) if usual[0] == usual[1] else str(list(usual))

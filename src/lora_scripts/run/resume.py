@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,13 +42,20 @@ FREE_KEYS = {
 
 
 def new_state(
-    config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample], total: int, precision: str
+    config: TrainConfig,
+    model: Model,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    masks: Mapping[str, str],
+    total: int,
+    precision: str,
 ) -> RunState:
-    """The state of a run before its first step. `samples`: all that are trained, those of the class too."""
+    """The state of a run before its first step. `samples`: all that are trained, those of the class too; `masks`: name
+    -> digest of those that are files of their own."""
     keys = config.model_dump(mode="json", exclude=FREE_KEYS)
     keys["lora_rank"] = model.rank  # of init_lora, where it is not written
     keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
-    digests = _digests(config, model, samples, held_out)
+    digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     return RunState(0, total, keys, digests, _environment(model.family.device, precision))
 
 

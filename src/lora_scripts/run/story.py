@@ -66,7 +66,9 @@ class TrainResult:
     loss: float
     """Smoothed, of the last steps."""
     best: Path | None
-    """The LoRA of the lowest held-out loss; None where nothing was held out."""
+    """The LoRA of the lowest held-out loss; None where nothing was held out, or the base is better."""
+    warning: str
+    """Why it is better not to use the LoRA; empty for a healthy one."""
     words: dict[str, Path]
     """New words -> their embedding files."""
 
@@ -129,12 +131,20 @@ def assemble(
         precision=precision,
         model=model,
         feed=feed,
-        held=build_held_out(c, model, feed, samples.held_out),
+        held=build_held_out(c, model, feed, samples.held_out, total),
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, total, precision),
+        state=new_state(
+            c,
+            model,
+            [p.sample for p in feed.pictures],
+            samples.held_out,
+            feed.settings.mask_digests,
+            total,
+            precision,
+        ),
     )
 
 
@@ -343,5 +353,13 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(
-        folder.name, folder.final, proof, page, p.state.step, Smoothed(p.state.losses).value, best, words
+        name=folder.name,
+        lora=folder.final,
+        proof=proof,
+        report=page,
+        steps=p.state.step,
+        loss=Smoothed(p.state.losses).value,
+        best=best,
+        warning=measuring.warning,
+        words=words,
     )

@@ -60,6 +60,11 @@ class Verdict:
     separate: bool = field(init=False)
     """That the evidence tells best and last apart."""
 
+    @property
+    def worse(self) -> bool:
+        """That the base, which is a candidate like any checkpoint, has the lowest loss of all."""
+        return not self.improvement.mean > 0
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "separate", len(self.best.held) >= FEWEST and self.gap.low > 0)
 
@@ -140,7 +145,9 @@ def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
         f"held-out loss: base {base.loss:.4f}, lowest {verdict.best.loss:.4f} at step {verdict.best.step}, "
         f"{change(won.mean, base.loss)} by {won.mean:.4f}{sure}"
     ]
-    if verdict.best is verdict.last:
+    if verdict.worse:
+        lines.append("no checkpoint is better than the base model: on pictures that it was not trained on, it harms")
+    elif verdict.best is verdict.last:
         lines.append("the last step is the best")
     elif verdict.separate:
         sure = f"(95 %: {gap.low:.4f} to {gap.high:.4f})"

@@ -47,6 +47,8 @@ class Settings:
     tag_dropout: float = 0.0
     mask: Callable[[Sample], Image.Image] | None = None
     """A picture's mask, where there are any."""
+    mask_digests: Mapping[str, str] = field(default_factory=dict)
+    """Picture's name -> SHA-256 of the file of its mask, where that is a file of its own."""
     mask_background: float = 0.0
     """How much the black of a mask counts, 0 … 1."""
 
@@ -80,7 +82,10 @@ class Feed:
     """caption -> what the family's text encoder gave, by its names"""
 
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
-        """Latents of all views, and text states if `cache_text`, from the cache or computed into it."""
+        """Latents of all views, and text states if `cache_text`, from the cache or computed into it.
+
+        UserError for a picture that is no longer the one with the sample's digest, under which it would be kept.
+        """
         vae, total = self.family.fingerprint("vae"), sum(len(p.views) for p in self.pictures)
         done = 0
         for picture in self.pictures:
@@ -89,7 +94,7 @@ class Feed:
                 key = cache_key("latents", picture.sample.digest, vae, repr(view))
                 entry = cache.get(key)
                 if entry is None:
-                    image = image or load_rgb(picture.sample.path)
+                    image = image or load_rgb(picture.sample.path, picture.sample.digest)
                     entry = _only(self.family.encode_image(apply_view(image, view)[None]))
                     cache.put(key, entry)
                 row.append(entry)

@@ -43,12 +43,15 @@ class StableDiffusion1:
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
-        self.objective = self.settings.objective
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
         self.coder = LatentCoder(vae, SCALING, self.device, tiling=options.memory.vae_tiling)
         self.encoder = TextEncoder(text_encoder, self.device, checkpointing=options.memory.checkpointing)
         self.unet, self.vae, self.text_encoder = self.denoiser.unet, self.coder.vae, self.encoder.model
         self.native_size = native_size
+
+    @property
+    def objective(self) -> diffusion.Objective:
+        return self.settings.objective
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:

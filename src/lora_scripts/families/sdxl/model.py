@@ -46,7 +46,6 @@ class Sdxl:
     def __init__(self, parts: Parts, options: LoadOptions) -> None:
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
-        self.objective = self.settings.objective
         self.native_size = parts.native_size
         self.denoiser = Denoiser(parts.unet, options.memory, self.device, self.dtype)
         self.coder = LatentCoder(parts.vae, SCALING, self.device, tiling=options.memory.vae_tiling)
@@ -60,6 +59,10 @@ class Sdxl:
     def _layer(self) -> int:
         """`clip_skip` counts from the last layer, whose states SDXL never reads: 1, which is usual, is 2 here."""
         return max(LAYER, self.settings.clip_skip)
+
+    @property
+    def objective(self) -> diffusion.Objective:
+        return self.settings.objective
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
