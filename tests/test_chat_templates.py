@@ -11,9 +11,9 @@ import pytest
 
 import small_words
 from lora_scripts.data.conversations import Completion, Conversation, RecordFault, Text
-from lora_scripts.families.causal_lm.encode import Encoder, marked
+from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.template import NAMED, NO_DATE, Template
-from lora_scripts.families.texts import Example
+from lora_scripts.families.texts import Example, Examples, marked
 
 CALL = [{"type": "function", "id": "abcdefghi", "function": {"name": "forecast", "arguments": {"city": "Paris"}}}]
 TOOL = {
@@ -64,7 +64,7 @@ def encoder(tokenizer: Any, source: str | None = None, **more: Any) -> Encoder:
 
 
 def shown(tokenizer: Any, source: str | None, talk: Conversation, **more: Any) -> list[str]:
-    return [marked(example, tokenizer) for example in encoder(tokenizer, source, **more).encode(talk)]
+    return [marked(example, tokenizer.decode) for example in encoder(tokenizer, source, **more).encode(talk)]
 
 
 # --- the rules, on templates of our own -------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ def test_the_next_turn_is_the_end_of_this_one() -> None:
     template, (sign, eos) = Template(tokenizer, source), tokenizer.convert_tokens_to_ids(["<|u|>", "</s>"])
     assert template.end_of_turn == sign
     (example,) = Encoder(tokenizer, template, frozenset({sign, eos})).encode(TALKS["three"])
-    assert marked(example, tokenizer) == (
+    assert marked(example, tokenizer.decode) == (
         "<|u|>Hi there<|a|>⟦Hello, you!<|u|>⟧What is 2+2?<|a|>⟦4<|u|>⟧Sure?<|a|>⟦Yes.\n<|u|>⟧"
     )
     base = Encoder(tokenizer, template, frozenset({eos}))
     (example,) = base.encode(TALKS["one"])
-    assert marked(example, tokenizer) == "<|u|>Hi there<|a|>⟦Hello, you!</s>⟧"
+    assert marked(example, tokenizer.decode) == "<|u|>Hi there<|a|>⟦Hello, you!</s>⟧"
     assert base.counts.ended == 1
 
 
@@ -153,7 +153,7 @@ def test_history_that_is_rewritten_comes_in_parts() -> None:
         "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
     )
     coder = encoder(tokenizer, source)
-    parts = [marked(example, tokenizer) for example in coder.encode(TALKS["three"])]
+    parts = [marked(example, tokenizer.decode) for example in coder.encode(TALKS["three"])]
     assert [re.findall("⟦(.*?)⟧", part, re.DOTALL) for part in parts] == [
         ["<think></think>Hello, you!<|im_end|>\n"],
         ["<think></think>4<|im_end|>\n"],
@@ -176,7 +176,7 @@ def test_a_prompt_that_opens_a_thought_and_answers_without_one() -> None:
         "{%- endif %}{%- endif %}"
     )
     coder = encoder(tokenizer, source)
-    assert marked(coder.encode(TALKS["one"])[0], tokenizer).endswith("<think></think>⟦Hello, you!<|im_end|>\n⟧")
+    assert marked(coder.encode(TALKS["one"])[0], tokenizer.decode).endswith("<think></think>⟦Hello, you!<|im_end|>\n⟧")
     assert coder.template is not None
     assert coder.template.beginnings == {"not_thinking": 1}
     coder.encode(TALKS["thought"])
@@ -206,17 +206,32 @@ def test_the_date_does_not_change_the_tokens() -> None:
     assert shown(tokenizer, dated, TALKS["one"])[0].startswith("Today: 01 Jan 2025 2025-01-01\n<|im_start|>user")
 
 
+def test_many_examples_in_little_memory() -> None:
+    rows = [Example([1, 2, 300_000], [False, True, True]), Example([7], [True]), Example([], [])]
+    store = Examples()
+    for i, row in enumerate(rows):
+        store.add(row, f"x:{i}")
+    assert list(store) == rows
+    assert store[-1] == rows[-1]
+    assert store.lengths == [3, 1, 0]
+    assert store.places == ["x:0", "x:1", "x:2"]
+    other = Examples()
+    for row in rows[:2]:
+        other.add(row, "")
+    assert other.digest != store.digest
+
+
 # --- text, and what follows a prompt ----------------------------------------------------------------------------------
 
 
 def test_prompt_and_completion() -> None:
     tokenizer = small_words.tokenizer(bos="<s>", eos="</s>", adds_bos=True)
     (example,) = encoder(tokenizer).encode(Completion("what is 2+2?", " 4 é"))
-    assert marked(example, tokenizer) == "<s>what is 2+2?⟦ 4 é</s>⟧"
+    assert marked(example, tokenizer.decode) == "<s>what is 2+2?⟦ 4 é</s>⟧"
     (example,) = encoder(tokenizer).encode(Completion("<s>what is 2+2?", " 4</s>"))
-    assert marked(example, tokenizer) == "<s>what is 2+2?⟦ 4</s>⟧"
+    assert marked(example, tokenizer.decode) == "<s>what is 2+2?⟦ 4</s>⟧"
     (example,) = encoder(tokenizer, train_on="all").encode(Completion("what", " is"))
-    assert marked(example, tokenizer) == "<s>⟦what is</s>⟧"
+    assert marked(example, tokenizer.decode) == "<s>⟦what is</s>⟧"
 
 
 def test_text_comes_in_pieces_with_one_beginning_and_one_end() -> None:

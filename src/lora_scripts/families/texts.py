@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,66 @@ class Example:
     def count(self) -> int:
         """Tokens that are trained."""
         return sum(self.trained[1:])
+
+
+class Examples(Sequence[Example]):
+    """Many examples in little memory, four bytes and one flag for each token, with the place of the record of each."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+        self._ids, self._trained, self._ends = array("I"), bytearray(), array("Q")
+
+    def add(self, example: Example, place: str) -> None:
+        self._ids.extend(example.ids)
+        self._trained.extend(example.trained)
+        self._ends.append(len(self._ids))
+        self.places.append(place)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start, end = self._start(index), self._ends[index]
+        return Example(self._ids[start:end].tolist(), [bool(flag) for flag in self._trained[start:end]])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return [end - self._start(i) for i, end in enumerate(self._ends)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all tokens and what is trained of them."""
+        whole = hashlib.sha256(self._ids.tobytes())
+        whole.update(bytes(self._trained) + self._ends.tobytes())
+        return whole.hexdigest()
+
+    def _start(self, index: int) -> int:
+        return self._ends[index - 1] if index else 0
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int]:
+    """Tokens of each example."""
+    return examples.lengths if isinstance(examples, Examples) else [len(example.ids) for example in examples]
+
+
+def marked(example: Example, decode: Callable[[Sequence[int]], str], before: str = "⟦", behind: str = "⟧") -> str:
+    """The text of an example with what is trained between two marks, for a person to look at before the first step."""
+    pairs = zip(example.ids, example.trained, strict=True)
+    text = ""
+    for trained, run in groupby(pairs, key=lambda pair: pair[1]):
+        words = decode([token for token, _ in run])
+        text += f"{before}{words}{behind}" if trained else words
+    return text
 
 
 @dataclass
@@ -163,6 +227,11 @@ class TextFamily(Protocol):
     device: torch.device
 
     @property
+    def words(self) -> str:
+        """What it is, for people: its architecture and size."""
+        ...
+
+    @property
     def roots(self) -> Mapping[str, nn.Module]:
         """The parts that can take LoRA, by the first word of a path."""
         ...
@@ -174,6 +243,19 @@ class TextFamily(Protocol):
     @property
     def usual(self) -> list[str]:
         """The paths that are trained unless a config names others."""
+        ...
+
+    @property
+    def transposes(self) -> bool:
+        """Whether its weights lie [in, out] in its files."""
+        ...
+
+    def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:
+        """Why a pattern that names no layer of `trainable` names none, where that is for a reason."""
+        ...
+
+    def as_peft_loads(self, adapter: Path, batch: TextBatch) -> Tensor:
+        """The logits of the model with a PEFT adapter on it that PEFT itself has loaded; afterwards it is as before."""
         ...
 
     @property
@@ -192,6 +274,14 @@ class TextFamily(Protocol):
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        ...
+
+    def template_text(self, template: str | None = None) -> str | None:
+        """The chat template as text; see `encoder`. None where there is none."""
         ...
 
     def logits(self, batch: TextBatch) -> Tensor:

@@ -15,6 +15,9 @@ from lora_scripts.formats import io
 from lora_scripts.loras import dialects
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
+TEMPLATE = "chat_template.jinja"
+"""The chat template that a LoRA was trained with."""
+
 
 def files_of(
     weights: Mapping[str, LoraWeights],

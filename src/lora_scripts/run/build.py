@@ -50,7 +50,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
-    make = _maker(config, rules, sizes, usual)
+    make = maker(config, rules, sizes, usual)
     if text:
         family.encode_text([""])  # onto the device: its LoRA, EMA and moments are made where it is
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
@@ -59,14 +59,14 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
     for path, weights in begun.items():
         injected[path].load(values_of(weights))
-    _freeze_all_but(injected, rules.keys())
+    freeze_all_but(injected, rules.keys())
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
-    groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
+    groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, resized, words)
+    return Model(injected, optimizer, usual.rank, usual.alpha, digest, resized, words, family=family)
 
 
-def _maker(
+def maker(
     config: TrainConfig,
     rules: Mapping[str, TargetRule],
     sizes: Mapping[str, Size],
@@ -94,7 +94,7 @@ def _maker(
     return make
 
 
-def _groups(
+def groups_of(
     config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: Mapping[str, float]
 ) -> Iterable[Group]:
     """One group for each learning rate: those of the text encoders, those of `targets`, and LoRA+'s of B.
@@ -117,7 +117,7 @@ def _groups(
             yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)
 
 
-def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
+def freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
     """Layers that only `init_lora` has are applied as they are."""
     kept = set(trained)
     for path, layer in layers.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.data.loader import epoch_batches
-from lora_scripts.families.texts import Example, TextBatch, TextFamily, packed, padded
+from lora_scripts.families.texts import Example, TextBatch, TextFamily, lengths_of, packed, padded
 
 ALIKE = 8
 """Without packing: batches whose records are drawn from among those of about their length."""
@@ -42,9 +42,10 @@ class TextFeed:
     def batches(self, epoch: int) -> list[list[int]]:
         """The examples of each batch of an epoch: any, if they are packed; else such as are of about one length."""
         s = self.settings
-        by_length = sorted(range(len(self.examples)), key=lambda i: (len(self.examples[i].ids), i))
         group = [0] * len(self.examples)
         if not s.packing:
+            lengths = lengths_of(self.examples)
+            by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
             for rank, index in enumerate(by_length):
                 group[index] = rank // (ALIKE * s.batch_size)
         return epoch_batches(group, batch_size=s.batch_size, repeats=s.repeats, seed=s.seed, epoch=epoch)
@@ -80,7 +81,8 @@ class TextProbe:
     def losses(self) -> Tensor:
         """[examples, 1] float32: the mean loss of the trained tokens of each."""
         out = torch.zeros(len(self.examples), 1)
-        order = sorted(range(len(self.examples)), key=lambda i: len(self.examples[i].ids))
+        lengths = lengths_of(self.examples)
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
             batch = padded([self.examples[i] for i in chosen])

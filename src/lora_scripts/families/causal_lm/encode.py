@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,24 +130,3 @@ class Encoder:
             places.append((min(first, reached), max(last, reached)))
             reached = places[-1][1]
         return list(encoded["input_ids"]), places
-
-
-def marked(example: Example, tokenizer: Any, before: str = "⟦", behind: str = "⟧") -> str:
-    """The text of an example with what is trained between two marks, for a person to look at before the first step."""
-    return "".join(
-        f"{before}{text}{behind}" if trained else text
-        for trained, text in _runs(example.ids, example.trained, tokenizer)
-    )
-
-
-def _runs(ids: Sequence[int], trained: Iterable[bool], tokenizer: Any) -> Iterator[tuple[bool, str]]:
-    run: list[int] = []
-    now = False
-    for token, flag in zip(ids, trained, strict=True):
-        if run and flag != now:
-            yield now, tokenizer.decode(run)
-            run = []
-        run.append(token)
-        now = flag
-    if run:
-        yield now, tokenizer.decode(run)

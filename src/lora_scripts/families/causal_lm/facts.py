@@ -16,10 +16,17 @@ from lora_scripts.formats.header import Header, Kind
 if TYPE_CHECKING:
     from torch import nn
 
-GROUPS = {
-    "attention": lambda path: any(word in path for word in ("attn", "attention")),
-    "mlp": lambda path: any(word in path for word in ("mlp", "feed_forward", ".fc", "dense_")),
-}
+
+def _attention(path: str) -> bool:
+    return any(word in path for word in ("attn", "attention"))
+
+
+def _feed_forward(path: str) -> bool:
+    """All else inside of the blocks: the output layer is trained only by its name."""
+    return not _attention(path) and any(part.isdigit() for part in path.split("."))
+
+
+GROUPS = {"attention": _attention, "feed_forward": _feed_forward}
 """Names for sets of layers, for `targets`."""
 
 

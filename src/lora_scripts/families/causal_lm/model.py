@@ -50,6 +50,13 @@ class LanguageModel:
     _packs: bool | None = field(default=None, init=False)
 
     @property
+    def words(self) -> str:
+        """What it is, for people: its architecture and size."""
+        count = self.folder.parameters
+        size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+        return f"{self.folder.architecture}, {size} parameters"
+
+    @property
     def roots(self) -> Mapping[str, nn.Module]:
         return {ROOT: self.model}
 
@@ -85,6 +92,25 @@ class LanguageModel:
         """The paths that are trained unless a config names others: all but the output layer."""
         head = self.model.get_output_embeddings()
         return [path for path, layer in self.trainable().items() if layer is not head]
+
+    @property
+    def transposes(self) -> bool:
+        """Whether its weights lie [in, out] in its files."""
+        return bool(self.transposed)
+
+    @torch.no_grad()
+    def as_peft_loads(self, adapter: Path, batch: TextBatch) -> Tensor:
+        """The logits of the model with a PEFT adapter on it that PEFT itself has loaded; afterwards it is as before."""
+        from peft import PeftModel
+
+        with quiet(), self._evaluating():
+            # Layers of GPT-2 are linear layers here, whose weights lie as all others do: PEFT sees that by itself.
+            worn = PeftModel.from_pretrained(self.model, str(adapter))
+            try:
+                logits: Tensor = self._run(worn, batch.to(self.device)).logits.float().cpu()
+            finally:
+                worn.unload()
+        return logits
 
     @cached_property
     def experts(self) -> dict[str, tuple[int, ...]]:
@@ -172,6 +198,16 @@ class LanguageModel:
 
         with self._evaluating():
             return leak(logits, self.vocabulary)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        text: str = self.tokenizer.decode(list(tokens))
+        return text
+
+    def template_text(self, template: str | None = None) -> str | None:
+        """The chat template as text; None where there is none."""
+        found = self.template(template)
+        return found.source if found else None
 
     # --- records and answers ------------------------------------------------------------------------------------------
 
