@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lora_scripts.data.cache import Cache
+from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
-from lora_scripts.train.feed import Feed, plan_pictures
+from lora_scripts.train.feed import Feed, place_of, plan_pictures
 from toy import Toy, feed, samples
 
 
@@ -207,3 +209,18 @@ def test_a_picture_that_changes_before_it_is_encoded_is_told_and_the_cache_stays
     right = filled(family, pictures, tmp_path).latents[1][0]
     assert equal(right, filled(Toy(), pictures, tmp_path / "afresh").latents[1][0])
     assert family.encoded.count("picture") == 3  # one before the mistake, two after it
+
+
+def test_a_view_lies_where_it_is_seen(tmp_path: Path) -> None:
+    """Cut at the place that is told out of the resized picture, mirrored first where the view is, it is the view."""
+    (picture,) = plan_pictures(samples(tmp_path, 1), (64, 64), 8, flip=True, random_crop=True, seed=1)
+    image = load_rgb(picture.sample.path)
+    assert picture.views[3].flip and len({place_of(picture.sample, view).corner for view in picture.views}) > 4
+    for view in picture.views:
+        place = place_of(picture.sample, view)
+        assert place.size == image.size and place.target == view.bucket
+        whole = image.resize(view.scaled, Image.Resampling.LANCZOS)
+        whole = whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else whole
+        (left, top), (width, height) = place.corner, place.target
+        cut = np.asarray(whole.crop((left, top, left + width, top + height)), np.float32) / 127.5 - 1
+        assert np.array_equal(cut.transpose(2, 0, 1), apply_view(image, view))

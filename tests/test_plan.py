@@ -233,6 +233,10 @@ def test_time_goes_by_the_line_through_two_batches() -> None:
     assert found["cache"] == 24 * 1000 + 2 * 500 + 7 * 10
     assert (found["LoRA files"], found["samples"], found["logs"]) == (2 * 500, 8 * 100, 10 * 3 + 6 * 100)
     assert forecast.disk(config_of(save_steps=4), m)["LoRA files"] == 3 * 500
+    # Steps 4, 8 and 10 save: the third state comes while the first two are there; one is counted among what stays.
+    assert forecast.in_passing(config, m) == 2 * 900 + 500
+    assert forecast.in_passing(config_of(save_steps=9), m) == 900 + 500
+    assert forecast.in_passing(config_of(save_steps=10), m) == 500
     assert [duration(s) for s in (0.04, 45, 120, 200, 7801)] == ["0.0 s", "45 s", "2 min", "3 min 20 s", "2 h 10 min"]
 
 

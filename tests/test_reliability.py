@@ -17,9 +17,10 @@ import lora_scripts
 import tiny
 from lora_scripts.cli import main
 from lora_scripts.errors import Terminated, UserError
-from lora_scripts.events import Note
-from lora_scripts.run import story
+from lora_scripts.events import Note, Stepped, ignore
+from lora_scripts.run import stopping, story
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.train.progress import Board
 from runs import interrupting
 
 FEW = "['*mid_block*attn2*']"
@@ -57,7 +58,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, kind: type[BaseExc
         assert isinstance(event, Note)
         notes.append(event.text)
 
-    with story.signals(sink) as stopped:
+    with stopping.signals(sink) as stopped:
         signal.raise_signal(number)
         assert stopped() == number and len(notes) == 1
         with pytest.raises(KeyboardInterrupt) as caught:
@@ -119,3 +120,67 @@ def test_resuming_beside_a_run_that_has_just_begun_is_told_as_that(
     assert f"another run is writing here (process {other.pid} on " in told and told.count("\n") == 1
     assert main(["train", "--config", str(config), "--resume"]) == 2
     assert "there is no run to resume here; start it without --resume" in capsys.readouterr().err
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_curves_that_cannot_be_written_are_told_once_and_end_nothing(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk, from the first byte or in the middle; with a file in their place; with logs/ taken away."""
+    real, train = Path.open, story.train
+
+    def full(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        return real(Path("/dev/full") if "tfevents" in path.name else path, mode.replace("x", "w"), *rest, **more)
+
+    def vanish(out: Path) -> None:
+        (out / "logs").rename(out / "elsewhere")
+
+    cases: dict[str, tuple[str, Callable[[Path], None] | None]] = {
+        "full": ("No space left on device", None),
+        "file": ("File exists", None),
+        "gone": ("", vanish),
+    }
+    for name, (reason, after_two) in cases.items():
+        out = tmp_path / name
+        out.mkdir()
+        if name == "file":
+            (out / "logs").write_text("")
+        with monkeypatch.context() as patch:
+            if name == "full":
+                if not Path("/dev/full").exists():
+                    continue
+                patch.setattr(Path, "open", full)
+            if after_two is not None:
+
+                def watched(*rest: Any, sink: Any, out: Path = out, act: Any = after_two, **more: Any) -> Any:
+                    def tell(event: Any) -> None:
+                        sink(event)
+                        if isinstance(event, Stepped) and event.step == 2:
+                            act(out)
+
+                    return train(*rest, sink=tell, **more)
+
+                patch.setattr(story, "train", watched)
+            assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
+        told = capsys.readouterr()
+        assert told.err == ""
+        assert " ".join(told.out.split()).count("TensorBoard's curves cannot be written") == bool(reason)
+        assert f"cannot be written ({reason})" in " ".join(told.out.split()) or not reason
+        assert (out / f"{name}.safetensors").is_file() and (out / "report.html").is_file()
+
+
+def test_curves_of_a_resumed_run_hide_what_lay_beyond_its_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last, begun in ((1, 5, 0), (3, 6, 2)):
+        board = Board(tmp_path, begun, ignore)
+        for step in range(first, last + 1):
+            board.scalars(step, {"x": 10.0 * first + step})
+        # Not closed: a killed run closes nothing, and all of it is there.
+        seen = EventAccumulator(str(tmp_path))
+        seen.Reload()
+    wanted = [(1, 11.0), (2, 12.0), (3, 33.0), (4, 34.0), (5, 35.0), (6, 36.0)]
+    assert [(e.step, e.value) for e in seen.Scalars("x")] == wanted

@@ -25,9 +25,11 @@ from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Progress, Sink
+from lora_scripts.formats import io
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.train import state as states
 from runs import interrupting, stopped
 
 STEPS = 9
@@ -96,7 +98,8 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
         assert told.err == "stopped\n"
         assert not (out / "mylora.safetensors").exists() and not (out / ".lock.json").exists()
         assert [p.name for p in out.glob("*.safetensors")] == [f"mylora-step00000{stop_at}.safetensors"]
-        assert [p.name for p in (out / "state").iterdir()] == [f"step-0000000{stop_at}"]
+        kept = [f"step-{step:08d}" for step in (stop_at - 2, stop_at)]
+        assert sorted(p.name for p in (out / "state").iterdir()) == kept
     monkeypatch.undo()
     # What only decides what is shown and kept may change; the notes say nothing, for nothing else did.
     assert main([*argv, "--resume", "sample_every=0", "save_steps=5", "val_every=2"]) == 0
@@ -205,12 +208,66 @@ def test_there_must_be_something_to_resume(copy: list[str], tmp_path: Path, caps
     assert "this folder already has a run; choose another output_dir" in capsys.readouterr().err
 
 
-def test_a_damaged_state_is_one_line(copy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "mylora" / "state" / "step-00000006" / "optimizer.safetensors"
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-    assert main([*copy, "--resume"]) == 2
-    told = capsys.readouterr().err
-    assert f"{path.parent}: the resume state cannot be read" in told and told.count("\n") == 1
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def edit_the_step(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 4', '"step": 3'))
+
+
+DAMAGES = {
+    "optimizer.safetensors": [cut, flip_a_bit, Path.unlink],
+    "lora.safetensors": [flip_a_bit],
+    "run.json": [edit_the_step],
+    "manifest.json": [cut, Path.unlink],
+}
+
+
+def test_a_damaged_state_is_one_line_and_the_one_before_it_is_offered(
+    config: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mylora"
+    argv = ["train", "--config", str(config), f"output_dir={out}", "--resume"]
+    stopped(config, 4, f"output_dir={out}")
+    last, before = (out / "state" / f"step-{step:08d}" for step in (4, 2))
+    shutil.copytree(last, tmp_path / "whole")
+    for name, damages in DAMAGES.items():
+        for damage in damages:
+            damage(last / name)
+            assert main(argv) == 2
+            told = capsys.readouterr().err
+            assert f"{last}: the resume state is damaged ({name}" in told and told.count("\n") == 1
+            assert "; remove that folder to go on from step 2, whose state is whole" in told
+            shutil.rmtree(last)
+            shutil.copytree(tmp_path / "whole", last)
+    flip_a_bit(last / "lora.safetensors")
+    flip_a_bit(before / "lora.safetensors")
+    assert main(argv) == 2
+    assert "the resume state is damaged (lora.safetensors" in (told := capsys.readouterr().err)
+    assert told.endswith("; start again in another output_dir\n")
+    flip_a_bit(before / "lora.safetensors")
+    shutil.rmtree(last)
+    assert main(argv) == 0
+    assert_same(out, unbroken)
+
+
+def test_a_state_without_one_of_the_weights_is_one_line(config: Path, tmp_path: Path) -> None:
+    """Whole by its manifest, and yet not of this model."""
+    run = stopped(config, 2, f"output_dir={tmp_path / 'mylora'}")
+    weights = run.model.weights()
+    name = next(iter(weights))
+    state = tmp_path / "mylora" / "state" / "step-00000002"
+    files = states.pack(run.state, {n: w for n, w in weights.items() if n != name}, run.model.optimizer)
+    io.write_folder(state, files)
+    with pytest.raises(UserError, match=f"has 1 of {len(weights)} weights not, or in another size: {name}; start"):
+        stopped(config, 3, f"output_dir={tmp_path / 'mylora'}", resume=True)
 
 
 HOLDING = """

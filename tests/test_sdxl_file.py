@@ -25,6 +25,7 @@ from lora_scripts.families import table
 from lora_scripts.families.sd.rows import Row
 from lora_scripts.families.sdxl import check, layout, load, names, singlefile, skeleton
 from lora_scripts.formats.header import read_header
+from lora_scripts.workshop.checkpoint import open_checkpoint
 
 TIME = "model.diffusion_model.time_embed.0.weight"
 IN_PROJ = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
@@ -182,6 +183,13 @@ def test_fp8_scaled_files_of_either_age(tensors: State, tmp_path: Path) -> None:
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
         ]
         assert torch.equal(half, meant[QUERY].bfloat16())
+
+
+def test_nothing_is_merged_into_scaled_weights(tensors: State, tmp_path: Path) -> None:
+    file, _ = scaled(tensors, lambda w: w.abs().max() / 448, "scale_weight")
+    path = written(tmp_path / "fp8.safetensors", file)
+    with refused("weights have a scale beside them (fp8_scaled), first conditioner."):
+        open_checkpoint(path)
 
 
 def test_what_eight_bits_are_not_read(tensors: State, tmp_path: Path) -> None:

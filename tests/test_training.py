@@ -272,7 +272,7 @@ def test_tensorboard_has_the_curves_and_the_pictures(finished: Finished) -> None
     board.Reload()
     curves = {tag: [e.value for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
     more = {"grad_norm", "images_per_second", "memory_gib"}
-    assert len(curves.pop("heldout/training_pictures")) == 7  # the base's, too
+    assert len(curves.pop("heldout/training_pictures")) == 4  # the base's, too
     assert set(curves) == {"loss/step", "loss/smoothed", "learning_rate/unet", *more}
     assert all(len(values) == 6 and min(values) > 0 for values in curves.values())
     losses = losses_of(finished.folder)

@@ -42,6 +42,7 @@ FACTS = Facts(
     groups={"all": lambda path: True},
     image_root="net",
     text_roots=("text",),
+    recipes={},
     lora=LoraFacts("toy", "toy/lora", "toy"),
     names=_none,
     kind_of=_none,

@@ -33,6 +33,7 @@ from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import Terminated, UserError, raise_all
 
 COMMANDS = (
+    "new",
     "label",
     "check",
     "plan",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 _EXAMPLES = """
+a config for the pictures of a style:
+  lora-scripts new neon --data data/neon --base models/base.safetensors
+one for a person, called by a word:
+  lora-scripts new mia --data data/mia --base models/base.safetensors --for character --trigger mia
 captions for the pictures of a style, with its word put first:
   lora-scripts label --input data/neon --for style --trigger neonpunk
 change words in captions that are there:

@@ -51,7 +51,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
         world.write_pictures(data, world.training_scenes())
         sink(Note(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does"))
-        raise_all(label(LabelOptions(input=data, model=MINIATURE)).faults)
+        raise_all(label(LabelOptions(input=data, model=MINIATURE), sink).faults)
         sink(Note("training a LoRA on the pictures and their captions"))
         io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
         config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())

@@ -164,6 +164,11 @@ class PictureFamily(Family, Protocol):
         """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
         ...
 
+    @property
+    def word_widths(self) -> tuple[int, ...]:
+        """How many numbers of a new word's vector are each text encoder's: they stand side by side."""
+        ...
+
     def set_words(self, words: Mapping[str, Tensor]) -> None:
         """Words that the text encoder lacks, each with its vectors [k, width]; {}: none, and it is as it was loaded.
 

@@ -34,6 +34,26 @@ class FolderWeight(NamedTuple):
     """Whether it lies [in, out] there."""
 
 
+class Setting(NamedTuple):
+    """A key of a config to begin with."""
+
+    key: str
+    value: str
+    """As it is written in YAML."""
+    why: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config to begin with, for one purpose."""
+
+    seen: int
+    """About how many pictures are looked at in the whole run, each as often as it comes."""
+    settings: tuple[Setting, ...]
+    prompts: tuple[str, ...]
+    """Of previews; the word that calls the LoRA goes in front."""
+
+
 @dataclass(frozen=True)
 class LoraFacts:
     """What a LoRA file says of the model that it is for."""
@@ -89,6 +109,8 @@ class Facts:
     """The part that LoRA goes into by default: the first word of a path."""
     text_roots: tuple[str, ...]
     """The parts that LoRA goes into with `train_text_encoder`."""
+    recipes: Mapping[str, Recipe]
+    """Purpose -> settings to begin with, for `lora-scripts new`."""
     lora: LoraFacts
     names: Callable[[], Names]
     """The tables of its layers' names in LoRA files."""

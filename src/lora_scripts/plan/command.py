@@ -18,7 +18,7 @@ from lora_scripts.plan import forecast
 from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.run.preflight import preflight
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import RunFolder, step_of
 
 BUDGET = 300.0
 """Seconds for rehearsals of proposals; beyond it a proposal is made without one."""
@@ -90,7 +90,7 @@ def _plan(options: PlanOptions, stage: Stage, looked: float, note: str) -> Plan:
         fits,
         forecast.times(config, m, looked + stage.start),
         forecast.disk(config, m),
-        forecast.in_passing(m),
+        forecast.in_passing(config, m),
         shutil.disk_usage(place_of(config.output_dir)).free,
         proposal,
         note,
@@ -153,8 +153,7 @@ def note_of(folder: RunFolder) -> str:
     """What is to be said of an output folder that has a run already."""
     state = folder.newest_state()
     if state is not None:
-        step = int(state.name.rpartition("-")[2])
-        how = f"has a run at step {step}: add --resume to go on with it, or choose another output_dir"
+        how = f"has a run at step {step_of(state)}: add --resume to go on with it, or choose another output_dir"
     elif folder.final.exists() or folder.checkpoints():
         how = "has a run already: choose another output_dir"
     else:

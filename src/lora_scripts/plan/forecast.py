@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.run.run_folder import STATES
 
 PHASES = {
     "load": "loading",
@@ -202,9 +203,11 @@ def cache_size(m: Measured) -> int:
     return round(latents) + m.captions * m.sizes.get("caption", 0)
 
 
-def in_passing(m: Measured) -> int:
-    """What is on the disk beyond that for a moment: the new state and LoRA file, before older ones go."""
-    return m.sizes["state"] + m.sizes["lora"]
+def in_passing(config: TrainConfig, m: Measured) -> int:
+    """What is on the disk beyond that for a moment: a new state beside the two before it, and a new LoRA file, before
+    older ones go."""
+    states = min(STATES + 1, -(-m.steps // config.save_steps))
+    return (states - 1) * m.sizes["state"] + m.sizes["lora"]
 
 
 # --- memory, and what to change ---------------------------------------------------------------------------------------

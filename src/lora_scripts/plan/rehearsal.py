@@ -211,7 +211,7 @@ class Rehearsal:
             return len(after) >= LEAST and (sum(after) >= ENOUGH or len(after) >= MOST)
 
         self._enter("step")
-        board = Board(self.folder.logs, parts.state.step)
+        board = Board(self.folder.logs, parts.state.step, ignore)
         saver = story.Saver(parts, sink)
 
         def save() -> None:
@@ -231,7 +231,7 @@ class Rehearsal:
     def _draw(self, parts: Parts) -> None:
         """Before the steps: what they leave unused, but not given back, would count as the preview's."""
         self._enter("preview")
-        board = Board(self.folder.logs, parts.state.step)
+        board = Board(self.folder.logs, parts.state.step, ignore)
         # One is enough; one for which the memory is too small must end the rehearsal.
         for config in (self.config.model_copy(update={"sample_steps": 1}), self.config):  # the first warms up
             begun = time.perf_counter()

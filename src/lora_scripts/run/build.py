@@ -63,7 +63,8 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return Model(injected, optimizer, usual.rank, usual.alpha, digest, resized, words, family=family)
+    (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
+    return Model(injected, optimizer, rank, alpha, digest, resized, words, family=family)
 
 
 def maker(

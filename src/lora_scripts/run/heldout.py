@@ -141,13 +141,16 @@ class Measuring:
     # --- measuring ---------------------------------------------------------------------------------------------------
 
     def begin(self, *, from_lora: bool) -> None:
-        """Measures the base, and the LoRA that the run starts from, unless a resumed run has them."""
+        """Measures the base, and the LoRA that the run starts from, unless a resumed run has them; and the step that
+        memory did not suffice to measure."""
         self.begun = time.perf_counter()
         if self.held.on and not self.state.evaluations:
             with self.model.off():
                 self._take("base")
             if from_lora:
                 self._take("init")
+        elif self.held.on and self.state.step % self.held.every == 0 and self.evaluations[-1].step < self.state.step:
+            self.measure()
 
     def measure(self) -> bool:
         """Measures the averaged weights as they stand; True if the run shall end here."""

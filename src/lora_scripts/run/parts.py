@@ -107,6 +107,11 @@ class Probed(Protocol):
         ...
 
     @property
+    def every(self) -> int:
+        """Steps from one measurement to the next; 0: nothing is measured."""
+        ...
+
+    @property
     def samples(self) -> Sized:
         """Held out."""
         ...

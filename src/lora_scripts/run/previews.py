@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 
 from lora_scripts.adapters.inject import put_back
+from lora_scripts.compute.meter import ran_out
 from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
@@ -124,14 +125,10 @@ def _failure(error: Exception, what: str, *, strict: bool) -> Note:
         reason = error.errors[0].message
     elif isinstance(error, UserError):
         reason = error.message
-    elif isinstance(error, MemoryError) or _is_memory(error):
+    elif ran_out(error):
         reason = "not enough memory; a smaller sample_size needs less"
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     else:
         raise error
     return Note(f"note: {what} failed ({reason}); the training goes on")
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "memory" in str(error).lower()

@@ -93,6 +93,14 @@ def restore(
             file=file,
             hint="undo that, or start a new output_dir with init_lora to go on with new settings",
         )
+    needed = {**model.weights(), **({f"ema.{name}": one for name, one in ema.values.items()} if ema else {})}
+    wrong = [name for name, one in needed.items() if name not in weights or weights[name].numel() != one.numel()]
+    if wrong:
+        raise UserError(
+            f"the resume state has {len(wrong)} of {len(needed)} weights not, or in another size: {wrong[0]}",
+            file=found,
+            hint="start again in another output_dir",
+        )
     for change in states.changes(old.environment, state.environment):
         sink(Note(f"note: since the run began, {change}: the last bits may differ"))
     state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations

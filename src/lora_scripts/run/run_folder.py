@@ -17,7 +17,11 @@ from filelock import FileLock, Timeout
 
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
+from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
+
+STATES = 2
+"""Resume states that are kept while a run goes on: should the last one be damaged, the one before it is there."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,18 @@ class RunFolder:
     def state(self, step: int) -> Path:
         return self.states / f"step-{step:08d}"
 
-    def newest_state(self) -> Path | None:
-        """The newest whole resume state."""
-        found = sorted(p for p in self.states.glob("step-????????") if (p / "run.json").is_file())
-        return found[-1] if found else None
+    def resume_states(self) -> list[Path]:
+        """The folders of resume states, oldest first."""
+        return sorted(self.states.glob("step-????????"))
 
-    def remove_states_before(self, step: int) -> None:
-        """Only after the state of `step` is on the disk."""
-        for old in self.states.glob("step-????????"):
-            if old.name < self.state(step).name:
-                shutil.rmtree(old, ignore_errors=True)
+    def newest_state(self) -> Path | None:
+        """The newest resume state, whole or not."""
+        return next(reversed(self.resume_states()), None)
+
+    def prune_states(self, keep: int) -> None:
+        """Removes the oldest resume states beyond `keep`."""
+        for old in self.resume_states()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{self.name}-step{step:06d}{self.suffix}"
@@ -77,7 +83,8 @@ class RunFolder:
         return self.samples / f"step{step:06d}-{number}{suffix}"
 
     def check(self, *, resume: bool) -> Path | None:
-        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit."""
+        """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit, or if
+        the newest state is not as it was written: then it names the one before, if that is whole."""
         found = self.newest_state()
         there = found is not None or self.final.exists() or bool(self.checkpoints())
         if resume and found is None:
@@ -86,6 +93,12 @@ class RunFolder:
         if there and not resume:
             how = "add --resume to go on, or choose" if found is not None else "choose"
             raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")
+        if found is not None and (fault := damage(found)):
+            earlier = next((s for s in reversed(self.resume_states()[:-1]) if not damage(s)), None)
+            hint = "start again in another output_dir"
+            if earlier is not None:
+                hint = f"remove that folder to go on from step {step_of(earlier)}, whose state is whole"
+            raise UserError(f"the resume state is damaged ({fault})", file=found, hint=hint)
         return found
 
     def prune(self, keep: int | None) -> None:
@@ -151,6 +164,11 @@ def _told(holder: Path) -> str:
         return f" (process {about['process']} on {about['host']}, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def step_of(state: Path) -> int:
+    """The step of a resume state, by its folder's name."""
+    return int(state.name.rpartition("-")[2])
 
 
 def _step(path: Path) -> int:

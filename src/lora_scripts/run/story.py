@@ -24,7 +24,7 @@ from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
 from lora_scripts.run.dataset import build_feed, class_samples
-from lora_scripts.run.export import LoraTensors, Snapshot
+from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.finish import (
     copy_prompts,
     nearest_copies,
@@ -40,9 +40,9 @@ from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
-from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
@@ -82,26 +82,31 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
-        model = build_model(config, device, precision, initial)
-        with model.off():
+        with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
+            model = build_model(config, device, precision, initial)
+        with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
             restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        encode(parts, Cache(config.cache_dir or folder.path / "cache", io.write_atomic), sink)
+        with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
+            encode(parts, Cache(config.cache_dir or folder.path / "cache", io.write_atomic), sink)
         saver = Saver(parts, sink)
-        board = Board(folder.logs, parts.state.step)
+        board = Board(folder.logs, parts.state.step, sink)
         try:
             measuring = measuring_of(parts, board, sink)
-            done = train_steps(parts, measuring, saver, board, stopped, sink)
+            with rescuing(saver.save, lambda: saver.saved, parts.state, model.optimizer, parts.scaler, config):
+                done = train_steps(parts, measuring, saver, board, stopped, sink)
         finally:
             board.close()
         if not done:
             sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
             raise ended_by(stopped())
-        return finish(parts, measuring, saver, sink)
+        hint = f"go on with --resume and a smaller sample_size; {folder.final} is written"
+        with enough_memory("drawing the report", hint):
+            return finish(parts, measuring, saver, sink)
 
 
 # --- preparing --------------------------------------------------------------------------------------------------------
@@ -201,6 +206,8 @@ class Saver:
 
     def __init__(self, parts: Parts, sink: Sink) -> None:
         self.parts, self.sink = parts, sink
+        self.saved = parts.state.step
+        """The step of the last state on the disk; 0: none."""
         self._taken: tuple[int, Snapshot, LoraTensors] | None = None
 
     def taken(self) -> tuple[Snapshot, LoraTensors]:
@@ -234,7 +241,8 @@ class Saver:
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
         io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
-        p.folder.remove_states_before(p.state.step)
+        self.saved = p.state.step
+        p.folder.prune_states(STATES)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
@@ -324,7 +332,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     p, folder, c = parts, parts.folder, parts.config
     saver.write(folder.final, "LoRA")
     taken, file = saver.taken()
-    proof = prove_export(folder.final, c, p.model, p.ema, file, taken)
+    proof = prove(folder.final, c, file, taken)
     sink(Note(proof))
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))
@@ -350,6 +358,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         copies=copies,
         samples=p.samples,
     )
+    folder.prune_states(1)
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(

@@ -197,8 +197,9 @@ def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def place_of(sample: Sample, view: View) -> Place:
-    """Where in its picture a view lies."""
-    return Place((sample.width, sample.height), (view.left, view.top), view.bucket)
+    """Where in its picture, mirrored as the view is, a view lies."""
+    left = view.scaled[0] - view.bucket[0] - view.left if view.flip else view.left
+    return Place((sample.width, sample.height), (left, view.top), view.bucket)
 
 
 def _only(encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -63,6 +63,10 @@ class Hooks:
     """Called after `measure`, when what it found is saved."""
 
 
+class Halfway(RuntimeError):
+    """The optimizer failed in the middle of its step: weights and moments are those of no step."""
+
+
 class Batch(Protocol):
     """What the loop knows of a batch: what to call it when its loss is no number."""
 
@@ -90,6 +94,7 @@ def run_loop(
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
+    Whatever else is raised leaves everything as it was after `state.step` steps, unless it is `Halfway`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch, batches in steps(state.step, settings.total):
@@ -113,15 +118,19 @@ def run_loop(
         # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
         if not (math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))):
             if state.step:
+                state.scaler = scaler.state_dict()
                 hooks.save()
             raise _diverged(state.step + 1, batches)
-        scaler.step(optimizer)
+        try:
+            scaler.step(optimizer)
+            if ema is not None:
+                ema.update(state.step + 1)
+        except (MemoryError, RuntimeError) as error:
+            raise Halfway(str(error) or "out of memory") from error
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
         state.step += 1
-        if ema is not None:
-            ema.update(state.step)
         state.losses.append(summed / count)
         seconds = time.perf_counter() - start
         hooks.told(StepFacts(state.step, epoch, summed / count, share, length, count, seconds))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.errors import UserError
+from lora_scripts.formats.manifest import damage, with_manifest
 
 
 @dataclass
@@ -46,11 +47,12 @@ def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.
     numbers = {key: value for key, value in flat.items() if key not in tensors}
     for index, group in enumerate(kept["param_groups"]):
         numbers |= {f"group.{index}.{name}": v for name, v in group.items() if name not in _OURS and _plain(v)}
-    return {
+    files = {
         "run.json": json.dumps(asdict(replace(state, optimizer=numbers)), indent=1).encode(),
         "lora.safetensors": _save(weights),
         "optimizer.safetensors": _save(tensors),
     }
+    return with_manifest(files)
 
 
 # Set by the config and the step, so never restored.
@@ -62,8 +64,10 @@ def _plain(value: object) -> bool:
 
 
 def unpack(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """What `pack` was given, tensors on the CPU; UserError if the folder is not whole."""
+    """What `pack` was given, tensors on the CPU; UserError if the folder is not as it was written."""
     try:
+        if damaged := damage(folder):
+            raise ValueError(damaged)
         state = RunState(**json.loads((folder / "run.json").read_text("utf-8")))
         weights = safetensors.torch.load_file(folder / "lora.safetensors")
         flat = safetensors.torch.load_file(folder / "optimizer.safetensors")

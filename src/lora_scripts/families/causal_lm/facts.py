@@ -86,6 +86,7 @@ FACTS = Facts(
     groups=GROUPS,
     image_root=ROOT,
     text_roots=(),
+    recipes={},
     lora=LoraFacts("causal_lm", "causal-lm/lora", "transformers", hub_tags=("text-generation", "peft")),
     names=names,
     kind_of=_kind_of,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd.rows import scale_key
 from lora_scripts.families.sd.vae import FACTOR
 from lora_scripts.formats.header import Header, read_header
 
@@ -25,6 +26,14 @@ def check_floats(path: Path, header: Header, prefixes: tuple[str, ...], tolerate
     if odd:
         first = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
         raise UserError(first, file=path, hint="this is a quantised file; give the fp32, fp16 or bf16 version")
+
+
+def refuse_scales(path: Path, header: Header) -> None:
+    """UserError for a file whose weights are numbers times a scale: nothing can be added to such a number."""
+    scaled = [key for key in header.tensors if scale_key(key, header.tensors) is not None]
+    if scaled:
+        text = f"{len(scaled)} weights have a scale beside them (fp8_scaled), first {scaled[0]}"
+        raise UserError(text, file=path, hint="it can be trained on; here give the fp32, fp16 or bf16 version")
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | None:

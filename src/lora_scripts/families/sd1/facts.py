@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.sd.check import size_made_for
+from lora_scripts.families.sd.check import refuse_scales, size_made_for
 from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
+from lora_scripts.families.sd1.recipes import RECIPES
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _base(path: Path | None) -> Base:
 def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.sd1 import singlefile
 
+    refuse_scales(path, header)
     layout = singlefile.layout_of(header.shapes, file=path, vae=False)
     parts = (("unet", singlefile.unet_rows(layout)), ("text_encoder", singlefile.text_rows(layout)))
     return {
@@ -74,6 +76,7 @@ FACTS = Facts(
     groups=groups(BLOCKS),
     image_root="unet",
     text_roots=("text_encoder",),
+    recipes=RECIPES,
     lora=LoraFacts(
         "sd_v1", "stable-diffusion-v1/lora", "diffusers", webui="SD1", civitai="SD 1.5", hub_tags=("stable-diffusion",)
     ),

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.sd.check import size_made_for
+from lora_scripts.families.sd.check import refuse_scales, size_made_for
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
 from lora_scripts.families.sdxl.layout import SIDE
+from lora_scripts.families.sdxl.recipes import RECIPES
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def _names() -> Names:
 def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.sdxl import names
 
+    refuse_scales(path, header)
     return {m.path: Weight(m.ldm, m.third) for m in names.weights() if m.ldm in header.tensors}
 
 
@@ -69,6 +71,7 @@ FACTS = Facts(
     groups=groups(BLOCKS),
     image_root="unet",
     text_roots=("text_encoder", "text_encoder_2"),
+    recipes=RECIPES,
     lora=LoraFacts(
         "sdxl_base_v1-0",
         "stable-diffusion-xl-v1-base/lora",

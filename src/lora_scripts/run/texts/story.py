@@ -22,7 +22,8 @@ from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import device_name
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.run.texts import answers, export
 from lora_scripts.run.texts.answers import Question
@@ -85,22 +86,25 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
-        parts = assemble(config, folder, split, sink)
+        with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
+            parts = assemble(config, folder, split, sink)
         if found is not None:
             restore(parts.state, found, parts.model, parts.ema, parts.scaler, sink, file=folder.path)
         sink(Table("", tuple(rows_of(parts))))
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step)
+        saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
         try:
             measuring = _measuring(parts, board, sink)
-            done = train_steps(parts, measuring, saver, board, stopped, sink)
+            with rescuing(saver.save, lambda: saver.saved, parts.state, parts.model.optimizer, parts.scaler, config):
+                done = train_steps(parts, measuring, saver, board, stopped, sink)
         finally:
             board.close()
         if not done:
             sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
             raise ended_by(stopped())
-        return finish(parts, measuring, saver, sink)
+        with enough_memory("answering for the report", f"go on with --resume; {folder.final} is written"):
+            return finish(parts, measuring, saver, sink)
 
 
 def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sink) -> TextParts:
@@ -197,7 +201,7 @@ class TextSaver:
     """Writes what a run has learnt."""
 
     def __init__(self, parts: TextParts, sink: Sink) -> None:
-        self.parts, self.sink = parts, sink
+        self.parts, self.sink, self.saved = parts, sink, parts.state.step
 
     def write(self, path: Path, what: str) -> None:
         """The LoRA as it is now."""
@@ -222,7 +226,8 @@ class TextSaver:
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state = p.folder.state(p.state.step)
         io.write_folder(state, states.pack(p.state, {**p.model.weights(), **average}, p.model.optimizer))
-        p.folder.remove_states_before(p.state.step)
+        self.saved = p.state.step
+        p.folder.prune_states(STATES)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
@@ -327,6 +332,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         versions={k: v for k, v in p.state.environment.items() if k not in ("device", "precision", "threads")},
     )
     write_text_report(page, data, io.write_text)
+    folder.prune_states(1)
     return TextTrainResult(
         folder.name,
         folder.final,

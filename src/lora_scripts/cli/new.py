@@ -1,0 +1,51 @@
+"""`lora-scripts new`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.cli.options import file_of, path, require_models
+from lora_scripts.events import Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.run.first_config import NewConfig
+
+HELP = "write a config for your pictures and your base model"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
+    add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
+    add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
+    kinds = ("style", "character")
+    add(
+        "--for", dest="purpose", choices=kinds, default="style", help="style (default), or character: a person, a thing"
+    )
+    add("--trigger", metavar="WORD", default="", help="the word that is to call it; previews hold it")
+    text = "the file to write (default: configs/NAME.yaml)"
+    add("--output", metavar="FILE", type=file_of(".yaml", ".yml"), help=text)
+
+
+def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
+    """Looks at pictures and base and writes a config for them, every line with its reason."""
+    require_models([("--base", options.base, "checkpoint")])
+    from lora_scripts.run.first_config import new_config
+
+    return new_config(
+        options.lora, options.data, options.base, options.purpose, options.trigger.strip(), options.output
+    )
+
+
+def words(result: NewConfig) -> list[str]:
+    """What was written, and what to type next."""
+    config = Path(result.path).as_posix()
+    return [
+        f"written: {config} ({result.pictures} pictures, {result.base}, {result.steps} steps)",
+        *(f"before that: {note}" for note in result.notes),
+        f"look at the pictures: lora-scripts check --config {config}",
+        f"how long it will take: lora-scripts plan --config {config}",
+        f"train: lora-scripts train --config {config}",
+    ]

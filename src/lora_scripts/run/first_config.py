@@ -1,0 +1,127 @@
+"""`lora-scripts new`: a config for one's own pictures and base, every line with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from lora_scripts.config.load import load_config
+from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.scan import Sample, scan
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families import table
+from lora_scripts.families.facts import Facts, Recipe, Setting
+from lora_scripts.formats import io
+
+FEWEST, MOST = 5, 40
+"""Epochs, however many pictures there are."""
+STEP = 64
+"""Pixels that a resolution is a multiple of."""
+
+
+@dataclass(frozen=True)
+class NewConfig:
+    """What was written, and what was seen."""
+
+    path: Path
+    pictures: int
+    base: str
+    """What the base is, in words."""
+    steps: int
+    notes: tuple[str, ...]
+    """What is still to be done before it can be trained."""
+
+
+def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, output: Path | None) -> NewConfig:
+    """Looks at pictures and base, and writes configs/NAME.yaml (or `output`). UserErrors for all that is in the way."""
+    path = output or Path("configs") / f"{name}.yaml"
+    faults = []
+    if path.exists():
+        faults.append(UserError("is there already", file=path, hint="choose another name, or move it away"))
+    if not name or set(name) & set('<>:"/\\|?*'):
+        faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
+    raise_all(faults)
+    facts = table.find(base)
+    if purpose not in facts.recipes:
+        text = f"there are no settings to begin with for {facts.checkpoint.words}"
+        raise UserError(text, file=base, hint="copy configs/words.yaml, which says what each key does")
+    samples = scan(data, allow_missing_captions=True)
+    recipe = facts.recipes[purpose]
+    settings = {setting.key: setting for setting in recipe.settings}
+    batch = int(settings["batch_size"].value)
+    epochs = min(MOST, max(FEWEST, round(recipe.seen / len(samples))))
+    steps = -(-len(samples) // batch) * epochs
+    rows = [
+        _size(facts, base, samples),
+        Setting("epochs", str(epochs), f"{len(samples)} pictures, each seen {epochs} times: {steps} steps"),
+        *recipe.settings,
+        Setting("save_steps", str(max(20, math.ceil(steps / 50) * 10)), "about five files on the way"),
+    ]
+    notes = _notes(data, samples, trigger)
+    text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
+    io.make_folder(path.parent)
+    io.write_text(path, text)
+    if not notes:
+        load_config(path)  # what is written is what `train` takes
+    return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
+
+
+def _size(facts: Facts, base: Path, samples: Sequence[Sample]) -> Setting:
+    """The base's own, or less where the pictures are smaller."""
+    native = math.isqrt(math.prod(facts.made_for(base)))
+    side = int(median(math.isqrt(s.width * s.height) for s in samples)) // STEP * STEP
+    if side >= native or side < max(STEP, facts.least_share * native):
+        return Setting("resolution", str(native), "what the base was made for")
+    return Setting("resolution", str(side), f"the base was made for {native}, but half of the pictures are smaller")
+
+
+def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
+    bare = sum(not s.caption for s in samples)
+    word = f" --trigger {trigger}" if trigger else ""
+    notes = []
+    if bare:
+        notes.append(f"{bare} of {len(samples)} pictures have no caption: lora-scripts label --input {data}{word}")
+    elif trigger:
+        without = sum(trigger.lower() not in s.caption.lower() for s in samples)
+        if without:
+            notes.append(
+                f"{without} of {len(samples)} captions lack the word {trigger}: lora-scripts label --input {data}{word}"
+            )
+    if len(samples) < 15:
+        notes.append(f"{len(samples)} pictures are few: 50 to 200 of one theme teach far more")
+    return notes
+
+
+def _text(
+    name: str,
+    data: Path,
+    base: Path,
+    purpose: str,
+    trigger: str,
+    facts: Facts,
+    samples: Sequence[Sample],
+    rows: Sequence[Setting],
+    recipe: Recipe,
+) -> str:
+    sides = sorted((s.width, s.height) for s in samples)
+    small, large = (f"{w} x {h}" for w, h in (sides[0], sides[-1]))
+    seen = f"{len(samples)} pictures" + (f" of {small} px" if small == large else f" from {small} to {large} px")
+    words = f", called by the word {trigger}" if trigger else ""
+    tables = [data / f"metadata{suffix}" for suffix in METADATA_SUFFIXES]
+    metadata = next((path for path in tables if path.is_file()), None)
+    paths = [
+        Setting("train_data_dir", f'"{data.as_posix()}"', seen),
+        *([Setting("metadata_path", f'"{metadata.as_posix()}"', "the captions")] if metadata else []),
+        Setting("base_model", f'"{base.as_posix()}"', facts.checkpoint.words),
+        Setting("output_dir", f'"output/{name}"', f"the LoRA is named after this folder: <lora:{name}:0.8>"),
+    ]
+    lines = [f"# A {purpose}{words}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
+    for group in (paths, rows):
+        lines += [f"{s.key}: {s.value}".ljust(52) + f"# {s.why}" for s in group]
+        lines.append("")
+    front = f"{trigger}, " if trigger else ""
+    lines += ["sample_prompts:  # previews on the way", *(f'  - "{front}{prompt}"' for prompt in recipe.prompts)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""When memory runs out: one line that says where, and what to lower."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lora_scripts.compute.meter import ran_out
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.train.loop import Halfway
+from lora_scripts.train.state import RunState
+
+ELSEWHERE = "close what else needs memory"
+OFFLOADED = 8
+"""Blocks of the base that a card may leave in RAM without much waiting; every base has more."""
+
+
+@contextmanager
+def enough_memory(doing: str, hint: str) -> Iterator[None]:
+    """Within it a lack of memory is a UserError: "memory ran out while …"."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise UserError(f"memory ran out while {doing}", hint=hint) from None
+
+
+@contextmanager
+def rescuing(
+    save: Callable[[], None],
+    saved: Callable[[], int],
+    state: RunState,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: TrainConfig,
+) -> Iterator[None]:
+    """Within it a lack of memory is one UserError, after what was learnt until the last whole step is saved.
+
+    `saved`: the step of the last state on the disk, 0 for none.
+    """
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        whole = not isinstance(error, Halfway)
+        _release(error, optimizer)
+    faults: list[UserError] = []
+    if whole and state.step > saved():
+        state.scaler = scaler.state_dict()
+        try:
+            save()
+        except UserError as fault:
+            faults.append(fault)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+    told = f"; step {saved()} is saved" if saved() else ""
+    hint = lower(config, card=torch.cuda.is_available() and config.device != "cpu", begun=saved() > 0)
+    raise_all([UserError(f"memory ran out after step {state.step}{told}", hint=hint), *faults])
+
+
+def _release(error: BaseException, optimizer: torch.optim.Optimizer) -> None:
+    """Gives back what a step that ran out of memory held: what its frames hold, gradients, the reserve of torch."""
+    traceback.clear_frames(error.__traceback__)
+    optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def lower(config: TrainConfig, *, card: bool, begun: bool) -> str:
+    """What to change so that a step needs less memory; for a run that has `begun`, first what it can go on with."""
+    if begun and not config.gradient_checkpointing:
+        return "go on with --resume gradient_checkpointing=true: the same LoRA with less memory, more slowly"
+    if begun and card and not config.offload_blocks:
+        return f"go on with --resume offload_blocks={OFFLOADED}: the same LoRA with less memory, more slowly"
+    changes = [] if config.gradient_checkpointing else ["gradient_checkpointing: true"]
+    if config.batch_size > 1:
+        batch = max(n for n in range(1, config.batch_size // 2 + 1) if config.batch_size % n == 0)
+        accumulation = config.batch_size * config.gradient_accumulation // batch
+        changes.append(f"batch_size: {batch} with gradient_accumulation: {accumulation}, which learns the same")
+    elif config.base_precision == "auto":
+        changes.append("base_precision: int8")
+    else:
+        changes.append("a lower resolution")
+    where = " and start in another output_dir" if begun else ""
+    return f"write {' or '.join(changes)}{where}; lora-scripts plan finds what fits"

@@ -1,0 +1,78 @@
+"""`lora-scripts new`: what it writes is what `train` takes, and says what was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+import tiny_xl
+from lora_scripts.cli import main
+from lora_scripts.run.configs import load_config
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, in which the command is typed."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("purpose", ["style", "character"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_what_is_written_can_be_trained(
+    here: Path, family: str, purpose: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = {"sd1": tiny.write_base, "sdxl": tiny_xl.write_base}[family]
+    write(here / "base.safetensors")
+    tiny.write_pictures(here / "my pictures", 20)
+    words = ["new", "mine", "--data", "my pictures", "--base", "base.safetensors", "--for", purpose]
+    assert main([*words, "--trigger", "picture"]) == 0
+    told = capsys.readouterr().out
+    assert "written: configs/mine.yaml (20 pictures" in told and "before that" not in told
+    assert "lora-scripts train --config configs/mine.yaml" in told
+    config = load_config(Path("configs/mine.yaml"))
+    assert config.train_data_dir == Path("my pictures") and config.metadata_path == Path("my pictures/metadata.csv")
+    assert config.name == "mine" and config.size == (64, 64)  # what this base was made for
+    assert config.epochs * 20 >= 500 and all(p.startswith("picture, ") for p in config.sample_prompts)
+    assert config.train_text_encoder is (purpose == "character")
+    text = Path("configs/mine.yaml").read_text("utf-8")
+    assert all(" # " in line for line in text.splitlines() if ": " in line and not line.startswith("#"))
+    assert main(words) == 2  # it overwrites nothing
+    assert "configs/mine.yaml: is there already; choose another name" in capsys.readouterr().err.replace("\\", "/")
+
+
+def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_base(here / "base.safetensors")
+    tiny.write_pictures(here / "data", 20)
+    words = [
+        "new",
+        "mine",
+        "--data",
+        "data",
+        "--base",
+        "base.safetensors",
+        "--trigger",
+        "zorblax",
+        "--output",
+        "a.yaml",
+    ]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "20 of 20 captions lack the word zorblax: lora-scripts label --input data --trigger zorblax" in told
+    (here / "data" / "metadata.csv").unlink()
+    assert main([*words[:-1], "b.yaml"]) == 0
+    assert "20 of 20 pictures have no caption: lora-scripts label --input data" in capsys.readouterr().out
+
+
+def test_faults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_base(here / "base.safetensors")
+    tiny.write_pictures(here / "data", 3)
+    assert main(["new", "a/b", "--data", "data", "--base", "base.safetensors"]) == 2
+    assert "the name 'a/b' cannot be a file's" in capsys.readouterr().err
+    assert main(["new", "a", "--data", "nowhere", "--base", "base.safetensors"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert not (here / "configs").exists()
+    assert main(["new", "a", "--data", "data", "--base", "base.safetensors"]) == 0
+    assert "3 pictures are few" in capsys.readouterr().out

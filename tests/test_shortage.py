@@ -1,0 +1,163 @@
+"""Memory that runs out: one line with what to lower, and what was learnt until then is saved, exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from lora_scripts.cli import main
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.families.sd1.model import StableDiffusion1
+from lora_scripts.run import finish, story
+from lora_scripts.run.shortage import lower
+from lora_scripts.train import state as states
+from lora_scripts.train.probe import Probe
+
+END = 6
+
+
+def greedy(real: Callable[..., Any], calls: int, error: str = "") -> Callable[..., Any]:
+    """What was asked for until the nth call, which asks for more memory than there is in the world."""
+    count = 0
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            if error:
+                raise RuntimeError(error)
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return real(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    keys = {"targets": "['*.mid_block.*attn2*']", "save_steps": 2, "ema_decay": 0.9, "val_every": 3}
+    return tiny.write_config(tmp_path_factory.mktemp("shortage"), base_model=base, train_data_dir=data, **keys)
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path) -> Path:
+    out = config.parent / "unbroken" / "out"
+    assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
+    return out
+
+
+def result(out: Path) -> tuple[bytes, dict[str, Any], dict[str, torch.Tensor]]:
+    at = out / "state" / f"step-{END:08d}"
+    return (
+        (out / "out.safetensors").read_bytes(),
+        json.loads((at / "run.json").read_text("utf-8")),
+        load_file(at / "optimizer.safetensors"),
+    )
+
+
+PLACES = {
+    # what fails, at which call -> the step that is saved, the step it is told after
+    "the fourth step's loss": (StableDiffusion1, "loss", 4, 3, 3),
+    "the second measurement": (Probe, "losses", 2, 3, 3),
+    "the second save": (states, "pack", 2, 4, 4),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_was_learnt_is_saved_and_going_on_is_exact(
+    name: str,
+    config: Path,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    owner, function, calls, saved, after = PLACES[name]
+    argv = ["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, greedy(getattr(owner, function), calls))
+        assert main(argv) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        f"error: memory ran out after step {after}; step {saved} is saved; "
+        "go on with --resume gradient_checkpointing=true: the same LoRA with less memory, more slowly\n"
+    )
+    assert main([*argv, "--resume", "gradient_checkpointing=true"]) == 0
+    mine, theirs = result(tmp_path / "out"), result(unbroken)
+    assert mine[:2] == theirs[:2]
+    assert mine[2].keys() == theirs[2].keys() and all(torch.equal(mine[2][k], theirs[2][k]) for k in mine[2])
+
+
+def test_a_step_that_the_optimizer_left_half_done_is_not_saved(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights of step 4 and moments of step 3 would be a state of no step: the one before it stays the last."""
+    step = greedy(torch.optim.AdamW.step, 4, "CUDA error: out of memory")
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"]) == 2
+    assert "memory ran out after step 3; step 2 is saved; go on with --resume" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out" / "state").iterdir()] == ["step-00000002"]
+
+
+def test_before_the_first_step_and_in_what_comes_around_the_steps(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"]
+    cases = [
+        (story, "build_model", "memory ran out while loading the base; close what else needs memory, or write base_"),
+        (StableDiffusion1, "encode_image", "memory ran out while encoding pictures; write vae_tiling: true, or a smal"),
+        (StableDiffusion1, "loss", "memory ran out after step 0; write gradient_checkpointing: true or batch_size: 1"),
+    ]
+    for owner, function, words in cases:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, function, greedy(getattr(owner, function), 1))
+            assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {words}") and told.count("\n") == 1
+        assert not (tmp_path / "out" / "state").exists()
+    with monkeypatch.context() as patch:  # the report alone: the LoRA is there
+        patch.setattr(story, "report_pictures", greedy(finish.report_pictures, 1))
+        assert main(argv) == 2
+    told = capsys.readouterr().err
+    lora = tmp_path / "out" / "out.safetensors"
+    assert f"memory ran out while drawing the report; go on with --resume and a smaller sample_size; {lora}" in told
+    assert lora.is_file() and not (tmp_path / "out" / "report.html").exists()
+    assert main([*argv, "--resume", "sample_size=64"]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_preview_that_does_not_fit_is_told_and_the_run_goes_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StableDiffusion1, "generate", greedy(StableDiffusion1.generate, 1))
+    argv = ["train", "--config", str(config), f"output_dir={tmp_path / 'out'}", "sample_every=3"]
+    assert main(argv) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "preview 1 of step 3 failed (not enough memory; a smaller sample_size needs less)" in told
+
+
+def test_another_failure_keeps_its_traceback(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = greedy(StableDiffusion1.loss, 2, "CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(StableDiffusion1, "loss", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        main(["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"])
+
+
+def test_what_to_lower() -> None:
+    def config(**keys: object) -> TrainConfig:
+        required = {"train_data_dir": "a", "base_model": "b.safetensors", "output_dir": "c"}
+        return TrainConfig.model_validate({**required, **keys})
+
+    whole, tight = config(batch_size=6), {"gradient_checkpointing": True}
+    assert "batch_size: 3 with gradient_accumulation: 2, which learns" in lower(whole, card=True, begun=False)
+    assert "gradient_checkpointing=true" in lower(whole, card=True, begun=True)
+    assert "--resume offload_blocks=8" in lower(config(**tight), card=True, begun=True)
+    assert "output_dir" in lower(config(**tight), card=False, begun=True)
+    assert "base_precision: int8" in lower(config(batch_size=1, **tight), card=False, begun=False)
+    assert "resolution" in lower(config(batch_size=1, base_precision="fp8", **tight), card=False, begun=False)
