@@ -20,6 +20,7 @@ from lora_scripts.run.configs import load_config
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
+    from lora_scripts.run.texts.story import TextTrainResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DemoResult:
     """What the demo leaves."""
 
     report: Path
-    trained: TrainResult | None
+    trained: TrainResult | TextTrainResult | None
     """None: it had run already."""
     command: str
     """To draw a picture with the LoRA."""
@@ -45,7 +46,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         "output_dir": result,
     }
     moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
-    trained = None
+    trained: TrainResult | TextTrainResult | None = None
     if not (result / "report.html").exists():
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
         world.write_pictures(data, world.training_scenes())

@@ -71,6 +71,25 @@ class Batch:
     """[n] float32: how much each sample's loss counts; None: all the same"""
 
 
+class Host(Protocol):
+    """What putting a LoRA on needs to know of a model of any kind."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        """The parts that can take LoRA, by the first word of a path."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
+        ...
+
+
 class Family(Protocol):
     """One kind of model. A step calls `loss`; everything else is done before and after it."""
 
