@@ -67,9 +67,8 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
-<<<<<<< HEAD
     digest = read.get(config.base_model, "")
-    return Model(family, injected, optimizer, rank, alpha, digest, read, resized, words)
+    return Model(injected, optimizer, rank, alpha, digest, read, resized, words, family=family)
 
 
 def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
@@ -85,9 +84,6 @@ def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
 def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
     """The files of weights in parts of a diffusers folder."""
     return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
-=======
-    return Model(injected, optimizer, rank, alpha, digest, resized, words, family=family)
->>>>>>> words
 
 
 def maker(

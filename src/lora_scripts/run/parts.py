@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-<<<<<<< HEAD
 from pathlib import Path
-=======
 from typing import Protocol
->>>>>>> words
 
 import torch
 from torch import Tensor, nn

@@ -16,12 +16,8 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
-<<<<<<< HEAD
 from lora_scripts.run.build import weights_in
-from lora_scripts.run.parts import Model
-=======
 from lora_scripts.run.parts import Model, Trained
->>>>>>> words
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
 from lora_scripts.train.state import RunState

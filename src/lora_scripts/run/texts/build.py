@@ -54,7 +54,7 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     freeze_all_but(injected, rules.keys())
     groups = groups_of(config, injected, rules, {})
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return TextModel(injected, optimizer, usual.rank, usual.alpha, _digest(config), resized, family=family)
+    return TextModel(injected, optimizer, usual.rank, usual.alpha, _digest(config), resized=resized, family=family)
 
 
 def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:
