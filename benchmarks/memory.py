@@ -203,7 +203,7 @@ def tiles(size: int = 256, tile: int = 128) -> None:
         )
         one, other = whole.encode_image(pixels)["mean"], parts.encode_image(pixels)["mean"]
         far.append(((one - other).abs().max() / one.std(), (one - other).square().mean().sqrt() / one.std()))
-        a, b = (torch.tensor(list(f._picture(one[0]).tobytes())).view(size, size, 3) for f in (whole, parts))  # type: ignore[attr-defined]
+        a, b = (torch.tensor(list(f.coder.decode(one[0]).tobytes())).view(size, size, 3) for f in (whole, parts))  # type: ignore[attr-defined]
         levels.append(((a - b).abs().max().item(), (a - b).abs().float().mean().item()))
     worst, usual = (max(f[n].item() for f in far) for n in (0, 1))
     print(f"latents of {size} px in tiles of {tile}: at most {worst:.2f}, RMS {usual:.3f} of their own spread")

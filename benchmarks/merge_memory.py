@@ -18,63 +18,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from lora_scripts.families.sdxl import names
-from lora_scripts.families.sdxl.names import Module
+from lora_scripts.families.sdxl import layout, names
+from lora_scripts.families.sdxl.layout import STANDARD
 from lora_scripts.formats import io
-
-GIVEN = {  # channels that come into the residual blocks of the UNet
-    "input_blocks": {1: 320, 2: 320, 4: 320, 5: 640, 7: 640, 8: 1280},
-    "middle_block": {0: 1280, 2: 1280},
-    "output_blocks": {0: 2560, 1: 2560, 2: 1920, 3: 1920, 4: 1280, 5: 960, 6: 960, 7: 640, 8: 640},
-}
-REST = {
-    "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
-    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
-    "conditioner.embedders.1.model.token_embedding.weight": (49408, 1280),
-    "first_stage_model.everything": (83_653_863,),
-}
-
-
-def width(block: str, number: int) -> int:
-    """Channels of a block of the UNet."""
-    if block == "middle_block":
-        return 1280
-    levels = (320, 640, 1280) if block == "input_blocks" else (1280, 640, 320)
-    return levels[min(2, (number - (block == "input_blocks")) // 3)]
-
-
-def shape(module: Module) -> tuple[int, ...] | None:
-    """Of the layer's weight in SDXL 1.0; None where the model has no such layer (a skip without a change of width)."""
-    part, *path = module.path.split(".")
-    leaf = ".".join(path[-2:])
-    if part != "unet":
-        wide = 768 if part == "text_encoder" else 1280
-        return {"mlp.fc1": (4 * wide, wide), "mlp.fc2": (wide, 4 * wide)}.get(leaf, (wide, wide))
-    block, number = path[0], int(path[1])
-    w = width(block, number)
-    given = GIVEN[block].get(number, w)
-    if leaf == "in_layers.2":
-        return (w, given, 3, 3)
-    if leaf == "out_layers.3" or path[-1] in ("op", "conv"):
-        return (w, w, 3, 3)
-    if path[-1] == "skip_connection":
-        return None if given == w else (w, given, 1, 1)
-    if leaf == "emb_layers.1":
-        return (w, 1280)
-    if "attn2" in path and path[-1] in ("to_k", "to_v"):
-        return (w, 2048)
-    if path[-2:] == ["0", "proj"]:
-        return (8 * w, w)
-    return (w, 4 * w) if path[-2:] == ["net", "2"] else (w, w)
 
 
 def write_base(path: Path) -> int:
     """The sparse checkpoint; its size in bytes."""
-    shapes = dict(REST)
-    for module in names.modules():
-        size = shape(module)
-        if size is not None:
-            shapes[module.ldm] = size if module.third is None else (3 * size[0], *size[1:])
+    shapes = {row.ldm: row.file_shape for table in layout.parts(STANDARD).values() for row in table}
     rows = [io.Row(name, "F16", size, 2 * math.prod(size)) for name, size in shapes.items()]
     head = io.safetensors_header(rows, {"modelspec.title": "zeros"})
     with path.open("wb") as file:
@@ -91,13 +42,10 @@ def write_lora(path: Path, rank: int) -> None:
     from lora_scripts.loras import kohya
 
     weights = {}
-    for module in names.modules():
-        size = shape(module)
-        if size is not None:
-            ones = (1,) * (len(size) - 2)
-            weights[module.path] = LoraWeights(
-                torch.randn(rank, *size[1:]), torch.randn(size[0], rank, *ones), rank / 2
-            )
+    for layer in names.sdxl_base(STANDARD).layers:
+        if layer.kohya:
+            up = torch.randn(layer.shape[0], rank, *(1,) * (len(layer.shape) - 2))
+            weights[layer.path] = LoraWeights(torch.randn(rank, *layer.shape[1:]), up, rank / 2)
     io.save_safetensors(path, kohya.to_kohya(weights, names.sdxl().kohya))
 
 

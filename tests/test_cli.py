@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for what takes minutes, training and drawing: it records what it was asked for."""
     asked = SimpleNamespace(calls=[], error=None)
     lora, report = Path("out/out.safetensors"), Path("out/report.html")
-    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report)
+    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report, warning="")
     done = SimpleNamespace(trained=trained, report=report, command="lora-scripts generate", pictures=())
 
     def record(result: Any) -> Any:

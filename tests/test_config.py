@@ -161,11 +161,6 @@ MODELS = "models/v1-5-pruned.ckpt"
         ),
         ("targets: [{rank: 4}]", "c.yaml:4: targets: item 1 has no match; write {match: …}"),
         ("targets: [{match: conv, dim: 4}]", "c.yaml:4: targets: item 1 has an unknown key dim; remove it"),
-        (
-            "targets: [attentoin]",
-            "c.yaml:4: targets: item 1 must be attention, feed_forward, conv, a block such as OUT03, or a pattern with "
-            '*, not "attentoin"; did you mean attention?',
-        ),
         ("targets: []", "c.yaml:4: targets: must name at least one group of layers, not []"),
         (
             "sample_prompts: a red house",

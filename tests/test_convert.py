@@ -23,9 +23,10 @@ from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras import reading
+from lora_scripts.loras.consumers import CONSUMERS
 from lora_scripts.loras.file import open_lora, plain
 from lora_scripts.loras.naming import Naming, naming_of
-from lora_scripts.loras.verify import CONSUMERS, check, expected_by
+from lora_scripts.loras.verify import check, expected_by
 
 Q = f"{MID}.attn1.to_q"
 FACTS = {

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lora_scripts.cli import demo
+from lora_scripts.cli.show import People
 from lora_scripts.demo import world
 from lora_scripts.demo.main import run_demo
 from lora_scripts.families.base import LoadOptions
@@ -41,7 +43,9 @@ def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
 
 
 def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_demo(tmp_path / "demo", ["epochs=1", "sample_every=0", "sample_steps=2"])
+    with People(demo.event_words) as sink:
+        result = run_demo(tmp_path / "demo", ["epochs=1", "sample_every=0", "sample_steps=2"], sink)
+    print("\n".join(demo.words(result)))
     told = " ".join(capsys.readouterr().out.split())  # the table folds its lines
     assert "50 captions written" in told
     with open(tmp_path / "demo" / "data" / "metadata.csv", newline="", encoding="utf-8") as file:
@@ -54,5 +58,5 @@ def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, caps
     assert len(read(tmp_path / "demo" / "neon" / "neon.safetensors").modules) == 192
     assert "&lt;lora:neon:0.8&gt;" in (tmp_path / "demo" / "neon" / "report.html").read_text("utf-8")
     assert Image.open(tmp_path / "demo" / "data" / "img050.png").size == (128, 128)
-    run_demo(tmp_path / "demo")  # a second start trains nothing
-    assert "has run already" in capsys.readouterr().out
+    again = run_demo(tmp_path / "demo")  # a second start trains nothing
+    assert again.trained is None and "has run already" in demo.words(again)[0]

@@ -141,7 +141,11 @@ NAMES = {
 def test_other_models(tmp_path: Path, name: str) -> None:
     kind, shapes = NAMES[name]
     path = saved({key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}, tmp_path)
-    assert identify(path) is kind and kind.words in told(path)
+    assert identify(path) is kind
+    if kind is sdxl.CHECKPOINT:  # a base that can be trained, but here only a part of one
+        assert "the file holds no" in told(path)
+    else:
+        assert kind.words in told(path)
 
 
 def test_truncated_wherever_it_is_cut(tmp_path: Path) -> None:

@@ -26,7 +26,20 @@ FAMILY = re.compile(
 )
 # A WebUI bears the name, and so does one captioner's model; both are programs here, not families.
 PROGRAMS = re.compile(r"stable-diffusion-webui|Stable Diffusion WebUI|sd-webui-additional-networks|sd-scripts")
-ALIKE = {"__init__", "command", "base", "facts", "names", "model", "layout", "singlefile", "load", "skeleton", "check"}
+ALIKE = {
+    "__init__",
+    "command",
+    "base",
+    "facts",
+    "names",
+    "model",
+    "layout",
+    "singlefile",
+    "load",
+    "skeleton",
+    "check",
+    "recipes",
+}
 """Stems that several rooms have for the same thing: a feature's command, a family's parts, a protocol."""
 
 

@@ -35,7 +35,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert (report.what, report.family, report.naming) == ("a LoRA", "Stable Diffusion 1.x", "kohya")
     assert report.lora is not None and len(report.lora.modules) == len(FEW)
     assert (report.lora.ranks, report.lora.alphas, report.lora.scales) == ([4], [2.0], [0.5])
-    assert report.problems == [] and set(report.loads.values()) == {"yes"} and len(report.loads) == 5
+    assert report.problems == [] and set(report.loads.values()) == {"yes"} and len(report.loads) == 7
     hashes = model_hashes(report.path)
     assert report.hashes["AutoV2"] == hashes.autov2 and report.hashes["AutoV3"] == hashes.autov3
     assert report.hashes["sshs_legacy_hash"] == hashes.sshs_legacy_hash

@@ -8,10 +8,14 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from lora_scripts.data.loader import Draw, caption_for, draw, epoch_batches, steps_per_epoch
+from lora_scripts.data.loader import Draw, caption_for, draw, epoch_batches
+from lora_scripts.train.feed import Feed, Settings
+from toy import Toy
 
 BUCKETS = ["wide"] * 13 + ["tall"] * 6 + ["square"] * 3 + ["wide"] * 2
 
@@ -25,7 +29,6 @@ def test_every_image_exactly_repeats_times_and_one_bucket_a_batch(batch_size: in
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     smaller = [BUCKETS[batch[0]] for batch in batches if len(batch) < batch_size]
     assert len(smaller) == len(set(smaller)), "at most one smaller batch for each bucket"
-    assert steps_per_epoch(BUCKETS, batch_size=batch_size, repeats=repeats) == len(batches)
 
 
 def test_an_image_does_not_meet_itself_while_others_wait() -> None:
@@ -80,11 +83,15 @@ def test_the_same_in_another_process_with_another_hash_seed() -> None:
         assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip() == here
 
 
-def test_steps() -> None:
-    assert steps_per_epoch(["a"] * 50, batch_size=4, repeats=1) == 13
-    assert steps_per_epoch(["a"] * 50, batch_size=4, repeats=2) == 25
-    assert steps_per_epoch(["a"] * 50, batch_size=4, repeats=1, accumulation=2) == 7
-    assert steps_per_epoch(["a"] * 5 + ["b"] * 5, batch_size=4, repeats=1) == 4
+@pytest.mark.parametrize(
+    ("buckets", "repeats", "accumulation", "steps"),
+    [("a" * 50, 1, 1, 13), ("a" * 50, 2, 1, 25), ("a" * 50, 1, 2, 7), ("aaaaabbbbb", 1, 1, 4)],
+)
+def test_steps(buckets: str, repeats: int, accumulation: int, steps: int) -> None:
+    """A last batch and a last step may have fewer; batches are of one bucket."""
+    pictures: list[Any] = [SimpleNamespace(bucket=bucket) for bucket in buckets]
+    settings = Settings(4, accumulation, repeats, 1, 0.0, False, 1)
+    assert Feed(Toy(), pictures, settings, cache_text=False).steps_per_epoch == steps
 
 
 def test_draw_is_stateless_and_fair() -> None:

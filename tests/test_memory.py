@@ -245,7 +245,7 @@ def test_checkpointing_reaches_the_text_encoder(base: Path) -> None:
     family.encode_text(["a cat"])
     assert calls == [False]
     (made,) = inject(family.roots, [p for p in family.trainable() if p.endswith("0.mlp.fc1")], plain_lora).values()
-    family._captions(["a cat"]).sum().backward()
+    family._captions(["a cat"])["states"].sum().backward()
     assert calls == [False, True, True] and made.up.grad.any()  # type: ignore[union-attr]
 
 
@@ -357,7 +357,8 @@ def test_one_block_alone_can_be_away() -> None:
 def test_the_encoders_leave_and_come_back_for_a_preview(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each is told to go, in order; the device is one that only bears another name than where they rest."""
     family = loaded(base)
-    family.device = torch.device("cpu:0")
+    for part in (family, family.coder, family.encoder):
+        part.device = torch.device("cpu:0")
     where, moved = {}, list[tuple[str, str]]()
     for name in ("vae", "text_encoder"):
         model = getattr(family, name)
@@ -396,7 +397,7 @@ def test_tiles_change_only_what_is_larger_and_are_cached_apart(base: Path, monke
     latents = normal(1, 4, 8, 16)
     sizes: list[int] = []
     tiled.vae.decoder.register_forward_hook(lambda _m, _i, out: sizes.append(out.shape[-1]))
-    assert tiled._picture(latents[0]).size == (128, 64)
+    assert tiled.coder.decode(latents[0]).size == (128, 64)
     assert max(sizes) == 64 and len(sizes) > 1
 
 

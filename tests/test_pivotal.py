@@ -25,10 +25,11 @@ from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.clip.word_table import spread
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
+from lora_scripts.loras.consumers import CONSUMERS
 from lora_scripts.loras.embedding import to_bundle
 from lora_scripts.loras.file import read
 from lora_scripts.loras.stack import LoraStack, Worn
-from lora_scripts.loras.verify import CONSUMERS, verify
+from lora_scripts.loras.verify import verify
 from lora_scripts.loras.words import read_words
 from lora_scripts.run.preflight import preflight
 from runs import stopped
@@ -174,7 +175,7 @@ def _merges() -> list[tuple[str, str]]:
 def bundle(lora: Path, path: Path) -> Path:
     """The LoRA with its words in it, as `token_bundle` writes it."""
     head = header.read_header(lora)
-    tensors = safetensors.torch.load_file(lora) | to_bundle(read_words(lora))
+    tensors = safetensors.torch.load_file(lora) | to_bundle(read_words(lora), [tiny.LAYOUT.text_width])
     io.save_safetensors(path, tensors, head.metadata)
     return path
 

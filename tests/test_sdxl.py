@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras import kohya
 from lora_scripts.loras.consumers import a1111
+from lora_scripts.loras.words import read_words
 from lora_scripts.losses.noise import Draws, draw
 from lora_scripts.run.build import build_model
 
@@ -239,6 +241,27 @@ def test_new_words_have_vectors_for_both(base: Path) -> None:
     assert all(torch.equal(value, plain[name]) for name, value in family.encode_text(["a sks cat"]).items())
 
 
+def test_a_run_with_a_new_word_brings_it_in_files_that_webuis_read(base: Path, data: Path, tmp_path: Path) -> None:
+    """`clip_l` and `clip_g`, beside the LoRA and bundled in it; and it is read back."""
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, new_token="gradient-1", token_vectors=2)
+    captions = (data / "metadata.csv").read_text("utf-8").replace("a gradient", "gradient-1")
+    pictures = shutil.copytree(data, tmp_path / "data")
+    (pictures / "metadata.csv").write_text(captions, "utf-8")
+    words = [f"train_data_dir={pictures}", "token_bundle=true", "epochs=1", "sample_first=false"]
+    assert main(["train", "--config", str(config), *words]) == 0
+    lora = tmp_path / "out" / "out.safetensors"
+    file = load_file(tmp_path / "out" / "embeddings" / "out" / "gradient-1.safetensors")
+    assert {name: tuple(t.shape) for name, t in file.items()} == {"clip_l": (2, 16), "clip_g": (2, 24)}
+    bundle = {key: t for key, t in load_file(lora).items() if key.startswith("bundle_emb.")}
+    assert all(torch.equal(bundle[f"bundle_emb.gradient-1.{name}"], file[name]) for name in ("clip_l", "clip_g"))
+    assert torch.equal(read_words(lora)["gradient-1"], torch.cat([file["clip_l"], file["clip_g"]], 1))
+    ask = ["generate", "--base", str(base), "--lora-dir", str(tmp_path / "out"), "--size", "64", "--steps", "2"]
+    drawn = [tmp_path / "with.png", tmp_path / "without.png"]
+    for path, tag in zip(drawn, (" <lora:out:1>", ""), strict=True):
+        assert main([*ask, "--prompt", f"a gradient-1{tag}", "--output", str(path), "--precision", "fp32"]) == 0
+    assert drawn[0].read_bytes() != drawn[1].read_bytes()
+
+
 def test_less_memory_is_the_same_loss(base: Path, family: Any) -> None:
     """Blocks computed again give the same gradients; eight bits and tiles are near; rest and its end change nothing."""
 
@@ -255,6 +278,8 @@ def test_less_memory_is_the_same_loss(base: Path, family: Any) -> None:
             layer.weight.requires_grad_(False)
         return loss.detach(), found
 
+    deep = model.load(base, replace(FP32, memory=MemoryOptions(checkpointing=True))).unet.mid_block.attentions[0]
+    assert "forward" not in vars(deep) and all("forward" in vars(inner) for inner in deep.transformer_blocks)
     usual, again = (
         gradients(family),
         gradients(model.load(base, replace(FP32, memory=MemoryOptions(checkpointing=True)))),

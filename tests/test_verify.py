@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from torch import Tensor
 import lora_files
 from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras import verify as verifying
-from lora_scripts.loras.consumers import compare, published
+from lora_scripts.loras.consumers import CONSUMERS, RUN, STATED, compare, published
 from lora_scripts.loras.consumers.compare import Verdict
 from lora_scripts.loras.file import open_lora
-from lora_scripts.loras.verify import CONSUMERS, MATCHERS, require, verify, verify_trained
+from lora_scripts.loras.proof import BOUNDS, prove
+from lora_scripts.loras.verify import MATCHERS, verify
 
 Q, K = KOHYA[f"{MID}.attn1.to_q"], KOHYA[f"{MID}.attn2.to_k"]
 TE = KOHYA["text_encoder.encoder.layers.0.self_attn.q_proj"]
@@ -41,12 +44,13 @@ def test_a_whole_file_is_right_everywhere(base: Path, tmp_path: Path) -> None:
     modules = lora_files.weights(lora_files.TRAINABLE)
     path = lora_files.write(tmp_path / "x.safetensors", lora_files.tensors(modules))
     found = verdicts(path, base)
-    assert list(found) == ["diffusers", "PEFT", "A1111", "ComfyUI", "InvokeAI", "additional-networks", "kohya"]
+    assert tuple(found) == CONSUMERS
     for verdict in found.values():
         assert verdict.ok and verdict.right == verdict.total == len(modules) == 283, verdict
         assert 0 < verdict.largest < 3e-8
-    line = require(list(found.values()), path)
-    assert line.startswith("verified: 283 of 283 modules in diffusers, PEFT, A1111, ComfyUI, InvokeAI, additional-")
+    line = str(prove(path, base, modules, "fp32"))
+    assert line.startswith(f"verified: 283 of 283 modules in {', '.join(CONSUMERS)}; ΔW read to ")
+    assert line.endswith(", no bit of it lost in fp32")
 
 
 def test_the_expected_change_is_the_published_formula() -> None:
@@ -99,7 +103,7 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], set[str], str]] = {
     ),
     "text encoder of SDXL, 1": (
         renamed("lora_te_", "lora_te1_"),
-        {"InvokeAI", "additional-networks", "kohya"},
+        {"InvokeAI", "SD.Next", "additional-networks", "kohya"},
         "lora_te1_text_model_encoder_layers_0",
     ),
     "text encoder of SDXL, 2": (renamed("lora_te_", "lora_te2_"), ALL, "lora_te2_text_model_encoder_layers_0"),
@@ -154,14 +158,15 @@ def test_who_reads_diffusers_names(base: Path, tmp_path: Path) -> None:
     path = lora_files.write(tmp_path / "x.safetensors", folded.tensors, folded.metadata)
     rights = {name: verdict.right for name, verdict in verdicts(path, base).items()}
     wanted = {"diffusers": 192, "PEFT": 192, "A1111": 0, "ComfyUI": 64}
-    assert rights == wanted | {"InvokeAI": 0, "additional-networks": 0, "kohya": 0}
+    none = dict.fromkeys(("InvokeAI", "SD.Next", "additional-networks", "kohya"), 0)
+    assert rights == wanted | none | {"Forge": 64}
 
 
 def test_published_block_names_of_sd1(tmp_path: Path) -> None:
     unet = [path for path in FEW if path.startswith("unet.")]
     made = kohya.to_kohya(lora_files.weights(unet), sd1().original, dtype=torch.float32)
     found = verdicts(lora_files.write(tmp_path / "x.safetensors", made))
-    assert {name for name, verdict in found.items() if verdict.ok} == {"A1111", "ComfyUI", "PEFT"}
+    assert {name for name, verdict in found.items() if verdict.ok} == {"A1111", "ComfyUI", "Forge", "SD.Next", "PEFT"}
     assert not any(found[name].right for name in ("InvokeAI", "additional-networks", "kohya"))
 
 
@@ -172,23 +177,57 @@ def test_dora_is_right_where_it_is_read(tmp_path: Path) -> None:
         shape = lora_files.SHAPES[path]
         made[f"{KOHYA[path]}.dora_scale"] = torch.rand(1, shape[1], *(1,) * (len(shape) - 2)) + 1
     found = verdicts(lora_files.write(tmp_path / "x.safetensors", made))
-    assert {name for name, verdict in found.items() if verdict.ok} == {"A1111", "ComfyUI", "InvokeAI"}
+    assert {name for name, verdict in found.items() if verdict.ok} == {"A1111", "ComfyUI", "Forge", "InvokeAI"}
+    assert "is multiplied by alpha / rank = 0.5 once more" in str(found["SD.Next"])
     assert "dora_scale" in str(found["kohya"]) and "dora_scale is left out" in str(found["diffusers"])
     made[f"{Q}.dora_scale"] = torch.rand(64, 1)  # a length for every output
     found = verdicts(lora_files.write(tmp_path / "rows.safetensors", made))
     assert f"{Q}.dora_scale" in str(found["A1111"]) and f"{Q}.dora_scale" in str(found["InvokeAI"])
 
 
-def test_a_run_is_held_against_what_was_trained(base: Path, tmp_path: Path) -> None:
+def test_the_proof_compares_with_what_was_trained(base: Path, tmp_path: Path) -> None:
     modules = lora_files.weights(size=1e-4)
     path = lora_files.write(tmp_path / "x.safetensors", lora_files.tensors(modules))
-    assert "10 of 10 modules" in require(verify_trained(path, base, modules), path)
+    proof = prove(path, base, modules, "fp32")
+    assert proof.modules == 10 and proof.consumers == CONSUMERS
+    assert proof.rounding == 0 and proof.reading < 1e-6 and "10 of 10 modules" in str(proof)
     trained = modules | {FEW[3]: lora_files.weights(size=1.001e-4)[FEW[3]]}
-    with pytest.raises(UserError) as caught:
-        require(verify_trained(path, base, trained), path)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(CONSUMERS)
-    assert all(KOHYA[FEW[3]] in line and "another one than was trained" in line for line in lines)
+    for spoilt, words in (
+        (trained, "off by 0.1% of the ΔW that was trained, where fp32 loses 0.0% at most"),
+        (dict(list(modules.items())[1:]), f"{FEW[0]} was not trained"),
+        (modules | {"unet.mid_block.resnets.1.conv1": modules[FEW[5]]}, "unet.mid_block.resnets.1.conv1 is not in it"),
+    ):
+        with pytest.raises(UserError) as caught:
+            prove(path, base, spoilt, "fp32")
+        assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_the_proof_tells_the_rounding_and_bounds_it(
+    precision: str, dtype: torch.dtype, base: Path, tmp_path: Path
+) -> None:
+    """A file of the next lower precision is refused: what was trained, not what was rounded, is the measure."""
+    modules = lora_files.weights(lora_files.TRAINABLE)
+    path = lora_files.write(tmp_path / "x.safetensors", lora_files.tensors(modules, dtype))
+    proof = prove(path, base, modules, precision)
+    kept = [(dense(w), dense(LoraWeights(w.down.to(dtype), w.up.to(dtype), w.alpha))) for w in modules.values()]
+    lost = math.hypot(*((b - a).norm() for a, b in kept)) / math.hypot(*(a.norm() for a, _ in kept))
+    assert proof.rounding == pytest.approx(lost) and 1e-4 < proof.rounding < BOUNDS[precision]
+    assert proof.reading < 1e-5
+    finer = "fp32" if precision == "fp16" else "fp16"
+    with pytest.raises(UserError, match=f"of the ΔW that was trained, where {finer} loses"):
+        prove(path, base, modules, finer)
+
+
+def test_one_infinity_fails_in_every_program(base: Path, tmp_path: Path) -> None:
+    modules = lora_files.weights()
+    made = lora_files.tensors(modules)
+    made[f"{Q}.lora_up.weight"][0, 0] = math.inf
+    path = lora_files.write(tmp_path / "x.safetensors", made)
+    for verdict in verify(path, base, None, CONSUMERS):
+        assert not verdict.ok and "not finite" in str(verdict) and Q in str(verdict), verdict
+    with pytest.raises(UserError, match="not finite"):
+        prove(path, base, modules, "fp32")
 
 
 def test_invokeai_cannot_tell_the_base_of_every_file(tmp_path: Path) -> None:
@@ -217,5 +256,5 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_matchers_run_nothing_and_diffusers_and_peft_are_run() -> None:
-    assert tuple(MATCHERS) + verifying.RUN == CONSUMERS[2:] + CONSUMERS[:2]
+    assert tuple(MATCHERS) == STATED and (*RUN, *STATED) == CONSUMERS
     assert compare.judge({}, {}, lora_files.BASE, [], []) == []

@@ -17,6 +17,7 @@ import operator
 import random
 import time
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from lora_scripts.demo.evaluate import wilson
 from lora_scripts.formats import io
 from lora_scripts.label.base import CaptionOptions, load_captioner
 
-ASSET = Path(__file__).parent / "assets" / "captioner"
+ASSET = Path(str(resources.files("lora_scripts.demo").joinpath("assets/captioner")))
 SIDE, PATCH, WIDTH = 96, 12, 64
 CYCLE = ("plain", "neon", "sketch", "plain", "neon")
 """The styles of the training scenes, in turn."""

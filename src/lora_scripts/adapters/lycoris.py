@@ -82,6 +82,18 @@ def change_of(leaves: Leaves, weight: Tensor) -> Tensor:
     return (_scale(kind, leaves) * change).reshape(weight.shape)
 
 
+def matrix(leaves: Leaves) -> Tensor:
+    """The change without the weight that it is made to: ΔW as a matrix [out, in · k · k], of an OFT R - I, block under
+    block, and a column of its rescale less one.
+    """
+    kind = kind_of(leaves)
+    if kind != "oft":
+        return _scale(kind, leaves) * (_loha(leaves) if kind == "loha" else _lokr(leaves))
+    r = rotation(leaves)
+    turned = (r - torch.eye(r.shape[1], dtype=r.dtype, device=r.device)).flatten(0, 1)
+    return torch.cat([turned, leaves["rescale"].reshape(-1, 1) - 1], dim=1) if "rescale" in leaves else turned
+
+
 def _scale(kind: str, leaves: Leaves) -> float:
     """alpha / rank; 1 where there is no alpha, or no rank."""
     factors = ("hada_w1_b",) if kind == "loha" else ("lokr_w2_b", "lokr_w1_b")

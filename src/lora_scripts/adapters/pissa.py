@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
 
 
 class PissaLayer(LoraLayer):
@@ -47,9 +49,13 @@ class PissaLayer(LoraLayer):
         return torch.cat([self.down, self.down0]), torch.cat([self.up, -self.up0], dim=1)
 
     def leaves(self) -> dict[str, Tensor]:
+        """Factors of the change by its singular values: those of B A - B0 A0 are large and nearly cancel, so that a
+        rounding of them would lose a large part of the change."""
         down, up = (t.detach().cpu() for t in self._doubled())
-        # Twice the rank with twice alpha is the same scale.
-        return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0 * self.alpha)}
+        change = factors.svd(factors.of(LoraWeights(down, up, 2.0 * self.alpha)))
+        w = factors.as_lora(factors.cut(change, 2 * self.rank), down.shape[1:], self.scale)
+        # Twice the rank with twice alpha is the same scale; of a layer with fewer inputs the rank may be less.
+        return {"lora_down.weight": w.down.float(), "lora_up.weight": w.up.float(), "alpha": torch.tensor(w.alpha)}
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -52,6 +52,14 @@ def uniform(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
     return result
 
 
+def folded(weights: LoraWeights) -> LoraWeights:
+    """The same change with alpha = rank: alpha / rank goes into `up`."""
+    if weights.alpha == weights.rank:
+        return weights
+    up = (weights.up.double() * (weights.alpha / weights.rank)).to(weights.up.dtype)
+    return LoraWeights(weights.down, up, float(weights.rank), weights.dora)
+
+
 def check(name: str, weights: LoraWeights) -> None:
     """UserError unless the shapes fit each other and every value is a finite number."""
     check_shapes(name, weights)

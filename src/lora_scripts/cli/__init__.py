@@ -39,6 +39,8 @@ COMMANDS = (
     "plan",
     "train",
     "generate",
+    "chat",
+    "evaluate",
     "grid",
     "card",
     "combine",

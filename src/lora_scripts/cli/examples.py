@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 _EXAMPLES = """
+a config for the pictures of a style:
+  lora-scripts new neon --data data/neon --base models/base.safetensors
+one for a person, called by a word:
+  lora-scripts new mia --data data/mia --base models/base.safetensors --for character --trigger mia
 captions for the pictures of a style, with its word put first:
   lora-scripts label --input data/neon --for style --trigger neonpunk
 change words in captions that are there:
@@ -23,6 +27,14 @@ one picture with a LoRA of the folder output:
   lora-scripts generate --base models/base.safetensors --prompt "a city at night <lora:neon:0.8>"
 four seeds of every prompt of a file:
   lora-scripts generate --base models/base.safetensors --from-file prompts.txt --count 4 --output output/city.png
+talk to a language model with two LoRAs on it:
+  lora-scripts chat --base models/Qwen3-0.6B --lora output/reports/reports:0.8 --lora output/tone/tone:0.5
+one question, with a system prompt:
+  lora-scripts chat --base models/Qwen3-0.6B --system "Answer briefly." --message "What is a LoRA?"
+what a LoRA has learned, on records that it was not trained on:
+  lora-scripts evaluate --base models/Qwen3-0.6B --lora output/reports/reports --data data/reports-test.jsonl
+the base alone, on a hundred of them:
+  lora-scripts evaluate --base models/Qwen3-0.6B --data data/reports-test.jsonl --count 100
 the checkpoints of a run against strengths:
   lora-scripts grid --checkpoints output/neon --strengths 0 0.5 0.8 1 --output output/neon-grid
 two LoRAs on prompts of a file:

@@ -20,6 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_loras(parser)
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     add("--output", metavar="FILE", type=path, required=True, help="the model to write, in the layout of the base")
+    text = "of a language model: held-out records, on which the merged model is held against the LoRAs"
+    add("--data", metavar="PATH", type=path, help=text)
     add_writing(parser, "auto (default): as the base; fp32, bf16, fp16")
 
 
@@ -36,6 +38,11 @@ def words(result: Merged) -> list[str]:
         f"rounding: at most {result.rounding_largest:.1e} in a weight; {result.rounding_lost:.2%} of what the LoRAs "
         "change",
     ]
+    if (proof := result.proof) is not None:
+        lines.append(
+            f"proved on {proof.tokens} tokens: the largest difference of a logit is {proof.largest:.1e}, "
+            f"{proof.share:.2%} of what the LoRAs change; another token is likeliest in {proof.changed_answers} places"
+        )
     if result.too_coarse:
         lines.append(
             "hint: the weights are too coarse for so small a change; merge into the base in fp16, and round after"

@@ -13,18 +13,11 @@ if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
 
 HELP = "write a config for your pictures and your base model"
-EXAMPLES = (
-    ("a style", "lora-scripts new neon --data data/neon --base models/base.safetensors"),
-    (
-        "a person, called by a word",
-        "lora-scripts new mia --data data/mia --base models/base.safetensors --for character --trigger mia",
-    ),
-)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
+    add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
     add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     kinds = ("style", "character")
@@ -42,7 +35,7 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     from lora_scripts.run.first_config import new_config
 
     return new_config(
-        options.name, options.data, options.base, options.purpose, options.trigger.strip(), options.output
+        options.lora, options.data, options.base, options.purpose, options.trigger.strip(), options.output
     )
 
 

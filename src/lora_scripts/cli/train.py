@@ -10,6 +10,7 @@ from lora_scripts.events import Event, Saved, Sink
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
+    from lora_scripts.run.texts.story import TextTrainResult
 
 HELP = "train a LoRA as a config says"
 OVERRIDES = True
@@ -28,7 +29,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> TrainResult:
+def call(options: argparse.Namespace, sink: Sink) -> TrainResult | TextTrainResult:
     """Trains a LoRA; relative paths in the config count from the folder you start in."""
     from lora_scripts.run.configs import load_config
 
@@ -39,13 +40,17 @@ def call(options: argparse.Namespace, sink: Sink) -> TrainResult:
     return run.train(config, resume=options.resume, check_with=check_with, sink=sink)
 
 
-def words(result: TrainResult) -> list[str]:
+def words(result: TrainResult | TextTrainResult) -> list[str]:
     """Where everything lies."""
+    warning = [f"warning: {result.warning}"] if result.warning else []
+    if not hasattr(result, "words"):
+        talk = f"lora-scripts chat --base {result.base} --lora {result.lora}:1"
+        return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
     return [
         f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:0.8>)",
         *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in result.words.items()),
         f"the report: {result.report}",
-        *([f"warning: {result.warning}"] if result.warning else []),
+        *warning,
     ]
 
 

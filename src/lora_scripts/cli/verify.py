@@ -11,12 +11,12 @@ from lora_scripts.cli.options import path, require_models
 from lora_scripts.cli.show import as_json
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
+from lora_scripts.loras.consumers import CONSUMERS
 
 if TYPE_CHECKING:
     from lora_scripts.loras.consumers.compare import Verdict
 
 HELP = "prove that a LoRA does in every program what was trained"
-CONSUMERS = ("diffusers", "PEFT", "A1111", "ComfyUI", "InvokeAI", "additional-networks", "kohya")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

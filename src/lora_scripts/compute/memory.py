@@ -239,4 +239,12 @@ def place(unet: Any, options: MemoryOptions, device: torch.device, dtype: torch.
     if options.checkpointing:
         for block in blocks:
             if id(block) not in inside:
-                around(block)
+                for part in _recomputed(block):
+                    around(part)
+
+
+def _recomputed(block: Any) -> Sequence[nn.Module]:
+    """What is computed again at a time: a deep transformer's blocks one by one, else all that they keep is there at
+    once (727 MiB of one picture for ten of 1280 channels at 1024 px; 73 for one)."""
+    inner = getattr(block, "transformer_blocks", ())
+    return list(inner) if len(inner) > 1 else [block]

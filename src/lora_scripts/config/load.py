@@ -109,7 +109,13 @@ def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
         if fault := _PATHS[key](path):
             found.append((key, *fault))
     data, output = paths.get("train_data_dir"), paths.get("output_dir")
-    if data and output and data.is_dir() and Path(os.path.abspath(output)).is_relative_to(os.path.abspath(data)):
+    if (
+        data
+        and output
+        and "train_file" not in paths
+        and data.is_dir()
+        and Path(os.path.abspath(output)).is_relative_to(os.path.abspath(data))
+    ):
         mend = "choose a folder beside it, for example ./output/my_lora"
         found.append(("output_dir", "lies in train_data_dir, so the previews would be trained on too", mend))
     return found
@@ -135,6 +141,14 @@ def _metadata_fault(path: Path) -> tuple[str, str] | None:
     )
 
 
+def _records_fault(path: Path) -> tuple[str, str] | None:
+    if path.is_file():
+        return None
+    if path.exists():
+        return f"{path.as_posix()} is a folder", "name the file in it, or write train_data_dir for the whole folder"
+    return f"{path.as_posix()} does not exist", "put the records there, or change the path"
+
+
 def _prompts_fault(path: Path) -> tuple[str, str]:
     return f"{path.as_posix()} is no file", "write the prompts into it, one a line, or name another"
 
@@ -148,8 +162,10 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "metadata_path": _metadata_fault,
     "base_model": lambda path: model_fault(path, kind="checkpoint", folder=True),
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
-    "init_lora": lambda path: model_fault(path, kind="LoRA", folder=False),
+    "init_lora": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
     "val_data_dir": _data_fault,
+    "train_file": _records_fault,
+    "val_file": _records_fault,
     "sample_prompts": lambda path: None if path.is_file() else _prompts_fault(path),
     "output_dir": _folder_fault,
     "cache_dir": _folder_fault,

@@ -20,6 +20,7 @@ from lora_scripts.config.keys.objective import ObjectiveKeys
 from lora_scripts.config.keys.paths import PathKeys
 from lora_scripts.config.keys.previews import PreviewKeys
 from lora_scripts.config.keys.saving import SavingKeys
+from lora_scripts.config.keys.texts import TextKeys
 from lora_scripts.config.keys.token import TokenKeys
 from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
 from lora_scripts.config.keys.validation import ValidationKeys
@@ -29,6 +30,7 @@ from lora_scripts.errors import UserError
 GROUPS: tuple[type[Keys], ...] = (
     PathKeys,
     DataKeys,
+    TextKeys,
     AdapterKeys,
     TokenKeys,
     TrainingKeys,
@@ -44,6 +46,7 @@ GROUPS: tuple[type[Keys], ...] = (
 class TrainConfig(
     PathKeys,
     DataKeys,
+    TextKeys,
     AdapterKeys,
     TokenKeys,
     TrainingKeys,
@@ -56,6 +59,14 @@ class TrainConfig(
     """Everything that decides a training run; made by `load_config`, or directly with the same checks of values."""
 
     TITLE: ClassVar[str] = "Training run"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_of_file(cls, values: Any) -> Any:
+        """The folder of `train_file` is that of the data."""
+        if isinstance(values, dict) and isinstance(values.get("train_file"), str | Path):
+            return {"train_data_dir": Path(values["train_file"]).parent, **values}
+        return values
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> TrainConfig:
@@ -73,6 +84,16 @@ class TrainConfig(
         """The keys that a family may have a use for."""
         keys = ("prediction", "zero_terminal_snr", "clip_skip", "caption_tokens")
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @property
+    def records(self) -> Path:
+        """Where the records of a language model are: a file or a folder."""
+        return self.train_file or self.train_data_dir
+
+    @property
+    def held_out_records(self) -> Path | None:
+        """Where those are that are measured and not trained, if they lie elsewhere."""
+        return self.val_file or self.val_data_dir
 
     @property
     def size(self) -> tuple[int, int]:

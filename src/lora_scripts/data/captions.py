@@ -70,14 +70,15 @@ def read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"not UTF-8 text; it looks like {_guess(data)}", file=path, line=line, hint=hint) from None
+        looks = guess_encoding(data)
+        raise UserError(f"not UTF-8 text; it looks like {looks}", file=path, line=line, hint=hint) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=hint)
     return text
 
 
-def _guess(data: bytes) -> str:
+def guess_encoding(data: bytes) -> str:
     """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
     if b"\0" in data:
         return "UTF-16, or no text at all"

@@ -20,6 +20,7 @@ from lora_scripts.run.configs import load_config
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
+    from lora_scripts.run.texts.story import TextTrainResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DemoResult:
     """What the demo leaves."""
 
     report: Path
-    trained: TrainResult | None
+    trained: TrainResult | TextTrainResult | None
     """None: it had run already."""
     command: str
     """To draw a picture with the LoRA."""
@@ -45,12 +46,14 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         "output_dir": result,
     }
     moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
-    trained = None
+    trained: TrainResult | TextTrainResult | None = None
     if not (result / "report.html").exists():
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
         world.write_pictures(data, world.training_scenes())
         sink(Note(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does"))
-        raise_all(label(LabelOptions(input=data, model=MINIATURE)).faults)
+        labelled = label(LabelOptions(input=data, model=MINIATURE), sink)
+        raise_all(labelled.faults)
+        sink(Note(f"{labelled.written} captions written to {labelled.path}"))
         sink(Note("training a LoRA on the pictures and their captions"))
         io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
         config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())

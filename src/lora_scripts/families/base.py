@@ -71,6 +71,25 @@ class Batch:
     """[n] float32: how much each sample's loss counts; None: all the same"""
 
 
+class Host(Protocol):
+    """What putting a LoRA on needs to know of a model of any kind."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        """The parts that can take LoRA, by the first word of a path."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
+        ...
+
+
 class Family(Protocol):
     """One kind of model. A step calls `loss`; everything else is done before and after it."""
 
@@ -143,6 +162,11 @@ class PictureFamily(Family, Protocol):
 
     def image_features(self, pixels: Tensor) -> list[Tensor]:
         """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
+        ...
+
+    @property
+    def word_widths(self) -> tuple[int, ...]:
+        """How many numbers of a new word's vector are each text encoder's: they stand side by side."""
         ...
 
     def set_words(self, words: Mapping[str, Tensor]) -> None:

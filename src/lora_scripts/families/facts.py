@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,16 @@ class Weight(NamedTuple):
     key: str
     third: int | None = None
     """Which third of its rows, where q, k and v are one matrix."""
+
+
+class FolderWeight(NamedTuple):
+    """Where one layer's weight stands in a folder."""
+
+    file: str
+    """Inside the folder, with /."""
+    key: str
+    flipped: bool = False
+    """Whether it lies [in, out] there."""
 
 
 class Setting(NamedTuple):
@@ -130,6 +140,12 @@ class Facts:
     unread: Callable[[str, bool], bool] = lambda key, vae: False
     """Whether a tensor of a single file, by its key, is one that nobody reads, such as a copy of an average; with False
     its VAE is not read either."""
+
+    folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
+    """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
+
+    beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
+    """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
@@ -18,7 +19,7 @@ from lora_scripts.formats.header import Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -87,7 +88,10 @@ def of_lora(
 
     def fit(facts: Facts) -> tuple[int, bool, bool, int]:
         tables = facts.names()
-        known, usual = (sum(not own.isdisjoint(all_) for own in names) for all_ in (tables.stems, tables.usual))
+        # Asked one by one: a table may know names without listing them.
+        known, usual = (
+            sum(any(name in all_ for name in own) for own in names) for all_ in (tables.stems, tables.usual)
+        )
         return known, facts.lora.base_version == told, facts is wanted, usual
 
     best = max(reversed(FAMILIES), key=fit)

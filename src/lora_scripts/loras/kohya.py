@@ -12,9 +12,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, uniform
+from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, folded, uniform
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
+
+
+def prepared(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """The same changes in the form that all programs read alike: one rank and one alpha (see `uniform`), and of a DoRA
+    alpha = rank, since SD.Next, and A1111 before July 2024, multiply a DoRA's change by alpha / rank once more.
+    """
+    return uniform({path: w if w.dora is None else folded(w) for path, w in modules.items()})
 
 
 def to_kohya(
@@ -44,7 +51,8 @@ def to_kohya(
         stem = table[path]
         result |= {f"{stem}.{DOWN}": down, f"{stem}.{UP}": up, f"{stem}.{ALPHA}": _alpha(weights.alpha, dtype)}
         if weights.dora is not None:
-            result[f"{stem}.{DORA}"] = weights.dora.detach().to("cpu", dtype).contiguous()
+            # The change is a small difference of W and what these lengths make of it: half precision loses 1 % of it.
+            result[f"{stem}.{DORA}"] = weights.dora.detach().to("cpu", torch.float32).contiguous()
     raise_all(errors[:10])
     return result
 

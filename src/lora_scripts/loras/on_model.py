@@ -15,11 +15,11 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.base import Family, PictureFamily
+from lora_scripts.families.base import Host, PictureFamily
 from lora_scripts.loras.reading import Change
 
 
-def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> None:
+def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
     """UserError, all faults at once, unless every module is there and has the right shape."""
     layers, faults = family.trainable(), []
     for name, w in weights.items():
@@ -52,7 +52,7 @@ def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Pa
 
 
 def apply(
-    family: Family, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
+    family: Host, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
 ) -> dict[str, Adapter]:
     """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`.
 
@@ -76,7 +76,7 @@ def apply(
     return layers
 
 
-def set_strength(family: Family, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
+def set_strength(family: Host, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
     """Of a LoRA that is on: of its layers outside the text encoder, and of those in it."""
     for path, layer in layers.items():
         layer.strength = text_strength if family.facts.inside_text(path) else strength

@@ -7,27 +7,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
-from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.names import Base
 from lora_scripts.families.table import find
 from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import (
+    CONSUMERS,
     a1111,
     additional_networks,
     comfyui,
     compare,
+    forge,
     invokeai,
     kohya_tools,
     published,
     rules,
     run_diffusers,
     run_peft,
+    sdnext,
 )
 from lora_scripts.loras.consumers.compare import Verdict
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
@@ -37,14 +38,13 @@ from lora_scripts.loras.file import Contents, open_lora, plain
 MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
     "A1111": a1111.read,
     "ComfyUI": comfyui.read,
+    "Forge": forge.read,
     "InvokeAI": invokeai.read,
+    "SD.Next": sdnext.read,
     "additional-networks": additional_networks.read,
     "kohya": kohya_tools.read,
 }
-"""Our own statements of the programs' rules, by the programs' names."""
-RUN = ("diffusers", "PEFT")
-"""Libraries that are run."""
-CONSUMERS = (*RUN, *MATCHERS)
+"""Our own statements of the programs' rules: consumers.STATED."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,6 @@ def verify(path: Path, base: Path, reference: Path | None, consumers: Sequence[s
     return check(source, skeleton, expected, consumers)
 
 
-def verify_trained(
-    path: Path, base: Path, weights: Mapping[str, LoraWeights], consumers: Sequence[str] = CONSUMERS
-) -> list[Verdict]:
-    """The consumers' verdicts on a file that was just written; `weights` is what was trained, from memory."""
-    changes = {p: Delta(w.down, w.up, w.alpha / w.rank, w.dora) for p, w in weights.items()}
-    skeleton = Skeleton.of(base)
-    return check(open_lora(path, skeleton.facts), skeleton, changes, consumers)
-
-
-def require(verdicts: Sequence[Verdict], path: Path) -> str:
-    """The one line of a file that is right everywhere; UserErrors, one for each consumer, where it is not."""
-    failed = [verdict for verdict in verdicts if not verdict.ok]
-    if failed:
-        raise UserErrors([UserError(f"does not load as trained: {verdict}", file=path) for verdict in failed])
-    return compare.summary(verdicts)
-
-
 def check(
     source: Contents, skeleton: Skeleton, expected: Mapping[str, Delta], consumers: Sequence[str]
 ) -> list[Verdict]:
@@ -109,8 +92,7 @@ def expected_by(source: Contents, skeleton: Skeleton) -> tuple[dict[str, Delta],
     """What the file means by the published formula, and its keys that mean nothing. PEFT's alpha is in its config."""
     reading = _published(source, skeleton)
     if source.adapters:
-        known = plain(source.modules(), source.path)
-        return {p: Delta(w.down, w.up, w.alpha / w.rank) for p, w in known.items()}, reading.faults
+        return {path: Delta(change) for path, change in source.modules().items()}, reading.faults
     return reading.changes, reading.faults
 
 
@@ -145,7 +127,6 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
 
 def _adapters(source: Contents, prefixes: Mapping[str, str]) -> dict[str, Adapter]:
     """PEFT's own, or a file converted to them."""
-    modules = source.modules()
     if source.adapters:
         return {part: Adapter(tensors, config) for part, (tensors, config) in source.parts().items()}
-    return dialects.to_peft(cast("Mapping[str, LoraWeights]", modules), prefixes)
+    return dialects.to_peft(plain(source.modules(), dora=True), prefixes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from lora_scripts.report import chart
-from lora_scripts.report.data import HeldOutCurve, ReportData
+from lora_scripts.report.data import HeldOutCurve
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,20 @@ class Curve:
     """Drawn at half the height."""
 
 
-def curves(data: ReportData) -> list[Curve]:
+class Told(Protocol):
+    """What curves are drawn of."""
+
+    @property
+    def held_out(self) -> HeldOutCurve | None: ...
+
+    @property
+    def loss(self) -> Sequence[tuple[int, float]]: ...
+
+    @property
+    def learning_rate(self) -> Sequence[tuple[int, float]]: ...
+
+
+def curves(data: Told) -> list[Curve]:
     """Those that there is something to say about, the most telling first."""
     drawn = [
         _held_out(data.held_out) if data.held_out else None,
@@ -43,13 +57,16 @@ def _held_out(data: HeldOutCurve) -> Curve | None:
         return Curve(title, "Too few measurements for a curve.", words=data.words) if data.words else None
     view = chart.frame([*held, *train])
     view = chart.Frame(held[0][0], max(held[-1][0], held[0][0] + 1), view.y0, view.y1)
+    alike = ", always at the same noise and the same noise levels" if data.samples == "pictures" else ""
     note = (
-        "Pictures that were not trained, always at the same noise and the same noise levels, so that the differences "
-        "are the model's alone. Where it rises while that of the training pictures falls, the LoRA memorises."
+        f"{data.samples.capitalize()} that were not trained{alike}, so that the differences are the model's alone. "
+        f"Where it rises while that of the training {data.samples} falls, the LoRA memorises."
     )
     label = f"Held-out loss, from {chart.number(held[0][1])} to {chart.number(held[-1][1])}."
     figure = chart.figure(label, view, [chart.Line(train, "raw"), chart.Line(held, "smooth")])
-    return Curve(title, note, figure, [("smooth", "held-out pictures"), ("raw", "training pictures")], data.words)
+    return Curve(
+        title, note, figure, [("smooth", f"held-out {data.samples}"), ("raw", f"training {data.samples}")], data.words
+    )
 
 
 def _loss(loss: list[tuple[float, float]]) -> Curve | None:

@@ -59,6 +59,8 @@ class HeldOutCurve:
     """The same of some training pictures."""
     words: Sequence[str]
     """The verdict."""
+    samples: str = "pictures"
+    """What was trained, in the plural."""
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,23 @@ from lora_scripts.events import Sink, ignore
 if TYPE_CHECKING:
     from lora_scripts.config.schema import TrainConfig
     from lora_scripts.run.story import TrainResult
+    from lora_scripts.run.texts.story import TextTrainResult
 
 
 def train(
     config: TrainConfig, *, resume: bool = False, check_with: Sequence[str] = (), sink: Sink = ignore
-) -> TrainResult:
+) -> TrainResult | TextTrainResult:
     """Runs a training as the config says, to its proved LoRA file and its report. UserError for a person's mistake.
 
     `check_with` is what `lora-scripts check` needs to look at the same data, as told to the person.
     """
+    if of_texts(config):
+        from lora_scripts.run.texts import preflight as texts
+
+        known = texts.preflight(config, resume=resume, sink=sink)
+        from lora_scripts.run.texts import story as text_story
+
+        return text_story.train(config, known.folder, known.split, resume=resume, sink=sink)
     from lora_scripts.run.preflight import preflight, tell_quick
 
     ready = preflight(config, resume=resume, sink=sink)  # before torch is imported: mistakes are told within a second
@@ -27,3 +35,14 @@ def train(
     from lora_scripts.run import story
 
     return story.train(config, ready.folder, ready.samples, resume=resume, sink=sink)
+
+
+def of_texts(config: TrainConfig) -> bool:
+    """Whether the base of a run is a language model. A base that is none of ours is told by whoever looks closer."""
+    from lora_scripts.errors import UserError
+    from lora_scripts.families import table
+
+    try:
+        return "texts" in table.find(config.base_model).features
+    except UserError:
+        return False

@@ -53,7 +53,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
-    make = _maker(config, rules, sizes, usual)
+    make = maker(config, rules, sizes, usual)
     if text:
         family.encode_text([""])  # onto the device: its LoRA, EMA and moments are made where it is
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
@@ -62,12 +62,13 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
     for path, weights in begun.items():
         injected[path].load(values_of(weights))
-    _freeze_all_but(injected, rules.keys())
+    freeze_all_but(injected, rules.keys())
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
-    groups = [*_groups(config, injected, rules, rates), *group_of(config, words)]
+    groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
+    (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
     digest = read.get(config.base_model, "")
-    return Model(family, injected, optimizer, usual.rank, usual.alpha, digest, read, resized, words)
+    return Model(injected, optimizer, rank, alpha, digest, read, resized, words, family=family)
 
 
 def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
@@ -85,7 +86,7 @@ def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
     return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
 
 
-def _maker(
+def maker(
     config: TrainConfig,
     rules: Mapping[str, TargetRule],
     sizes: Mapping[str, Size],
@@ -113,7 +114,7 @@ def _maker(
     return make
 
 
-def _groups(
+def groups_of(
     config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: Mapping[str, float]
 ) -> Iterable[Group]:
     """One group for each learning rate: those of the text encoders, those of `targets`, and LoRA+'s of B.
@@ -136,7 +137,7 @@ def _groups(
             yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)
 
 
-def _freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
+def freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
     """Layers that only `init_lora` has are applied as they are."""
     kept = set(trained)
     for path, layer in layers.items():

@@ -58,4 +58,4 @@ def _targets(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:
         shown = [name for name in facts.groups if name.islower()]
         block = next((name for name in facts.groups if name.startswith("OUT")), None)
         kinds = ", ".join([*shown, *([f"a block such as {block}"] if block else [])])
-        yield "targets", f"must be {kinds}, or a pattern with *", mend, number
+        yield "targets", f'must be {kinds}, or a pattern with *, not "{word}"', mend, number

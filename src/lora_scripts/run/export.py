@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +11,23 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.lycoris import KINDS
-from lora_scripts.adapters.weights import LoraWeights, uniform
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
-from lora_scripts.loras import embedding, kohya, metadata
+from lora_scripts.errors import UserError
+from lora_scripts.loras import embedding, kohya, metadata, proof
+from lora_scripts.loras.embedding import read_embedding
 from lora_scripts.loras.file import save
 from lora_scripts.loras.metadata import TrainingFacts
+from lora_scripts.loras.reading import Change
+from lora_scripts.loras.words import embedding_file, read_words
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import metadata_of, save_words
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.state import RunState
+
+_TITLES = {"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,17 @@ class Snapshot:
     leaves: dict[str, dict[str, Tensor]]
     """Path -> what a file holds of the layer, not rounded."""
     words: dict[str, Tensor]
-    """New words -> their vectors [k, width]"""
+    """New words -> their vectors [k, sum of `word_widths`]"""
+    word_widths: tuple[int, ...]
+    """As `PictureFamily.word_widths`."""
 
 
 def snapshot(model: Model, ema: Ema | None) -> Snapshot:
     """The weights as they are shown and saved."""
     with averaged(model.trained, model.optimizer, ema):
         leaves = {path: layer.leaves() for path, layer in model.layers.items()}
-        return Snapshot(leaves, {word: p.detach().cpu().clone() for word, p in model.words.items()})
+        words = {word: p.detach().cpu().clone() for word, p in model.words.items()}
+        return Snapshot(leaves, words, model.family.word_widths)
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,8 @@ class LoraTensors:
     """A snapshot as a file holds it."""
 
     tensors: dict[str, Tensor]
-    weights: dict[str, LoraWeights]
-    """Path -> A, B, alpha as they stand in the file: of one rank, rounded to its precision. Empty for LyCORIS."""
+    trained: Mapping[str, Change]
+    """Path -> the change, not rounded"""
     rank: int
     """Of every module, as `alpha`."""
     alpha: float
@@ -56,11 +65,11 @@ class LoraTensors:
 def to_file(taken: Snapshot, model: Model, config: TrainConfig) -> LoraTensors:
     """UserError if a value is not finite in the file's precision."""
     names, dtype = model.family.facts.names().kohya, DTYPES[config.save_precision]
-    words = embedding.to_bundle(taken.words) if config.token_bundle else {}
+    words = embedding.to_bundle(taken.words, taken.word_widths) if config.token_bundle else {}
     if config.adapter in KINDS:
         tensors = kohya.to_lycoris(taken.leaves, names, dtype=dtype)
-        return LoraTensors(tensors | words, {}, model.rank, model.alpha)
-    weights = {path: _rounded(w, dtype) for path, w in uniform(_weights(taken)).items()}
+        return LoraTensors(tensors | words, taken.leaves, model.rank, model.alpha)
+    weights = kohya.prepared(_weights(taken))
     one = next(iter(weights.values()))
     tensors = kohya.to_kohya(weights, names, dtype=dtype)
     return LoraTensors(tensors | words, weights, one.rank, one.alpha)
@@ -75,14 +84,10 @@ def _weights(taken: Snapshot) -> dict[str, LoraWeights]:
     }
 
 
-def _rounded(w: LoraWeights, dtype: torch.dtype) -> LoraWeights:
-    return LoraWeights(w.down.to(dtype), w.up.to(dtype), w.alpha, None if w.dora is None else w.dora.to(dtype))
-
-
 def write(path: Path, file: LoraTensors, taken: Snapshot, facts: TrainingFacts) -> None:
     """The LoRA, and beside it the words that it was trained with."""
     told = metadata.of_training(facts) | metadata_of(taken.words)
-    save_words(taken.words, path)  # first: a LoRA that is there has its words
+    save_words(taken.words, taken.word_widths, path)  # first: a LoRA that is there has its words
     save(path, file.tensors, told)
 
 
@@ -135,3 +140,28 @@ def facts_of(
         tag_frequency={folder: dict(captions)} if asked else None,
         dataset_dirs={folder: {"n_repeats": c.repeats, "img_count": len(samples)}} if asked else None,
     )
+
+
+def prove(path: Path, config: TrainConfig, file: LoraTensors, taken: Snapshot) -> str:
+    """Every program that knows such a file takes it, read from the disk again; the lines to tell.
+
+    UserErrors, naming program and key, where one does not apply what was trained.
+    """
+    words = _prove_words(path, taken.words)
+    proved = proof.prove(path, config.base_model, file.trained, config.save_precision)
+    lines = [str(proved)]
+    for kind, names in proved.unread_by.items():
+        text = "refuse a LoRA with words in it (token_bundle)" if kind == "words" else f"read no {_TITLES[kind]}"
+        mend = f"; for them: lora-scripts convert {path} --bake-dora" if kind == "dora" else ""
+        lines.append(f"note: {', '.join(names)} {text}{mend}")
+    return "\n".join([*lines, *words])
+
+
+def _prove_words(path: Path, trained: Mapping[str, Tensor]) -> list[str]:
+    """The new words, read from the disk again as `generate` reads them, are those that were trained; to be told."""
+    known = read_words(path)
+    for word, vectors in trained.items():
+        files = [read_embedding(embedding_file(path, word)), *([known[word]] if word in known else [])]
+        if len(files) < 2 or not all(torch.equal(vectors, other) for other in files):
+            raise UserError(f"the word {word} does not read back as it was trained", file=path)
+    return [f"verified: the word {word}, {len(v)} x {v.shape[1]} numbers" for word, v in trained.items()]

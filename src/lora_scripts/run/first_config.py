@@ -44,7 +44,11 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     if not name or set(name) & set('<>:"/\\|?*'):
         faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
     raise_all(faults)
-    facts, samples = table.find(base), scan(data, allow_missing_captions=True)
+    facts = table.find(base)
+    if purpose not in facts.recipes:
+        text = f"there are no settings to begin with for {facts.checkpoint.words}"
+        raise UserError(text, file=base, hint="copy configs/words.yaml, which says what each key does")
+    samples = scan(data, allow_missing_captions=True)
     recipe = facts.recipes[purpose]
     settings = {setting.key: setting for setting in recipe.settings}
     batch = int(settings["batch_size"].value)

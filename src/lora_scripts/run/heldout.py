@@ -15,8 +15,8 @@ from lora_scripts.data.split import FEWEST
 from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.report.data import HeldOutCurve
-from lora_scripts.run.parts import HeldOut, Model
-from lora_scripts.train.advise import Advice, Facts, advise, never_fit
+from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
+from lora_scripts.train.advise import Advice, Facts, advise
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled, words
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
@@ -101,8 +101,8 @@ class Measuring:
 
     def __init__(
         self,
-        held: HeldOut,
-        model: Model,
+        held: Probed,
+        model: Trained,
         ema: Ema | None,
         state: RunState,
         facts: Facts,
@@ -166,7 +166,7 @@ class Measuring:
         begun = time.perf_counter()
         self.model.train(False)
         with averaged(self.model.trained, self.model.optimizer, self.ema):
-            outside = self.held.outside.losses().mean(1).tolist() if self.held.samples else []
+            outside = self.held.outside.losses().mean(1).tolist() if len(self.held.samples) else []
             inside = self.held.inside.losses().mean(1).tolist()
         self.model.train(True)
         self.state.evaluations.append(asdict(Evaluation(self.state.step, outside, inside, name)))
@@ -177,7 +177,7 @@ class Measuring:
         """An event, TensorBoard, the record, and advice where there is something new."""
         taken = self.evaluations
         base, now = taken[0], taken[-1]
-        values = {"heldout/training_pictures": mean(now.train)}
+        values = {f"heldout/training_{self.facts.samples}": mean(now.train)}
         if now.held:
             gain = bootstrap(less(base.held, now.held), self.seed)
             values |= {"heldout/loss": now.loss, "heldout/improvement": gain.mean}
@@ -190,11 +190,9 @@ class Measuring:
                 self.sink(Advised(one.kind, str(one)))
 
     def _write(self) -> None:
-        verdict, inside = self.verdict, self.held.inside
+        verdict = self.verdict
         values = {
-            "pictures": [s.name for s in self.held.samples],
-            "training_pictures": [inside.feed.pictures[i].sample.name for i in inside.indices],
-            "noise_levels": {"held_out": STRATA, "training": TRAIN_STRATA},
+            **self.held.about(),
             "evaluations": [asdict(e) for e in self.evaluations],
             "best": verdict.best.step if verdict else None,
             "words": self.words,
@@ -202,28 +200,18 @@ class Measuring:
         io.write_text(self.record, json.dumps(values, indent=1) + "\n")
 
     def conclude(self) -> None:
-        """Says at the end what the measurements say, and looks for pictures that did not fit."""
+        """Says at the end what the measurements say, and looks for samples that did not fit."""
         if not self.held.on:
             return
-        self.strays = never_fit(self.state.step, *self._fit()) if self.held.looks_at_whole else None
+        begun = time.perf_counter()
+        self.strays = self.held.strays(self.model, self.ema, self.state.step)
+        self.seconds += time.perf_counter() - begun
         if self.strays is not None:
             self.sink(Advised(self.strays.kind, str(self.strays)))
         for line in self.words:
             self.sink(Note(line))
         taken = self.seconds / (time.perf_counter() - self.begun)
         self.sink(Note(f"measuring took {taken:.0%} of the time".replace("%", " %")))
-
-    def _fit(self) -> tuple[list[str], list[float]]:
-        """Names of all training pictures, and how much of the base's loss at high noise is left of each: its log."""
-        begun, whole = time.perf_counter(), self.held.whole
-        self.model.train(False)
-        with self.model.off():
-            before = whole.losses()
-        with averaged(self.model.trained, self.model.optimizer, self.ema):
-            after = whole.losses()
-        self.model.train(True)
-        self.seconds += time.perf_counter() - begun
-        return [whole.feed.pictures[i].sample.name for i in whole.indices], (after / before).log().mean(1).tolist()
 
     @property
     def warning(self) -> str:
@@ -233,7 +221,8 @@ class Measuring:
             return ""
         base = self.evaluations[0].loss
         higher = f"{-verdict.improvement.mean / base:.0%}".replace("%", " %")
-        mend = "lower learning_rate, or look at the pictures and captions, and train again"
+        what = "the pictures and captions" if self.facts.samples == "pictures" else f"the {self.facts.samples}"
+        mend = f"lower learning_rate, or look at {what}, and train again"
         return f"this LoRA is worse than the base: its held-out loss is {higher} higher at the best; {mend}"
 
     # --- telling -----------------------------------------------------------------------------------------------------
@@ -242,7 +231,7 @@ class Measuring:
     def words(self) -> list[str]:
         """The verdict."""
         verdict = self.verdict
-        return words(verdict, self.evaluations) if verdict else []
+        return words(verdict, self.evaluations, self.facts.samples) if verdict else []
 
     @property
     def advice(self) -> list[Advice]:
@@ -254,7 +243,8 @@ class Measuring:
         """For the report."""
         points = [e for e in self.evaluations if e.name != "init"] if self.held.on else []
         held = [(e.step, e.loss) for e in points if e.held]
-        return HeldOutCurve(held, [(e.step, mean(e.train)) for e in points], self.words) if points else None
+        train = [(e.step, mean(e.train)) for e in points]
+        return HeldOutCurve(held, train, self.words, self.facts.samples) if points else None
 
 
 def _upper(first: int, last: int) -> tuple[int, int]:

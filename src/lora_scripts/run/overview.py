@@ -39,7 +39,7 @@ def table_rows(
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
         ("precision", f"{precision}, LoRA fp32"),
-        ("device", _device_name(model.family.device)),
+        ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
         ("output", str(output)),
     ]
@@ -53,7 +53,7 @@ def table_rows(
     return rows
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from lora_scripts.adapters.layer import Adapter
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import PictureFamily
+from lora_scripts.families.texts import TextFamily
 from lora_scripts.run.run_folder import RunFolder
-from lora_scripts.train.average import Ema
+from lora_scripts.train.advise import Advice, never_fit
+from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.probe import Probe
@@ -23,10 +26,9 @@ from lora_scripts.train.state import RunState
 
 
 @dataclass(frozen=True)
-class Model:
-    """A family with adapters in it, and what moves them."""
+class Trained:
+    """Adapters in a model, and what moves them."""
 
-    family: PictureFamily
     layers: dict[str, Adapter]
     optimizer: torch.optim.Optimizer
     rank: int
@@ -77,6 +79,65 @@ class Model:
             layer.train(training)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model(Trained):
+    """A picture family with adapters in it."""
+
+    family: PictureFamily
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel(Trained):
+    """A text family with adapters in it."""
+
+    family: TextFamily
+
+
+class Losses(Protocol):
+    """Something whose losses are measured, the same each time."""
+
+    def losses(self) -> Tensor:
+        """[samples, draws] float32, as the model stands."""
+        ...
+
+
+class Probed(Protocol):
+    """What `heldout.Measuring` needs to know of what it measures, whatever the samples are."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is measured."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Steps from one measurement to the next; 0: nothing is measured."""
+        ...
+
+    @property
+    def samples(self) -> Sized:
+        """Held out."""
+        ...
+
+    @property
+    def outside(self) -> Losses:
+        """Of them."""
+        ...
+
+    @property
+    def inside(self) -> Losses:
+        """Of some that are trained."""
+        ...
+
+    def about(self) -> dict[str, object]:
+        """What is measured, for the record: names, and how."""
+        ...
+
+    def strays(self, model: Trained, ema: Ema | None, step: int) -> Advice | None:
+        """What there is to say of samples that did not fit; None where nobody looks, or all did."""
+        ...
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What is measured of a run: pictures that it does not train, and some that it does."""
@@ -99,6 +160,27 @@ class HeldOut:
     @property
     def on(self) -> bool:
         return self.every > 0
+
+    def about(self) -> dict[str, object]:
+        """What is measured, for the record."""
+        return {
+            "pictures": [sample.name for sample in self.samples],
+            "training_pictures": [self.inside.feed.pictures[i].sample.name for i in self.inside.indices],
+            "noise_levels": {"held_out": self.outside.levels.strata, "training": self.inside.levels.strata},
+        }
+
+    def strays(self, model: Trained, ema: Ema | None, step: int) -> Advice | None:
+        """Looks for training pictures whose loss at high noise has hardly fallen; None where nobody looks."""
+        if not self.looks_at_whole:
+            return None
+        model.train(False)
+        with model.off():
+            before = self.whole.losses()
+        with averaged(model.trained, model.optimizer, ema):
+            after = self.whole.losses()
+        model.train(True)
+        names = [self.whole.feed.pictures[i].sample.name for i in self.whole.indices]
+        return never_fit(step, names, (after / before).log().mean(1).tolist())
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,12 @@ def set_stop(optimizer: torch.optim.Optimizer, stop: float | None, total: int) -
             group["stop"] = max(1, round(stop * total)) if stop < 1 else int(stop)
 
 
-def save_words(words: Mapping[str, Tensor], lora: Path) -> None:
-    """An embedding file for each word [k, width], beside the LoRA."""
+def save_words(words: Mapping[str, Tensor], widths: Sequence[int], lora: Path) -> None:
+    """An embedding file for each word [k, sum of widths], beside the LoRA; `widths` as `PictureFamily.word_widths`."""
     for word, vectors in words.items():
         path = embedding_file(lora, word)
         io.make_folder(path.parent)
-        io.save_safetensors(path, {embedding.KEY: vectors.float().contiguous()})
+        io.save_safetensors(path, embedding.to_file(vectors, widths))
 
 
 def metadata_of(words: Iterable[str]) -> dict[str, str]:

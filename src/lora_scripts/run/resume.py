@@ -17,7 +17,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.run.build import weights_in
-from lora_scripts.run.parts import Model
+from lora_scripts.run.parts import Model, Trained
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
 from lora_scripts.train.state import RunState
@@ -25,7 +25,7 @@ from lora_scripts.train.state import RunState
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
-    *("val_data_dir", "val_every", "patience"),
+    *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     *("save_steps", "keep_last", "save_precision", "metadata_captions"),
     *(
@@ -60,8 +60,24 @@ def new_state(
     return RunState(0, total, keys, digests, _environment(model.family.device, precision))
 
 
+def resume_state(
+    config: TrainConfig, data: dict[str, str], total: int, device: torch.device, precision: str, **keys: object
+) -> RunState:
+    """The state of a run before its first step. `data`: digests of what it is made of; `keys`: of the config as they
+    are, where they are not written."""
+    own = config.model_dump(mode="json", exclude=FREE_KEYS) | keys
+    return RunState(0, total, own, data, _environment(device, precision))
+
+
 def restore(
-    state: RunState, found: Path, model: Model, ema: Ema | None, scaler: torch.amp.GradScaler, sink: Sink, *, file: Path
+    state: RunState,
+    found: Path,
+    model: Trained,
+    ema: Ema | None,
+    scaler: torch.amp.GradScaler,
+    sink: Sink,
+    *,
+    file: Path,
 ) -> None:
     """Puts the state in folder `found` into `state`, weights and moments into the model. `file`: the run's folder.
 

@@ -31,15 +31,17 @@ class RunFolder:
     path: Path
     name: str
     """Of the LoRA"""
+    suffix: str = ".safetensors"
+    """Of a LoRA; "" where it is a folder."""
 
     @property
     def final(self) -> Path:
-        return self.path / f"{self.name}.safetensors"
+        return self.path / f"{self.name}{self.suffix}"
 
     @property
     def best(self) -> Path:
         """The file of the checkpoint with the lowest held-out loss."""
-        return self.path / f"{self.name}-best.safetensors"
+        return self.path / f"{self.name}-best{self.suffix}"
 
     @property
     def logs(self) -> Path:
@@ -70,15 +72,15 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def checkpoint(self, step: int) -> Path:
-        return self.path / f"{self.name}-step{step:06d}.safetensors"
+        return self.path / f"{self.name}-step{step:06d}{self.suffix}"
 
     def checkpoints(self) -> list[Path]:
-        """LoRA files saved on the way, oldest first."""
-        pattern = re.compile(re.escape(self.name) + r"-step\d{6,}\.safetensors")
-        return sorted((p for p in self.path.glob("*.safetensors") if pattern.fullmatch(p.name)), key=_step)
+        """LoRAs saved on the way, oldest first."""
+        pattern = re.compile(re.escape(self.name) + r"-step\d{6,}" + re.escape(self.suffix))
+        return sorted((p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name)), key=_step)
 
-    def sample(self, step: int, number: int) -> Path:
-        return self.samples / f"step{step:06d}-{number}.png"
+    def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
+        return self.samples / f"step{step:06d}-{number}{suffix}"
 
     def check(self, *, resume: bool) -> Path | None:
         """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit, or if
@@ -103,6 +105,9 @@ class RunFolder:
         """Removes the oldest checkpoints beyond `keep`."""
         if keep is not None:
             for old in self.checkpoints()[:-keep]:
+                if old.is_dir():
+                    shutil.rmtree(old, ignore_errors=True)
+                    continue
                 old.unlink()
                 shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
 

@@ -24,7 +24,7 @@ from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.build import build_model, check_tiles, objective_of
 from lora_scripts.run.dataset import build_feed, class_samples
-from lora_scripts.run.export import LoraTensors, Snapshot
+from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.finish import (
     copy_prompts,
     nearest_copies,
@@ -40,7 +40,6 @@ from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
-from lora_scripts.run.proof import prove_export
 from lora_scripts.run.resume import new_state, restore
 from lora_scripts.run.run_folder import STATES, RunFolder
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
@@ -333,7 +332,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     p, folder, c = parts, parts.folder, parts.config
     saver.write(folder.final, "LoRA")
     taken, file = saver.taken()
-    proof = prove_export(folder.final, c, p.model, p.ema, file, taken)
+    proof = prove(folder.final, c, file, taken)
     sink(Note(proof))
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))

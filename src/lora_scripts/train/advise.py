@@ -43,6 +43,10 @@ class Facts:
     warmup: int
     name: str
     """Of the LoRA."""
+    samples: str = "pictures"
+    """What is trained, in the plural."""
+    suffix: str = ".safetensors"
+    """Of the LoRA's files; "" where they are folders."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ def _rises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
             return Advice(
                 "rises",
                 point.step,
-                f"the loss rises: on training pictures it is {share} what it was before the run, so the learning rate "
-                "is too high",
+                f"the loss rises: on training {facts.samples} it is {share} what it was before the run, so the "
+                "learning rate is too high",
                 f"learning_rate: {facts.learning_rate / by:.2g}",
             )
     return None
@@ -106,8 +110,8 @@ def _oscillates(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -
             return Advice(
                 "oscillates",
                 after.step,
-                "the loss goes up and down: on the same training pictures it rose twice, so the learning rate is too "
-                "high",
+                f"the loss goes up and down: on the same training {facts.samples} it rose twice, so the learning rate "
+                "is too high",
                 f"learning_rate: {facts.learning_rate / 3:.2g}",
             )
     return None
@@ -125,8 +129,8 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
     return Advice(
         "does_not_fall",
         point.step,
-        f"the loss hardly falls: on training pictures it is {_percent(won.mean)} lower than before the run, so the "
-        "learning rate is too low, or the base knows these pictures already",
+        f"the loss hardly falls: on training {facts.samples} it is {_percent(won.mean)} lower than before the run, so "
+        f"the learning rate is too low, or the base knows these {facts.samples} already",
         f"learning_rate: {facts.learning_rate * 10:.2g}",
     )
 
@@ -149,9 +153,9 @@ def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) ->
                 "memorises",
                 after[i].step,
                 f"it begins to memorise: since step {best.step} the held-out loss has risen by "
-                f"{_percent(lost[1].mean)} while that of training pictures fell; {facts.name}-best.safetensors is from "
-                "before",
-                f"epochs: {epochs}, or more pictures",
+                f"{_percent(lost[1].mean)} while that of training {facts.samples} fell; "
+                f"{facts.name}-best{facts.suffix} is from before",
+                f"epochs: {epochs}, or more {facts.samples}",
             )
     return None
 

@@ -135,18 +135,18 @@ def change(won: float, base: float) -> str:
     return f"{abs(won) / base:.1%}".replace("%", " %") + (" lower" if won >= 0 else " higher")
 
 
-def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
-    """What the held-out pictures say at the end."""
+def words(verdict: Verdict, taken: Sequence[Evaluation], samples: str = "pictures") -> list[str]:
+    """What the held-out samples say at the end."""
     base, count = taken[0], len(verdict.best.held)
     won, gap = verdict.improvement, verdict.gap
     few = count < FEWEST
-    sure = f", too few pictures ({count}) for an interval" if few else f" (95 %: {won.low:.4f} to {won.high:.4f})"
+    sure = f", too few {samples} ({count}) for an interval" if few else f" (95 %: {won.low:.4f} to {won.high:.4f})"
     lines = [
         f"held-out loss: base {base.loss:.4f}, lowest {verdict.best.loss:.4f} at step {verdict.best.step}, "
         f"{change(won.mean, base.loss)} by {won.mean:.4f}{sure}"
     ]
     if verdict.worse:
-        lines.append("no checkpoint is better than the base model: on pictures that it was not trained on, it harms")
+        lines.append(f"no checkpoint is better than the base model: on {samples} that it was not trained on, it harms")
     elif verdict.best is verdict.last:
         lines.append("the last step is the best")
     elif verdict.separate:
@@ -157,7 +157,7 @@ def words(verdict: Verdict, taken: Sequence[Evaluation]) -> list[str]:
     else:
         lines.append(
             f"step {verdict.best.step} is not proved better than the last, step {verdict.last.step}: the difference is "
-            f"{gap.mean:.4f}" + (", of too few pictures" if few else f" (95 %: {gap.low:.4f} to {gap.high:.4f})")
+            f"{gap.mean:.4f}" + (f", of too few {samples}" if few else f" (95 %: {gap.low:.4f} to {gap.high:.4f})")
         )
     init = next((e for e in taken if e.name == "init"), None)
     if init is not None and verdict.against_init is not None:

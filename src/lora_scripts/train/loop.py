@@ -156,5 +156,5 @@ def _diverged(step: int, batches: Sequence[Batch]) -> UserError:
     saved = "; what was learnt before it is saved" if step > 1 else ""
     return UserError(
         f"step {step}: the loss or its gradient is not a finite number, at {names}{saved}",
-        hint="look at these pictures, lower learning_rate, or use precision bf16 or fp32; start in another output_dir",
+        hint="look at these, lower learning_rate, or use precision bf16 or fp32; start in another output_dir",
     )

@@ -24,6 +24,8 @@ class Place(NamedTuple):
     key: str
     third: int | None = None
     """Which third of its rows, where q, k and v are one matrix."""
+    flipped: bool = False
+    """Whether the weight lies [in, out] there."""
 
     def rows(self, length: int) -> slice:
         """The rows of the tensor [length, …] that are meant."""
@@ -58,6 +60,8 @@ class Checkpoint:
         """Of the layer's weight."""
         place = self.places[module][0]
         shape = self.files[place.file].tensors[place.key].shape
+        if place.flipped:
+            return shape[::-1]
         return shape if place.third is None else (shape[0] // 3, *shape[1:])
 
     def others(self) -> Iterator[str]:
@@ -108,6 +112,12 @@ def _family(path: Path) -> Facts:
 
 def _folder(path: Path) -> Checkpoint:
     family = _family(path)
+    if family.folder_weights is not None:
+        weights = family.folder_weights(path)
+        headers = {name: read_header(path / name) for name in dict.fromkeys(w.file for w in weights.values())}
+        here = {module: [Place(w.file, w.key, flipped=w.flipped)] for module, w in weights.items()}
+        others = [p.name for p in sorted(path.glob("*")) if p.suffix in _WEIGHTS and p.name not in headers]
+        return Checkpoint(path, family, headers, here, others)
     if not family.parts:
         hint = f"give {family.words} as one .safetensors file"
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError, raise_all
@@ -13,7 +14,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
-from lora_scripts.workshop import merge_record
+from lora_scripts.workshop import merge_proof, merge_record
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
@@ -24,6 +25,7 @@ from lora_scripts.workshop.common import (
     one_family,
     read_all,
 )
+from lora_scripts.workshop.merge_proof import MergeProof
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +78,9 @@ class Merged(Rewritten):
     dropped: tuple[str, ...]
     """Keys of the metadata that the change made wrong, and that are left out."""
 
+    proof: MergeProof | None
+    """Of a language model: that it says what the base with the LoRAs says."""
+
     @property
     def too_coarse(self) -> bool:
         """That the type of the weights swallows more of the LoRAs than is advisable."""
@@ -112,18 +117,29 @@ def merge(
     *,
     precision: str = "auto",
     overwrite: bool = False,
+    data: Path | None = None,
     sink: Sink = ignore,
 ) -> Merged:
     """Adds LoRAs to a base model and writes it as it came. UserErrors for a person's mistakes, all at once and before
-    anything is written."""
+    anything is written.
+
+    A language model is then held against its base with the LoRAs on it, on records of `data` if they are given.
+    """
     model, files = _opened(base, loras, output, overwrite=overwrite)
     records = merge_record.of(files, loras)
     metadata = {name: merge_record.added(header.metadata, records) for name, header in model.files.items()}
     additions = _additions(model, files, [lora.weight for lora in loras])
-    rounding = _rewrite(model, output, additions, metadata, precision, sink)
+    beside = model.family.beside_merged
+    more = beside(base, [lora.path for lora in loras]) if beside else {}
+    rounding = _rewrite(model, output, additions, metadata, precision, sink, more)
+    texts = "texts" in model.family.features
+    if data is not None and not texts:
+        raise UserError("--data is for language models", hint="leave it out")
+    proof = merge_proof.prove(base, [(lora.path, lora.weight) for lora in loras], output, data, sink) if texts else None
     return Merged(
         **_as_rewritten(model, files, output, rounding),
         rounding_lost=rounding.lost,
+        proof=proof,
         dropped=(merge_record.STALE,)
         if any(merge_record.STALE in header.metadata for header in model.files.values())
         else (),
@@ -206,8 +222,16 @@ def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence
     for path in dict.fromkeys(path for file in files for path in file.weights):
         parts = [(f.weights[path], s) for f, s in zip(files, strengths, strict=True) if path in f.weights]
         for place in model.places[path]:
-            additions[place.file].setdefault(place.key, []).append((place, parts))
+            here = [(_flipped(w), s) for w, s in parts] if place.flipped else parts
+            additions[place.file].setdefault(place.key, []).append((place, here))
     return additions
+
+
+def _flipped(w: LoraWeights) -> LoraWeights:
+    """The LoRA of a weight that lies the other way round: (B A)ᵀ = Aᵀ Bᵀ."""
+    from lora_scripts.adapters.weights import LoraWeights
+
+    return LoraWeights(w.up.T, w.down.T, w.alpha)
 
 
 def _rewrite(
@@ -217,8 +241,9 @@ def _rewrite(
     metadata: Mapping[str, Mapping[str, str]],
     precision: str,
     sink: Sink,
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Rounding:
-    """Writes the model with strength · ΔW added, tensor by tensor."""
+    """Writes the model with strength · ΔW added, tensor by tensor; `more`: files besides, or in place of the base's."""
     from lora_scripts.adapters.algebra.merge import Rounding
     from lora_scripts.workshop import stream
 
@@ -248,7 +273,7 @@ def _rewrite(
         io.write_atomic(output, plans[""].data(model.path))
         return rounding
     content: dict[str, io.Data] = {name: stream.whole(model.file(name)) for name in others}
-    io.write_folder(output, content | {name: plan.data(model.file(name)) for name, plan in plans.items()})
+    io.write_folder(output, {**content, **more, **{name: plan.data(model.file(name)) for name, plan in plans.items()}})
     return rounding
 
 

@@ -88,6 +88,10 @@ class StableDiffusion1:
         """The hidden states after the final norm, as SD 1.x and WebUIs read them."""
         return {"states": self.encoder.encode(rows, length, self.settings.clip_skip, normed=True).states}
 
+    @property
+    def word_widths(self) -> tuple[int, ...]:
+        return (self.encoder.width,)
+
     def set_words(self, words: Mapping[str, Tensor]) -> None:
         self.words = self.encoder.set_words(words)
 

@@ -107,8 +107,11 @@ class Sdxl:
         assert pooled is not None
         return {"states": torch.cat([one.states for one in encoded], -1), "pooled": pooled}
 
+    @property
+    def word_widths(self) -> tuple[int, ...]:
+        return self.encoder.width, self.encoder_2.width
+
     def set_words(self, words: Mapping[str, Tensor]) -> None:
-        """Vectors [k, width + width] are those of the first text encoder, and behind them those of the second."""
         width = self.encoder.width
         self.words = self.encoder.set_words(words, slice(0, width))
         self.encoder_2.set_words(words, slice(width, None))

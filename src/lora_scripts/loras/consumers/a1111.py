@@ -1,12 +1,13 @@
 """AUTOMATIC1111 stable-diffusion-webui 1.10.1, its built-in LoRA extension.
 
-It cuts a key at the first dot and looks the stem up among the layers of the published checkpoint: kohya's names by
+It cuts a key at the first dot and looks the stem up among the modules of the published checkpoint: kohya's names by
 rules (also conv_in, conv_out and the time embedding, which kohya's tools never train), then `lora_unet_…` as the
 published block names themselves, and `lora_te1_text_model_…` as the only text encoder, or the first of two, where only
-that and `lora_te2_…` are known. A stem that leads nowhere is dropped without a word. A layer with one of its two
-matrices only makes the whole file fail. Where the checkpoint has q, k and v in one matrix, they and what follows them
-change nothing unless all four are there. `dora_scale` is taken as one number an input.
-`bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
+that and `lora_te2_…` are known. A stem that leads nowhere is dropped without a word; one that leads to a module with
+layers in it, and a layer that is no whole LoRA, LoHa, LoKr or OFT, make the whole file fail. Matrices may lie flat.
+Where the checkpoint has q, k and v in one matrix, they and what follows them change nothing unless all four are there.
+`dora_scale` is taken as one number an input, and `bias` is added to the change, which fails where it is no weight's
+size. `bundle_emb.WORD.string_to_param.*` are the vectors of a word, which prompts then know.
 """
 
 from __future__ import annotations
@@ -21,43 +22,42 @@ from lora_scripts.families.table import FAMILIES
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE, bundled
-from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
+from lora_scripts.loras.naming import DORA
 
 _VERSION = "ss_base_model_version"
-_KNOWN = (DOWN, UP, ALPHA, DORA)
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
-    table = _table(base)
-    reading, layers = Reading(), dict[str, Layer]()
-    for key in tensors:
-        stem, _, leaf = key.partition(".")
-        if key.startswith(BUNDLE):
+    table, containers = _table(base), rules.containers(base)
+    reading, groups = Reading(), rules.stems(tensors)
+    partial = _partial(base, {table[stem].path for stem in groups if stem in table})
+    for stem, parts in groups.items():
+        if stem + "." == BUNDLE:
             continue
+        first = f"{stem}.{next(iter(parts))}"
+        if stem in containers:
+            return reading.refuse(first, "the whole file fails to load: this is no layer, there are layers in it")
         if stem not in table:
-            reading.faults.append(Fault(key, "dropped without a word: no layer has this name"))
+            why = "dropped without a word: no layer has this name"
+            reading.faults += [Fault(f"{stem}.{leaf}", why) for leaf in parts]
             continue
-        layers.setdefault(stem, table[stem])
-        if leaf not in _KNOWN:
-            reading.faults.append(Fault(key, "not read: this part of a LoRA is unknown"))
-    groups = rules.stems(tensors)
-    partial = _partial(base, {layer.path for layer in layers.values()})
-    for stem, layer in layers.items():
-        parts = groups[stem]
-        if DOWN not in parts or UP not in parts:
-            there = next(iter(parts))
-            return reading.refuse(f"{stem}.{there}", "the whole file fails to load: a matrix of this layer is missing")
-        why = rules.misfit(parts[DOWN], parts[UP], layer.shape)
-        if not why and layer.path in partial:
-            why = "q, k, v and out of this attention are not all there"
-        if why:
-            reading.faults.append(Fault(f"{stem}.{UP}", f"this layer is not changed: {why}"))
+        layer, change = table[stem], rules.change_of(parts)
+        if change is None:
+            return reading.refuse(first, "the whole file fails to load: a matrix of this layer is missing")
+        left = rules.left_over(parts, change)
+        reading.faults += [Fault(f"{stem}.{leaf}", "not read: this part of a LoRA is unknown") for leaf in left]
+        why_not = rules.misfit(change, layer.shape)
+        if layer.path in partial:
+            why_not = "q, k, v and out of this attention are not all there"
+        if "bias" in left:
+            why_not = "its bias cannot be added to the change"
+        if why_not:
+            reading.faults.append(Fault(first, f"this layer is not changed: {why_not}"))
             continue
         if not rules.per_input(parts.get(DORA), layer.shape):
             reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
-        rank = parts[DOWN].shape[0]
-        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+        reading.changes[layer.path] = Delta(change)
     if words := bundled(tensors):
         reading.note = f"and its prompts know the word {', '.join(words)}"
     return reading

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 
@@ -26,6 +28,8 @@ class Verdict:
     """Layers that were trained, and keys that name none."""
     largest: float
     """Largest |ΔW applied - ΔW trained| of any weight that it changes."""
+    relative: float
+    """The same, over the largest |ΔW trained|."""
     fault: Fault | None
     """The first key that fails, and why."""
     note: str = ""
@@ -53,16 +57,11 @@ def judge(
 
     `expected` is what was trained, `keys` are the file's, `own` is what is wrong with the file itself.
     """
-    differences = _differences(expected, readings)
-    names = _Names(base, keys)
-    return [_verdict(name, reading, expected, differences[name], own, names) for name, reading in readings.items()]
-
-
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """One line for a file that is right everywhere: "verified: 192 of 192 modules in diffusers, …"."""
-    first, names = verdicts[0], ", ".join(v.consumer for v in verdicts)
-    largest = max(v.largest for v in verdicts)
-    return f"verified: {first.right} of {first.total} modules in {names}; largest difference {largest:.0e}"
+    sizes, differences = _differences(expected, readings)
+    size, names = max(sizes.values(), default=0.0), _Names(base, keys)
+    return [
+        _verdict(name, reading, expected, differences[name], size, own, names) for name, reading in readings.items()
+    ]
 
 
 def _verdict(
@@ -70,6 +69,7 @@ def _verdict(
     reading: Reading,
     wanted: Mapping[str, Delta],
     differences: Mapping[str, Fault | float],
+    size: float,
     own: Sequence[Fault],
     names: _Names,
 ) -> Verdict:
@@ -84,12 +84,17 @@ def _verdict(
         fault = Fault(own[0].key, fault.why)
     strangers = {stranger.key.partition(".")[0] for stranger in own} - {names.of(p).partition(".")[0] for p in wanted}
     largest = max((found for found in differences.values() if isinstance(found, float)), default=0.0)
-    return Verdict(consumer, len(right), len(wanted) + len(strangers), largest, fault, reading.note)
+    relative = largest / size if size else 0.0
+    return Verdict(consumer, len(right), len(wanted) + len(strangers), largest, relative, fault, reading.note)
 
 
-def _differences(wanted: Mapping[str, Delta], readings: Mapping[str, Reading]) -> dict[str, dict[str, Fault | float]]:
-    """Consumer -> path -> largest |difference|, or the fault that it is. Layer by layer, so that memory stays small."""
-    found: dict[str, dict[str, Fault | float]] = {consumer: {} for consumer in readings}
+def _differences(
+    wanted: Mapping[str, Delta], readings: Mapping[str, Reading]
+) -> tuple[dict[str, float], dict[str, dict[str, Fault | float]]]:
+    """(path -> largest |ΔW|, consumer -> path -> largest |difference|, or the fault that it is), layer by layer, so
+    that memory stays small.
+    """
+    rows: dict[str, dict[str, Fault | float]] = {consumer: {} for consumer in readings}
     sizes = {path: 0.0 for path in wanted}
     for path, want in wanted.items():
         exact = want.exact()
@@ -99,32 +104,46 @@ def _differences(wanted: Mapping[str, Delta], readings: Mapping[str, Reading]) -
             got = reading.changes.get(path)
             if got is None:
                 continue
-            if (got.dora is None) != (want.dora is None):
-                text = "dora_scale is left out" if want.dora is not None else "a DoRA is made of a plain LoRA"
-                found[consumer][path] = Fault("", f"{text}: the change is another one")
-                continue
-            if got.dora is not None and want.dora is not None and not torch.equal(got.dora, want.dora):
-                found[consumer][path] = Fault("", "the lengths of its DoRA are other ones")
+            other = _other_kind(got, want)
+            if other is not None:
+                rows[consumer][path] = Fault("", other)
                 continue
             difference = next((value for change, value in done if change.same(got)), None)
             if difference is None:
                 difference = _largest(got.delta(), exact)
                 done.append((got, difference))
-            found[consumer][path] = difference
-    largest = max(sizes.values(), default=0.0)
-    for rows in found.values():
-        for path, value in rows.items():
+            rows[consumer][path] = difference
+    largest = max((size for size in sizes.values() if math.isfinite(size)), default=0.0)
+    for differences in rows.values():
+        for path, value in differences.items():
             # Of each module's own size: early in a training all of the changes are small.
             allowed = _RELATIVE * sizes[path] + _ABSOLUTE * largest + _rounding(wanted[path])
-            if isinstance(value, float) and not value <= allowed:
-                rows[path] = Fault("", f"ΔW is another one than was trained (off by {value:.1e} of {sizes[path]:.1e})")
-    return found
+            if isinstance(value, float) and not (math.isfinite(sizes[path]) and value <= allowed):
+                text = f"ΔW is another one than was trained (off by {value:.1e} of {sizes[path]:.1e})"
+                differences[path] = Fault("", text)
+    return sizes, rows
 
 
-def _rounding(change: Delta) -> float:
-    """What float32 may lose in up @ down: matters where large products nearly cancel, as in a PiSSA's file."""
-    up, down = change.up.double().flatten(1), change.down.double().flatten(1)
-    return 2**-21 * abs(change.scale) * up.norm(dim=1).max().item() * down.norm(dim=0).max().item()
+def _other_kind(got: Delta, want: Delta) -> str | None:
+    """Why the two cannot be the same change, whatever their numbers."""
+    if isinstance(got.change, LoraWeights) != isinstance(want.change, LoraWeights):
+        return "this is another kind of change than was trained"
+    if (got.dora is None) != (want.dora is None):
+        text = "dora_scale is left out" if want.dora is not None else "a DoRA is made of a plain LoRA"
+        return f"{text}: the change is another one"
+    if got.dora is not None and want.dora is not None and not torch.equal(got.dora.float(), want.dora.float()):
+        return "the lengths of its DoRA are other ones"
+    return None
+
+
+def _rounding(delta: Delta) -> float:
+    """What float32 may lose in up @ down: matters where large products nearly cancel."""
+    w = delta.change
+    if not isinstance(w, LoraWeights):
+        return 0.0
+    up, down = w.up.double().flatten(1), w.down.double().flatten(1)
+    lost = 2**-21 * abs(w.alpha / w.rank) * up.norm(dim=1).max().item() * down.norm(dim=0).max().item()
+    return lost if math.isfinite(lost) else 0.0
 
 
 def _largest(got: Tensor, want: Tensor) -> float:

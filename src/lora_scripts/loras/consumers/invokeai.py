@@ -1,10 +1,10 @@
 """InvokeAI 6.14.2.
 
 On installing, it tells the base from the width of the first `attn2_to_k`, `attn2_to_v`, text encoder attention or time
-embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no known
-kind of layer, or that lacks a matrix, fails the whole file. `lora_unet_…` and `lora_te_…` are looked up as diffusers'
-and transformers' module names with `_` for `.`; one that is not there is logged and left out, and other prefixes are
-passed over. Keys that begin with `bundle_emb` are taken out before all that.
+embedding matrix in the file. On loading, it groups the keys at the first dot, and a group that is no LoRA, LoHa or LoKr
+(an OFT is none), or that lacks a matrix, fails the whole file. `lora_unet_…` and `lora_te_…` are looked up as the
+module names of diffusers and transformers with `_` for `.`; one that is not there is logged and left out, and other
+prefixes are passed over. Matrices may lie flat. Keys that begin with `bundle_emb` are taken out before all that.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
-from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
+from lora_scripts.loras.naming import DORA, DOWN, LYCORIS, UP
 
-_KNOWN = (DOWN, UP, ALPHA, DORA)
 _UNTOLD = "it cannot tell on installing what base this is for (no attn2_to_k, attn2_to_v or text encoder in it)"
 
 
@@ -32,27 +31,26 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if stem + "." == BUNDLE:
             continue
         first = f"{stem}.{next(iter(parts))}"
-        if UP not in parts and DORA not in parts:
+        change = rules.change_of(parts)
+        if "oft_blocks" in parts or not (UP in parts or DORA in parts or any(leaf in LYCORIS for leaf in parts)):
             return reading.refuse(first, "the whole file fails to load: this is no layer that it knows")
-        if DOWN not in parts or UP not in parts:
+        if change is None:
             return reading.refuse(first, "the whole file fails to load: a matrix of this layer is missing")
-        reading.faults += [
-            Fault(f"{stem}.{leaf}", "not read, a line in the log says so") for leaf in parts if leaf not in _KNOWN
-        ]
+        left = rules.left_over(parts, change)
+        reading.faults += [Fault(f"{stem}.{leaf}", "not read, a line in the log says so") for leaf in left]
         layer = table.get(stem)
         if layer is None:
             known = stem.startswith(("lora_unet_", "lora_te_"))
             why = "left out, a line in the log says so" if known else "passed over without a word"
             reading.faults += [Fault(f"{stem}.{leaf}", f"{why}: no layer has this name") for leaf in parts]
             continue
-        why_not = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        why_not = rules.misfit(change, layer.shape)
         if why_not:
-            reading.faults.append(Fault(f"{stem}.{UP}", f"this layer is not changed: {why_not}"))
+            reading.faults.append(Fault(first, f"this layer is not changed: {why_not}"))
             continue
         if not rules.per_input(parts.get(DORA), layer.shape):
             reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
-        rank = parts[DOWN].shape[0]
-        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], rules.scale_of(parts, rank), parts.get(DORA))
+        reading.changes[layer.path] = Delta(change)
     width = _token_width(tensors)
     if base.context_width and width != base.context_width:
         reading.note = _UNTOLD if width is None else f"it takes the file, by its width of {width}, for another base"

@@ -1,8 +1,8 @@
 """kohya's sd-scripts: training on, generating and merging with `networks/lora.py`.
 
-It makes a layer for every stem that is one of its names (inside the blocks, and `lora_te_` for the text encoder of SD
-1.x) and has a `lora_down`, and passes over all other keys. A matrix of the wrong shape stops the loading; a missing
-`lora_up` stops a merge. An alpha of 0 counts as the rank.
+It makes a layer for every stem that is one of its names (inside the blocks, and of the text encoders) and has a
+`lora_down`, and passes over all other keys, LyCORIS among them. A matrix that has not the very shape of the layer's
+own, flat ones too, stops the loading; a missing `lora_up` stops a merge. An alpha of 0 counts as the rank.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
-from lora_scripts.loras.naming import ALPHA, DOWN, UP
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
@@ -36,9 +37,10 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
         if UP not in parts:
             return reading.refuse(f"{stem}.{DOWN}", "the loading stops: the layer has no lora_up")
         reading.faults += [Fault(f"{stem}.{leaf}", "passed over") for leaf in parts if leaf not in (DOWN, UP, ALPHA)]
-        why = rules.misfit(parts[DOWN], parts[UP], layer.shape)
+        change = rules.change_of({leaf: parts[leaf] for leaf in parts if leaf != DORA}, zero_means_rank=True)
+        assert isinstance(change, LoraWeights)
+        why = rules.misfit(change, layer.shape) or rules.unlike(change, layer.shape)
         if why:
             return reading.refuse(f"{stem}.{UP}", f"the loading stops: {why}")
-        scale = rules.scale_of(parts, parts[DOWN].shape[0], zero_means_rank=True)
-        reading.changes[layer.path] = Delta(parts[DOWN], parts[UP], scale)
+        reading.changes[layer.path] = Delta(change)
     return reading

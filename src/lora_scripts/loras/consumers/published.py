@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lora_scripts.adapters.weights import LoraWeights, finite
 from lora_scripts.families.names import Base, Names
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
 from lora_scripts.loras.naming import DORA, DOWN, PEFT_PREFIX, UP
-from lora_scripts.loras.reading import sort
+from lora_scripts.loras.reading import Module, sort
 
 
 def read(tensors: Mapping[str, Tensor], base: Base, names: Names) -> Reading:
@@ -24,17 +25,29 @@ def read(tensors: Mapping[str, Tensor], base: Base, names: Names) -> Reading:
     reading = Reading(faults=[Fault(key, "names no layer of this base model") for key in strangers])
     for path, module in modules.items():
         first = next(iter(module.keys.values()))
-        missing = [half for half, leaf in (("down", DOWN), ("up", UP)) if leaf not in module.leaves]
-        if missing:
-            reading.faults.append(Fault(first, f"the {missing[0]} matrix of this layer is missing"))
+        spoilt = next((leaf for leaf, tensor in module.leaves.items() if not finite(tensor)), None)
+        change = None if _halves(module) else rules.change_of(module.leaves)
+        if spoilt is not None:
+            reading.faults.append(Fault(module.keys[spoilt], "holds values that are not finite numbers"))
+        if change is None:
+            missing = _halves(module) or "a matrix"
+            reading.faults.append(Fault(first, f"{missing} of this layer is missing"))
             continue
-        down, up = module.leaves[DOWN], module.leaves[UP]
-        why = rules.misfit(down, up, layers[path].shape)
+        why = rules.misfit(change, layers[path].shape)
         if why:
             reading.faults.append(Fault(first, why))
             continue
-        reading.changes[path] = Delta(down, up, rules.scale_of(module.leaves, down.shape[0]), module.leaves.get(DORA))
+        if isinstance(change, LoraWeights) or "dora_scale" not in module.leaves:
+            reading.changes[path] = Delta(change)
+        else:
+            reading.faults.append(Fault(module.keys[DORA], "lengths around a LoHa, LoKr or OFT: not looked at here"))
     return reading
+
+
+def _halves(module: Module) -> str | None:
+    """Which of its two matrices a LoRA lacks."""
+    there = [leaf for leaf in (DOWN, UP) if leaf in module.leaves]
+    return {DOWN: "the up matrix", UP: "the down matrix"}[there[0]] if len(there) == 1 else None
 
 
 def _stems(base: Base, names: Names) -> dict[str, str]:

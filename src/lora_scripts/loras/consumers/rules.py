@@ -8,41 +8,60 @@ code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters import lycoris
+from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.errors import UserError
+from lora_scripts.families.names import Base
 from lora_scripts.loras.embedding import bundled
-from lora_scripts.loras.naming import ALPHA
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, LYCORIS, UP
+from lora_scripts.loras.reading import Change
 
 
 @dataclass(frozen=True)
 class Delta:
-    """ΔW = scale · up @ down, of one layer; with `dora`, the DoRA around it."""
+    """What is done to one layer."""
 
-    down: Tensor
-    up: Tensor
-    scale: float
-    dora: Tensor | None = None
+    change: Change
     compute: Callable[[], Tensor] | None = None
     """The consumer's own ΔW, where one was run."""
 
+    @property
+    def dora(self) -> Tensor | None:
+        """The lengths, of a DoRA."""
+        return self.change.dora if isinstance(self.change, LoraWeights) else None
+
     def delta(self) -> Tensor:
-        """As a consumer computes it, float32, [out, in · k · k]."""
+        """As a consumer computes it, float32: [out, in · k · k], or as `lycoris.matrix` has it; of a DoRA its LoRA."""
         if self.compute is not None:
             return self.compute().flatten(1)
-        return (self.up.float().flatten(1) @ self.down.float().flatten(1)) * self.scale
+        if not isinstance(self.change, LoraWeights):
+            return lycoris.matrix({leaf: tensor.float() for leaf, tensor in self.change.items()})
+        w = self.change
+        return (w.up.float().flatten(1) @ w.down.float().flatten(1)) * (w.alpha / w.rank)
 
     def exact(self) -> Tensor:
-        """In float64, [out, in · k · k]."""
-        return (self.up.double().flatten(1) @ self.down.double().flatten(1)) * self.scale
+        """The same in float64."""
+        if not isinstance(self.change, LoraWeights):
+            return lycoris.matrix({leaf: tensor.double() for leaf, tensor in self.change.items()})
+        return factors.of(self.change).dense()
 
     def same(self, other: Delta) -> bool:
         """Whether the numbers are the same, whatever they are kept in."""
-        return self.scale == other.scale and _equal(self.down, other.down) and _equal(self.up, other.up)
+        mine, theirs = self.change, other.change
+        if isinstance(mine, LoraWeights) and isinstance(theirs, LoraWeights):
+            scales = mine.alpha / mine.rank == theirs.alpha / theirs.rank
+            return scales and _equal(mine.down, theirs.down) and _equal(mine.up, theirs.up)
+        if isinstance(mine, LoraWeights) or isinstance(theirs, LoraWeights):
+            return False
+        return mine.keys() == theirs.keys() and all(torch.equal(mine[leaf], theirs[leaf]) for leaf in mine)
 
 
 class Fault(NamedTuple):
@@ -82,14 +101,36 @@ def stems(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
+def containers(base: Base) -> set[str]:
+    """The flat names of the modules that have layers in them: `lora_unet_…_attn1_to_out` beside `…_to_out_0`."""
+    names = set()
+    for layer in base.layers:
+        prefix = "lora_unet_" if layer.unet else layer.kohya.removesuffix(layer.hf_flat)
+        for name in (layer.hf, layer.ldm) if layer.unet else (layer.hf,):
+            parts = name.split(".")
+            names |= {prefix + "_".join(parts[:n]) for n in range(1, len(parts))}
+    return names
+
+
 def unread_words(tensors: Mapping[str, Tensor]) -> str:
     """The note of a consumer that takes a LoRA and leaves its bundled words alone."""
     words = ", ".join(bundled(tensors))
     return f"the word {words} in the file is not read, its embedding file is" if words else ""
 
 
-def misfit(down: Tensor, up: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Why two factors give no change of a weight of this shape; None when they do. () fits all."""
+def misfit(change: Change, shape: tuple[int, ...]) -> str | None:
+    """Why a change cannot be made to a weight of this shape; None when it can. () fits all.
+
+    Matrices of a convolution may lie flat, and those of a linear layer stand as a 1 x 1 convolution's.
+    """
+    if not isinstance(change, LoraWeights):
+        try:
+            out, inner = lycoris.shape_of(change)
+        except (RuntimeError, IndexError, ValueError):
+            return "its matrices cannot be multiplied"
+        wanted = (shape[0], math.prod(shape[1:])) if shape else (out, inner)
+        return None if (out, inner or wanted[1]) == wanted else f"it does not fit the layer's weight {list(shape)}"
+    down, up = change.down, change.up
     if down.dim() not in (2, 4) or up.dim() not in (2, 4) or up.flatten(1).shape[1] != down.shape[0]:
         return f"up {list(up.shape)} and down {list(down.shape)} cannot be multiplied"
     if shape and (up.shape[0], down[0].numel()) != (shape[0], math.prod(shape[1:])):
@@ -97,11 +138,37 @@ def misfit(down: Tensor, up: Tensor, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def scale_of(parts: Mapping[str, Tensor], rank: int, *, zero_means_rank: bool = False) -> float:
-    """alpha / rank; 1 without an alpha."""
-    alpha = parts.get(ALPHA)
-    value = float(rank) if alpha is None else float(alpha.float().item())
-    return (value or float(rank)) / rank if zero_means_rank else value / rank
+def unlike(change: LoraWeights, shape: tuple[int, ...]) -> str | None:
+    """Why two factors are not those that a layer of this shape has: [rank, in, k, k] and [out, rank, 1, 1] of a
+    convolution, [rank, in] and [out, rank] of a linear layer. Of () they need only be alike.
+    """
+    down, up = change.down, change.up
+    dims = len(shape) or down.dim()
+    forms = (down.dim(), up.dim()) == (dims, dims) and set(up.shape[2:]) <= {1}
+    if forms and (not shape or down.shape[2:] == shape[2:]):
+        return None
+    of = f" of a weight {list(shape)}" if shape else ""
+    return f"down {list(down.shape)} and up {list(up.shape)} are not the factors{of}"
+
+
+def change_of(parts: Mapping[str, Tensor], *, zero_means_rank: bool = False) -> Change | None:
+    """What the leaves of a module mean; None where a matrix is missing. Leaves that belong to no kind are left out."""
+    if DOWN in parts and UP in parts:
+        rank = parts[DOWN].shape[0]
+        alpha = float(parts[ALPHA].float().item()) if ALPHA in parts else float(rank)
+        return LoraWeights(parts[DOWN], parts[UP], alpha or float(rank * zero_means_rank), parts.get(DORA))
+    leaves = {leaf: tensor for leaf, tensor in parts.items() if leaf in (ALPHA, *LYCORIS)}
+    try:
+        lycoris.kind_of(leaves)
+    except UserError:
+        return None
+    return leaves
+
+
+def left_over(parts: Iterable[str], change: Change) -> list[str]:
+    """The leaves that the change does not use."""
+    used = (DOWN, UP, ALPHA, DORA) if isinstance(change, LoraWeights) else (ALPHA, *change)
+    return [leaf for leaf in parts if leaf not in used]
 
 
 def per_input(dora: Tensor | None, shape: tuple[int, ...]) -> bool:

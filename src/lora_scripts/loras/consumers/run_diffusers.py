@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.loras.consumers.rules import Delta, Reading
 
 # What the two libraries raise for a file that they cannot take; anything else is a fault of ours.
@@ -56,15 +57,12 @@ def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str,
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and adapter in module.lora_A:
                 inner = name.removeprefix("base_model.model.").removeprefix("text_model.")
-                yield (
-                    f"{root}.{inner}",
-                    Delta(
-                        module.lora_A[adapter].weight.detach(),
-                        module.lora_B[adapter].weight.detach(),
-                        float(module.scaling[adapter]),
-                        compute=partial(_delta, module, adapter),
-                    ),
+                weights = LoraWeights(
+                    module.lora_A[adapter].weight.detach(),
+                    module.lora_B[adapter].weight.detach(),
+                    float(module.scaling[adapter]) * module.lora_A[adapter].weight.shape[0],
                 )
+                yield f"{root}.{inner}", Delta(weights, compute=partial(_delta, module, adapter))
 
 
 def told(error: Exception) -> str:

@@ -1,0 +1,75 @@
+"""`lora-scripts chat`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lora_scripts.cli.options import add_device, argument, asked, default, number, path, weighted
+from lora_scripts.events import Event, Note, Sink
+
+if TYPE_CHECKING:
+    from lora_scripts.chat.session import Chatted
+
+HELP = "talk to a language model with LoRAs on it"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base", metavar="DIR", type=path, required=True, help="the folder of the language model")
+    text = "a LoRA's folder with its weight, report_lora:0.8; any number of times"
+    add("--lora", metavar="DIR:WEIGHT", dest="loras", type=argument(weighted), action="append", default=[], help=text)
+    add("--system", metavar="TEXT", default="", help="the system prompt")
+    add("--message", metavar="TEXT", help="ask this, and leave")
+    add("--template", metavar="NAME", help="chatml, alpaca or a .jinja file (default: the model's own)")
+    tokens = number(int, 1, 1_000_000)
+    add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))
+    text = default("0", "0: always the likeliest token")
+    add("--temperature", metavar="X", type=number(float, 0, 10), default=0.0, help=text)
+    text = default("1", "draw from the likeliest tokens that have this share")
+    add("--top-p", metavar="X", type=number(float, 0.01, 1), default=1.0, help=text)
+    add("--seed", metavar="N", type=number(int, 0, 2**31), default=0, help=default("0", "of drawn answers"))
+    text = "have it answer without thinking first, where its template knows that"
+    add("--no-think", dest="think", action="store_false", help=text)
+    add_device(parser)
+
+
+def call(options: argparse.Namespace, sink: Sink) -> Chatted:
+    """Answers what you write, line by line, and remembers the conversation; /help names what else it understands."""
+    from lora_scripts.chat.session import Piece, chat
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Piece) and not options.json:
+            print(event.text, end="", flush=True)
+        else:
+            sink(event)
+
+    lines = _once(options.message) if options.message is not None else _typed(sink, quiet=options.json)
+    return chat(lines=lines, sink=tell, **asked(options, "message"))
+
+
+def words(result: Chatted) -> list[str]:
+    """Nothing more: the answers were told as they came."""
+    return []
+
+
+def _once(message: str) -> Callable[[], str | None]:
+    waiting = [message]
+    return lambda: waiting.pop() if waiting else None
+
+
+def _typed(sink: Sink, *, quiet: bool) -> Callable[[], str | None]:
+    """What a person types after "> ", or the lines of a pipe."""
+    people = sys.stdin.isatty() and not quiet
+    if people:
+        sink(Note("write a message; /help says what else, /quit leaves"))
+
+    def line() -> str | None:
+        try:
+            return input("> " if people else "")
+        except EOFError:
+            return None
+
+    return line

@@ -1,0 +1,302 @@
+"""One record of a text data set, whatever its form: messages, ShareGPT, instruction, prompt and completion, or text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+Message: TypeAlias = dict[str, Any]
+"""`role` and `content`, and what a template may read besides: `reasoning_content`, `tool_calls`, `name`."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said in turn, as a chat template takes it."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """The functions that the assistant may call, as JSON schemas."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A beginning, and how it goes on."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Running text, all of which is trained; a long document comes in several."""
+
+    text: str
+    begins: bool = True
+    """It is the first piece of its document."""
+    ends: bool = True
+    """It is the last piece of its document."""
+
+
+Record: TypeAlias = Conversation | Completion | Text
+
+
+class RecordFault(Exception):
+    """What is wrong with one record, and the mend; whoever knows the file and the line makes a UserError of it."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        self.message, self.hint = message, hint
+        super().__init__(message)
+
+
+SYSTEM_ROLES = ("system", "developer")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function_call": "call",
+}
+"""The speakers of ShareGPT files and of their descendants; "call" is an assistant that calls a function."""
+QUESTIONS, ANSWERS = ("instruction", "question", "query"), ("output", "response", "answer")
+_MARKERS = {  # a key that a form cannot do without -> the form, in the order in which they are looked for
+    "messages": "messages",
+    "conversations": "conversations",
+    "instruction": "instruction",
+    "question": "instruction",
+    "query": "instruction",
+    "prompt": "prompt",
+    "text": "text",
+}
+FORMS = ("messages", "conversations", "instruction", "prompt", "text")
+WANTED = (
+    "messages | conversations | instruction, input, output | prompt, completion | text: a record has the keys of one"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def form_of(value: Mapping[str, Any]) -> str | None:
+    """The name of the form of a record, by its keys; None for none."""
+    return next((form for key, form in _MARKERS.items() if value.get(key) is not None), None)
+
+
+def read_record(value: object) -> tuple[str, Record]:
+    """The form of a record and what it says. Raises RecordFault."""
+    if not isinstance(value, dict):
+        raise RecordFault(f"a record is an object with keys, not {_kind(value)}", WANTED)
+    form = form_of(value)
+    if form is None:
+        keys = ", ".join(map(str, value)) or "none"
+        if {"chosen", "rejected"} <= value.keys():
+            raise RecordFault("a preference record (chosen, rejected)", "keep the chosen answer, as messages")
+        raise RecordFault(f"keys of no known form: {keys}", WANTED)
+    readers = {
+        "messages": _of_messages,
+        "conversations": _of_sharegpt,
+        "instruction": _of_instruction,
+        "prompt": _of_prompt,
+        "text": _of_text,
+    }
+    record = readers[form](value)
+    if _SURROGATE.search(_all_text(record)):
+        raise RecordFault("holds half a character (a lone \\ud800 … \\udfff)", "write the file again, as UTF-8")
+    return form, record
+
+
+def _all_text(record: Record) -> str:
+    match record:
+        case Text(text):
+            return text
+        case Completion(prompt, completion):
+            return prompt + completion
+    return json.dumps([record.messages, record.tools], ensure_ascii=False, default=str)
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+# --- the forms --------------------------------------------------------------------------------------------------------
+
+
+def _of_text(value: Mapping[str, Any]) -> Text:
+    text = _text(value, "text")
+    if not text.strip():
+        raise RecordFault("the text is empty", "remove the record")
+    return Text(text)
+
+
+def _of_prompt(value: Mapping[str, Any]) -> Record:
+    if "completion" not in value and ("chosen" in value or "rejected" in value):
+        raise RecordFault("a preference record (chosen, rejected)", "keep the chosen answer, as completion")
+    prompt, completion = value["prompt"], value.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return Conversation(_checked([_message(m) for m in [*prompt, *completion]]), _tools(value))
+    completion = next((key for key in ("completion", *ANSWERS) if value.get(key) is not None), "completion")
+    said = _text(value, completion)
+    if not said.strip():
+        raise RecordFault(f"the {completion} is empty", "write it, or remove the record")
+    return Completion(_text(value, "prompt"), said)
+
+
+def _of_instruction(value: Mapping[str, Any]) -> Conversation:
+    question = next(key for key in QUESTIONS if value.get(key) is not None)
+    answer = next((key for key in ANSWERS if key in value), None)
+    if answer is None:
+        raise RecordFault(f"{question} without an answer", 'add the key "output"')
+    asked = _text(value, question)
+    more = _text(value, "input") if value.get("input") else ""
+    messages: list[Message] = []
+    if value.get("system"):
+        messages.append({"role": "system", "content": _text(value, "system")})
+    history = value.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise RecordFault('"history" is a list of pairs, each what was asked and what was answered')
+    for before, reply in history:
+        messages += [{"role": "user", "content": before}, {"role": "assistant", "content": reply}]
+    if not asked.strip() and not more.strip():
+        raise RecordFault(f"the {question} is empty", "write it, or remove the record")
+    messages.append({"role": "user", "content": "\n".join(part for part in (asked, more) if part)})
+    messages.append({"role": "assistant", "content": _text(value, answer)})
+    return Conversation(_checked(messages))
+
+
+def _of_messages(value: Mapping[str, Any]) -> Conversation:
+    rows = _parsed(value["messages"], "messages")
+    return Conversation(_checked([_message(row) for row in rows]), _tools(value))
+
+
+def _of_sharegpt(value: Mapping[str, Any]) -> Conversation:
+    messages: list[Message] = []
+    if value.get("system"):
+        messages.append({"role": "system", "content": _text(value, "system")})
+    for row in _parsed(value["conversations"], "conversations"):
+        if not isinstance(row, dict):
+            raise RecordFault(f"a turn is an object with from and value, not {_kind(row)}")
+        if "role" in row and "from" not in row:
+            messages.append(_message(row))
+            continue
+        speaker = SHAREGPT_ROLES.get(str(row.get("from")).lower())
+        if speaker is None:
+            raise RecordFault(
+                f'nobody is called "{row.get("from")}" in a conversation', "use human, gpt, system or tool"
+            )
+        if speaker == "call":
+            call = _json(_text(row, "value"), "a function_call")
+            calls = call if isinstance(call, list) else [call]
+            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(calls)})
+        else:
+            messages.append({"role": speaker, "content": _text(row, "value")})
+    return Conversation(_checked(messages), _tools(value))
+
+
+def _parsed(value: object, key: str) -> list[Any]:
+    """A list, also where a CSV cell holds it as JSON."""
+    value = _json(value, f'"{key}"') if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise RecordFault(f'"{key}" is a list of turns, not {_kind(value)}')
+    return value
+
+
+def _json(text: object, what: str) -> Any:
+    try:
+        return json.loads(str(text))
+    except ValueError as error:
+        raise RecordFault(f"{what} is not JSON: {error}") from None
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    said = value.get(key)
+    if not isinstance(said, str):
+        raise RecordFault(f'"{key}" is {_kind(said)}, not text')
+    return said
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _message(row: object) -> Message:
+    """A message with its text as one text, and calls as the templates read them."""
+    if not isinstance(row, dict) or not isinstance(row.get("role"), str):
+        raise RecordFault("a message is an object with role and content")
+    if row["role"] not in ROLES:
+        raise RecordFault(f'nobody has the role "{row["role"]}"', f"roles are {', '.join(ROLES)}")
+    message = {key: item for key, item in row.items() if item is not None}
+    content = row.get("content")
+    if isinstance(content, list):
+        kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
+        if kinds - {"text"}:
+            raise RecordFault("a message with pictures or sounds", "only text is trained; remove the record")
+        content = "".join(part["text"] for part in content)
+    if content is not None and not isinstance(content, str):
+        raise RecordFault(f'"content" is {_kind(content)}, not text')
+    message["content"] = content or ""
+    if row.get("tool_calls"):
+        if not isinstance(row["tool_calls"], list):
+            raise RecordFault('"tool_calls" is a list')
+        message["tool_calls"] = _calls(row["tool_calls"])
+    else:
+        message.pop("tool_calls", None)
+    return message
+
+
+def _calls(calls: Sequence[object]) -> list[dict[str, Any]]:
+    """Calls as {"type": "function", "function": {"name", "arguments": {…}}}, which every template takes."""
+    out = []
+    for call in calls:
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise RecordFault("a tool call without a name")
+        arguments = inner.get("arguments", {})
+        arguments = _json(arguments, f'the arguments of "{inner["name"]}"') if isinstance(arguments, str) else arguments
+        more = {"id": call["id"]} if isinstance(call, dict) and "id" in call else {}
+        out.append(more | {"type": "function", "function": {"name": inner["name"], "arguments": arguments}})
+    return out
+
+
+def _tools(value: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    tools = value.get("tools") or []
+    tools = _json(tools, '"tools"') if isinstance(tools, str) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RecordFault('"tools" is a list of JSON schemas')
+    return tuple(tools)
+
+
+def _checked(messages: list[Message]) -> tuple[Message, ...]:
+    """The messages, if they follow one another as a conversation does. Raises RecordFault."""
+    if not messages:
+        raise RecordFault("the conversation is empty", "remove the record")
+    turns = [m for m in messages if m["role"] not in SYSTEM_ROLES]
+    if any(m["role"] in SYSTEM_ROLES for m in messages[1:]):
+        raise RecordFault("a system prompt in the middle of the conversation", "put it first, and only once")
+    for before, after in pairwise(turns):
+        if before["role"] == after["role"] != "tool":
+            raise RecordFault(
+                f"the role {after['role']} twice in a row", "put the two together, or add what is missing"
+            )
+        if after["role"] == "tool" and not (before["role"] == "tool" or before.get("tool_calls")):
+            raise RecordFault("a tool answers, but was not called", 'the assistant before it wants "tool_calls"')
+    if not any(m["role"] == "assistant" for m in turns):
+        raise RecordFault("nothing is answered: no turn of the assistant", "add the answer, or remove the record")
+    if turns[-1]["role"] != "assistant":
+        raise RecordFault(f"ends with the {turns[-1]['role']}'s turn", "add the answer, or remove that turn")
+    for message in turns:
+        if not message["content"].strip() and not message.get("tool_calls"):
+            if message["role"] == "assistant":
+                raise RecordFault("an empty answer", "write it, or remove the record")
+            if message["role"] == "user":
+                raise RecordFault("an empty question", "write it, or remove the record")
+    return tuple(messages)

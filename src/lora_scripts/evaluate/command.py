@@ -1,0 +1,222 @@
+"""`lora-scripts evaluate`: a language model on records that it has not learned, without and with LoRAs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault
+from lora_scripts.data.records import Records, read_records
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.evaluate.measures import Share, exact, rouge_l, share
+from lora_scripts.events import Progress, Sink, ignore
+
+if TYPE_CHECKING:
+    from lora_scripts.data.conversations import Message
+    from lora_scripts.families.texts import Answer, Answering, Example, TextFamily
+    from lora_scripts.train.evidence import Interval
+
+SHOWN = 3
+"""Answers that are told."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How a model does on the records."""
+
+    loss: float
+    """Mean over the records of the mean over their tokens, in nats."""
+    perplexity: float
+    """e to the loss."""
+    exact: Share
+    """Answers that are the wanted ones, word for word."""
+    rouge_l: float
+    """Mean."""
+    stopped: Share
+    """Answers that ended by themselves."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The LoRAs' figures less the base's, over the same records, with 95 % intervals."""
+
+    loss: Interval
+    """Below 0: better."""
+    exact: Interval
+    rouge_l: Interval
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One record, and what was answered."""
+
+    place: str
+    asked: str
+    wanted: str
+    base: str
+    lora: str | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate` found."""
+
+    records: int
+    answered: int
+    """Records with an answer; the others are running text, of which only the loss is taken."""
+    base: Figures
+    lora: Figures | None
+    compared: Compared | None
+    answers: tuple[Shown, ...]
+
+
+@dataclass
+class _Taken:
+    """Of one model, record by record."""
+
+    losses: list[float]
+    answers: list[Answer]
+
+
+def evaluate(
+    base: Path,
+    loras: Sequence[tuple[Path, float]],
+    data: Path,
+    *,
+    count: int | None = None,
+    template: str | None = None,
+    max_length: int = 2048,
+    max_tokens: int = 512,
+    batch: int = 8,
+    think: bool = True,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    sink: Sink = ignore,
+) -> Evaluated:
+    """Loss, exact answers and ROUGE-L of the first `count` records, of the base and of the base with the LoRAs.
+
+    UserErrors for what is wrong with the files, at once.
+    """
+    from lora_scripts.loras import on_texts
+
+    on_texts.check(base, loras)
+    records = _held_out(data)
+    chosen = range(len(records) if count is None else min(count, len(records)))
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.families.base import LoadOptions
+    from lora_scripts.families.texts import Answering
+
+    where = choose_device(device)
+    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
+    examples: list[tuple[int, Example]] = []
+    faults: list[UserError] = []
+    for i in chosen:
+        try:
+            examples += [(i, example) for example in encoder.encode(records[i])]
+        except RecordFault as fault:
+            place = records.place(i)
+            faults.append(UserError(fault.message, file=place.file, line=place.line, hint=fault.hint))
+    raise_all(faults)
+    asked = [(i, *pair) for i in chosen if (pair := _question(records[i])) is not None]
+    answering = Answering(max_tokens=max_tokens, think=think)
+    taken = [_take(model, examples, asked, answering, template, batch, sink, "base")]
+    if loras:
+        on_texts.wear(model, loras)
+        taken.append(_take(model, examples, asked, answering, template, batch, sink, "LoRA"))
+    wanted = [want for _, _, want in asked]
+    figures = [_figures(one, wanted) for one in taken]
+    return Evaluated(
+        records=len(chosen),
+        answered=len(asked),
+        base=figures[0],
+        lora=figures[1] if loras else None,
+        compared=_compared(taken[0], taken[1], wanted, seed) if loras else None,
+        answers=tuple(_shown(records, asked, taken)),
+    )
+
+
+def _held_out(data: Path) -> Records:
+    """The records of the test split, else of the validation split, else all."""
+    if data.is_dir():
+        for split in ("test", "valid"):
+            records = read_records(data, split)
+            if len(records):
+                return records
+    return read_records(data)
+
+
+def _question(record: Record) -> tuple[list[Message], str] | None:
+    """What comes before the last answer, and that answer; None of running text."""
+    match record:
+        case Conversation(messages):
+            return list(messages[:-1]), messages[-1]["content"]
+        case Completion(prompt, completion):
+            return [{"role": "user", "content": prompt}], completion
+    return None
+
+
+def _take(
+    model: TextFamily,
+    examples: Sequence[tuple[int, Example]],
+    asked: Sequence[tuple[int, list[Message], str]],
+    answering: Answering,
+    template: str | None,
+    batch: int,
+    sink: Sink,
+    name: str,
+) -> _Taken:
+    from lora_scripts.train.text_feed import TextProbe
+
+    each = TextProbe(model, [example for _, example in examples], batch).losses()[:, 0].tolist()
+    by_record: dict[int, list[float]] = {}
+    for (i, _), loss in zip(examples, each, strict=True):
+        by_record.setdefault(i, []).append(loss)
+    losses = [sum(values) / len(values) for values in by_record.values()]
+    answers: list[Answer] = []
+    for start in range(0, len(asked), batch):
+        talks = [messages for _, messages, _ in asked[start : start + batch]]
+        answers += model.answers(talks, answering, template=template)
+        sink(Progress(f"answers of the {name}", len(answers), len(asked)))
+    return _Taken(losses, answers)
+
+
+def _figures(taken: _Taken, wanted: Sequence[str]) -> Figures:
+    loss = sum(taken.losses) / len(taken.losses) if taken.losses else math.nan
+    rouges = [rouge_l(answer.text, want) for answer, want in zip(taken.answers, wanted, strict=True)]
+    return Figures(
+        loss,
+        math.exp(loss) if loss < 700 else math.inf,
+        share([exact(answer.text, want) for answer, want in zip(taken.answers, wanted, strict=True)]),
+        sum(rouges) / len(rouges) if rouges else math.nan,
+        share([answer.stopped for answer in taken.answers]),
+    )
+
+
+def _compared(base: _Taken, lora: _Taken, wanted: Sequence[str], seed: int) -> Compared:
+    from lora_scripts.train.evidence import bootstrap, less
+
+    def measured(taken: _Taken) -> tuple[list[float], list[float]]:
+        pairs = list(zip(taken.answers, wanted, strict=True))
+        return [float(exact(a.text, w)) for a, w in pairs], [rouge_l(a.text, w) for a, w in pairs]
+
+    (exact_a, rouge_a), (exact_b, rouge_b) = measured(base), measured(lora)
+    return Compared(
+        bootstrap(less(lora.losses, base.losses), seed),
+        bootstrap(less(exact_b, exact_a), seed),
+        bootstrap(less(rouge_b, rouge_a), seed),
+    )
+
+
+def _shown(records: Records, asked: Sequence[tuple[int, list[Message], str]], taken: Sequence[_Taken]) -> list[Shown]:
+    rows = []
+    for number, (i, messages, want) in enumerate(asked[:SHOWN]):
+        said = [one.answers[number].text for one in taken]
+        rows.append(
+            Shown(str(records.place(i)), messages[-1]["content"], want, said[0], said[1] if len(said) > 1 else None)
+        )
+    return rows

@@ -1,0 +1,70 @@
+"""How near an answer is to the one that was wanted. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+"""Words of letters and digits; of Chinese and Japanese, which have no blanks, each sign."""
+
+
+def rouge_l(said: str, wanted: str) -> float:
+    """ROUGE-L (Lin 2004, section 3.1): the F measure of the longest common subsequence of words, 0 … 1.
+
+    As Google's rouge-score computes it without stemming, for texts of ASCII letters; that one drops all others.
+    """
+    ours, theirs = _words(said), _words(wanted)
+    if not ours or not theirs:
+        return 0.0
+    common = _longest(ours, theirs)
+    if not common:
+        return 0.0
+    precision, recall = common / len(ours), common / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+def exact(said: str, wanted: str) -> bool:
+    """Whether they are the same but for blanks at both ends."""
+    return said.strip() == wanted.strip()
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
+def _longest(a: Sequence[str], b: Sequence[str]) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = 0
+        for i, other in enumerate(b, 1):
+            here = row[i]
+            row[i] = before + 1 if word == other else max(row[i], row[i - 1])
+            before = here
+    return row[-1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some, with the interval in which the true share lies, 95 % (Wilson 1927)."""
+
+    hits: int
+    count: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.count if self.count else 0.0
+
+
+def share(flags: Sequence[bool]) -> Share:
+    """Of the flags that are set."""
+    from scipy.stats import binomtest
+
+    if not flags:
+        return Share(0, 0, 0.0, 1.0)
+    interval = binomtest(sum(flags), len(flags)).proportion_ci(method="wilson")
+    return Share(sum(flags), len(flags), float(interval.low), float(interval.high))

@@ -1,0 +1,158 @@
+"""A folder with a causal language model, as transformers writes it: what is in it, told without loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.facts import FolderWeight
+from lora_scripts.formats.header import Header, Kind, read_header
+
+CAUSAL_LM = Kind("a causal language model")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+FLIPPED = ("c_attn", "c_proj", "c_fc", "q_attn")
+"""Layers of GPT-2 and its like, whose weights lie [in, out]."""
+_PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer"}
+_MEND = "give the folder of a causal language model in the original precision, such as Qwen3-0.6B"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the files of a model say."""
+
+    path: Path
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    """generation_config.json; empty where there is none."""
+    files: Mapping[str, Header]
+    """Name of a file of weights -> what is in it."""
+
+    @property
+    def architecture(self) -> str:
+        """Of transformers: "Qwen3ForCausalLM"."""
+        return str((self.config.get("architectures") or [""])[0])
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer is the table of embeddings once more."""
+        return not any(name.startswith(("lm_head.", "embed_out.")) for f in self.files.values() for name in f.tensors)
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer, by generation_config.json or else config.json."""
+        told = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        tokens = told if isinstance(told, list) else [told]
+        return frozenset(token for token in tokens if isinstance(token, int))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        total = 0
+        for header in self.files.values():
+            for shape in header.shapes.values():
+                count = 1
+                for side in shape:
+                    count *= side
+                total += count
+        return total
+
+
+def folder_kind(path: Path) -> Kind | None:
+    """CAUSAL_LM for a folder whose config.json says so; None for anything else."""
+    try:
+        names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return None
+    return CAUSAL_LM if any(_is_causal(str(name)) for name in names) else None
+
+
+def open_folder(path: Path) -> Folder:
+    """Reads the configs and the headers of the weights. UserErrors with everything that is wrong with the folder."""
+    if not path.is_dir():
+        hint = "give the folder, not a file in it" if path.is_file() else _MEND
+        raise UserError("is not a folder" if path.exists() else "no such folder", file=path, hint=hint)
+    faults: list[UserError] = []
+    config = _json(path / "config.json", faults)
+    generation = _json(path / "generation_config.json", faults, needed=False)
+    if config:
+        faults += _faults_of(config, path)
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        message = f"no tokenizer ({', '.join(TOKENIZERS[:3])})"
+        faults.append(UserError(message, file=path, hint="copy it from where the model comes from"))
+    files = _weights(path, faults)
+    raise_all(faults)
+    return Folder(path, config, generation, files)
+
+
+def layer_weights(folder: Folder) -> dict[str, FolderWeight]:
+    """Name of a layer, as transformers calls it -> where its weight stands."""
+    prefix = _PREFIXES.get(str(folder.config.get("model_type")), "model")
+    keys = [key for header in folder.files.values() for key in header.tensors]
+    bare = not any(key.startswith(f"{prefix}.") for key in keys)  # saved without its output layer, as GPT-2 was
+    return {
+        (f"{prefix}." if bare and not key.startswith("lm_head.") else "") + key.removesuffix(".weight"): FolderWeight(
+            name, key, flipped=key.split(".")[-2] in FLIPPED and folder.config.get("model_type") in _PREFIXES
+        )
+        for name, header in folder.files.items()
+        for key, info in header.tensors.items()
+        if key.endswith(".weight") and len(info.shape) == 2
+    }
+
+
+def _is_causal(architecture: str) -> bool:
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _faults_of(config: Mapping[str, Any], path: Path) -> list[UserError]:
+    faults, file = [], path / "config.json"
+    names = [str(name) for name in config.get("architectures") or []]
+    if not any(map(_is_causal, names)):
+        told = ", ".join(names) or f"model_type {config.get('model_type')}"
+        faults.append(UserError(f"this is no causal language model, but {told}", file=file, hint=_MEND))
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        method = quantised.get("quant_method", "a quantised form")
+        message = f"its weights are stored rounded ({method}), so that nothing could be merged into them"
+        hint = "give the original model; base_precision: nf4 or int8 rounds it while it is loaded"
+        faults.append(UserError(message, file=file, hint=hint))
+    return faults
+
+
+def _json(path: Path, faults: list[UserError], *, needed: bool = True) -> dict[str, Any]:
+    if not path.is_file():
+        if needed:
+            faults.append(UserError("no such file", file=path, hint=_MEND))
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        faults.append(UserError(f"is not JSON: {error}", file=path, hint="download it again"))
+        return {}
+    if not isinstance(value, dict):
+        faults.append(UserError("is no JSON object", file=path, hint="download it again"))
+        return {}
+    return value
+
+
+def _weights(path: Path, faults: list[UserError]) -> dict[str, Header]:
+    """The files of weights with their headers, one or those that the index names."""
+    names = [WEIGHTS] if (path / WEIGHTS).is_file() else []
+    if not names and (path / INDEX).is_file():
+        index = _json(path / INDEX, faults).get("weight_map", {})
+        names = sorted(set(index.values())) if isinstance(index, dict) else []
+    if not names:
+        other = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        message = f"no {WEIGHTS}" + (f"; there is {other[0]}, which is not read" if other else "")
+        faults.append(UserError(message, file=path, hint="get the model with its weights as .safetensors"))
+    headers: dict[str, Header] = {}
+    for name in names:
+        try:
+            headers[name] = read_header(path / name)
+        except UserError as fault:
+            faults.append(fault)
+    return headers

@@ -1,0 +1,381 @@
+"""Any causal language model that transformers has, as what a training needs of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.adapters.layer import Adapter
+from lora_scripts.compute.memory import around
+from lora_scripts.compute.quantised import quantise_layers
+from lora_scripts.data.conversations import Message, RecordFault
+from lora_scripts.errors import UserError
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.causal_lm.answers import generate
+from lora_scripts.families.causal_lm.encode import Encoder
+from lora_scripts.families.causal_lm.facts import FACTS
+from lora_scripts.families.causal_lm.folder import Folder, open_folder
+from lora_scripts.families.causal_lm.leak import LEAK, leak
+from lora_scripts.families.causal_lm.names import ROOT
+from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.texts import Answer, Answering, LongRecords, TextBatch, TrainOn
+from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
+
+ROUTERS = ("gate", "router")
+"""Layers that choose the experts of a token: LoRA leaves them alone, as a small change there sends tokens elsewhere."""
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model, its weights frozen."""
+
+    folder: Folder
+    model: Any
+    """transformers' own module."""
+    tokenizer: Any
+    device: torch.device
+    transposed: frozenset[str] = frozenset()
+    """Layers whose weights lie [in, out] in the files, as GPT-2's."""
+    facts: Facts = FACTS
+    _packs: bool | None = field(default=None, init=False)
+
+    @property
+    def words(self) -> str:
+        """What it is, for people: its architecture and size."""
+        count = self.folder.parameters
+        size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+        return f"{self.folder.architecture}, {size} parameters"
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        return {ROOT: self.model}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        size: int = self.model.config.get_text_config().vocab_size
+        return size
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The tokens that end an answer, by the model's configs and its tokenizer."""
+        eos = self.tokenizer.eos_token_id
+        return self.folder.stops | ({eos} if eos is not None else set())
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
+        head = self.model.get_output_embeddings()
+        layers: dict[str, nn.Module] = {}
+        wrapped = "\0"
+        for name, layer in self.model.named_modules():
+            if name.startswith(wrapped):  # the layer inside of an adapter
+                continue
+            wrapped = f"{name}." if isinstance(layer, Adapter) else "\0"
+            inner = layer.frozen if isinstance(layer, Adapter) else layer
+            tied = layer is head and self.folder.tied
+            if isinstance(inner, nn.Linear) and not tied and name.rpartition(".")[2] not in ROUTERS:
+                layers[f"{ROOT}.{name}"] = layer
+        return layers
+
+    @property
+    def usual(self) -> list[str]:
+        """The paths that are trained unless a config names others: all but the output layer."""
+        head = self.model.get_output_embeddings()
+        return [path for path, layer in self.trainable().items() if layer is not head]
+
+    @property
+    def transposes(self) -> bool:
+        """Whether its weights lie [in, out] in its files."""
+        return bool(self.transposed)
+
+    @torch.no_grad()
+    def as_peft_loads(self, adapter: Path, batch: TextBatch) -> Tensor:
+        """The logits of the model with a PEFT adapter on it that PEFT itself has loaded; afterwards it is as before."""
+        from peft import PeftModel
+
+        with quiet(), self._evaluating():
+            # Layers of GPT-2 are linear layers here, whose weights lie as all others do: PEFT sees that by itself.
+            worn = PeftModel.from_pretrained(self.model, str(adapter))
+            try:
+                logits: Tensor = self._run(worn, batch.to(self.device)).logits.float().cpu()
+            finally:
+                worn.unload()
+        return logits
+
+    @cached_property
+    def experts(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of weights that hold many layers in one, [experts, …]: LoRA has no form for them here."""
+        return {
+            f"{ROOT}.{name}": tuple(p.shape)
+            for name, p in self.model.named_parameters()
+            if p.dim() == 3 and "expert" in name
+        }
+
+    def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:
+        """Why a pattern that names no layer of `trainable` names none, where that is for a reason."""
+        head = self.model.get_output_embeddings()
+        name = next((f"{ROOT}.{n}" for n, layer in self.model.named_modules() if layer is head), "")
+        if self.folder.tied and matches(name):
+            return f"{name} is the table of embeddings once more; a LoRA on it alone would untie the two"
+        if any(matches(path) or matches(path.rpartition(".")[0]) for path in self.experts):
+            return f"{pattern} names experts, which are one weight of three dimensions; train attention instead"
+        return None
+
+    # --- the loss -----------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: TextBatch) -> tuple[Tensor, int]:
+        """The sum of the losses of all trained tokens, with gradient, and their number."""
+        batch = batch.to(self.device)
+        head = self.head
+        trained = [] if head is None else list(self.model.get_output_embeddings().parameters())
+        if head is None:
+            return cross_entropy(self._run(self.model, batch).logits, batch.targets, _as_is)
+        return cross_entropy(self._hidden(batch), batch.targets, head, trained)
+
+    @torch.no_grad()
+    def losses(self, batch: TextBatch) -> Tensor:
+        """The loss of each place, float32 [rows, width]; 0 where nothing is trained."""
+        batch = batch.to(self.device)
+        if self.head is None:
+            return token_losses(self._run(self.model, batch).logits, batch.targets, _as_is)
+        return token_losses(self._hidden(batch), batch.targets, self.head)
+
+    @torch.no_grad()
+    def logits(self, batch: TextBatch) -> Tensor:
+        """[rows, width, vocabulary] float32, on the CPU."""
+        out: Tensor = self._run(self.model, batch.to(self.device)).logits
+        return out.float().cpu()
+
+    @cached_property
+    def head(self) -> Callable[[Tensor], Tensor] | None:
+        """From hidden states to logits; None where the model does more there than we know: then logits are whole."""
+        config, layer = self.model.config, self.model.get_output_embeddings()
+        if layer is None:
+            return None
+
+        def run(hidden: Tensor) -> Tensor:
+            logits: Tensor = layer(hidden)
+            if getattr(config, "logit_scale", None) is not None:  # Cohere
+                logits = logits * config.logit_scale
+            if getattr(config, "logits_scaling", None) is not None:  # Granite
+                logits = logits / config.logits_scaling
+            cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+            return logits if cap is None else cap * torch.tanh(logits / cap)
+
+        probe = self._probe()
+        with torch.no_grad(), self._evaluating():
+            whole = self._run(self.model, probe).logits.float()
+            parts = run(self._hidden(probe)).float()
+        fits = whole.shape == parts.shape and bool(torch.isfinite(whole).all())
+        return run if fits and float((whole - parts).abs().max()) <= 1e-3 * float(whole.abs().max()) else None
+
+    # --- packing ------------------------------------------------------------------------------------------------------
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences in one row leave each other alone, as a test on the loaded model finds."""
+        if self._packs is None:
+            self._packs = self._positions and self.leak() <= LEAK
+        return self._packs
+
+    def leak(self) -> float:
+        """See `batch.leak`; on the model as it stands."""
+
+        def logits(ids: Tensor, positions: Tensor) -> Tensor:
+            batch = TextBatch(ids, torch.full_like(ids, IGNORED), positions, None, ())
+            out: Tensor = self._run(self.model, batch.to(self.device)).logits
+            return out.cpu()
+
+        with self._evaluating():
+            return leak(logits, self.vocabulary)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        text: str = self.tokenizer.decode(list(tokens))
+        return text
+
+    def template_text(self, template: str | None = None) -> str | None:
+        """The chat template as text; None where there is none."""
+        found = self.template(template)
+        return found.source if found else None
+
+    # --- records and answers ------------------------------------------------------------------------------------------
+
+    def template(self, named: str | None = None) -> Template | None:
+        """The model's own chat template, or that of a name or a .jinja file; None where it has none.
+
+        UserError for a name that is none, or a template whose signs the tokenizer does not have.
+        """
+        if named is not None:
+            return named_template(named, self.tokenizer)
+        try:
+            return Template(self.tokenizer, self.tokenizer.get_chat_template())
+        except ValueError:
+            return None
+
+    def encoder(
+        self,
+        *,
+        template: str | None = None,
+        train_on: TrainOn = "answers",
+        max_length: int = 2048,
+        long_records: LongRecords = "cut",
+    ) -> Encoder:
+        """What turns records into tokens; see `TextFamily`."""
+        return Encoder(self.tokenizer, self.template(template), self.stops, train_on, max_length, long_records)
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        answering: Answering,
+        tell: Callable[[str], None] | None = None,
+        *,
+        template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Answer:
+        """The next turn of a conversation; see `TextFamily`."""
+        prompt = self._prompt(messages, answering, template, tools)
+        with self._evaluating():
+            return generate(self.model, self.tokenizer, [prompt], self._ends(template), answering, tell)[0]
+
+    def answers(
+        self, talks: Sequence[Sequence[Message]], answering: Answering, *, template: str | None = None
+    ) -> list[Answer]:
+        """The next turn of each conversation, worked out together."""
+        prompts = [self._prompt(messages, answering, template) for messages in talks]
+        with self._evaluating():
+            return generate(self.model, self.tokenizer, prompts, self._ends(template), answering)
+
+    def _prompt(
+        self,
+        messages: Sequence[Message],
+        answering: Answering,
+        named: str | None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """Tokens up to where the answer begins. UserError where the template refuses the conversation."""
+        template = self.template(named)
+        if template is None:  # a model of running text goes on with what was said last
+            ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
+            return ids
+        try:
+            text = template.render(messages, tools, prompt=True, **({} if answering.think else NOT_THINKING))
+        except RecordFault as fault:
+            raise UserError(fault.message, hint=fault.hint) from None
+        encoded: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encoded
+
+    def _ends(self, named: str | None) -> frozenset[int]:
+        """Where an answer ends: where the model stops, and at the sign that the template puts behind answers."""
+        template = self.template(named)
+        sign = template.end_of_turn if template else None
+        return self.stops | ({sign} if sign is not None else set())
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _positions(self) -> bool:
+        """Whether the model is told the places of tokens."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def _hidden(self, batch: TextBatch) -> Tensor:
+        out: Tensor = self._run(self.model.base_model, batch).last_hidden_state
+        return out
+
+    def _run(self, module: Any, batch: TextBatch) -> Any:
+        more = {"position_ids": batch.positions} if self._positions else {}
+        return module(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **more)
+
+    def _probe(self) -> TextBatch:
+        ids = torch.arange(8)[None] % self.vocabulary
+        places = torch.arange(8)[None]
+        return TextBatch(ids, torch.full_like(ids, IGNORED), places, torch.ones_like(ids), ()).to(self.device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+
+def _as_is(logits: Tensor) -> Tensor:
+    return logits
+
+
+def load(path: Path, options: LoadOptions) -> LanguageModel:
+    """A model as a run wants it: its blocks rounded or computed again, where the options say so. UserError as below."""
+    model, memory = open_model(path, options.device, options.dtype), options.memory
+    blocks = blocks_of(model.model)
+    if memory.storage is not None:
+        quantise_layers(model.model, blocks, memory.storage, options.dtype)
+    if memory.checkpointing:
+        for block in blocks:
+            around(block)
+    return model
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The layers of a transformer, in the order in which they are run: the longest list of modules that it has."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:
+    """Loads a model and its tokenizer from a folder, without a network and without running code of its own.
+
+    `attention` is transformers' name of a way to compute it; None: the best that the model has. UserError for a folder
+    that is none, or whose weights do not fit its config.
+    """
+    folder = open_folder(path)
+    tokenizer = load_tokenizer(path)
+    with quiet():
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model, told = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **({} if attention is None else {"attn_implementation": attention}),
+            )
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"transformers cannot load it: {reason}", file=path) from None
+    missing = sorted(told["missing_keys"])
+    if missing or told.get("mismatched_keys"):
+        names = ", ".join(map(str, missing[:4])) or "tensors of other shapes"
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise UserError(f"the weights do not fit config.json: {names}{more}", file=path, hint="download it again")
+    model.requires_grad_(False).eval().to(device)
+    return LanguageModel(folder, model, tokenizer, device, frozenset(_straighten(model)))
+
+
+def _straighten(model: nn.Module) -> list[str]:
+    """Makes every layer with its weight [in, out], as GPT-2 has them, an `nn.Linear`; gives their names."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name for name, layer in model.named_modules() if isinstance(layer, Conv1D)]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        old: Any = model.get_submodule(name)
+        linear = nn.Linear(old.nx, old.nf, bias=True, device="meta")
+        linear.weight = nn.Parameter(old.weight.detach().T.contiguous(), requires_grad=False)
+        linear.bias = old.bias
+        setattr(model.get_submodule(parent), last, linear)
+    return names

@@ -1,0 +1,45 @@
+"""The tokenizer of a folder, and transformers without its remarks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import UserError
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder; one that knows the place of each token in the text. UserError for another."""
+    with quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (ValueError, OSError, ImportError, RuntimeError, KeyError, AttributeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"transformers cannot load the tokenizer: {reason}", file=path) from None
+    if not tokenizer.is_fast:
+        raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
+    tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and remarks: what matters of them is told here."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

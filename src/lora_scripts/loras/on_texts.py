@@ -1,0 +1,62 @@
+"""A language model with LoRAs on it: what chat, evaluate and a merge's proof begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families import table
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.texts import TextFamily
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.on_model import apply, check_fits
+
+if TYPE_CHECKING:
+    from lora_scripts.adapters.layer import Adapter
+
+
+def check(base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
+    """Looks at what was given before anything heavy is loaded. UserErrors with all that is wrong."""
+    faults: list[UserError] = []
+    facts = None
+    try:
+        facts = table.find(base)
+        if "texts" not in facts.features:
+            text = f"this is {facts.checkpoint.words}, which answers nothing"
+            faults.append(UserError(text, file=base, hint="give the folder of a language model"))
+        facts.check(base, False)
+    except UserError as fault:
+        faults.append(fault)
+    for path, strength in adapters:
+        if strength == 0:
+            faults.append(UserError("weight 0 changes nothing", file=path, hint="leave it out"))
+        try:
+            own = loras.family_of(path)
+            if facts is not None and own is not facts:
+                faults.append(
+                    UserError(f"this LoRA is for {own.words}", file=path, hint="take one of a language model")
+                )
+        except UserError as fault:
+            faults.append(fault)
+    raise_all(faults)
+
+
+def load(base: Path, options: LoadOptions) -> TextFamily:
+    """The model alone. UserError for a base that answers nothing."""
+    facts = table.find(base)
+    if "texts" not in facts.features:
+        text = f"this is {facts.checkpoint.words}, which answers nothing"
+        raise UserError(text, file=base, hint="give the folder of a language model")
+    return cast("TextFamily", table.load_family(facts, base, options))
+
+
+def wear(model: TextFamily, adapters: Sequence[tuple[Path, float]]) -> list[dict[str, Adapter]]:
+    """Puts LoRAs on, each with its strength; they add up. What `adapters.inject.remove` takes off, the last first."""
+    worn = []
+    for path, strength in adapters:
+        weights = loras.read(path, model.facts).modules
+        check_fits(weights, model, path)
+        worn.append(apply(model, weights, strength))
+    return worn

@@ -1,0 +1,2 @@
+"""A training run of a language model: what differs from one of pictures. The loop, the state, measuring and resuming
+are the same."""

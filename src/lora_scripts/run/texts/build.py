@@ -1,0 +1,77 @@
+"""A language model with adapters in it, and the optimizer over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+
+from lora_scripts.adapters.inject import assign, inject
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.compute.device import DTYPES
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.texts import TextFamily
+from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras import on_texts
+from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.run.build import freeze_all_but, groups_of, maker, memory_options
+from lora_scripts.run.init_lora import default_size, fit_all, size_of
+from lora_scripts.run.parts import TextModel
+from lora_scripts.train.optim import build_optimizer
+
+
+def load(config: TrainConfig, device: torch.device, precision: str) -> TextFamily:
+    """The base alone. UserError for a mistake."""
+    if config.offload_blocks:
+        raise UserError("offload_blocks is for models that draw pictures", hint="write base_precision: nf4 or int8")
+    return on_texts.load(
+        config.base_model, LoadOptions(device, DTYPES[precision], memory=memory_options(config, device))
+    )
+
+
+def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, LoraWeights]) -> TextModel:
+    """Puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
+    layers = family.trainable()
+    if initial:
+        assert config.init_lora is not None
+        check_fits(initial, family, config.init_lora)
+    _check_targets(config, family, layers)
+    rules = assign(layers, config.rules, family.facts.groups)
+    usual = default_size(config, initial)
+    sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
+    injected = inject(
+        family.roots, dict.fromkeys([*rules, *initial]), maker(config, rules, sizes, usual), seed=config.seed
+    )
+    for layer in injected.values():
+        layer.place(family.device)
+    begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
+    for path, weights in begun.items():
+        injected[path].load(values_of(weights))
+    freeze_all_but(injected, rules.keys())
+    groups = groups_of(config, injected, rules, {})
+    optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
+    return TextModel(injected, optimizer, usual.rank, usual.alpha, _digest(config), resized=resized, family=family)
+
+
+def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:
+    """UserErrors for targets that name what cannot be trained, saying why."""
+    faults = []
+    for rule in config.rules:
+        group = family.facts.groups.get(rule.match)
+
+        def matches(path: str, rule: str = rule.match, group: object = group) -> bool:
+            return bool(group(path)) if callable(group) else fnmatchcase(path, rule)
+
+        if not any(map(matches, layers)) and (why := family.refusal(rule.match, matches)):
+            faults.append(UserError(f"targets: {why}"))
+    raise_all(faults)
+
+
+def _digest(config: TrainConfig) -> str:
+    """SHA-256 of the base's weights: of its files' own."""
+    files = sorted(config.base_model.glob("*.safetensors"))
+    return hashlib.sha256("".join(model_hashes(file).sha256 for file in files).encode()).hexdigest()

@@ -1,0 +1,103 @@
+"""The LoRA of a run on texts: what is learnt at one moment as a PEFT adapter, and the proof that it loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_scripts import __version__
+from lora_scripts.adapters.inject import put_back, remove
+from lora_scripts.adapters.weights import LoraWeights, check
+from lora_scripts.compute.device import DTYPES
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError
+from lora_scripts.families.texts import Example, TextFamily, padded
+from lora_scripts.formats import io
+from lora_scripts.loras import adapter_folder
+from lora_scripts.loras import file as loras
+from lora_scripts.loras.on_model import apply
+from lora_scripts.run.parts import TextModel
+from lora_scripts.train.average import Ema, averaged
+
+BOUND = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Of the change that the LoRA makes to the logits, how much the file may be off by: its numbers are rounded."""
+
+
+def weights_of(model: TextModel, ema: Ema | None) -> dict[str, LoraWeights]:
+    """What is learnt, averaged where the run averages; on the CPU, float32."""
+    with averaged(model.trained, model.optimizer, ema):
+        leaves = {path: layer.leaves() for path, layer in model.layers.items()}
+    return {
+        path: LoraWeights(own["lora_down.weight"], own["lora_up.weight"], own["alpha"].item())
+        for path, own in leaves.items()
+    }
+
+
+def write(
+    path: Path, config: TrainConfig, model: TextModel, weights: Mapping[str, LoraWeights], facts: Mapping[str, object]
+) -> None:
+    """The adapter's folder, with the chat template that it was trained with. UserError if a value is not finite."""
+    dtype = DTYPES[config.save_precision]
+    for name, one in weights.items():
+        check(name, LoraWeights(one.down.to(dtype), one.up.to(dtype), one.alpha))
+    metadata = {"lora_scripts": __version__, "lora_scripts.training": json.dumps(facts, ensure_ascii=False)}
+    files = adapter_folder.files_of(
+        weights,
+        dtype,
+        base=str(config.base_model),
+        layers=model.family.trainable(),
+        transposed=model.family.transposes,
+        metadata=metadata,
+    )
+    template = model.family.template_text(config.chat_template)
+    if template is not None:
+        files[adapter_folder.TEMPLATE] = template.encode()
+    io.write_folder(path, files)
+
+
+def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, examples: Sequence[Example]) -> str:
+    """Reads the folder again, by the reader of LoRA files and by PEFT's own loader; the line to tell.
+
+    UserErrors where one of them does not make of the base what the training made of it.
+    """
+    family, rows = model.family, list(examples[:2])
+    with averaged(model.trained, model.optimizer, ema):
+        model.train(False)
+        trained = [_logits(family, row) for row in rows]
+        with model.off():
+            base = [_logits(family, row) for row in rows]
+        model.train(True)
+    remove(family.roots, model.layers)
+    try:
+        worn = apply(family, loras.read(path, family.facts).modules, 1.0)
+        ours = [_logits(family, row) for row in rows]
+        remove(family.roots, worn)
+        rounded = config.base_precision != "auto"  # PEFT has kinds of its own for rounded weights, not ours
+        theirs = ours if rounded else [family.as_peft_loads(path, padded([row]))[0] for row in rows]
+    finally:
+        put_back(family.roots, model.layers)
+    change = _length(trained, base)
+    for name, logits in (("the reader of this program", ours), ("PEFT", theirs)):
+        off = _length(logits, trained) / change if change else 0.0
+        if off > BOUND[config.save_precision]:
+            text = f"{name} makes another model of it: off by {off:.1%} of what was learnt"
+            raise UserError(text, file=path, hint="write save_precision: fp32")
+    off = max(_length(ours, trained), _length(theirs, trained)) / change if change else 0.0
+    count = f"{len(model.layers)} layers"
+    return f"verified: {count}, as PEFT loads them; off by {off:.1e} of what was learnt, the rounding to " + (
+        f"{config.save_precision} included"
+    )
+
+
+def _logits(family: TextFamily, row: Example) -> Tensor:
+    return family.logits(padded([row]))[0]
+
+
+def _length(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The Euclidean distance of all logits."""
+    squares = [(a - b).double().square().sum() for a, b in zip(some, others, strict=True)]
+    return float(torch.stack(squares).sum().sqrt())

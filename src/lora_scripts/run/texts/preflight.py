@@ -1,0 +1,138 @@
+"""What can be known to be wrong before torch is imported: the output folder, the records, the model's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.conversations import Completion, Conversation, Record, Text
+from lora_scripts.data.records import Records, list_records
+from lora_scripts.data.split import FEWEST, share_of
+from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.events import Note, Sink, ignore
+from lora_scripts.families import table
+from lora_scripts.loras import file as loras
+from lora_scripts.run.run_folder import RunFolder
+
+ADAPTERS = ("lora", "pissa")
+"""What the folder of a LoRA for a language model can hold."""
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """The records of a run: each is its data set and its number in it."""
+
+    trained: list[tuple[Records, int]]
+    held_out: list[tuple[Records, int]]
+    digests: dict[str, str]
+    """Of the data sets, for resuming: what they are -> digest of their content."""
+
+
+@dataclass(frozen=True)
+class TextReady:
+    """What a run can begin with."""
+
+    folder: RunFolder
+    records: Records
+    split: TextSplit
+
+
+def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) -> TextReady:
+    """The output folder and the records of a run; UserErrors with every fault of them and of the model's folder.
+
+    `resume` None: whatever lies in the output folder is no fault.
+    """
+    folder = RunFolder(config.output_dir, config.name, suffix="")
+    faults: list[UserError] = []
+
+    def attempt(look: Callable[[], object]) -> None:
+        try:
+            look()
+        except UserErrors as e:
+            faults.extend(e.errors)
+        except UserError as e:
+            faults.append(e)
+
+    def read(source: Path, split: str) -> Records:
+        try:
+            records, wrong = list_records(source, split)
+        except UserError as fault:
+            faults.append(fault)
+            return Records(())
+        faults.extend(wrong)
+        return records
+
+    if resume is not None:
+        attempt(folder.require_free)
+        attempt(lambda: folder.check(resume=resume))
+    attempt(lambda: table.find(config.base_model).check(config.base_model, True))
+    attempt(lambda: _adapter(config))
+    records = read(config.records, "train")
+    others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
+    if not len(records) and not faults:
+        faults.append(UserError("there are no records to train", file=config.records))
+    raise_all(faults)
+    return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def _adapter(config: TrainConfig) -> None:
+    if config.adapter not in ADAPTERS:
+        hint = f"take adapter: {' or '.join(ADAPTERS)}"
+        raise UserError(f"adapter: {config.adapter} has no form in the folder of a language model's LoRA", hint=hint)
+    if config.init_lora is not None:
+        facts, own = table.find(config.base_model), loras.family_of(config.init_lora)
+        if own is not facts:
+            raise UserError(f"init_lora is for {own.words}", file=config.init_lora, hint=f"give one for {facts.words}")
+
+
+def _split(config: TrainConfig, records: Records, others: Records | None, sink: Sink) -> TextSplit:
+    """Holds some of the records out, or takes the others; never one that is trained, too.
+
+    Which ones is a function of the seed and of what they say. UserError where `patience` has nothing to go by.
+    """
+    digests = [digest_of(record) for record in records]
+    data = {"records": records.fingerprint}
+    if others is not None:
+        data["held-out records"] = others.fingerprint
+        trained = set(digests)
+        apart = [i for i, record in enumerate(others) if digest_of(record) not in trained]
+        if len(apart) < len(others):
+            sink(Note(f"note: {len(others) - len(apart)} held-out records are trained, too, and left out"))
+        split = TextSplit([(records, i) for i in range(len(records))], [(others, i) for i in apart], data)
+    else:
+        times = Counter(digests)
+        alone = [i for i, digest in enumerate(digests) if times[digest] == 1 and not _part_of_text(records, i)]
+        order = sorted(alone, key=lambda i: hashlib.sha256(f"held out/{config.seed}/{digests[i]}".encode()).digest())
+        held = set(order[: share_of(len(records), config.val_split)])
+        split = TextSplit(
+            [(records, i) for i in range(len(records)) if i not in held],
+            [(records, i) for i in sorted(held)],
+            data,
+        )
+    if config.patience is not None and not split.held_out:
+        hint = "add val_split: 0.2, or val_file, or leave patience out"
+        raise UserError(f"patience: no record is held out (of fewer than {FEWEST} none is by itself)", hint=hint)
+    return split
+
+
+def _part_of_text(records: Records, i: int) -> bool:
+    """A piece of a long document: its neighbours would tell of it."""
+    record = records[i]
+    return isinstance(record, Text) and not (record.begins and record.ends)
+
+
+def digest_of(record: Record) -> str:
+    """SHA-256 of what a record says, in whichever form."""
+    match record:
+        case Conversation(messages, tools):
+            said: object = [messages, tools]
+        case Completion(prompt, completion):
+            said = [prompt, completion]
+        case Text(text):
+            said = text
+    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

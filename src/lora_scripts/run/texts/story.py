@@ -1,0 +1,357 @@
+"""The story of one run on texts, from the loaded base to the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.config.load import dump_config
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.events import Note, Saved, Sink, Stepped, Table
+from lora_scripts.families.texts import Answer, marked
+from lora_scripts.formats import io
+from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
+from lora_scripts.run.build import memory_words
+from lora_scripts.run.heldout import Measuring
+from lora_scripts.run.init_lora import read_initial
+from lora_scripts.run.overview import device_name
+from lora_scripts.run.parts import TextModel
+from lora_scripts.run.resume import restore, resume_state
+from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
+from lora_scripts.run.stopping import ended_by, signals, stoppable
+from lora_scripts.run.texts import answers, export
+from lora_scripts.run.texts.answers import Question
+from lora_scripts.run.texts.build import build_model, load
+from lora_scripts.run.texts.dataset import Encoded, TextHeldOut, build_feed, build_held_out, encode, tell
+from lora_scripts.run.texts.preflight import TextSplit
+from lora_scripts.train import state as states
+from lora_scripts.train.advise import Facts
+from lora_scripts.train.average import Ema
+from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
+from lora_scripts.train.optim import Rates
+from lora_scripts.train.progress import Board, Smoothed
+from lora_scripts.train.state import RunState
+from lora_scripts.train.text_feed import TextFeed
+
+
+@dataclass(frozen=True)
+class TextTrainResult:
+    """What a finished training leaves."""
+
+    name: str
+    lora: Path
+    """The folder of the adapter."""
+    base: Path
+    proof: str
+    """What was found when the folder was read again, in a line."""
+    report: Path
+    steps: int
+    loss: float
+    """Smoothed, of the last steps."""
+    best: Path | None
+    """The LoRA of the lowest held-out loss; None where nothing was held out, or the base is better."""
+    warning: str
+    """Why it is better not to use the LoRA; empty for a healthy one."""
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """One run, ready to train."""
+
+    config: TrainConfig
+    folder: RunFolder
+    device: torch.device
+    precision: str
+    model: TextModel
+    encoded: Encoded
+    feed: TextFeed
+    held: TextHeldOut
+    questions: list[Question]
+    rates: Rates
+    total: int
+    ema: Ema | None
+    scaler: torch.amp.GradScaler
+    state: RunState
+
+
+def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: bool, sink: Sink) -> TextTrainResult:
+    """Prepares, trains, exports, proves and reports. UserError for a person's mistake; KeyboardInterrupt when it was
+    stopped, everything saved."""
+    with folder.locked(), signals(sink) as stopped:
+        sink = stoppable(sink, stopped)
+        found = folder.check(resume=resume)  # again: an interrupted save has been put right
+        with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
+            parts = assemble(config, folder, split, sink)
+        if found is not None:
+            restore(parts.state, found, parts.model, parts.ema, parts.scaler, sink, file=folder.path)
+        sink(Table("", tuple(rows_of(parts))))
+        tell(parts.model.family, config, parts.encoded, parts.feed, sink)
+        io.write_text(folder.path / "config.yaml", dump_config(config))
+        saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
+        try:
+            measuring = _measuring(parts, board, sink)
+            with rescuing(saver.save, lambda: saver.saved, parts.state, parts.model.optimizer, parts.scaler, config):
+                done = train_steps(parts, measuring, saver, board, stopped, sink)
+        finally:
+            board.close()
+        if not done:
+            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
+            raise ended_by(stopped())
+        with enough_memory("answering for the report", f"go on with --resume; {folder.final} is written"):
+            return finish(parts, measuring, saver, sink)
+
+
+def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sink) -> TextParts:
+    """Everything that a run is made of, before its first step."""
+    c, device = config, choose_device(config.device)
+    precision = choose_precision(c.precision, device)
+    initial = read_initial(c)
+    family = load(c, device, precision)
+    encoded = encode(family, c, split, sink)
+    feed = build_feed(family, c, encoded)
+    total = feed.steps_per_epoch * c.epochs
+    model = build_model(c, family, initial)
+    data = {
+        **split.digests,
+        "tokens": encoded.trained.digest,
+        "held-out tokens": encoded.held_out.digest,
+        "base_model": model.base_digest,
+    }
+    return TextParts(
+        config=c,
+        folder=folder,
+        device=device,
+        precision=precision,
+        model=model,
+        encoded=encoded,
+        feed=feed,
+        held=build_held_out(family, c, encoded, total),
+        questions=answers.questions(c, split),
+        rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
+        total=total,
+        ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        state=resume_state(c, data, total, device, precision, lora_rank=model.rank),
+    )
+
+
+def rows_of(parts: TextParts) -> list[tuple[str, str]]:
+    """The table of a run: what will happen."""
+    p, c, model = parts, parts.config, parts.model
+    counts, held = p.encoded.counts, p.held
+    lengths = sorted(p.encoded.trained.lengths)
+    batches, count = len(p.feed.batches(0)), sum(t.numel() for t in model.trained)
+    accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
+    learned = f"{counts.trained:,} of {counts.tokens:,} tokens are learned ({c.train_on})"
+    where = f"{len(held.samples)} records; measured every {held.every} steps" if held.on else "none (val_split: 0)"
+    rows = [
+        ("base model", f"{c.base_model} ({model.family.facts.words}, {model.family.words})"),
+        (
+            "records",
+            f"{len(lengths)} of {c.records}: {lengths[len(lengths) // 2]} tokens (median), {lengths[-1]} at most",
+        ),
+        ("learned", learned),
+        ("held out", where),
+        ("rows", "packed: records side by side" if p.feed.settings.packing else "one record each, of about one length"),
+        (
+            "steps",
+            f"{len(lengths)} records x {c.repeats} repeats / batch {c.batch_size} = {batches} batches{accumulated}, "
+            f"x {c.epochs} epochs = {p.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
+        ),
+        (
+            "LoRA",
+            f"{len(model.layers)} layers, rank {model.rank}, alpha {model.alpha:g}, {count / 1e6:.2f} M parameters",
+        ),
+        ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
+        ("precision", f"{p.precision}, LoRA fp32"),
+        ("device", device_name(p.device)),
+        *([("memory", memory_words(c))] if memory_words(c) else []),
+        ("output", str(p.folder.final)),
+    ]
+    if c.init_lora:
+        rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized]))))
+    return rows
+
+
+def _measuring(parts: TextParts, board: Board, sink: Sink) -> Measuring:
+    p, c = parts, parts.config
+    facts = Facts(c.learning_rate, p.total, p.feed.steps_per_epoch, c.warmup_steps, p.folder.name, "records", "")
+    record = p.folder.path / "heldout.json"
+    return Measuring(
+        p.held,
+        p.model,
+        p.ema,
+        p.state,
+        facts,
+        seed=c.seed,
+        patience=c.patience,
+        record=record,
+        curves=board.scalars,
+        sink=sink,
+    )
+
+
+class TextSaver:
+    """Writes what a run has learnt."""
+
+    def __init__(self, parts: TextParts, sink: Sink) -> None:
+        self.parts, self.sink, self.saved = parts, sink, parts.state.step
+
+    def write(self, path: Path, what: str) -> None:
+        """The LoRA as it is now."""
+        p, c = self.parts, self.parts.config
+        facts = {
+            "step": p.state.step,
+            "steps": p.total,
+            "records": len(p.encoded.trained),
+            "tokens": p.encoded.counts.trained,
+            "train_on": c.train_on,
+            "learning_rate": c.learning_rate,
+            "batch_size": c.batch_size * c.gradient_accumulation,
+            "seed": c.seed,
+        }
+        export.write(path, c, p.model, export.weights_of(p.model, p.ema), facts)
+        self.sink(Saved(what, path, p.state.step))
+
+    def save(self) -> None:
+        """The state first: a run that is killed between the two can go on."""
+        p = self.parts
+        io.make_folder(p.folder.states)
+        average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
+        state = p.folder.state(p.state.step)
+        io.write_folder(state, states.pack(p.state, {**p.model.weights(), **average}, p.model.optimizer))
+        self.saved = p.state.step
+        p.folder.prune_states(STATES)
+        self.sink(Saved("state", state, p.state.step))
+        if p.state.step < p.total:
+            self.write(p.folder.checkpoint(p.state.step), "LoRA")
+            p.folder.prune(p.config.keep_last)
+
+
+def train_steps(
+    parts: TextParts,
+    measuring: Measuring,
+    saver: TextSaver,
+    board: Board,
+    stopped: Callable[[], int],
+    sink: Sink,
+) -> bool:
+    """All steps from where the state stands; False if it was stopped before the last."""
+    p, c, state, model = parts, parts.config, parts.state, parts.model
+    smoothed = Smoothed(state.losses)
+    settings = LoopSettings(
+        p.total,
+        p.rates,
+        c.max_grad_norm,
+        c.seed,
+        c.save_steps,
+        c.preview_steps(p.feed.steps_per_epoch),
+        measure_every=p.held.every,
+    )
+
+    def told(facts: StepFacts) -> None:
+        smoothed.add(facts.loss)
+        rate = facts.images / facts.seconds
+        values = {
+            "loss/step": facts.loss,
+            "loss/smoothed": smoothed.value,
+            "grad_norm": facts.grad_norm,
+            "tokens_per_second": rate,
+            "memory_gib": peak_memory(p.device),
+        }
+        rates = {f"learning_rate/{g['name']}": g["lr"] for g in model.optimizer.param_groups}
+        board.scalars(facts.step, values | rates)
+        numbers = (facts.loss, smoothed.value, c.learning_rate * facts.share, facts.grad_norm, rate, facts.seconds)
+        sink(Stepped(facts.step, state.total, facts.epoch, *numbers))
+
+    def preview() -> None:
+        save_answers(parts, answers.answered_now(model, p.ema, c, p.questions), sink)
+
+    def keep_best() -> None:
+        if measuring.at_best:
+            saver.write(p.folder.best, "best LoRA")
+
+    model.train(True)
+    measuring.begin(from_lora=c.init_lora is not None)
+    keep_best()
+    if c.sample_first and state.step == 0:
+        preview()
+    hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
+    return measuring.ended or run_loop(
+        model.family.loss, p.feed.steps, model.optimizer, p.scaler, settings, state, hooks, p.ema
+    )
+
+
+def save_answers(parts: TextParts, given: Sequence[Answer], sink: Sink) -> None:
+    """Each into samples/, as a text."""
+    for number, (question, answer) in enumerate(zip(parts.questions, given, strict=True), 1):
+        path = parts.folder.sample(parts.state.step, number, ".txt")
+        answers.save(path, question, answer)
+        sink(Saved("preview", path, parts.state.step))
+
+
+def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink) -> TextTrainResult:
+    """Exports, proves that the folder loads, and writes the report. UserError if the proof fails."""
+    p, c, folder, model = parts, parts.config, parts.folder, parts.model
+    saver.write(folder.final, "LoRA")
+    proof = export.prove(folder.final, c, model, p.ema, list(p.encoded.held_out[:2]) or p.encoded.trained[:2])
+    sink(Note(proof))
+    measuring.conclude()
+    sink(Note("answering the questions of the report"))
+    after = answers.answered_now(model, p.ema, c, p.questions)
+    save_answers(parts, after, sink)
+    model.train(False)
+    with model.off():
+        before = answers.answered(model.family, c, p.questions)
+    page = folder.path / "report.html"
+    data = TextReportData(
+        name=folder.name,
+        folder=str(folder.final),
+        base=str(c.base_model),
+        verification=proof,
+        warning=measuring.warning,
+        facts=[*rows_of(parts), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
+        answers=[
+            AnswerPair(
+                one.asked, old.text, new.text, one.wanted, new.stopped, _on_the_way(folder, number, p.state.step)
+            )
+            for number, (one, old, new) in enumerate(zip(p.questions, before, after, strict=True), 1)
+        ],
+        example=marked(p.encoded.trained[0], model.family.decode),
+        loss=list(enumerate(p.state.losses, 1)),
+        learning_rate=[(s + 1, c.learning_rate * p.rates.share(s, p.state.total)) for s in range(p.state.step)],
+        held_out=measuring.curve(),
+        advice=[str(one) for one in measuring.advice],
+        config_text=dump_config(c),
+        versions={k: v for k, v in p.state.environment.items() if k not in ("device", "precision", "threads")},
+    )
+    write_text_report(page, data, io.write_text)
+    folder.prune_states(1)
+    return TextTrainResult(
+        folder.name,
+        folder.final,
+        c.base_model,
+        proof,
+        page,
+        p.state.step,
+        Smoothed(p.state.losses).value,
+        folder.best if folder.best.exists() else None,
+        measuring.warning,
+    )
+
+
+def _on_the_way(folder: RunFolder, number: int, last: int) -> list[tuple[int, str]]:
+    """The answers of earlier steps to a question, as they lie in samples/."""
+    rows = []
+    for path in sorted(folder.samples.glob(f"step??????-{number}.txt")):
+        step = int(path.stem[4:].partition("-")[0])
+        if step < last:
+            text = path.read_text("utf-8").partition("\nanswered:\n")[2]
+            rows.append((step, text.partition("\n\nin the data set:\n")[0].strip()))
+    return rows

@@ -1,0 +1,170 @@
+"""A conversation with a model and LoRAs on it, and what evaluate finds; through the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small_words
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.chat.session import Session
+from lora_scripts.cli import main
+from lora_scripts.evaluate.measures import exact, rouge_l, share
+from lora_scripts.families.causal_lm.model import open_model
+from lora_scripts.families.texts import Answering
+from lora_scripts.loras import adapter_folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_words.write_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, draw = open_model(base, torch.device("cpu"), torch.float32), torch.Generator().manual_seed(0)
+    weights = {}
+    for path in model.usual:
+        out, width = model.trainable()[path].weight.shape
+        weights[path] = LoraWeights(torch.randn(2, width, generator=draw), torch.randn(out, 2, generator=draw), 1.0)
+    folder = tmp_path_factory.mktemp("lora") / "words"
+    adapter_folder.write(folder, adapter_folder.files_of(weights, torch.float32, base=str(base)))
+    return folder
+
+
+def talk(base: Path, *more: str) -> list[str]:
+    return ["chat", "--base", str(base), "--max-tokens", "12", "--device", "cpu", "--precision", "fp32", *more]
+
+
+def test_history_system_prompt_and_commands(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        "hello",
+        "",
+        "how are you",
+        "/again",
+        "/help",
+        "/new",
+        "hello",
+        "/system Be brief",
+        "hello",
+        "/quit",
+        "never",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main([*talk(base), "--json"]) == 0
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    model = open_model(base, torch.device("cpu"), torch.float32)
+    one, two = Session(model, Answering(12)), Session(model, Answering(12), "Be brief")
+    wanted = [one.ask("hello").text, one.ask("how are you").text]
+    wanted += [wanted[1], wanted[0], two.ask("hello").text]  # asked again, the likeliest answer is the same
+    assert [turn["answer"] for turn in turns] == wanted
+    assert wanted[0] != wanted[4]
+    assert [m["role"] for m in one.messages] == ["user", "assistant"] * 2
+
+
+def test_people_see_the_answer_as_it_comes(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*talk(base), "--message", "hello"]) == 0
+    shown = capsys.readouterr().out
+    answer = open_model(base, torch.device("cpu"), torch.float32).answer(
+        [{"role": "user", "content": "hello"}], Answering(12)
+    )
+    assert shown.startswith(answer.text + "\n")
+    assert ("cut off after 12 tokens" in shown) is not answer.stopped
+
+
+def test_loras_add_up_by_their_weights(base: Path, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice at a half is once at one, and a weight of zero is a mistake."""
+
+    def said(*loras: str) -> str:
+        words = [word for one in loras for word in ("--lora", one)]
+        assert main([*talk(base), "--message", "hello", "--json", *words]) == 0
+        return str(json.loads(capsys.readouterr().out)["turns"][0]["answer"])
+
+    assert said(f"{lora}:1") == said(f"{lora}:0.5", f"{lora}:0.5") != said()
+    assert main([*talk(base), "--message", "hello", "--lora", f"{lora}:0"]) == 2
+    assert "weight 0 changes nothing; leave it out" in capsys.readouterr().err
+
+
+def test_faults_come_at_once(tmp_path: Path, lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*talk(tmp_path), "--message", "x", "--lora", str(tmp_path / "none.safetensors")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert all(line.startswith("error: ") for line in told)
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def test_rouge_l_by_hand() -> None:
+    assert rouge_l("the cat sat", "the cat sat") == 1.0
+    assert rouge_l("police killed the gunman", "police kill the gunman") == pytest.approx(0.75)  # Lin 2004, 3.1
+    assert rouge_l("the gunman kill police", "police kill the gunman") == pytest.approx(0.5)
+    assert rouge_l("", "a") == rouge_l("a", "b") == 0.0
+    assert rouge_l("左肾结石", "右肾结石") == pytest.approx(0.75)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rouge_score") is None, reason="rouge-score is not installed")
+def test_rouge_l_as_rouge_score_has_it() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, rng = RougeScorer(["rougeL"]), random.Random(1)
+    for _ in range(200):
+        said, wanted = (
+            " ".join(rng.choices(["a", "b,", "C", "d.", "e-f", "12", "mm"], k=rng.randrange(1, 12))) for _ in "12"
+        )
+        assert rouge_l(said, wanted) == pytest.approx(scorer.score(wanted, said)["rougeL"].fmeasure)
+
+
+def test_shares_have_wilsons_interval() -> None:
+    s = share([True] * 8 + [False] * 2)
+    assert (s.hits, s.count) == (8, 10)
+    assert (s.low, s.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998, method 3
+    assert exact(" a\n", "a")
+    assert not exact("a b", "a  b")
+
+
+def test_evaluate_finds_what_was_put_there(
+    base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wanted answers are those of the model with the LoRA: it is right in all, and the base in none."""
+    model = open_model(base, torch.device("cpu"), torch.float32)
+    from lora_scripts.loras import on_texts
+
+    on_texts.wear(model, [(lora, 1.0)])
+    rows: list[dict[str, Any]] = []
+    for n in range(1, 7):
+        messages = [{"role": "user", "content": "hello " * n}]
+        said = model.answer(messages, Answering(12)).text
+        rows.append({"messages": [*messages, {"role": "assistant", "content": said}]})
+    rows.append({"text": "hello how are you"})
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "--base", str(base), "--lora", f"{lora}:1", "--data", str(data), "--max-tokens", "12"]
+    words += ["--device", "cpu", "--precision", "fp32", "--batch", "3"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["records"], result["answered"]) == (7, 6)
+    assert result["lora"]["exact"]["hits"] == 6
+    assert result["base"]["exact"]["hits"] == 0
+    assert result["lora"]["rouge_l"] > result["base"]["rouge_l"]
+    assert result["compared"]["loss"]["high"] < 0
+    assert result["compared"]["exact"]["mean"] == 1.0
+    coder = model.encoder()
+    from lora_scripts.data.records import read_records
+    from lora_scripts.families.texts import padded
+
+    each = [model.loss(padded(coder.encode(record))) for record in read_records(data)]
+    assert result["lora"]["loss"] == pytest.approx(sum(loss.item() / n for loss, n in each) / 7, rel=1e-4)
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "7 records, 6 with an answer" in told
+    assert f"{data}:1: hello" in told

@@ -1,0 +1,327 @@
+"""Text data sets: the forms, the index, and every fault at once with its file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_scripts.data import record_index
+from lora_scripts.data.conversations import Completion, Conversation, Text
+from lora_scripts.data.records import list_records, read_records
+from lora_scripts.errors import UserError, UserErrors
+
+CHAT = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
+ASKED = ({"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."})
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    """Writes JSON lines; text goes in as it stands."""
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in rows))
+    return path
+
+
+def told(path: Path) -> list[str]:
+    """What is wrong with a data set, without the folder's name."""
+    folder = path if path.is_dir() else path.parent
+    return [str(fault).replace(f"{folder}{os.sep}", "") for fault in list_records(path)[1]]
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_five_forms_say_the_same(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b."}]
+    rows = [CHAT, {"conversations": turns}, {"instruction": "a?", "input": "", "output": "b."}]
+    records = read_records(lines(tmp_path / "x.jsonl", *rows, {"prompt": "a?", "completion": " b."}, {"text": "a b"}))
+    assert [r.messages for r in records[:3] if isinstance(r, Conversation)] == [ASKED] * 3
+    assert records[3:] == [Completion("a?", " b."), Text("a b")]
+    assert records.forms == {"messages": 1, "conversations": 1, "instruction": 1, "prompt": 1, "text": 1}
+
+
+def test_instruction_with_input_system_and_history(tmp_path: Path) -> None:
+    row = {"instruction": "Sum up", "input": "x y", "output": "z", "system": "Be brief", "history": [["hi", "hello"]]}
+    record = read_records(lines(tmp_path / "x.jsonl", row))[0]
+    assert isinstance(record, Conversation)
+    said = [(m["role"], m["content"]) for m in record.messages]
+    assert said == [
+        ("system", "Be brief"),
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "Sum up\nx y"),
+        ("assistant", "z"),
+    ]
+
+
+def test_calls_of_every_spelling_become_one(tmp_path: Path) -> None:
+    call = {"name": "add", "arguments": {"a": 1}}
+    wanted = [{"type": "function", "function": call}]
+    as_text = {"function": {"name": "add", "arguments": '{"a": 1}'}}
+    user, done = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}
+    for calls in ([call], [as_text], [{"type": "function", **as_text}]):
+        messages = [user, {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "2"}]
+        record = read_records(lines(tmp_path / "x.jsonl", {"messages": [*messages, done], "tools": "[]"}))[0]
+        assert isinstance(record, Conversation)
+        assert record.messages[1]["tool_calls"] == wanted
+    turns = [("human", "1+1"), ("function_call", json.dumps(call)), ("observation", "2"), ("gpt", "2")]
+    sharegpt = {"conversations": [{"from": who, "value": what} for who, what in turns], "tools": [{"name": "add"}]}
+    record = read_records(lines(tmp_path / "x.jsonl", sharegpt))[0]
+    assert isinstance(record, Conversation)
+    assert [m["role"] for m in record.messages] == ["user", "assistant", "tool", "assistant"]
+    assert record.messages[1]["tool_calls"] == wanted
+    assert record.tools == ({"name": "add"},)
+
+
+def test_content_in_parts_is_put_together(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "?"}]
+    record = read_records(lines(tmp_path / "x.jsonl", {"messages": [ASKED[0] | {"content": parts}, ASKED[1]]}))[0]
+    assert isinstance(record, Conversation)
+    assert record.messages == ASKED
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"messages": [ASKED[0], ASKED[0], ASKED[1]]}, "the role user twice in a row"),
+        ({"messages": [*ASKED, ASKED[1]]}, "the role assistant twice in a row"),
+        ({"messages": [*ASKED, ASKED[0]]}, "ends with the user's turn"),
+        ({"messages": [ASKED[0]]}, "nothing is answered"),
+        ({"messages": []}, "the conversation is empty"),
+        ({"messages": [ASKED[0], {"role": "assistant", "content": "  "}]}, "an empty answer"),
+        ({"messages": [ASKED[0], {"role": "assistant"}]}, "an empty answer"),
+        ({"messages": [{"role": "user", "content": ""}, ASKED[1]]}, "an empty question"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, 'nobody has the role "bot"'),
+        ({"messages": [*ASKED, {"role": "system", "content": "x"}]}, "a system prompt in the middle"),
+        ({"messages": [ASKED[0], {"role": "tool", "content": "2"}, ASKED[1]]}, "a tool answers, but was not called"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASKED[1]]}, "a message with pictures"),
+        ({"messages": "hello"}, '"messages" is not JSON'),
+        ({"messages": {"a": 1}}, '"messages" is a list of turns, not an object'),
+        ({"messages": [ASKED[0], {"role": "assistant", "content": 3}]}, '"content" is a number, not text'),
+        ({"conversations": [{"from": "pope", "value": "x"}]}, 'nobody is called "pope"'),
+        ({"instruction": "a", "output": ""}, "an empty answer"),
+        ({"instruction": "a"}, "instruction without an answer"),
+        ({"instruction": "", "output": "b"}, "the instruction is empty"),
+        ({"prompt": "a", "completion": ""}, "the completion is empty"),
+        ({"prompt": "a"}, '"completion" is nothing, not text'),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference record"),
+        ({"text": " "}, "the text is empty"),
+        ({"text": 5}, '"text" is a number, not text'),
+        ({"content": "x", "id": 3}, "keys of no known form: content, id"),
+        ([1], "a record is an object with keys, not a list"),
+        ({"text": "\ud83d"}, "holds half a character"),
+    ],
+)
+def test_each_fault_of_a_record_has_its_line(tmp_path: Path, row: Any, wanted: str) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(CHAT) + "\n\n" + json.dumps(row) + "\n")
+    assert [line.startswith(f"x.jsonl:3: {wanted}") for line in told(tmp_path / "x.jsonl")] == [True], told(tmp_path)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_of_all_files_at_once(tmp_path: Path) -> None:
+    good = json.dumps(CHAT)
+    (tmp_path / "a.jsonl").write_text(f'{good}\n{good[:40]}\n{good[:-1]}\n{good}{good}\n{{"text": nope}}\n')
+    (tmp_path / "b.jsonl").write_bytes(f"{good}\n".encode() + '{"text": "Gefäß"}\n'.encode("cp1252"))
+    (tmp_path / "c.jsonl").write_bytes(f"{good}\n".encode("utf-16"))
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "x" * (10 << 20)}) + "\n" + good + "\n")
+    (tmp_path / "e.jsonl").write_text("")
+    (tmp_path / "f.csv").write_text('instruction,output\na,b\nc\n"d,e\n')
+    (tmp_path / "g.csv").write_text("name,age\nx,3\n")
+    (tmp_path / "h.json").write_text(f'[\n{good},\n{{"text": ""}},\n{good[:30]}')
+    (tmp_path / "i.txt").write_bytes(b"one\ntwo\xff\n")
+    assert [fault.split("; ")[0] for fault in told(tmp_path)] == [
+        "a.jsonl:2: half a record: the JSON ends in the middle",
+        "a.jsonl:3: half a record: the JSON ends in the middle",
+        "a.jsonl:4: two records on one line",
+        "a.jsonl:5: not JSON: Expecting value (column 10)",
+        "b.jsonl:2: not UTF-8 text",
+        "c.jsonl:1: this is UTF-16 text",
+        "d.jsonl:1: a record of 10.0 MB, more than the 4 MB that are read as one",
+        "e.jsonl: the file is empty",
+        "f.csv:3: 1 cell, but the first row names 2 columns",
+        "f.csv:4: the quote that opens here is never closed",
+        "g.csv:1: no columns of a known form: name,age",
+        "h.json:3: the text is empty",
+        "h.json:4: half a record: the JSON ends in the middle",
+        "i.txt:2: not UTF-8 text",
+    ]
+    with pytest.raises(UserErrors) as caught:
+        read_records(tmp_path)
+    assert len(caught.value.errors) == 14
+
+
+def test_many_faults_of_one_file_are_counted(tmp_path: Path) -> None:
+    faults = told(lines(tmp_path / "x.jsonl", CHAT, *[{"text": ""}] * 100))
+    assert len(faults) == record_index.MANY + 1
+    assert faults[-1] == "x.jsonl: 80 further records have faults"
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "README.md").write_text("about")
+    with pytest.raises(UserError, match=r"no records found; the folder holds 1 \.md, 1 \.png"):
+        read_records(tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_records(tmp_path / "b")
+    with pytest.raises(UserError, match=r"\.png is not a file of records"):
+        read_records(tmp_path / "a.png")
+
+
+def test_json_list_records_one_after_the_other_and_one_alone(tmp_path: Path) -> None:
+    tricky = {"text": 'a "}] \\" [{ b\\'}
+    path = tmp_path / "x.json"
+    for written in (
+        json.dumps([tricky, CHAT]),
+        json.dumps([tricky, CHAT], indent=2),
+        "\ufeff" + json.dumps([tricky, CHAT]),
+    ):
+        path.write_text(written, encoding="utf-8")
+        records = read_records(path)
+        assert [type(r) for r in records] == [Text, Conversation]
+        assert records[0] == Text(tricky["text"])
+    path.write_text(json.dumps(tricky) + "\n" + json.dumps(CHAT, indent=1))
+    assert len(read_records(path)) == 2
+    path.write_text(json.dumps(CHAT, indent=1))
+    assert len(read_records(path)) == 1
+    path.write_text(json.dumps([tricky, 3, CHAT], indent=1))
+    assert [fault.split("; ")[0] for fault in told(path)] == ['x.json:6: not a record: "3"']
+    path.write_text(json.dumps(["a", "b"]))
+    assert 'not a record: "\\"a\\", \\"b\\"]"' in told(path)[0]
+    path.write_text("no json")
+    assert "not JSON" in told(path)[0]
+
+
+def test_lines_of_json_records(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([CHAT, CHAT, {"text": "x"}], indent=1))
+    text = path.read_text().splitlines()
+    records = read_records(path)
+    places = [records.place(i).line for i in range(3)]
+    assert [text[line - 1].strip() for line in places] == ["{"] * 3
+    assert places[0] == 2
+    assert text[places[2]].strip() == '"text": "x"'
+
+
+def test_csv_as_the_csv_module_writes_it(tmp_path: Path) -> None:
+    rng, rows = random.Random(3), []
+    for _ in range(200):
+        rows.append(["".join(rng.choice('ab",;\n\r\t é') for _ in range(rng.randrange(1, 12))) + "x" for _ in range(2)])
+    for delimiter in ",;\t":
+        with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([["prompt", "completion"], *rows])
+        records = read_records(tmp_path / "x.csv")
+        clean = [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for row in rows]
+        assert [[r.prompt, r.completion] for r in records if isinstance(r, Completion)] == clean
+    (tmp_path / "x.csv").write_text('instruction,input,output\n"a, b",,"c ""d"""\n')
+    record = read_records(tmp_path / "x.csv")[0]
+    assert isinstance(record, Conversation)
+    assert [m["content"] for m in record.messages] == ["a, b", 'c "d"']
+    (tmp_path / "x.csv").write_text('text\n"a" b\n')
+    assert "there is text after a closing quote" in told(tmp_path / "x.csv")[0]
+
+
+def test_text_is_one_document_and_a_long_one_comes_in_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Title\n\nwords\n")
+    long = "\n\n".join(f"Absatz {i}: größer " * 20 for i in range(2000))
+    (tmp_path / "b.txt").write_text(long, encoding="utf-8")
+    (tmp_path / "c.txt").write_text("é" * 200_000, encoding="utf-8")  # no place to cut but between characters
+    records = read_records(tmp_path)
+    assert records[0] == Text("# Title\n\nwords\n")
+    for name, whole in (("b.txt", long), ("c.txt", "é" * 200_000)):
+        pieces = [r for i, r in enumerate(records) if records.place(i).file.name == name and isinstance(r, Text)]
+        assert len(pieces) > 3
+        assert "".join(piece.text for piece in pieces) == whole
+        assert [p.begins for p in pieces] == [True] + [False] * (len(pieces) - 1)
+        assert [p.ends for p in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_splits_of_a_folder(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "valid.jsonl", "data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        lines(tmp_path / name, {"text": name})
+    lines(tmp_path / ".cache.jsonl", {"text": "hidden"})
+    (tmp_path / "README.md").write_text("about the data")
+    records = read_records(tmp_path)
+    assert [r.text for r in records if isinstance(r, Text)] == ["data/train-00000-of-00001.jsonl", "train.jsonl"]
+    assert [path.name for path in records.left_out] == ["test-00000-of-00001.jsonl", "valid.jsonl"]
+    assert [r.text for r in read_records(tmp_path, "valid") if isinstance(r, Text)] == ["valid.jsonl"]
+    lone = tmp_path / "alone"
+    lone.mkdir()
+    lines(lone / "test_reports.jsonl", CHAT)
+    assert len(read_records(lone)) == 1
+
+
+def test_index_and_places(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", *[{"text": f"a{i}"} for i in range(5)])
+    lines(tmp_path / "b.jsonl", "", *[{"text": f"b{i}"} for i in range(5)])
+    records = read_records(tmp_path)
+    assert len(records) == 10
+    assert [r.text for r in records if isinstance(r, Text)] == [f"{c}{i}" for c in "ab" for i in range(5)]
+    assert str(records.place(6)) == f"{tmp_path / 'b.jsonl'}:3"
+    assert records[-1] == Text("b4")
+    with pytest.raises(IndexError):
+        records[10]
+    before = records.fingerprint
+    lines(tmp_path / "b.jsonl", {"text": "other"})
+    assert read_records(tmp_path).fingerprint != before
+    with pytest.raises(UserError, match=r"b\.jsonl:3: the file has changed while it was being used; start again"):
+        records[6]
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    for name, first, between, last in (("x.jsonl", "", "\n", ""), ("x.json", "[", ",\n", "]")):
+        row = json.dumps({"text": "word " * 2000})
+        with (tmp_path / name).open("w") as file:
+            file.write(first)
+            for i in range(2000):
+                file.write((between if i else "") + row)
+            file.write(last)
+        tracemalloc.start()
+        records = read_records(tmp_path / name)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(records) == 2000
+        assert (tmp_path / name).stat().st_size > 20e6
+        assert peak < 1e6
+
+
+def test_tables_want_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    assert told(tmp_path) == [
+        'x.parquet: .parquet files are read with the datasets library; pip install "lora-scripts[datasets]"'
+    ]
+
+
+def test_parquet_and_saved_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [CHAT | {"tools": None}, {"messages": [ASKED[0]], "tools": None}]
+    data = datasets.Dataset.from_list(rows)
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    data.to_parquet(str(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"))
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\n---")
+    records, faults = list_records(tmp_path / "hub")
+    assert len(records) == 1
+    assert isinstance(records[0], Conversation)
+    assert records[0].messages == ASKED
+    assert [str(f).partition("parquet: ")[2][:40] for f in faults] == ["row 2: nothing is answered: no turn of t"]
+    data.select([0]).save_to_disk(str(tmp_path / "saved"))
+    assert len(read_records(tmp_path / "saved")) == 1
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing")
+    assert "bad.parquet: cannot be read" in str(list_records(tmp_path / "bad.parquet")[1][0])
+
+
+def test_reading_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; import lora_scripts.data.records; assert not {'torch', 'numpy', 'datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,199 @@
+"""A run on texts, from a YAML file to a proved LoRA: once through the whole life of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small_words
+from lora_scripts import run
+from lora_scripts.cli import main
+from lora_scripts.events import ignore
+from lora_scripts.families.causal_lm.model import open_model
+from lora_scripts.families.texts import Answering
+from lora_scripts.run.configs import load_config
+from runs import interrupting
+
+
+def write_records(path: Path, count: int = 30) -> Path:
+    rows = []
+    for i in range(count):
+        messages = [
+            {"role": "user", "content": f"what is {i}+{i}?"},
+            {"role": "assistant", "content": f"it is {2 * i}" + ", sunny" * (i % 4)},
+        ]
+        rows.append({"messages": messages})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config_of(folder: Path, **changes: Any) -> Path:
+    keys: dict[str, Any] = {
+        "lora_rank": 4,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_steps": 3,
+        "val_every": 4,
+        "precision": "fp32",
+        "device": "cpu",
+        "answer_tokens": 8,
+        "save_precision": "fp32",
+    } | changes
+    path = folder / "config.yaml"
+    path.write_text("".join(f"{key}: {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in keys.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_words.write_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    data = write_records(folder / "reports.jsonl")
+    config = config_of(folder, base_model=base, train_file=data, output_dir=folder / "talk", sample_every=6)
+    assert main(["train", "--config", str(config)]) == 0
+    return folder / "talk"
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"talk", "talk-best", "talk-step000003", "report.html", "config.yaml", "heldout.json", "logs"} <= names
+    assert {p.name for p in (finished / "talk").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+    }
+    assert len(list((finished / "samples").glob("step000006-*.txt"))) == 3
+    record = json.loads((finished / "heldout.json").read_text())
+    assert len(record["records"]) == 3
+    assert record["records"][0].count("reports.jsonl:") == 1
+    page = (finished / "report.html").read_text()
+    assert "With the LoRA" in page
+    assert "⟦it is" in page
+    assert "Records that were not trained" in page
+
+
+def test_peft_and_chat_say_what_the_training_says(
+    base: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = ["chat", "--base", str(base), "--lora", f"{finished / 'talk'}:1", "--message", "what is 3+3?", "--json"]
+    assert main([*words, "--device", "cpu", "--precision", "fp32", "--max-tokens", "8"]) == 0
+    said = json.loads(capsys.readouterr().out)["turns"][0]["answer"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), finished / "talk")
+    talk = [{"role": "user", "content": "what is 3+3?"}]
+    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert tokenizer.decode(out, skip_special_tokens=True) == said
+
+
+def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
+    """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = write_records(folder / "reports.jsonl")
+    config = config_of(folder, base_model=base, train_file=data, output_dir=folder / "talk", sample_every=6)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(load_config(config), sink=interrupting(5, ignore))
+    assert not (folder / "talk" / "talk").exists()
+    assert main(["train", "--config", str(config), "--resume"]) == 0
+    name = "adapter_model.safetensors"
+    assert (folder / "talk" / "talk" / name).read_bytes() == (finished / "talk" / name).read_bytes()
+    ours, theirs = (json.loads((f / "heldout.json").read_text())["evaluations"] for f in (folder / "talk", finished))
+    assert ours == theirs
+
+
+def test_other_records_do_not_resume(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_records(tmp_path / "reports.jsonl")
+    config = config_of(tmp_path, base_model=base, train_file=data, output_dir=tmp_path / "talk")
+    with pytest.raises(KeyboardInterrupt):
+        run.train(load_config(config), sink=interrupting(4, ignore))
+    write_records(data, 31)
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    assert "cannot resume exactly, because something changed: " in capsys.readouterr().err
+
+
+def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path: Path) -> None:
+    data = write_records(tmp_path / "reports.jsonl")
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "more", "init_lora": finished / "talk"}
+    config = config_of(tmp_path, **keys, epochs=1)
+    text = config.read_text().replace("lora_rank: 4\n", "")
+    config.write_text(text)
+    assert main(["train", "--config", str(config)]) == 0
+    first = json.loads((tmp_path / "more" / "heldout.json").read_text())["evaluations"]
+    last = json.loads((finished / "heldout.json").read_text())["evaluations"][-1]
+    assert [e["name"] for e in first[:2]] == ["base", "init"]
+    assert first[1]["held"] == pytest.approx(last["held"], rel=1e-4)
+
+
+def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_records(tmp_path / "reports.jsonl", 3)
+    data.write_text(data.read_text() + '{"messages": [\n{"text": ""}\n')
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "adapter": "dora"}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].partition(";")[0].replace(str(tmp_path) + "/", "") for line in told] == [
+        "adapter: dora has no form in the folder of a language model's LoRA",
+        "reports.jsonl:4: half a record: the JSON ends in the middle",
+        "reports.jsonl:5: the text is empty",
+    ]
+
+
+def test_records_that_the_template_cannot_take_have_their_line(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_records(tmp_path / "reports.jsonl", 3)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "max_length": 16}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert "reports.jsonl:1: " in told[0]
+    assert "tokens, and its first 16 hold nothing that is trained; raise max_length" in told[0]
+
+
+def test_keys_for_pictures_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_records(tmp_path / "reports.jsonl", 3)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "flip": True, "min_snr_gamma": 5}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    told = capsys.readouterr().err
+    assert "flip: is for models that draw pictures, and base_model is a causal language model; leave it out" in told
+    assert "min_snr_gamma" in told
+
+
+def test_merged_it_answers_alike(
+    base: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_records(tmp_path / "held.jsonl", 4)
+    words = ["merge", f"{finished / 'talk'}:1", "--base", str(base), "--output", str(tmp_path / "merged")]
+    assert main([*words, "--data", str(data)]) == 0
+    assert "proved on" in capsys.readouterr().out
+    model = open_model(tmp_path / "merged", torch.device("cpu"), torch.float32)
+    from lora_scripts.loras import on_texts
+
+    worn = open_model(base, torch.device("cpu"), torch.float32)
+    on_texts.wear(worn, [(finished / "talk", 1.0)])
+    talk = [{"role": "user", "content": "what is 3+3?"}]
+    assert model.answer(talk, Answering(8)) == worn.answer(talk, Answering(8))
+
+
+def test_running_text_and_a_folder(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.txt").write_text("hello how are you, the weather in Paris is sunny. " * (i + 1))
+    keys = {"base_model": base, "train_data_dir": folder, "output_dir": tmp_path / "talk", "max_length": 32}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys, val_split=0, val_every=None))]) == 0
+    assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
+    shutil.rmtree(tmp_path / "talk")
