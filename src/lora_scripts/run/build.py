@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,12 +23,11 @@ from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import LoadOptions
-from lora_scripts.families.facts import Facts
-from lora_scripts.formats.numbers import sound_digest
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import NoiseSettings, Timesteps
+from lora_scripts.run.base_files import BaseFiles, model_files
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
@@ -40,10 +38,10 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
     settings = table.settings(config.base_model, config.family_settings)
     options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
+    files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
-    own_vae = config.vae is None
-    read = {f: sound_digest(f, lambda key: facts.unread(key, own_vae)) for f in model_files(config, facts)}
+    digest = files.read(lambda key: facts.unread(key, config.vae is None)).get(config.base_model, "")
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
@@ -67,23 +65,7 @@ def build_model(config: TrainConfig, device: torch.device, precision: str, initi
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
-    digest = read.get(config.base_model, "")
-    return Model(injected, optimizer, rank, alpha, digest, read, resized, words, family=family)
-
-
-def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
-    """Every file that numbers of the base, or of another VAE, are read from."""
-    base, vae = config.base_model, config.vae
-    files = [base] if base.is_file() else weights_in(base, facts.parts)
-    if vae is None:
-        return files if base.is_file() else [*files, *weights_in(base, ["vae"])]
-    inside = weights_in(vae, ["vae"] if (vae / "vae").is_dir() else ["."])
-    return [*files, *([vae] if vae.is_file() else inside)]
-
-
-def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
-    """The files of weights in parts of a diffusers folder."""
-    return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
+    return Model(injected, optimizer, rank, alpha, digest, files, resized, words, family=family)
 
 
 def maker(

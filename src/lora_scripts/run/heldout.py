@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.split import FEWEST
+from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.report.data import HeldOutCurve
@@ -197,7 +198,10 @@ class Measuring:
             "best": verdict.best.step if verdict else None,
             "words": self.words,
         }
-        io.write_text(self.record, json.dumps(values, indent=1) + "\n")
+        try:
+            io.write_text(self.record, json.dumps(values, indent=1) + "\n")
+        except UserError as error:  # it all stands in the state, too
+            self.sink(Note(f"note: {error}; the training goes on"))
 
     def conclude(self) -> None:
         """Says at the end what the measurements say, and looks for samples that did not fit."""

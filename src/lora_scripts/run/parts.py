@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,6 +15,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.families.texts import TextFamily
+from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.advise import Advice, never_fit
 from lora_scripts.train.average import Ema, averaged
@@ -36,8 +36,8 @@ class Trained:
     """Of most layers; single ones may have others, by `targets`."""
     base_digest: str
     """SHA-256 of the base's file; empty for a folder."""
-    read: Mapping[Path, str] = field(default_factory=dict)
-    """SHA-256 of every file that was read for it: of the base, and of another VAE."""
+    files: BaseFiles
+    """Every file that was read for it: of the base, and of another VAE."""
     resized: str = ""
     """How the rank of `init_lora` was changed; empty if it was not."""
     words: dict[str, nn.Parameter] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
-from lora_scripts.run.build import weights_in
+from lora_scripts.run.base_files import weights_in
 from lora_scripts.run.parts import Model, Trained
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
@@ -119,7 +119,7 @@ def _digests(
 ) -> dict[str, str]:
     initial, of_parts = config.init_lora, weights_in(config.base_model, model.family.facts.parts)
     digests = {
-        "base_model": model.base_digest or " ".join(model.read[file] for file in of_parts),
+        "base_model": model.base_digest or " ".join(model.files.digests[file] for file in of_parts),
         "vae": model.family.fingerprint("vae"),
         "init_lora": model_hashes(initial).sha256 if initial else "",
     }

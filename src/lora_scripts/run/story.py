@@ -22,6 +22,7 @@ from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
+from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
@@ -92,7 +93,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
-            encode(parts, Cache(config.cache_dir or folder.path / "cache", io.write_atomic), sink)
+            encode(parts, Cache(config.cache_dir or folder.path / "cache", write_of(model.files)), sink)
         saver = Saver(parts, sink)
         board = Board(folder.logs, parts.state.step, sink)
         try:
@@ -180,6 +181,16 @@ def encode(parts: Parts, cache: Cache, sink: Sink) -> None:
     parts.model.family.rest(text_encoder=parts.feed.cache_text)
 
 
+def write_of(files: BaseFiles) -> Callable[[Path, bytes], None]:
+    """Writes what was encoded; not after somebody wrote into the VAE, under whose digest it would be kept."""
+
+    def write(path: Path, data: bytes) -> None:
+        files.require_unchanged(samples=False)
+        io.write_atomic(path, data)
+
+    return write
+
+
 def measuring_of(parts: Parts, board: Board, sink: Sink) -> Measuring:
     """What measures a run."""
     c = parts.config
@@ -237,7 +248,9 @@ class Saver:
     def save(self) -> None:
         """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
         p = self.parts
-        p.folder.states.mkdir(exist_ok=True)
+        if p.device.type == "cpu":  # elsewhere the weights are copies
+            p.model.files.require_unchanged()
+        io.make_folder(p.folder.states)
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
         io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lora_scripts.compute.meter import ran_out
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.text import TextLayout, text_config, text_keys_like
 from lora_scripts.families.sd.unet import UnetLayout, unet_config
@@ -50,9 +51,13 @@ def _filled(model: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def pretrained(kind: Any, folder: Path) -> Any:
-    """A part of a diffusers folder, from the disk alone. UserError where it is not whole."""
+    """A part of a diffusers folder, from the disk alone. UserError where it is not whole: `folder.check_part` has told
+    what it knows; what is left are configs of another topology."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except OSError as e:
-        hint = "it needs config.json and .safetensors weights"
-        raise UserError(str(e).splitlines()[0], file=folder, hint=hint) from None
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
+        if ran_out(e):
+            raise
+        said = " ".join(str(e).split())
+        hint = "its config.json and its weights must be of one model; get the folder as it was published"
+        raise UserError(f"cannot be loaded: {said[:200]}", file=folder, hint=hint) from None

@@ -93,7 +93,7 @@ def vae_names(shapes: Shapes, file: Path | None) -> dict[str, str]:
     keys = [f"encoder.down_blocks.{level}.resnets.0.conv2.weight" for level in range(LEVELS)]
     widths = tuple(size_of(shapes, key, 0, file) for key in keys)
     rename = {row.hf: row.ldm for row in vae_rows(widths, size_of(shapes, "decoder.conv_in.weight", 1, file))}
-    return {rename.get(_modern(key), key): key for key in shapes}
+    return {rename.get(modern_name(key), key): key for key in shapes}
 
 
 def published_name(key: str) -> str:
@@ -109,7 +109,7 @@ def vae_layout_of(state: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:
     return widths, state["decoder.conv_in.weight"].shape[1]
 
 
-def _modern(key: str) -> str:
+def modern_name(key: str) -> str:
     """diffusers' name of today for a key of its VAE; the folders published with SD 1.x have the old names of the
     attention.
     """

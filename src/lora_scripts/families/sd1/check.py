@@ -8,11 +8,13 @@ from pathlib import Path
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
-from lora_scripts.families.sd.check import check_floats, read_config, require_parts
+from lora_scripts.families.sd.check import check_floats, read_config
+from lora_scripts.families.sd.folder import VAE, check_part, check_parts, text_part, unet_part
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX
 from lora_scripts.formats.header import Header, Kind, read_header
 
+TEXT = text_part("text_encoder", "text encoder")
 CHECKPOINT = Kind("a Stable Diffusion 1.x checkpoint")
 _PLAIN = "give the plain checkpoint that it was made from"
 INPAINTING = Kind("an inpainting checkpoint (9 input channels)", _PLAIN)
@@ -68,12 +70,13 @@ def check(path: Path, vae: bool) -> None:
     if path.is_file():
         require_file(path, vae=vae)
         return
-    require_parts(path, ["unet", "text_encoder", *(["vae"] if vae else [])], "Stable Diffusion 1.x")
+    check_parts(path, [unet_part(pooled=False), TEXT, *([VAE] if vae else [])], "Stable Diffusion 1.x")
 
 
 def check_vae(path: Path) -> Header | None:
     """The header of a file with an SD 1.x VAE: alone, in LDM or diffusers names, or in a checkpoint; else UserError."""
     if path.is_dir():
+        check_part(path / "vae" if (path / "vae").is_dir() else path, VAE)
         return None
     header = read_header(path)
     kind = kinds.addition(header.shapes) or kind_of(header.shapes, {}) or kinds.other(header.shapes)

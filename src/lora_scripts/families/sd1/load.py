@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.check import native_size, require_parts
+from lora_scripts.families.sd.check import native_size
 from lora_scripts.families.sd1 import check, singlefile
 
 _WORDS = "Stable Diffusion 1.x"
@@ -37,7 +37,7 @@ def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:
 
 def from_folder(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
     """A diffusers folder: unet/, vae/, text_encoder/, each with a config.json and safetensors weights."""
-    require_parts(path, ["unet", "text_encoder", *(["vae"] if with_vae else [])], _WORDS)
+    check.check(path, with_vae)
     width = json.loads((path / "unet" / "config.json").read_text("utf-8")).get("cross_attention_dim")
     if (path / "text_encoder_2").exists() or width == 1024:
         raise UserError(f"this is not {_WORDS}", file=path, hint="SDXL and SD 2.x are not supported yet")

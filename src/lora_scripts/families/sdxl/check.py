@@ -10,7 +10,8 @@ from typing import Any
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
-from lora_scripts.families.sd.check import check_floats, read_config, require_parts
+from lora_scripts.families.sd.check import check_floats, read_config
+from lora_scripts.families.sd.folder import VAE, check_part, check_parts, text_part, unet_part
 from lora_scripts.families.sd.vae import check_vae as check_vae_rows
 from lora_scripts.families.sdxl import singlefile
 from lora_scripts.families.sdxl.layout import SCALING, UNET_PREFIX, VAE_PREFIX
@@ -56,10 +57,10 @@ def _sort_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder with a second text encoder is, by the configs of its UNet and its scheduler."""
-    unet = read_config(path / "unet")
-    if unet is None or not (path / "text_encoder_2" / "config.json").is_file():
+    if not (path / "unet").is_dir() or not (path / "text_encoder_2" / "config.json").is_file():
         return None
-    if not (path / "text_encoder" / "config.json").is_file():
+    unet = read_config(path / "unet") or {}  # `check` says what is wrong with it
+    if not (path / "text_encoder").is_dir():
         return REFINER
     channels, scheduler = unet.get("in_channels"), _scheduler(path)
     if channels in (8, 9):
@@ -110,7 +111,10 @@ def check(path: Path, vae: bool) -> None:
     if path.is_file():
         require_file(path, vae=vae)
     else:
-        require_parts(path, [*PARTS, *(["vae"] if vae else [])], WORDS)
+        text, text_2 = PARTS[1:]
+        parts = [unet_part(pooled=True), text_part(text, "first text encoder")]
+        parts += [text_part(text_2, "second text encoder", projection=True), *([VAE] if vae else [])]
+        check_parts(path, parts, WORDS)
 
 
 def check_vae(path: Path) -> Header | None:
@@ -124,6 +128,7 @@ def check_vae(path: Path) -> Header | None:
         scaling = config.get("scaling_factor") if config else None
         if isinstance(scaling, float) and abs(scaling / SCALING - 1) > _SCALE_APART:
             raise UserError(f"this VAE scales latents by {scaling}, SDXL's by {SCALING}", file=path, hint=OTHER_VAE)
+        check_part(vae_folder(path), VAE)
         return None
     header = read_header(path)
     kind = kinds.addition(header.shapes) or kind_of(header.shapes, {}) or _other(header.shapes)

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.check import native_size, require_parts, size_made_for
+from lora_scripts.families.sd.check import native_size, size_made_for
 from lora_scripts.families.sd.vae import FACTOR, VAE_PREFIX, check_vae, vae_from, vae_layout_of
 from lora_scripts.families.sdxl import check, singlefile
 from lora_scripts.families.sdxl.layout import SIDE, vae_config
@@ -83,7 +83,7 @@ def _spare_vae(path: Path, header: Header) -> AutoencoderKL | None:
 
 
 def _folder(path: Path, needs_vae: bool) -> _Loaded:
-    require_parts(path, [*check.PARTS, *(["vae"] if needs_vae else [])], check.WORDS)
+    check.check(path, needs_vae)
     return (
         load.pretrained(AutoencoderKL, path / "vae") if (path / "vae" / "config.json").is_file() else None,
         load.pretrained(UNet2DConditionModel, path / "unet"),

@@ -15,9 +15,9 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.texts import TextFamily
-from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras import on_texts
 from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.run.base_files import BaseFiles, weights_in
 from lora_scripts.run.build import freeze_all_but, groups_of, maker, memory_options
 from lora_scripts.run.init_lora import default_size, fit_all, size_of
 from lora_scripts.run.parts import TextModel
@@ -54,7 +54,9 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     freeze_all_but(injected, rules.keys())
     groups = groups_of(config, injected, rules, {})
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    return TextModel(injected, optimizer, usual.rank, usual.alpha, _digest(config), resized=resized, family=family)
+    files = BaseFiles(weights_in(config.base_model, ["."]))
+    digest = hashlib.sha256("".join(files.read(lambda key: False).values()).encode()).hexdigest()
+    return TextModel(injected, optimizer, usual.rank, usual.alpha, digest, files, resized=resized, family=family)
 
 
 def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:
@@ -69,9 +71,3 @@ def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str,
         if not any(map(matches, layers)) and (why := family.refusal(rule.match, matches)):
             faults.append(UserError(f"targets: {why}"))
     raise_all(faults)
-
-
-def _digest(config: TrainConfig) -> str:
-    """SHA-256 of the base's weights: of its files' own."""
-    files = sorted(config.base_model.glob("*.safetensors"))
-    return hashlib.sha256("".join(model_hashes(file).sha256 for file in files).encode()).hexdigest()

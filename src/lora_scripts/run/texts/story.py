@@ -222,6 +222,8 @@ class TextSaver:
     def save(self) -> None:
         """The state first: a run that is killed between the two can go on."""
         p = self.parts
+        if p.device.type == "cpu":  # elsewhere the weights are copies
+            p.model.files.require_unchanged()
         io.make_folder(p.folder.states)
         average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
         state = p.folder.state(p.state.step)

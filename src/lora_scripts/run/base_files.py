@@ -1,0 +1,102 @@
+"""The files of a base under a run: on a CPU its weights are not copied but mapped, so that whoever writes into the file
+writes into the model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError
+from lora_scripts.families.facts import Facts
+from lora_scripts.formats.numbers import sound_digest
+
+_SAMPLES, _SAMPLE = 64, 4096
+"""Places of a file that are looked at, and how many bytes at each: a page."""
+
+
+def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
+    """Every file that numbers of the base, or of another VAE, are read from."""
+    base, vae = config.base_model, config.vae
+    files = [base] if base.is_file() else weights_in(base, facts.parts)
+    if vae is None:
+        return files if base.is_file() else [*files, *weights_in(base, ["vae"])]
+    return [*files, *([vae] if vae.is_file() else weights_in(vae, ["vae"] if (vae / "vae").is_dir() else ["."]))]
+
+
+def weights_in(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """The files of weights in parts of a diffusers folder."""
+    return [file for part in parts for file in sorted((folder / part).glob("*.safetensors"))]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A file as it was."""
+
+    place: tuple[int, int]
+    """Of the file on its disk, whatever its name leads to."""
+    size: int
+    time: int
+    """Of its last change, in nanoseconds."""
+    samples: str
+    """A digest of bytes all over it."""
+
+
+@dataclass
+class BaseFiles:
+    """Files that are being used: seen before they are opened, and held against that later."""
+
+    paths: Iterable[Path]
+    digests: dict[Path, str] = field(default_factory=dict)
+    """SHA-256 of each; empty before `read`."""
+    _seen: dict[Path, _Seen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._seen = {path: _look(path) for path in self.paths}
+
+    def read(self, unread: Callable[[str], bool]) -> Mapping[Path, str]:
+        """The digests of all files. UserErrors for numbers that are no weights, but in `unread` tensors, and for a file
+        that has changed meanwhile."""
+        self.digests |= {path: sound_digest(path, unread) for path in self._seen}
+        self.require_unchanged()
+        return self.digests
+
+    def require_unchanged(self, *, samples: bool = True) -> None:
+        """UserError for a file that was written to. Without `samples` only size and time are looked at.
+
+        A file that was moved away, removed, or replaced by another is no fault: what is mapped is the one before.
+        """
+        for path, before in self._seen.items():
+            try:
+                stat = os.stat(path)
+                if (stat.st_dev, stat.st_ino) != before.place:
+                    continue
+                same_time = (stat.st_size, stat.st_mtime_ns) == (before.size, before.time)
+                if same_time and not samples:
+                    continue
+                now = _look(path)
+                # Another time alone: somebody may have touched it, or written the same bytes once more.
+                same = (now.size, now.samples) == (before.size, before.samples) and (same_time or self._as_read(path))
+            except OSError:
+                continue
+            if not same:
+                hint = "put the right file back, and go on with --resume"
+                raise UserError("was written to while it was trained on", file=path, hint=hint)
+            self._seen[path] = now
+
+    def _as_read(self, path: Path) -> bool:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.digests.get(path)
+
+
+def _look(path: Path) -> _Seen:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        for number in range(_SAMPLES):
+            file.seek(max(0, stat.st_size - _SAMPLE) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return _Seen((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns, digest.hexdigest())
