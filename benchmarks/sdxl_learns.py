@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--count", type=int, default=50, help="pictures of each (default 50)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="laid over the demo's config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     lora = train(args.work, args.overrides)
     sheet = args.work / "sheet.png"
     command = [sys.executable, "-m", "lora_scripts.demo.evaluate", args.work / "sdxl.safetensors", "--lora", lora]
