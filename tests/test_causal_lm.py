@@ -24,7 +24,7 @@ from lora_scripts.data.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.encode import Encoder
-from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, open_folder
+from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, open_folder
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template, named_template

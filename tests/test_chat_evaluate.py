@@ -16,7 +16,7 @@ import small_words
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.chat.session import Session
 from lora_scripts.cli import main
-from lora_scripts.evaluate.measures import exact, rouge_l, share
+from lora_scripts.evaluate.scoring import exact, rouge_l, share
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
 from lora_scripts.loras import adapter_folder

@@ -100,7 +100,7 @@ KINDS: dict[str, Callable[[], Tensors]] = {
     "oft": lambda: lycoris("oft"),
     "dora_all_a": lambda: dora(ALL, alpha=2.0),
     "dora1": lambda: dora(ATTENTION, alpha=4.0),
-    "bundle": lambda: written(plain(ATTENTION + TEXT)) | to_bundle({"qux": torch.randn(2, 32)}),
+    "bundle": lambda: written(plain(ATTENTION + TEXT)) | to_bundle({"qux": torch.randn(2, 32)}, [32]),
     "te_q": lambda: written(plain(chosen(".attn1.") + chosen("self_attn.q_proj"))),
     "self": lambda: written(plain(chosen(".attn1.to_q"))),
 }

@@ -113,7 +113,7 @@ def test_before_and_after_on_the_old_pictures(
     told = capsys.readouterr().out
     assert "rank 2 widened to 4 by fresh directions, its effect unchanged" in " ".join(told.split())
     a, b = (json.loads((tmp_path / n / "heldout.json").read_text())["evaluations"] for n in ("first", "second"))
-    assert [(e["step"], e["name"]) for e in b] == [(0, "base"), (0, "init"), (2, "")]
+    assert [(e["step"], e["name"]) for e in b] == [(0, "base"), (0, "init"), (1, ""), (2, "")]
     assert b[0]["held"] == pytest.approx(a[0]["held"], rel=1e-6)
     assert b[1]["held"] == pytest.approx(a[-1]["held"], rel=1e-4)
     assert "before and after: base" in told and "measuring took" in told

@@ -25,7 +25,9 @@ FAMILY = re.compile(
     re.IGNORECASE,
 )
 # A WebUI bears the name, and so does one captioner's model; both are programs here, not families.
-PROGRAMS = re.compile(r"stable-diffusion-webui|Stable Diffusion WebUI|sd-webui-additional-networks|sd-scripts")
+PROGRAMS = re.compile(
+    r"\"CAUSAL_LM\"|stable-diffusion-webui|Stable Diffusion WebUI|sd-webui-additional-networks|sd-scripts"
+)
 ALIKE = {
     "__init__",
     "command",
@@ -39,6 +41,8 @@ ALIKE = {
     "skeleton",
     "check",
     "recipes",
+    "folder",
+    "answers",
 }
 """Stems that several rooms have for the same thing: a feature's command, a family's parts, a protocol."""
 

@@ -11,7 +11,7 @@ from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.evaluate.command import Evaluated
-    from lora_scripts.evaluate.measures import Share
+    from lora_scripts.evaluate.scoring import Share
     from lora_scripts.train.evidence import Interval
 
 HELP = "measure a language model, without and with LoRAs"

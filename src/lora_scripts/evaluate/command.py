@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault
 from lora_scripts.data.records import Records, read_records
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.evaluate.measures import Share, exact, rouge_l, share
+from lora_scripts.evaluate.scoring import Share, exact, rouge_l, share
 from lora_scripts.events import Progress, Sink, ignore
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from lora_scripts.data.image import load_rgb
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.label.base import Captioner
-from lora_scripts.label.folder import Folder
+from lora_scripts.label.label_folder import Folder
 from lora_scripts.label.wording import WordRules, apply_rules
 
 LONGEST = 2048

@@ -17,7 +17,7 @@ from lora_scripts.label.base import (
     require_model,
 )
 from lora_scripts.label.captioning import Writer
-from lora_scripts.label.folder import Folder, open_folder
+from lora_scripts.label.label_folder import Folder, open_folder
 from lora_scripts.label.store import Store, open_store
 from lora_scripts.label.wording import Kind, WordRules, apply_rules, looks_like_tags, without_own
 

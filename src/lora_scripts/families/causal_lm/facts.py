@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.families.causal_lm.folder import CAUSAL_LM, folder_kind, layer_weights, open_folder
+from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, layer_weights, open_folder
 from lora_scripts.families.causal_lm.names import ROOT, names
 from lora_scripts.families.facts import Facts, FolderWeight, LoraFacts
 from lora_scripts.families.kinds import Shapes

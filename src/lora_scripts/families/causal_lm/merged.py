@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_scripts.families.causal_lm.folder import open_folder
+from lora_scripts.families.causal_lm.load import open_folder
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template
 from lora_scripts.families.causal_lm.tokens import load_tokenizer

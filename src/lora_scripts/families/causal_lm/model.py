@@ -22,8 +22,8 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.answers import generate
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.facts import FACTS
-from lora_scripts.families.causal_lm.folder import Folder, open_folder
 from lora_scripts.families.causal_lm.leak import LEAK, leak
+from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
