@@ -101,7 +101,6 @@ def test_mistakes(lora: Path, base: Path, tmp_path: Path, capsys: pytest.Capture
     assert "must be from" in mistake(capsys, "resize", lora, "--energy", "1.5", "--output", out)
     tensors = {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.ones(2, 2)}
     file.io.save_safetensors(tmp_path / "loha.safetensors", tensors)
-    assert "no whole LoHa, LoKr or OFT" in mistake(
-        capsys, "resize", tmp_path / "loha.safetensors", "--rank", "2", "--output", out
-    )
+    told = mistake(capsys, "resize", tmp_path / "loha.safetensors", "--rank", "2", "--output", out)
+    assert "no whole LoHa, LoKr or OFT" in told
     assert not out.exists()

@@ -228,7 +228,7 @@ def test_it_says_what_will_happen_and_proves_what_it_made(finished: Finished) ->
     assert f"to look closer, with pictures: lora-scripts check --config {finished.config}" in before
     assert "5 images x 1 repeats / batch 2 = 3 batches, x 2 epochs = 6 steps" in before
     assert "192 layers, rank 2, alpha 1" in before and "64x64: 5" in before and "fp32" in before
-    consumers = "diffusers, PEFT, A1111, ComfyUI, InvokeAI, additional-networks, kohya"
+    consumers = "diffusers, PEFT, A1111, ComfyUI, Forge, InvokeAI, SD.Next, additional-networks, kohya"
     assert f"verified: 192 of 192 modules in {consumers}; ΔW read to " in after
     assert "<lora:mylora:0.8>" in after and str(finished.lora) in after
 

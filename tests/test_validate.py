@@ -305,7 +305,8 @@ def test_a_lora_that_harms_is_not_kept_as_the_best(tmp_path: Path) -> None:
     held: Any = SimpleNamespace(on=True)
     keys: Any = {"seed": 1, "patience": None, "record": tmp_path, "curves": None, "sink": ignore}
     nothing: Any = None
-    measuring = Measuring(held, nothing, None, state, nothing, **keys)
+    facts: Any = SimpleNamespace(samples="pictures")
+    measuring = Measuring(held, nothing, None, state, facts, **keys)
     assert not measuring.at_best
     assert measuring.warning.startswith(
         "this LoRA is worse than the base: its held-out loss is 67 % higher at the best"
