@@ -136,3 +136,10 @@ def test_the_recommended_strength(lines: list[tuple[float, float | None, float]]
     found = recommended([StrengthLine(s, 0.1, style, prompt) for s, style, prompt in lines])
     assert found is not None and found[0] == strength
     assert recommended([]) is None
+
+
+def test_a_description_is_text_and_no_markup(lora: Path) -> None:
+    assert card(str(lora), "--description", "Neon <script>alert(1)</script>\n---\n# not a title") == 0
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    assert "Neon &lt;script>alert(1)&lt;/script> --- # not a title" in text and "<script" not in text
+    assert json.loads(lora.with_name("neon.json").read_text())["description"].startswith("Neon <script>")

@@ -298,10 +298,19 @@ def test_the_quick_part_sees_what_headers_tell() -> None:
         sample("f.png", caption="one"),
         sample("g.png", caption="One"),
         sample("i.png", (768, 512)),
+        sample("j.png", caption="<html>502 Bad Gateway</html>"),
     ]
     found = quick_findings(samples, (512, 512))
     assert Counter(f.kind for f in found) == {
-        kind: 1 for kind in ("exact_duplicate", "too_small", "odd_aspect", "caption_truncated", "captions_identical")
+        kind: 1
+        for kind in (
+            "exact_duplicate",
+            "too_small",
+            "odd_aspect",
+            "caption_truncated",
+            "captions_identical",
+            "caption_nonsense",
+        )
     }
     by_kind = {f.kind: f for f in found}
     assert by_kind["exact_duplicate"].files == ("a.png", "b.png")

@@ -9,7 +9,7 @@ import pytest
 
 import bpe
 from lora_scripts.check import contradictions, tags, vocabulary
-from lora_scripts.check.caption_findings import READ, caption_findings, cut, identical, missing, truncated
+from lora_scripts.check.caption_findings import READ, caption_findings, cut, identical, missing, nonsense, truncated
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world
@@ -228,3 +228,33 @@ def test_corrections_touch_spacing_alone() -> None:
 def test_corrected(text: str, right: str) -> None:
     assert tags.corrected(text, {}) == right
     assert tags.corrected(right, {}) == right
+
+
+# --- what is no caption -----------------------------------------------------------------------------------------------
+
+
+def test_what_programs_leave_in_place_of_words_is_told_and_words_are_not() -> None:
+    bad = {
+        "<html><head><title>502 Bad Gateway</title></head></html>": "a web page",
+        "<!DOCTYPE html> <p>Not found": "a web page",
+        "#NAME?": "an error of a spreadsheet",
+        "#DIV/0!": "an error of a spreadsheet",
+        "nan": "a program's word for nothing",
+        "None": "a program's word for nothing",
+        "a car\x00 at night": "text with control characters, or letters that were lost",
+        "a caf\ufffd": "text with control characters, or letters that were lost",
+    }
+    good = [
+        "#1 fan",
+        "nan bread on a plate",
+        "none of them",
+        "<lora:neon:1>",
+        "a < b",
+        "Größe, naïve, 霓虹灯, 🌃",
+        "a\tb",
+    ]
+    found = nonsense(captions(*bad, *good))
+    assert [finding.message.partition(":")[0] for finding in found] == [f"the caption is {why}" for why in bad.values()]
+    assert {finding.severity for finding in found} == {"warning"}
+    assert all(finding.message.isprintable() for finding in found)
+    assert kinds(caption_findings(captions("#NAME?", *good)))["caption_nonsense"] == 1

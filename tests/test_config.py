@@ -309,7 +309,8 @@ def test_a_utf8_mark_is_read_over() -> None:
 
 def test_aliases_do_not_grow() -> None:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
-    assert len(faults(PATHS + bomb)) == 30  # one unknown key each; 9^29 items would not fit a machine
+    told = faults(PATHS + bomb)  # one unknown key each; 9^29 items would not fit a machine
+    assert len(told) == 21 and "10 further unknown keys" in told[20]
 
 
 def test_a_checkpoint_given_as_a_hub_name() -> None:
@@ -459,3 +460,48 @@ def test_a_config_error_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stdout.strip() == ""
     assert done.stderr == 'error: c.yaml:4: epochs: must be a whole number, not "x"\n'
+
+
+def test_one_value_in_place_of_a_list_has_no_item() -> None:
+    wrong = 'must be one word of letters, digits, - and _, as people will type it, not "a b"'
+    assert faults(PATHS + 'new_token: "a b"\n') == [f"c.yaml:4: new_token: {wrong}"]
+    assert faults(PATHS + 'new_token: [x, "a b"]\n') == [f"c.yaml:4: new_token: item 2 {wrong}"]
+    assert faults(PATHS, "new_token=a b") == [f"new_token=a b: item 1 {wrong}"]
+
+
+@pytest.mark.parametrize("key", ["train_data_dir", "base_model", "output_dir", "cache_dir", "vae", "mask_dir"])
+def test_a_name_that_no_disk_takes_is_one_line(key: str) -> None:
+    ending = ".safetensors" if key in ("base_model", "vae") else ""
+    lines = [line for line in PATHS.splitlines() if not line.startswith(key)]
+    told = faults("\n".join([*lines, f"{key}: a/{'ä' * 150}{ending}"]) + "\n")
+    assert told == [
+        f"c.yaml:{len(lines) + 1}: {key}: has a name of {300 + len(ending)} bytes in it, and 255 is the most"
+    ]
+    told = faults("\n".join([*lines, f"{key}: {'a/' * 2500}b{ending}"]) + "\n")
+    assert told == [f"c.yaml:{len(lines) + 1}: {key}: is {5001 + len(ending)} bytes long, and 4095 is the most"]
+
+
+def test_a_lora_whose_files_would_have_too_long_names_is_refused() -> None:
+    lines = [line for line in PATHS.splitlines() if not line.startswith("output_dir")]
+    (told,) = faults("\n".join([*lines, f"output_dir: {'x' * 201}"]) + "\n")
+    assert told == "c.yaml:3: output_dir: the LoRA is named after this folder, so 200 bytes is the most for its name"
+
+
+def test_many_faults_of_one_kind_are_counted() -> None:
+    told = faults(PATHS + "".join(f"zz{number}: 1\n" for number in range(20_000)))
+    assert len(told) == 21 and told[0] == "c.yaml:4: zz0: unknown key; remove it"
+    assert told[20] == "c.yaml: 19980 further unknown keys; is it the config of another program?"
+    told = faults(PATHS + "epochs: 1\n" * 5000)
+    assert len(told) == 21 and told[20] == "c.yaml: 4979 further keys are given twice"
+
+
+def test_folders_inside_the_data_set_are_told_whatever_links_lead_there() -> None:
+    Path("link").symlink_to("data", target_is_directory=True)
+    Path("data/inside").mkdir()
+    keep = [line for line in PATHS.splitlines() if not line.startswith("output_dir")]
+    (told,) = faults("\n".join([*keep, "output_dir: link/out"]) + "\n")
+    assert told.startswith("c.yaml:3: output_dir: lies in train_data_dir, so the previews would be trained on too; ")
+    for other in ("data", "./data/", "link", "data/inside"):
+        for key, words in (("val_data_dir", "every picture of it would be"), ("mask_dir", "the masks would be")):
+            (told,) = faults(PATHS + f"{key}: {other}\n")
+            assert told.startswith(f"c.yaml:4: {key}: lies in train_data_dir, so {words} trained")

@@ -275,3 +275,15 @@ def test_a_circle_stays_a_circle(size: tuple[int, int]) -> None:
         across, down, mixed = ((a * b * mass).sum() / total for a, b in ((dx, dx), (dy, dy), (dx, dy)))
         assert abs(np.sqrt(across / down) - 1) < 0.01
         assert abs(mixed) / across < 0.01
+
+
+def test_what_is_wholly_transparent_is_told(tmp_path: Path) -> None:
+    """It would be trained as a white picture."""
+    image = quarters().convert("RGBA")
+    image.putalpha(0)
+    image.save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: is wholly transparent: there is nothing to see; remove it"):
+        load_rgb(tmp_path / "a.png")
+    image.putpixel((3, 3), (255, 0, 0, 1))
+    image.save(tmp_path / "a.png")
+    assert load_rgb(tmp_path / "a.png").size == image.size

@@ -324,3 +324,17 @@ def test_a_second_run_is_refused_while_the_first_goes_on(
         assert main([*copy, "--resume"]) == 2
         told = capsys.readouterr().err
         assert f"{tmp_path / 'mylora'}: another run is writing here" in told and told.count("\n") == 1
+
+
+def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Path) -> None:
+    """And what a killed writer left in the cache goes."""
+    out = tmp_path / "mylora"
+    stopped(config, 4, f"output_dir={out}", "keep_last=2")
+    lora = out / "mylora-step000004.safetensors"
+    whole = lora.read_bytes()
+    lora.unlink()
+    inside = next((out / "cache").glob("??"))
+    (inside / ".lora-scripts-0123456789abcdef.tmp").write_bytes(b"half")
+    stopped(config, 5, f"output_dir={out}", "keep_last=2", resume=True)
+    assert lora.read_bytes() == whole
+    assert not list((out / "cache").rglob(".lora-scripts-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lora_scripts.check import contradictions, tags, vocabulary
@@ -9,6 +10,10 @@ from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.families.clip.tokenizer import clip_counter
 
+_PAGE = re.compile(r"^\s*(<!doctype|<html|<\?xml|<head|<body)\b|</(html|body|head)>", re.IGNORECASE)
+_CELL = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!|####*)")
+_NOTHING = frozenset({"nan", "null", "none", "undefined", "n/a", "[object object]", "<na>", "nat"})
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 READ = 75
 """Tokens of a caption that CLIP reads: 77 positions, less the two that mark start and end."""
 
@@ -17,6 +22,7 @@ def caption_findings(captions: Sequence[Captioned], *, trigger: str | None = Non
     """Every test of the captions; pictures without one are left to `missing`."""
     said = [caption for caption in captions if caption.text]
     return [
+        *nonsense(said),
         *truncated(said),
         *identical(said),
         *contradictions.within(said),
@@ -27,6 +33,31 @@ def caption_findings(captions: Sequence[Captioned], *, trigger: str | None = Non
         *contradictions.synonyms(said),
         *vocabulary.common_and_single(said, trigger or vocabulary.guess_trigger(said)),
     ]
+
+
+def nonsense(captions: Sequence[Captioned]) -> list[Finding]:
+    """Captions that are what a program left where a person's words should be."""
+    findings = []
+    for caption in captions:
+        if why := _nonsense(caption.text):
+            text = caption.text.encode("unicode_escape").decode() if _CONTROL.search(caption.text) else caption.text
+            message = f'the caption is {why}: "{text}"'
+            mend = "write what the picture shows"
+            findings.append(
+                Finding("caption_nonsense", "warning", (caption.name,), message, mend, None, caption.source)
+            )
+    return findings
+
+
+def _nonsense(text: str) -> str:
+    """What a caption is, if it is none; "" for any other."""
+    if _PAGE.search(text):
+        return "a web page"
+    if _CELL.fullmatch(text):
+        return "an error of a spreadsheet"
+    if text.casefold() in _NOTHING:
+        return "a program's word for nothing"
+    return "text with control characters, or letters that were lost" if _CONTROL.search(text) else ""
 
 
 def missing(names: Sequence[str], *, allowed: bool) -> list[Finding]:

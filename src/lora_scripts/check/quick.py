@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_scripts.check.caption_findings import identical, missing, truncated
+from lora_scripts.check.caption_findings import identical, missing, nonsense, truncated
 from lora_scripts.check.shape import shape_findings
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
@@ -16,6 +16,7 @@ def quick_findings(samples: Sequence[Sample], resolution: Size) -> list[Finding]
     """What can be told of pictures that `scan` has read, without opening one again; the worst first."""
     captions = [Captioned(sample.name, sample.caption) for sample in samples if sample.caption]
     return [
+        *nonsense(captions),
         *_same_files(samples),
         *_shapes(samples, resolution),
         *truncated(captions),

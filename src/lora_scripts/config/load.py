@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_scripts.config.faults import explain, our_name
 from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
-from lora_scripts.config.source import Entry, parse_file, parse_overrides, read_text
+from lora_scripts.config.source import MANY, Entry, parse_file, parse_overrides, read_text
 from lora_scripts.config.values import model_fault, parse_path
 from lora_scripts.errors import UserError, raise_all
 
@@ -49,12 +49,15 @@ def _check(entries: list[Entry], file: Path, judge: Judge) -> tuple[TrainConfig 
     known = {entry.key: entry for entry in entries if entry.key in fields}
     faults: list[UserError] = []
     meant = set()
-    for entry in entries:
-        if entry.key not in fields:
-            near = our_name(entry.key, fields)
-            meant.add(near)
-            hint = f"did you mean {near}?" if near else "remove it"
-            faults.append(_unknown(entry, hint, file))
+    unknown = [entry for entry in entries if entry.key not in fields]
+    for entry in unknown[:MANY]:
+        near = our_name(entry.key, fields)
+        meant.add(near)
+        hint = f"did you mean {near}?" if near else "remove it"
+        faults.append(_unknown(entry, hint, file))
+    if len(unknown) > MANY:
+        text = f"{len(unknown) - MANY} further unknown keys"
+        faults.append(UserError(text, file=file, hint="is it the config of another program?"))
     values = {key: entry.value for key, entry in known.items()}
     config = None
     try:
@@ -108,17 +111,29 @@ def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, path in paths.items():
         if fault := _PATHS[key](path):
             found.append((key, *fault))
-    data, output = paths.get("train_data_dir"), paths.get("output_dir")
-    if (
-        data
-        and output
-        and "train_file" not in paths
-        and data.is_dir()
-        and Path(os.path.abspath(output)).is_relative_to(os.path.abspath(data))
-    ):
-        mend = "choose a folder beside it, for example ./output/my_lora"
-        found.append(("output_dir", "lies in train_data_dir, so the previews would be trained on too", mend))
+    data = paths.get("train_data_dir")
+    if data and "train_file" not in paths and data.is_dir():
+        real = _realpath(data)
+        # By the folders that links lead to: previews written through one would be trained on just as well.
+        found += [row for row in _INSIDE if row[0] in paths and _realpath(paths[row[0]]).is_relative_to(real)]
     return found
+
+
+def _realpath(path: Path) -> Path:
+    """What it leads to; a path that leads in a circle stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+_INSIDE = (
+    (
+        "output_dir",
+        "lies in train_data_dir, so the previews would be trained on too",
+        "choose a folder beside it, for example ./output/my_lora",
+    ),
+    ("val_data_dir", "lies in train_data_dir, so every picture of it would be trained", "choose a folder beside it"),
+    ("mask_dir", "lies in train_data_dir, so the masks would be trained on too", "choose a folder beside it"),
+)
+"""Keys of folders that must not be in the data set, or be it; what would happen; the mend."""
 
 
 def _data_fault(path: Path) -> tuple[str, str] | None:

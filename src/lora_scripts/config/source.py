@@ -17,6 +17,8 @@ import yaml  # type: ignore[import-untyped]
 from lora_scripts.errors import UserError, raise_all
 
 MAX_BYTES = 1 << 20
+MANY = 20
+"""From here on faults of one kind are counted instead of listed: they have one cause."""
 
 
 class _Loader(yaml.BaseLoader):
@@ -50,6 +52,8 @@ class Entry:
 
     def fault(self, message: str, hint: str | None, file: Path, item: int | None = None) -> UserError:
         """The error that names this entry's place: file and line, or the override as it was typed."""
+        if item is not None and not self.item_lines and self.override is None:
+            item = None  # one value, where a list of them might stand
         if item is not None:
             message = f"item {item + 1} {message}"
         if self.override is not None:
@@ -102,11 +106,15 @@ def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
         hint = "write ': ' (the plain colon and a space)" if "：" in text else "write each line as key: value"
         raise UserError(f"expected keys with values, found {found}", file=file, line=_line(node), hint=hint)
     entries: dict[str, Entry] = {}
-    faults = []
+    faults: list[UserError] = []
+    twice = 0
     for key_node, value_node in node.value:
         line = _line(key_node)
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or group"
         if first := entries.get(key):
+            twice += 1
+            if twice > MANY:
+                continue
             hint = f"it stands on line {first.line} too; remove one of the two"
             faults.append(UserError(f"{key}: given twice", file=file, line=line, hint=hint))
             continue
@@ -115,6 +123,8 @@ def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
             entries[key] = Entry(key, _value(value_node), line, tuple(_line(item) for item in items))
         except ValueError as error:
             faults.append(UserError(f"{key}: {error}", file=file, line=line, hint="put the value in quotes"))
+    if twice > MANY:
+        faults.append(UserError(f"{twice - MANY} further keys are given twice", file=file))
     return list(entries.values()), faults
 
 

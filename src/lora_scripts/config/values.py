@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from os import PathLike
@@ -11,6 +12,8 @@ from pathlib import Path
 SIZE_STEP, SIZE_MIN, SIZE_MAX = 8, 64, 2048
 SIZE_RULE = f"multiples of {SIZE_STEP} from {SIZE_MIN} to {SIZE_MAX} pixels"
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
+NAME_MAX, PATH_MAX = 255, 4096
+"""Bytes of a file's name, and of a whole path, that the usual file systems take."""
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 # Line breaks, control characters and the no-break space: in a path they come from "\n", "\t", "\_" … in double quotes.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]")
@@ -37,9 +40,15 @@ def parse_path(value: object) -> Path:
             "write the path with / or in single quotes"
         )
     try:
-        return Path(value).expanduser()
+        path = Path(value).expanduser()
     except RuntimeError:
         raise ValueError("starts with ~, but the home folder is not known; write the whole path") from None
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > NAME_MAX:
+        raise ValueError(f"has a name of {longest} bytes in it, and {NAME_MAX} is the most")
+    if len(os.fsencode(path)) >= PATH_MAX:
+        raise ValueError(f"is {len(os.fsencode(path))} bytes long, and {PATH_MAX - 1} is the most")
+    return path
 
 
 def check_size(value: object) -> int | tuple[int, int]:

@@ -153,6 +153,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.has_transparency_data:
         colour = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         alpha = colour.getchannel("A")
+        if alpha.getextrema() == (0, 0):
+            raise UserError("is wholly transparent: there is nothing to see", file=path, hint="remove it")
         opaque = _to_srgb(colour.convert("RGB"), image.info.get("icc_profile"))
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(opaque, mask=alpha)

@@ -92,9 +92,13 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
+        cache = Cache(config.cache_dir or folder.path / "cache", write_of(model.files))
+        for inside in sorted(cache.folder.glob("[0-9a-f][0-9a-f]")):
+            io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
-            encode(parts, Cache(config.cache_dir or folder.path / "cache", write_of(model.files)), sink)
+            encode(parts, cache, sink)
         saver = Saver(parts, sink)
+        saver.complete()
         board = Board(folder.logs, parts.state.step, sink)
         try:
             measuring = measuring_of(parts, board, sink)
@@ -244,6 +248,12 @@ class Saver:
         )
         export.write(path, file, taken, facts)
         self.sink(Saved(what, path, p.state.step))
+
+    def complete(self) -> None:
+        """The LoRA of the last state, where a kill came between the two."""
+        p = self.parts
+        if 0 < p.state.step < p.total and not p.folder.checkpoint(p.state.step).exists():
+            self.write(p.folder.checkpoint(p.state.step), "LoRA")
 
     def save(self) -> None:
         """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""

@@ -16,6 +16,8 @@ _WORD = re.compile(r"[^\W_][\w-]*")
 def _word(value: str) -> str:
     if not _WORD.fullmatch(value):
         raise ValueError("must be one word of letters, digits, - and _, as people will type it")
+    if len(value) > 60:
+        raise ValueError("must be a word of at most 60 letters: its file is named after it")
     return value
 
 

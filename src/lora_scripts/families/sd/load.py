@@ -51,7 +51,7 @@ def _filled(model: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def pretrained(kind: Any, folder: Path) -> Any:
-    """A part of a diffusers folder, from the disk alone. UserError where it is not whole: `folder.check_part` has told
+    """A part of a diffusers folder, from the disk alone. UserError where it is not whole: `whole.check_part` has told
     what it knows; what is left are configs of another topology."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)

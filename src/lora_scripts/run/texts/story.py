@@ -94,6 +94,7 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
         io.write_text(folder.path / "config.yaml", dump_config(config))
         saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
+        saver.complete()
         try:
             measuring = _measuring(parts, board, sink)
             with rescuing(saver.save, lambda: saver.saved, parts.state, parts.model.optimizer, parts.scaler, config):
@@ -218,6 +219,12 @@ class TextSaver:
         }
         export.write(path, c, p.model, export.weights_of(p.model, p.ema), facts)
         self.sink(Saved(what, path, p.state.step))
+
+    def complete(self) -> None:
+        """The LoRA of the last state, where a kill came between the two."""
+        p = self.parts
+        if 0 < p.state.step < p.total and not p.folder.checkpoint(p.state.step).exists():
+            self.write(p.folder.checkpoint(p.state.step), "LoRA")
 
     def save(self) -> None:
         """The state first: a run that is killed between the two can go on."""
