@@ -148,8 +148,14 @@ def test_grey_alpha_and_colour_key(tmp_path: Path) -> None:
     quarters().save(tmp_path / "key.png", transparency=(0, 255, 0))
     shown = pixels(tmp_path / "key.png")
     assert shown[8, 36].tolist() == [255, 255, 255] and shown[8, 12].tolist() == [255, 0, 0]
-    Image.new("L", (16, 16), 7).save(tmp_path / "l.png", transparency=7)
-    assert (pixels(tmp_path / "l.png") == 255).all()
+    grey = Image.new("L", (16, 16), 7)
+    grey.putpixel((3, 0), 9)
+    grey.save(tmp_path / "l.png", transparency=7)
+    shown = pixels(tmp_path / "l.png")
+    assert shown[0, 3].tolist() == [9, 9, 9] and (shown == 255).sum() == 3 * (16 * 16 - 1)
+    Image.new("L", (16, 16), 7).save(tmp_path / "nothing.png", transparency=7)
+    with pytest.raises(UserError, match="wholly transparent"):
+        pixels(tmp_path / "nothing.png")
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:
