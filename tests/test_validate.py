@@ -322,7 +322,10 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
         split(loaded, scan(loaded.train_data_dir))
     with pytest.raises(UserError, match="has no effect without held-out pictures"):
         load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
-    copied = load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
+    with pytest.raises(UserError, match="lies in train_data_dir, so every picture of it would be trained"):
+        load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
+    shutil.copytree(loaded.train_data_dir, tmp_path / "copies")
+    copied = load_config(config, [f"val_data_dir={tmp_path / 'copies'}"])
     assert split(copied, scan(copied.train_data_dir)).held_out == []
 
 
