@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from lora_scripts.adapters.algebra import bake
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.families.sd1.names import sd1
+from lora_scripts.loras import kohya, reading
 from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.run.build import build_model
@@ -212,6 +216,72 @@ def test_pissa_starts_from_the_largest_singular_directions() -> None:
     torch.testing.assert_close(theirs.get_delta_weight("default"), best, rtol=1e-3, atol=1e-4)
     leaves = layer.leaves()
     assert leaves["lora_down.weight"].shape == (6, 40) and leaves["alpha"] == 12.0
+
+
+HALVES = [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), HALVES)
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+def test_a_pissas_file_keeps_its_change_in_half_precision(shape: str, dtype: torch.dtype, bound: float) -> None:
+    """B A - B0 A0 is a small difference of large factors: rounded as they are, 3 to 20 % of it is lost."""
+    torch.manual_seed(2)
+    base = nn.Linear(96, 64) if shape == "linear" else nn.Conv2d(32, 64, 3)
+    layer = PissaLayer(base.requires_grad_(False), 4, 3.0)
+    layer.reset(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for n, p in enumerate(layer.values().values()):
+            p.add_(0.002 * normal(*p.shape, seed=n))
+    leaves, wanted = layer.leaves(), layer.delta(torch.float64).flatten(1)
+
+    def off(down: Tensor, up: Tensor) -> float:
+        change = leaves["alpha"].item() / down.shape[0] * up.double().flatten(1) @ down.double().flatten(1)
+        return ((change - wanted).norm() / wanted.norm()).item()
+
+    down, up = leaves["lora_down.weight"], leaves["lora_up.weight"]
+    assert off(down, up) < 1e-6 and off(down.to(dtype), up.to(dtype)) < bound
+    plain_down, plain_up = layer._doubled()
+    assert off(plain_down.to(dtype), plain_up.to(dtype)) > 5 * bound
+
+
+@pytest.mark.parametrize("shape", ["linear", "conv"])
+@pytest.mark.parametrize(("dtype", "bound"), HALVES)
+def test_a_doras_file_keeps_its_change_and_says_alpha_as_rank(shape: str, dtype: torch.dtype, bound: float) -> None:
+    """The lengths stay float32; alpha / rank is in `up`, for programs that would multiply by it twice."""
+    base = frozen(shape)
+    layer = DoraLayer(base, 2, 3.0)
+    layer.reset(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for n, p in enumerate(layer.values().values()):
+            p.add_(0.01 * normal(*p.shape, seed=n))
+    leaves, path = layer.leaves(), "unet.mid_block.attentions.0.proj_in"
+    w = LoraWeights(leaves["lora_down.weight"], leaves["lora_up.weight"], 3.0, leaves["dora_scale"])
+    tensors = kohya.to_kohya(kohya.prepared({path: w}), sd1().kohya, dtype=dtype)
+    stem = sd1().kohya[path]
+    assert tensors[f"{stem}.alpha"] == 2 and tensors[f"{stem}.lora_down.weight"].shape[0] == 2
+    assert tensors[f"{stem}.dora_scale"].dtype == torch.float32
+    file = reading.read(tensors, sd1())[path]
+    assert isinstance(file, LoraWeights)
+    wanted, got = layer.delta(torch.float64), bake.change(file, base.weight)
+    assert (got - wanted).norm() / wanted.norm() < bound
+    old = bake.change(LoraWeights(file.down, file.up, 2.0, w.dora.to(dtype)), base.weight)  # type: ignore[union-attr]
+    assert (old - wanted).norm() > 2 * (got - wanted).norm()
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+def test_rank_stabilised_is_told_alike_in_table_metadata_and_tensors(
+    kind: str, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind != "lora":
+        pytest.importorskip("lycoris")
+    keys = {"lora_rank": 4, "lora_alpha": 4.0, "rank_stabilised": True, "adapter": kind, "epochs": 1}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=tmp_path / "run", **keys)
+    assert main(["train", "--config", str(config)]) == 0, capsys.readouterr().err
+    assert "rank 4, alpha 8," in capsys.readouterr().out
+    file = read(tmp_path / "run" / "run.safetensors")
+    assert (file.metadata["ss_network_dim"], file.metadata["ss_network_alpha"]) == ("4", "8.0")
+    alphas = {w.alpha if isinstance(w, LoraWeights) else float(w["alpha"]) for w in file.modules.values()}
+    assert alphas - {4.0} == {8.0}  # a LoKr whose factors are whole has no scale: its alpha is the rank
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from lora_scripts.data.trigger import Trigger, trigger_of
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.formats import io
@@ -76,6 +77,35 @@ def test_nothing_private_and_no_date_unless_given() -> None:
     assert set(more) - keys == {"ss_tag_frequency", "ss_dataset_dirs", "modelspec.date"}
     assert json.loads(more["ss_tag_frequency"]) == {"set": {"neon": 3}}
     assert json.loads(more["ss_dataset_dirs"])["set"]["img_count"] == 50
+
+
+def test_buckets_trigger_and_tags_as_other_tools_write_them() -> None:
+    captions = ["zorb, a cat, red", "Zorb, a dog", "zorb, a cat", "zorb, a cat, a cat", "a house"]
+    trigger = trigger_of(captions)
+    assert trigger == Trigger("zorb", 4, 5)
+    texts = metadata.of_training(replace(FACTS, trigger=trigger, buckets={(512, 768): 6, (512, 512): 20}))
+    assert texts["modelspec.trigger_phrase"] == "zorb" and texts["lora_scripts.trigger_agreement"] == "4 of 5"
+    rows = {"0": {"resolution": [512, 512], "count": 20}, "1": {"resolution": [512, 768], "count": 6}}
+    assert json.loads(texts["ss_bucket_info"]) == {"buckets": rows}
+    assert metadata.tag_counts(captions) == {"zorb": 3, "a cat": 3, "red": 1, "Zorb": 1, "a dog": 1, "a house": 1}
+    assert "ss_bucket_info" not in metadata.of_training(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("captions", "phrase"),
+    [
+        (["ohwx man by a lake", "ohwx man at night", "OHWX man"], "ohwx"),
+        (["neon style, a cat", "neon style, a car", "neon style, rain", "a neon style", "neon style, b"], "neon style"),
+        (["a photo of a cat", "a photo of a dog"], None),
+        (["photo of ohwx", "photo of ohwx man"], None),
+        (["one red cat", "two blue dogs", "snow"], None),
+        (["alone"], None),
+        ([], None),
+    ],
+)
+def test_the_trigger_is_what_most_captions_begin_with(captions: list[str], phrase: str | None) -> None:
+    found = trigger_of(captions)
+    assert (found.phrase if found else None) == phrase
 
 
 def test_what_differs_by_run() -> None:

@@ -108,7 +108,7 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], set[str], str]] = {
     ),
     "text encoder of SDXL, 2": (renamed("lora_te_", "lora_te2_"), ALL, "lora_te2_text_model_encoder_layers_0"),
     "prefix": (renamed("lora_unet_mid", "unet_mid"), ALL, "unet_mid_block"),
-    "conv_in": (with_conv_in, {"PEFT", "additional-networks", "kohya"}, "lora_unet_conv_in"),
+    "conv_in": (with_conv_in, {"additional-networks", "kohya"}, "lora_unet_conv_in"),
     "strange leaf": (lambda t: t | {f"{Q}.gamma": torch.ones(1)}, ALL, f"{Q}.gamma"),
 }
 

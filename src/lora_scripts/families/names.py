@@ -40,8 +40,11 @@ class Names:
         """Stem -> our path, of every stem that may stand for a layer in a file of any naming and age."""
         result = dict(self.others)
         for path, stem in self.diffusers.items():
-            # A text encoder's layers with and without `text_model.`, which transformers 5.6 dropped.
-            result |= dict.fromkeys((stem, path, *_old_stems(stem)), path)
+            # A text encoder's layers with and without `text_model.`, which transformers 5.6 dropped; those of a UNet
+            # that was saved alone; and those of lycoris-lora's own wrapper around it.
+            unet, _, inner = stem.partition(".")
+            alone = (inner, f"lycoris_{inner.replace('.', '_')}") if unet == "unet" else ()
+            result |= dict.fromkeys((stem, path, *alone, *_old_stems(stem)), path)
         for table in (self.original, self.kohya):
             result |= {stem: path for path, stem in table.items()}
         return result

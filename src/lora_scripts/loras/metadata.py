@@ -7,13 +7,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts.data.trigger import Trigger
 from lora_scripts.families.facts import Facts, LoraFacts
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
+AGREEMENT = "lora_scripts.trigger_agreement"
+"""How many of the captions begin with `modelspec.trigger_phrase`: "48 of 50"."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class TrainingFacts:
     caption_dropout: float = 0.0
     date: str | None = None
     """ISO 8601. None leaves it out, so that equal runs give equal files."""
+    trigger: Trigger | None = None
+    """What the captions begin with."""
+    buckets: Mapping[tuple[int, int], int] | None = None
+    """(width, height) in pixels -> pictures trained at that size, counted with their repeats."""
     tag_frequency: Mapping[str, Mapping[str, int]] | None = None
     """Data set -> tag -> count. It shows the captions: only if the person asks."""
     dataset_dirs: Mapping[str, Mapping[str, int]] | None = None
@@ -77,6 +85,12 @@ class Source:
     name: str
     sha256: str
     weight: float | None = None
+
+
+def tag_counts(captions: Iterable[str]) -> dict[str, int]:
+    """Tag -> captions that hold it, most first: what stands between commas, as kohya's scripts count it."""
+    counts = Counter(tag for caption in captions for tag in dict.fromkeys(t.strip() for t in caption.split(",")) if tag)
+    return dict(counts.most_common())
 
 
 def of_training(facts: TrainingFacts) -> dict[str, str]:
@@ -173,6 +187,10 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
     }
     if facts.base_sha256:
         result["ss_new_sd_model_hash"] = facts.base_sha256
+    if facts.buckets:
+        rows = enumerate(sorted(facts.buckets.items()))
+        buckets = {str(number): {"resolution": list(size), "count": count} for number, (size, count) in rows}
+        result["ss_bucket_info"] = json.dumps({"buckets": buckets})
     if facts.tag_frequency is not None:
         result["ss_tag_frequency"] = json.dumps(facts.tag_frequency, ensure_ascii=False)
     if facts.dataset_dirs is not None:
@@ -188,6 +206,9 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
     }
     if facts.clip_skip > 1:
         result["modelspec.encoder_layer"] = str(facts.clip_skip)
+    if facts.trigger is not None:
+        result["modelspec.trigger_phrase"] = facts.trigger.phrase
+        result[AGREEMENT] = f"{facts.trigger.captions} of {facts.trigger.of}"
     if facts.date is not None:
         result["modelspec.date"] = facts.date
     return result

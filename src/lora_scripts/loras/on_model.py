@@ -21,14 +21,12 @@ from lora_scripts.loras.reading import Change
 
 def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
     """UserError, all faults at once, unless every module is there and has the right shape."""
-    layers, faults = family.trainable(), []
+    faults = []
     for name, w in weights.items():
-        layer = layers.get(name)
+        layer = _layer(family, name)
         if layer is None:
             faults.append(UserError(f"{name}: the base model has no such layer", file=path))
             continue
-        layer = layer.frozen if isinstance(layer, Adapter) else layer
-        assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
         if not isinstance(w, LoraWeights):
             out, inner = lycoris.shape_of(w)
             if (out, inner or layer.weight[0].numel()) != (layer.weight.shape[0], layer.weight[0].numel()):
@@ -39,7 +37,22 @@ def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
         if w.down.numel() != torch.Size(down).numel() or w.up.numel() != torch.Size(up).numel():
             shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(layer.weight.shape)}"
             faults.append(UserError(f"{name}: {shapes}", file=path, hint="this LoRA is for another base model"))
+        elif w.dora is not None and (w.dora.numel() != layer.weight.shape[1] or w.dora.shape[0] == w.dora.numel() > 1):
+            text = f"{name}: this DoRA has a length for every output ({list(w.dora.shape)}), not for every input"
+            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora"
+            faults.append(UserError(text, file=path, hint=hint))
     raise_all(faults[:5])
+
+
+def _layer(family: Host, path: str) -> nn.Linear | nn.Conv2d | None:
+    """The base's layer of that path, also one that is never trained here; None where there is none."""
+    root, _, inner = path.partition(".")
+    try:
+        layer = family.roots[root].get_submodule(inner)
+    except (KeyError, AttributeError):
+        return None
+    layer = layer.frozen if isinstance(layer, Adapter) else layer
+    return layer if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
 def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def read(
     UserError, all faults at once: another format (and which), an unknown key and the nearest known one, a down without
     its up, shapes that do not fit each other, values that are not finite, no module at all.
     """
-    return _read(tensors, names, _alphas(metadata or {}, file), file)
+    return _read(tensors, names, alphas_of(metadata or {}, file), file)
 
 
 def read_peft(
@@ -92,7 +93,7 @@ def read_peft(
         _check_config(config, file)
         tensors |= {f"{part}.{key.removeprefix(PEFT_PREFIX)}": tensor for key, tensor in own.items()}
     configs = {part: config for part, (_, config) in adapters.items()}
-    return _read(tensors, names, _Alphas(told=lambda path, rank: _peft_alpha(configs, path, rank)), file)
+    return _read(tensors, names, Alphas(told=lambda path, rank: _peft_alpha(configs, path, rank)), file)
 
 
 def part_of(keys: Mapping[str, object], names: Names) -> str:
@@ -102,7 +103,7 @@ def part_of(keys: Mapping[str, object], names: Names) -> str:
 
 
 @dataclass(frozen=True)
-class _Alphas:
+class Alphas:
     """Where alpha stands, if not beside the matrices."""
 
     folded: float | Mapping[str, float] | None = None
@@ -111,7 +112,7 @@ class _Alphas:
     """(path, rank) -> alpha."""
 
 
-def _read(tensors: Mapping[str, Tensor], names: Names, alphas: _Alphas, file: Path | None) -> dict[str, Change]:
+def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Path | None) -> dict[str, Change]:
     modules, strangers = sort(tensors, names.paths)
     for marks, words, mend in _OTHERS:
         other = next((key for key in strangers if any(mark in key for mark in marks)), None)
@@ -130,7 +131,7 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: _Alphas, file: Pa
     return changes
 
 
-def _change(path: str, module: Module, alphas: _Alphas) -> Change:
+def _change(path: str, module: Module, alphas: Alphas) -> Change:
     leaves, stem = module.leaves, module.stem
     alpha = leaves.get(ALPHA)
     if alpha is not None and alpha.numel() != 1:
@@ -186,19 +187,39 @@ def shown(key: str) -> str:
     return ascii(key)[1:-1][:160]
 
 
-def _alphas(metadata: Mapping[str, str], file: Path | None) -> _Alphas:
+def alphas_of(metadata: Mapping[str, str], file: Path | None = None) -> Alphas:
     """What the metadata tells of alpha. UserError where that cannot be read."""
     if ALPHA_KEY not in metadata:
-        return _Alphas()
+        return _of_diffusers(metadata[DIFFUSERS_KEY], file) if DIFFUSERS_KEY in metadata else Alphas()
     try:
         told = json.loads(metadata[ALPHA_KEY])
         if isinstance(told, dict):
-            return _Alphas(folded={str(path): float(alpha) for path, alpha in told.items()})
-        return _Alphas(folded=float(told))
+            return Alphas(folded={str(path): float(alpha) for path, alpha in told.items()})
+        return Alphas(folded=float(told))
     except (ValueError, TypeError):
         raise UserError(
             f"the metadata {ALPHA_KEY} is not readable", file=file, hint=f"take it out: metadata --set {ALPHA_KEY}="
         ) from None
+
+
+def _of_diffusers(text: str, file: Path | None) -> Alphas:
+    """diffusers' `lora_adapter_metadata`: the LoraConfig of every part, with its name before each key ("unet.r"); of a
+    part that was saved alone there is no name.
+    """
+    try:
+        settings = json.loads(text)
+        assert isinstance(settings, dict)
+    except (ValueError, AssertionError):
+        hint = f"take it out: metadata --set {DIFFUSERS_KEY}="
+        raise UserError(f"the metadata {DIFFUSERS_KEY} is not readable", file=file, hint=hint) from None
+
+    def told(path: str, rank: int) -> float | None:
+        part = path.partition(".")[0]
+        own = {key.removeprefix(f"{part}."): v for key, v in settings.items() if key.startswith(f"{part}.")}
+        config = own or settings
+        return _peft_alpha({part: config}, path, rank) if "lora_alpha" in config else None
+
+    return Alphas(told=told)
 
 
 def _peft_alpha(configs: Mapping[str, Mapping[str, Any]], path: str, rank: int) -> float:
@@ -211,13 +232,14 @@ def _peft_alpha(configs: Mapping[str, Mapping[str, Any]], path: str, rank: int) 
 
 
 def _pattern(patterns: Mapping[str, Any], inner: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that is the path or its end; `^` at the start means the whole path."""
+    """PEFT's rule: the first expression that matches the path, or its end from a dot on."""
     for pattern, value in patterns.items():
-        whole = pattern.removeprefix("^").removesuffix("$")
-        if inner == whole or (not pattern.startswith("^") and inner.endswith("." + whole)):
-            return value
-        if inner == whole.removeprefix("text_model."):
-            return value
+        try:
+            # The text encoder's paths with and without the part that transformers 5.6 dropped.
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (inner, f"text_model.{inner}")):
+                return value
+        except re.error:
+            raise UserError(f"{pattern!r} in alpha_pattern is no expression", hint="get the original file") from None
     return default
 
 

@@ -100,7 +100,7 @@ def _published(source: Contents, skeleton: Skeleton) -> Reading:
     """The file by the published formula; of PEFT's adapters, each of which is for a part, only the faults."""
     names = skeleton.facts.names()
     if not source.adapters:
-        return published.read(source.tensors, skeleton.base, names)
+        return published.read(source.tensors, skeleton.base, names, source.metadata)
     parts = source.parts().items()
     readings = [published.read(tensors, skeleton.base.part(part), names) for part, (tensors, _) in parts]
     return Reading(faults=[fault for reading in readings for fault in reading.faults])

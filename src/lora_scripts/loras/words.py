@@ -26,7 +26,7 @@ def embedding_file(lora: Path, word: str) -> Path:
 
 def embedding_files(lora: Path) -> dict[str, Path | None]:
     """Word -> its embedding file, or None where there is none, of the words that the LoRA's metadata names."""
-    told = header.read_header(lora).metadata.get(embedding.WORDS, "[]")
+    told = header.read_header(lora).metadata.get(embedding.WORDS, "[]") if lora.is_file() else "[]"
     try:
         words = [word for word in json.loads(told) if isinstance(word, str)]
     except (ValueError, TypeError):
@@ -43,8 +43,8 @@ def check_words(prompt: str, loras: Iterable[Path]) -> None:
     """UserErrors for words of the prompt that a LoRA was trained with, but whose vectors are nowhere."""
     faults = []
     for lora in loras:
-        head = header.read_header(lora)
-        lost = [w for w, p in embedding_files(lora).items() if p is None and w not in embedding.bundled(head.tensors)]
+        bundled = embedding.bundled(header.read_header(lora).tensors) if lora.is_file() else []
+        lost = [w for w, p in embedding_files(lora).items() if p is None and w not in bundled]
         for word in lost:
             if word_pattern([word]).search(prompt):
                 text = f"was trained with the word {word!r}, whose vectors are not there"
@@ -57,6 +57,8 @@ def read_words(lora: Path) -> dict[str, Tensor]:
     """Word -> vectors [k, width] float32: those in the file, then those beside it. UserError for spoilt ones."""
     from safetensors import safe_open
 
+    if not lora.is_file():  # a folder of PEFT's
+        return {}
     names = [key for key in header.read_header(lora).tensors if key.startswith(embedding.BUNDLE)]
     words: dict[str, Tensor] = {}
     if names:

@@ -14,7 +14,9 @@ from lora_scripts.adapters.lycoris import KINDS
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.buckets import Size
 from lora_scripts.data.scan import Sample
+from lora_scripts.data.trigger import trigger_of
 from lora_scripts.errors import UserError
 from lora_scripts.loras import embedding, kohya, metadata, proof
 from lora_scripts.loras.embedding import read_embedding
@@ -98,12 +100,12 @@ def facts_of(
     state: RunState,
     *,
     samples: Sequence[Sample],
+    sizes: Sequence[Size],
     steps_per_epoch: int,
     precision: str,
 ) -> TrainingFacts:
-    """What the metadata says of the run."""
+    """What the metadata says of the run. `sizes`: (width, height) that each picture is trained at."""
     c, asked, folder = config, config.metadata_captions, config.train_data_dir.name
-    captions = Counter(s.caption for s in samples)
     optimizer = type(model.optimizer)
     return TrainingFacts(
         lora=model.family.facts.lora,
@@ -137,7 +139,9 @@ def facts_of(
         min_snr_gamma=c.min_snr_gamma,
         noise_offset=c.noise_offset or None,
         caption_dropout=c.caption_dropout,
-        tag_frequency={folder: dict(captions)} if asked else None,
+        trigger=trigger_of([s.caption for s in samples]),
+        buckets={size: count * c.repeats for size, count in Counter(sizes).items()},
+        tag_frequency={folder: metadata.tag_counts(s.caption for s in samples)} if asked else None,
         dataset_dirs={folder: {"n_repeats": c.repeats, "img_count": len(samples)}} if asked else None,
     )
 

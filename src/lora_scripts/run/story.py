@@ -243,8 +243,16 @@ class Saver:
         """The LoRA as it is now."""
         p, (taken, file) = self.parts, self.taken()
         per_epoch = p.feed.steps_per_epoch
+        sizes = [picture.bucket for picture in p.feed.pictures if not picture.of_class]
         facts = export.facts_of(
-            p.config, p.model, file, p.state, samples=p.samples, steps_per_epoch=per_epoch, precision=p.precision
+            p.config,
+            p.model,
+            file,
+            p.state,
+            samples=p.samples,
+            sizes=sizes,
+            steps_per_epoch=per_epoch,
+            precision=p.precision,
         )
         export.write(path, file, taken, facts)
         self.sink(Saved(what, path, p.state.step))

@@ -19,7 +19,7 @@ from lora_scripts.formats.header import Header, Kind
 from lora_scripts.loras.consumers import a1111, published
 from lora_scripts.loras.file import Contents, is_adapter, open_lora, plain
 from lora_scripts.loras.portrait import Portrait, portrait, triggers
-from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.reading import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.verify import MATCHERS
 
 _PARTS = (("UNet", "model.diffusion_model."), ("VAE", "first_stage_model."), ("text encoder", "cond_stage_model."))
@@ -88,8 +88,9 @@ def report_of(path: Path) -> Report:
 
 
 def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
-    # PEFT keeps alpha in another file, and our own diffusers files in the metadata.
-    weights = plain(source.modules(), source.path) if source.adapters or ALPHA_KEY in source.metadata else None
+    # PEFT keeps alpha in another file, and diffusers, as our own files with its names, in the metadata.
+    elsewhere = source.adapters or not {ALPHA_KEY, DIFFUSERS_KEY}.isdisjoint(source.metadata)
+    weights = plain(source.modules(), source.path, dora=True) if elsewhere else None
     seen = portrait(source.model, source.tensors, source.metadata, weights)
     is_dora = any(module.dora for module in seen.modules)
     problems = list(seen.problems)
@@ -121,7 +122,7 @@ def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
 def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[str, str]]:
     """(problems, program -> what it says), by the matchers, with the family's names and without shapes."""
     base = family.base(None)
-    unknown = published.read(source.tensors, base, family.names()).faults
+    unknown = published.read(source.tensors, base, family.names(), source.metadata).faults
     strange = [fault for fault in unknown if fault.why.startswith("names no layer")]
     problems = [f"{len(strange)} keys name no layer of {family.words}, first {strange[0].key}"] if strange else []
     if hidden := a1111.hidden(source.metadata, family.lora.base_version):

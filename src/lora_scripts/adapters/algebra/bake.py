@@ -34,10 +34,10 @@ def change(weights: LoraWeights, base: Tensor) -> Tensor:
     moved = frozen + factors.of(weights).dense().view(base.shape)
     lengths = weights.dora.double()
     out, inner = base.shape[:2]
-    if lengths.numel() == inner and lengths.shape[0] in (1, inner):
+    if lengths.numel() == out and lengths.dim() > 1 and lengths.shape[0] == out:
+        axis, count = 0, out  # a length for every row: PEFT's, and lycoris-lora's by default
+    elif lengths.numel() == inner and lengths.shape[0] in (1, inner):
         axis, count = 1, inner
-    elif lengths.numel() == out and lengths.shape[0] == out:
-        axis, count = 0, out  # a length for every row, as PEFT has it
     else:
         shapes = f"dora_scale {list(lengths.shape)} for a weight {list(base.shape)}"
         raise UserError(f"{shapes}: neither one number an input nor one an output", hint="this is for another base")

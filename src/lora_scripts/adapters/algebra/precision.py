@@ -53,7 +53,7 @@ def cast(modules: Mapping[str, LoraWeights], dtype: torch.dtype) -> tuple[dict[s
     worst, where, vanished, total = 0.0, "", 0, 0
     for path, w in modules.items():
         w = _balanced(w) if dtype.itemsize == 1 else w
-        got = replace(w, down=w.down.to(dtype), up=w.up.to(dtype), dora=None if w.dora is None else w.dora.to(dtype))
+        got = replace(w, down=w.down.to(dtype), up=w.up.to(dtype))  # lengths of a DoRA keep their digits
         result[path] = got
         if _overflows(w, got):
             hint = "use bf16 or fp32, whose range is wider"
@@ -87,8 +87,7 @@ def _balanced(w: LoraWeights) -> LoraWeights:
 
 
 def _overflows(before: LoraWeights, after: LoraWeights) -> bool:
-    pairs = ((before.down, after.down), (before.up, after.up), (before.dora, after.dora))
-    return any(_lost_finite(a, b) for a, b in pairs if a is not None and b is not None)
+    return _lost_finite(before.down, after.down) or _lost_finite(before.up, after.up)
 
 
 def _lost_finite(before: Tensor, after: Tensor) -> bool:

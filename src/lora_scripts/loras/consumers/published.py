@@ -5,6 +5,7 @@ named: what every consumer is held against.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -13,12 +14,13 @@ from lora_scripts.families.names import Base, Names
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
-from lora_scripts.loras.naming import DORA, DOWN, PEFT_PREFIX, UP
-from lora_scripts.loras.reading import Module, sort
+from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
+from lora_scripts.loras.reading import Module, alphas_of, sort
 
 
-def read(tensors: Mapping[str, Tensor], base: Base, names: Names) -> Reading:
+def read(tensors: Mapping[str, Tensor], base: Base, names: Names, metadata: Mapping[str, str] | None = None) -> Reading:
     """Every layer of the base that the file means. Keys that mean none are faults."""
+    told = alphas_of(metadata or {}).told
     layers = {layer.path: layer for layer in base.layers}
     lora = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLE)}  # words change no layer
     modules, strangers = sort(lora, _stems(base, names))
@@ -33,6 +35,8 @@ def read(tensors: Mapping[str, Tensor], base: Base, names: Names) -> Reading:
             missing = _halves(module) or "a matrix"
             reading.faults.append(Fault(first, f"{missing} of this layer is missing"))
             continue
+        if isinstance(change, LoraWeights) and ALPHA not in module.leaves:
+            change = replace(change, alpha=told(path, change.rank) or float(change.rank))
         why = rules.misfit(change, layers[path].shape)
         if why:
             reading.faults.append(Fault(first, why))

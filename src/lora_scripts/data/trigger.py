@@ -1,0 +1,47 @@
+"""The word or tag that most captions begin with: what calls a LoRA that was trained on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHARE = 0.8
+"""Of the captions that must begin alike."""
+_FEW = 2
+# What captions begin with that calls nothing: articles and the like, and the words for a picture itself.
+_PLAIN = frozenset({
+    "a", "an", "and", "are", "as", "at", "by", "for", "from", "her", "his", "i", "in", "into", "is", "it", "its", "my",
+    "of", "on", "or", "our", "over", "she", "he", "some", "that", "the", "their", "there", "these", "they", "this",
+    "those", "to", "two", "three", "four", "under", "we", "with", "without", "image", "photo", "photograph", "picture",
+    "drawing", "illustration", "painting", "portrait", "render", "screenshot", "sketch", "closeup", "close-up",
+    "1girl", "1boy", "solo",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A beginning that captions share."""
+
+    phrase: str
+    captions: int
+    """That begin with it."""
+    of: int
+    """Captions."""
+
+
+def trigger_of(captions: Sequence[str]) -> Trigger | None:
+    """The first tag (of captions with commas), or else the first word, of most captions, as it is mostly written; None
+    where they begin differently, or with what calls nothing.
+    """
+    tags = [tag for caption in captions if "," in caption and (tag := caption.partition(",")[0].strip())]
+    words = [caption.split()[0].strip(",.;:") for caption in captions if caption.split()]
+    for beginnings in (tags, words):
+        counts = Counter(beginning.casefold() for beginning in beginnings)
+        if not counts:
+            continue
+        (folded, count), *_ = counts.most_common(1)
+        if count >= max(_FEW, SHARE * len(captions)) and folded and not set(folded.split()) <= _PLAIN:
+            spelt, _ = Counter(b for b in beginnings if b.casefold() == folded).most_common(1)[0]
+            return Trigger(spelt, count, len(captions))
+    return None
