@@ -24,7 +24,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions
-from lora_scripts.families.sd1.names import sd1
+from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
 from lora_scripts.families.table import by_name, load_pictures
 from lora_scripts.loras import dialects, file, kohya, reading
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -73,6 +73,17 @@ def in_old_diffusers(folder: Path) -> Path:
     return lora_files.write(folder / "old.safetensors", made)
 
 
+def in_native(folder: Path) -> Path:
+    """Published names with their dots, as ComfyUI has them and OneTrainer writes them; alpha beside the matrices."""
+    layers = {layer.path: layer for layer in sd1_base(STANDARD, shapes=False).layers}
+    made = {}
+    for path, w in SOME.items():
+        ours = layers[path]
+        stem = f"diffusion_model.{ours.ldm}" if ours.unet else f"text_encoders.clip_l.transformer.{ours.hf}"
+        made |= {f"{stem}.lora_A.weight": w.down, f"{stem}.lora_B.weight": w.up, f"{stem}.alpha": torch.tensor(w.alpha)}
+    return lora_files.write(folder / "native.safetensors", made)
+
+
 def in_peft(folder: Path) -> Path:
     for part, adapter in dialects.to_peft(SOME, {"text_encoder": ""}).items():
         (folder / "peft" / part).mkdir(parents=True)
@@ -81,7 +92,7 @@ def in_peft(folder: Path) -> Path:
     return folder / "peft"
 
 
-WAYS = [in_kohya, in_original, in_te1, in_derived, in_diffusers, in_old_diffusers, in_peft]
+WAYS = [in_kohya, in_original, in_te1, in_derived, in_diffusers, in_old_diffusers, in_native, in_peft]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -252,6 +263,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     cases = {
         "a loha with lengths of its own": {f"{stem}.{k}": v for k, v in (loha | {"dora_scale": torch.ones(1)}).items()},
         "do not fit each other": {f"{stem}.{k}": v for k, v in (loha | {"hada_w1_b": torch.ones(3, 64)}).items()},
+        "an OFT of a second kind": {f"{stem}.oft_R.weight": torch.ones(2, 2)},
         "no whole LoHa, LoKr or OFT": {f"{stem}.hada_w1_a": torch.ones(2, 2)},
         "changes no weight": {key: torch.zeros_like(value) for key, value in good.items()},
     }

@@ -13,7 +13,7 @@ _FOREIGN = (
     (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
     (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, Qwen-Image, …)"),
     (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
-    (("layers.", "self_attn"), "a language model"),
+    (("model.layers.", "transformer.h."), "a language model"),
 )
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
@@ -110,6 +110,16 @@ class Layer:
             return 0
         number = self.path.partition(".")[0].rpartition("_")[2]
         return int(number) if number.isdecimal() else 1
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        """Stems with the published block names and their dots, which ComfyUI reads and OneTrainer writes; of text
+        encoders with and without `text_model.`, which transformers 5.6 dropped.
+        """
+        if self.unet:
+            return f"diffusion_model.{self.ldm}", self.ldm
+        prefix = f"text_encoders.{'clip_l' if self.encoder == 1 else 'clip_g'}.transformer"
+        return f"{prefix}.{self.hf}", f"{prefix}.{self.hf.removeprefix('text_model.')}"
 
     @property
     def hf_flat(self) -> str:

@@ -40,6 +40,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "give it as base_model",
     ),
     (("lora_mid",), "a LoCon with a Tucker core (lora_mid)", "bake it to a plain LoRA first"),
+    ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
     ((".diff", ".w_norm", ".b_norm", "glora"), "a LyCORIS file of a kind that is not read here", "give a plain LoRA"),
 )
 

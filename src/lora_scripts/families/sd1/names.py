@@ -88,6 +88,7 @@ def sd1() -> Names:
     odd = (("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"))
     others = {s.replace(a, b): path for path, s in kohya.items() if s.startswith("lora_te_") for a, b in odd}
     for layer in sd1_base(STANDARD, shapes=False).layers:
+        others |= dict.fromkeys(layer.native, layer.path)
         if layer.unet and not layer.kohya:  # conv_in and the like, which some trainers train
             others |= dict.fromkeys((f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}"), layer.path)
     return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others)

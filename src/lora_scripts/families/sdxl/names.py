@@ -46,8 +46,11 @@ def weights(layout: SdxlLayout = STANDARD) -> list[Module]:
 @cache
 def sdxl() -> Names:
     """SDXL, as published: every other model of the kind has these layers or some of them."""
-    kohya, diffusers, others = {}, {}, {}
+    kohya: dict[str, str] = {}
+    diffusers: dict[str, str] = {}
+    others: dict[str, str] = {}
     for layer, _ in _layers(STANDARD, shapes=False):
+        others |= dict.fromkeys(layer.native, layer.path)
         if not layer.kohya:
             continue
         part = layer.path.partition(".")[0]
