@@ -21,6 +21,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", *TEXT_SUFFIXES)
 """What is read without a further package."""
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """What is read with the `datasets` library."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""What a folder of records does not hold."""
 HINT = "records are read from .jsonl, .json, .csv, .txt, .md and .parquet"
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog|dataset_infos?|dataset_dict|state|datasheet)\b.*", re.IGNORECASE)
 """Files about a data set, which are none of it."""
@@ -147,6 +149,16 @@ def read_records(source: Path, split: str = "train") -> Records:
     records, faults = list_records(source, split)
     raise_all(faults)
     return records
+
+
+def holds_records(path: Path) -> bool:
+    """Whether a path is a file of records, or a folder with such files and no picture."""
+    if path.is_file():
+        return path.suffix.lower() in (*SUFFIXES, *TABLE_SUFFIXES)
+    if not path.is_dir():
+        return False
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and not suffixes & set(PICTURES)
 
 
 def _files(folder: Path) -> list[Path]:
