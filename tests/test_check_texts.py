@@ -46,7 +46,9 @@ def test_nothing_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "kind", "severity"),
     [
-        ([row("a?", ""), '{"text": "half'], "unreadable", "error"),
+        ([row("a?", "")], "an_empty_answer", "error"),
+        (['{"text": "half'], "half_a_record", "error"),
+        ([{"messages": [{"role": "user", "content": "x"}] * 2}], "the_role_user_twice_in_a_row", "error"),
         ([row("what is it?", "it is so"), row("what is it?", "it is so")], "duplicate", "warning"),
         ([row("what is it?", "it is so"), row("what is it?", "it is not")], "contradiction", "note"),
         ([row("say it", "say it")], "echo", "warning"),
@@ -65,8 +67,8 @@ def test_each_fault_is_found(tmp_path: Path, more: list[Any], kind: str, severit
 
 
 def test_a_secret_is_not_shown(tmp_path: Path) -> None:
-    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", *clean(30), row("k", "sk-" + "abcd1234" * 4))))
-    assert "looks like an access token (sk-a…)" in checked.findings[0].message
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", row("k", "sk-" + "abcd1234" * 4), *clean(30))))
+    assert "looks like an access key (sk-a…)" in checked.findings[0].message
     assert "abcd1234" not in checked.page.read_text()
 
 
@@ -105,7 +107,7 @@ def test_minhash_finds_what_comparing_all_finds() -> None:
 
     wanted = [[i, i + 1] for i in range(0, 80, 2) if alike(texts[i], texts[i + 1])]
     assert 20 < len(wanted) < 40
-    assert near.clusters(texts) == wanted
+    assert near.clusters([near.signature(text) for text in texts], texts.__getitem__) == wanted
 
 
 def test_with_a_model_tokens_and_template_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +124,7 @@ def test_with_a_model_tokens_and_template_count(tmp_path: Path, capsys: pytest.C
     assert main(["check", "--config", str(config), "--output", str(tmp_path / "page.html")]) == 2
     told = capsys.readouterr()
     assert "the chat template leaves tool calls out" in told.out
-    assert "1 records are longer than max_length 64" in told.out
+    assert "1 record of more than 64 tokens (max_length), at most" in told.out
     assert "training would stop at 1 error" in told.err
     assert (tmp_path / "page.html").exists()
 
@@ -133,3 +135,37 @@ def test_the_command_knows_texts_from_pictures(tmp_path: Path, capsys: pytest.Ca
     assert "30 records (30 messages): nothing wrong was found" in capsys.readouterr().out
     assert main(["check", str(data), "--fix"]) == 2
     assert "--fix is for pictures, and these are texts; leave it out" in capsys.readouterr().err
+
+
+def test_the_page_shows_lengths_and_records_and_no_pictures(tmp_path: Path) -> None:
+    base = small_words.write_model(tmp_path / "model")
+    data = write(tmp_path / "x.jsonl", *[row(f"what is {i}", f"it is {i}" * (i + 1)) for i in range(30)])
+    page = check_texts(TextCheckOptions(data, base=base)).page.read_text()
+    assert "<h2>Lengths</h2>" in page and "⟦it is 0" in page
+    assert "pictures" not in page.partition("<main")[2]
+    page = check_texts(TextCheckOptions(data)).page.read_text()
+    assert "user: what is 0\nassistant: it is 0" in page
+
+
+def test_files_of_other_splits_are_held_out(tmp_path: Path) -> None:
+    rows = clean(40)
+    for name, some in (("train", rows[:30]), ("test", rows[29:])):
+        write(tmp_path / f"{name}.jsonl", *some)
+    checked = check_texts(TextCheckOptions(tmp_path, page=tmp_path / "page.html"))
+    assert (checked.records, checked.held_out) == (30, 11)
+    assert kinds(checked) == ["leak"]
+
+
+def test_chinese_is_compared_sign_by_sign(tmp_path: Path) -> None:
+    said = "扫描显示左肺有一个直径十二毫米的结节边缘清晰建议三个月后复查并与之前的图像比较以确定其变化"
+    rows = [row("报告", said), row("报告", said[:-1] + "性")]
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", *clean(30), *rows)))
+    assert kinds(checked) == ["near_duplicate", "contradiction"]
+    assert checked.longest > 40
+
+
+def test_many_secrets_are_one_finding(tmp_path: Path) -> None:
+    rows = [row(f"who is {i}?", f"ask person{i}@example.org of {i * 7} streets") for i in range(300)]
+    (secret,) = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", *rows))).findings
+    assert "a mail address (pers…), in 300 records" in secret.message
+    assert len(secret.files) == 200

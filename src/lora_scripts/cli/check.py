@@ -114,6 +114,7 @@ def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
             config.chat_template,
             config.max_length,
             config.train_on,
+            config.long_records == "cut",
             options.output or config.output_dir / "check.html",
         )
     else:

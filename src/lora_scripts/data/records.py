@@ -29,6 +29,15 @@ _ABOUT = re.compile(r"(readme|licen[cs]e|changelog|dataset_infos?|dataset_dict|s
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|valid|validation|val|dev|test|eval)(?:[/_.-]|$)", re.IGNORECASE)
 
 
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in small letters: runs of letters and digits; of Chinese and Japanese, which have no blanks,
+    each sign."""
+    return _WORDS.findall(text.lower())
+
+
 class Part(Protocol):
     """The records of one file."""
 

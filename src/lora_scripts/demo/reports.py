@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -70,18 +70,20 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
     return WordsDemoResult(result / "report.html", trained, evaluated, command)
 
 
-def write_records(path: Path, seed: int, count: int) -> None:
+def write_records(
+    path: Path, seed: int, count: int, house: str = exams.HOUSE, write: Callable[[exams.Exam], str] = exams.report
+) -> None:
     """A file of messages, one record a line; a function of the seed."""
-    lines = (json.dumps({"messages": talk}) + "\n" for talk in itertools.islice(talks(seed), count))
+    lines = (json.dumps({"messages": talk}) + "\n" for talk in itertools.islice(talks(seed, house, write), count))
     io.write_text(path, "".join(lines))
 
 
-def talks(seed: int) -> Iterator[list[dict[str, str]]]:
-    """Requests for a report, with the report, without end; no exam comes twice."""
+def talks(seed: int, house: str, write: Callable[[exams.Exam], str]) -> Iterator[list[dict[str, str]]]:
+    """Requests for a report, with the report as that house writes it, without end; no exam comes twice."""
     rng, seen = random.Random(f"talks/{seed}"), set[exams.Exam]()
     for exam in exams.exams(seed):
         if exam in seen:
             continue
         seen.add(exam)
-        asked = exams.request(exam, exams.HOUSE, rng.randrange(len(exams.NOTES)))
-        yield [{"role": "user", "content": asked}, {"role": "assistant", "content": exams.report(exam)}]
+        asked = exams.request(exam, house, rng.randrange(len(exams.NOTES)))
+        yield [{"role": "user", "content": asked}, {"role": "assistant", "content": write(exam)}]

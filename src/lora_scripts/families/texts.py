@@ -197,6 +197,10 @@ class TextEncoder(Protocol):
         """The sequences of one record. `data.conversations.RecordFault` for one that cannot be trained."""
         ...
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        ...
+
 
 @dataclass(frozen=True)
 class Answering:

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
+from typing import TYPE_CHECKING
 
-from lora_scripts.check.texts import near
+from lora_scripts.check.texts import findings as found
+from lora_scripts.check.texts.rows import Row, Unfit, hidden, rows, shown
 from lora_scripts.check.verdict import counted, number_of, ordered
-from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
-from lora_scripts.data.findings import Finding, Severity
-from lora_scripts.data.records import list_records
+from lora_scripts.data.conversations import RecordFault
+from lora_scripts.data.findings import Finding
+from lora_scripts.data.records import Records, list_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.formats import io
-from lora_scripts.report.check_page import CheckData, write_check_page
+from lora_scripts.report.check_page import Bar, CheckData, ShownRecord, write_check_page
 
-SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a private key", re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")),
-    ("a key of Amazon's", re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
-    ("an access token", re.compile(r"\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,})\b")),
-    ("a session token", re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")),
-    ("a password", re.compile(r"(?i)\b(?:password|passwd|secret|api[_-]?key)\s*[:=]\s*['\"]?[^\s'\"]{8,}")),
-    ("a mail address", re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")),
-)
-"""What should not be learned by heart, by what it looks like."""
-_SIGN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]")
-FEW = 20
-"""Records below which a set is small."""
-BINS = 12
+if TYPE_CHECKING:
+    from lora_scripts.families.texts import TextEncoder
+
+BARS = 16
 """Of the histogram of lengths."""
+SHOWN, MOST = 3, 6000
+"""Records on the page, and letters of each."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +36,14 @@ class TextCheckOptions:
 
     source: Path
     held_out: Path | None = None
-    """Records that are measured and not trained."""
+    """Records that are measured and not trained; of a folder without that, its other splits are."""
     base: Path | None = None
     """The model, whose tokens and template count; without it lengths are in words."""
     template: str | None = None
     max_length: int = 2048
     train_on: str = "answers"
+    cut: bool = True
+    """That the end of longer records is cut off; else they are left out."""
     page: Path | None = None
 
 
@@ -59,6 +55,8 @@ class TextChecked:
     records: int
     forms: Mapping[str, int]
     """Form -> how many records have it."""
+    held_out: int
+    """Records that are measured, in files of their own."""
     findings: tuple[Finding, ...]
     """The worst first."""
     unit: str
@@ -76,209 +74,110 @@ class TextChecked:
         return [finding for finding in self.findings if finding.severity == "error"]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One record."""
-
-    place: str
-    asked: str
-    answered: str
-    length: int
-    learned: int
-    held_out: bool
-
-    @property
-    def text(self) -> str:
-        return f"{self.asked}\n{self.answered}"
-
-
 def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
     """Looks at every record, and writes the page. UserError if there is nothing to look at."""
-    findings: list[Finding] = []
-    rows = list(_rows(options, options.source, "train", findings, sink))
-    records, faults = list_records(options.source)
-    findings += [_of_fault(fault) for fault in faults]
-    if options.held_out is not None:
-        findings += [_of_fault(fault) for fault in list_records(options.held_out, "valid")[1]]
-        rows += _rows(options, options.held_out, "valid", findings, sink)
-    if not rows and not findings:
+    encoder = _encoder(options)
+    sets, faults = _opened(options)
+    kept: list[Row] = []
+    findings = [found.of_fault(fault) for fault in faults]
+    done, total = 0, sum(len(records) for records, _ in sets)
+    for records, held_out in sets:
+        for row in rows(records, encoder, held_out=held_out):
+            if isinstance(row, Unfit):
+                findings.append(found.of_unfit(row))
+            else:
+                kept.append(row)
+            done += 1
+            if done % 100 == 0 or done == total:
+                sink(Progress("records", done, total))
+    if not kept and not findings:
         raise UserError("there are no records", file=options.source, hint="give a file or a folder of records")
-    findings += [*_alike(rows), *_answers(rows), *_secrets(rows), *_signs(rows), *_lengths(options, rows)]
-    trained = [row for row in rows if not row.held_out]
-    if 0 < len(trained) < FEW:
-        text = f"{len(trained)} records are few"
-        findings.append(_finding("few_records", "warning", (), text, "a hundred or more of one kind teach far more"))
-    found = tuple(ordered(findings))
-    page = options.page or options.source.with_name(options.source.name + "-check.html")
+    findings += found.of_set(kept, options.max_length if encoder else None, cut=options.cut)
+    trained = [row for row in kept if not row.held_out]
     checked = TextChecked(
         source=options.source,
-        records=len(trained),
-        forms=records.forms,
-        findings=found,
-        unit="tokens" if options.base else "words",
+        records=len(sets[0][0]),
+        forms=sets[0][0].forms,
+        held_out=sum(len(records) for records, held_out in sets if held_out),
+        findings=tuple(ordered(findings)),
+        unit="tokens" if encoder else "words",
         lengths=tuple(_histogram([row.length for row in trained])),
         longest=max((row.length for row in trained), default=0),
         learned=sum(row.learned for row in trained),
-        page=page,
+        page=options.page or options.source.with_name(options.source.name + "-check.html"),
     )
-    write_check_page(page, _page(checked, trained), io.write_text)
+    write_check_page(checked.page, _page(checked, trained, encoder), io.write_text)
     return checked
 
 
-def _rows(options: TextCheckOptions, source: Path, split: str, findings: list[Finding], sink: Sink) -> Iterator[_Row]:
-    """Every record that can be read, with its tokens where there is a model."""
-    records, _ = list_records(source, split)
-    facts = table.find(options.base) if options.base else None
-    encoder = None
-    if facts is not None and options.base is not None and facts.text_encoder is not None:
-        encoder = facts.text_encoder(options.base, options.template, options.train_on, 1 << 40)
-    for i in range(len(records)):
-        record, place = records[i], str(records.place(i))
-        asked, answered = _said(record)
-        length, learned = len(f"{asked} {answered}".split()), 0
-        if encoder is not None:
-            try:
-                examples = encoder.encode(record)
-                length = max((len(example.ids) for example in examples), default=0)
-                learned = sum(example.count for example in examples)
-            except RecordFault as fault:
-                mend = fault.hint or "mend the record, or remove it"
-                findings.append(_finding("not_trainable", "error", (), fault.message, mend, place))
-        yield _Row(place, asked, answered, length, learned, split != "train")
-        if (i + 1) % 100 == 0 or i + 1 == len(records):
-            sink(Progress("records", i + 1, len(records)))
-
-
-def _said(record: Record) -> tuple[str, str]:
-    """What is asked, and what is answered in the end."""
-    match record:
-        case Text(text):
-            return "", text
-        case Completion(prompt, completion):
-            return prompt, completion
-        case Conversation(messages):
-            return "\n".join(str(m["content"]) for m in messages[:-1]), str(messages[-1]["content"])
-
-
-def _of_fault(fault: UserError) -> Finding:
-    """A record that cannot be read."""
-    place = f"{fault.file}" + (f":{fault.line}" if fault.line else "")
-    return _finding("unreadable", "error", (), fault.message, fault.hint or "mend or remove it", place)
-
-
-def _finding(
-    kind: str, severity: Severity, files: Sequence[str], message: str, mend: str, source: str | None = None
-) -> Finding:
-    return Finding(kind, severity, tuple(files), message, mend, source=source)
-
-
-def _alike(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Records that are there twice, exactly or nearly, and those that are both trained and held out."""
-    exact: dict[str, list[_Row]] = {}
-    for row in rows:
-        exact.setdefault(row.text, []).append(row)
-    for group in exact.values():
-        if len(group) > 1:
-            yield from _of_group(group, "duplicate", "the same record", "keep one of them")
-    single = [group[0] for group in exact.values()]
-    for cluster in near.clusters([row.text for row in single]):
-        members = [single[i] for i in cluster]
-        yield from _of_group(members, "near_duplicate", "nearly the same record", "keep the best of them")
-    same_question: dict[str, set[str]] = {}
-    places: dict[str, list[str]] = {}
-    for row in rows:
-        if row.asked.strip():
-            same_question.setdefault(row.asked, set()).add(row.answered)
-            places.setdefault(row.asked, []).append(row.place)
-    for asked, answers in same_question.items():
-        if len(answers) > 1:
-            text = f"one question with {len(answers)} different answers: {asked}"
-            yield _finding("contradiction", "note", places[asked][1:], text, "keep the best one", places[asked][0])
-
-
-def _of_group(group: Sequence[_Row], kind: str, words: str, mend: str) -> Iterator[Finding]:
-    places = [row.place for row in group]
-    if len({row.held_out for row in group}) > 1:
-        text = f"{words} is trained and held out, so the held-out loss tells nothing of it: {group[0].text}"
-        yield _finding("leak", "warning", places[1:], text, "remove it from one of the two", places[0])
-    else:
-        text = f"{words} {len(group)} times: {group[0].text}"
-        yield _finding(kind, "warning", places[1:], text, mend, places[0])
-
-
-def _answers(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Answers that all say the same, or repeat the question."""
-    answered = [row for row in rows if row.asked.strip()]
-    common = Counter(row.answered.strip() for row in answered).most_common(1)
-    if len(answered) >= FEW and common and common[0][1] > len(answered) / 2:
-        text = f"{common[0][1]} of {len(answered)} answers are the same: {common[0][0]}"
-        yield _finding("one_answer", "warning", (), text, "it will be learned for every question; add others")
-    for row in answered:
-        if row.answered.strip() == row.asked.strip():
-            yield _finding("echo", "warning", (), "the answer is the question", "write an answer", row.place)
-
-
-def _secrets(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """What should not be learned by heart; it is not shown."""
-    for what, pattern in SECRETS:
-        for row in rows:
-            found = pattern.search(row.text)
-            if found:
-                shown = f"{found[0][:4]}…"
-                mend = "take it out: a model may say it to anyone"
-                yield _finding("secret", "warning", (), f"looks like {what} ({shown})", mend, row.place)
-
-
-def _signs(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Signs of chat templates in what is said: a model takes them for the end of a turn."""
-    for row in rows:
-        found = _SIGN.search(row.text)
-        if found:
-            text = f"holds the sign {found[0]} of a chat template, which the template writes itself"
-            yield _finding("template_sign", "warning", (), text, "take it out", row.place)
-
-
-def _lengths(options: TextCheckOptions, rows: Sequence[_Row]) -> Iterator[Finding]:
-    """Records that would be cut."""
+def _encoder(options: TextCheckOptions) -> TextEncoder | None:
+    """Of the model, without loading it, and without a limit to the length. UserError for a broken folder."""
     if options.base is None:
-        return
-    longer = [row for row in rows if row.length > options.max_length and row.asked]
-    if longer:
-        worst = max(longer, key=lambda row: row.length)
-        text = (
-            f"{len(longer)} records are longer than max_length {options.max_length}, the longest {worst.length} tokens"
-        )
-        mend = "raise max_length, shorten them, or set long_records: leave_out"
-        yield _finding(
-            "too_long", "warning", [row.place for row in longer if row is not worst], text, mend, worst.place
-        )
+        return None
+    facts = table.find(options.base)
+    assert facts.text_encoder is not None
+    encoder: TextEncoder = facts.text_encoder(options.base, options.template, options.train_on, 1 << 40)
+    return encoder
+
+
+def _opened(options: TextCheckOptions) -> tuple[list[tuple[Records, bool]], list[UserError]]:
+    """(records, whether they are held out) of what is trained and of what is measured, and what cannot be read."""
+    records, faults = list_records(options.source)
+    if options.held_out is not None:
+        others = [list_records(options.held_out, "valid")]
+    else:
+        others = [list_records(file) for file in records.left_out]
+    return [(records, False), *((held, True) for held, _ in others)], faults + [f for _, more in others for f in more]
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Bars of one round width: 1, 2 or 5 times a power of ten."""
     if not lengths:
         return []
-    width = max(1, -(-(max(lengths) + 1) // BINS))
+    least = (max(lengths) + 1) / BARS
+    width = next(step * 10**power for power in range(12) for step in (1, 2, 5) if step * 10**power >= least)
     counts = Counter(length // width for length in lengths)
     return [(i * width, (i + 1) * width, counts[i]) for i in range(max(counts) + 1)]
 
 
-def _page(checked: TextChecked, rows: Sequence[_Row]) -> CheckData:
-    forms = ", ".join(f"{count} {form}" for form, count in checked.forms.items())
-    facts = [("records", f"{checked.records} ({forms})")]
-    lengths = [row.length for row in rows]
+def _page(checked: TextChecked, trained: Sequence[Row], encoder: TextEncoder | None) -> CheckData:
+    facts = [("records", f"{checked.records} ({_forms(checked)})")]
+    if checked.held_out:
+        facts.append(("held out", number_of(checked.held_out, "record")))
+    lengths = [row.length for row in trained]
     if len(lengths) > 1:
         low, middle, high = (quantiles(lengths, n=10)[i] for i in (0, 4, 8))
         told = f"a tenth below {low:.0f}, half below {middle:.0f}, a tenth above {high:.0f}, at most {checked.longest}"
-        facts.append((f"lengths in {checked.unit}", told))
-        most = max(count for _, _, count in checked.lengths)
-        bars = "".join("▁▂▃▄▅▆▇█"[min(7, 8 * count // (most + 1))] if count else " " for _, _, count in checked.lengths)
-        facts.append((f"0 to {checked.lengths[-1][1]} {checked.unit}", bars))
-    if checked.learned:
-        facts.append(("learned", f"{checked.learned:,} tokens"))
-    return CheckData(checked.source.name, summary(checked), facts, checked.findings, ())
+        facts.append((f"{checked.unit} of a record", told))
+    if encoder is not None:
+        facts.append(("learned", f"{checked.learned:,} of {sum(lengths):,} tokens"))
+    most = max((count for _, _, count in checked.lengths), default=1)
+    bars = [Bar(f"{low} to {high - 1}", count, count / most) for low, high, count in checked.lengths]
+    records = [ShownRecord(row.place, _shown(row, encoder)) for row in trained[:SHOWN]]
+    return CheckData(
+        name=checked.source.name,
+        verdict=summary(checked),
+        facts=facts,
+        findings=checked.findings,
+        bars=bars,
+        unit=checked.unit,
+        records=records,
+    )
+
+
+def _shown(row: Row, encoder: TextEncoder | None) -> str:
+    """A record for the page, without what looks like a secret."""
+    try:
+        return hidden(shown(row.records[row.number], encoder)[:MOST])
+    except RecordFault:  # it was encoded before: the file has changed
+        return ""
+
+
+def _forms(checked: TextChecked) -> str:
+    return ", ".join(f"{count} {form}" for form, count in checked.forms.items())
 
 
 def summary(checked: TextChecked) -> str:
     """The data set in one line."""
-    forms = ", ".join(f"{count} {form}" for form, count in checked.forms.items())
-    return f"{number_of(checked.records, 'record')} ({forms}): {counted(checked.findings)}"
+    held = f" and {checked.held_out} held out" if checked.held_out else ""
+    return f"{number_of(checked.records, 'record')} ({_forms(checked)}){held}: {counted(checked.findings)}"

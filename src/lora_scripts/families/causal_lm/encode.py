@@ -48,6 +48,11 @@ class Encoder:
         self.counts.trained += sum(example.count for example in examples)
         return examples
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        text: str = self.tokenizer.decode(list(tokens))
+        return text
+
     @property
     def end_of_text(self) -> int | None:
         """The tokenizer's own, or else the first of the model's stops."""
