@@ -1,6 +1,6 @@
 """The two commands for a fresh machine; they need nothing but Python 3.11 or newer and pip.
 
-    python3 start.py demo     train a LoRA on the bundled miniature world and open its report
+    python3 start.py demo     train a LoRA on the bundled miniature world and open its report (or: demo words)
     python3 start.py test     check the code and run the tests
 
 Both make a virtual environment in `.venv` beside this file and install the locked requirements into it, once. This file
@@ -28,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+WORLDS = {"pictures": ("output/demo", "neon"), "words": ("output/demo-words", "reports")}
+"""Of `demo`: the folder that it writes to, and the one of the run in it."""
 LOCKS = {"demo": "requirements.lock", "test": "requirements-test.lock"}
 NO_NETWORK = re.compile(  # what pip and urllib3 say when nobody answers
     "NameResolution|NewConnection|ConnectTimeout|ProxyError|Max retries|connection broken|unreachable|failed to resolve"
@@ -165,10 +167,10 @@ def shows_pages() -> bool:
     return os.name == "nt" or sys.platform == "darwin" or has_screen
 
 
-def demo(root: Path, output: Path, *, open_page: bool) -> int:
+def demo(root: Path, output: Path, *, open_page: bool, world: str = "pictures") -> int:
     """Trains on the miniature world; the report is named, and opened where that is possible."""
-    code = run([venv_program(root, "lora-scripts"), "demo", "--output", output], root)
-    report = root / output / "neon" / "report.html"
+    code = run([venv_program(root, "lora-scripts"), "demo", world, "--output", output], root)
+    report = root / output / WORLDS[world][1] / "report.html"
     if code == 0 and report.exists():
         print(f"Report: {report}", flush=True)
         if open_page and shows_pages():
@@ -206,9 +208,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     about = "train a LoRA on the bundled miniature world and open its report; about 3 minutes on 2 cores"
     demo_parser = commands.add_parser("demo", help=about, description=about)
     demo_parser.add_argument("--no-open", action="store_true", help="name the report, do not open it")
-    demo_parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("output/demo"), help="where it all goes"
-    )
+    text = "pictures (default), or words: a small language model learns to write reports, in 2 minutes"
+    demo_parser.add_argument("world", nargs="?", choices=tuple(WORLDS), default="pictures", help=text)
+    demo_parser.add_argument("--output", metavar="DIR", type=Path, help="where it all goes")
     about = "check the code and run the tests; what else is given goes to pytest, as in: test -k buckets"
     commands.add_parser("test", help=about, description=about)
     known, rest = parser.parse_known_args(arguments)
@@ -217,7 +219,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     try:
         set_up(root, known.command)
         if known.command == "demo":
-            return demo(root, known.output, open_page=not known.no_open)
+            output = known.output or Path(WORLDS[known.world][0])
+            return demo(root, output, open_page=not known.no_open, world=known.world)
         return test(root, rest)
     except Fault as fault:
         print(f"start.py: {fault}", file=sys.stderr)

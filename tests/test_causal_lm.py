@@ -28,7 +28,7 @@ from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, open_fo
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template, named_template
-from lora_scripts.families.texts import Answering, Example, TextBatch, fill_rows, packed, padded
+from lora_scripts.families.texts import BEGINNING, Answering, Example, TextBatch, fill_rows, packed, padded
 from lora_scripts.loras import adapter_folder
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Group, Rates, build_optimizer
@@ -473,6 +473,15 @@ def test_an_answer_is_what_the_model_finds_likeliest_and_ends_where_it_stops(fol
     short = model.answer(talk, Answering(max_tokens=12))
     assert short.stopped
     assert short.tokens == wanted.index(wanted[3])
+
+
+def test_a_beginning_is_gone_on_with_as_it_stands(folders: dict[str, Path]) -> None:
+    """As it is trained: a prompt with its completion knows no chat template."""
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    answer = model.answer([{"role": BEGINNING, "content": "what is"}], Answering(max_tokens=4))
+    ids = model.tokenizer("what is")["input_ids"]
+    out = model.model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)[0, len(ids) :]
+    assert model.tokenizer.decode(out, skip_special_tokens=True) == answer.text
 
 
 def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:

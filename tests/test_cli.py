@@ -118,8 +118,8 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
         (["train", "--config", "c.yaml", "epochs=x"], 'epochs=x: must be a whole number, not "x"'),
         (["x"], "there is no command x; lora-scripts --help names them all"),
         (["train", "--config", "nix.yaml"], "nix.yaml: no such file; that folder holds c.yaml"),
-        (["demo", "x"], "unknown option x; see lora-scripts demo --help"),
-        (["demo", "x=1"], "unknown option x=1; see lora-scripts demo --help"),
+        (["demo", "x"], "argument WORLD: invalid choice: 'x'"),
+        (["demo", "words", "x=1"], "unknown option x=1; see lora-scripts demo --help"),
     ],
 )
 def test_a_persons_mistake_is_one_line_and_exit_code_2(

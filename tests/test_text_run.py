@@ -197,3 +197,34 @@ def test_running_text_and_a_folder(base: Path, tmp_path: Path) -> None:
     assert main(["train", "--config", str(config_of(tmp_path, **keys, val_split=0, val_every=None))]) == 0
     assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "talk")
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_says_what_the_run_then_does(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_records(tmp_path / "reports.jsonl")
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "keep_last": 1}
+    config = config_of(tmp_path, **keys)
+    assert main(["plan", "--config", str(config), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["fits"] in ("yes", "unknown")
+    assert planned["measured"]["at"] == "done"
+    assert not (tmp_path / "talk").exists()
+    assert list(tmp_path.glob(".lora-scripts-plan-*")) == []
+    assert main(["train", "--config", str(config)]) == 0
+    told = capsys.readouterr().out
+    assert f"= {planned['measured']['steps']} steps" in told
+    written = (tmp_path / "talk" / "talk" / "adapter_model.safetensors").stat().st_size
+    assert written == pytest.approx(planned["measured"]["lora"], rel=0.2)
+
+
+def test_plan_proposes_what_fits(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_records(tmp_path / "reports.jsonl")
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "batch_size": 2}
+    config = config_of(tmp_path, **keys, gradient_checkpointing=True, base_precision="int8", max_length=512)
+    assert main(["plan", "--config", str(config), "--memory", "0.05"]) == 0  # less than Python and torch take
+    told = capsys.readouterr().out
+    assert "does not fit: peak" in told
+    assert "rehearsing batch_size=1, gradient_accumulation=2" in told
+    assert "no smaller batch, shorter record or base in 8 bits helps" in told

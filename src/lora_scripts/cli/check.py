@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import argument, file_of, size
+from lora_scripts.data.records import holds_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.check.command import Checked
+    from lora_scripts.check.texts.command import TextChecked, TextCheckOptions
 
 HELP = "look at a data set: what is wrong with it, and the mend"
 OVERRIDES = True
@@ -40,11 +42,15 @@ def _kind(text: str) -> str:
     return text
 
 
-def call(options: argparse.Namespace, sink: Sink) -> Checked:
+def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
     """Looks at a data set before an evening is spent on it: tells a verdict and writes one HTML page with every
     finding. Exit code 0 if training can start, warnings or not, and 2 if it would stop."""
     if options.trigger is not None and not options.trigger.strip():
         raise UserError("--trigger is an empty text", hint="leave it out, or name the word")
+    if (texts := _texts(options)) is not None:
+        from lora_scripts.check.texts.command import check_texts
+
+        return check_texts(texts, sink)
     target = _config(options) if options.config else _folder(options)
     from lora_scripts.check.command import CheckOptions, check_data
 
@@ -54,10 +60,18 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked:
     return check_data(asked, sink)
 
 
-def words(checked: Checked) -> Iterator[str]:
+def words(checked: Checked | TextChecked) -> Iterator[str]:
     """What was mended, the verdict, a line for each kind of finding, and what to do."""
+    from lora_scripts.check.command import Checked
     from lora_scripts.check.verdict import lines, summary
 
+    if not isinstance(checked, Checked):
+        from lora_scripts.check.texts import command as texts
+
+        yield f"{checked.source}: {texts.summary(checked)}"
+        yield from (f"  {line}" for line in lines(checked.findings))
+        yield f"the page: {checked.page}"
+        return
     if checked.mended is not None:
         yield from checked.mended or ["nothing to mend without asking"]
     yield f"{checked.folder}: {summary(checked.pictures, checked.captioned, checked.findings)}"
@@ -70,13 +84,49 @@ def words(checked: Checked) -> Iterator[str]:
     yield f"the page: {checked.page}"
 
 
-def faults(checked: Checked) -> list[UserError]:
+def faults(checked: Checked | TextChecked) -> list[UserError]:
     """That training would stop."""
     from lora_scripts.check.verdict import counted
 
     if not checked.errors:
         return []
-    return [UserError(f"training would stop at {counted(checked.errors)}", file=checked.folder, hint="mend them first")]
+    where = checked.source if hasattr(checked, "source") else checked.folder
+    return [UserError(f"training would stop at {counted(checked.errors)}", file=where, hint="mend them first")]
+
+
+def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
+    """What is asked, if it is about records of a language model: by the base of a config, or by what lies there."""
+    from lora_scripts.check.texts.command import TextCheckOptions
+
+    if options.config and options.resolution:
+        return None  # a mistake with pictures and texts alike
+    if options.config:
+        from lora_scripts import run
+        from lora_scripts.run.configs import load_config
+
+        config = load_config(options.config, options.overrides)
+        if not run.of_texts(config):
+            return None
+        asked = TextCheckOptions(
+            config.records,
+            config.held_out_records,
+            config.base_model,
+            config.chat_template,
+            config.max_length,
+            config.train_on,
+            config.long_records == "cut",
+            options.output or config.output_dir / "check.html",
+        )
+    else:
+        source = Path(options.overrides[0]).expanduser() if len(options.overrides) == 1 else None
+        if source is None or not holds_records(source):
+            return None
+        asked = TextCheckOptions(source, page=options.output)
+    unused = [name for name in ("resolution", "trigger", "set_aside", "fix") if getattr(options, name)]
+    if unused:
+        word = "--" + unused[0].replace("_", "-")
+        raise UserError(f"{word} is for pictures, and these are texts", hint="leave it out")
+    return asked
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,31 +6,44 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli import train
+from lora_scripts.cli import evaluate, train
 from lora_scripts.cli.options import default, path
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.demo.main import DemoResult
+    from lora_scripts.demo.reports import WordsDemoResult
 
-HELP = "train a LoRA on the bundled miniature world"
+HELP = "train a LoRA on the bundled miniature world, or words"
 event_words = train.event_words
+FOLDERS = {"pictures": "output/demo", "words": "output/demo-words"}
+"""World -> the folder that its demo writes to."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="DIR", type=path, default=Path("output/demo"), help=default("%(default)s"))
+    text = default("pictures", "pictures in a style, or words: reports as one house writes them")
+    parser.add_argument("world", metavar="WORLD", nargs="?", choices=tuple(FOLDERS), default="pictures", help=text)
+    text = default(" or ".join(FOLDERS.values()))
+    parser.add_argument("--output", metavar="DIR", type=path, help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> DemoResult:
-    """Trains a LoRA on the bundled miniature world: no downloads, no GPU, about three minutes."""
+def call(options: argparse.Namespace, sink: Sink) -> DemoResult | WordsDemoResult:
+    """Trains a LoRA on the bundled miniature world: no downloads, no GPU, two to three minutes."""
+    output = options.output or Path(FOLDERS[options.world])
+    if options.world == "words":
+        from lora_scripts.demo.reports import run_words_demo
+
+        return run_words_demo(output, sink=sink)
     from lora_scripts.demo.main import run_demo
 
-    return run_demo(options.output, sink=sink)
+    return run_demo(output, sink=sink)
 
 
-def words(result: DemoResult) -> list[str]:
+def words(result: DemoResult | WordsDemoResult) -> list[str]:
     """What the training leaves, and what to type next."""
     if result.trained is None:
         folder = result.report.parent.parent
         return [f"the demo has run already; its report: {result.report}", f"remove {folder} to run it again"]
-    return [*train.words(result.trained), "", f"try it: {result.command}"]
+    evaluated = getattr(result, "evaluated", None)
+    measured = evaluate.words(evaluated) if evaluated is not None else []
+    return [*train.words(result.trained), *measured, "", f"try it: {result.command}"]

@@ -81,8 +81,8 @@ set a title and take private things out, into another file:
   lora-scripts metadata neon.safetensors --set "modelspec.title=Neon nights" --private --output out.safetensors
 train on the miniature world:
   lora-scripts demo
-in a folder of your own:
-  lora-scripts demo --output output/my-demo
+train a small language model to write reports:
+  lora-scripts demo words
 a script for bash, whose first line says where it goes:
   lora-scripts completion bash
 the same for fish:

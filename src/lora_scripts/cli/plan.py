@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import number
 from lora_scripts.cli.show import facts
@@ -14,6 +14,7 @@ from lora_scripts.units import duration, size
 
 if TYPE_CHECKING:
     from lora_scripts.plan.command import Plan, Proposal
+    from lora_scripts.plan.text_plan import TextPlan
 
 HELP = "say what a training will do and take, without starting it"
 OVERRIDES = True
@@ -25,27 +26,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="GB", type=number(float, 0.01, 100_000), help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> Plan:
+def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
     """Says what a training will do and take: steps, buckets, time, memory, disk, by rehearsing its largest batch, one
     preview and one save; and what to change if it does not fit. Writes nothing."""
     from lora_scripts.run.configs import load_config
 
     config = load_config(options.config, options.overrides)
+    from lora_scripts import run
     from lora_scripts.plan.command import PlanOptions, plan
 
-    return plan(PlanOptions(config, options.config, options.overrides, options.memory), sink)
+    wanted = PlanOptions(config, options.config, options.overrides, options.memory)
+    if run.of_texts(config):
+        from lora_scripts.plan.text_plan import plan_texts
+
+        return plan_texts(wanted, sink)
+    return plan(wanted, sink)
 
 
-def plain(plan: Plan) -> dict[str, Any]:
+def plain(plan: Plan | TextPlan) -> object:
     """What --json prints: seconds and bytes."""
-    from lora_scripts.plan.command import figures
+    from lora_scripts.plan.command import Plan, figures
 
-    return figures(plan)
+    return figures(plan) if isinstance(plan, Plan) else plan
 
 
-def words(plan: Plan) -> list[str]:
+def words(plan: Plan | TextPlan) -> list[str]:
     """The table, then one line that says whether it fits."""
+    from lora_scripts.plan.command import Plan
     from lora_scripts.plan.forecast import PHASES, cache_size
+
+    if not isinstance(plan, Plan):
+        return _text_words(plan)
 
     m = plan.measured
     rows = list(m.rows)
@@ -66,6 +77,35 @@ def words(plan: Plan) -> list[str]:
     if plan.note:
         rows.append(("note", plan.note))
     return [*facts(rows), verdict_words(plan), *filter(None, [disk_words(plan)])]
+
+
+def _text_words(plan: TextPlan) -> list[str]:
+    """Of a run on texts."""
+    names = {"load": "loading", "step": "a step", "measure": "measuring", "answer": "answering"}
+    m, rows = plan.measured, list(plan.measured.rows)
+    if plan.seconds:
+        rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
+    if m.peaks:
+        there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
+        rows.append(("memory", ", ".join(f"{names[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
+    if plan.disk:
+        rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
+    if plan.note:
+        rows.append(("note", plan.note))
+    return [*facts(rows), _text_verdict(plan, names.get(m.at, "loading"))]
+
+
+def _text_verdict(plan: TextPlan, where: str) -> str:
+    """ "fits: …" or "does not fit: …; type: …"; `where`: what was being done last."""
+    peak, limit = size(plan.peak), size(plan.limit)
+    if plan.fits == "yes":
+        return f"fits: peak {peak} of {limit}"
+    if plan.fits == "unknown":
+        return f"peak {peak}; this system does not tell how much memory there is"
+    head = f"does not fit: {f'memory ran out in {where}' if plan.measured.short else f'peak {peak}'}, of {limit}"
+    if plan.proposal is None:
+        return f"{head}; no smaller batch, shorter record or base in 8 bits helps: take a smaller model"
+    return f"{head}; {'' if plan.proposal.measured else 'not rehearsed, '}type: {plan.proposal.command}"
 
 
 def _parts(parts: Mapping[str, float], in_words: Callable[[float], str], *, least: float) -> str:

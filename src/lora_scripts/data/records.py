@@ -21,10 +21,21 @@ SUFFIXES = (".jsonl", ".json", ".csv", *TEXT_SUFFIXES)
 """What is read without a further package."""
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """What is read with the `datasets` library."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""What a folder of records does not hold."""
 HINT = "records are read from .jsonl, .json, .csv, .txt, .md and .parquet"
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog|dataset_infos?|dataset_dict|state|datasheet)\b.*", re.IGNORECASE)
 """Files about a data set, which are none of it."""
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|valid|validation|val|dev|test|eval)(?:[/_.-]|$)", re.IGNORECASE)
+
+
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in small letters: runs of letters and digits; of Chinese and Japanese, which have no blanks,
+    each sign."""
+    return _WORDS.findall(text.lower())
 
 
 class Part(Protocol):
@@ -147,6 +158,16 @@ def read_records(source: Path, split: str = "train") -> Records:
     records, faults = list_records(source, split)
     raise_all(faults)
     return records
+
+
+def holds_records(path: Path) -> bool:
+    """Whether a path is a file of records, or a folder with such files and no picture."""
+    if path.is_file():
+        return path.suffix.lower() in (*SUFFIXES, *TABLE_SUFFIXES)
+    if not path.is_dir():
+        return False
+    suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
+    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and not suffixes & set(PICTURES)
 
 
 def _files(folder: Path) -> list[Path]:

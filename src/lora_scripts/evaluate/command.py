@@ -152,11 +152,13 @@ def _held_out(data: Path) -> Records:
 
 def _question(record: Record) -> tuple[list[Message], str] | None:
     """What comes before the last answer, and that answer; None of running text."""
+    from lora_scripts.families.texts import BEGINNING
+
     match record:
         case Conversation(messages):
             return list(messages[:-1]), messages[-1]["content"]
         case Completion(prompt, completion):
-            return [{"role": "user", "content": prompt}], completion
+            return [{"role": BEGINNING, "content": prompt}], completion
     return None
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
-"""Words of letters and digits; of Chinese and Japanese, which have no blanks, each sign."""
+from lora_scripts.data.records import words_of
 
 
 def rouge_l(said: str, wanted: str) -> float:
@@ -15,7 +13,7 @@ def rouge_l(said: str, wanted: str) -> float:
 
     As Google's rouge-score computes it without stemming, for texts of ASCII letters; that one drops all others.
     """
-    ours, theirs = _words(said), _words(wanted)
+    ours, theirs = words_of(said), words_of(wanted)
     if not ours or not theirs:
         return 0.0
     common = _longest(ours, theirs)
@@ -28,10 +26,6 @@ def rouge_l(said: str, wanted: str) -> float:
 def exact(said: str, wanted: str) -> bool:
     """Whether they are the same but for blanks at both ends."""
     return said.strip() == wanted.strip()
-
-
-def _words(text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
 
 
 def _longest(a: Sequence[str], b: Sequence[str]) -> int:

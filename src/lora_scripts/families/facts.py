@@ -144,6 +144,8 @@ class Facts:
     folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
     """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
 
+    text_encoder: Callable[[Path, str | None, str, int], Any] | None = None
+    """(base, chat template, train_on, max_length) -> a `families.texts.TextEncoder`, without loading the model."""
     beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
     """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 

@@ -17,6 +17,8 @@ from lora_scripts.data.conversations import Message, Record
 from lora_scripts.families.facts import Facts
 from lora_scripts.losses.language import IGNORED
 
+BEGINNING = "beginning"
+"""The role of a text that a model goes on with as it stands, without a chat template."""
 TrainOn = Literal["answers", "all"]
 LongRecords = Literal["cut", "leave_out"]
 
@@ -193,6 +195,10 @@ class TextEncoder(Protocol):
 
     def encode(self, record: Record) -> list[Example]:
         """The sequences of one record. `data.conversations.RecordFault` for one that cannot be trained."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
         ...
 
 

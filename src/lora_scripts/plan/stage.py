@@ -50,7 +50,7 @@ class Stage:
         begun, self.start = time.perf_counter(), 0.0
         self.sink(Note(f"rehearsing {what}"))
         found, errors = Measured(), folder / "errors.txt"
-        with errors.open("wb") as printed, _process(printed) as process:
+        with errors.open("wb") as printed, process_of("lora_scripts.plan.worker", printed) as process:
             assert process.stdin and process.stdout
             with process.stdin as pipe:
                 pipe.write(json.dumps(task))
@@ -76,11 +76,11 @@ class Stage:
 
 
 @contextmanager
-def _process(errors: Any) -> Iterator[subprocess.Popen[str]]:
-    """The rehearsing process, which never outlives this block. Ctrl-C is for us alone: we end it then."""
+def process_of(module: str, errors: Any) -> Iterator[subprocess.Popen[str]]:
+    """A rehearsing process, which never outlives this block. Ctrl-C is for us alone: we end it then."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lora_scripts.plan.worker"],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

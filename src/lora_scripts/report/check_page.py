@@ -1,4 +1,5 @@
-"""One self-contained HTML page about a data set: every finding with its pictures, and what the buckets cut away."""
+"""One self-contained HTML page about a data set: every finding, with its pictures and what the buckets cut away, or
+with the lengths of its records."""
 
 from __future__ import annotations
 
@@ -44,6 +45,24 @@ class ShownPicture:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram."""
+
+    label: str
+    count: int
+    share: float
+    """Of the longest bar, 0 … 1."""
+
+
+@dataclass(frozen=True)
+class ShownRecord:
+    """One record of a language model, as the page shows it."""
+
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
 class CheckData:
     """Everything on the page."""
 
@@ -54,13 +73,18 @@ class CheckData:
     facts: Sequence[tuple[str, str]]
     findings: Sequence[Finding]
     """The worst first."""
-    pictures: Sequence[ShownPicture]
+    pictures: Sequence[ShownPicture] = ()
     mended: Sequence[str] | None = None
     """What --fix did, line by line; None without it."""
     command: str = ""
     """To mend what can be mended; empty if that is done, or nothing."""
     set_aside: str = ""
     """To set aside the pictures that nothing mends; empty as long as there is something to mend."""
+    bars: Sequence[Bar] = ()
+    """How long records are."""
+    unit: str = ""
+    """Of the bars: "tokens" or "words"."""
+    records: Sequence[ShownRecord] = ()
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
-from lora_scripts.families.causal_lm.template import Rendered, Template
+from lora_scripts.errors import UserError
+from lora_scripts.families.causal_lm.load import open_folder
+from lora_scripts.families.causal_lm.template import Rendered, Template, named_template
+from lora_scripts.families.causal_lm.tokens import load_tokenizer
 from lora_scripts.families.texts import Counts, Example, LongRecords, TrainOn
 
 
@@ -43,6 +47,11 @@ class Encoder:
         self.counts.tokens += sum(len(example.ids) for example in examples)
         self.counts.trained += sum(example.count for example in examples)
         return examples
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, signs and all."""
+        text: str = self.tokenizer.decode(list(tokens))
+        return text
 
     @property
     def end_of_text(self) -> int | None:
@@ -130,3 +139,21 @@ class Encoder:
             places.append((min(first, reached), max(last, reached)))
             reached = places[-1][1]
         return list(encoded["input_ids"]), places
+
+
+def encoder_of(path: Path, template: str | None, train_on: str, max_length: int) -> Encoder:
+    """UserError for a folder that is none, or a template that does not fit."""
+    folder, tokenizer = open_folder(path), load_tokenizer(path)
+    eos = tokenizer.eos_token_id
+    stops = folder.stops | ({eos} if eos is not None else set())
+    own: Template | None
+    if template is not None:
+        own = named_template(template, tokenizer)
+    else:
+        try:
+            own = Template(tokenizer, tokenizer.get_chat_template())
+        except ValueError:
+            own = None
+    if train_on not in ("answers", "all"):
+        raise UserError(f"train_on: {train_on} is neither answers nor all")
+    return Encoder(tokenizer, own, stops, cast("TrainOn", train_on), max_length)

@@ -16,6 +16,8 @@ from lora_scripts.formats.header import Header, Kind
 if TYPE_CHECKING:
     from torch import nn
 
+    from lora_scripts.families.texts import TextEncoder
+
 
 def _attention(path: str) -> bool:
     return any(word in path for word in ("attn", "attention"))
@@ -53,6 +55,12 @@ def _weights(header: Header, path: Path) -> Mapping[str, Any]:
 def _folder_weights(path: Path) -> Mapping[str, FolderWeight]:
     folder = open_folder(path)
     return {f"{ROOT}.{name}": weight for name, weight in layer_weights(folder).items()}
+
+
+def _text_encoder(path: Path, template: str | None, train_on: str, max_length: int) -> TextEncoder:
+    from lora_scripts.families.causal_lm.encode import encoder_of
+
+    return encoder_of(path, template, train_on, max_length)
 
 
 def _beside_merged(base: Path, loras: Sequence[Path]) -> Mapping[str, bytes]:
@@ -98,6 +106,7 @@ FACTS = Facts(
     parts={},
     wrapped=lambda: {ROOT: ""},
     folder_weights=_folder_weights,
+    text_encoder=_text_encoder,
     beside_merged=_beside_merged,
     base=_base,
     build=_build,

@@ -28,7 +28,7 @@ from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.texts import Answer, Answering, LongRecords, TextBatch, TrainOn
+from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
 
 ROUTERS = ("gate", "router")
@@ -265,7 +265,7 @@ class LanguageModel:
     ) -> list[int]:
         """Tokens up to where the answer begins. UserError where the template refuses the conversation."""
         template = self.template(named)
-        if template is None:  # a model of running text goes on with what was said last
+        if template is None or messages[-1]["role"] == BEGINNING:  # what was said last is gone on with
             ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
             return ids
         try:

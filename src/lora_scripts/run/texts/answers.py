@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.conversations import Completion, Conversation, Message, Record
 from lora_scripts.errors import UserError
-from lora_scripts.families.texts import Answer, Answering, TextFamily
+from lora_scripts.families.texts import BEGINNING, Answer, Answering, TextFamily
 from lora_scripts.formats import io
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.texts.preflight import TextSplit
@@ -63,7 +63,7 @@ def _question(record: Record) -> Question | None:
         case Conversation(messages, tools) if not tools:
             return Question(messages[:-1], messages[-1]["content"])
         case Completion(prompt, completion):
-            return Question(({"role": "user", "content": prompt},), completion)
+            return Question(({"role": BEGINNING, "content": prompt},), completion)
     return None
 
 

@@ -1,0 +1,1 @@
+"""The data-set doctor for records of a language model."""
