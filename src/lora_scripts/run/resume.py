@@ -27,7 +27,7 @@ FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
-    *("save_steps", "keep_last", "save_precision", "metadata_captions"),
+    *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word"),
     *(
         "sample_prompts",
         "sample_every",
