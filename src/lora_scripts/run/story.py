@@ -92,7 +92,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
-            restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
+            restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         cache = Cache(config.cache_dir or folder.path / "cache", write_of(model.files))
@@ -328,6 +328,8 @@ def train_steps(
             saver.write(parts.folder.best, "best LoRA")
 
     model.train(True)
+    if measuring.ended and state.step < parts.total:
+        sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
     if c.sample_first and state.step == 0:
