@@ -60,7 +60,8 @@ def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixt
     ]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "20 of 20 captions lack the word zorblax: lora-scripts label --input data --trigger zorblax" in told
+    mend = "lora-scripts label --input data --words-only --trigger zorblax"
+    assert f"20 of 20 captions lack the word zorblax: {mend}" in told
     (here / "data" / "metadata.csv").unlink()
     assert main([*words[:-1], "b.yaml"]) == 0
     assert "20 of 20 pictures have no caption: lora-scripts label --input data" in capsys.readouterr().out

@@ -28,8 +28,10 @@ from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.formats import io
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
+from lora_scripts.run.resume import other_length
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
+from lora_scripts.train.optim import Rates
 from runs import interrupting, stopped
 
 STEPS = 9
@@ -167,6 +169,44 @@ def test_a_finished_run_can_be_resumed_and_another_thread_count_is_told(
     assert ", 6 done" in told and "step 6/6" not in told and "verified: 192 of 192" in told
     assert (tmp_path / "mylora" / "mylora.safetensors").read_bytes() == finished.lora.read_bytes()
     assert (tmp_path / "mylora" / "report.html").exists()
+
+
+def test_a_longer_run_is_what_it_would_have_been(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished after two epochs, then asked for three; beside it a run that was asked for three at first."""
+    even = ["lr_schedule=constant", "val_every=3", "sample_every=0"]
+    first, whole = (["train", "--config", str(config), f"output_dir={tmp_path / n / 'mylora'}", *even] for n in "ab")
+    assert main([*first, "epochs=2"]) == 0 and main(whole) == 0
+    assert main([*first, "epochs=2"]) == 2
+    told = capsys.readouterr().err
+    assert "already has a finished run (6 steps); --resume epochs=4 trains it longer; init_lora=" in told
+    assert main([*first, "epochs=1", "--resume"]) == 2
+    assert "epochs: 2 -> 1 (6 steps are done, and that would be 3); undo that" in capsys.readouterr().err
+    assert main([*first, "epochs=3", "--resume"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "epochs: 2 -> 3; the 6 steps that are done are those of a run of 9" in told and "step 9/9" in told
+    assert_same(*(tmp_path / name / "mylora" for name in "ab"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop", "old", "new", "reason"),
+    [
+        (Rates("constant", warmup=3), None, 6, 9, ""),
+        (Rates("constant"), None, 6, 5, "6 steps are done, and that would be 5"),
+        (Rates("cosine"), None, 6, 9, "lr_schedule: cosine spans the whole run, so step 2 would have had another rate"),
+        (Rates("linear", warmup=6), None, 6, 9, ""),  # its fall has not begun
+        (Rates("constant"), 0.5, 6, 9, "token_stop: 0.5 is a share of the run"),
+        (Rates("constant"), 4.0, 6, 9, ""),
+        (Rates("constant"), 0.9, 6, 20, "token_stop: 0.9 is a share of the run"),
+    ],
+)
+def test_which_runs_may_get_another_length(
+    schedule: Rates, stop: float | None, old: int, new: int, reason: str
+) -> None:
+    was = states.RunState(6, old, {"token_stop": stop}, {}, {})
+    found = other_length(was, states.RunState(0, new, {}, {}, {}), schedule)
+    assert found.startswith(reason) if reason else found == ""
 
 
 def test_another_unet_in_a_diffusers_folder_is_noticed(

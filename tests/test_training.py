@@ -300,7 +300,12 @@ def test_a_second_start_is_refused(finished: Finished, capsys: pytest.CaptureFix
     before = finished.lora.stat().st_mtime_ns
     assert main(["train", "--config", str(finished.config)]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {finished.folder}: this folder already has a run; add --resume to go on, or choose")
+    start = (
+        f"init_lora={finished.lora.as_posix()} and another output_dir go on from it with more epochs or other pictures"
+    )
+    assert told.startswith(
+        f"error: {finished.folder}: this folder already has a finished run (6 steps); {start}; another"
+    )
     assert told.count("\n") == 1 and finished.lora.stat().st_mtime_ns == before
 
 

@@ -54,9 +54,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
     target = _config(options) if options.config else _folder(options)
     from lora_scripts.check.command import CheckOptions, check_data
 
-    asked = CheckOptions(
-        **target, page=options.output, trigger=options.trigger, fix=options.fix, set_aside=tuple(options.set_aside)
-    )
+    asked = CheckOptions(**target, page=options.output, fix=options.fix, set_aside=tuple(options.set_aside))
     return check_data(asked, sink)
 
 
@@ -137,6 +135,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--resolution has no effect with --config", hint=f"write resolution=[{width},{height}]")
     config = load_config(options.config, options.overrides)
     return {
+        "trigger": options.trigger or next(iter(config.named_words), None),
         "folder": config.train_data_dir,
         "metadata": config.metadata_path,
         "resolution": config.size,
@@ -156,6 +155,7 @@ def _folder(options: argparse.Namespace) -> dict[str, Any]:
     width, height = size = options.resolution or (512, 512)
     asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]
     return {
+        "trigger": options.trigger,
         "folder": folder,
         "metadata": None,
         "resolution": size,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lora_scripts.events import Event, Saved, Sink
+from lora_scripts.report.usage import tag
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
@@ -43,12 +44,13 @@ def call(options: argparse.Namespace, sink: Sink) -> TrainResult | TextTrainResu
 def words(result: TrainResult | TextTrainResult) -> list[str]:
     """Where everything lies."""
     warning = [f"warning: {result.warning}"] if result.warning else []
-    if not hasattr(result, "words"):
+    if not hasattr(result, "trigger"):
         talk = f"lora-scripts chat --base {result.base} --lora {result.lora}:1"
         return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
+    drawn = cast("TrainResult", result)
     return [
-        f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:0.8>)",
-        *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in result.words.items()),
+        f"the LoRA: {drawn.lora}  (prompt: {tag(drawn.name, trigger=drawn.trigger)})",
+        *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in drawn.words.items()),
         f"the report: {result.report}",
         *warning,
     ]

@@ -80,6 +80,11 @@ class TrainConfig(
         return Path(os.path.abspath(self.output_dir)).name
 
     @property
+    def named_words(self) -> tuple[str, ...]:
+        """The words that are said to call the LoRA; none: what the captions begin with."""
+        return self.new_token or ((self.trigger_word,) if self.trigger_word else ())
+
+    @property
     def family_settings(self) -> dict[str, Any]:
         """The keys that a family may have a use for."""
         keys = ("prediction", "zero_terminal_snr", "clip_skip", "caption_tokens")

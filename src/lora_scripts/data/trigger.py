@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +22,34 @@ _PLAIN = frozenset({
 
 @dataclass(frozen=True)
 class Trigger:
-    """A beginning that captions share."""
+    """What calls a LoRA."""
 
     phrase: str
     captions: int
-    """That begin with it."""
+    """That begin with it, or hold it where it was named."""
     of: int
     """Captions."""
+
+    @property
+    def agreement(self) -> str:
+        """ "48 of 50": the captions that have it."""
+        return f"{self.captions} of {self.of}"
+
+
+def calling(named: Sequence[str], captions: Sequence[str]) -> Trigger | None:
+    """What calls a LoRA of these captions: the words that its maker named, else what they begin with."""
+    if not named:
+        return trigger_of(captions)
+    held = sum(any(holds(caption, word) for word in named) for caption in captions)
+    return Trigger(", ".join(named), held, len(captions))
+
+
+def holds(text: str, word: str) -> bool:
+    """Whether the word or phrase stands in the text, not as a part of another word; case does not count.
+
+    Chinese has no spaces, so only Latin letters and digits make a longer word of it.
+    """
+    return re.search(rf"(?<![0-9a-z]){re.escape(word)}(?![0-9a-z])", text, re.IGNORECASE) is not None
 
 
 def trigger_of(captions: Sequence[str]) -> Trigger | None:

@@ -208,7 +208,7 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
         result["modelspec.encoder_layer"] = str(facts.clip_skip)
     if facts.trigger is not None:
         result["modelspec.trigger_phrase"] = facts.trigger.phrase
-        result[AGREEMENT] = f"{facts.trigger.captions} of {facts.trigger.of}"
+        result[AGREEMENT] = facts.trigger.agreement
     if facts.date is not None:
         result["modelspec.date"] = facts.date
     return result

@@ -62,6 +62,8 @@ class Card:
     license: str | None
     description: str
     triggers: Sequence[str]
+    agreement: str
+    """How many of the captions have them, "48 of 50"; empty where nobody knows."""
     strength: float
     reason: str
     lines: Sequence[StrengthLine]
@@ -102,7 +104,7 @@ def readme(card: Card) -> str:
     return fill_markdown(
         "card.md",
         card=card,
-        tag=tag(card.stem, card.strength),
+        tag=tag(card.stem, card.strength, card.trigger),
         code=diffusers_code(lora, prompt, card.strength),
         facts=_training(card),
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
+from lora_scripts.data.trigger import Trigger
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -94,6 +96,8 @@ class ReportData:
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
     warning: str = ""
     """Why it is better not to use the LoRA; stands at the top, in place of how to use it."""
+    trigger: Trigger | None = None
+    """What calls the LoRA in a prompt."""
     facts: Sequence[tuple[str, str]] = ()
     """Label and value: images, steps, parameters, precision, device, time."""
     comparisons: Sequence[Comparison] = ()

@@ -26,7 +26,7 @@ def render(data: ReportData) -> str:
     return fill(
         "report.html",
         report=data,
-        tag=tag(data.lora.stem),
+        tag=tag(data.lora.stem, trigger=data.trigger.phrase if data.trigger else ""),
         code=diffusers_code(data.lora, prompt),
         previews=_previews(data),
         curves=curves(data),

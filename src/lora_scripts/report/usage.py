@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from lora_scripts.report.data import LoraFile
+if TYPE_CHECKING:
+    from lora_scripts.report.data import LoraFile
 
 
-def tag(stem: str, strength: float = 0.8) -> str:
-    """What a person writes in a prompt to use the file."""
-    return f"<lora:{stem}:{strength:g}>"
+def tag(stem: str, strength: float = 0.8, trigger: str = "") -> str:
+    """What a person writes in a prompt to use the file: the tag, and behind it the word that calls the LoRA."""
+    return f"<lora:{stem}:{strength:g}> {trigger}".rstrip()
 
 
 def diffusers_code(lora: LoraFile, prompt: str, strength: float = 0.8) -> str:

@@ -16,7 +16,7 @@ from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.buckets import Size
 from lora_scripts.data.scan import Sample
-from lora_scripts.data.trigger import trigger_of
+from lora_scripts.data.trigger import calling
 from lora_scripts.errors import UserError
 from lora_scripts.loras import embedding, kohya, metadata, proof
 from lora_scripts.loras.embedding import read_embedding
@@ -139,7 +139,7 @@ def facts_of(
         min_snr_gamma=c.min_snr_gamma,
         noise_offset=c.noise_offset or None,
         caption_dropout=c.caption_dropout,
-        trigger=trigger_of([s.caption for s in samples]),
+        trigger=calling(c.named_words, [s.caption for s in samples]),
         buckets={size: count * c.repeats for size, count in Counter(sizes).items()},
         tag_frequency={folder: metadata.tag_counts(s.caption for s in samples)} if asked else None,
         dataset_dirs={folder: {"n_repeats": c.repeats, "img_count": len(samples)}} if asked else None,

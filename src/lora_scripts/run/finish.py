@@ -16,6 +16,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.buckets import View
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import Sample
+from lora_scripts.data.trigger import Trigger
 from lora_scripts.events import Note, Saved, Sink
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
@@ -141,6 +142,7 @@ def report(
     measuring: Measuring,
     copies: Nearest | None,
     samples: Sequence[Sample],
+    trigger: Trigger | None,
 ) -> None:
     """Writes report.html."""
     lora, cells = folder.final, drawn.by_strength
@@ -149,6 +151,7 @@ def report(
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
         warning=measuring.warning,
+        trigger=trigger,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[Comparison(p.prompt, p.seed, cells[i, 0.0], cells[i, 1.0]) for i, p in enumerate(previews)],
         strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in STRENGTHS])],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from statistics import median
 from lora_scripts.config.load import load_config
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.trigger import Trigger, holds, trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Recipe, Setting
@@ -49,12 +51,15 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         text = f"there are no settings to begin with for {facts.checkpoint.words}"
         raise UserError(text, file=base, hint="copy configs/words.yaml, which says what each key does")
     samples = scan(data, allow_missing_captions=True)
+    begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
+    trigger = begins.phrase if begins else trigger
     recipe = facts.recipes[purpose]
     settings = {setting.key: setting for setting in recipe.settings}
     batch = int(settings["batch_size"].value)
     epochs = min(MOST, max(FEWEST, round(recipe.seen / len(samples))))
     steps = -(-len(samples) // batch) * epochs
     rows = [
+        *([Setting("trigger_word", json.dumps(trigger, ensure_ascii=False), _reason(begins))] if trigger else []),
         _size(facts, base, samples),
         Setting("epochs", str(epochs), f"{len(samples)} pictures, each seen {epochs} times: {steps} steps"),
         *recipe.settings,
@@ -67,6 +72,10 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     if not notes:
         load_config(path)  # what is written is what `train` takes
     return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
+
+
+def _reason(begins: Trigger | None) -> str:
+    return f"{begins.agreement} captions begin with it" if begins else "calls the LoRA; each caption has to hold it"
 
 
 def _size(facts: Facts, base: Path, samples: Sequence[Sample]) -> Setting:
@@ -85,10 +94,11 @@ def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
     if bare:
         notes.append(f"{bare} of {len(samples)} pictures have no caption: lora-scripts label --input {data}{word}")
     elif trigger:
-        without = sum(trigger.lower() not in s.caption.lower() for s in samples)
+        without = sum(not holds(s.caption, trigger) for s in samples)
         if without:
             notes.append(
-                f"{without} of {len(samples)} captions lack the word {trigger}: lora-scripts label --input {data}{word}"
+                f"{without} of {len(samples)} captions lack the word {trigger}: "
+                f"lora-scripts label --input {data} --words-only{word}"
             )
     if len(samples) < 15:
         notes.append(f"{len(samples)} pictures are few: 50 to 200 of one theme teach far more")

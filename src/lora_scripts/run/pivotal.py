@@ -98,7 +98,12 @@ def set_stop(optimizer: torch.optim.Optimizer, stop: float | None, total: int) -
     """The step from which new words rest; below 1 it is a share of all steps."""
     for group in optimizer.param_groups:
         if group["name"] == GROUP and stop is not None:
-            group["stop"] = max(1, round(stop * total)) if stop < 1 else int(stop)
+            group["stop"] = stop_of(stop, total)
+
+
+def stop_of(stop: float, total: int) -> int:
+    """The step that `token_stop` means in a run of `total` steps."""
+    return max(1, round(stop * total)) if stop < 1 else int(stop)
 
 
 def save_words(words: Mapping[str, Tensor], widths: Sequence[int], lora: Path) -> None:

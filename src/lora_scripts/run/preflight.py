@@ -18,6 +18,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.split import FEWEST, hold_out, share_of
+from lora_scripts.data.trigger import calling, holds
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
@@ -75,6 +76,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         )
     )
     attempt(lambda: check_new_words(config, samples))
+    attempt(lambda: check_trigger(config, samples))
     raise_all(faults)
     parted = split(config, samples, sink)
     return Ready(folder, samples, Split(*(list(map(_bare, some)) for some in (parted.trained, parted.held_out))))
@@ -91,6 +93,29 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
         sink(Note(f"data {shortened(line)}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
     sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
+
+
+def check_trigger(config: TrainConfig, samples: Sequence[Sample]) -> None:
+    """UserError for a `trigger_word` that stands in no caption, and so calls nothing."""
+    word = config.trigger_word
+    if word and samples and not any(holds(s.caption, word) for s in samples):
+        hint = f"write it there: lora-scripts label --input {config.train_data_dir} --words-only --trigger {word}"
+        raise UserError(f"trigger_word: no caption holds {word}", hint=hint)
+
+
+def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> None:
+    """What calls the LoRA, where captions or previews lack it."""
+    trigger = calling(config.named_words, [s.caption for s in samples])
+    if trigger is None:
+        return
+    if config.trigger_word and trigger.captions < trigger.of:
+        without = shortened(", ".join(s.name for s in samples if not holds(s.caption, trigger.phrase)))
+        sink(Note(f"note: the trigger word {trigger.phrase} stands in {trigger.agreement} captions; not in {without}"))
+    lines = preview_lines(config.sample_prompts)
+    without_it = [line for line in lines if not holds(line.prompt, trigger.phrase)]
+    if lines and len(without_it) == len(lines) and not config.new_token:
+        text = f"note: {trigger.agreement} captions have {trigger.phrase}, which calls the LoRA, and no preview has it"
+        sink(Note(f"{text}; put it into sample_prompts"))
 
 
 def _folder(folder: RunFolder, *, resume: bool) -> None:

@@ -18,8 +18,10 @@ from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.run.base_files import weights_in
 from lora_scripts.run.parts import Model, Trained
+from lora_scripts.run.pivotal import stop_of
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
+from lora_scripts.train.optim import Rates
 from lora_scripts.train.state import RunState
 
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
@@ -27,7 +29,7 @@ FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
-    *("save_steps", "keep_last", "save_precision", "metadata_captions"),
+    *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word"),
     *(
         "sample_prompts",
         "sample_every",
@@ -75,24 +77,30 @@ def restore(
     model: Trained,
     ema: Ema | None,
     scaler: torch.amp.GradScaler,
+    rates: Rates,
     sink: Sink,
     *,
-    file: Path,
+    lora: Path,
 ) -> None:
-    """Puts the state in folder `found` into `state`, weights and moments into the model. `file`: the run's folder.
+    """Puts the state in folder `found` into `state`, weights and moments into the model. `lora`: the run's file.
 
+    A run may get another length where the steps that are done would have been the same in a run of that length.
     UserError, naming all of it, if what decides the weights has changed.
     """
     old, weights, moments = states.unpack(found)
     changed = states.changes(old.config, state.config)
+    length = next((change for change in changed if change.startswith("epochs: ")), None)
+    why = other_length(old, state, rates) if length else ""
+    if length:
+        changed = [f"{length} ({why})" if change == length else change for change in changed if why or change != length]
     names = [name for name in {**old.data, **state.data} if old.data.get(name) != state.data.get(name)]
     if names:
         changed.append(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
     if changed:
         raise UserError(
             f"cannot resume exactly, because something changed: {'; '.join(changed)}",
-            file=file,
-            hint="undo that, or start a new output_dir with init_lora to go on with new settings",
+            file=lora.parent,
+            hint=f"undo that, or go on with new settings in another output_dir, with init_lora={lora}",
         )
     needed = {**model.weights(), **({f"ema.{name}": one for name, one in ema.values.items()} if ema else {})}
     wrong = [name for name, one in needed.items() if name not in weights or weights[name].numel() != one.numel()]
@@ -104,6 +112,10 @@ def restore(
         )
     for change in states.changes(old.environment, state.environment):
         sink(Note(f"note: since the run began, {change}: the last bits may differ"))
+    if length:
+        sink(Note(f"note: {length}; the {old.step} steps that are done are those of a run of {state.total}"))
+    elif old.step == old.total:
+        sink(Note(f"note: all {old.total} steps are done; proof and report are made again"))
     state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations
     state.scaler, state.optimizer = old.scaler, old.optimizer
     model.load(weights)
@@ -112,6 +124,21 @@ def restore(
     states.restore_optimizer(model.optimizer, moments, old.optimizer)
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
+
+
+def other_length(old: RunState, new: RunState, rates: Rates) -> str:
+    """Why the steps of `old` would have been others in a run of `new`'s length; "": they would not."""
+    done = old.step
+    if new.total < done:
+        return f"{done} steps are done, and that would be {new.total}"
+    steps = range(done)
+    step = next((s for s in steps if rates.share(s, old.total) != rates.share(s, new.total)), None)
+    if step is not None:
+        return f"lr_schedule: {rates.schedule} spans the whole run, so step {step + 1} would have had another rate"
+    stop = old.config.get("token_stop")
+    if stop is not None and min(done, stop_of(stop, old.total)) != min(done, stop_of(stop, new.total)):
+        return f"token_stop: {stop:g} is a share of the run, so the new word would have rested at another step"
+    return ""
 
 
 def _digests(

@@ -91,8 +91,8 @@ class RunFolder:
             hint = "choose another output_dir" if there else "start it without --resume"
             raise UserError("there is no run to resume here", file=self.path, hint=hint)
         if there and not resume:
-            how = "add --resume to go on, or choose" if found is not None else "choose"
-            raise UserError("this folder already has a run", file=self.path, hint=f"{how} another output_dir")
+            what, how = self._there(found)
+            raise UserError(f"this folder already has a {what}", file=self.path, hint=how)
         if found is not None and (fault := damage(found)):
             earlier = next((s for s in reversed(self.resume_states()[:-1]) if not damage(s)), None)
             hint = "start again in another output_dir"
@@ -100,6 +100,24 @@ class RunFolder:
                 hint = f"remove that folder to go on from step {step_of(earlier)}, whose state is whole"
             raise UserError(f"the resume state is damaged ({fault})", file=found, hint=hint)
         return found
+
+    def _there(self, found: Path | None) -> tuple[str, str]:
+        """What is here, and what can be done: (what, how)."""
+        if found is None:
+            return "run", "choose another output_dir"
+        try:
+            told = json.loads((found / "run.json").read_text("utf-8"))
+            total, epochs, keys = int(told["total"]), int(told["config"]["epochs"]), dict(told["config"])
+            finished = self.final.exists() and told["step"] == total
+        except (OSError, ValueError, TypeError, KeyError):  # damaged: told by whoever resumes it
+            finished = False
+        if not finished:
+            return "run", "add --resume to go on, or choose another output_dir"
+        even = keys.get("lr_schedule") == "constant" or keys.get("optimizer") == "schedule_free"
+        longer = f"--resume epochs={2 * epochs} trains it longer; " if even else ""
+        other = "with more epochs or other pictures" if not longer else "with other pictures"
+        start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
+        return f"finished run ({total} steps)", f"{longer}{start}; another output_dir alone starts anew"
 
     def prune(self, keep: int | None) -> None:
         """Removes the oldest checkpoints beyond `keep`."""

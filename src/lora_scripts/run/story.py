@@ -15,6 +15,7 @@ from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
+from lora_scripts.data.trigger import calling
 from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
@@ -70,6 +71,8 @@ class TrainResult:
     """The LoRA of the lowest held-out loss; None where nothing was held out, or the base is better."""
     warning: str
     """Why it is better not to use the LoRA; empty for a healthy one."""
+    trigger: str
+    """The word that calls it in a prompt; empty if none is known."""
     words: dict[str, Path]
     """New words -> their embedding files."""
 
@@ -89,7 +92,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
-            restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
+            restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         cache = Cache(config.cache_dir or folder.path / "cache", write_of(model.files))
@@ -325,6 +328,8 @@ def train_steps(
             saver.write(parts.folder.best, "best LoRA")
 
     model.train(True)
+    if measuring.ended and state.step < parts.total:
+        sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
     if c.sample_first and state.step == 0:
@@ -367,7 +372,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     sink(Note(proof))
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))
-    rows = rows_of(parts)
+    rows, trigger = rows_of(parts), calling(c.named_words, [s.caption for s in p.samples])
     previews = previews_of(c, p.samples)[:4]
     prompts = copy_prompts(p.held.samples, p.samples, [one.prompt for one in previews]) if p.held.on else []
     drawn = report_pictures(c, p.model, previews, prompts, folder.final)
@@ -388,6 +393,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         measuring=measuring,
         copies=copies,
         samples=p.samples,
+        trigger=trigger,
     )
     folder.prune_states(1)
     best = folder.best if folder.best.exists() else None
@@ -401,5 +407,6 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         loss=Smoothed(p.state.losses).value,
         best=best,
         warning=measuring.warning,
+        trigger=trigger.phrase if trigger else "",
         words=words,
     )

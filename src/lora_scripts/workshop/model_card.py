@@ -14,12 +14,14 @@ from PIL import Image
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import list_data
+from lora_scripts.data.trigger import trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Saved, Sink, ignore
 from lora_scripts.families.facts import LoraFacts
 from lora_scripts.families.table import FAMILIES, require_lora
 from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
+from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
 from lora_scripts.workshop.inspect import report_of
 
@@ -107,6 +109,7 @@ def write_card(
         license=license,
         description=description,
         triggers=[trigger] if trigger else _triggers(inspected.triggers, config),
+        agreement="" if trigger else inspected.metadata.get(AGREEMENT, ""),
         strength=strength,
         reason=reason,
         lines=evidence.lines,
@@ -252,12 +255,19 @@ def _triggers(words: Sequence[tuple[str, int | None]], config: TrainConfig | Non
     if counts:
         top = max(count for _, count in counts)
         return [word for word, count in counts if count >= 0.8 * top][:3]
-    if config is None or not config.train_data_dir.is_dir():
+    if config is None:
+        return []
+    if config.named_words:
+        return [*config.named_words]
+    if not config.train_data_dir.is_dir():
         return []
     try:
         listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
     except UserError:
         return []
     captions = [listing.caption(name) for name in listing.images]
+    begins = trigger_of(captions)
+    if begins is not None:
+        return [begins.phrase]
     tags = Counter(tag for caption in captions for tag in {part.strip() for part in caption.split(",")} if tag)
     return [tag for tag, count in tags.most_common(3) if count > 1 and count >= 0.8 * len(captions)]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lora_scripts.config.types import ConfigPath, Count, Fault, Fraction, Keys, Size, no_effect
+
+
+def _word(value: str) -> str:
+    if not value.strip() or set(value) & set("<>"):
+        raise ValueError("is an empty text" if not value.strip() else "cannot stand in a prompt with < or >")
+    return value.strip()
 
 
 class DataKeys(Keys):
@@ -17,7 +23,7 @@ class DataKeys(Keys):
     NEEDS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("resolution", "flip", "random_crop", "mask_alpha", "mask_dir", "mask_background"), "pictures"),
         **dict.fromkeys(("class_data_dir", "class_prompt", "class_images", "prior_weight"), "pictures"),
-        **dict.fromkeys(("caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
+        **dict.fromkeys(("trigger_word", "caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
         **dict.fromkeys(("caption_tokens", "clip_skip"), "clip"),
     }
 
@@ -29,6 +35,9 @@ class DataKeys(Keys):
     """Move the crop about at random instead of taking the middle."""
     repeats: Count = 1
     """How often each picture is seen in one epoch."""
+    trigger_word: Annotated[str, AfterValidator(_word)] | None = None
+    """The word in the captions that calls the LoRA; it is written into the file, the report and the line to copy.
+    Without it, what most captions begin with."""
     caption_dropout: Fraction = 0.0
     """The share of steps that see an empty caption."""
     shuffle_tags: bool = False
@@ -62,6 +71,8 @@ class DataKeys(Keys):
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         if values.get("shuffle_tags") is False and not values.get("tag_dropout"):
             yield no_effect("keep_tags", "shuffle_tags or tag_dropout", "shuffle_tags: true")
+        if values.get("trigger_word") and values.get("new_token"):
+            yield "trigger_word", "says again what new_token says", "leave it out"
         if values.get("mask_alpha") is True and values.get("mask_dir") is not None:
             yield "mask_alpha", "is a second mask beside mask_dir", "leave one of them out"
         if values.get("mask_alpha") is False and values.get("mask_dir") is None:

@@ -89,7 +89,7 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
             parts = assemble(config, folder, split, sink)
         if found is not None:
-            restore(parts.state, found, parts.model, parts.ema, parts.scaler, sink, file=folder.path)
+            restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
         io.write_text(folder.path / "config.yaml", dump_config(config))
