@@ -27,6 +27,7 @@ FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
+    "on_oom",  # what it did stands in the state
     *("save_steps", "keep_last", "save_precision", "metadata_captions"),
     *(
         "sample_prompts",
@@ -105,7 +106,7 @@ def restore(
     for change in states.changes(old.environment, state.environment):
         sink(Note(f"note: since the run began, {change}: the last bits may differ"))
     state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations
-    state.scaler, state.optimizer = old.scaler, old.optimizer
+    state.smaller, state.scaler, state.optimizer = old.smaller, old.scaler, old.optimizer
     model.load(weights)
     if ema is not None:
         ema.load({name: weights[f"ema.{name}"] for name in ema.values})
