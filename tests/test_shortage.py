@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 import tiny
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.run import finish, story
-from lora_scripts.run.shortage import lower
+from lora_scripts.run.shortage import lower, smaller_words
 from lora_scripts.train import state as states
 from lora_scripts.train.probe import Probe
+from lora_scripts.train.state import RunState
+from runs import stopped
 
 END = 6
 
@@ -94,6 +97,76 @@ def test_what_was_learnt_is_saved_and_going_on_is_exact(
     assert mine[2].keys() == theirs[2].keys() and all(torch.equal(mine[2][k], theirs[2][k]) for k in mine[2])
 
 
+def small(real: Callable[..., Any], most: Callable[[], int]) -> Callable[..., Any]:
+    """A loss that has memory for `most()` pictures at a time."""
+
+    def call(self: Any, batch: Any, objective: Any) -> Any:
+        if len(batch.names) > most():
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return real(self, batch, objective)
+
+    return call
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_with_adapt_the_step_is_taken_again_in_halves_and_going_on_is_exact(
+    accumulation: int,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Memory for four pictures, from step 3 on for one: 4 -> 2 -> 1."""
+    keys = {"targets": "['*.up_blocks.3*to_out*']", "batch_size": 4, "epochs": 4, "ema_decay": 0.9, "flip": "true"}
+    keys |= {"gradient_accumulation": accumulation, "save_steps": 100, "caption_dropout": 0.3}
+    tiny.write_pictures(tmp_path / "data", 8)
+    config = tiny.write_config(tmp_path, base_model=base, **keys)
+    step, end = 2 // accumulation + 1, 6 // accumulation
+    stopped(config, step, f"output_dir={tmp_path / 'roomy'}")
+    state = RunState(0, 0, {}, {}, {})
+    monkeypatch.setattr(
+        StableDiffusion1, "loss", small(StableDiffusion1.loss, lambda: 4 if state.step < 2 // accumulation else 1)
+    )
+    new_state = story.new_state
+
+    def watched(*args: Any, **more: Any) -> RunState:
+        nonlocal state
+        state = new_state(*args, **more)
+        return state
+
+    monkeypatch.setattr(story, "new_state", watched)
+    with pytest.raises(UserError, match=r"ran out after step \d; step \d is saved; go on with --resume gradient"):
+        stopped(config, end, f"output_dir={tmp_path / 'stops'}")
+    capsys.readouterr()
+    stopped(config, end, "on_oom=adapt", f"output_dir={tmp_path / 'whole'}")
+    told = " ".join(capsys.readouterr().out.split())
+    for most in (2, 1):
+        assert f"memory ran out in step {step}: from here on batches come in pieces of at most {most}, acc" in told
+    # In another process it would be the same: what is resumed knows only its state, and is not told to adapt again.
+    stopped(config, step, "on_oom=adapt", f"output_dir={tmp_path / 'broken'}")
+    # Adam's step makes much of last bits; the mean of the gradients does not.
+    roomy, tight = (optimizer_of(tmp_path / name, step) for name in ("roomy", "broken"))
+    means = {name: value for name, value in roomy.items() if name.endswith("exp_avg")}
+    most = max(float(value.abs().max()) for value in means.values())
+    assert len(means) == 12 and any(not torch.equal(tight[name], value) for name, value in means.items())
+    for name, value in means.items():
+        torch.testing.assert_close(tight[name], value, rtol=0, atol=1e-4 * most)
+    again = stopped(config, end, f"output_dir={tmp_path / 'broken'}", resume=True)
+    assert again.state.smaller == [[step - 1, 2], [step - 1, 1]]
+    assert ("memory ran out", smaller_words(again.state)) in story.rows_of(again)
+    whole, broken = (optimizer_of(tmp_path / name, end) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert (tmp_path / "whole" / last(end)).read_bytes() == (tmp_path / "broken" / last(end)).read_bytes()
+
+
+def last(step: int) -> str:
+    return f"state/step-{step:08d}/lora.safetensors"
+
+
+def optimizer_of(out: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file((out / last(step)).with_name("optimizer.safetensors"))
+
+
 def test_a_step_that_the_optimizer_left_half_done_is_not_saved(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,10 +227,14 @@ def test_what_to_lower() -> None:
         required = {"train_data_dir": "a", "base_model": "b.safetensors", "output_dir": "c"}
         return TrainConfig.model_validate({**required, **keys})
 
-    whole, tight = config(batch_size=6), {"gradient_checkpointing": True}
+    whole = config(batch_size=6)
+    tight: dict[str, object] = {"gradient_checkpointing": True}
     assert "batch_size: 3 with gradient_accumulation: 2, which learns" in lower(whole, card=True, begun=False)
     assert "gradient_checkpointing=true" in lower(whole, card=True, begun=True)
+    assert "--resume on_oom=adapt: half the batch" in lower(config(**tight), card=True, begun=True)
+    tight["on_oom"] = "adapt"
+    single: dict[str, object] = {"gradient_checkpointing": True, "batch_size": 1}
     assert "--resume offload_blocks=8" in lower(config(**tight), card=True, begun=True)
     assert "output_dir" in lower(config(**tight), card=False, begun=True)
-    assert "base_precision: int8" in lower(config(batch_size=1, **tight), card=False, begun=False)
-    assert "resolution" in lower(config(batch_size=1, base_precision="fp8", **tight), card=False, begun=False)
+    assert "base_precision: int8" in lower(config(**single), card=False, begun=False)
+    assert "resolution" in lower(config(**single, base_precision="fp8"), card=False, begun=False)

@@ -7,7 +7,7 @@ So resuming in mid-epoch is exact, and nothing depends on how many workers or ho
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -40,6 +40,12 @@ def epoch_batches(
         batches += [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def pieces(batch: Sequence[int], most: int | None) -> Iterator[Sequence[int]]:
+    """The batch in its order, in pieces of at most `most` images; None: whole."""
+    size = most or len(batch)
+    return (batch[start : start + size] for start in range(0, len(batch), size))
 
 
 def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, caption_dropout: float) -> Draw:

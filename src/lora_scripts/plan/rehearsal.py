@@ -270,7 +270,7 @@ class Rehearsal:
 def short(whole: Parts, feed: Feed) -> Parts:
     """The run with a feed of its own that ends only when we end it, saves then, and measures and shows nothing."""
     endless = 1_000_000
-    keys = {"save_steps": endless, "sample_every": 0, "sample_every_epochs": None}
+    keys = {"save_steps": endless, "sample_every": 0, "sample_every_epochs": None, "on_oom": "stop"}
     whole.state.total = endless
     return replace(
         whole, config=whole.config.model_copy(update=keys), feed=feed, total=endless, held=replace(whole.held, every=0)

@@ -29,6 +29,7 @@ FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
+    "on_oom",  # what it did stands in the state
     *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word"),
     *(
         "sample_prompts",
@@ -117,7 +118,7 @@ def restore(
     elif old.step == old.total:
         sink(Note(f"note: all {old.total} steps are done; proof and report are made again"))
     state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations
-    state.scaler, state.optimizer = old.scaler, old.optimizer
+    state.smaller, state.scaler, state.optimizer = old.smaller, old.scaler, old.optimizer
     model.load(weights)
     if ema is not None:
         ema.load({name: weights[f"ema.{name}"] for name in ema.values})

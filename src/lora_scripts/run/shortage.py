@@ -12,7 +12,8 @@ import torch
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.train.loop import Halfway
+from lora_scripts.events import Note, Sink
+from lora_scripts.train.loop import Halfway, NoRoom
 from lora_scripts.train.state import RunState
 
 ELSEWHERE = "close what else needs memory"
@@ -67,9 +68,48 @@ def rescuing(
     raise_all([UserError(f"memory ran out after step {state.step}{told}", hint=hint), *faults])
 
 
+def adapting(
+    run: Callable[[int | None], bool],
+    config: TrainConfig,
+    state: RunState,
+    optimizer: torch.optim.Optimizer,
+    sink: Sink,
+) -> bool:
+    """`run(most)`, which takes batches in pieces of at most `most` from `state.step` on, None: whole.
+
+    With `on_oom: adapt` a step that memory does not suffice for is taken again in halves, and so are all that follow.
+    The pictures of each step, and what is drawn for them, stay the same. It stands in the state: going on is exact.
+    """
+    while True:
+        most = state.smaller[-1][1] if state.smaller else None
+        try:
+            return run(most)
+        except NoRoom as error:
+            now = most or config.batch_size
+            if config.on_oom != "adapt" or now == 1:
+                raise
+            _release(error, optimizer)
+        half = now - now // 2
+        state.smaller.append([state.step, half])
+        text = (
+            f"memory ran out in step {state.step + 1}: from here on {_halves(half)}, accumulated, which learns the same"
+        )
+        sink(Note(f"note: {text}"))
+
+
+def smaller_words(state: RunState) -> str:
+    """For the table: how batches became smaller on the way; empty if they did not."""
+    return "; ".join(f"from step {step + 1} on {_halves(most)}" for step, most in state.smaller)
+
+
+def _halves(most: int) -> str:
+    return f"batches come in pieces of at most {most}"
+
+
 def _release(error: BaseException, optimizer: torch.optim.Optimizer) -> None:
     """Gives back what a step that ran out of memory held: what its frames hold, gradients, the reserve of torch."""
-    traceback.clear_frames(error.__traceback__)
+    for one in (error, error.__cause__):
+        traceback.clear_frames(one.__traceback__ if one else None)
     optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if torch.cuda.is_available():
@@ -80,6 +120,8 @@ def lower(config: TrainConfig, *, card: bool, begun: bool) -> str:
     """What to change so that a step needs less memory; for a run that has `begun`, first what it can go on with."""
     if begun and not config.gradient_checkpointing:
         return "go on with --resume gradient_checkpointing=true: the same LoRA with less memory, more slowly"
+    if begun and config.batch_size > 1 and config.on_oom != "adapt":
+        return "go on with --resume on_oom=adapt: half the batch and twice the accumulation, which learns the same"
     if begun and card and not config.offload_blocks:
         return f"go on with --resume offload_blocks={OFFLOADED}: the same LoRA with less memory, more slowly"
     changes = [] if config.gradient_checkpointing else ["gradient_checkpointing: true"]

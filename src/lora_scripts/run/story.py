@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.resume import new_state, restore
 from lora_scripts.run.run_folder import STATES, RunFolder
-from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
+from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
@@ -164,7 +165,7 @@ def assemble(
 def rows_of(parts: Parts) -> list[tuple[str, str]]:
     """The table of a run."""
     steps, done = parts.total, parts.state.step
-    return table_rows(
+    rows = table_rows(
         parts.config,
         parts.model,
         parts.feed,
@@ -174,6 +175,7 @@ def rows_of(parts: Parts) -> list[tuple[str, str]]:
         precision=parts.precision,
         output=parts.folder.final,
     )
+    return [*rows, ("memory ran out", smaller_words(parts.state))] if parts.state.smaller else rows
 
 
 def encode(parts: Parts, cache: Cache, sink: Sink) -> None:
@@ -335,9 +337,12 @@ def train_steps(
     if c.sample_first and state.step == 0:
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
-    return measuring.ended or run_loop(
-        loss, parts.feed.steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema
-    )
+
+    def run(most: int | None) -> bool:
+        steps = partial(parts.feed.steps, most=most)
+        return run_loop(loss, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
+
+    return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 
 
 def show(

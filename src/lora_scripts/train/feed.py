@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.cache import Cache, cache_key
 from lora_scripts.data.image import apply_view, load_rgb
-from lora_scripts.data.loader import caption_for, draw, epoch_batches
+from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, PictureFamily, Place
@@ -137,8 +137,11 @@ class Feed:
         """Optimizer steps; a window of accumulated batches does not reach into the next epoch."""
         return -(-len(self.batches(0)) // self.settings.accumulation)
 
-    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
-        """(epoch, the batches of one optimizer step) for steps first … total - 1."""
+    def steps(self, first: int, total: int, most: int | None = None) -> Iterator[tuple[int, list[Batch]]]:
+        """(epoch, the batches of one optimizer step) for steps first … total - 1.
+
+        With `most` each batch comes in pieces of at most so many pictures: the same pictures, drawn alike.
+        """
         per_epoch = self.steps_per_epoch
         for epoch in range(first // per_epoch, -(-total // per_epoch)):
             batches, size = self.batches(epoch), self.settings.accumulation
@@ -147,11 +150,12 @@ class Feed:
             for window in islice(range(0, len(batches), size), skip, None):
                 ready = []
                 for indices in batches[window : window + size]:
-                    ready.append(self._batch(epoch, position, indices))
-                    position += len(indices)
+                    for piece in pieces(indices, most):
+                        ready.append(self._batch(epoch, position, piece))
+                        position += len(piece)
                 yield epoch, ready
 
-    def _batch(self, epoch: int, start: int, indices: list[int]) -> Batch:
+    def _batch(self, epoch: int, start: int, indices: Sequence[int]) -> Batch:
         s, latents, captions, generators, masks, places = self.settings, [], [], [], [], []
         names = [self.pictures[index].sample.name for index in indices]
         for position, index in enumerate(indices, start):

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lora_scripts.compute.meter import ran_out
 from lora_scripts.errors import UserError
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates, rest_groups, set_rates
@@ -67,6 +68,10 @@ class Halfway(RuntimeError):
     """The optimizer failed in the middle of its step: weights and moments are those of no step."""
 
 
+class NoRoom(RuntimeError):
+    """Memory ran out in the batches of a step. Nothing was moved: it can be taken again in smaller pieces."""
+
+
 class Batch(Protocol):
     """What the loop knows of a batch: what to call it when its loss is no number."""
 
@@ -94,7 +99,8 @@ def run_loop(
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
-    Whatever else is raised leaves everything as it was after `state.step` steps, unless it is `Halfway`.
+    Whatever else is raised leaves everything as it was after `state.step` steps, but for gradients, unless it is
+    `Halfway`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch, batches in steps(state.step, settings.total):
@@ -102,10 +108,15 @@ def run_loop(
         set_rates(optimizer, share)
         torch.manual_seed((settings.seed << 32) + state.step)  # for dropout; noise comes with the batch
         total, count = torch.zeros((), device=parameters[0].device), 0
-        for batch in batches:
-            loss, n = loss_of(batch)
-            scaler.scale(loss).backward()
-            total, count = total + loss.detach(), count + n
+        try:
+            for batch in batches:
+                loss, n = loss_of(batch)
+                scaler.scale(loss).backward()
+                total, count = total + loss.detach(), count + n
+        except (MemoryError, RuntimeError) as error:
+            if ran_out(error):
+                raise NoRoom(str(error) or "out of memory") from error
+            raise
         scaler.unscale_(optimizer)
         for p in parameters:
             if p.grad is not None:

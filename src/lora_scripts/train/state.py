@@ -33,6 +33,8 @@ class RunState:
     """One for every step so far."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """What was measured so far; each the fields of an `evidence.Evaluation`."""
+    smaller: list[list[int]] = field(default_factory=list)
+    """[step, most]: after so many steps memory ran out, and from there batches come in pieces of at most so many."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16 and when it grows next; empty otherwise."""
     optimizer: dict[str, Any] = field(default_factory=dict)

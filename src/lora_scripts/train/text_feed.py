@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from lora_scripts.data.loader import epoch_batches
+from lora_scripts.data.loader import epoch_batches, pieces
 from lora_scripts.families.texts import Example, TextBatch, TextFamily, lengths_of, packed, padded
 
 ALIKE = 8
@@ -55,14 +55,15 @@ class TextFeed:
         """Optimizer steps; a window of accumulated batches does not reach into the next epoch."""
         return -(-len(self.batches(0)) // self.settings.accumulation)
 
-    def steps(self, first: int, total: int) -> Iterator[tuple[int, list[TextBatch]]]:
-        """(epoch, the batches of one optimizer step) for steps first … total - 1."""
+    def steps(self, first: int, total: int, most: int | None = None) -> Iterator[tuple[int, list[TextBatch]]]:
+        """(epoch, the batches of one optimizer step) for steps first … total - 1, in pieces of at most `most`."""
         per_epoch, size = self.steps_per_epoch, self.settings.accumulation
         for epoch in range(first // per_epoch, -(-total // per_epoch)):
             batches = self.batches(epoch)
             skip = first - epoch * per_epoch if epoch == first // per_epoch else 0
             for window in islice(range(0, len(batches), size), skip, None):
-                yield epoch, [self.batch(indices) for indices in batches[window : window + size]]
+                chosen = [piece for whole in batches[window : window + size] for piece in pieces(whole, most)]
+                yield epoch, [self.batch(indices) for indices in chosen]
 
     def batch(self, indices: Sequence[int]) -> TextBatch:
         """These examples, packed if the settings say so."""

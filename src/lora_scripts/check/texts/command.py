@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from lora_scripts.check.texts import findings as found
-from lora_scripts.check.texts.rows import Row, Unfit, hidden, rows, shown
+from lora_scripts.check.texts import record_findings as found
+from lora_scripts.check.texts.record_rows import Row, Unfit, hidden, rows, shown
 from lora_scripts.check.verdict import counted, number_of, ordered
 from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.findings import Finding

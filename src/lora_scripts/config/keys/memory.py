@@ -25,6 +25,9 @@ class MemoryKeys(Keys):
     """How many of the base's blocks, the largest first, stay in RAM and come to the card one ahead."""
     vae_tiling: bool = False
     """Encode and draw pictures with a side over 512 pixels in tiles that overlap; their latents differ a little."""
+    on_oom: Literal["stop", "adapt"] = "stop"
+    """When memory runs out in a step: stop with what was learnt saved, or adapt: take it and all that follow with half
+    the batch and twice the accumulation, which learns the same."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -37,3 +40,5 @@ class MemoryKeys(Keys):
         if values.get("offload_blocks") and values.get("device") in ("cpu", "mps"):
             told = f"has no effect with device: {values['device']}, whose memory is the RAM"
             yield "offload_blocks", told, "leave offload_blocks out"
+        if values.get("on_oom") == "adapt" and values.get("batch_size") == 1:
+            yield "on_oom", "has no effect with batch_size: 1, which cannot be halved", "leave on_oom out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from lora_scripts.run.overview import device_name
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
 from lora_scripts.run.run_folder import STATES, RunFolder
-from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing
+from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.run.texts import answers, export
 from lora_scripts.run.texts.answers import Question
@@ -173,6 +174,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
         ("precision", f"{p.precision}, LoRA fp32"),
         ("device", device_name(p.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
+        *([("memory ran out", smaller_words(p.state))] if p.state.smaller else []),
         ("output", str(p.folder.final)),
     ]
     if c.init_lora:
@@ -292,9 +294,12 @@ def train_steps(
     if c.sample_first and state.step == 0:
         preview()
     hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
-    return measuring.ended or run_loop(
-        model.family.loss, p.feed.steps, model.optimizer, p.scaler, settings, state, hooks, p.ema
-    )
+
+    def run(most: int | None) -> bool:
+        steps = partial(p.feed.steps, most=most)
+        return run_loop(model.family.loss, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema)
+
+    return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 
 
 def save_answers(parts: TextParts, given: Sequence[Answer], sink: Sink) -> None:
