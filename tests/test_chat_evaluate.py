@@ -101,6 +101,57 @@ def test_faults_come_at_once(tmp_path: Path, lora: Path, capsys: pytest.CaptureF
     assert all(line.startswith("error: ") for line in told)
 
 
+def test_a_file_of_prompts(base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is answered as it would be alone."""
+    prompts, more = tmp_path / "prompts.txt", tmp_path / "talks.jsonl"
+    prompts.write_text("hello\n\nhow are you, hello\n")
+    words = talk(base, "--lora", f"{lora}:1", "--system", "Be brief", "--from-file")
+    assert main([*words, str(prompts)]) == 0
+    assert "2 prompts answered in" in capsys.readouterr().out
+    model = open_model(base, torch.device("cpu"), torch.float32)
+    from lora_scripts.loras import on_texts
+
+    on_texts.wear(model, [(lora, 1.0)])
+    rows = [json.loads(line) for line in (tmp_path / "prompts-answers.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["hello", "how are you, hello"]
+    for row in rows:
+        alone = Session(model, Answering(12), "Be brief").ask(row["prompt"])
+        assert (row["answer"], row["stopped"]) == (alone.text, alone.stopped)
+    assert main([*words, str(prompts)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    asked = [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]
+    said = {"messages": [*asked, {"role": "assistant", "content": "y"}]}
+    lines = [json.dumps(row) for row in ({"prompt": "hello"}, {"messages": asked}, said, [])]
+    more.write_text("\n".join([*lines, "{half"]))
+    assert main([*words, str(more), "--output", str(tmp_path / "out.jsonl")]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("talks.jsonl:")[2][:2] for line in told] == ["3:", "4:", "5:"]
+    more.write_text("\n".join(lines[:2]))
+    assert main([*words, str(more), "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_lora_brings_the_template_that_it_was_trained_with(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a base that has none, as after a training with chat_template: chatml."""
+    bare, own = small_words.write_model(tmp_path / "bare"), tmp_path / "words"
+    (bare / "chat_template.jinja").unlink()
+    own.mkdir()
+    for part in lora.iterdir():
+        (own / part.name).write_bytes(part.read_bytes())
+    (own / adapter_folder.TEMPLATE).write_text(small_words.CHATML)
+
+    def said(*words: str) -> str:
+        assert main([*talk(bare), "--message", "hello", "--json", *words]) == 0
+        return str(json.loads(capsys.readouterr().out)["turns"][0]["answer"])
+
+    template = str(own / adapter_folder.TEMPLATE)
+    assert (
+        said("--lora", f"{own}:1") == said("--lora", f"{lora}:1", "--template", template) != said("--lora", f"{lora}:1")
+    )
+
+
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 

@@ -32,12 +32,12 @@ HOUSES: dict[str, Callable[[exams.Exam], str]] = {
 ASSETS = resources.files("lora_scripts.demo").joinpath("assets")
 
 
-def measure(work: Path, house: str, count: int, seed: int, overrides: list[str]) -> Evaluated:
+def measure(work: Path, house: str, records: int, count: int, seed: int, overrides: list[str]) -> Evaluated:
     """Trains in `work` on reports of one house, as words.yaml says, and measures on `count` others."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     write, base, output = HOUSES[house], work / "base", work / "reports"
-    reports.write_records(work / "train.jsonl", reports.TRAINING_SEED, reports.RECORDS, house, write)
+    reports.write_records(work / "train.jsonl", reports.TRAINING_SEED, records, house, write)
     reports.write_records(work / "test.jsonl", seed, count, house, write)
     with resources.as_file(ASSETS.joinpath("words")) as folder:
         shutil.copytree(folder, base)
@@ -56,12 +56,15 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--house", nargs="+", choices=tuple(HOUSES), default=[exams.HOUSE, forms.HELD_OUT])
     parser.add_argument("--count", type=int, default=500, help="exams to measure on (default 500)")
+    parser.add_argument(
+        "--records", type=int, default=reports.RECORDS, help="reports to train on (default: the demo's)"
+    )
     parser.add_argument("--seed", type=int, default=75, help="of those exams (default 75)")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", default=[], help="keys laid over words.yaml")
     args = parser.parse_args()
     for house in args.house:
         wall, cpu = time.time(), sum(os.times()[:2])
-        found = measure(args.work / house, house, args.count, args.seed, args.set)
+        found = measure(args.work / house, house, args.records, args.count, args.seed, args.set)
         took = f"{time.time() - wall:.0f} s, {sum(os.times()[:2]) - cpu:.0f} s of processor"
         assert found.lora is not None
         base, lora = found.base, found.lora

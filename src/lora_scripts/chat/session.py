@@ -107,6 +107,7 @@ def chat(
     where = choose_device(device)
     model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
     on_texts.wear(model, loras)
+    template = on_texts.template_of(template, loras)
     session = Session(model, Answering(max_tokens, temperature, top_p, seed, think), system, template)
     again = 0
     while (line := lines()) is not None:

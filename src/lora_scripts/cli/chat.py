@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_device, argument, asked, default, number, path, weighted
+from lora_scripts.cli.options import add_device, argument, asked, default, file_of, number, path, weighted
+from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink
 
 if TYPE_CHECKING:
+    from lora_scripts.chat.of_file import Answered
     from lora_scripts.chat.session import Chatted
 
 HELP = "talk to a language model with LoRAs on it"
@@ -23,7 +25,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--lora", metavar="DIR:WEIGHT", dest="loras", type=argument(weighted), action="append", default=[], help=text)
     add("--system", metavar="TEXT", default="", help="the system prompt")
     add("--message", metavar="TEXT", help="ask this, and leave")
-    add("--template", metavar="NAME", help="chatml, alpaca or a .jinja file (default: the model's own)")
+    text = 'answer each line of it, or of a .jsonl file each {"prompt": …} or {"messages": …}, and leave'
+    add("--from-file", metavar="FILE", type=path, help=text)
+    text = "with --from-file: where the answers go (default: FILE-answers.jsonl beside it)"
+    add("--output", metavar="FILE", type=file_of(".jsonl"), help=text)
+    text = "chatml, alpaca or a .jinja file (default: what the LoRA was trained with, or the model's own)"
+    add("--template", metavar="NAME", help=text)
     tokens = number(int, 1, 1_000_000)
     add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))
     text = default("0", "0: always the likeliest token")
@@ -36,8 +43,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> Chatted:
+def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
     """Answers what you write, line by line, and remembers the conversation; /help names what else it understands."""
+    if options.from_file is not None and options.message is not None:
+        raise UserError("--message and --from-file are both given", hint="leave one out")
+    if options.output is not None and options.from_file is None:
+        raise UserError("--output does nothing without --from-file", hint="leave it out, or name a file of prompts")
+    if options.from_file is not None:
+        return _of_file(options, sink)
     from lora_scripts.chat.session import Piece, chat
 
     def tell(event: Event) -> None:
@@ -47,12 +60,27 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted:
             sink(event)
 
     lines = _once(options.message) if options.message is not None else _typed(sink, quiet=options.json)
-    return chat(lines=lines, sink=tell, **asked(options, "message"))
+    return chat(lines=lines, sink=tell, **asked(options, "message", "from_file", "output"))
 
 
-def words(result: Chatted) -> list[str]:
-    """Nothing more: the answers were told as they came."""
-    return []
+def words(result: Chatted | Answered) -> list[str]:
+    """Of a file what has become of it; the answers of a conversation were told as they came."""
+    from lora_scripts.chat.of_file import Answered
+
+    if not isinstance(result, Answered):
+        return []
+    cut = result.prompts - result.stopped
+    more = f"; {cut} cut off, --max-tokens gives them more" if cut else ""
+    return [f"{result.prompts} prompts answered in {result.output}{more}"]
+
+
+def _of_file(options: argparse.Namespace, sink: Sink) -> Answered:
+    from lora_scripts.chat.of_file import answer_file
+    from lora_scripts.families.texts import Answering
+
+    given = asked(options, "message", "from_file", "max_tokens", "temperature", "top_p", "seed", "think")
+    answering = Answering(options.max_tokens, options.temperature, options.top_p, options.seed, options.think)
+    return answer_file(source=options.from_file, answering=answering, sink=sink, **given)
 
 
 def _once(message: str) -> Callable[[], str | None]:

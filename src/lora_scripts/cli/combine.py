@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli import files
-from lora_scripts.cli.options import add_loras, add_writing, asked, file_of, number, weighted_loras
+from lora_scripts.cli.options import add_loras, add_writing, asked, number, path, weighted_loras
 from lora_scripts.cli.show import as_json, columns
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
@@ -22,7 +22,7 @@ METHODS = ("concat", "svd", "linear", "ties", "dare")
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_loras(parser)
-    add("--output", metavar="FILE", type=file_of(".safetensors"), help="the file to write")
+    add("--output", metavar="FILE", type=path, help="the .safetensors file, or folder, to write")
     text = "concat: the exact sum (default); svd: that sum at a smaller rank; linear, ties, dare: see docs"
     add("--method", metavar="NAME", choices=METHODS, default="concat", help=text)
     add("--rank", metavar="N", type=number(int, 1, 4096), help="svd, ties, dare: the most (default: the largest given)")

@@ -30,7 +30,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="held-out records: a file, or a folder (its test split)",
     )
     add("--count", metavar="N", type=number(int, 1, 10**9), help="only the first so many records")
-    add("--template", metavar="NAME", help="chatml, alpaca or a .jinja file (default: the model's own)")
+    text = "chatml, alpaca or a .jinja file (default: what the LoRA was trained with, or the model's own)"
+    add("--template", metavar="NAME", help=text)
     tokens = number(int, 1, 1_000_000)
     add("--max-length", metavar="N", type=tokens, default=2048, help=default("2048", "tokens of a record"))
     add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli import files
-from lora_scripts.cli.options import add_writing, asked, file_of, number, path
+from lora_scripts.cli.options import add_writing, asked, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
 
@@ -20,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", metavar="FILE", type=path, required=True, help="what the other was made from: file or folder")
     add("--tuned", metavar="FILE", type=path, required=True, help="the fine-tuned model: file or folder")
-    add("--output", metavar="FILE", type=file_of(".safetensors"), required=True, help="the LoRA to write")
+    add("--output", metavar="FILE", type=path, required=True, help="the LoRA to write: .safetensors, or a folder")
     add("--rank", metavar="N", type=number(int, 1, 4096), help="the most (default: 32, without --energy)")
     add("--energy", metavar="X", type=number(float, 1e-6, 1), help="of each layer, the share to keep, 0.95")
     add("--conv", action="store_true", help="3 x 3 convolutions too")

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 def written(lora: Written) -> list[str]:
     """A LoRA that was written, as it was read again."""
+    known = f" (AutoV2 {lora.autov2}, AutoV3 {lora.autov3})" if lora.autov3 else ""
     return [
         f"written: {lora.output} (rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules} modules, "
         f"{lora.precision}, {units.size(lora.bytes)})",
         f"read again: ΔW as meant to {lora.rounding:.1e} of its size",
-        f"sha256 {lora.sha256} (AutoV2 {lora.autov2}, AutoV3 {lora.autov3})",
+        f"sha256 {lora.sha256}{known}",
     ]
 
 

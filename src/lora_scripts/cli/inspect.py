@@ -62,7 +62,8 @@ def _page(report: Report) -> list[str]:
         lines.append(f"metadata: {len(report.metadata)} keys, see lora-scripts metadata")
     if report.loads:
         lines += ["", *(f"{name}: {answer}" for name, answer in report.loads.items())]
-        lines.append("diffusers, PEFT: run lora-scripts verify with a --base")
+        if "PEFT" not in report.loads:
+            lines.append("diffusers, PEFT: run lora-scripts verify with a --base")
     return [*lines, "", *([f"! {problem}" for problem in report.problems] or ["nothing looks wrong"])]
 
 

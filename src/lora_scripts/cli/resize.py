@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli import files
-from lora_scripts.cli.options import add_writing, asked, file_of, number, path
+from lora_scripts.cli.options import add_writing, asked, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
 
@@ -19,7 +19,7 @@ HELP = "make a LoRA smaller"
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lora", metavar="FILE", type=path, help="the LoRA")
-    add("--output", metavar="FILE", type=file_of(".safetensors"), required=True, help="the file to write")
+    add("--output", metavar="PATH", type=path, required=True, help="the .safetensors file, or folder, to write")
     add("--rank", metavar="N", type=number(int, 1, 4096), help="the most that a layer gets")
     add("--energy", metavar="X", type=number(float, 1e-6, 1), help="of each layer, the share to keep, 0.95")
     add_writing(parser)

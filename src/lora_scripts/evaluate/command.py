@@ -112,6 +112,7 @@ def evaluate(
 
     where = choose_device(device)
     model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    template = on_texts.template_of(template, loras)
     encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
     examples: list[tuple[int, Example]] = []
     faults: list[UserError] = []

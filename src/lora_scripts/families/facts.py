@@ -64,6 +64,8 @@ class LoraFacts:
     """Of ModelSpec."""
     implementation: str
     """Of ModelSpec: whose layer names the file follows."""
+    folder: bool = False
+    """That they are PEFT's folders, and not single files."""
     unread_by: frozenset[str] = frozenset()
     """Programs of `loras.verify` that know no such models."""
     webui: str = "Unknown"

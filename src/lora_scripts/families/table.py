@@ -116,11 +116,15 @@ def settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, **{key: value for key, value in given.items() if value is not None}}
 
 
-def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:
-    """The family of a base that draws pictures. UserError for a base of another kind."""
+def require_pictures(path: Path) -> Facts:
+    """The family of a base that draws pictures. UserError for a base of another kind, saying what it is for."""
     facts = find(path)
     if "pictures" not in facts.features:
-        raise UserError(
-            f"this is {facts.checkpoint.words}, which draws no pictures", file=path, hint="give another base"
-        )
-    return cast("PictureFamily", load_family(facts, path, options))
+        hint = "lora-scripts chat answers with it, --from-file a file of prompts; evaluate measures it"
+        raise UserError(f"this is {facts.checkpoint.words}, which draws no pictures", file=path, hint=hint)
+    return facts
+
+
+def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:
+    """The family of a base that draws pictures. UserError for a base of another kind."""
+    return cast("PictureFamily", load_family(require_pictures(path), path, options))

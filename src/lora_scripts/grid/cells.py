@@ -148,9 +148,10 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
-    from lora_scripts.families.table import load_pictures, settings
+    from lora_scripts.families.table import load_pictures, require_pictures, settings
     from lora_scripts.loras.stack import LoraStack
 
+    require_pictures(sources.base)
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
     made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.records import holds_records
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, UserErrors, raise_all
@@ -27,6 +28,9 @@ class Folder:
 
 def open_folder(folder: Path, output: str | None) -> Folder:
     """`output`: see `store.open_store`. UserErrors with every fault of the captions that are there, and of `output`."""
+    if holds_records(folder):
+        text = "these are records of a language model, which need no captions"
+        raise UserError(text, file=folder, hint="look at them with lora-scripts check")
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "no such folder"
         raise UserError(f"--input: {what}", file=folder, hint="give the folder with the images")

@@ -49,6 +49,24 @@ def files_of(
     }
 
 
+def like(
+    origin: Path, weights: Mapping[str, LoraWeights], dtype: torch.dtype, metadata: Mapping[str, str]
+) -> dict[str, io.Data]:
+    """As `files_of`, of a LoRA that was made from `origin`: another one, or a base. Of the metadata only ours counts:
+    the rest are words of kohya's tools."""
+    own = {key: value for key, value in metadata.items() if key.startswith("lora_scripts")}
+    told = config_of(origin) if (origin / ADAPTER_CONFIG).is_file() else {"base_model_name_or_path": str(origin)}
+    files = files_of(
+        weights,
+        dtype,
+        base=str(told.get("base_model_name_or_path") or ""),
+        transposed=bool(told.get("fan_in_fan_out")),
+        metadata=own,
+    )
+    template = origin / TEMPLATE
+    return files | {TEMPLATE: template.read_bytes()} if template.is_file() else files
+
+
 def write(path: Path, files: Mapping[str, io.Data]) -> None:
     """The folder, whole or not at all. UserError as `io.write_folder`."""
     io.write_folder(path, files)

@@ -1,10 +1,9 @@
-"""LoRA files: the one reader, which knows every naming and family, and the one writer, which proves what it wrote."""
+"""LoRA files: the one reader, which knows every naming and family."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,6 @@ from lora_scripts.loras import naming
 from lora_scripts.loras.naming import PEFT_PREFIX, Naming
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lora_scripts.adapters.weights import LoraWeights
@@ -197,40 +195,6 @@ def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a LoRA file with the hashes that WebUIs know it by."""
     io.save_safetensors(path, tensors, with_hashes(tensors, metadata))
-
-
-def write(
-    path: Path, family: Facts, weights: Mapping[str, LoraWeights], dtype: torch.dtype, values: Mapping[str, str]
-) -> tuple[LoraFile, float]:
-    """Writes a LoRA as kohya's tools do, and proves it: (the file as read again from the disk, |rounding| / |ΔW|).
-
-    `weights` have one rank and one alpha (`uniform`). UserError, with nothing written, when `dtype` cannot hold them or
-    would lose more of ΔW than its digits say.
-    """
-    import torch
-
-    from lora_scripts.adapters.algebra import factors
-    from lora_scripts.loras import kohya, reading
-
-    names = family.names()
-    tensors = kohya.to_kohya(weights, names.kohya, dtype=dtype)
-    rounded = plain(reading.read(tensors, names))
-    pairs = [(factors.of(weights[name]), factors.of(rounded[name])) for name in weights]
-    size = math.hypot(*(factors.norm(meant) for meant, _ in pairs))
-    off = math.hypot(*(factors.distance(meant, there) for meant, there in pairs)) / size if size else 0.0
-    if off > 8 * torch.finfo(dtype).eps:
-        text = f"{str(dtype).removeprefix('torch.')} would change ΔW by {off:.1%}"
-        raise UserError(text, file=path, hint="write it with --precision fp32")
-    save(path, tensors, values)
-    written = read(path)
-    same = written.weights.keys() == rounded.keys() and all(
-        torch.equal(w.up, rounded[n].up) and torch.equal(w.down, rounded[n].down) and w.alpha == rounded[n].alpha
-        for n, w in written.weights.items()
-    )
-    if not same:
-        hint = "check the disk, and write it again"
-        raise UserError("the file does not read back as it was written", file=path, hint=hint)
-    return written, off
 
 
 def is_adapter(path: Path) -> bool:

@@ -43,6 +43,15 @@ def check(base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
     raise_all(faults)
 
 
+def template_of(named: str | None, adapters: Sequence[tuple[Path, float]]) -> str | None:
+    """The chat template that was asked for, else the file of the one that the last of the LoRAs was trained with; None:
+    the model's own."""
+    from lora_scripts.loras import adapter_folder
+
+    files = [path / adapter_folder.TEMPLATE for path, _ in adapters]
+    return named or next((str(file) for file in reversed(files) if file.is_file()), None)
+
+
 def load(base: Path, options: LoadOptions) -> TextFamily:
     """The model alone. UserError for a base that answers nothing."""
     facts = table.find(base)

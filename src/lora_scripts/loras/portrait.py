@@ -27,6 +27,10 @@ _BLOCK = re.compile(
 )
 
 
+_LAYER = re.compile(r"(?:^|\.)(?:model|transformer|gpt_neox|backbone)\.(?:layers|h|blocks)\.(\d+)\.")
+"""Of a language model; those of text encoders stand under an encoder."""
+
+
 @dataclass(frozen=True)
 class Module:
     """One layer's LoRA."""
@@ -174,7 +178,9 @@ def _blocks(modules: list[Module]) -> list[Block]:
 
 
 def block_of(name: str) -> str:
-    """The block of the model that a layer stands in: "down_blocks 1", "mid_block", "text encoder"."""
+    """The block of the model that a layer stands in: "down_blocks 1", "mid_block", "text encoder", "layer 3"."""
+    if layer := _LAYER.search(name):
+        return f"layer {layer[1]}"
     if name.startswith(("lora_te", "text_encoder")) or "text_model" in name or ".self_attn." in name:
         second = name.startswith(("lora_te2", "text_encoder_2"))
         return "text encoder 2" if second else "text encoder"

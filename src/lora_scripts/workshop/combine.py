@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
-from lora_scripts.loras import file as lora_file
 from lora_scripts.loras import metadata
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.loras.metadata import Source
@@ -18,6 +17,7 @@ from lora_scripts.workshop.common import (
     Weighted,
     Written,
     as_written,
+    check_form,
     check_output,
     check_weights,
     dtype_of,
@@ -121,9 +121,11 @@ def combine(
     and `seed` 1 where they count and are None. UserErrors for a person's mistakes, before anything is written."""
     paths, faults = [lora.path for lora in loras], Faults()
     _check(loras, method, {"rank": rank, "energy": energy, "density": density, "seed": seed}, faults)
-    one_family(paths, faults)
+    family = one_family(paths, faults)
     if output is not None:
         faults.attempt(lambda: check_output(output, paths, overwrite=overwrite))
+        if family is not None:
+            faults.attempt(lambda: check_form(output, family))
     raise_all(faults.errors)
 
     files = read_all(paths)
@@ -181,6 +183,7 @@ def _write(
 ) -> CombinedFile:
     from lora_scripts.adapters.algebra import combine as algebra
     from lora_scripts.adapters.weights import uniform
+    from lora_scripts.loras.writing import write
 
     weights = [file.weights for file in files]
     combined = algebra.combine(weights, strengths, method, told=counting(sink, "layers"))
@@ -200,7 +203,7 @@ def _write(
         sources=[Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)],
     )
     values |= metadata.shared([file.metadata for file in files])
-    written, rounding = lora_file.write(output, files[0].family, padded, dtype, values)
+    written, rounding = write(output, files[0].family, padded, dtype, values, files[0].path)
     cut = method.name not in ("concat", "linear")
     worst_module, worst_share = combined.worst if cut else (None, None)
     return CombinedFile(

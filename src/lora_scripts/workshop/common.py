@@ -66,6 +66,15 @@ def check_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> No
         raise UserError(f"the folder {output.parent} does not exist", file=output, hint="make it first")
 
 
+def check_form(output: Path, family: Facts) -> None:
+    """UserError unless the name is that of what a LoRA of the family is: a folder, or a .safetensors file."""
+    if family.lora.folder and output.suffix == ".safetensors":
+        text = f"a LoRA of {family.words} is a folder, as PEFT has it"
+        raise UserError(text, file=output, hint=f"write --output {output.with_suffix('')}")
+    if not family.lora.folder and output.suffix.lower() != ".safetensors":
+        raise UserError("must be a .safetensors file", file=output, hint="add .safetensors")
+
+
 def check_space(output: Path, size: int) -> None:
     """UserError unless the disk has room for `size` bytes."""
     free = shutil.disk_usage(output.parent).free
@@ -144,6 +153,7 @@ class Written:
     bytes: int
     sha256: str
     autov3: str
+    """Empty of a folder: only WebUIs know files by it."""
     rounding: float
     """|ΔW in the file - ΔW meant| / |ΔW meant|"""
 
@@ -161,9 +171,9 @@ def as_written(file: LoraFile, rounding: float) -> dict[str, Any]:
         "alpha": first.alpha,
         "modules": len(file.weights),
         "precision": dtype_name(first.down.dtype),
-        "bytes": file.path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in (file.path, *file.path.rglob("*")) if part.is_file()),
         "sha256": file.sha256,
-        "autov3": file.metadata["sshs_model_hash"][:12],
+        "autov3": file.metadata.get("sshs_model_hash", "")[:12],
         "rounding": rounding,
     }
 

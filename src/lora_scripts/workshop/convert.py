@@ -19,7 +19,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
-from lora_scripts.loras import dialects, kohya
+from lora_scripts.loras import adapter_folder, dialects, kohya
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.reading import ALPHA_KEY
@@ -100,7 +100,11 @@ def convert(
     """
     output = _output(file, to, output, dtype, overwrite=overwrite)
     source, naming = open_lora(file), Naming(to)
-    family, modules = source.require_family(), plain(source.modules(), file, dora=True)
+    family = source.require_family()
+    if family.lora.folder and naming is not Naming.PEFT:
+        text = f"a LoRA of {family.words} has no {to} names: what reads those draws pictures"
+        raise UserError(text, file=file, hint="PEFT's folder is read by PEFT, transformers and vLLM as it is")
+    modules = plain(source.modules(), file, dora=True)
     sizes, baked, padded = _sizes(modules), None, None
     if bake_dora:
         assert base is not None
@@ -113,7 +117,11 @@ def convert(
         modules = of_one_rank
     modules, loss = precision.cast(modules, number_type)
     carried = {key: value for key, value in source.metadata.items() if key not in _NOT_CARRIED}
-    form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family)
+    if family.lora.folder:
+        io.write_folder(output, adapter_folder.like(file, modules, number_type, carried))
+        form = _Form(read_by=("PEFT",))
+    else:
+        form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family)
     return Converted(
         file=file,
         output=output,

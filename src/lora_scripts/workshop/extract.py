@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
-from lora_scripts.loras import file as loras
 from lora_scripts.loras import metadata
 from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
@@ -18,6 +17,7 @@ from lora_scripts.workshop.common import (
     Ranks,
     Written,
     as_written,
+    check_form,
     check_output,
     dtype_of,
     has_conv,
@@ -95,12 +95,13 @@ def extract(
 
     from lora_scripts.adapters.algebra.extract import missing_attention
     from lora_scripts.adapters.weights import uniform
+    from lora_scripts.loras.writing import write
 
     weights = {path: layer.weights for path, layer in layers.items()}
     weights |= missing_attention(weights, {path: before.shape(path) for path in before.places})
     padded = uniform(weights)
     metadata = _metadata(before, after, output, padded, made_by("extract", rank=rank, energy=energy))
-    written, rounding = loras.write(output, before.family, padded, dtype_of(precision), metadata)
+    written, rounding = write(output, before.family, padded, dtype_of(precision), metadata, base)
     total = sum(layer.energy for layer in layers.values())
     worst = min(layers, key=lambda path: layers[path].share)
     elsewhere = _elsewhere(before, after, set(names))
@@ -129,6 +130,7 @@ def _opened(base: Path, tuned: Path, output: Path, *, overwrite: bool) -> tuple[
             faults.errors.append(UserError(text, file=tuned, hint="give two models of one kind"))
         else:
             faults.errors += _unlike(before, after)
+            faults.attempt(lambda: check_form(output, before.family))
     raise_all(faults.errors)
     assert before is not None and after is not None
     return before, after
@@ -185,7 +187,9 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
-    both = [path for path in base.family.names().kohya if path in base.places and path in tuned.places]
+    names = base.family.names()
+    table = names.kohya or [path for path in base.places if path in names.stems]  # names without a table: as they lie
+    both = [path for path in table if path in base.places and path in tuned.places]
     return [path for path in both if conv or _size(base.shape(path))[2:] == ()]
 
 

@@ -121,6 +121,8 @@ def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
 
 def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[str, str]]:
     """(problems, program -> what it says), by the matchers, with the family's names and without shapes."""
+    if family.lora.folder:
+        return [], {"PEFT": "its own form; lora-scripts verify with a --base proves it"}
     base = family.base(None)
     unknown = published.read(source.tensors, base, family.names(), source.metadata).faults
     strange = [fault for fault in unknown if fault.why.startswith("names no layer")]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
-from lora_scripts.loras import file as loras
 from lora_scripts.loras import metadata
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.loras.metadata import Source
@@ -17,6 +16,7 @@ from lora_scripts.workshop.common import (
     Ranks,
     Written,
     as_written,
+    check_form,
     check_output,
     dtype_of,
     has_conv,
@@ -58,13 +58,16 @@ def resize(
     faults = Faults()
     if rank is None and energy is None:
         faults.errors.append(UserError("resize to what?", hint="give --rank 8, or --energy 0.95, or both"))
-    one_family([lora], faults)
+    family = one_family([lora], faults)
     faults.attempt(lambda: check_output(output, [lora], overwrite=overwrite))
+    if family is not None:
+        faults.attempt(lambda: check_form(output, family))
     raise_all(faults.errors)
 
     (file,) = read_all([lora])
     from lora_scripts.adapters.algebra import resize as algebra
     from lora_scripts.adapters.weights import uniform
+    from lora_scripts.loras.writing import write
 
     smaller = algebra.resize(file.weights, rank=rank, energy=energy, told=counting(sink, "layers"))
     padded = uniform(smaller.weights)
@@ -78,7 +81,7 @@ def resize(
         made_by=made_by("resize", rank=rank, energy=energy),
         sources=[Source(file.name, file.sha256)],
     )
-    written, rounding = loras.write(output, file.family, padded, dtype_of(precision, [file]), _metadata(file, new))
+    written, rounding = write(output, file.family, padded, dtype_of(precision, [file]), _metadata(file, new), lora)
     worst_module, worst_share = smaller.worst
     return Resized(
         **as_written(written, rounding),

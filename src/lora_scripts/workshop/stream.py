@@ -115,11 +115,11 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> Tensor:
 
 
 def read_module(model: Checkpoint, module: str) -> Tensor:
-    """One layer's weight, in the file's own type."""
+    """One layer's weight, [out, in, …], in the file's own type."""
     place = model.places[module][0]
     with opened(model.file(place.file)) as file:
         tensor = read_tensor(file, model.files[place.file], place.key)
-    return tensor[place.rows(len(tensor))]
+    return tensor.T if place.flipped else tensor[place.rows(len(tensor))]
 
 
 def copied(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:

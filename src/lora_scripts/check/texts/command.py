@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from lora_scripts.check.texts import record_findings as found
-from lora_scripts.check.texts.record_rows import Row, Unfit, hidden, rows, shown
+from lora_scripts.check.texts import judging
+from lora_scripts.check.texts.kept import Row, Unfit, hidden, rows, shown
 from lora_scripts.check.verdict import counted, number_of, ordered
 from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.findings import Finding
@@ -79,12 +79,12 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
     encoder = _encoder(options)
     sets, faults = _opened(options)
     kept: list[Row] = []
-    findings = [found.of_fault(fault) for fault in faults]
+    findings = [judging.of_fault(fault) for fault in faults]
     done, total = 0, sum(len(records) for records, _ in sets)
     for records, held_out in sets:
         for row in rows(records, encoder, held_out=held_out):
             if isinstance(row, Unfit):
-                findings.append(found.of_unfit(row))
+                findings.append(judging.of_unfit(row))
             else:
                 kept.append(row)
             done += 1
@@ -92,7 +92,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
                 sink(Progress("records", done, total))
     if not kept and not findings:
         raise UserError("there are no records", file=options.source, hint="give a file or a folder of records")
-    findings += found.of_set(kept, options.max_length if encoder else None, cut=options.cut)
+    findings += judging.of_set(kept, options.max_length if encoder else None, cut=options.cut)
     trained = [row for row in kept if not row.held_out]
     checked = TextChecked(
         source=options.source,

@@ -10,7 +10,7 @@ from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, layer_w
 from lora_scripts.families.causal_lm.names import ROOT, names
 from lora_scripts.families.facts import Facts, FolderWeight, LoraFacts
 from lora_scripts.families.kinds import Shapes
-from lora_scripts.families.names import Base
+from lora_scripts.families.names import Base, Layer
 from lora_scripts.formats.header import Header, Kind
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ def _feed_forward(path: str) -> bool:
     return not _attention(path) and any(part.isdigit() for part in path.split("."))
 
 
+PICTURE_PROGRAMS = frozenset(
+    {"diffusers", "A1111", "ComfyUI", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"}
+)
+"""Programs that draw, and read no LoRA of a language model."""
 GROUPS = {"attention": _attention, "feed_forward": _feed_forward}
 """Names for sets of layers, for `targets`."""
 
@@ -70,11 +74,20 @@ def _beside_merged(base: Path, loras: Sequence[Path]) -> Mapping[str, bytes]:
 
 
 def _base(path: Path | None) -> Base:
-    return Base((), 0)
+    """The layers with their shapes; without a base none, as every model has its own."""
+    if path is None:
+        return Base((), 0)
+    folder, layers = open_folder(path), []
+    for name, weight in layer_weights(folder).items():
+        shape = folder.files[weight.file].tensors[weight.key].shape
+        layers.append(Layer(f"{ROOT}.{name}", name, "", "", shape[::-1] if weight.flipped else shape))
+    return Base(tuple(layers), 0)
 
 
 def _build(path: Path) -> dict[str, nn.Module]:
-    return {}
+    from lora_scripts.families.causal_lm.skeleton import skeleton
+
+    return {ROOT: skeleton(path)}
 
 
 FACTS = Facts(
@@ -95,7 +108,14 @@ FACTS = Facts(
     image_root=ROOT,
     text_roots=(),
     recipes={},
-    lora=LoraFacts("causal_lm", "causal-lm/lora", "transformers", hub_tags=("text-generation", "peft")),
+    lora=LoraFacts(
+        "causal_lm",
+        "causal-lm/lora",
+        "transformers",
+        folder=True,
+        unread_by=PICTURE_PROGRAMS,
+        hub_tags=("text-generation", "peft"),
+    ),
     names=names,
     kind_of=_kind_of,
     folder_kind=folder_kind,

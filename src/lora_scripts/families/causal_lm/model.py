@@ -25,6 +25,7 @@ from lora_scripts.families.causal_lm.facts import FACTS
 from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
+from lora_scripts.families.causal_lm.skeleton import straighten
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
 from lora_scripts.families.facts import Facts
@@ -363,19 +364,4 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise UserError(f"the weights do not fit config.json: {names}{more}", file=path, hint="download it again")
     model.requires_grad_(False).eval().to(device)
-    return LanguageModel(folder, model, tokenizer, device, frozenset(_straighten(model)))
-
-
-def _straighten(model: nn.Module) -> list[str]:
-    """Makes every layer with its weight [in, out], as GPT-2 has them, an `nn.Linear`; gives their names."""
-    from transformers.pytorch_utils import Conv1D
-
-    names = [name for name, layer in model.named_modules() if isinstance(layer, Conv1D)]
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        old: Any = model.get_submodule(name)
-        linear = nn.Linear(old.nx, old.nf, bias=True, device="meta")
-        linear.weight = nn.Parameter(old.weight.detach().T.contiguous(), requires_grad=False)
-        linear.bias = old.bias
-        setattr(model.get_submodule(parent), last, linear)
-    return names
+    return LanguageModel(folder, model, tokenizer, device, frozenset(straighten(model)))

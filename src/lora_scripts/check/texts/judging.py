@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from lora_scripts.check.texts import near
-from lora_scripts.check.texts.record_rows import Row, Unfit
+from lora_scripts.check.texts.kept import Row, Unfit
 from lora_scripts.check.verdict import number_of
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.errors import UserError

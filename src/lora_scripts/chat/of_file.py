@@ -1,0 +1,122 @@
+"""`lora-scripts chat --from-file`: every prompt of a file answered, each in a conversation of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Progress, Saved, Sink, ignore
+from lora_scripts.formats import io
+
+if TYPE_CHECKING:
+    from lora_scripts.data.conversations import Message
+    from lora_scripts.families.texts import Answering
+
+AT_ONCE = 8
+"""Prompts that are answered together."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a file of prompts has become."""
+
+    output: Path
+    """JSON lines: prompt, answer, and whether it ended by itself."""
+    prompts: int
+    stopped: int
+    """Answers that ended by themselves."""
+
+
+def answer_file(
+    base: Path,
+    loras: Sequence[tuple[Path, float]],
+    source: Path,
+    output: Path | None,
+    *,
+    system: str = "",
+    template: str | None = None,
+    answering: Answering,
+    device: str = "auto",
+    precision: str = "auto",
+    sink: Sink = ignore,
+) -> Answered:
+    """Answers each prompt and writes the answers as they come. UserErrors for what is wrong with the files, at once."""
+    from lora_scripts.loras import on_texts
+
+    output = output or source.with_name(f"{source.stem}-answers.jsonl")
+    if output.exists():
+        raise UserError("is there already", file=output, hint="give --output another name, or remove it")
+    talks = read_talks(source, system)
+    on_texts.check(base, loras)
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.families.base import LoadOptions
+
+    where = choose_device(device)
+    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    on_texts.wear(model, loras)
+    template = on_texts.template_of(template, loras)
+    rows: list[str] = []
+    stopped = 0
+    for start in range(0, len(talks), AT_ONCE):
+        some = talks[start : start + AT_ONCE]
+        for talk, answer in zip(some, model.answers(some, answering, template=template), strict=True):
+            row = {"prompt": talk[-1]["content"], "answer": answer.text, "stopped": answer.stopped}
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+            stopped += answer.stopped
+        io.write_text(output, "".join(rows))
+        sink(Progress("prompts", len(rows), len(talks)))
+    sink(Saved("answers", output))
+    return Answered(output, len(talks), stopped)
+
+
+def read_talks(source: Path, system: str = "") -> list[list[Message]]:
+    """The conversations that are to be gone on with: of a .jsonl file a line with "prompt" or "messages" each, else a
+    line of text each. UserErrors with file and line."""
+    try:
+        text = source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", file=source, hint="check the path") from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", file=source, hint="save it as UTF-8") from None
+    talks: list[list[Message]] = []
+    faults: list[UserError] = []
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        if source.suffix.lower() != ".jsonl":
+            talks.append([*first, {"role": "user", "content": line.strip()}])
+            continue
+        asked = _asked(line)
+        if asked is None:
+            hint = 'write {"prompt": "…"} or {"messages": […]} that ends with the user'
+            faults.append(UserError("no prompt", file=source, line=number, hint=hint))
+        else:
+            own = [] if asked[0]["role"] == "system" else first
+            talks.append([*own, *asked])
+    if not talks and not faults:
+        faults.append(UserError("holds no prompt", file=source, hint="write one a line"))
+    raise_all(faults)
+    return talks
+
+
+def _asked(line: str) -> list[Message] | None:
+    """Of one line of JSON; None where it asks nothing."""
+    try:
+        row: Any = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if isinstance(row.get("prompt"), str) and row["prompt"].strip():
+        return [{"role": "user", "content": row["prompt"]}]
+    messages = row.get("messages")
+    sound = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") in ("system", "user", "assistant")
+        for m in messages
+    )
+    return messages if sound and messages and messages[-1]["role"] == "user" else None
