@@ -1,9 +1,10 @@
-"""The two commands for a fresh machine; they need nothing but Python 3.11 or newer and pip.
+"""The commands for a fresh machine; they need nothing but Python 3.11 or newer and pip.
 
+    python3 start.py setup    install everything, and say what to type next
     python3 start.py demo     train a LoRA on the bundled miniature world and open its report (or: demo words)
     python3 start.py test     check the code and run the tests
 
-Both make a virtual environment in `.venv` beside this file and install the locked requirements into it, once. This file
+All make a virtual environment in `.venv` beside this file and install the locked requirements into it, once. This file
 uses the standard library only, and parses on Python 3.7, so that an old Python gets a sentence and not a traceback.
 """
 
@@ -17,6 +18,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -31,6 +33,9 @@ ROOT = Path(__file__).resolve().parent
 WORLDS = {"pictures": ("output/demo", "neon"), "words": ("output/demo-words", "reports")}
 """Of `demo`: the folder that it writes to, and the one of the run in it."""
 LOCKS = {"demo": "requirements.lock", "test": "requirements-test.lock"}
+SIZES = {"linux": (2.9, 5.5), "win32": (0.3, 1.0), "darwin": (0.3, 1.0)}
+"""Gigabytes that the first set-up downloads, and that it takes on the disk: summed over the wheels of the lock and what
+is in them, for x86-64 (macOS: arm64). On Linux most of it is what torch brings for NVIDIA cards."""
 NO_NETWORK = re.compile(  # what pip and urllib3 say when nobody answers
     "NameResolution|NewConnection|ConnectTimeout|ProxyError|Max retries|connection broken|unreachable|failed to resolve"
     "|connection refused|name resolution|getaddrinfo",
@@ -119,6 +124,19 @@ def run_pip(root: Path, arguments: Sequence[str]) -> None:
     raise Fault(f"pip could not install the requirements: {errors[-1] if errors else 'see the lines above'}")
 
 
+def size_in_words(root: Path) -> str:
+    """What the first set-up downloads and keeps. Fault where the disk has no room for it."""
+    size, disk = SIZES.get(sys.platform, SIZES["linux"])
+    free = shutil.disk_usage(root).free / 1e9
+    if free < disk:
+        raise Fault(f"{root} has {free:.1f} GB free, and about {disk:.1f} GB are needed; make room, and start again")
+    minutes = math.ceil(size * 8000 / 50 / 60)
+    return (
+        f"about {size:g} GB to download, {disk:.1f} GB on the disk; {minutes} minutes at 50 Mbit/s and a few to unpack,"
+        " less where pip has some of it already"
+    )
+
+
 def set_up(root: Path, command: str, pip: Pip = run_pip) -> None:
     """Brings `.venv` to the state that `command` needs; does nothing, quickly, when it is there already.
 
@@ -134,13 +152,45 @@ def set_up(root: Path, command: str, pip: Pip = run_pip) -> None:
         done = {}
     stamp.unlink(missing_ok=True)
     unfinished.touch()
-    print(f"Installing {LOCKS[command]} (once; a few minutes and, the first time, a large download)", flush=True)
+    print(f"Installing {LOCKS[command]}, once: {size_in_words(root)}", flush=True)
     pip(root, ["-r", LOCKS[command]])
     # The lock holds setuptools: building without isolation needs no second download.
     pip(root, ["--no-deps", "--no-build-isolation", "-e", "."])
     kept = {name: done[name] for name in LOCKS if done.get(name) == wanted(root, name)}
     stamp.write_text(json.dumps({"folder": str(root), **kept, **hashes}), encoding="utf-8")
     unfinished.unlink()
+
+
+def next_steps(root: Path) -> str:
+    """What to type when everything is installed."""
+    if os.name == "nt":
+        programs = root / ".venv" / "Scripts"
+        active = (
+            f"{programs / 'activate.bat'}        in the command prompt, or in PowerShell:\n"
+            f"  Set-ExecutionPolicy -Scope Process RemoteSigned; {programs / 'Activate.ps1'}"
+        )
+    else:
+        active = "source .venv/bin/activate"
+    return (
+        "Ready. Make the environment active in this terminal, then write a config for your pictures:\n"
+        f"  {active}\n"
+        "  lora-scripts new NAME --data FOLDER --base MODEL.safetensors\n"
+        "Without --base it looks for the models of a WebUI on this machine, and says where to get one."
+    )
+
+
+def card_in_words(root: Path) -> str:
+    """A line where the machine has an NVIDIA card and the installed torch does not see it; else nothing."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    code = "import torch; print(torch.cuda.is_available())"
+    seen = subprocess.run([venv_program(root, "python"), "-c", code], capture_output=True, text=True).stdout.strip()
+    if seen != "False":
+        return ""
+    return (
+        "This torch does not use your NVIDIA card. Install its CUDA build, of the same version, with the command that "
+        "the selector on https://pytorch.org shows; add --force-reinstall --no-deps to it."
+    )
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -204,7 +254,9 @@ def test(root: Path, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Runs one command; gives the exit code."""
     parser = argparse.ArgumentParser(prog="start.py", description="Sets everything up in .venv, then runs one command.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="setup | demo | test")
+    about = "install everything into .venv, say what to type next, and do nothing else"
+    commands.add_parser("setup", help=about, description=about)
     about = "train a LoRA on the bundled miniature world and open its report; about 3 minutes on 2 cores"
     demo_parser = commands.add_parser("demo", help=about, description=about)
     demo_parser.add_argument("--no-open", action="store_true", help="name the report, do not open it")
@@ -214,10 +266,13 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     about = "check the code and run the tests; what else is given goes to pytest, as in: test -k buckets"
     commands.add_parser("test", help=about, description=about)
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command == "demo":
+    if rest and known.command != "test":
         demo_parser.error(f"unknown option {rest[0]}")
     try:
-        set_up(root, known.command)
+        set_up(root, "test" if known.command == "test" else "demo")
+        if known.command == "setup":
+            print("\n".join(filter(None, [next_steps(root), card_in_words(root)])), flush=True)
+            return 0
         if known.command == "demo":
             output = known.output or Path(WORLDS[known.world][0])
             return demo(root, output, open_page=not known.no_open, world=known.world)

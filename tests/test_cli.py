@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for what takes minutes, training and drawing: it records what it was asked for."""
     asked = SimpleNamespace(calls=[], error=None)
     lora, report = Path("out/out.safetensors"), Path("out/report.html")
-    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report, warning="")
+    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report, warning="", trigger="")
     done = SimpleNamespace(trained=trained, report=report, command="lora-scripts generate", pictures=())
 
     def record(result: Any) -> Any:
@@ -108,7 +108,7 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        ([], "no command given; write one of those above"),
+        ([], "no command given; begin with the lines above"),
         (["trian"], "there is no command trian; did you mean train?"),
         (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
         (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),

@@ -314,8 +314,13 @@ def test_aliases_do_not_grow() -> None:
 
 
 def test_a_checkpoint_given_as_a_hub_name() -> None:
-    (fault,) = faults(PATHS.replace("base.safetensors", "runwayml/stable-diffusion-v1-5"))
-    assert "nothing is downloaded" in fault
+    """It is no fault of the config: nothing is looked up here. A path of a file, and a spoilt name, are."""
+    assert load(PATHS.replace("base.safetensors", "an-owner/a.model")).base_model == Path("an-owner/a.model")
+    assert load(PATHS.replace("base.safetensors", "hf:owner/name/x.safetensors")).base_model.name == "x.safetensors"
+    (fault,) = faults(PATHS.replace("base.safetensors", "hf:owner"))
+    assert "hf:owner names no model on the hub; write hf:owner/name/file.safetensors" in fault
+    (fault,) = faults(PATHS.replace("base.safetensors", "hf:owner/name/x.ckpt"))
+    assert "is a pickle file" in fault
     (fault,) = faults(PATHS.replace("base.safetensors", "models/x.safetensors"))
     assert fault.endswith("models/x.safetensors does not exist; that folder holds v1-5-pruned.safetensors")
 

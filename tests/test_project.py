@@ -132,6 +132,7 @@ def test_readme_opens_with_the_two_commands_and_shows_the_config_as_it_is(name: 
     text = (ROOT / name).read_text("utf-8")
     first, *_ = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [
+        "python3 start.py setup",
         "python3 start.py demo",
         "python3 start.py test",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -102,6 +103,32 @@ def test_everything_real_from_an_empty_folder(start: ModuleType, root: Path, cap
     assert subprocess.check_output([python, "-c", "import tiny; print(tiny.number)"], text=True).strip() == "7"
     assert start.main(["demo", "--no-open"], root) == 0
     assert capfd.readouterr().out == "hello from the project\n"  # the second time nothing is made or installed
+
+
+def test_setup_installs_and_says_what_to_type(
+    start: ModuleType, root: Path, capfd: pytest.CaptureFixture[str], quick_venv: list[Path]
+) -> None:
+    pip = Pip()
+    start.set_up(root, "demo", pip)
+    told = capfd.readouterr().out
+    assert "Installing requirements.lock, once: about " in told and " GB to download" in told and "50 Mbit/s" in told
+    assert start.main(["setup"], root) == 0  # everything is there: nothing but the next step
+    told = capfd.readouterr().out
+    assert told.startswith("Ready.") and "activate" in told and "lora-scripts new NAME --data FOLDER" in told
+    assert "hello from the project" not in told and len(pip.calls) == 2
+    with pytest.raises(SystemExit):
+        start.main(["setup", "--no-open"], root)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_loaded(
+    start: ModuleType, root: Path, quick_venv: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type(shutil.disk_usage(root))(10**9, 9 * 10**8, 10**8)
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda path: full)
+    pip = Pip()
+    with pytest.raises(start.Fault, match=r"has 0\.1 GB free, and about .* GB are needed"):
+        start.set_up(root, "demo", pip)
+    assert not pip.calls
 
 
 def test_offline_is_one_line_and_leaves_no_stamp(

@@ -57,6 +57,14 @@ COMMANDS = (
 )
 
 
+FIRST = """\
+first, with your pictures in data/mine:
+  lora-scripts label --input data/mine --trigger myword      captions, which you then mend
+  lora-scripts new mine --data data/mine                     a config; it says which base models are here
+  lora-scripts train --config configs/mine.yaml              the LoRA, and a report
+or see how it all works in a few minutes: lora-scripts demo"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0, 2 for a person's mistake (told on stderr), 130 when interrupted, 143 when
     the system asked it to end (SIGTERM)."""
@@ -126,7 +134,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
-        raise UserError("no command given", hint="write one of those above")
+        raise UserError("no command given", hint="begin with the lines above")
     overridable = getattr(options.command, "OVERRIDES", False)
     for word in rest:
         if not overridable or word.startswith("-") or "=" not in word:
@@ -159,7 +167,11 @@ def parsers() -> Mapping[str, argparse.ArgumentParser]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="lora-scripts", description="From fifty pictures to a LoRA, by editing one YAML file.")
+    parser = Parser(
+        prog="lora-scripts",
+        description="From fifty pictures to a LoRA, by editing one YAML file.",
+        epilog=FIRST,
+    )
     parser.add_argument("--version", action="version", version=f"lora-scripts {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name")

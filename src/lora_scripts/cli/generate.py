@@ -10,6 +10,7 @@ from lora_scripts.cli.options import (
     add_device,
     add_prediction,
     asked,
+    base_of,
     default,
     file_of,
     number,
@@ -56,7 +57,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Generated:
     """Draws pictures from a prompt, which may call any number of LoRAs as <lora:name:0.8>."""
     from lora_scripts.generate.prompt import GenerateOptions
 
-    require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
+    require_models([("--vae", options.vae, "VAE")])
+    options.base = base_of(options.base, sink)
     wanted = GenerateOptions(**asked(options))
     from lora_scripts.generate.command import generate_pictures
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import file_of, path, require_models
-from lora_scripts.events import Sink
+from lora_scripts.cli.options import base_of, file_of, path
+from lora_scripts.events import Note, Sink
 
 if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
@@ -19,7 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
     add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
-    add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
+    text = "the checkpoint: .safetensors, diffusers folder, or hf:owner/name/file (without it: which ones are here)"
+    add("--base", metavar="FILE", type=path, help=text)
     kinds = ("style", "character")
     add(
         "--for", dest="purpose", choices=kinds, default="style", help="style (default), or character: a person, a thing"
@@ -31,12 +32,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     """Looks at pictures and base and writes a config for them, every line with its reason."""
-    require_models([("--base", options.base, "checkpoint")])
+    if options.base is None:
+        from lora_scripts.families.on_machine import find, no_base
+
+        given = f"lora-scripts new {options.lora} --data {options.data.as_posix()}"
+        lines, error = no_base(find(), given + (" --for character" if options.purpose == "character" else ""))
+        for line in lines:
+            sink(Note(line))
+        raise error
+    base = base_of(options.base, sink)
     from lora_scripts.run.first_config import new_config
 
-    return new_config(
-        options.lora, options.data, options.base, options.purpose, options.trigger.strip(), options.output
-    )
+    return new_config(options.lora, options.data, base, options.purpose, options.trigger.strip(), options.output)
 
 
 def words(result: NewConfig) -> list[str]:

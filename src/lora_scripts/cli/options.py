@@ -10,8 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from lora_scripts.config.values import DEVICE, model_fault, parse_path, parse_size
+from lora_scripts.config.values import DEVICE, base_fault, model_fault, parse_path, parse_size
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.common import Weighted
@@ -42,7 +43,7 @@ class _Help(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Examples stay whole, so that they can be copied."""
-        return text if text.startswith(EXAMPLES_HEAD) else super()._fill_text(text, width, indent)
+        return text if text.startswith((EXAMPLES_HEAD, FIRST_HEAD)) else super()._fill_text(text, width, indent)
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -51,6 +52,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 EXAMPLES_HEAD = "examples:"
+FIRST_HEAD = "first, "
 
 
 def examples_text(examples: Sequence[tuple[str, str]]) -> str:
@@ -159,6 +161,15 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
         if where is not None and (fault := model_fault(where, kind=kind, folder=True)):
             faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
     raise_all(faults)
+
+
+def base_of(base: Path, sink: Sink) -> Path:
+    """--base on the disk, fetched first where it is a name on the hub. UserErrors where it is no model."""
+    if fault := base_fault(base):
+        raise UserError(f"--base: {fault[0]}", hint=fault[1])
+    from lora_scripts.families.download import fetch
+
+    return fetch(base, sink)
 
 
 def add_loras(parser: argparse.ArgumentParser, text: str = "a.safetensors:0.8; weight 1 if left out") -> None:

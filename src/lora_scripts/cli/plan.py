@@ -31,7 +31,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
     preview and one save; and what to change if it does not fit. Writes nothing."""
     from lora_scripts.run.configs import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides, sink)
     from lora_scripts import run
     from lora_scripts.plan.command import PlanOptions, plan
 

@@ -34,7 +34,7 @@ def call(options: argparse.Namespace, sink: Sink) -> TrainResult | TextTrainResu
     """Trains a LoRA; relative paths in the config count from the folder you start in."""
     from lora_scripts.run.configs import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides, sink)
     from lora_scripts import run
 
     check_with = ["--config", str(options.config), *options.overrides]

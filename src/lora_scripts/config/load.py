@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from lora_scripts.config.faults import explain, our_name
 from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
 from lora_scripts.config.source import MANY, Entry, parse_file, parse_overrides, read_text
-from lora_scripts.config.values import model_fault, parse_path
+from lora_scripts.config.values import base_fault, model_fault, parse_path
 from lora_scripts.errors import UserError, raise_all
 
 ItemFault = tuple[str, str, str, int | None]
@@ -175,7 +175,7 @@ def _folder_fault(path: Path) -> tuple[str, str] | None:
 _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "train_data_dir": _data_fault,
     "metadata_path": _metadata_fault,
-    "base_model": lambda path: model_fault(path, kind="checkpoint", folder=True),
+    "base_model": base_fault,
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
     "val_data_dir": _data_fault,

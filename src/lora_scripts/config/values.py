@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -51,6 +52,32 @@ def parse_path(value: object) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class HubName:
+    """A model on the Hugging Face hub."""
+
+    repo: str
+    """owner/name"""
+    file: str = ""
+    """In it; empty: the whole model."""
+
+
+_WORD = r"[A-Za-z0-9][\w.-]*"
+_HUB = re.compile(rf"hf:({_WORD}/{_WORD})(?:/([\w./ ()+-]+))?")
+
+
+def hub_name(path: Path) -> HubName | None:
+    """What `hf:owner/name/file`, `hf:owner/name` or `owner/name` means; None for a path. A name without hf: is one only
+    where nothing of that name, and no folder `owner`, is here."""
+    text = path.as_posix()
+    if match := _HUB.fullmatch(text):
+        return HubName(match[1], match[2] or "")
+    weights = path.suffix.lower() in {".safetensors", *PICKLES}
+    if re.fullmatch(f"{_WORD}/{_WORD}", text) and not weights and not path.exists() and not path.parent.exists():
+        return HubName(text)
+    return None
+
+
 def check_size(value: object) -> int | tuple[int, int]:
     """One side or (width, height) in pixels from 512, [512, 768] or (512, 768); ValueError otherwise."""
     items = list(value) if isinstance(value, list | tuple) else [value, value]
@@ -79,6 +106,8 @@ def model_fault(path: Path, *, kind: str, folder: bool) -> tuple[str, str] | Non
 
     `kind` names what is wanted ("checkpoint", "VAE", "LoRA"). Nothing is opened: the reader checks the contents.
     """
+    if path.as_posix().startswith("hf:") and hub_name(path) is None:
+        return f"{path.as_posix()} names no model on the hub", "write hf:owner/name/file.safetensors, or hf:owner/name"
     if path.suffix.lower() in PICKLES:
         return (
             f"{path.as_posix()} is a pickle file, which can run code when it is opened",
@@ -95,13 +124,18 @@ def model_fault(path: Path, *, kind: str, folder: bool) -> tuple[str, str] | Non
     return f"{path.as_posix()} does not exist", _mend_of_missing(path, kind)
 
 
+def base_fault(path: Path) -> tuple[str, str] | None:
+    """As `model_fault`, for a checkpoint, which may be a name on the hub instead."""
+    if hub_name(path) and path.suffix.lower() not in PICKLES:
+        return None
+    return model_fault(path, kind="checkpoint", folder=True)
+
+
 def _mend_of_missing(path: Path, kind: str) -> str:
     """What to do about a file of weights that is not there: the nearest name beside it, or where to put one."""
     siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
     if near := did_you_mean(path.stem, [Path(name).stem for name in siblings]):
         return f"did you mean {(path.parent / near).as_posix()}.safetensors?"
-    if not path.suffix and len(path.parts) == 2 and not path.parent.exists():
-        return f"a {kind} is a file or folder on this machine, nothing is downloaded; give the path of a .safetensors"
     if siblings:
         return f"that folder holds {', '.join(sorted(siblings)[:3])}{' …' if len(siblings) > 3 else ''}"
     return f"put the {kind} there, or change the path"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,6 +88,8 @@ class Facts:
     """The file name of a well-known base."""
     checkpoint: Kind
     """What its bases are."""
+    published: tuple[str, str] | None = field(default=None, kw_only=True)
+    """A base to begin with: its name on the hub, and its size in words."""
     mergeable: frozenset[Kind]
     """Checkpoints that its LoRAs can be added to; `checkpoint` among them."""
     model: str

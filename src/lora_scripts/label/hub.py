@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.download import failures, why
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = ("*.json", "*.txt", "*.csv", "*.model", "*.jinja")
 """Config, tokenizer, preprocessor, list of tags."""
-_MISSING = "there is no such model on the hub, or it wants a login (run: hf auth login)"
 
 
 def is_hub_name(model: str) -> bool:
@@ -43,26 +42,12 @@ def download(model: str, weights: str | None = None) -> Path:
     UserError, which says how to fetch the model on another machine, when the hub is not reached or has no such model.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
 
-    # An HfHubHTTPError is an OSError and an error of the HTTP library, whose others may come by themselves.
-    errors = cast("tuple[type[Exception], ...]", (ValueError, *HfHubHTTPError.__bases__))
     wanted = [*_SMALL_FILES, *([weights] if weights else [])]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except errors as error:
-        # what is not in the cache either is told as such, with what kept it from being downloaded as its cause
-        cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        if isinstance(cause, RepositoryNotFoundError):
-            reason = _MISSING
-        elif isinstance(cause, OfflineModeIsEnabled):
-            reason = "HF_HUB_OFFLINE is set"
+    except failures() as error:
+        reason = why(error)
     folder = f"models/{model.split('/')[1]}"
     raise UserError(
         f"model {model}: neither a folder here nor in the local Hugging Face cache, and not downloaded ({reason})",

@@ -10,25 +10,36 @@ from lora_scripts.config import load
 from lora_scripts.config.load import ItemFault
 from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
 from lora_scripts.config.types import FEATURES
-from lora_scripts.config.values import did_you_mean
+from lora_scripts.config.values import did_you_mean, hub_name
 from lora_scripts.errors import UserError
-from lora_scripts.families import table
+from lora_scripts.events import Sink, ignore
+from lora_scripts.families import download, table
 from lora_scripts.families.facts import Facts
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault."""
-    return load.load_config(path, overrides, _judge)
+def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -> TrainConfig:
+    """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault.
+
+    A base that is a name on the hub is fetched, once nothing else is wrong, and then judged.
+    """
+    config = load.load_config(path, overrides, _judge)
+    if hub_name(config.base_model) is None:
+        return config
+    base = download.fetch(config.base_model, sink)
+    return load.load_config(path, overrides, _judge).model_copy(update={"base_model": base})
 
 
 def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
     """Nothing where the base is not known: that is told by whoever looks at it."""
     base = values.get("base_model")
-    if not isinstance(base, str | Path) or not Path(base).exists():
+    if not isinstance(base, str | Path):
+        return
+    base = download.place(Path(base))
+    if not base.exists():
         return
     try:
-        facts = table.find(Path(base))
-        told = facts.told(Path(base))
+        facts = table.find(base)
+        told = facts.told(base)
     except UserError:
         return
     for key in sorted(given & NEEDS.keys()):

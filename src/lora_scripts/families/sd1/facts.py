@@ -70,6 +70,7 @@ FACTS = Facts(
     words="Stable Diffusion 1.x",
     example="v1-5-pruned.safetensors",
     checkpoint=check.CHECKPOINT,
+    published=("hf:stable-diffusion-v1-5/stable-diffusion-v1-5/v1-5-pruned-emaonly.safetensors", "4 GB"),
     mergeable=frozenset({check.CHECKPOINT, check.INPAINTING, check.EDITING}),
     model="lora_scripts.families.sd1.model",
     features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),

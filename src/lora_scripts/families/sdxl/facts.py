@@ -66,6 +66,7 @@ FACTS = Facts(
     words="SDXL",
     example="sd_xl_base_1.0.safetensors",
     checkpoint=check.CHECKPOINT,
+    published=("hf:stabilityai/stable-diffusion-xl-base-1.0/sd_xl_base_1.0.safetensors", "6.5 GB"),
     mergeable=frozenset({check.CHECKPOINT, check.TURBO, check.INPAINTING, check.EDITING}),
     model="lora_scripts.families.sdxl.model",
     features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
