@@ -13,6 +13,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_scripts.demo import world
-from lora_scripts.formats.io import save_safetensors
+from lora_scripts.formats.io import save_safetensors, write_atomic
 
 ASSET = Path(__file__).parent / "assets" / "judge.safetensors"
 SIDE = 64
@@ -131,7 +132,9 @@ def drawn(work: Path, count: int) -> tuple[list[world.Scene], np.ndarray]:
     """Training scenes and their reduced pictures, uint8 [count, 64, 64, 3], drawn once and kept."""
     scenes, path = scenes_of(TRAINING_SEED, count), work / "judge_pictures.npy"
     if not path.exists() or len(np.load(path, mmap_mode="r")) < count:
-        np.save(path, np.stack([reduced(world.draw(scene)) for scene in scenes]))
+        buffer = BytesIO()
+        np.save(buffer, np.stack([reduced(world.draw(scene)) for scene in scenes]))
+        write_atomic(path, buffer.getvalue())
     return scenes, np.load(path)[:count]
 
 

@@ -56,7 +56,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         sink(Note(f"{labelled.written} captions written to {labelled.path}"))
         sink(Note("training a LoRA on the pictures and their captions"))
         io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
-        config_path.write_bytes(assets.joinpath("demo.yaml").read_bytes())
+        io.write_atomic(config_path, assets.joinpath("demo.yaml").read_bytes())
         config = load_config(config_path, [*moved, *overrides])
         trained = run.train(config, resume=(result / "state").exists(), sink=sink)
     last = preview_lines(load_config(config_path, moved).sample_prompts)[-1].prompt

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from lora_scripts.formats.io import save_png
+
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
@@ -361,6 +363,5 @@ def held_out_scenes(count: int = 40) -> list[Scene]:
 
 def write_pictures(folder: Path, scenes: list[Scene], size: int = 128) -> None:
     """Draws scenes as img001.png … into `folder`. What they show is for others to say."""
-    folder.mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(scenes, 1):
-        draw(scene, size).save(folder / f"img{i:03d}.png")
+        save_png(folder / f"img{i:03d}.png", draw(scene, size))

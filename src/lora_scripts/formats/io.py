@@ -45,6 +45,8 @@ class Row(NamedTuple):
     """In bytes."""
 
 
+_CLEARED: set[str] = set()
+"""Folders that this process has cleared of what killed writers left."""
 _PREFIX, _NEW, _OLD = ".lora-scripts-", ".tmp", ".old-"
 _CHUNK = 1 << 24  # bytes for one os.write; the largest that every system takes is 2 GiB
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot sync a folder
@@ -70,6 +72,7 @@ def write_atomic(path: Path, data: Data) -> None:
     The folder must exist. The mode is what the umask gives. UserError when the disk or the permissions refuse: the
     previous file then still stands, and nothing else is left in the folder.
     """
+    _clear_once(path.parent)
     temp = path.parent / f"{_PREFIX}{secrets.token_hex(8)}{_NEW}"
     with _told(path):
         try:
@@ -93,6 +96,7 @@ def write_folder(path: Path, files: Mapping[str, Data]) -> None:
     An older folder of that name goes only after the new one is complete and synced; should the machine stop between the
     two renames, `remove_stale_temps` puts the older one back. UserError as in `write_atomic`.
     """
+    _clear_once(path.parent)
     token = secrets.token_hex(8)
     temp, old = path.parent / f"{_PREFIX}{token}{_NEW}", path.parent / f"{_PREFIX}{token}{_OLD}{path.name}"
     with _told(path):
@@ -123,7 +127,7 @@ def move(source: Path, target: Path) -> None:
     Started again after it was killed, it ends what it began.
     """
     with _told(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        synced_mkdir(target.parent)
         if source.resolve() == target.resolve():
             return
         if target.exists():
@@ -163,6 +167,16 @@ def remove_stale_temps(folder: Path) -> list[Path]:
         if not path.exists():
             cleared.append(path)
     return cleared
+
+
+def _clear_once(folder: Path) -> None:
+    """Before the first write into a folder: so that no command needs to think of what an earlier one left there.
+
+    Not on Windows, where nothing tells what a living writer is about to rename.
+    """
+    if sys.platform != "win32" and (place := os.path.abspath(folder)) not in _CLEARED:
+        _CLEARED.add(place)
+        remove_stale_temps(folder)
 
 
 def safetensors_parts(
@@ -327,9 +341,21 @@ def _as_user_error(error: OSError, path: Path) -> UserError:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, with those above it, unless it is there. UserError as above."""
+    """Makes a folder, with those above it, unless it is there. UserError as above.
+
+    What is new is synced into what is above it: what a file is written into must not be gone when the power is.
+    """
     with _told(path):
-        path.mkdir(parents=True, exist_ok=True)
+        synced_mkdir(path)
+
+
+def synced_mkdir(path: Path) -> None:
+    """As `make_folder`, but an OSError is raised as it is."""
+    if not path.is_dir():
+        if path.parent != path:
+            synced_mkdir(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
 
 
 def save_png(path: Path, image: Image, texts: PngInfo | None = None) -> None:

@@ -119,15 +119,17 @@ class RunFolder:
         start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
         return f"finished run ({total} steps)", f"{longer}{start}; another output_dir alone starts anew"
 
-    def prune(self, keep: int | None) -> None:
-        """Removes the oldest checkpoints beyond `keep`."""
-        if keep is not None:
-            for old in self.checkpoints()[:-keep]:
-                if old.is_dir():
-                    shutil.rmtree(old, ignore_errors=True)
-                    continue
+    def prune(self, keep: int | None) -> list[Path]:
+        """Removes the oldest checkpoints beyond `keep`; gives those that could not be removed, which ends no run."""
+        surplus = self.checkpoints()[:-keep] if keep is not None else []
+        for old in surplus:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                continue
+            with suppress(OSError):  # on Windows another program has it open
                 old.unlink()
-                shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
+            shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
+        return [old for old in surplus if old.exists()]
 
     def require_free(self) -> None:
         """UserError while another run writes here; one that comes after this is told by `locked`."""
@@ -163,7 +165,7 @@ class RunFolder:
     def _acquired(self) -> FileLock:
         lock, hint = FileLock(self._lock, timeout=0), "choose another output_dir"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            io.synced_mkdir(self.path)
             lock.acquire()
         except Timeout:
             text = f"another run is writing here{_told(self._holder)}"

@@ -242,7 +242,8 @@ class TextSaver:
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            p.folder.prune(p.config.keep_last)
+            for old in p.folder.prune(p.config.keep_last):
+                self.sink(Note(f"note: {old} could not be removed (keep_last); the training goes on"))
 
 
 def train_steps(

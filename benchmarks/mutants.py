@@ -1,0 +1,144 @@
+"""Do the tests see a fault in the core? Each row breaks one line of a copy of the source, and the tests named in it must
+fail: `python benchmarks/mutants.py [NUMBER …]`. About an hour on one core for all.
+
+The faults are such as no type checker and no crash would tell: a scale, an order, a seed, a weight, a cache key, a mean.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutant(NamedTuple):
+    """One broken line."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    """Names of test files, without test_."""
+
+
+MUTANTS = [
+    # scales
+    Mutant("adapters/layer.py", "return self.alpha / self.rank", "return self.alpha / (self.rank + 1)", "lora"),
+    Mutant("adapters/layer.py", "up * (self.scale * self.strength)", "up * self.scale", "lora generate_more"),
+    Mutant("adapters/layer.py", "(self.scale * (up.flatten(1) @", "((up.flatten(1) @", "lora adapters"),
+    Mutant("adapters/layer.py", "1 / math.sqrt(self.down[0].numel())", "1 / self.down[0].numel()", "lora training"),
+    Mutant("adapters/dora.py", "2 * self.scale * ((up.T @ weight)", "self.scale * ((up.T @ weight)", "adapters"),
+    Mutant("adapters/weights.py", "up * (weights.alpha / weights.rank / scale)", "up * (weights.alpha / scale)", "kohya"),
+    Mutant("adapters/weights.py", "LoraWeights(down, up, scale * rank, weights.dora)", "LoraWeights(down, up, scale * weights.rank, weights.dora)", "kohya"),
+    Mutant("adapters/weights.py", "(weights.up.double() * (weights.alpha / weights.rank))", "(weights.up.double() * (weights.rank / weights.alpha))", "kohya adapters verify"),
+    Mutant("families/sd/latents.py", "posterior.std * self.scaling", "posterior.std", "family sdxl"),
+    Mutant("families/sd/latents.py", "latents[None] / self.scaling", "latents[None]", "family generate"),
+    Mutant("run/build.py", "alpha * math.sqrt(rank)", "alpha * rank", "adapters training lora"),
+    Mutant("run/build.py", "rate * config.lora_plus_ratio", "rate", "training optim"),
+    Mutant("run/build.py", "rule.alpha or alpha / rank * own", "rule.alpha or alpha", "training lora"),
+    Mutant("loras/on_model.py", "layer.strength = text_strength if family.facts.inside_text(path) else strength", "layer.strength = strength", "generate_more generate grid"),
+    # order and seeds
+    Mutant("data/loader.py", 'random.Random(f"order/{seed}/{epoch}")', 'random.Random(f"order/{seed}")', "loader feed"),
+    Mutant("data/loader.py", 'f"draw/{seed}/{epoch}/{position}/{index}"', 'f"draw/{seed}/{position}/{index}"', "loader feed"),
+    Mutant("data/loader.py", "rng.shuffle(batches)", "pass", "loader"),
+    Mutant("data/loader.py", "for _ in range(repeats) for index in rng.sample(indices, len(indices))", "for index in rng.sample(indices, len(indices)) for _ in range(repeats)", "loader"),
+    Mutant("train/feed.py", "position = sum(len(b) for b in batches[: skip * size])", "position = sum(len(b) for b in batches[:skip])", "feed exact"),
+    Mutant("train/feed.py", 'place = f"{s.seed}/{epoch}/{position}/{index}"', 'place = f"{s.seed}/{position}/{index}"', "feed"),
+    Mutant("train/feed.py", "position += len(piece)", "position += 1", "feed shortage"),
+    Mutant("train/loop.py", "torch.manual_seed((settings.seed << 32) + state.step)", "torch.manual_seed(settings.seed << 32)", "training exact"),
+    Mutant("train/loop.py", "torch.manual_seed((settings.seed << 32) + state.step)", "torch.manual_seed(state.step)", "training exact"),
+    Mutant("adapters/inject.py", 'f"{seed}/{path}"', 'f"{seed}"', "lora training"),
+    Mutant("data/buckets.py", 'f"crop/{seed}/{index}/{number}"', 'f"crop/{seed}/{number}"', "buckets feed"),
+    Mutant("losses/noise.py", "u = torch.rand((), generator=generator, dtype=torch.float64)", "u = torch.rand((), dtype=torch.float64)", "losses"),
+    Mutant("families/sd/steps.py", "torch.Generator().manual_seed(seed) for seed in seeds", "torch.Generator().manual_seed(seeds[0]) for seed in seeds", "family generate grid"),
+    # weights and means of the loss
+    Mutant("train/loop.py", "p.grad.div_(count)", "p.grad.div_(len(batches))", "training"),
+    Mutant("losses/diffusion.py", "a = self.signal.square()", "a = self.signal", "losses"),
+    Mutant("losses/diffusion.py", "snr if prediction == \"epsilon\" else snr + 1)", "snr + 1 if prediction == \"epsilon\" else snr)", "losses"),
+    Mutant("losses/diffusion.py", "(error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)", "(error.flatten(1) * weight).mean(1)", "losses masks"),
+    Mutant("losses/diffusion.py", "return noise - x0", "return x0 - noise", "losses"),
+    Mutant("losses/diffusion.py", "sigma = torch.arange(1, steps + 1) / steps", "sigma = torch.arange(0, steps) / steps", "losses"),
+    Mutant("losses/noise.py", "torch.randn(shape[1], *[1] * (len(shape) - 2), generator=g)", "torch.randn(shape[1:], generator=g)", "losses"),
+    Mutant("losses/noise.py", "return e / e.std()", "return e", "losses"),
+    Mutant("families/sd/steps.py", "each * batch.weights.to(on)", "each", "training masks family"),
+    Mutant("families/sd/steps.py", "x0 = mean.to(on) + std.to(on) * draws.posterior", "x0 = mean.to(on)", "family losses"),
+    Mutant("families/sd/steps.py", "without + cfg * (with_prompt - without)", "with_prompt + cfg * (with_prompt - without)", "family generate"),
+    Mutant("data/masks.py", "background + (1 - background) * cells", "background + cells", "masks"),
+    Mutant("run/heldout.py", "outside = self.held.outside.losses().mean(1)", "outside = self.held.outside.losses()[:, 1:].mean(1)", "validate training"),
+    Mutant("train/probe.py", "found[row, part] = value", "found[row, part] = value if part else 0", "validate feed"),
+    Mutant("train/probe.py", "else picture.sample.digest}/{part}", "else picture.sample.digest}", "validate"),
+    Mutant("train/evidence.py", "min(points, key=lambda e: (e.loss, e.step))", "min(points, key=lambda e: (round(e.loss, 1), e.step))", "validate"),
+    Mutant("train/evidence.py", "points.index(best) >= patience", "points.index(best) > patience", "validate"),
+    Mutant("train/average.py", "min(self.decay, (1 + step) / (10 + step))", "min(self.decay, step / (10 + step))", "optim"),
+    Mutant("train/average.py", "value.lerp_(self.parameters[name].detach(), 1 - decay)", "value.lerp_(self.parameters[name].detach(), decay)", "optim"),
+    Mutant("train/optim.py", "return (step + 1) / self.warmup", "return step / self.warmup", "optim"),
+    Mutant("train/optim.py", "done * self.cycles % 1.0", "done * self.cycles", "optim"),
+    Mutant("train/optim.py", 'step >= group["stop"]', 'step > group["stop"]', "optim pivotal"),
+    # text
+    Mutant("families/sd/encoder.py", "out.hidden_states[-layer]", "out.hidden_states[-layer - 1]", "family sdxl words"),
+    Mutant("families/sd/encoder.py", "return self.inner.final_layer_norm(states) if normed else states, getattr(", "return states, getattr(", "family sdxl"),
+    Mutant("families/clip/prompts.py", 'close("[", 1 / 1.1)', 'close("[", 1.1)', "prompts"),
+    Mutant("families/clip/prompts.py", "before / after", "after / before", "prompts words generate_more"),
+    # cache keys and what must be the same
+    Mutant("train/feed.py", 'cache_key("latents", picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, repr(view))', "feed"),
+    Mutant("train/feed.py", 'cache_key("text", text, caption)', 'cache_key("text", caption)', "feed"),
+    Mutant("train/feed.py", 'cache_key("latents", picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, vae, repr((view.bucket, view.left, view.top)))', "feed"),
+    Mutant("data/cache.py", "if _stored_digest(data) == _digest(key, tensors) else None", "", "cache"),
+    Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),
+    Mutant("run/resume.py", '| {f"mask of {name}": one for name, one in masks.items()}', "", "masks"),
+    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "resume base_files"),
+    Mutant("formats/manifest.py", "if _sha256(folder / name) != digest:", "if not (folder / name).exists():", "resume"),
+    # locks and writes
+    Mutant("run/run_folder.py", "lock.acquire()", "pass", "resume reliability"),
+    Mutant("formats/io.py", "        _sync(fd)\n", "", "io"),
+    Mutant("formats/io.py", "        _sync_folder(path.parent)\n    shutil.rmtree(old", "    shutil.rmtree(old", "io"),
+    Mutant("formats/io.py", "or _is_locked(path):", "or False:", "io"),
+    # escapes
+    Mutant("report/environment.py", "autoescape=True", "autoescape=False", "report card"),
+    # files
+    Mutant("loras/kohya.py", "tensor.detach().to(\"cpu\", dtype).contiguous() for tensor in (weights.down, weights.up)", "tensor.detach().to(\"cpu\", torch.float16).contiguous() for tensor in (weights.down, weights.up)", "kohya"),
+    Mutant("adapters/algebra/merge.py", "factors.of(w, strength)", "factors.of(w, 1.0)", "merge"),
+    Mutant("adapters/algebra/bake.py", "lengths.reshape(shape) / norms.reshape(shape)", "norms.reshape(shape) / lengths.reshape(shape)", "convert adapters"),
+    Mutant("data/split.py", "times[s.digest] == 1 and s.name not in copied", "times[s.digest] == 1", "validate"),
+    Mutant("data/image.py", "white.paste(opaque, mask=alpha)", "white.paste(opaque)", "image"),
+    Mutant("formats/numbers.py", "int((numbers & numbers.dtype.type(mask)).max()) != mask", "int((numbers[:1] & numbers.dtype.type(mask)).max()) != mask", "broken_weights header"),
+]  # fmt: skip
+
+
+def lived(number: int, mutant: Mutant) -> bool:
+    """Whether its tests pass all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source)
+        path = source / "lora_scripts" / mutant.file
+        text = path.read_text("utf-8")
+        assert text.count(mutant.old) >= 1, f"{number}: {mutant.file} has no {mutant.old!r}"
+        path.write_text(text.replace(mutant.old, mutant.new, 1), "utf-8")
+        files = [str(ROOT / "tests" / f"test_{name}.py") for name in mutant.tests.split()]
+        env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:warnings", "-p", "no:cacheprovider", *files]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    what = found[0].split(" - ")[0] if found else "LIVED" if done.returncode == 0 else done.stdout[-300:]
+    print(f"{number:3} {mutant.file}: {mutant.old.strip()[:60]} | {what}", flush=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    for number, mutant in enumerate(MUTANTS):  # all must fit before the first is tried
+        text = (ROOT / "src" / "lora_scripts" / mutant.file).read_text("utf-8")
+        assert mutant.old in text, f"{number}: {mutant.file} has no {mutant.old!r}"
+    chosen = [int(number) for number in sys.argv[1:]] or list(range(len(MUTANTS)))
+    alive = [number for number in chosen if lived(number, MUTANTS[number])]
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} caught; lived: {alive}")
+
+
+if __name__ == "__main__":
+    main()
