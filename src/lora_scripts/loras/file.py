@@ -160,12 +160,17 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
     metadata: dict[str, str] = {}
     adapters = {}
     for file in _weight_files(path):
-        own = safetensors.torch.load_file(file)
+        held = safetensors.torch.load_file(file)
         metadata |= header.read_header(file).metadata
-        tensors |= own
-        if path.is_dir() or naming.naming_of(own) is Naming.PEFT:
-            adapters[file] = own, _config(file.parent / ADAPTER_CONFIG)
-    return Contents(path, tensors, metadata, of_lora(_stems(tensors), metadata, family), adapters)
+        tensors |= held
+        if path.is_dir() or naming.naming_of(held) is Naming.PEFT:
+            adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
+    own = of_lora(_stems(tensors), metadata, family)
+    if own is not None and own.names().fused:
+        from lora_scripts.loras.reading import unfused
+
+        tensors = unfused(tensors, own.names())
+    return Contents(path, tensors, metadata, own, adapters)
 
 
 def family_of(path: Path) -> Facts:
@@ -202,7 +207,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def write(
     path: Path, family: Facts, weights: Mapping[str, LoraWeights], dtype: torch.dtype, values: Mapping[str, str]
 ) -> tuple[LoraFile, float]:
-    """Writes a LoRA as kohya's tools do, and proves it: (the file as read again from the disk, |rounding| / |ΔW|).
+    """Writes a LoRA in the family's own form, and proves it: (the file as read again from the disk, |rounding| / |ΔW|).
 
     `weights` have one rank and one alpha (`uniform`). UserError, with nothing written, when `dtype` cannot hold them or
     would lose more of ΔW than its digits say.
@@ -210,11 +215,12 @@ def write(
     import torch
 
     from lora_scripts.adapters.algebra import factors
-    from lora_scripts.loras import kohya, reading
+    from lora_scripts.loras import dialects, reading
 
     names = family.names()
-    tensors = kohya.to_kohya(weights, names.kohya, dtype=dtype)
-    rounded = plain(reading.read(tensors, names))
+    form = dialects.own_form(weights, names, dtype)
+    tensors, values = form.tensors, {**values, **form.metadata}
+    rounded = plain(reading.read(tensors, names, metadata=values))
     pairs = [(factors.of(weights[name]), factors.of(rounded[name])) for name in weights]
     size = math.hypot(*(factors.norm(meant) for meant, _ in pairs))
     off = math.hypot(*(factors.distance(meant, there) for meant, there in pairs)) / size if size else 0.0

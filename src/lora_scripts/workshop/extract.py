@@ -185,7 +185,7 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
-    both = [path for path in base.family.names().kohya if path in base.places and path in tuned.places]
+    both = [path for path in base.family.names().written if path in base.places and path in tuned.places]
     return [path for path in both if conv or _size(base.shape(path))[2:] == ()]
 
 

@@ -67,9 +67,9 @@ class Overlap:
 
 
 def block_of(path: str) -> str:
-    """The block of a module path: "unet.down_blocks.1", "unet.mid_block", "text_encoder"."""
+    """The block of a module path: "unet.down_blocks.1", "unet.mid_block", "transformer.layers.3", "text_encoder"."""
     part, *rest = path.split(".")
-    if part != "unet":
+    if part not in ("unet", "transformer"):
         return part
     return ".".join([part, rest[0], *(rest[1:2] if rest[0] not in ("mid_block", "middle_block") else [])])
 
