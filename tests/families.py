@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiny
+import tiny_flow
 import tiny_xl
 
 
@@ -19,8 +20,10 @@ class Row:
     """Writes the model as people have it in one file."""
     folder: Callable[[Path], Path] | None
     """Writes the same model as a diffusers folder; None where there is none."""
-    keys: dict[str, object] = field(default_factory=dict)
+    keys: dict[str, object] = field(default_factory=lambda: {"train_text_encoder": "true"})
     """Of the config, beyond `tiny.write_config`."""
+    beside: Callable[[Path], dict[str, object]] = lambda folder: {}
+    """Keys of the config for what `file` wrote into its folder besides: a text encoder, a VAE."""
     namings: tuple[str, ...] = ("diffusers", "original", "kohya")
     """Names that `convert` goes through, and back."""
 
@@ -31,4 +34,15 @@ def _folder(path: Path) -> Path:
     return path
 
 
-ROWS = (Row("sd1", tiny.write_base, _folder), Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder))
+ROWS = (
+    Row("sd1", tiny.write_base, _folder),
+    Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
+    Row(
+        "zimage",
+        tiny_flow.write_zimage,
+        tiny_flow.write_folder,
+        keys={},
+        beside=tiny_flow.beside,
+        namings=("diffusers", "kohya"),
+    ),
+)

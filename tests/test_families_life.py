@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,19 @@ class Life:
     def lora(self) -> Path:
         return self.folder / "mylora" / "mylora.safetensors"
 
+    @property
+    def flags(self) -> list[object]:
+        """For commands that draw: what lies beside the base."""
+        beside = self.row.beside(self.folder).items()
+        return [word for key, path in beside for word in (f"--{key.replace('_', '-')}", path)]
+
 
 @pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
 def life(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Life:
     row: Row = request.param
     folder = tmp_path_factory.mktemp(row.name)
     base, out = row.file(folder / "base.safetensors"), folder / "mylora"
-    keys = {"lora_alpha": 1, "save_precision": "fp32", "sample_every": 2, "train_text_encoder": "true", **row.keys}
+    keys = {"lora_alpha": 1, "save_precision": "fp32", "sample_every": 2, **row.keys, **row.beside(folder)}
     config = tiny.write_config(folder, base_model=base, train_data_dir=data, output_dir=out, **keys)
     with offline():
         stopped(config, 2)
@@ -78,11 +84,15 @@ def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], wit
 def test_a_base_is_known_by_its_header_and_its_folder(life: Life, tmp_path: Path) -> None:
     facts = by_name(life.row.name)
     assert identify(life.base) is facts.checkpoint and find(life.base) is facts
-    facts.check(life.base, True)
+    beside: Any = life.row.beside(life.folder)
+    facts.check(life.base, "vae" not in beside)
     options = LoadOptions(torch.device("cpu"), torch.float32)
-    family: Any = load_family(facts, life.base, options)
+    family: Any = load_family(facts, life.base, replace(options, **beside))
     names = facts.names()
-    assert set(family.trainable()) <= names.kohya.keys() and set(family.roots) == {facts.image_root, *facts.text_roots}
+    assert set(family.trainable()) <= names.written.keys() and set(family.roots) == {
+        facts.image_root,
+        *facts.text_roots,
+    }
     if life.row.folder is not None:
         place = life.row.folder(tmp_path / "base")
         assert find(place) is facts
@@ -119,7 +129,7 @@ def test_plan_forecasts_the_run(life: Life, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_generate_draws_with_it(life: Life, tmp_path: Path) -> None:
-    ask = ["--base", life.base, "--size", "64", "--steps", "2", "--seed", "3", "--precision", "fp32"]
+    ask = ["--base", life.base, "--size", "64", "--steps", "2", "--seed", "3", "--precision", "fp32", *life.flags]
     where = ["--lora-dir", life.folder / "mylora"]
     run("generate", *ask, *where, "--prompt", "picture 3 <lora:mylora:1>", "--output", tmp_path / "with.png")
     run("generate", *ask, "--prompt", "picture 3", "--output", tmp_path / "without.png")
@@ -130,7 +140,8 @@ def test_generate_draws_with_it(life: Life, tmp_path: Path) -> None:
 def test_a_grid_of_it(life: Life, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("picture 3\n")
     keys = ["--prompts", tmp_path / "prompts.txt", "--strengths", "0", "1", "--steps", "1", "--size", "64"]
-    run("grid", "--base", life.base, "--loras", life.lora, *keys, "--seeds", "1", "--output", tmp_path / "grid")
+    run("grid", "--base", life.base, "--loras", life.lora, *keys, "--seeds", "1", "--output", tmp_path / "grid")  # the
+    # run's own config names what lies beside its base
     assert len(list((tmp_path / "grid").rglob("*.png"))) >= 2 and list((tmp_path / "grid").glob("*.html"))
 
 

@@ -337,7 +337,7 @@ def test_the_largest_blocks_go_and_there_are_44(base: Path) -> None:
     chosen = offload(blocks, 5, CopyMover()).blocks
     sizes = sorted((sum(p.numel() for p in b.parameters()) for b in blocks), reverse=True)
     assert sorted((sum(p.numel() for p in b.parameters()) for b in chosen), reverse=True) == sizes[:5]
-    with pytest.raises(UserError, match="45: this UNet has 44 blocks"):
+    with pytest.raises(UserError, match="45: this model has 44 blocks"):
         offload(blocks, 45, CopyMover())
 
 

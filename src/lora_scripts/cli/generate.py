@@ -46,6 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     image = Path("output/generated.png")
     add("--output", metavar="FILE", type=file_of(".png"), default=image, help=default("%(default)s", "a .png file"))
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
+    add("--text-encoder", metavar="FILE", type=path, help="the text encoder of a base in separate files")
     add("--count", metavar="N", type=number(int, 1, 1000), default=1, help=default("1", "pictures, seed by seed"))
     add("--batch", metavar="N", type=number(int, 1, 64), default=1, help=default("1", "pictures drawn together"))
     add("--merged", action="store_true", help="add LoRAs to the weights: as quick as the base alone")
@@ -57,7 +58,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Generated:
     """Draws pictures from a prompt, which may call any number of LoRAs as <lora:name:0.8>."""
     from lora_scripts.generate.prompt import GenerateOptions
 
-    require_models([("--vae", options.vae, "VAE")])
+    require_models([("--vae", options.vae, "VAE"), ("--text-encoder", options.text_encoder, "text encoder")])
     options.base = base_of(options.base, sink)
     wanted = GenerateOptions(**asked(options))
     from lora_scripts.generate.command import generate_pictures

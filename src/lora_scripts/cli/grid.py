@@ -44,6 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the run's, or the base's own)")
     add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras)")
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
+    add("--text-encoder", metavar="FILE", type=path, help="the text encoder of a base in separate files")
     add("--data", metavar="DIR", type=path, help="training pictures to measure with (default: the run's)")
     add("--no-measures", dest="measures", action="store_false", help="draw only")
     add("--output", metavar="DIR", type=path, default=Path("output/grid"), help=default("output/grid"))
@@ -56,7 +57,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Grid:
     grid that was stopped goes on where it was."""
     from lora_scripts.grid.sources import GridOptions
 
-    require_models([("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")])
+    models = [("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")]
+    require_models([*models, ("--text-encoder", options.text_encoder, "text encoder")])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "json")}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     asked = GridOptions(**values)

@@ -219,15 +219,24 @@ def _like(home: Tensor, tensor: Tensor) -> Tensor:
 def offload(blocks: Sequence[nn.Module], count: int, mover: Mover) -> Offloader:
     """Sends the `count` largest of the blocks home. UserError if there are not so many."""
     if count > len(blocks):
-        raise UserError(f"offload_blocks {count}: this UNet has {len(blocks)} blocks", hint=f"{len(blocks)} at most")
+        raise UserError(f"offload_blocks {count}: this model has {len(blocks)} blocks", hint=f"{len(blocks)} at most")
     sizes = [sum(s.tensor.nbytes for module in block.modules() for s in _slots(module)) for block in blocks]
     largest = sorted(range(len(blocks)), key=lambda n: -sizes[n])[:count]
     return Offloader([blocks[n] for n in sorted(largest)], mover)
 
 
-def place(unet: Any, options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
-    """Brings a UNet in RAM to its device and type, storing and keeping no more than it is told to."""
-    blocks = blocks_of(unet)
+def place(
+    unet: Any,
+    options: MemoryOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    blocks: Sequence[nn.Module] | None = None,
+) -> None:
+    """Brings a model in RAM to its device and type, storing and keeping no more than it is told to.
+
+    `blocks`: of a model that is no UNet, in the order in which they are run.
+    """
+    blocks = blocks_of(unet) if blocks is None else blocks
     if options.storage is not None:  # from the file's own numbers, and before the card sees them
         quantise_layers(unet, blocks, options.storage, dtype)
     unet.to(dtype)

@@ -177,6 +177,7 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "metadata_path": _metadata_fault,
     "base_model": base_fault,
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
+    "text_encoder": lambda path: model_fault(path, kind="text encoder", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
     "val_data_dir": _data_fault,
     "train_file": _records_fault,

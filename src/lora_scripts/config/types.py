@@ -20,6 +20,7 @@ FEATURES = {
     "text_encoder": "models whose text encoder can be trained",
     "prediction": "models that predict noise or v",
     "unet": "models with a UNet",
+    "language": "models whose text encoder is a language model",
     "texts": "language models",
 }
 """What a key may need of the base's family, and whom it is for, in words."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -181,6 +181,26 @@ class PictureFamily(Family, Protocol):
         ...
 
 
+class CaptionEncoder(Protocol):
+    """A text encoder by itself, while the rest of the model is not there yet."""
+
+    def fingerprint(self) -> str:
+        """As `Family.fingerprint("text")`."""
+        ...
+
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """As `Family.encode_text`. Loads the encoder, where that is not there."""
+        ...
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encodes texts that will be drawn, and keeps what they gave."""
+        ...
+
+    def excess(self, text: str) -> int:
+        """How many tokens of a text are cut off."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """What `load` of every family takes besides the path."""
@@ -188,6 +208,11 @@ class LoadOptions:
     device: torch.device
     dtype: torch.dtype
     vae: Path | None = None
+    text_encoder: Path | None = None
+    """Of a base in separate files."""
+    first: Callable[[CaptionEncoder], None] | None = None
+    """Of a family whose text encoder is large: called with it before the rest is loaded, so that both are never there
+    at once; the encoder is gone afterwards. Other families do not call it."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config that a family has a use for, such as `prediction`; each takes its own and leaves the rest."""

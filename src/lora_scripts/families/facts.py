@@ -67,7 +67,9 @@ class LoraFacts:
     folder: bool = False
     """That they are PEFT's folders, and not single files."""
     unread_by: frozenset[str] = frozenset()
-    """Programs of `loras.verify` that know no such models."""
+    """Programs of `loras.verify` that know no such models, or whose rules for them are not stated there."""
+    loader: str = "StableDiffusionLoraLoaderMixin"
+    """The class in diffusers.loaders that reads the family's LoRAs."""
     webui: str = "Unknown"
     """What A1111's WebUI calls the family in NAME.json."""
     civitai: str = "Other"
@@ -150,6 +152,14 @@ class Facts:
 
     text_encoder: Callable[[Path, str | None, str, int], Any] | None = None
     """(base, chat template, train_on, max_length) -> a `families.texts.TextEncoder`, without loading the model."""
+
+    size_step: int = 8
+    """Sides of pictures that are drawn are multiples of this, in pixels."""
+
+    check_text: Callable[[Path, Path | None], None] | None = None
+    """(base, what the config's `text_encoder` names) of a family whose text encoder may lie elsewhere. UserErrors with
+    every fault of what is to be read, or with the key that brings what is missing."""
+
     beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
     """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 

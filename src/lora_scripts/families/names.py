@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 # What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
 _FOREIGN = (
@@ -34,6 +35,11 @@ class Names:
     others: Mapping[str, str] = field(default_factory=dict)
     """Stem -> our path, the other way round: what some trainers write and some programs read. Read here, not
     written."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stem -> our paths of the layers that the published layout keeps as one, each with as many rows: their LoRA has
+    one A, and a B that is theirs one after the other. Read here, not written."""
+    form: Literal["kohya", "diffusers"] = "kohya"
+    """The names that our own files have: those that the most programs read right."""
 
     @cached_property
     def paths(self) -> dict[str, str]:
@@ -53,17 +59,22 @@ class Names:
     def stems(self) -> frozenset[str]:
         """The keys of `paths`, and what PEFT has, whose adapters are each for one part and do not name it."""
         inner = (stem.partition(".")[2] for names in self.diffusers.items() for stem in names)
-        return frozenset((*self.paths, *inner))
+        return frozenset((*self.paths, *self.fused, *inner))
 
     @cached_property
     def usual(self) -> Set[str]:
-        """The stems that kohya's tools write."""
-        return frozenset(self.kohya.values())
+        """The stems that the family's files usually have."""
+        return frozenset(self.written.values())
+
+    @property
+    def written(self) -> Mapping[str, str]:
+        """The table of our own files: our path -> stem."""
+        return self.kohya if self.form == "kohya" else self.diffusers
 
     @cached_property
     def parts(self) -> tuple[str, ...]:
         """The parts of the model that a LoRA may change: the first words of our paths."""
-        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.kohya))
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.diffusers))
 
 
 def _old_stems(stem: str) -> Iterator[str]:
@@ -98,15 +109,22 @@ class Layer:
     """As kohya's tools name it; "" of a layer that they do not train."""
     shape: tuple[int, ...]
     """Of the weight; () where no base was given."""
+    alone: bool = True
+    """That it is a layer of the published layout, too, and no part of one."""
 
     @property
     def unet(self) -> bool:
         return self.path.startswith("unet.")
 
     @property
+    def transformer(self) -> bool:
+        """Whether it is in a diffusion transformer."""
+        return self.path.startswith("transformer.")
+
+    @property
     def encoder(self) -> int:
         """Which of the model's text encoders it is in, counted from 1; 0: none."""
-        if self.unet:
+        if self.unet or self.transformer:
             return 0
         number = self.path.partition(".")[0].rpartition("_")[2]
         return int(number) if number.isdecimal() else 1

@@ -120,15 +120,20 @@ def sample(
     *,
     start: Tensor | None = None,
     denoise: float = 1.0,
+    sigmas: Sequence[float] | None = None,
 ) -> Tensor:
     """Latents [n, c, h, w] from `noise` of that shape, unit variance.
 
     `answer(x, t)` is the model's, guidance and all, for latents [n, c, h, w] and one timestep. `start`: latents
     [c, h, w] or [n, c, h, w] of pictures to begin with; the last `denoise` of the steps are done, int(steps * denoise).
+    `sigmas`: of a flow model, the noise level that each step begins with; None: the scheduler's own.
     `generators`: one for each picture, on the CPU; what a noisy sampler adds comes from them, so that no picture
     depends on its neighbours.
     """
-    scheduler.set_timesteps(steps, device=noise.device)
+    if sigmas is None:
+        scheduler.set_timesteps(steps, device=noise.device)
+    else:
+        scheduler.set_timesteps(sigmas=list(sigmas), device=noise.device)
     skipped = 0 if start is None else (steps - steps_done(steps, denoise)) * getattr(scheduler, "order", 1)
     times = scheduler.timesteps[skipped:]
     if hasattr(scheduler, "set_begin_index"):  # else it is guessed from the timestep, of which there may be two

@@ -14,12 +14,13 @@ from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
+from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
 from lora_scripts.formats.header import Kind, read_header, sniff
 
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, ZIMAGE, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 

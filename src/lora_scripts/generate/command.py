@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
+    from lora_scripts.losses.diffusion import Prediction
 
 DENOISE = 0.75
 """The WebUI's denoising strength where nothing is said."""
@@ -79,7 +80,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
     for job in jobs:
         steps = job.line.steps or options.steps
-        find_sampler(options.scheduler, options.prediction or "epsilon", steps)
+        find_sampler(options.scheduler, options.prediction or _prediction(options.base), steps)
         if steps_done(steps, denoise) < 1:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
@@ -87,7 +88,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    load = LoadOptions(device, DTYPES[precision], options.vae, settings=made_with)
+    load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, settings=made_with)
     family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
@@ -106,6 +107,13 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
             sink(Saved("picture", path))
             sink(Progress("pictures", len(pictures), total))
     return Generated(tuple(pictures))
+
+
+def _prediction(base: Path) -> Prediction:
+    from lora_scripts.families.table import settings
+
+    prediction: Prediction = settings(base, {})["prediction"]
+    return prediction
 
 
 def _jobs(options: GenerateOptions) -> list[Job]:

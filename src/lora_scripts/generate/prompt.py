@@ -50,6 +50,8 @@ class GenerateOptions:
     size: tuple[int, int] | None = None
     lora_dir: Path = Path("output")
     vae: Path | None = None
+    text_encoder: Path | None = None
+    """Of a base in separate files."""
     count: int = 1
     batch: int = 1
     """Pictures that are drawn together."""

@@ -34,6 +34,7 @@ class Cell:
     base: str
     """SHA-256, of a folder its path."""
     vae: str
+    """Of what was given beside the base: another VAE, a text encoder."""
     loras: tuple[tuple[str, float], ...]
     """SHA-256 of each file and its strength, innermost first; none at strength 0."""
     prompt: str
@@ -103,7 +104,7 @@ class Painter:
         line, size = sources.prompts[point.prompt], sources.size or self.family.native_size
         return Cell(
             base=_identity(sources.base),
-            vae=_identity(sources.vae) if sources.vae else "",
+            vae=" ".join(_identity(path) for path in (sources.vae, sources.text_encoder) if path),
             loras=() if bare else tuple((file_hash(one.path), strength) for one, strength in self.worn(point)),
             prompt=line.prompt,
             negative=options.negative_prompt if line.negative is None else line.negative,
@@ -162,7 +163,8 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    family = load_pictures(sources.base, LoadOptions(device, DTYPES[precision], sources.vae, settings=made_with))
+    options_of = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, settings=made_with)
+    family = load_pictures(sources.base, options_of)
     stack = LoraStack(family)
     for one in (*sources.checkpoints, *sources.loras):
         if one is not None:

@@ -35,6 +35,8 @@ class GridOptions:
     size: tuple[int, int] | None = None
     scheduler: str | None = None
     vae: Path | None = None
+    text_encoder: Path | None = None
+    """Of a base in separate files."""
     data: Path | None = None
     """Training pictures, to measure with."""
     measures: bool = True
@@ -60,6 +62,7 @@ class Sources:
 
     base: Path
     vae: Path | None
+    text_encoder: Path | None
     loras: tuple[LoraSource | None, ...]
     """(None,) where only checkpoints are compared"""
     checkpoints: tuple[LoraSource | None, ...]
@@ -87,14 +90,18 @@ def find_sources(options: GridOptions) -> Sources:
         for name, path, kind, folder in (
             ("--base", base, "checkpoint", True),
             ("--vae", options.vae, "VAE", True),
+            ("--text-encoder", options.text_encoder, "text encoder", True),
             *(("--loras", path, "LoRA", False) for path in options.loras),
         )
         if path is not None and (fault := model_fault(path, kind=kind, folder=folder))
     ]
     raise_all(faults)
+    # What stands beside a base counts for that base alone.
+    own = config if config and base == config.base_model else None
     return Sources(
         base=base,
-        vae=options.vae or (config.vae if config and options.base is None else None),
+        vae=options.vae or (own.vae if own else None),
+        text_encoder=options.text_encoder or (own.text_encoder if own else None),
         loras=tuple(_labelled(options.loras)) or (None,),
         checkpoints=checkpoints or (None,),
         prompts=prompts,

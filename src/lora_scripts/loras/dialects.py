@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.errors import UserError
+from lora_scripts.adapters.weights import LoraWeights, finite, uniform
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names
+from lora_scripts.loras import kohya
 from lora_scripts.loras.naming import PEFT_PREFIX
 from lora_scripts.loras.reading import ALPHA_KEY
 
@@ -45,6 +46,22 @@ class Adapter:
     tensors: dict[str, Tensor]
     config: dict[str, Any]
     """`adapter_config.json`"""
+
+
+def own_form(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
+    """A LoRA in the names that our own files of a family have: those that the most programs read right.
+
+    One rank and one alpha for all. A DoRA keeps kohya's leaves under any names, its lengths among them. UserError for a
+    module without a name, and for values that are not finite in `dtype`.
+    """
+    if names.form == "kohya" or any(w.dora is not None for w in modules.values()):
+        return Folded(kohya.to_kohya(modules, names.written, dtype=dtype), {}, True)
+    kohya.check_named(modules, names.written)
+    folded = to_diffusers(uniform(modules), names, dtype)
+    odd = [key for key, tensor in folded.tensors.items() if not finite(tensor)]
+    hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
+    raise_all([UserError(f"{key} holds values that are not finite numbers", hint=hint) for key in odd[:10]])
+    return folded
 
 
 def to_diffusers(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:

@@ -158,12 +158,17 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
     metadata: dict[str, str] = {}
     adapters = {}
     for file in _weight_files(path):
-        own = safetensors.torch.load_file(file)
+        held = safetensors.torch.load_file(file)
         metadata |= header.read_header(file).metadata
-        tensors |= own
-        if path.is_dir() or naming.naming_of(own) is Naming.PEFT:
-            adapters[file] = own, _config(file.parent / ADAPTER_CONFIG)
-    return Contents(path, tensors, metadata, of_lora(_stems(tensors), metadata, family), adapters)
+        tensors |= held
+        if path.is_dir() or naming.naming_of(held) is Naming.PEFT:
+            adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
+    own = of_lora(_stems(tensors), metadata, family)
+    if own is not None and own.names().fused:
+        from lora_scripts.loras.reading import unfused
+
+        tensors = unfused(tensors, own.names())
+    return Contents(path, tensors, metadata, own, adapters)
 
 
 def family_of(path: Path) -> Facts:

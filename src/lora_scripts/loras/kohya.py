@@ -39,7 +39,7 @@ def to_kohya(
     UserError for a module that the table has no name for, and for values that are not finite, also after rounding to
     `dtype`.
     """
-    _check_named(modules, table)
+    check_named(modules, table)
     result: dict[str, Tensor] = {}
     errors = []
     for path, weights in (modules if mixed else uniform(modules)).items():
@@ -61,7 +61,7 @@ def to_lycoris(
     modules: Mapping[str, Mapping[str, Tensor]], table: Mapping[str, str], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The tensors of a LyCORIS file: kohya's module names, the library's leaves. UserError for values not finite."""
-    _check_named(modules, table)
+    check_named(modules, table)
     result: dict[str, Tensor] = {}
     errors = []
     for path, leaves in modules.items():
@@ -75,7 +75,8 @@ def to_lycoris(
     return result
 
 
-def _check_named(paths: Mapping[str, object], table: Mapping[str, str]) -> None:
+def check_named(paths: Mapping[str, object], table: Mapping[str, str]) -> None:
+    """UserError for a module that the table has no name for."""
     unnamed = [path for path in paths if path not in table]
     if unnamed:
         few = ", ".join(unnamed[:3]) + (", …" if len(unnamed) > 3 else "")

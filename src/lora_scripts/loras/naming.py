@@ -3,7 +3,8 @@
 
 - kohya: `lora_unet_` and diffusers' path with `_`;
 - original: the same with the published checkpoint's block names, `lora_unet_input_blocks_1_1_…`;
-- diffusers: `unet.<path>.lora_A.weight`, `text_encoder.text_model.…`; older forms of it are read, not written;
+- diffusers: `unet.<path>.lora_A.weight`, `text_encoder.text_model.…`; older forms of it are read, not written; of a
+  diffusion transformer `diffusion_model.<path>.lora_A.weight`;
 - PEFT: one adapter for each part, `base_model.model.<path>.lora_A.weight`, beside an `adapter_config.json`.
 """
 
@@ -29,6 +30,7 @@ LYCORIS = (
     "oft_blocks", "rescale",
 )  # fmt: skip
 """The leaves of LoHa, LoKr and OFT, as lycoris-lora writes them."""
+_DIFFUSERS = ("unet.", "text_encoder.", "text_encoder_2.", "transformer.", "diffusion_model.")
 _LEAVES = {
     **{end: leaf for pair in PAIRS for end, leaf in zip(pair, (DOWN, UP), strict=True)},
     **{f".{leaf}": leaf for leaf in (ALPHA, DORA, *LYCORIS)},
@@ -56,7 +58,7 @@ def naming_of(keys: Iterable[str]) -> Naming | None:
             return Naming.KOHYA
         if key.startswith("lora_te"):  # the text encoder's names are the same in both; the UNet's decide
             found = Naming.KOHYA
-        elif key.startswith(("unet.", "text_encoder.", "text_encoder_2.")) or "_lora." in key or ".lora_A." in key:
+        elif key.startswith(_DIFFUSERS) or "_lora." in key or ".lora_A." in key:
             return Naming.DIFFUSERS
     return found
 

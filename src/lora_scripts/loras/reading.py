@@ -74,6 +74,23 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
     return modules, strangers
 
 
+def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The same with a LoRA for each of the layers that the published layout keeps as one: A is every one's, and B is
+    cut into theirs. Exact. What has no such form stays under its key.
+    """
+    result: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        stem, leaf = naming.split(key)
+        paths = names.fused.get(stem, ())
+        if not paths or leaf not in (DOWN, UP, ALPHA) or (leaf == UP and tensor.shape[0] % len(paths)):
+            result[key] = tensor
+            continue
+        shares = tensor.chunk(len(paths)) if leaf == UP else [tensor] * len(paths)
+        for path, share in zip(paths, shares, strict=True):
+            result[names.written[path] + key.removeprefix(stem)] = share.contiguous()
+    return result
+
+
 def read(
     tensors: Mapping[str, Tensor], names: Names, *, metadata: Mapping[str, str] | None = None, file: Path | None = None
 ) -> dict[str, Change]:

@@ -113,7 +113,7 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
     if name == "diffusers":
         if source.adapters:
             return Reading().refuse("", "its pipelines load one file; PEFT's folders are for PeftModel")
-        return run_diffusers.read(source.path, roots)
+        return run_diffusers.read(source.path, roots, skeleton.facts.lora.loader)
     try:
         adapters = _adapters(source, skeleton.facts.wrapped())
     except UserErrors as errors:

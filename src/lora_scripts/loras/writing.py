@@ -12,7 +12,7 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
-from lora_scripts.loras import adapter_folder, kohya, reading
+from lora_scripts.loras import adapter_folder, dialects, reading
 from lora_scripts.loras.file import LoraFile, plain, read, save
 
 
@@ -24,8 +24,8 @@ def write(
     values: Mapping[str, str],
     origin: Path,
 ) -> tuple[LoraFile, float]:
-    """Writes a LoRA as kohya's tools do, or as PEFT does where the family's are folders, and proves it: (the LoRA as
-    read again from the disk, |rounding| / |ΔW|).
+    """Writes a LoRA in the family's own form, or as PEFT does where the family's are folders, and proves it: (the LoRA
+    as read again from the disk, |rounding| / |ΔW|).
 
     `weights` have one rank and one alpha (`uniform`). Of `origin`, a LoRA or a base, a folder takes what it says of
     base and chat template. UserError, with nothing written, when `dtype` cannot hold them or would lose more of ΔW
@@ -35,8 +35,9 @@ def write(
         rounded = {n: LoraWeights(w.down.to(dtype), w.up.to(dtype), w.alpha) for n, w in weights.items()}
     else:
         names = family.names()
-        tensors = kohya.to_kohya(weights, names.kohya, dtype=dtype)
-        rounded = plain(reading.read(tensors, names))
+        form = dialects.own_form(weights, names, dtype)
+        tensors, values = form.tensors, {**values, **form.metadata}
+        rounded = plain(reading.read(tensors, names, metadata=values))
     pairs = [(factors.of(weights[name]), factors.of(rounded[name])) for name in weights]
     size = math.hypot(*(factors.norm(meant) for meant, _ in pairs))
     off = math.hypot(*(factors.distance(meant, there) for meant, there in pairs)) / size if size else 0.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_scripts.losses.flow import Sigmas
 from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps
 
 Prediction = Literal["epsilon", "v", "flow"]
@@ -127,6 +128,8 @@ class Objective:
     measure: Measure = "l2"
     huber_delta: float = 0.1
     """Errors above it count in proportion, below it squared."""
+    sigmas: Sigmas = field(default_factory=Sigmas)
+    """Of a model made for continuous noise levels: those that its sampler draws with."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     timesteps: Timesteps = field(default_factory=Timesteps)
 

@@ -21,6 +21,7 @@ from lora_scripts.formats import io
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
+from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import class_samples
 from lora_scripts.run.finish import copy_prompts
 from lora_scripts.run.init_lora import read_initial
@@ -69,7 +70,8 @@ class Rehearsal:
         self._enter("load")
         begun = time.perf_counter()
         initial = read_initial(config)
-        model = build_model(config, device, precision, initial)
+        first = captions_first(config, self.folder.path, Split(self.samples.trained[:ENCODED], []), ignore)
+        model = build_model(config, device, precision, initial, first)
         m.seconds["load"] = time.perf_counter() - begun
         with model.off():
             of_class = self._class_pictures(model)

@@ -22,10 +22,11 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
-from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.base import CaptionEncoder, LoadOptions
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.flow import Sigmas
 from lora_scripts.losses.noise import NoiseSettings, Timesteps
 from lora_scripts.run.base_files import BaseFiles, model_files
 from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
@@ -34,10 +35,20 @@ from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
 
-def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
-    """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
+def build_model(
+    config: TrainConfig,
+    device: torch.device,
+    precision: str,
+    initial: Mapping[str, LoraWeights],
+    first: Callable[[CaptionEncoder], None] | None = None,
+) -> Model:
+    """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
+
+    `first`: as of `LoadOptions`.
+    """
     settings = table.settings(config.base_model, config.family_settings)
-    options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
+    memory = memory_options(config, device)
+    options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder, first, memory, settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
@@ -129,8 +140,10 @@ def freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> Non
 
 def objective_of(c: TrainConfig, base: Objective) -> Objective:
     """Every key of the group "Objective", as the losses take it, of a base that was made with `base`."""
+    own = base.sigmas if c.timestep_shift is None else Sigmas()
     return replace(
         base,
+        sigmas=own,
         min_snr_gamma=c.min_snr_gamma,
         debiased=c.debiased_estimation,
         measure=c.loss,
@@ -139,7 +152,12 @@ def objective_of(c: TrainConfig, base: Objective) -> Objective:
             c.noise_offset, c.multires_noise_iterations, c.multires_noise_discount, c.input_perturbation
         ),
         timesteps=Timesteps(
-            c.timestep_sampling, c.timestep_mean, c.timestep_std, c.timestep_shift, c.timestep_min, c.timestep_max
+            c.timestep_sampling,
+            c.timestep_mean,
+            c.timestep_std,
+            c.timestep_shift or 1.0,
+            c.timestep_min,
+            c.timestep_max,
         ),
     )
 

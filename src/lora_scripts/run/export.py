@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from lora_scripts.data.buckets import Size
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import calling
 from lora_scripts.errors import UserError
-from lora_scripts.loras import embedding, kohya, metadata, proof
+from lora_scripts.loras import dialects, embedding, kohya, metadata, proof
 from lora_scripts.loras.embedding import read_embedding
 from lora_scripts.loras.file import save
 from lora_scripts.loras.metadata import TrainingFacts
@@ -62,19 +62,23 @@ class LoraTensors:
     rank: int
     """Of every module, as `alpha`."""
     alpha: float
+    """That the file's readers take."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Of the names that it has."""
 
 
 def to_file(taken: Snapshot, model: Model, config: TrainConfig) -> LoraTensors:
     """UserError if a value is not finite in the file's precision."""
-    names, dtype = model.family.facts.names().kohya, DTYPES[config.save_precision]
+    names, dtype = model.family.facts.names(), DTYPES[config.save_precision]
     words = embedding.to_bundle(taken.words, taken.word_widths) if config.token_bundle else {}
     if config.adapter in KINDS:
-        tensors = kohya.to_lycoris(taken.leaves, names, dtype=dtype)
+        tensors = kohya.to_lycoris(taken.leaves, names.written, dtype=dtype)
         return LoraTensors(tensors | words, taken.leaves, model.rank, model.alpha)
     weights = kohya.prepared(_weights(taken))
     one = next(iter(weights.values()))
-    tensors = kohya.to_kohya(weights, names, dtype=dtype)
-    return LoraTensors(tensors | words, weights, one.rank, one.alpha)
+    form = dialects.own_form(weights, names, dtype)
+    alpha = float(one.rank) if form.metadata else one.alpha  # folded: whoever reads it takes alpha = rank
+    return LoraTensors(form.tensors | words, weights, one.rank, alpha, form.metadata)
 
 
 def _weights(taken: Snapshot) -> dict[str, LoraWeights]:
@@ -88,7 +92,7 @@ def _weights(taken: Snapshot) -> dict[str, LoraWeights]:
 
 def write(path: Path, file: LoraTensors, taken: Snapshot, facts: TrainingFacts) -> None:
     """The LoRA, and beside it the words that it was trained with."""
-    told = metadata.of_training(facts) | metadata_of(taken.words)
+    told = metadata.of_training(facts) | metadata_of(taken.words) | dict(file.metadata)
     save_words(taken.words, taken.word_widths, path)  # first: a LoRA that is there has its words
     save(path, file.tensors, told)
 

@@ -65,7 +65,7 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         *recipe.settings,
         Setting("save_steps", str(max(20, math.ceil(steps / 50) * 10)), "about five files on the way"),
     ]
-    notes = _notes(data, samples, trigger)
+    notes = [*_beside(facts, base), *_notes(data, samples, trigger)]
     text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
     io.make_folder(path.parent)
     io.write_text(path, text)
@@ -85,6 +85,13 @@ def _size(facts: Facts, base: Path, samples: Sequence[Sample]) -> Setting:
     if side >= native or side < max(STEP, facts.least_share * native):
         return Setting("resolution", str(native), "what the base was made for")
     return Setting("resolution", str(side), f"the base was made for {native}, but half of the pictures are smaller")
+
+
+def _beside(facts: Facts, base: Path) -> list[str]:
+    """Of a base in separate files."""
+    if facts.check_text is None or base.is_dir():
+        return []
+    return ["add text_encoder: and vae: to it, for the files that this base comes without"]
 
 
 def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:

@@ -22,6 +22,7 @@ from lora_scripts.data.trigger import calling, holds
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
+from lora_scripts.families.facts import Facts
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.pivotal import check_new_words
 from lora_scripts.run.run_folder import RunFolder
@@ -63,6 +64,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
+    attempt(lambda: _text_encoder(config))
+    attempt(lambda: _sample_size(config))
     attempt(lambda: _initial(config))
     attempt(lambda: preview_lines(config.sample_prompts))
     attempt(
@@ -136,6 +139,37 @@ def _base(config: TrainConfig) -> None:
 def _vae(config: TrainConfig) -> None:
     if config.vae is not None:
         table.find(config.base_model).check_vae(config.vae)
+
+
+def _family(config: TrainConfig) -> Facts | None:
+    """None where the base is none, which `_base` tells."""
+    try:
+        return table.find(config.base_model)
+    except UserError:
+        return None
+
+
+def _text_encoder(config: TrainConfig) -> None:
+    facts = _family(config)
+    if facts is None or facts.check_text is None:
+        return
+    try:
+        facts.check(config.base_model, False)
+    except UserError:
+        return  # told by `_base`
+    facts.check_text(config.base_model, config.text_encoder)
+
+
+def _sample_size(config: TrainConfig) -> None:
+    facts, (width, height) = _family(config), config.effective_sample_size
+    step = facts.size_step if facts else 1
+    if width % step or height % step:
+        hint = f"write sample_size: [{_near(width, step)}, {_near(height, step)}]"
+        raise UserError(f"sample_size {width} x {height}: sides must be multiples of {step} for this base", hint=hint)
+
+
+def _near(side: int, step: int) -> int:
+    return max(step, round(side / step) * step)
 
 
 def _initial(config: TrainConfig) -> None:

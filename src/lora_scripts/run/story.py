@@ -26,6 +26,7 @@ from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of
+from lora_scripts.run.captions_first import cache_of, captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.finish import (
@@ -88,7 +89,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
-            model = build_model(config, device, precision, initial)
+            model = build_model(config, device, precision, initial, captions_first(config, folder.path, samples, sink))
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
@@ -96,7 +97,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        cache = Cache(config.cache_dir or folder.path / "cache", write_of(model.files))
+        cache = Cache(cache_of(config, folder.path), write_of(model.files))
         for inside in sorted(cache.folder.glob("[0-9a-f][0-9a-f]")):
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):

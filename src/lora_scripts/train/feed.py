@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.cache import Cache, cache_key
@@ -110,12 +110,7 @@ class Feed:
         text = self.family.fingerprint("text")
         captions = list(dict.fromkeys([p.sample.caption for p in self.pictures] + [""]))
         for done, caption in enumerate(captions, 1):
-            key = cache_key("text", text, caption)
-            entry = cache.get(key)
-            if entry is None:
-                entry = _only(self.family.encode_text([caption]))
-                cache.put(key, entry)
-            self.texts[caption] = entry
+            self.texts[caption] = caption_entry(cache, text, caption, self.family.encode_text)
             progress("captions", done, len(captions))
 
     def _masks(self, picture: Picture) -> list[Tensor]:
@@ -195,9 +190,28 @@ class Feed:
         return stacked([rows[c] for c in captions])
 
 
+def caption_entry(
+    cache: Cache, fingerprint: str, caption: str, encode: Callable[[Sequence[str]], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What a text encoder with that fingerprint gives of a caption, from the cache or computed into it."""
+    key = cache_key("text", fingerprint, caption)
+    entry = cache.get(key)
+    if entry is None:
+        entry = _only(encode([caption]))
+        cache.put(key, entry)
+    return entry
+
+
 def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """n tables of tensors [...] as one of tensors [n, ...]."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    """n tables of tensors [...] as one of tensors [n, ...]; of texts of different lengths the shorter ones are filled
+    up with zeros."""
+    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(list(tensors))
+    return nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
 
 
 def place_of(sample: Sample, view: View) -> Place:

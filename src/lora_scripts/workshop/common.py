@@ -163,7 +163,7 @@ class Written:
 
 
 def as_written(file: LoraFile, rounding: float) -> dict[str, Any]:
-    """The fields of `Written`, of a file as `loras.file.write` gives it."""
+    """The fields of `Written`, of a file as `loras.writing.write` gives it."""
     first = next(iter(file.weights.values()))
     return {
         "output": file.path,

@@ -167,10 +167,14 @@ def _write(
         folding = "exact" if folded.exact else _why_inexact(modules)
     else:
         table = names.original if naming is Naming.ORIGINAL else names.kohya
+        if not table:
+            text = f"files of {family.words} have no {naming.value} names"
+            raise UserError(text, hint="write --to diffusers, which most programs read")
         tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True)
     save(path, tensors, carried)
     base = family.base(None)
-    read_by = tuple(name for name, read in MATCHERS.items() if not read(tensors, base).faults)
+    known = [(name, read) for name, read in MATCHERS.items() if name not in family.lora.unread_by]
+    read_by = tuple(name for name, read in known if not read(tensors, base).faults)
     return _Form(folding, read_by)
 
 

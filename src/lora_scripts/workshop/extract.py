@@ -188,7 +188,7 @@ def _size(shape: Sequence[int]) -> tuple[int, ...]:
 def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
     """The layers to look at, in the order of LoRA files; 3 x 3 convolutions only if asked for."""
     names = base.family.names()
-    table = names.kohya or [path for path in base.places if path in names.stems]  # names without a table: as they lie
+    table = names.written or [path for path in base.places if path in names.stems]  # names without a table: as they lie
     both = [path for path in table if path in base.places and path in tuned.places]
     return [path for path in both if conv or _size(base.shape(path))[2:] == ()]
 

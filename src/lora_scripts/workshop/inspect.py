@@ -131,6 +131,8 @@ def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[st
         problems.append(hidden)
     loads = {}
     for name, read in MATCHERS.items():
+        if name in family.lora.unread_by:
+            continue
         faults = read(source.tensors, base).faults
         loads[name] = f"no: {faults[0].key}: {faults[0].why}" if faults else "yes"
     return problems, loads

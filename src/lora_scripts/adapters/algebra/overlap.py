@@ -67,11 +67,11 @@ class Overlap:
 
 
 def block_of(path: str) -> str:
-    """The block of a module path: "unet.down_blocks.1", "unet.mid_block", "text_encoder", "layers.3"."""
+    """The block of a module path: "unet.down_blocks.1", "unet.mid_block", "transformer.layers.3", "text_encoder"."""
     part, *rest = path.split(".")
     if part.startswith("text_encoder"):
         return part
-    if part != "unet":  # a row of layers that are numbered through
+    if part not in ("unet", "transformer"):  # a row of layers that are numbered through
         number = next((i for i, word in enumerate(rest) if word.isdecimal()), None)
         return part if not number else ".".join(rest[number - 1 : number + 1])
     return ".".join([part, rest[0], *(rest[1:2] if rest[0] not in ("mid_block", "middle_block") else [])])

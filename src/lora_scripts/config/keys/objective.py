@@ -49,8 +49,9 @@ class ObjectiveKeys(Keys):
     """The mean of logit_normal: above 0, noisier."""
     timestep_std: Annotated[float, Field(gt=0, le=10)] = 1.0
     """The spread of logit_normal, or what other trainers call sigmoid_scale."""
-    timestep_shift: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Above 1, noisier levels are drawn more often; 3 is usual for flow models of high resolution."""
+    timestep_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Above 1, noisier levels are drawn more often. Without it, as the base's own sampler has it; 1 where it has
+    none."""
     timestep_min: Timestep = 0
     """The lowest noise level that is trained, 0 to 999."""
     timestep_max: Timestep = 999

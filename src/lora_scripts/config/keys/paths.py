@@ -12,7 +12,7 @@ class PathKeys(Keys):
     """Where everything lies."""
 
     TITLE: ClassVar[str] = "Paths"
-    NEEDS: ClassVar[Mapping[str, str]] = {"vae": "vae", "prediction": "prediction"}
+    NEEDS: ClassVar[Mapping[str, str]] = {"vae": "vae", "text_encoder": "language", "prediction": "prediction"}
 
     train_data_dir: ConfigPath
     """The folder of the training pictures, in any layout. Relative paths count from the folder you start in."""
@@ -23,6 +23,9 @@ class PathKeys(Keys):
     (hf:owner/name/file.safetensors, owner/name), which is fetched once into models/ after its size is told."""
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
+    text_encoder: ConfigPath | None = None
+    """The text encoder of a base that comes in separate files: a .safetensors file with its tokenizer.json beside it,
+    or a folder."""
     prediction: Literal["epsilon", "v", "flow"] | None = None
     """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file says, else
     epsilon."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,30 +26,69 @@ def digest_of(model: nn.Module, *settings: str) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Normal:
+    """How a VAE's latents become those that a model works on, of about unit variance: (x - shift) * scale, of all
+    channels alike or of each; after four neighbours, 2 x 2, have become channels of one place, if they do."""
+
+    scale: float | Tensor
+    """A number, or float32 [c, 1, 1]; BatchNorm's running statistics give 1 / sqrt(variance + eps)."""
+    shift: float | Tensor = 0.0
+    packed: bool = False
+
+    def into(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [n, c, h, w] of a VAE's latents, or [n, 4 c, h / 2, w / 2] of packed ones."""
+        if self.packed:
+            mean, std = pack(mean), pack(std)
+        scale, shift = self._at(self.scale, mean), self._at(self.shift, mean)
+        return (mean - shift) * scale, std * scale
+
+    def back(self, latents: Tensor) -> Tensor:
+        """Of latents [n, c, h, w] the VAE's own."""
+        own = latents / self._at(self.scale, latents) + self._at(self.shift, latents)
+        return unpack(own) if self.packed else own
+
+    @staticmethod
+    def _at(value: float | Tensor, like: Tensor) -> float | Tensor:
+        return value.to(like.device) if isinstance(value, Tensor) else value
+
+
+def pack(x: Tensor) -> Tensor:
+    """[n, c, 2 h, 2 w] -> [n, 4 c, h, w]: the four neighbours stand behind each other in the order of the rows."""
+    n, c, h, w = x.shape
+    return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def unpack(x: Tensor) -> Tensor:
+    """The inverse of `pack`."""
+    n, c, h, w = x.shape
+    return x.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+
+
 class LatentCoder:
     """The VAE of a family. It goes to the device when it is needed, and stays there until it may `rest`."""
 
-    def __init__(self, vae: AutoencoderKL, scaling: float, device: torch.device, *, tiling: bool) -> None:
-        """`scaling`: what latents are multiplied with, so that they have unit variance."""
+    def __init__(self, vae: Any, normal: Normal, device: torch.device, *, tiling: bool) -> None:
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
         self.vae = vae.float().requires_grad_(False).eval()
-        self.scaling, self.device, self.tiling = scaling, device, tiling
+        self.normal, self.device, self.tiling = normal, device, tiling
         if tiling:
             self.vae.enable_tiling()
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        """[n, 3, h, w] in [-1, 1] -> {"mean", "std"} of the posterior, each [n, c, h / 8, w / 8] float32 on the CPU."""
+        """[n, 3, h, w] in [-1, 1] -> {"mean", "std"} of the posterior, as `Normal.into`, float32 on the CPU."""
         self.vae.to(self.device)
         posterior = self.vae.encode(pixels.to(self.device)).latent_dist
-        return {"mean": (posterior.mean * self.scaling).cpu(), "std": (posterior.std * self.scaling).cpu()}
+        mean, std = self.normal.into(posterior.mean, posterior.std)
+        return {"mean": mean.cpu(), "std": std.cpu()}
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
         """The picture of one [c, h, w]: at full size the VAE needs more memory than all else. UserError for NaN."""
         self.vae.to(self.device)
-        pixels = self.vae.decode(latents[None] / self.scaling, return_dict=False)[0][0]
+        pixels = self.vae.decode(self.normal.back(latents[None]), return_dict=False)[0][0]
         if not torch.isfinite(pixels).all():
             raise UserError("the picture came out as NaN", hint="use precision fp32 or bf16, or a lower LoRA strength")
         array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -28,9 +28,10 @@ _ATTENTION_LEAVES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_ou
 _OLD_DIFFUSERS_LEAVES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def vae_rows(widths: tuple[int, ...], latents: int, prefix: str = VAE_PREFIX) -> list[Row]:
-    """Every parameter of a VAE of these widths, with `latents` channels; none without widths."""
-    return under(prefix, _vae(widths, latents))
+def vae_rows(widths: tuple[int, ...], latents: int, prefix: str = VAE_PREFIX, *, quant: bool = True) -> list[Row]:
+    """Every parameter of a VAE of these widths, with `latents` channels; none without widths. `quant`: it has the two
+    1 x 1 convolutions around its latents, which those of 16 channels have not."""
+    return under(prefix, _vae(widths, latents, quant))
 
 
 def vae_config(widths: tuple[int, ...], latents: int, *, scaling: float, sample_size: int) -> dict[str, object]:
@@ -60,7 +61,9 @@ def vae_latents(shapes: Shapes, file: Path | None) -> int:
     return size_of(shapes, VAE_PREFIX + "decoder.conv_in.weight", 1, file)
 
 
-def check_vae(shapes: Shapes, *, file: Path | None, tolerated: Callable[[str], bool], plain: str) -> tuple[int, ...]:
+def check_vae(
+    shapes: Shapes, *, file: Path | None, tolerated: Callable[[str], bool], plain: str, quant: bool = True
+) -> tuple[int, ...]:
     """The widths of the VAE that `vae_from` would read; UserError, all faults at once, where it could not.
 
     `tolerated`: whether a key may stand there unused. `plain`: what to do about a file that is not as published.
@@ -68,20 +71,21 @@ def check_vae(shapes: Shapes, *, file: Path | None, tolerated: Callable[[str], b
     names = vae_names(shapes, file)
     renamed = {name: shapes[key] for name, key in names.items()}
     widths = vae_widths(renamed, file)
-    rows = vae_rows(widths, vae_latents(renamed, file))
+    rows = vae_rows(widths, vae_latents(renamed, file), quant=quant)
     unknown = [name for name in renamed if not tolerated(name)]
     check_rows(renamed, {"VAE": rows}, unknown, file=file, plain=plain)
     return widths
 
 
-def vae_from(handle: Handle, shapes: Shapes, *, file: Path | None = None) -> dict[str, Tensor]:
+def vae_from(handle: Handle, shapes: Shapes, *, file: Path | None = None, quant: bool = True) -> dict[str, Tensor]:
     """diffusers' state dict of a VAE in a file of its own, or inside a checkpoint; checked before by `check_vae`.
 
     Names may be LDM's, with `first_stage_model.` or without, or diffusers', old (`query`, `proj_attn`) or new (`to_q`).
     """
     names = vae_names(shapes, file)
     renamed = {name: shapes[key] for name, key in names.items()}
-    return from_rows(handle, vae_rows(vae_widths(renamed, file), vae_latents(renamed, file)), names)
+    rows = vae_rows(vae_widths(renamed, file), vae_latents(renamed, file), quant=quant)
+    return from_rows(handle, rows, names)
 
 
 def vae_names(shapes: Shapes, file: Path | None) -> dict[str, str]:
@@ -137,7 +141,7 @@ def _middle(part: str, width: int) -> Iterator[Row]:
     yield from _resnet(f"{ldm}.block_2", f"{hf}.resnets.1", width, width)
 
 
-def _vae(widths: tuple[int, ...], latents: int) -> Iterator[Row]:
+def _vae(widths: tuple[int, ...], latents: int, quant: bool) -> Iterator[Row]:
     if not widths:
         return
     yield from both("encoder.conv_in", "encoder.conv_in", (widths[0], 3, 3, 3))
@@ -152,8 +156,9 @@ def _vae(widths: tuple[int, ...], latents: int) -> Iterator[Row]:
     yield from _middle("encoder", width)
     yield from both("encoder.norm_out", "encoder.conv_norm_out", (width,))
     yield from both("encoder.conv_out", "encoder.conv_out", (2 * latents, width, 3, 3))  # mean and log variance
-    yield from both("quant_conv", "quant_conv", (2 * latents, 2 * latents, 1, 1))
-    yield from both("post_quant_conv", "post_quant_conv", (latents, latents, 1, 1))
+    if quant:
+        yield from both("quant_conv", "quant_conv", (2 * latents, 2 * latents, 1, 1))
+        yield from both("post_quant_conv", "post_quant_conv", (latents, latents, 1, 1))
     yield from both("decoder.conv_in", "decoder.conv_in", (width, latents, 3, 3))
     yield from _middle("decoder", width)
     for block, wide in enumerate(reversed(widths)):

@@ -20,7 +20,7 @@ from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import Rows, TextEncoder
-from lora_scripts.families.sd.latents import LatentCoder, digest_of
+from lora_scripts.families.sd.latents import LatentCoder, Normal, digest_of
 from lora_scripts.families.sd.settings import Settings
 from lora_scripts.families.sd1.facts import FACTS
 from lora_scripts.families.sd1.layout import SCALING
@@ -44,7 +44,7 @@ class StableDiffusion1:
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(vae, SCALING, self.device, tiling=options.memory.vae_tiling)
+        self.coder = LatentCoder(vae, Normal(SCALING), self.device, tiling=options.memory.vae_tiling)
         self.encoder = TextEncoder(text_encoder, self.device, checkpointing=options.memory.checkpointing)
         self.unet, self.vae, self.text_encoder = self.denoiser.unet, self.coder.vae, self.encoder.model
         self.native_size = native_size

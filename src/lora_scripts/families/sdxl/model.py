@@ -23,7 +23,7 @@ from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import TextEncoder
-from lora_scripts.families.sd.latents import LatentCoder, digest_of
+from lora_scripts.families.sd.latents import LatentCoder, Normal, digest_of
 from lora_scripts.families.sd.settings import Settings
 from lora_scripts.families.sdxl.facts import FACTS
 from lora_scripts.families.sdxl.layout import SCALING
@@ -48,7 +48,7 @@ class Sdxl:
         self.settings = Settings.of(options.settings)
         self.native_size = parts.native_size
         self.denoiser = Denoiser(parts.unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(parts.vae, SCALING, self.device, tiling=options.memory.vae_tiling)
+        self.coder = LatentCoder(parts.vae, Normal(SCALING), self.device, tiling=options.memory.vae_tiling)
         again = options.memory.checkpointing
         self.encoder = TextEncoder(parts.text, self.device, checkpointing=again)
         self.encoder_2 = TextEncoder(parts.text_2, self.device, checkpointing=again, pad=PAD_2)

@@ -6,6 +6,10 @@ diffusers before `to_q`, `to_k`, `to_v` and `to_out`, `text_encoder.text_model.â
 nobody asked for are logged as not loaded. An `up` without its `down` stops the loading; a product of the wrong size
 leaves the layer unchanged, with a log line. LoHa, LoKr and OFT are read under the same names; matrices may lie flat.
 Bundled words are read only from its folder of embeddings.
+
+Of a diffusion transformer (its own tables of late 2025, read, not run) it asks for diffusers' names alone and behind
+`diffusion_model.`, `transformer.` and, flat, `lycoris_`; kohya's `lora_unet_` only with the published layout's layers,
+in which q, k and v are one.
 """
 
 from __future__ import annotations
@@ -64,7 +68,14 @@ def read_as(
 
 
 def names(layer: Layer) -> Iterator[str]:
-    if layer.unet:
+    if layer.transformer:
+        yield from (f"{start}{layer.hf}" for start in ("diffusion_model.", "transformer.", ""))
+        yield f"lycoris_{layer.hf_flat}"
+        if layer.ldm != layer.hf:
+            yield from (f"diffusion_model.{layer.ldm}", layer.ldm)
+        if layer.alone:
+            yield f"lora_unet_{layer.ldm_flat}"
+    elif layer.unet:
         yield from (f"lora_unet_{layer.ldm_flat}", f"diffusion_model.{layer.ldm}")
         yield from (f"lora_unet_{layer.hf_flat}", f"lycoris_{layer.hf_flat}")
         old = layer.hf.replace(".to_", ".processor.to_")

@@ -20,14 +20,22 @@ from lora_scripts.loras.consumers.rules import Delta, Reading
 REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
 
 
-def read(path: Path, roots: Mapping[str, nn.Module]) -> Reading:
-    """What it applies; `roots` are fresh parts of the base, whose weights do not matter: the UNet and, as its pipelines
-    name them, the text encoders.
+def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
+    """What it applies; `roots` are fresh parts of the base, whose weights do not matter: the UNet or the transformer
+    and, as its pipelines name them, the text encoders. `loader`: a class of diffusers.loaders.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
+    import diffusers.loaders
 
-    unet, texts = roots["unet"], {part: root for part, root in roots.items() if part != "unet"}
+    Loader = getattr(diffusers.loaders, loader)
     try:
+        if "transformer" in roots:
+            with quiet():
+                tensors, metadata = Loader.lora_state_dict(str(path), local_files_only=True, return_lora_metadata=True)
+                Loader.load_lora_into_transformer(
+                    tensors, transformer=roots["transformer"], adapter_name="proof", metadata=metadata
+                )
+            return Reading(dict(applied(roots, "proof")))
+        unet, texts = roots["unet"], {part: root for part, root in roots.items() if part != "unet"}
         with quiet():
             tensors, alphas, metadata = Loader.lora_state_dict(
                 str(path), local_files_only=True, unet_config=unet.config, return_lora_metadata=True

@@ -1,0 +1,183 @@
+"""A flow-matching transformer with a language model as text encoder and a VAE: everything that such families share.
+
+What differs is handed in: how the transformer is asked, how latents are normalised, which noise levels the sampler
+draws with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_scripts.compute import memory
+from lora_scripts.errors import UserError
+from lora_scripts.families import samplers
+from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.flow.reader import LanguageEncoder
+from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.families.sd.steps import guided
+from lora_scripts.losses import diffusion, noise
+from lora_scripts.losses.diffusion import Levels
+from lora_scripts.losses.flow import Sigmas
+
+Ask = Callable[[Any, Tensor, Tensor, Conditions], Tensor]
+"""(transformer, noised latents [n, c, h, w], noise levels [n], texts) -> the velocity e - x0, as the latents."""
+_TRAIN_STEPS = 1000
+"""What diffusers' scheduler multiplies a noise level with."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A family's models, and how they are used."""
+
+    transformer: Any
+    blocks: Sequence[nn.Module]
+    """In the order in which they are run."""
+    inside: tuple[str, ...]
+    """What the paths of layers begin with that LoRA may wrap."""
+    coder: LatentCoder
+    channels: int
+    """Of the latents."""
+    encoder: LanguageEncoder
+    ask: Ask
+    sigmas: Sigmas
+    patch: int
+    """Latents that a token stands for, along each side."""
+    native_size: tuple[int, int]
+
+
+class FlowFamily:
+    """As `families.base.PictureFamily`; its text encoder takes no LoRA and no words."""
+
+    def __init__(self, facts: Facts, parts: Parts, options: LoadOptions) -> None:
+        if (asked := options.settings.get("prediction", "flow")) != "flow":
+            raise UserError(f"prediction {asked}: {facts.words} predicts flow", hint="leave it out")
+        self.facts, self.parts, self.device, self.dtype = facts, parts, options.device, options.dtype
+        self.native_size, self.coder, self.encoder = parts.native_size, parts.coder, parts.encoder
+        self.transformer = parts.transformer.requires_grad_(False).eval()
+        memory.place(self.transformer, options.memory, self.device, self.dtype, parts.blocks)
+
+    @property
+    def objective(self) -> diffusion.Objective:
+        return diffusion.Objective("flow", sigmas=self.parts.sigmas)
+
+    @property
+    def roots(self) -> Mapping[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    def trainable(self) -> dict[str, nn.Module]:
+        return dict(self._layers())
+
+    def _layers(self) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in self.transformer.named_modules():
+            if name.startswith(self.parts.inside) and isinstance(module, nn.Linear):
+                yield f"transformer.{name}", module
+
+    def fingerprint(self, part: str) -> str:
+        return self.coder.fingerprint() if part == "vae" else self.encoder.fingerprint()
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        return self.coder.encode(pixels)
+
+    def image_features(self, pixels: Tensor) -> list[Tensor]:
+        return self.coder.features(pixels)
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """As `LanguageEncoder.encode`."""
+        return self.encoder.encode(captions)
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
+        shape = tuple(batch.latents["mean"].shape)
+        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, None)
+        return self.losses(batch, objective, draws).sum(), shape[0]
+
+    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        texts = self.encoder.encode(batch.captions) if batch.texts is None else batch.texts
+        draws, mean, std = draws.to(self.device), batch.latents["mean"], batch.latents["std"]
+        x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
+        sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
+        levels = Levels(1 - sigma, sigma)
+        mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
+        output = self.predict(diffusion.add_noise(x0, mixed, levels), sigma, texts)
+        masks = None if batch.masks is None else batch.masks.to(self.device)
+        each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
+        return each if batch.weights is None else each * batch.weights.to(self.device)
+
+    def levels(self, objective: diffusion.Objective) -> int | None:
+        return None
+
+    def tokens(self, latents: Tensor) -> int:
+        """Of each picture among latents [n, c, h, w]."""
+        return latents.shape[-2] * latents.shape[-1] // self.parts.patch**2
+
+    def predict(self, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The velocity e - x0, as the latents, to noised latents [n, c, h, w] and noise levels [n]."""
+        texts = {**conditions, "states": conditions["states"].to(self.device, self.dtype)}
+        return self.parts.ask(self.transformer, x_t.to(self.dtype), sigma, texts)
+
+    # --- pictures ----------------------------------------------------------------------------------------------------
+
+    def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
+        return samplers.find_sampler(name, "flow", steps)
+
+    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
+        return self.draw(prompt, [seed], sampling)[0]
+
+    @torch.no_grad()
+    def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
+        """Texts are read without weights: the language model was never shown any."""
+        step = self.facts.size_step
+        if any(side % step for side in sampling.size):
+            wide, high = sampling.size
+            raise UserError(f"size {wide}x{high}: sides must be multiples of {step}", hint="choose another size")
+        sampler = self.sampler(sampling.scheduler, sampling.steps)
+        texts = [sampling.negative, prompt] if sampling.cfg != 1 else [prompt]
+        self.encoder.remember(texts)
+        told = self.encoder.encode(texts)
+        width, height = (side // self.facts.vae_factor for side in sampling.size)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (1, self.parts.channels, height, width)
+        e = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
+        ask = guided(lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c), told, len(seeds), sampling.cfg)
+        scheduler = samplers.build(
+            sampler, "flow", zero_terminal_snr=False, schedule={"num_train_timesteps": _TRAIN_STEPS}
+        )
+        x = samplers.sample(
+            scheduler,
+            sampler,
+            sampling.steps,
+            e,
+            generators,
+            ask,
+            start=start,
+            denoise=sampling.denoise,
+            sigmas=self.parts.sigmas.steps(sampling.steps, self.tokens(e)),
+        )
+        return [self.coder.decode(latents) for latents in x]
+
+    def rest(self, *, text_encoder: bool) -> None:
+        self.coder.rest()
+        if text_encoder:
+            self.encoder.rest()
+
+    # --- words: none -------------------------------------------------------------------------------------------------
+
+    @property
+    def word_widths(self) -> tuple[int, ...]:
+        return ()
+
+    def set_words(self, words: Mapping[str, Tensor]) -> None:
+        if words:
+            raise UserError(f"{self.facts.words} knows no new words", hint="leave them out of the LoRA")
+
+    def vectors_of(self, text: str) -> Tensor:
+        raise UserError(f"{self.facts.words} knows no new words", hint="leave them out of the LoRA")

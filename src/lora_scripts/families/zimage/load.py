@@ -1,0 +1,68 @@
+"""Z-Image, from files or a folder to its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ZImageTransformer2DModel
+
+from lora_scripts.families.flow import qwen3
+from lora_scripts.families.flow.autoencoder import load_vae16
+from lora_scripts.families.flow.pieces import Pieces, as_built
+from lora_scripts.families.flow.qwen3 import Source
+from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.rows import from_rows
+from lora_scripts.families.sd.whole import weights_of
+from lora_scripts.families.zimage import check
+from lora_scripts.families.zimage.layout import (
+    SCALING,
+    SHIFT,
+    SIDE,
+    ZImageLayout,
+    config_of,
+    layout_from,
+    layout_of,
+    rows,
+)
+
+
+def load_text(path: Path, given: Path | None) -> Source:
+    """Where the text encoder lies. UserErrors where it is not whole, or not that of the base."""
+    check.check_text(path, given)
+    return qwen3.find(path, given, check.layout_at(path).text_width)
+
+
+def load_vae(path: Path, given: Path | None) -> Any:
+    """diffusers' AutoencoderKL: what `vae` names, else the folder's own."""
+    return load_vae16(given or path, check.WORDS, SCALING, SHIFT, SIDE)
+
+
+def load_transformer(path: Path, dtype: torch.dtype) -> ZImageTransformer2DModel:
+    """Its weights in the file's own precision, memory-mapped; those that have a scale are made whole in `dtype`."""
+    if path.is_file():
+        pieces = check.require_file(path)
+        layout = layout_of(pieces.shapes, path)
+        return build(layout, from_rows(pieces, rows(layout), dtype=dtype))
+    config = read_config(path / "transformer") or {}
+    layout = layout_from(config)
+    pieces = Pieces(weights_of(path / "transformer", check.TRANSFORMER.stem))
+    return build(layout, from_rows(pieces, as_built(rows(layout)), dtype=dtype), config)
+
+
+def build(
+    layout: ZImageLayout, state: dict[str, torch.Tensor] | None = None, config: dict[str, Any] | None = None
+) -> ZImageTransformer2DModel:
+    """The transformer of a layout with a state dict's weights or, without one, on the meta device.
+
+    `config`: a folder's own, in whose words the model is built.
+    """
+    with torch.device("meta"):
+        if config is None:
+            model = ZImageTransformer2DModel(**config_of(layout))
+        else:
+            model = ZImageTransformer2DModel.from_config(config)
+    if state is not None:
+        model.load_state_dict(state, strict=True, assign=True)
+    return model

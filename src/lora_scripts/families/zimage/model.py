@@ -1,0 +1,73 @@
+"""Z-Image: how its transformer is asked, and how its captions are read.
+
+Facts: diffusers' `ZImagePipeline`. The model is told how much of the picture is there, 1 - sigma, and answers with the
+velocity the other way round. A caption stands in Qwen3's chat template, ready for the answer; what is read is the last
+hidden state but one of its own tokens, none of them filled up.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.sd.latents import LatentCoder, Normal
+from lora_scripts.families.zimage import check
+from lora_scripts.families.zimage.facts import FACTS
+from lora_scripts.families.zimage.layout import PATCH
+from lora_scripts.families.zimage.load import load_text, load_transformer, load_vae
+from lora_scripts.families.zimage.names import INSIDE
+from lora_scripts.losses.flow import Sigmas
+
+READING = Reading(
+    before="<|im_start|>user\n",
+    after="<|im_end|>\n<|im_start|>assistant\n",
+    taps=lambda layers: (layers - 1,),
+    most=512,
+    filled=False,
+)
+
+
+def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`."""
+    lengths = texts["lengths"].tolist()
+    states = [row[:length] for row, length in zip(texts["states"], lengths, strict=True)]
+    pictures = list(x.unsqueeze(2).unbind(0))  # [c, 1, h, w] each: one frame
+    answer: list[Tensor] = transformer(pictures, 1 - sigma, states, return_dict=False)[0]
+    return -torch.stack(answer).squeeze(2)
+
+
+def load(path: Path, options: LoadOptions) -> FlowFamily:
+    """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
+    UserError."""
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    encoder = LanguageEncoder(load_text(path, options.text_encoder), READING, options.device, options.dtype)
+    if options.first is not None:
+        options.first(encoder)
+        encoder.rest()
+    check.check(path, options.vae is None)
+    vae = load_vae(path, options.vae)
+    normal = Normal(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    transformer = load_transformer(path, options.dtype)
+    parts = Parts(
+        transformer=transformer,
+        blocks=[*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers],
+        inside=INSIDE,
+        coder=LatentCoder(vae, normal, options.device, tiling=options.memory.vae_tiling),
+        channels=transformer.config.in_channels,
+        encoder=encoder,
+        ask=ask,
+        sigmas=Sigmas(check.sampler_shift(path)),
+        patch=PATCH,
+        native_size=check.made_for(path),
+    )
+    return FlowFamily(FACTS, parts, options)

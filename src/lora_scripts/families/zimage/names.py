@@ -1,0 +1,77 @@
+"""The names of the layers of Z-Image that a LoRA may change, by the tables of the layout.
+
+Facts: diffusers' names behind `transformer.` or `diffusion_model.` are read by ComfyUI and diffusers (ai-toolkit writes
+the latter); kohya's, `lora_unet_` with "_" for ".", by diffusers. Trainers on the published layout (musubi-tuner) train
+q, k and v as one layer, `attention_qkv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.sd.rows import Row
+from lora_scripts.families.zimage.layout import STANDARD, ZImageLayout, rows
+
+PART = "transformer"
+INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
+"""What the paths of layers begin with that LoRA files have names for."""
+
+
+class Module(NamedTuple):
+    """One layer in the published single file."""
+
+    path: str
+    key: str
+    """Without the file's prefix, and without `.weight`."""
+    third: int | None
+
+
+def weights(layout: ZImageLayout = STANDARD) -> Iterator[Module]:
+    """Every linear layer, in the order of the data's way."""
+    for row in _linear(layout):
+        yield Module(f"{PART}.{_stem(row.hf)}", _stem(row.ldm), row.third)
+
+
+@cache
+def zimage() -> Names:
+    """Z-Image, as published: a narrower or shallower model has these layers or some of them."""
+    kohya: dict[str, str] = {}
+    diffusers: dict[str, str] = {}
+    others: dict[str, str] = {}
+    fused: dict[str, tuple[str, ...]] = {}
+    for row in _linear(STANDARD):
+        hf, ldm = _stem(row.hf), _stem(row.ldm)
+        if not hf.startswith(INSIDE):
+            continue
+        path = f"{PART}.{hf}"
+        kohya[path], diffusers[path] = f"lora_unet_{hf.replace('.', '_')}", f"diffusion_model.{hf}"
+        others |= dict.fromkeys((hf, f"transformer.{hf}", f"lycoris_{hf.replace('.', '_')}"), path)
+        own = (f"diffusion_model.{ldm}", ldm, f"lora_unet_{ldm.replace('.', '_')}")
+        if row.third is None:
+            others |= dict.fromkeys(own, path)
+        else:
+            fused |= {stem: (*fused.get(stem, ()), path) for stem in own}
+    return Names("zimage", "Z-Image", kohya, {}, diffusers, others, fused, form="diffusers")
+
+
+def base(layout: ZImageLayout | None) -> Base:
+    """The layers of a Z-Image; without a layout those of the published one, without shapes."""
+    layers = []
+    for row in _linear(layout or STANDARD):
+        hf, ldm = _stem(row.hf), _stem(row.ldm)
+        kohya = f"lora_unet_{hf.replace('.', '_')}" if hf.startswith(INSIDE) else ""
+        shape = row.shape if layout else ()
+        alone = row.third is None
+        layers.append(Layer(f"{PART}.{hf}", hf, ldm if alone else hf, kohya, shape, alone))
+    return Base(tuple(layers), layout.text_width if layout else 0)
+
+
+def _linear(layout: ZImageLayout) -> Iterator[Row]:
+    return (row for row in rows(layout) if row.hf.endswith(".weight") and len(row.shape) == 2)
+
+
+def _stem(key: str) -> str:
+    return key.removesuffix(".weight")

@@ -1,0 +1,50 @@
+"""Captions before the model: a large text encoder is loaded, asked, and gone, before the rest comes.
+
+What it gave lies in the run's cache, where the feed finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.cache import Cache
+from lora_scripts.events import Note, Progress, Sink
+from lora_scripts.families.base import CaptionEncoder
+from lora_scripts.formats import io
+from lora_scripts.run.preflight import Split
+from lora_scripts.run.previews import previews_of
+from lora_scripts.train.feed import caption_entry
+
+
+def cache_of(config: TrainConfig, folder: Path) -> Path:
+    """Where a run keeps what it encodes."""
+    return config.cache_dir or folder / "cache"
+
+
+def captions_first(config: TrainConfig, folder: Path, samples: Split, sink: Sink) -> Callable[[CaptionEncoder], None]:
+    """For `LoadOptions.first`: encodes every caption of a run into its cache, and keeps the prompts of its previews."""
+
+    def encode(encoder: CaptionEncoder) -> None:
+        cache, fingerprint = Cache(cache_of(config, folder), io.write_atomic), encoder.fingerprint()
+        captions = list(dict.fromkeys(_captions(config, samples)))
+        for done, caption in enumerate(captions, 1):
+            caption_entry(cache, fingerprint, caption, encoder.encode)
+            sink(Progress("captions", done, len(captions)))
+        encoder.remember(list(dict.fromkeys(_prompts(config, samples))))
+        if cut := [caption for caption in captions if encoder.excess(caption)]:
+            text = f"{len(cut)} captions are longer than the text encoder reads; their ends are cut off, first: "
+            sink(Note(f"note: {text}{cut[0][:60]}"))
+
+    return encode
+
+
+def _captions(config: TrainConfig, samples: Split) -> Iterator[str]:
+    yield from (sample.caption for sample in (*samples.trained, *samples.held_out))
+    yield from (config.class_prompt, "")
+
+
+def _prompts(config: TrainConfig, samples: Split) -> Iterator[str]:
+    for preview in previews_of(config, samples.trained):
+        yield from (preview.prompt, preview.sampling.negative)

@@ -1,0 +1,424 @@
+"""Z-Image, on a narrow random model: numbers against diffusers' own modules, pipeline, scheduler and converters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import tiny
+import tiny_flow
+from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.inject import inject, remove
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.cli import main
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.sd.latents import Normal, pack, unpack
+from lora_scripts.families.table import by_name, find, identify, load_family
+from lora_scripts.loras import dialects
+from lora_scripts.loras.consumers import comfyui
+from lora_scripts.loras.file import open_lora, read, save
+from lora_scripts.losses.noise import Draws
+from runs import stopped
+
+FACTS = by_name("zimage")
+PROMPTS = ("the weather in Paris is sunny", "hello")
+OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_flow.write_zimage(tmp_path_factory.mktemp("zimage") / "base.safetensors")
+
+
+@pytest.fixture(scope="module")
+def family(base: Path) -> Any:
+    beside: Any = tiny_flow.beside(base.parent)
+    return load_family(FACTS, base, replace(OPTIONS, **beside))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ZImagePipeline:
+    """The same model in diffusers' hands."""
+    made = tiny_flow.zimage()
+    pipe = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=made.vae,
+        text_encoder=made.text,
+        tokenizer=made.tokenizer,
+        transformer=made.transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def faults(call: Any) -> str:
+    with pytest.raises((UserError, UserErrors)) as raised:
+        call()
+    error = raised.value
+    return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
+
+
+def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
+    """6,154,908,736, as its card says."""
+    from lora_scripts.families.zimage.layout import STANDARD, rows
+
+    assert sum(math.prod(row.shape) for row in rows(STANDARD)) == 6_154_908_736
+
+
+def test_the_template_names_what_stands_beside_the_base() -> None:
+    from lora_scripts.config.load import load_config
+
+    template = Path(__file__).parents[1] / "configs" / "zimage_style.yaml"
+    paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
+    config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
+    assert config.text_encoder == template and config.base_precision == "fp8"
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: ZImagePipeline) -> None:
+    ours = family.encode_text(PROMPTS)
+    for row, length, want in zip(ours["states"], ours["lengths"], theirs._encode_prompt(list(PROMPTS)), strict=True):
+        assert length == len(want) and (row[:length] - want).abs().max() < 1e-5
+        assert not row[length:].any()
+
+
+def test_a_caption_that_is_too_long_is_cut_and_told(family: Any, theirs: ZImagePipeline) -> None:
+    long = "hello how are you " * 160
+    (ours,), (want,) = family.encode_text([long])["states"], theirs._encode_prompt([long])
+    assert len(ours) == len(want) == 512 and (ours - want).abs().max() < 1e-5
+    assert family.encoder.excess(long) > 0 == family.encoder.excess("hello")
+
+
+def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lora_scripts.families.zimage import model
+
+    order: list[str] = []
+
+    def first(encoder: Any) -> None:
+        encoder.encode(["hello"])
+        order.append("captions" if encoder._model is not None else "nothing")
+
+    real = model.load_transformer
+    monkeypatch.setattr(model, "load_transformer", lambda *words: order.append("transformer") or real(*words))
+    beside: Any = tiny_flow.beside(base.parent)
+    made: Any = load_family(FACTS, base, replace(OPTIONS, first=first, **beside))
+    assert order == ["captions", "transformer"] and made.encoder._model is None
+    assert len(made.encode_text(["hello"])["states"]) == 1 and made.encoder._model is not None
+    made.rest(text_encoder=True)
+    assert made.encoder._model is None
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def batch_of(family: Any, pixels: torch.Tensor, captions: Sequence[str]) -> Batch:
+    latents, texts = family.encode_image(pixels), family.encode_text(captions)
+    return Batch(latents, captions, texts, ["a", "b"], [torch.Generator().manual_seed(n) for n in range(2)])
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: ZImagePipeline) -> None:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
+    noise, posterior = (torch.randn(2, 16, 8, 8, generator=generator) for _ in range(2))
+    u = torch.tensor([0.05, 0.8], dtype=torch.float64)
+    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+
+    # Their scheduler at 20 steps has these two levels among its own: 1 - 1/20 and 1 - 16/20 of the way.
+    theirs.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 20, 20).tolist())
+    latent = theirs.vae.encode(pixels).latent_dist
+    config = theirs.vae.config
+    x0 = (latent.mean + latent.std * posterior - config.shift_factor) * config.scaling_factor
+    texts = theirs._encode_prompt(list(PROMPTS))
+    for row, step in enumerate((19, 4)):
+        t, sigma = theirs.scheduler.timesteps[step], theirs.scheduler.sigmas[step]
+        x_t = theirs.scheduler.scale_noise(x0[row : row + 1], t[None], noise[row : row + 1])
+        told = (1000 - t[None]) / 1000
+        answer = theirs.transformer([x_t[0].unsqueeze(1)], told, texts[row : row + 1], return_dict=False)[0][0]
+        error = (-answer.squeeze(1) - (noise[row] - x0[row])).square().mean()
+        assert abs(sigma.item() - family.objective.sigmas.at(u, 16)[row].item()) < 1e-6
+        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+
+
+@torch.no_grad()
+def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
+    longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
+    both = family.losses(batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
+    alone = batch_of(family, pixels[1:], ["hello"])
+    single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
+    assert abs(both[1].item() - single[0].item()) < 1e-5
+
+
+def test_a_folder_says_which_levels_its_sampler_has(tmp_path: Path) -> None:
+    folder = tiny_flow.write_folder(tmp_path / "base", shift=6.0)
+    sigmas = load_family(FACTS, folder, OPTIONS).objective.sigmas
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    u = torch.tensor([1.0, 1 / 1000], dtype=torch.float64)
+    assert (sigmas.at(u, 16) - scheduler.sigmas[[0, 999]]).abs().max() < 1e-6  # the noisiest, and the least
+
+
+def test_a_shift_of_the_config_is_in_place_of_the_samplers(base: Path, data: Path, tmp_path: Path) -> None:
+    from lora_scripts.run.build import objective_of
+    from lora_scripts.run.configs import load_config
+
+    beside = tiny_flow.beside(base.parent)
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **beside)
+    own = by_name("zimage")
+    plain, given = (load_config(config, words) for words in ([], ["timestep_shift=2"]))
+    from lora_scripts.losses.diffusion import Objective
+    from lora_scripts.losses.flow import Sigmas
+
+    made = Objective("flow", sigmas=Sigmas(3.0))
+    assert own.name == "zimage"
+    assert objective_of(plain, made).sigmas.shift == 3.0 and objective_of(plain, made).timesteps.shift == 1.0
+    assert objective_of(given, made).sigmas.shift == 1.0 and objective_of(given, made).timesteps.shift == 2.0
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_a_preview_is_the_pipelines_picture(family: Any, theirs: ZImagePipeline, cfg: float) -> None:
+    sampling = Sampling(steps=4, cfg=cfg, negative="sunny", size=(64, 96))
+    ours = family.generate(PROMPTS[0], 7, sampling)
+    noise = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
+    more = {"height": 96, "width": 64, "num_inference_steps": 4, "latents": noise, "negative_prompt": "sunny"}
+    # Their scale counts from the prompt's own answer: ours, as everywhere else, from the other one's.
+    want = theirs(PROMPTS[0], guidance_scale=cfg - 1, **more).images[0]
+    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
+    assert ours.size == (64, 96) and difference.max() <= 2
+
+
+def test_pictures_have_sides_that_patches_fill(family: Any) -> None:
+    assert "multiples of 16" in faults(lambda: family.generate("hello", 0, Sampling(steps=1, size=(72, 64))))
+
+
+def test_latents_are_normalised_as_data_says() -> None:
+    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unpack(pack(x)), x) and pack(x).shape == (2, 12, 2, 3)
+    assert torch.equal(pack(x)[0, 1], x[0, 0, ::2, 1::2])
+    mean, std = torch.rand(12, 1, 1) + 1, torch.rand(12, 1, 1) + 1
+    normal = Normal(1 / std, mean, packed=True)
+    into, spread = normal.into(x, torch.ones_like(x))
+    assert torch.allclose(into, (pack(x) - mean) / std) and torch.allclose(spread, 1 / std.expand(2, 12, 2, 3))
+    assert torch.allclose(normal.back(into), x, atol=1e-6)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
+    from lora_scripts.families.zimage.load import load_transformer
+
+    path = tiny_flow.write_zimage(tmp_path / "base.safetensors", prefix=prefix)
+    assert identify(path) is FACTS.checkpoint
+    state = load_transformer(path, torch.float32).state_dict()
+    plain = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
+    want = convert_z_image_transformer_checkpoint_to_diffusers(plain)
+    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
+    own = tiny_flow.zimage().transformer.state_dict()
+    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+
+
+def test_a_model_goes_back_into_the_file_it_came_from(base: Path) -> None:
+    from lora_scripts.families.sd.rows import to_rows
+    from lora_scripts.families.zimage.layout import layout_of, rows
+    from lora_scripts.families.zimage.load import load_transformer
+
+    before = load_file(base)
+    layout = layout_of({key: value.shape for key, value in before.items()}, base)
+    after = to_rows(rows(layout), load_transformer(base, torch.float32).state_dict())
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) -> None:
+    from lora_scripts.families.zimage.load import load_transformer
+
+    tensors = load_file(base)
+    key = "layers.0.attention.qkv.weight"
+    whole = tensors[key]
+    scale = whole.abs().max() / 448
+    tensors[key] = (whole / scale).to(torch.float8_e4m3fn)
+    tensors["layers.0.attention.qkv.weight_scale"] = scale
+    tensors["layers.0.attention.qkv.comfy_quant"] = torch.zeros(3, dtype=torch.uint8)
+    save_file(tensors, tmp_path / "fp8.safetensors")
+    FACTS.check(tmp_path / "fp8.safetensors", False)
+    state = load_transformer(tmp_path / "fp8.safetensors", torch.float32).state_dict()
+    want = tensors[key].float() * scale
+    assert torch.equal(torch.cat([state[f"layers.0.attention.to_{leaf}.weight"] for leaf in "qkv"]), want)
+
+
+def test_what_is_missing_is_named_with_the_key_that_brings_it(base: Path, tmp_path: Path) -> None:
+    assert "add vae: the file ae.safetensors" in faults(lambda: FACTS.check(base, True))
+    assert FACTS.check_text is not None
+    check_text = FACTS.check_text
+    assert "add text_encoder: its file, with tokenizer.json beside it" in faults(lambda: check_text(base, None))
+    made = tiny_flow.zimage()
+    alone = tiny_flow.write_text(tmp_path / "alone" / "qwen.safetensors", made)
+    (alone.parent / "tokenizer.json").unlink()
+    assert "there is no tokenizer.json beside this text encoder" in faults(lambda: check_text(base, alone))
+    tensors = load_file(base)
+    del tensors["layers.1.attention.qkv.weight"]
+    save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "broken.safetensors")
+    told = faults(lambda: FACTS.check(tmp_path / "broken.safetensors", False))
+    assert "layers.1.attention.qkv.weight" in told and "1 unknown tensors, first more" in told
+
+
+def test_parts_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+    check_text = FACTS.check_text
+    assert check_text is not None
+    text, tok = tiny_flow.language(width=40)
+    other = tiny_flow.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_flow.Models(None, None, text, tok))
+    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, other))
+    assert "is no Qwen3 text encoder" in faults(lambda: check_text(base, base))
+    sd1 = tiny.write_base(tmp_path / "sd1.safetensors")
+    assert "makes latents of 4 channels, Z-Image has 16" in faults(lambda: FACTS.check_vae(sd1))
+    assert "not a VAE of Z-Image" in faults(lambda: FACTS.check_vae(base))
+    tiny.models()[1].save_pretrained(tmp_path / "vae")
+    assert "makes latents of 4 channels, Z-Image has 16" in faults(lambda: FACTS.check_vae(tmp_path / "vae"))
+
+
+def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, sample_size=72)
+    assert main(["train", "--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert "add vae:" in told and "add text_encoder:" in told and "multiples of 16" in told
+    more = [f"{key}={path}" for key, path in tiny_flow.beside(base.parent).items()]
+    assert main(["train", "--config", str(config), "sample_size=64", "min_snr_gamma=5", *more]) == 2
+    assert "min_snr_gamma=5: is for models that predict noise or v" in capsys.readouterr().err
+
+
+# --- LoRA files -------------------------------------------------------------------------------------------------------
+
+
+def lora_of(rank: int = 2, alpha: float = 0.5) -> dict[str, LoraWeights]:
+    """On every layer that LoRA files have names for, with alpha unlike the rank."""
+    generator = torch.Generator().manual_seed(3)
+    layers = tiny_flow.zimage().transformer.state_dict()
+    weights = {}
+    for path in FACTS.names().written:
+        key = f"{path.removeprefix('transformer.')}.weight"
+        if key in layers:
+            out, inner = layers[key].shape
+            down, up = (torch.randn(*shape, generator=generator) / 4 for shape in ((rank, inner), (out, rank)))
+            weights[path] = LoraWeights(down, up, alpha)
+    return weights
+
+
+@torch.no_grad()
+def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: ZImagePipeline, tmp_path: Path) -> None:
+    weights = lora_of()
+    form = dialects.own_form(weights, FACTS.names(), torch.float32)
+    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
+    assert not any(key.endswith(".alpha") for key in form.tensors)
+    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
+    bare = family.predict(x, sigma, texts)
+    layers: Any = inject(family.roots, weights, lambda path, layer: LoraLayer(layer, 2, 0.5), reset=False)
+    for path, layer in layers.items():
+        layer.load({"down": weights[path].down, "up": weights[path].up})
+    ours = family.predict(x, sigma, texts)
+    remove(family.roots, layers)
+    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
+    states = theirs._encode_prompt(["hello"])
+    answer = theirs.transformer([x[0].unsqueeze(1)], 1 - sigma, states, return_dict=False)[0][0]
+    theirs.unload_lora_weights()
+    size = (ours - bare).abs().max()
+    assert size > 1e-2 and (-answer.squeeze(1)[None] - ours).abs().max() < 1e-4 * size
+
+
+def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
+    """Stem -> (its own layer, first row), written by hand from what ComfyUI asks a LoRA of Z-Image for."""
+    table: dict[str, tuple[str, int]] = {}
+    blocks = ["layers.0", "layers.1", "context_refiner.0", "noise_refiner.0"]
+    for at in blocks:
+        inner = {f"attention.to_{leaf}": ("attention.qkv", n * width) for n, leaf in enumerate("qkv")}
+        inner["attention.to_out.0"] = ("attention.out", 0)
+        inner |= {f"feed_forward.w{n}": (f"feed_forward.w{n}", 0) for n in (1, 2, 3)}
+        if not at.startswith("context"):
+            inner["adaLN_modulation.0"] = ("adaLN_modulation.0", 0)
+        for name, (own, row) in inner.items():
+            flat = f"{at}.{name}".replace(".", "_")
+            stems = (f"diffusion_model.{at}.{name}", f"transformer.{at}.{name}", f"lycoris_{flat}", f"{at}.{name}")
+            table |= dict.fromkeys(stems, (f"{at}.{own}", row))
+            if row == 0 and name != "attention.to_q":
+                table[f"lora_unet_{at}.{own}".replace(".", "_")] = (f"{at}.{own}", 0)
+    return table
+
+
+def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
+    table = comfy_names()
+    form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
+    stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
+    assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 31
+    reading = comfyui.read(form.tensors, FACTS.base(base))
+    assert not reading.faults and reading.changes.keys() == lora_of().keys()
+    # kohya's names of q, k and v are none that it asks for.
+    from lora_scripts.loras import kohya
+
+    flat = kohya.to_kohya(lora_of(), FACTS.names().kohya, dtype=torch.float32)
+    left = {fault.key.partition(".")[0] for fault in comfyui.read(flat, FACTS.base(base)).faults}
+    assert left == {k.partition(".")[0] for k in flat if k.partition(".")[0] not in table}
+    assert len(left) == 4 * 4  # and attention.to_out.0, which it knows as attention.out
+
+
+@pytest.mark.parametrize("start", ["lora_unet_", "diffusion_model."])
+def test_a_lora_on_the_published_layout_is_read(tmp_path: Path, start: str) -> None:
+    """As musubi-tuner writes them: q, k and v are one layer."""
+    generator = torch.Generator().manual_seed(4)
+    down, up = torch.randn(4, 32, generator=generator), torch.randn(96, 4, generator=generator)
+    stem = "layers.0.attention.qkv"
+    stem = start + (stem.replace(".", "_") if start == "lora_unet_" else stem)
+    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(2.0)}
+    save(tmp_path / "fused.safetensors", tensors, {})
+    file = read(tmp_path / "fused.safetensors")
+    assert file.family is FACTS and len(file.weights) == 3
+    whole = torch.cat([factors.of(file.weights[f"transformer.layers.0.attention.to_{leaf}"]).dense() for leaf in "qkv"])
+    assert torch.allclose(whole.float(), 0.5 * up @ down, atol=1e-5)
+
+
+def test_a_lora_of_another_family_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
+    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
+    told = faults(lambda: read(tmp_path / "lora.safetensors", by_name("sdxl")))
+    assert "this LoRA is for Z-Image, the base model is SDXL" in told
+    assert open_lora(tmp_path / "lora.safetensors").require_family() is FACTS
+    # Folded once, and unfolded on the way back: alpha is what it was.
+    assert {w.alpha for w in read(tmp_path / "lora.safetensors").weights.values()} == {0.5}
+
+
+@pytest.mark.parametrize("adapter", ["dora", "lokr"])
+def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path: Path, adapter: str) -> None:
+    keys = {"adapter": adapter, "save_precision": "fp32", "epochs": 1, **tiny_flow.beside(base.parent)}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    assert (tmp_path / "out" / "out.safetensors").exists()
+
+
+def test_a_stored_base_and_recomputed_blocks_train(base: Path, data: Path, tmp_path: Path) -> None:
+    keys = {"gradient_checkpointing": "true", "base_precision": "int8", "batch_size": 2}
+    folder = tiny_flow.write_folder(tmp_path / "base")
+    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
+    stopped(config, 1)
+    assert find(folder) is FACTS and (tmp_path / "out" / "out-step000001.safetensors").exists()
+    assert Image.open(data / "0.png").size == (64, 64)

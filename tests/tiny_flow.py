@@ -1,0 +1,154 @@
+"""Z-Image of the true topology with random weights, small enough to train in a test: each part as its library builds
+it, as people have them, in one file each or as a diffusers folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from safetensors.torch import save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from small_words import tokenizer
+
+SIGNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+TEMPLATE = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+"""What of Qwen3's own concerns one message of a user."""
+
+
+class Models(NamedTuple):
+    """Built by the libraries themselves."""
+
+    transformer: Any
+    vae: Any
+    text: Any
+    tokenizer: Any
+
+
+def language(seed: int = 0, width: int = 24) -> tuple[Any, Any]:
+    """A Qwen3 of four layers, and a tokenizer for it."""
+    torch.manual_seed(seed)
+    tok = tokenizer((*SIGNS, "<think>", "</think>"), TEMPLATE, eos="<|endoftext|>")
+    tok.pad_token = "<|endoftext|>"
+    tok.padding_side = "right"
+    config = Qwen3Config(
+        vocab_size=len(tok),
+        hidden_size=width,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    )
+    return Qwen3ForCausalLM(config).eval(), tok
+
+
+def autoencoder(seed: int = 0) -> Any:
+    """Of 16 channels, as FLUX.1's."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=2,
+        latent_channels=16,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=64,
+    ).eval()
+
+
+def zimage(seed: int = 0) -> Models:
+    """Two layers of width 32 with heads of 16, a refiner on either side."""
+    torch.manual_seed(seed)
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=24,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 512, 512],
+    ).eval()
+    for parameter in transformer.parameters():  # the fill-up tokens are zeros as built
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return Models(transformer, autoencoder(seed), *language(seed))
+
+
+def native_zimage(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of ComfyUI's single file, written by hand from what diffusers' converter takes."""
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        name = key.replace("all_x_embedder.2-1.", "x_embedder.").replace("all_final_layer.2-1.", "final_layer.")
+        name = name.replace(".attention.to_out.0.", ".attention.out.")
+        name = name.replace(".attention.norm_q.", ".attention.q_norm.").replace(
+            ".attention.norm_k.", ".attention.k_norm."
+        )
+        if ".attention.to_" in name and ".to_out" not in name:
+            if ".to_q." in name:
+                parts = [state[key.replace(".to_q.", f".to_{leaf}.")] for leaf in "qkv"]
+                tensors[name.replace(".to_q.", ".qkv.")] = torch.cat(parts)
+            continue
+        tensors[name] = value
+    return tensors
+
+
+def write_zimage(path: Path, seed: int = 0, dtype: torch.dtype = torch.float32, prefix: str = "") -> Path:
+    """The transformer as one file in ComfyUI's names; text encoder and VAE beside it, see `beside`."""
+    made = zimage(seed)
+    tensors = {prefix + k: v.to(dtype).contiguous() for k, v in native_zimage(made.transformer.state_dict()).items()}
+    save_file(tensors, path, {"modelspec.resolution": "64x64"})
+    write_text(path.parent / "text" / "qwen_3_4b.safetensors", made)
+    write_vae(path.parent / "ae.safetensors", made.vae)
+    return path
+
+
+def write_text(path: Path, made: Models) -> Path:
+    """The text encoder as one file, with its tokenizer.json beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.contiguous() for k, v in made.text.state_dict().items() if k != "lm_head.weight"}
+    save_file(tensors, path)
+    made.tokenizer.backend_tokenizer.save(str(path.parent / "tokenizer.json"))
+    return path
+
+
+def write_vae(path: Path, vae: Any) -> Path:
+    """In the names of the published `ae.safetensors`."""
+    from lora_scripts.families.sd.rows import to_rows
+    from lora_scripts.families.sd.vae import vae_rows
+
+    rows = vae_rows((32, 32, 32, 32), vae.config.latent_channels, "", quant=False)
+    save_file({k: v.contiguous() for k, v in to_rows(rows, vae.state_dict()).items()}, path)
+    return path
+
+
+def beside(folder: Path) -> dict[str, object]:
+    """Keys of a config for the parts that `write_zimage` wrote into the base's folder."""
+    return {"text_encoder": folder / "text" / "qwen_3_4b.safetensors", "vae": folder / "ae.safetensors"}
+
+
+def write_folder(path: Path, seed: int = 0, shift: float = 3.0) -> Path:
+    """The same model as a diffusers folder."""
+    made = zimage(seed)
+    made.transformer.save_pretrained(path / "transformer")
+    made.vae.save_pretrained(path / "vae")
+    made.text.save_pretrained(path / "text_encoder")
+    made.tokenizer.save_pretrained(path / "tokenizer")
+    FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(path / "scheduler")
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "ZImagePipeline"}), encoding="utf-8")
+    return path
