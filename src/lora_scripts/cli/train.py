@@ -46,10 +46,12 @@ def words(result: TrainResult | TextTrainResult) -> list[str]:
     if not hasattr(result, "words"):
         talk = f"lora-scripts chat --base {result.base} --lora {result.lora}:1"
         return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
+    strength, look_at = getattr(result, "strength", 1.0), getattr(result, "look_at", "")
     return [
-        f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:0.8>)",
+        f"the LoRA: {result.lora}  (prompt: <lora:{result.name}:{strength:g}>)",
         *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in result.words.items()),
         f"the report: {result.report}",
+        *([f"look at these pictures and their captions: {look_at}"] if look_at else []),
         *warning,
     ]
 
