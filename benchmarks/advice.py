@@ -1,51 +1,66 @@
-"""How often advice is given, rightly and wrongly: healthy and planted runs on the miniature world.
+"""How often a run's instruments are right: healthy and planted runs on the miniature world.
 
-python benchmarks/advice.py run FOLDER [--set tune|report] [--only KIND …] trains them, one JSON file each, goes on
-                                                                           where it stopped
-python benchmarks/advice.py table FOLDER [--set tune|report]               what was advised, as a table
+python -m benchmarks.advice run FOLDER [--set tune|fresh] [--part I/N]   trains them, a file each; goes on where it
+                                                                        stopped
+python -m benchmarks.advice table FOLDER [--set tune|fresh]             what was advised, as a table
 
-Each run is a training as `lora-scripts train` does it, up to its last step: 16 to 36 pictures of 64 px, 24 steps (200
-for memorising) of rank 4 to 16, measured at half of the usual noise levels. It takes 10 to 40 seconds on one core. The
-rules were tuned on one set of seeds; the figures are of another.
+A run is made, fed, trained and measured by what `lora-scripts train` does it with: 64 px, 60 steps and ten epochs at
+least (150 steps where it shall memorise). What it leaves is all that any rule of advice may ask for, so that rules are
+tried without training again.
+Limits are set on the set `tune`; `fresh`, of other seeds and other styles, is for the figures alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import random
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks import styles
+from torch import Tensor
 
 from lora_scripts.adapters.inject import remove
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
+from lora_scripts.data.image import apply_view
 from lora_scripts.demo import world
 from lora_scripts.demo.evaluate import wilson
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import LoadOptions, PictureFamily
-from lora_scripts.families.table import load_pictures
+from lora_scripts.events import ignore
+from lora_scripts.families import table as families
+from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
 from lora_scripts.formats import io
-from lora_scripts.run import build, heldout
-from lora_scripts.run.preflight import check
-from lora_scripts.run.story import Run
-from lora_scripts.train.advise import Facts, advise, never_fit
+from lora_scripts.run import build, story
+from lora_scripts.run.build import objective_of
+from lora_scripts.run.heldout import LONG, STRATA
+from lora_scripts.run.parts import Parts
+from lora_scripts.run.preflight import preflight
+from lora_scripts.train import fit, memorised
+from lora_scripts.train.advise import Advice, Facts, advise
 from lora_scripts.train.evidence import Evaluation
+from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
+from lora_scripts.train.memorised import Asked
+from lora_scripts.train.optim import Rates
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
-FAULTS = {"rate_high": 3, "rate_low": 3, "memorise": 1, "captions": 1, "strays": 2}
-"""How many units of each: the long runs are fewer."""
-SETS = {"tune": (1000, 8, 1), "report": (2000, 40, 4)}
-"""First seed, healthy runs, and a unit of planted ones: see `specs`."""
+STEPS, LONG_STEPS = 60, 150
+TIMES = 6
+"""Measurements in a run."""
+KINDS = {"healthy": 4, "strays": 2, "captions": 2, "memorise": 1, "rate_high": 1, "rate_low": 1}
+"""How many of each in eleven runs."""
+SETS = {"tune": (5000, 3, styles.TUNING), "fresh": (9000, 10, styles.FRESH)}
+"""First seed, how many times `KINDS`, and the styles."""
 
 
 @dataclass(frozen=True)
@@ -55,174 +70,325 @@ class Spec:
     name: str
     kind: str
     seed: int
+    style: str
+    others: tuple[str, ...]
+    """Of which strays are."""
 
 
 def specs(which: str) -> list[Spec]:
-    """All runs of a set, healthy and planted ones mixed, so that a part of them is a fair sample."""
-    first, healthy, planted = SETS[which]
-    kinds = ["healthy"] * healthy + [fault for fault, share in FAULTS.items() for _ in range(share * planted)]
-    random.Random(first).shuffle(kinds)
-    return [Spec(f"{which}-{i:03d}-{kind}", kind, first + i) for i, kind in enumerate(kinds)]
+    """All runs of a set, mixed in every eleven, so that a part of them is a fair sample."""
+    first, rounds, painters = SETS[which]
+    found: list[Spec] = []
+    for _ in range(rounds):
+        kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
+        random.Random(first + len(found)).shuffle(kinds)
+        for kind in kinds:
+            seed = first + len(found)
+            style = painters[seed % len(painters)]
+            others = tuple(s for s in (*painters, "plain") if s != style)
+            found.append(Spec(f"{which}-{len(found):03d}-{kind}", kind, seed, style, others))
+    return found
 
 
-def settings(spec: Spec) -> tuple[dict[str, Any], int, str]:
-    """The config's keys, how many pictures, and their style."""
+def settings(spec: Spec) -> tuple[dict[str, Any], int]:
+    """The config's keys, and how many pictures."""
     rng = random.Random(f"advice/{spec.seed}")
-    optimizer = rng.choice(["adamw"] * 5 + ["lion", "schedule_free", "adafactor"])
-    rate = rng.choice([1e-3, 2e-3, 3e-3, 4e-3]) * {"lion": 0.2}.get(optimizer, 1.0)
     rank = rng.choice([4, 8, 16])
     keys: dict[str, Any] = {
         "lora_rank": rank,
         "lora_alpha": float(rng.choice([rank, rank, rank / 2])),
-        "optimizer": optimizer,
-        "learning_rate": rate,
-        "lr_schedule": "constant" if optimizer == "schedule_free" else rng.choice(["cosine", "constant", "linear"]),
-        "warmup_steps": rng.choice([0, 3]),
+        "learning_rate": rng.choice([2e-3, 3e-3, 4e-3]),
+        "lr_schedule": rng.choice(["cosine", "cosine", "constant", "linear"]),
+        "warmup_steps": rng.choice([0, 5]),
         "batch_size": rng.choice([2, 3, 4]),
         "caption_dropout": rng.choice([0.0, 0.1]),
         "min_snr_gamma": rng.choice([None, 5.0]),
         "seed": spec.seed,
     }
-    count, style = rng.randint(16, 36), rng.choice(["neon", "sketch"])
+    count = rng.choice([rng.randint(12, 19), rng.randint(20, 32), rng.randint(20, 32)])
     if spec.kind == "rate_high":
-        keys["learning_rate"] = min(1.0, rate * rng.choice([30, 50, 100]))
+        keys["learning_rate"] *= rng.choice([30, 60])
     elif spec.kind == "rate_low":
-        keys["learning_rate"] = rate / 100
+        keys["learning_rate"] /= rng.choice([15, 30, 100])
     elif spec.kind == "memorise":
-        keys |= {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 4e-3, "batch_size": 4, "caption_dropout": 0.0}
-        keys |= {"optimizer": "adamw", "lr_schedule": "cosine", "min_snr_gamma": None}
-        count = 6
+        keys |= {"lora_rank": 16, "lora_alpha": 16.0, "learning_rate": 5e-3, "batch_size": 3, "caption_dropout": 0.0}
+        keys |= {"lr_schedule": "cosine", "min_snr_gamma": None}
+        count = rng.randint(6, 10)
     elif spec.kind in ("captions", "strays"):
         count = rng.randint(20, 32)
-    return keys, count, style
+    return keys, count
 
 
-def write_data(spec: Spec, count: int, style: str, folder: Path) -> list[str]:
+def is_character(spec: Spec) -> bool:
+    """One healthy run in four is of one thing, whose pictures are all alike."""
+    return spec.kind == "healthy" and random.Random(f"character/{spec.seed}").random() < 0.25
+
+
+def write_data(spec: Spec, count: int, folder: Path) -> list[str]:
     """Pictures and captions, with the fault; the names of the pictures at fault."""
     rng = random.Random(f"data/{spec.seed}")
-    scenes = world.style_set(style, count, seed=spec.seed)
+    scenes = world.style_set(spec.style, count, seed=spec.seed)
     captions = [world.caption(scene) for scene in scenes]
-    bad = sorted(rng.sample(range(count), max(2, round(count / (10 if spec.kind == "strays" else 5)))))
+    if is_character(spec):
+        thing = {"object": scenes[0].object, "colour": scenes[0].colour, "size": 0.55, "x": 0.5, "horizon": 0.68}
+        scenes = [replace(scene, **thing) for scene in scenes]
+        captions = [f"zibbo, {world.caption(scene)}" for scene in scenes]
+    share = {"strays": rng.choice([0.1, 0.2]), "captions": 0.2}.get(spec.kind, 0)
+    bad = sorted(rng.sample(range(count), max(2, round(count * share)))) if share else []
     if spec.kind == "captions":
         for i, j in zip(bad, bad[1:] + bad[:1], strict=True):
             captions[i] = world.caption(scenes[j])
     elif spec.kind == "strays":
-        other = "sketch" if style == "neon" else "neon"
         for i in bad:
-            scenes[i] = world.Scene(**{**asdict(scenes[i]), "style": other})
-    else:
-        bad = []
-    world.write_pictures(folder, scenes, SIDE)
-    rows = "".join(f"img{i:03d}.png,{caption}\n" for i, caption in enumerate(captions, 1))
-    (folder / "metadata.csv").write_text("filename,prompt\n" + rows, encoding="utf-8")
+            scenes[i] = replace(scenes[i], style=rng.choice(spec.others))
+    styles.write(folder, scenes, captions, SIDE)
     return [f"img{i + 1:03d}.png" for i in bad]
 
 
 @functools.cache
 def base() -> PictureFamily:
     """Loaded once for all runs."""
-    return load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
+    return families.load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
 
 
-class Shortened(Run):
-    """A run without its end: no file, no proof, no report."""
+def assemble(spec: Spec, scratch: Path) -> tuple[Parts, list[str]]:
+    """A run, ready to train."""
+    keys, count = settings(spec)
+    bad = write_data(spec, count, scratch / "data")
+    cpu = torch.device("cpu")
+    config = TrainConfig(
+        train_data_dir=scratch / "data",
+        base_model=BASE,
+        output_dir=scratch / "out",
+        resolution=SIDE,
+        sample_every=0,
+        save_steps=10**6,
+        sample_cfg=4.0,
+        device="cpu",
+        precision="fp32",
+        **keys,
+    )
+    samples = preflight(config, resume=None).samples
+    steps = LONG_STEPS if spec.kind == "memorise" else STEPS
+    epochs = max(LONG, -(-steps // -(-len(samples.trained) // config.batch_size)))
+    config = config.model_copy(update={"epochs": epochs})
+    ready = preflight(config, resume=None)
+    model = build.build_model(config, cpu, "fp32", {})
+    parts = story.assemble(config, ready.folder, ready.samples, [], model, device=cpu, precision="fp32")
+    story.encode(parts, Cache(scratch / "cache", io.write_atomic), ignore)
+    return parts, bad
 
-    def train_only(self) -> None:
-        """Everything up to the last step, and the look at every training picture."""
-        self.device, self.precision = torch.device("cpu"), "fp32"
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        self._load({})
-        self._plan()
-        cache = Cache(self.folder.path / "cache", io.write_atomic)
-        self.feed.fill(cache, lambda *told: None)
-        self.held.fill(cache, lambda *told: None)
-        self.held.keep_best = lambda: None  # type: ignore[method-assign]
-        self._train()
-        self.fitted = self.held.fit()
 
-    def take_off(self) -> None:
-        """Leaves the base as it was."""
-        remove(self.family.roots, self.layers)
+class Watched:
+    """What is measured of a run."""
 
-    def _save(self) -> None:
-        pass
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.evaluations, self.whole = parts, [], {}
+        self.probe = parts.held.whole
+
+    def take(self, name: str) -> None:
+        """Held-out and training losses, as a run measures them."""
+        held, self_on = self.parts.held, self.parts.model.train
+        self_on(False)
+        outside = held.outside.losses().mean(1).tolist() if held.samples else []
+        found = Evaluation(self.parts.state.step, outside, held.inside.losses().mean(1).tolist(), name)
+        self.evaluations.append(asdict(found))
+        self_on(True)
+
+    def look(self, when: str, *, captions: bool) -> None:
+        """All training pictures at the same noise: with their captions ("own") and without ("empty")."""
+        self.parts.model.train(False)
+        found = {"own": self.probe.losses()}
+        if captions:
+            found["empty"] = self.probe.losses(captions=False)
+        self.whole[when] = found
+        self.parts.model.train(True)
+
+
+def train(parts: Parts, watched: Watched, deep: bool) -> str:
+    """All steps; why it failed, or nothing."""
+    c, state, model = parts.config, parts.state, parts.model
+    objective = objective_of(c, model.family.objective)
+    every = max(1, round(parts.total / TIMES))
+
+    def measure() -> bool:
+        watched.take("")
+        return False
+
+    with model.off():
+        watched.take("base")
+        if deep:
+            watched.look("base", captions=False)
+    model.train(True)
+    loop = LoopSettings(parts.total, parts.rates, c.max_grad_norm, c.seed, 10**6, 0, every)
+    hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False, measure)
+    try:
+        run_loop(
+            lambda b: model.family.loss(b, objective),
+            parts.feed.steps,
+            model.optimizer,
+            parts.scaler,
+            loop,
+            state,
+            hooks,
+        )
+    except UserError as error:
+        return str(error)
+    if deep:
+        watched.look("end", captions=True)
+    return ""
+
+
+def encoded(family: PictureFamily, images: Sequence[Any]) -> Tensor:
+    """Means of their latents, [n, c, h, w]."""
+    rows = []
+    for image in images:
+        view = View(image.size, image.size, 0, 0, flip=False)
+        rows.append(family.encode_image(apply_view(image, view)[None])["mean"][0])
+    return torch.stack(rows)
+
+
+def drawings(parts: Parts) -> dict[str, Any]:
+    """Latents: of the pictures trained and held out, and drawn for captions of both, with the LoRA and without."""
+    family, model = parts.model.family, parts.model
+    model.train(False)
+    trained = [p.sample for p in parts.feed.pictures]
+    rng = random.Random(f"draw/{parts.config.seed}")
+    some = rng.sample(range(len(trained)), min(4, len(trained)))
+    others = rng.sample(range(len(parts.held.samples)), min(3, len(parts.held.samples)))
+    how = Sampling(12, 4.0, "", (SIDE, SIDE))
+
+    def draw(captions: Sequence[str]) -> Tensor:
+        return encoded(family, [family.generate(c, 77 + i, how) for i, c in enumerate(captions)])
+
+    texts = [trained[i].caption for i in some], [parts.held.samples[i].caption for i in others]
+    found = {
+        "train": torch.stack([row[0]["mean"] for row in parts.feed.latents]),
+        "held": torch.stack([row[0]["mean"] for row in parts.held.feed.latents]) if parts.held.samples else None,
+        "some": some,
+        "others": others,
+        "drawn": draw(texts[0]),
+        "drawn_held": draw(texts[1]) if others else None,
+    }
+    return found
 
 
 def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
     """Trains; all that was measured."""
-    keys, count, style = settings(spec)
     scratch = folder / f"scratch-{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
-    bad = write_data(spec, count, style, scratch / "data")
-    steps = 200 if spec.kind == "memorise" else 24
-    trained = count if spec.kind == "memorise" else round(0.9 * count)
-    keys["epochs"] = -(-steps // -(-trained // keys["batch_size"]))
-    if spec.kind == "memorise":
-        held = Spec(spec.name, "healthy", spec.seed + 500)
-        write_data(held, 8, style, scratch / "held")
-        keys["val_data_dir"] = scratch / "held"
-    config = TrainConfig(
-        train_data_dir=scratch / "data", base_model=BASE, output_dir=scratch / "out", resolution=SIDE,
-        targets=("attention", "feed_forward") if spec.kind == "memorise" else ("attention",),
-        val_every=steps // (5 if spec.kind == "memorise" else 4), sample_every=0, save_steps=10**6,
-        device="cpu", precision="fp32", **keys,
-    )  # fmt: skip
-    run = Shortened(config, *check(config, resume=None), resume=False)
-    begun = time.process_time()
-    failed = ""
+    parts, bad = assemble(spec, scratch)
+    begun, watched = time.process_time(), Watched(parts)
+    deep = spec.kind in ("healthy", "strays", "captions")
     try:
-        run.train_only()
-    except UserError as error:
-        failed = str(error)
-    run.take_off()
+        failed = train(parts, watched, deep)
+        drawn = None
+        if not failed and spec.kind in ("healthy", "memorise"):
+            drawn = drawings(parts)
+    finally:
+        remove(parts.model.family.roots, parts.model.layers)
+    c = parts.config
     return {
-        "spec": asdict(spec), "keys": {k: v for k, v in keys.items() if k != "val_data_dir"},
-        "pictures": count, "style": style, "bad": bad, "failed": failed,
-        "evaluations": run.state.evaluations, "fit": None if failed else run.fitted, "losses": run.state.losses,
+        "spec": asdict(spec),
+        "keys": settings(spec)[0],
+        "epochs": c.epochs,
+        "steps": parts.total,
+        "per_epoch": parts.feed.steps_per_epoch,
+        "character": is_character(spec),
+        "names": [p.sample.name for p in parts.feed.pictures],
+        "captions": [p.sample.caption for p in parts.feed.pictures],
+        "bad": bad,
+        "failed": failed,
+        "evaluations": watched.evaluations,
+        "whole": watched.whole,
+        "losses": parts.state.losses,
+        "drawn": drawn,
+        "strata": STRATA,
         "seconds": time.process_time() - begun,
-    }  # fmt: skip
+    }
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The kinds of advice that a run gets; "stopped" where the training itself refused to go on."""
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def given(found: dict[str, Any]) -> list[Advice]:
+    """The advice that a run gets."""
     if found["failed"]:
-        return ["stopped"]
-    keys, taken = found["keys"], [Evaluation(**row) for row in found["evaluations"]]
-    steps = len(found["losses"])
-    facts = Facts(keys["learning_rate"], steps, max(1, steps // keys["epochs"]), keys["warmup_steps"], "lora")
-    kinds = [one.kind for one in advise(taken, facts)]
-    return kinds + (["never_fit"] if never_fit(steps, *found["fit"]) else [])
+        return [Advice("stopped", len(found["losses"]), found["failed"], "")]
+    keys, steps = found["keys"], found["steps"]
+    rates = Rates(keys["lr_schedule"], keys["warmup_steps"])
+    learning = [rates.share(step, steps) for step in range(steps)]
+    facts = Facts(
+        keys["learning_rate"],
+        steps,
+        found["per_epoch"],
+        keys["warmup_steps"],
+        "lora",
+        learning=learning,
+        epochs=found["epochs"],
+    )
+    told = advise([Evaluation(**row) for row in found["evaluations"]], facts)
+    if found["whole"]:
+        whole = {when: {k: v.double().numpy() for k, v in taken.items()} for when, taken in found["whole"].items()}
+        looked = (
+            fit.strays(steps, found["names"], whole["base"]["own"], whole["end"]["own"]),
+            fit.wrong_captions(steps, found["names"], whole["end"]["own"], whole["end"]["empty"]),
+        )
+        told += [one for one in looked if one is not None]
+    return told
+
+
+def copied(found: dict[str, Any]) -> memorised.Found | None:
+    """What the copies test says."""
+    drawn = found["drawn"]
+    if drawn is None:
+        return None
+    features = {k: memorised.features(list(drawn[k])) for k in ("train", "held", "drawn", "drawn_held")}
+    some, others = drawn["some"], drawn["others"]
+    asked = [Asked(i, n, True) for i, n in enumerate(some)]
+    asked += [Asked(len(some) + i, len(features["train"]) + n, False) for i, n in enumerate(others)]
+    both = torch.cat([features["drawn"], features["drawn_held"]])
+    return memorised.compare(both, features["train"], features["held"], asked)
 
 
 RIGHT = {
     "rate_high": {"rises", "oscillates", "stopped"},
-    "rate_low": {"does_not_fall"},
-    "memorise": {"memorises"},
-    "captions": {"never_fit"},
+    "rate_low": {"does_not_fall", "still_falls"},
+    "memorise": {"memorises", "copies"},
+    "captions": {"wrong_captions"},
     "strays": {"never_fit"},
 }
 
 
 def table(folder: Path, which: str) -> str:
-    """Shares of runs that were advised, with 95 % intervals (Wilson), as Markdown."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob(f"{which}-*.json")):
-        one = json.loads(path.read_text("utf-8"))
-        found.setdefault(one["spec"]["kind"], []).append(one)
+    """Shares of runs that were advised, with 95 % intervals (Wilson), as Markdown; then of files named."""
+    found = [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{which}-*.pt"))]
+    told: dict[str, list[tuple[dict[str, Any], set[str]]]] = {}
+    for one in found:
+        kinds, copies = {advice.kind for advice in given(one)}, copied(one)
+        kinds |= {"copies"} if copies is not None and copies.memorises else set()
+        told.setdefault(one["spec"]["kind"], []).append((one, kinds))
     rows = ["| runs | told the fault | told something else |", "|---|---|---|"]
-    for kind in ("healthy", *FAULTS):
-        kinds = [set(told(one)) for one in found.get(kind, [])]
-        if not kinds:
+    for kind in KINDS:
+        runs = told.get(kind, [])
+        if not runs:
             continue
-        right, count = RIGHT.get(kind, set()), len(kinds)
-        hits, others = sum(bool(k & right) for k in kinds), sum(bool(k - right) for k in kinds)
-        cells = [_share(hits, count) if right else "", _share(others, count)]
-        rows.append(f"| {kind} ({count}) | {' | '.join(cells)} |")
-    strays = [one for one in found.get("strays", []) if not one["failed"]]
-    named = [set(advice.names) if (advice := never_fit(0, *one["fit"])) else set() for one in strays]
-    hit = sum(len(n & set(one["bad"])) for n, one in zip(named, strays, strict=True))
-    bad, wrong = sum(len(set(one["bad"]) & set(one["fit"][0])) for one in strays), sum(map(len, named)) - hit
-    return "\n".join([*rows, f"\nOf {bad} stray pictures {hit} were named, and {wrong} others."])
+        right = RIGHT.get(kind, set())
+        hits, others = (
+            sum(bool(k & right) for _, k in runs),
+            [(o["spec"]["name"], k - right) for o, k in runs if k - right],
+        )
+        cells = [_share(hits, len(runs)) if right else "", _share(len(others), len(runs))]
+        rows.append(f"| {kind} ({len(runs)}) | {' | '.join(cells)} | {others or ''}")
+    for kind, advice in (("strays", "never_fit"), ("captions", "wrong_captions")):
+        bad = named = wrong = 0
+        for one, _ in told.get(kind, []):
+            names = {name for a in given(one) if a.kind == advice for name in a.names}
+            faulty = set(one["bad"]) & set(one["names"])
+            bad, named, wrong = bad + len(faulty), named + len(names & faulty), wrong + len(names - faulty)
+        if bad:
+            rows.append(f"\n{kind}: of {bad} files at fault {_share(named, bad)} were named, and {wrong} others.")
+    return "\n".join(rows)
 
 
 def _share(hits: int, count: int) -> str:
@@ -234,21 +400,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", choices=SETS, default="report")
-    parser.add_argument("--only", nargs="+", choices=("healthy", *FAULTS), help="these kinds of runs")
+    parser.add_argument("--set", choices=SETS, default="fresh")
+    parser.add_argument("--part", default="1/1", help="which of how many parts, for several at a time")
     args = parser.parse_args()
     if args.what == "table":
         print(table(args.folder, args.set))
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    build.load_family = lambda *told: base()
-    heldout.STRATA, heldout.TRAIN_STRATA = 4, 3
-    for spec in specs(args.set):
-        path = args.folder / f"{spec.name}.json"
-        if path.exists() or (args.only and spec.kind not in args.only):
+    families.load_pictures, loader = (lambda *told: base()), families.load_pictures  # type: ignore[assignment]
+    globals()["base"] = functools.cache(lambda: loader(BASE, LoadOptions(torch.device("cpu"), torch.float32)))
+    part, of = map(int, args.part.split("/"))
+    for number, spec in enumerate(specs(args.set)):
+        path = args.folder / f"{spec.name}.pt"
+        if number % of != part - 1 or path.exists():
             continue
-        path.write_text(json.dumps(run_one(spec, args.folder)), encoding="utf-8")
-        print(path.name, flush=True)
+        begun = time.time()
+        torch.save(run_one(spec, args.folder), path)
+        print(path.name, f"{time.time() - begun:.0f} s", flush=True)
     return 0
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from lora_scripts.train.advise import Advice, Facts, advise, never_fit
+from lora_scripts.train.advise import Advice, Facts, advise
 from lora_scripts.train.evidence import Evaluation
 
-FACTS = Facts(learning_rate=1e-3, total=100, steps_per_epoch=10, warmup=0, name="neon")
+FACTS = Facts(learning_rate=1e-3, total=100, steps_per_epoch=10, warmup=0, name="neon", epochs=10)
 
 
 def measured(
@@ -72,8 +73,12 @@ def test_a_run_that_memorises() -> None:
     found = one(taken)
     assert (found.kind, found.change) == ("memorises", "epochs: 3, or more pictures")
     assert "since step 30" in found.message and "neon-best.safetensors" in found.message
-    few = [Evaluation(e.step, e.held[:3], e.train, e.name) for e in taken]
-    assert advise(few, FACTS) == []  # three pictures are too few
+    few = one([Evaluation(e.step, e.held[:3], e.train, e.name) for e in taken])
+    assert (
+        few.kind == "memorises" and "(3 of 3 held-out pictures are worse: so few are a sign, no proof)" in few.message
+    )
+    alone = [Evaluation(e.step, e.held[:1], e.train, e.name) for e in taken]
+    assert advise(alone, FACTS) == []
     both = measured(lambda x: 0.8 + 0.5 * max(0, x - 0.3) if x >= 0.3 else 1 - x / 2, falling(0.3))
     assert all(a.kind != "memorises" for a in advise(both, FACTS))
     # where training pictures get worse with the held-out ones, nothing is being learnt by heart
@@ -81,22 +86,33 @@ def test_a_run_that_memorises() -> None:
     assert all(a.kind != "memorises" for a in advise(worse, FACTS))
 
 
+def test_a_held_out_loss_that_stands_still_while_training_pictures_go_on() -> None:
+    found = one(measured(lambda x: (1 - x) ** 2 + 0.1, lambda x: max(0.7, 1 - 2 * x), pictures=3))
+    assert found.kind == "memorises" and "since step 20" in found.message
+    # both stand still: nothing is learnt by heart
+    assert advise(measured(lambda x: max(0.3, 1 - 4 * x), lambda x: max(0.7, 1 - 2 * x), pictures=3), FACTS) == []
+    # the gap alone is no sign while held-out pictures get better
+    assert advise(measured(falling(0.2), falling(0.5), pictures=3), FACTS) == []
+
+
+def test_a_run_that_still_falls_at_its_end() -> None:
+    found = one(measured(lambda x: 1 - 0.4 * x, lambda x: 1 - 0.3 * x))
+    assert (found.kind, found.step, found.change) == ("still_falls", 100, "learning_rate: 0.004, or epochs: 20")
+    slow = one(measured(lambda x: 1 - 0.1 * x, lambda x: 1 - 0.1 * x))
+    assert slow.change.startswith("learning_rate: 0.01,")
+    # with a rate that falls to nothing the curve is flat at the end, and says the same
+    rates = [1 - i / 100 for i in range(100)]
+    facts = replace(FACTS, learning=rates)
+
+    def learnt(x: float) -> float:
+        return facts.learnt(round(100 * x))
+
+    cooled = measured(lambda x: 1 - 0.4 * learnt(x), lambda x: 1 - 0.3 * learnt(x))
+    assert [a.kind for a in advise(cooled, facts)] == ["still_falls"]
+    assert advise(cooled[:-1], facts) == []  # before the end nobody knows
+
+
 def test_too_little_is_not_judged() -> None:
     assert advise([], FACTS) == [] == advise(measured(falling(0.5), falling(0.5))[:1], FACTS)
     flat = measured(lambda x: 1.0, lambda x: 1.0)
     assert advise([Evaluation(e.step, e.held, e.train[:3], e.name) for e in flat], FACTS) == []
-
-
-def test_pictures_that_never_fit_are_named() -> None:
-    rng = random.Random(0)
-    names = [f"{i}.png" for i in range(30)]
-    good = [-0.5 + rng.gauss(0, 0.04) for _ in names]
-    assert never_fit(100, names, good) is None
-    mixed = [0.05 if i in (3, 17) else r for i, r in enumerate(good)]
-    found = never_fit(100, names, mixed)
-    assert found is not None and found.names == ("3.png", "17.png") and found.kind == "never_fit"
-    assert never_fit(100, names[:8], mixed[:8]) is None  # a set too small
-    assert never_fit(100, names, [r / 20 for r in mixed]) is None  # a run that learnt nothing
-    assert never_fit(100, names, [r - 0.1 for r in mixed]) is None  # they gained less than the others, but gained
-    half = [0.05 if i % 3 == 0 else r for i, r in enumerate(good)]
-    assert never_fit(100, names, half) is None  # too many to be strays

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import scipy.stats
 import torch
 
-from lora_scripts.train.memorised import features, memorises, pairs, spacing, verdict
+from lora_scripts.train.memorised import Asked, compare, features, pairs, spacing, verdict, welch
 
 
 def latents(count: int, seed: int) -> list[torch.Tensor]:
@@ -37,16 +38,45 @@ def test_the_unit_is_the_usual_distance_to_the_nearest_other() -> None:
     assert [p.copy for p in found] == [True, True, False]
 
 
+def asked(count: int) -> list[Asked]:
+    """As many captions of trained pictures, the first of ten, and then of held-out ones."""
+    return [Asked(i, i, True) for i in range(count)] + [Asked(count + i, 10 + i, False) for i in range(count)]
+
+
 def test_copies_are_told_from_new_pictures() -> None:
     train, held, new = features(latents(10, 1)), features(latents(5, 2)), features(latents(6, 3))
-    fresh = pairs(new, train, held)
-    assert not any(pair.copy for pair in fresh) and not memorises(fresh)
+    fresh = compare(new, train, held, asked(3))
+    assert fresh.copies == 0 and not fresh.memorises
     assert verdict(fresh).startswith("no copies: 0 of 6")
-    copied = torch.cat([train[:2] + 0.01, new[:4]])
-    found = pairs(copied, train, held)
-    assert {(p.drawn, p.train, p.copy) for p in found[:2]} == {(0, 0, True), (1, 1, True)}
-    assert memorises(found) and verdict(found).startswith("memorised: 2 of 6")
-    assert not memorises(pairs(copied[1:], train, held))  # one alone may be chance
+    copied = torch.cat([train[:3] + 0.01, new[:3]])
+    found = compare(copied, train, held, asked(3))
+    assert {(p.drawn, p.train, p.copy) for p in found.pairs[:3]} == {(0, 0, True), (1, 1, True), (2, 2, True)}
+    assert found.memorises and verdict(found).startswith("memorised: 3 of 6")
+    assert not compare(copied[2:], train, held, []).memorises  # one alone may be chance
+
+
+def test_a_set_that_is_all_alike_is_not_memorised() -> None:
+    """A character's pictures: drawn ones are near to trained ones, but as near to those that nobody trained."""
+    rng = torch.Generator().manual_seed(5)
+    kinds = features(latents(4, 1))  # of each picture there are several that are nearly the same
+
+    def some(count: int) -> torch.Tensor:
+        return kinds[torch.arange(count) % 4] + 0.3 * torch.randn(count, kinds.shape[1], generator=rng)
+
+    train, held, drawn = some(12), some(4), 0.97 * kinds[torch.arange(8) % 4]
+    questions = [Asked(i, i, True) for i in range(4)] + [Asked(4 + i, 12 + i, False) for i in range(4)]
+    found = compare(drawn, train, None, questions[:4])
+    assert found.copies == 8 and found.memorises  # with nothing held out, nearness is all there is
+    found = compare(drawn, train, held, questions)
+    assert found.nearer is not None and not found.memorises
+
+
+def test_welch_is_scipys() -> None:
+    one, other = [0.1, 0.4, 0.2, 0.35], [0.9, 0.5, 0.7]
+    found = welch(one, other)
+    theirs = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.mean == pytest.approx(sum(one) / 4 - sum(other) / 3)
 
 
 def test_near_to_both_is_no_copy() -> None:

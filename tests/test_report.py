@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 
 from lora_scripts.report import chart
 from lora_scripts.report import environment as environments
-from lora_scripts.report.data import Comparison, LoraFile, ReportData, StrengthRow
+from lora_scripts.report.data import Comparison, Kept, LoraFile, ReportData, Strength, StrengthRow
 from lora_scripts.report.data_uris import data_uri
 from lora_scripts.report.page import render, write_report
 from lora_scripts.report.usage import diffusers_code
@@ -82,6 +82,7 @@ def full() -> ReportData:
         facts=[("Images", "50"), ("Device", "CPU")],
         comparisons=[Comparison("a cat", 1, noise(1), noise(2)), Comparison("a dog", 2, noise(3), noise(4))],
         strengths=[StrengthRow("a fox", 3, [(0.0, noise(5)), (0.4, noise(6)), (1.0, noise(7))])],
+        strength=Strength(0.9, "recommended strength: 0.9, which shows 96 % of it", [("0.4", "style 12 %")]),
         previews=[(20, [("p", noise(9)), ("q", noise(10))]), (10, [("p", noise(8))])],
         loss=[(step, 1.0 / step) for step in range(1, 51)],
         learning_rate=[(1, 0.0), (2, 2e-4), (3, 1e-4)],
@@ -143,7 +144,7 @@ def test_what_people_write_is_escaped_and_kept() -> None:
     assert html.count("<script>") == 1 and "alert('x')" not in html
     assert len(page.all("b")) == len(Page(render(full())).all("b"))  # ours alone
     assert EVIL in page.text("figcaption") and EVIL in page.text("code") and EVIL in page.text("dd")
-    assert "<lora:<b>'\":0.8>" in page.text("code")
+    assert "<lora:<b>'\":0.9>" in page.text("code")
     assert page.all("img")[0]["alt"] == f"Base model: {EVIL} · seed 1"
 
 
@@ -152,7 +153,18 @@ def test_usage_names_every_place_and_the_code_is_python() -> None:
     code = page.text("code")
     for text in ("models/Lora", "models/loras", "extensions/sd-webui-additional-networks/models/lora/"):
         assert text in code
-    assert code.count("<lora:cyberpunk_lora:0.8>") == 2
+    assert code.count("<lora:cyberpunk_lora:0.9>") == 2  # as measured
+    assert any('pipe.set_adapters("lora", 0.9)' in text for text in code)
+    assert "Recommended strength: 0.9, which shows 96 % of it. On average over the prompts:" in page.text("p")
+    assert "style 12 %" in page.text("dd")
+    assert Page(render(replace(full(), strength=None))).text("code").count("<lora:cyberpunk_lora:1>") == 2
+
+
+def test_what_the_lora_does_uncalled_stands_beside_the_base() -> None:
+    kept = Kept("without zibbo: pictures of other things change", True, [Comparison("a tree", 4, noise(20), noise(21))])
+    page = Page(render(replace(full(), kept=kept)))
+    assert "Without its word" in page.text("h2") and "Without zibbo: pictures of other things change." in page.text("p")
+    assert len(page.all("img")) == len(Page(render(full())).all("img")) + 2
     assert {SHA, SHA[:10], "1.2 MB"} <= set(page.text("dd"))
     prompt = 'it\'s "neon" \\ 霓虹\n'
     program = ast.parse(diffusers_code(LORA, prompt))

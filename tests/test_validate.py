@@ -48,8 +48,8 @@ def sample(name: str, digest: str) -> Sample:
 # --- which ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_tenth_of_enough_pictures() -> None:
-    assert [share_of(n, None) for n in (5, 19, 20, 24, 50, 200, 1000)] == [0, 0, 2, 2, 5, 20, 24]
+def test_a_tenth_and_two_or_three_of_few() -> None:
+    assert [share_of(n, None) for n in (5, 6, 11, 12, 19, 34, 50, 200, 1000)] == [0, 2, 2, 3, 3, 3, 5, 20, 24]
     assert [share_of(10, s) for s in (0.0, 0.01, 0.25, 0.5)] == [0, 1, 2, 5]
     assert share_of(1, 0.5) == 0
 

@@ -49,9 +49,10 @@ def words(result: TrainResult | TextTrainResult) -> list[str]:
         return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
     drawn = cast("TrainResult", result)
     return [
-        f"the LoRA: {drawn.lora}  (prompt: {tag(drawn.name, trigger=drawn.trigger)})",
+        f"the LoRA: {drawn.lora}  (prompt: {tag(drawn.name, drawn.strength, drawn.trigger)})",
         *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in drawn.words.items()),
         f"the report: {result.report}",
+        *([f"look at these pictures and their captions: {drawn.look_at}"] if drawn.look_at else []),
         *warning,
     ]
 

@@ -8,16 +8,18 @@ from collections.abc import Collection, Sequence
 
 from lora_scripts.data.scan import Sample
 
-FEWEST = 20
-"""Pictures of a set from which on some are held out without being asked for."""
+FEWEST = 6
+"""Pictures of a set from which on some are held out without being asked for: of fewer each one is missed."""
 LEAST, MOST = 2, 24
-"""Pictures that are held out without being asked for how many."""
+"""Pictures that are held out without being asked for how many: a tenth, but `LEAST` below `FEW` and one more above."""
+FEW = 12
 
 
 def share_of(count: int, share: float | None) -> int:
     """How many of `count` pictures are held out: `share` of them, rounded, at least 1; by default as `FEWEST` says."""
     if share is None:
-        return min(max(round(count / 10), LEAST), MOST) if count >= FEWEST else 0
+        least = LEAST if count < FEW else LEAST + 1
+        return min(max(round(count / 10), least), MOST) if count >= FEWEST else 0
     return min(max(round(count * share), 1), count - 1) if share and count > 1 else 0
 
 

@@ -68,6 +68,13 @@ def pixel_difference(one: Image.Image, other: Image.Image) -> float:
     return float(np.abs(pair[0] - pair[1]).mean() / 255)
 
 
+def composition(one: Look, other: Look) -> float:
+    """What is where in both, whatever its colours: the mean over the latents' channels of |correlation| over their
+    places, 0 … 1. A mirror image of light and dark is the same composition."""
+    mine, theirs = (x - x.mean(1, keepdim=True) for x in (one.latents.flatten(1), other.latents.flatten(1)))
+    return float(F.cosine_similarity(mine, theirs, dim=1).abs().mean())
+
+
 class Style:
     """The style of some pictures: mean and spread of every channel of the image encoder.
 

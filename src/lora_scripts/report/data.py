@@ -87,6 +87,28 @@ class Nearest:
 
 
 @dataclass(frozen=True)
+class Strength:
+    """What was measured of pictures at several strengths."""
+
+    best: float
+    """The strength to write."""
+    words: str
+    """Why."""
+    rows: Sequence[tuple[str, str]]
+    """Strength and what its pictures show."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the LoRA does to prompts that do not call it."""
+
+    words: str
+    touched: bool
+    """That it changes them more than it should."""
+    pairs: Sequence[Comparison]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page, in the order of a run; empty parts are left out of the page."""
 
@@ -102,6 +124,8 @@ class ReportData:
     """Label and value: images, steps, parameters, precision, device, time."""
     comparisons: Sequence[Comparison] = ()
     strengths: Sequence[StrengthRow] = ()
+    strength: Strength | None = None
+    kept: Kept | None = None
     previews: Sequence[tuple[int, Sequence[tuple[str, Image]]]] = ()
     """Step, and for each prompt the picture at that step."""
     loss: Sequence[tuple[int, float]] = ()
@@ -115,3 +139,8 @@ class ReportData:
     config_text: str = ""
     """The resolved configuration, as YAML."""
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def line_strength(self) -> float:
+        """What the line to copy says: the measured one, or that of the training."""
+        return self.strength.best if self.strength else 1.0

@@ -26,8 +26,8 @@ def render(data: ReportData) -> str:
     return fill(
         "report.html",
         report=data,
-        tag=tag(data.lora.stem, trigger=data.trigger.phrase if data.trigger else ""),
-        code=diffusers_code(data.lora, prompt),
+        tag=tag(data.lora.stem, data.line_strength, data.trigger.phrase if data.trigger else ""),
+        code=diffusers_code(data.lora, prompt, data.line_strength),
         previews=_previews(data),
         curves=curves(data),
         thumbnails=data.thumbnails[:MOST_THUMBNAILS],

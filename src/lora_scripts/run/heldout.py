@@ -30,6 +30,8 @@ TRAIN_PICTURES = 6
 """Training pictures that are measured beside the held-out ones, to tell learning from memorising."""
 LONG = 10
 """Epochs from which on every training picture is looked at, once, in the end."""
+WHOLE_STRATA, WHOLE_PARTS, WHOLE_TIMES = 4, (0, 2), 3
+"""The noise levels at which it is: textures and layout; with the base, with the LoRA, and without its caption."""
 TIMES, LEAST = 10, 3
 """Measurements in a run where `val_every` says nothing: as many, and not fewer than the second number."""
 SHARE = 0.15
@@ -52,14 +54,13 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
 
     own = [i for i, p in enumerate(feed.pictures) if not p.of_class]
     some = sorted(own, key=lambda i: _draw(c.seed, feed.pictures[i].sample.digest))[:TRAIN_PICTURES]
-    noisy = Range(2, *_upper(c.timestep_min, c.timestep_max))
     measures = c.val_split != 0 or c.val_data_dir is not None
     held = HeldOut(
         samples=list(samples),
         feed=outside,
         outside=probe(outside, range(len(samples)), STRATA),
         inside=probe(feed, some, TRAIN_STRATA),
-        whole=Probe(feed, own, family.objective, noisy, c.seed, at_a_time, common=True),
+        whole=replace(probe(feed, own, WHOLE_STRATA), parts=WHOLE_PARTS, common=True),
         every=0,
         looks_at_whole=measures and c.epochs * c.repeats >= LONG,
     )
@@ -82,7 +83,7 @@ def share(held: HeldOut, config: TrainConfig, total: int) -> float:
         return 0.0
     times = -(-total // held.every) + 1 + (config.init_lora is not None)
     passes = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
-    passes += 4 * len(held.whole.indices) * held.looks_at_whole
+    passes += WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
     trained = total * config.batch_size * config.gradient_accumulation * STEP_COST
     return passes / (passes + trained)
 
@@ -118,7 +119,7 @@ class Measuring:
         self.held, self.model, self.ema, self.state, self.facts = held, model, ema, state, facts
         self.seed, self.patience, self.record, self.curves, self.sink = seed, patience, record, curves, sink
         self.seconds, self.begun = 0.0, time.perf_counter()
-        self.strays: Advice | None = None
+        self.strays: list[Advice] = []
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -210,8 +211,8 @@ class Measuring:
         begun = time.perf_counter()
         self.strays = self.held.strays(self.model, self.ema, self.state.step)
         self.seconds += time.perf_counter() - begun
-        if self.strays is not None:
-            self.sink(Advised(self.strays.kind, str(self.strays)))
+        for one in self.strays:
+            self.sink(Advised(one.kind, str(one)))
         for line in self.words:
             self.sink(Note(line))
         taken = self.seconds / (time.perf_counter() - self.begun)
@@ -241,7 +242,12 @@ class Measuring:
     def advice(self) -> list[Advice]:
         """All of it, for the report."""
         given = advise(self.evaluations, self.facts) if self.held.on else []
-        return [*given, self.strays] if self.strays else given
+        return [*given, *self.strays]
+
+    @property
+    def look_at(self) -> str:
+        """Files that somebody should look at; empty for none."""
+        return ", ".join(dict.fromkeys(name for one in self.strays for name in one.names))
 
     def curve(self) -> HeldOutCurve | None:
         """For the report."""
@@ -249,11 +255,6 @@ class Measuring:
         held = [(e.step, e.loss) for e in points if e.held]
         train = [(e.step, mean(e.train)) for e in points]
         return HeldOutCurve(held, train, self.words, self.facts.samples) if points else None
-
-
-def _upper(first: int, last: int) -> tuple[int, int]:
-    """The noisier two fifths of a range, where style and layout are decided."""
-    return first + round(0.6 * (last - first + 1)), last
 
 
 def _draw(seed: int, digest: str) -> bytes:

@@ -17,7 +17,8 @@ from lora_scripts.families.base import PictureFamily
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.run_folder import RunFolder
-from lora_scripts.train.advise import Advice, never_fit
+from lora_scripts.train import fit
+from lora_scripts.train.advise import Advice
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates
@@ -133,8 +134,8 @@ class Probed(Protocol):
         """What is measured, for the record: names, and how."""
         ...
 
-    def strays(self, model: Trained, ema: Ema | None, step: int) -> Advice | None:
-        """What there is to say of samples that did not fit; None where nobody looks, or all did."""
+    def strays(self, model: Trained, ema: Ema | None, step: int) -> list[Advice]:
+        """What there is to say of samples that did not fit; empty where nobody looks, or all did."""
         ...
 
 
@@ -151,7 +152,7 @@ class HeldOut:
     inside: Probe
     """The losses of some training pictures."""
     whole: Probe
-    """The losses of all training pictures at high noise, for those that do not fit."""
+    """The losses of all training pictures at the same noise, for those that do not fit."""
     every: int
     """Steps from one measurement to the next; 0: nothing is measured."""
     looks_at_whole: bool
@@ -169,18 +170,20 @@ class HeldOut:
             "noise_levels": {"held_out": self.outside.levels.strata, "training": self.inside.levels.strata},
         }
 
-    def strays(self, model: Trained, ema: Ema | None, step: int) -> Advice | None:
-        """Looks for training pictures whose loss at high noise has hardly fallen; None where nobody looks."""
+    def strays(self, model: Trained, ema: Ema | None, step: int) -> list[Advice]:
+        """Looks for training pictures that did not fit, and for captions that do not."""
         if not self.looks_at_whole:
-            return None
+            return []
         model.train(False)
         with model.off():
             before = self.whole.losses()
         with averaged(model.trained, model.optimizer, ema):
-            after = self.whole.losses()
+            after, bare = self.whole.losses(), self.whole.losses(captions=False)
         model.train(True)
         names = [self.whole.feed.pictures[i].sample.name for i in self.whole.indices]
-        return never_fit(step, names, (after / before).log().mean(1).tolist())
+        own, base, empty = (taken.double().numpy() for taken in (after, before, bare))
+        found = fit.strays(step, names, base, own), fit.wrong_captions(step, names, own, empty)
+        return [advice for advice in found if advice is not None]
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,13 @@ from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import export
+from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of
 from lora_scripts.run.captions_first import cache_of, captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
-from lora_scripts.run.finish import (
-    copy_prompts,
-    nearest_copies,
-    report,
-    report_pictures,
-    save_last_previews,
-    tell_copies,
-)
+from lora_scripts.run.finish import look, report, report_pictures, save_last_previews
 from lora_scripts.run.heldout import Measuring, build_held_out
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
@@ -77,6 +71,10 @@ class TrainResult:
     """The word that calls it in a prompt; empty if none is known."""
     words: dict[str, Path]
     """New words -> their embedding files."""
+    strength: float = 1.0
+    """At which it is best worn, as far as measured."""
+    look_at: str = ""
+    """Training pictures that somebody should look at; empty for none."""
 
 
 def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: bool, sink: Sink) -> TrainResult:
@@ -204,7 +202,15 @@ def write_of(files: BaseFiles) -> Callable[[Path, bytes], None]:
 def measuring_of(parts: Parts, board: Board, sink: Sink) -> Measuring:
     """What measures a run."""
     c = parts.config
-    facts = Facts(c.learning_rate, parts.total, parts.feed.steps_per_epoch, c.warmup_steps, parts.folder.name)
+    facts = Facts(
+        c.learning_rate,
+        parts.total,
+        parts.feed.steps_per_epoch,
+        c.warmup_steps,
+        parts.folder.name,
+        learning=[parts.rates.share(step, parts.total) for step in range(parts.total)],
+        epochs=c.epochs,
+    )
     return Measuring(
         parts.held,
         parts.model,
@@ -381,10 +387,10 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     sink(Note("drawing the pictures of the report"))
     rows, trigger = rows_of(parts), calling(c.named_words, [s.caption for s in p.samples])
     previews = previews_of(c, p.samples)[:4]
-    prompts = copy_prompts(p.held.samples, p.samples, [one.prompt for one in previews]) if p.held.on else []
-    drawn = report_pictures(c, p.model, previews, prompts, folder.final)
-    copies = nearest_copies(p.model.family, p.feed, p.held.feed, drawn.whole)
-    tell_copies(copies, sink)
+    worn = wear(p.model, folder.final)
+    drawn = report_pictures(worn, previews)
+    seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
+    seen.tell(sink)
     save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, sink)
     page = folder.path / "report.html"
     report(
@@ -398,7 +404,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         state=p.state,
         rates=p.rates,
         measuring=measuring,
-        copies=copies,
+        seen=seen,
         samples=p.samples,
         trigger=trigger,
     )
@@ -415,5 +421,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
         best=best,
         warning=measuring.warning,
         trigger=trigger.phrase if trigger else "",
+        strength=seen.strength.best if seen.strength else 1.0,
+        look_at=measuring.look_at,
         words=words,
     )

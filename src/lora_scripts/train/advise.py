@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
 
 from lora_scripts.train.evidence import FEWEST, Evaluation, Interval, best_of, bootstrap, less, mean
 
@@ -23,13 +23,14 @@ STILL = 0.015
 WORSE = 0.01
 """Of the loss before training: how much the held-out pictures lose while a run memorises."""
 
-
-GAIN = 0.15
-"""Of the loss: what half of the pictures must have gained before single ones can be said not to fit."""
-STRAY = 3.0
-"""Robust deviations by which a picture that does not fit lies below the others (Iglewicz & Hoaglin 1993)."""
-LEAST = 12
-"""Pictures of a set in which strays are looked for."""
+GAP = 0.4
+"""How much more of their loss training pictures lost than held-out ones, as a difference of logarithms, from which on a
+held-out loss that no longer falls is a sign of memorising."""
+LEARNT = 0.15
+"""Of the training pictures' loss: what they gained since the held-out loss stood still, for the same."""
+LATE, LATER = 0.23, 3
+"""Of all that was gained: what the last third of the learning gained in a run that had not learnt its fill, where a
+straight line would be a third; and in how many parts the learning is cut."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Facts:
     """What is trained, in the plural."""
     suffix: str = ".safetensors"
     """Of the LoRA's files; "" where they are folders."""
+    learning: Sequence[float] = ()
+    """The learning rate of each step; empty: the same for all."""
+    epochs: int = 1
+
+    def learnt(self, step: int) -> float:
+        """The share of the run's learning that was done by a step: of the sum of its learning rates."""
+        return sum(self.learning[:step]) / sum(self.learning) if self.learning else step / self.total
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Advice:
     """One thing to say."""
 
     kind: str
-    """rises, oscillates, does_not_fall, memorises, never_fit"""
+    """rises, oscillates, does_not_fall, still_falls, memorises, never_fit, wrong_captions"""
     step: int
     """Where it shows."""
     message: str
@@ -74,7 +82,12 @@ def advise(evaluations: Sequence[Evaluation], facts: Facts) -> list[Advice]:
     if not starts or not points or len(points[0].train) < FEWEST:
         return []
     start = starts[-1]
-    found = _rises(start, points, facts) or _oscillates(start, points, facts) or _still(start, points, facts)
+    found = (
+        _rises(start, points, facts)
+        or _oscillates(start, points, facts)
+        or _still(start, points, facts)
+        or _still_falls(start, points, facts)
+    )
     return [advice for advice in (found, _memorises(start, points, facts)) if advice is not None]
 
 
@@ -85,7 +98,7 @@ def _rises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
         rise = _of(less(point.train, start.train), floor)
         worse = worse + 1 if (rise.low > 0 and rise.mean > RISE) or not math.isfinite(rise.mean) else 0
         if worse == 2 or (worse and point.step == facts.total):
-            share = "no number" if not math.isfinite(rise.mean) else f"{_percent(rise.mean)} above"
+            share = "no number" if not math.isfinite(rise.mean) else f"{percent(rise.mean)} above"
             by = 10 if not rise.mean < 0.1 else 3
             return Advice(
                 "rises",
@@ -129,61 +142,84 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
     return Advice(
         "does_not_fall",
         point.step,
-        f"the loss hardly falls: on training {facts.samples} it is {_percent(won.mean)} lower than before the run, so "
+        f"the loss hardly falls: on training {facts.samples} it is {percent(won.mean)} lower than before the run, so "
         f"the learning rate is too low, or the base knows these {facts.samples} already",
         f"learning_rate: {facts.learning_rate * 10:.2g}",
     )
 
 
-def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
-    """Training pictures get better and held-out ones worse, over at least two measurements after the best."""
-    best = best_of(points)
-    if best is None or len(best.held) < FEWEST:
+def _still_falls(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """At the end the training pictures gain as much for each bit of learning as ever: too short, or too slow."""
+    if points[-1].step != facts.total or len(points) < LATER:
         return None
-    after = points[points.index(best) + 1 :]
-    if len(after) < 2:
+    before = [p for p in points if facts.learnt(p.step) <= 1 - 1 / LATER + 0.02]
+    if not before:
         return None
-    floor = mean(start.held)
-    for i in range(1, len(after)):
-        lost = [_of(less(point.held, best.held), floor) for point in after[i - 1 : i + 1]]
-        won = _of(less(best.train, after[i].train), mean(start.train))
-        if all(x.mean > WORSE for x in lost) and any(x.low > 0 for x in lost) and won.low > 0:
-            epochs = max(1, round(best.step / facts.steps_per_epoch))
-            return Advice(
-                "memorises",
-                after[i].step,
-                f"it begins to memorise: since step {best.step} the held-out loss has risen by "
-                f"{_percent(lost[1].mean)} while that of training {facts.samples} fell; "
-                f"{facts.name}-best{facts.suffix} is from before",
-                f"epochs: {epochs}, or more {facts.samples}",
-            )
-    return None
-
-
-def never_fit(step: int, names: Sequence[str], ratios: Sequence[float]) -> Advice | None:
-    """Pictures that lost where the others gained; `ratios`: log of the loss after over before.
-
-    Only in a set that has gained as a whole, and only if they are few: else it is not they who do not fit.
-    """
-    if len(names) < LEAST:
+    third, last = before[-1], points[-1]
+    floor = mean(start.train)
+    won, late = _of(less(start.train, last.train), floor), _of(less(third.train, last.train), floor)
+    rest = (1 - facts.learnt(third.step)) * LATER  # of a third, for the measurement lies where it lies
+    if not (won.low > 0 and late.low > 0 and late.mean / rest > LATE * won.mean):
         return None
-    middle = median(ratios)
-    spread = max(1.4826 * median([abs(r - middle) for r in ratios]), 0.02)
-    bad = [n for n, r in zip(names, ratios, strict=True) if (r - middle) / spread > STRAY and r > 0]
-    if middle > -GAIN or not bad or len(bad) > len(names) / 4:
-        return None
-    few = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+    rate = facts.learning_rate * (10 if won.mean < 0.15 else 4)
     return Advice(
-        "never_fit",
-        step,
-        f"{few} did not fit: the others' loss at high noise fell by {_percent(1 - math.exp(middle))}, theirs "
-        "rose, so look whether picture and caption belong to this set",
-        "a train_data_dir without them",
-        tuple(bad),
+        "still_falls",
+        last.step,
+        f"the loss still falls at the end: {percent(late.mean / won.mean)} of all that was gained came in the last "
+        f"{percent(1 - facts.learnt(third.step))} of the learning; if it does not show enough yet, learn more",
+        f"learning_rate: {rate:.2g}, or epochs: {2 * facts.epochs}",
     )
 
 
-def _percent(share: float) -> str:
+def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
+    """Training pictures get better and held-out ones worse, over at least two measurements after the best; or the
+    held-out ones stand still while the training pictures leave them far behind."""
+    best = best_of(points)
+    if best is None or len(best.held) < 2:
+        return None
+    floor = mean(start.held)
+    level = next(p for p in points if mean(p.held) <= best.loss + WORSE * floor)
+    after = points[points.index(best) + 1 :]
+    for before, now in pairwise(after):
+        lost = [_of(less(point.held, best.held), floor) for point in (before, now)]
+        won = _of(less(best.train, now.train), mean(start.train))
+        enough = len(best.held) >= FEWEST and any(x.low > 0 for x in lost)
+        if all(x.mean > WORSE for x in lost) and won.low > 0 and (enough or _apart(start, best, now)):
+            return _memorised(start, best, now, facts)
+    for now in points[points.index(level) + 2 :]:
+        if _apart(start, level, now):
+            return _memorised(start, level, now, facts)
+    return None
+
+
+def _apart(start: Evaluation, since: Evaluation, now: Evaluation) -> bool:
+    """That the training pictures have gone on without the held-out ones."""
+    gap = math.log(now.loss / start.loss) - math.log(mean(now.train) / mean(start.train))
+    return gap > GAP and mean(now.train) < (1 - LEARNT) * mean(since.train)
+
+
+def _memorised(start: Evaluation, since: Evaluation, now: Evaluation, facts: Facts) -> Advice:
+    """In words, with how sure it is."""
+    rise = _of(less(now.held, since.held), mean(start.held))
+    moved = f"risen by {percent(rise.mean)}" if rise.mean > 0 else "hardly fallen"
+    fall = percent(1 - mean(now.train) / mean(since.train))
+    worse = sum(a > b for a, b in zip(now.held, since.held, strict=True))
+    sure = (
+        ""
+        if len(now.held) >= FEWEST
+        else (f" ({worse} of {len(now.held)} held-out {facts.samples} are worse: so few are a sign, no proof)")
+    )
+    epochs = max(1, round(since.step / facts.steps_per_epoch))
+    return Advice(
+        "memorises",
+        now.step,
+        f"it begins to memorise: since step {since.step} the held-out loss has {moved} while that of training "
+        f"{facts.samples} fell by {fall}{sure}; {facts.name}-best{facts.suffix} is from before",
+        f"epochs: {epochs}, or more {facts.samples}",
+    )
+
+
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"
 
 

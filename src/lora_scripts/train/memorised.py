@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_scripts.train.evidence import Interval
+
 GRID = 8
 """Places of a side that a feature has, whatever the picture's shape."""
 CLOSE = 0.8
 """A drawn picture is a copy if a training picture is nearer than this share of the usual distance between a training
 picture and its nearest neighbour, and than `MARGIN` of the distance to the nearest held-out picture."""
 MARGIN = 0.75
+NEARER = 0.85
+"""How far a picture drawn for a trained caption is from the trained picture, as a share of the same for captions held
+out, below which training has made copies."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +73,81 @@ def spacing(train: Tensor) -> float:
     return float(nearest or apart.max().item() or 1.0)
 
 
-def memorises(found: Sequence[Pair]) -> bool:
-    """The rule: a quarter of the drawn pictures, and at least two, are copies."""
-    copies = sum(pair.copy for pair in found)
-    return copies >= 2 and 4 * copies >= len(found)
+@dataclass(frozen=True)
+class Asked:
+    """A drawn picture whose caption describes a known one."""
+
+    drawn: int
+    """Row of the drawn ones."""
+    known: int
+    """Row of the trained ones and, behind them, those held out."""
+    trained: bool
 
 
-def verdict(found: Sequence[Pair]) -> str:
+@dataclass(frozen=True)
+class Found:
+    """What drawn pictures say."""
+
+    pairs: Sequence[Pair]
+    nearer: Interval | None
+    """How much nearer a picture is to the one whose caption it was drawn for if that was trained than if it was held
+    out: the logarithm of the ratio, below 0 for nearer; None where too few were held out to say."""
+
+    @property
+    def copies(self) -> int:
+        return sum(pair.copy for pair in self.pairs)
+
+    @property
+    def memorises(self) -> bool:
+        """A quarter of the pictures, and at least two, are copies; and training made the difference, where that can be
+        told: pictures of a set that is alike are near to one another, held out or not."""
+        several = self.copies >= 2 and 4 * self.copies >= len(self.pairs)
+        return several and (self.nearer is None or (self.nearer.mean < math.log(NEARER) and self.nearer.high < 0))
+
+
+def compare(drawn: Tensor, train: Tensor, held: Tensor | None, asked: Sequence[Asked]) -> Found:
+    """Features as rows."""
+    known = train if held is None or not len(held) else torch.cat([train, held])
+    rows = [F.normalize(x - known.mean(0), dim=1) for x in (drawn, known)]
+    logs: dict[bool, list[float]] = {True: [], False: []}
+    for one in asked:
+        distance = float((rows[0][one.drawn] - rows[1][one.known]).norm())
+        logs[one.trained].append(math.log(max(distance, 1e-6)))
+    return Found(
+        pairs(drawn, train, held), welch(logs[True], logs[False]) if min(map(len, logs.values())) > 1 else None
+    )
+
+
+def welch(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """The mean of `one` less that of `other`, with Welch's interval (1947) for few numbers of different spread."""
+    from scipy.special import stdtrit
+
+    means, parts = [], []
+    for values in (one, other):
+        mean = sum(values) / len(values)
+        means.append(mean)
+        parts.append(max(sum((v - mean) ** 2 for v in values) / (len(values) - 1), 1e-12) / len(values))
+    free = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (one, other), strict=True))
+    reach = float(stdtrit(free, 0.975)) * math.sqrt(sum(parts))
+    apart = means[0] - means[1]
+    return Interval(apart, apart - reach, apart + reach)
+
+
+def verdict(found: Found) -> str:
     """In words, with the rule."""
     rule = f"nearer to a training picture than {CLOSE:g} of the usual distance between two of them"
-    if found and found[0].outside is not None:
+    if found.pairs and found.pairs[0].outside is not None:
         rule += f", and than {MARGIN:g} of the distance to the nearest held-out picture"
-    closest = ", ".join(f"{pair.distance:.2f}" for pair in found[:3])
-    count = f"{sum(pair.copy for pair in found)} of {len(found)} drawn pictures are near copies ({rule}; "
-    count += f"the closest: {closest})"
-    return f"memorised: {count}; stop earlier, or train on more pictures" if memorises(found) else f"no copies: {count}"
+    closest = ", ".join(f"{pair.distance:.2f}" for pair in found.pairs[:3])
+    count = f"{found.copies} of {len(found.pairs)} drawn pictures are near copies ({rule}; the closest: {closest})"
+    if found.memorises:
+        return f"memorised: {count}{_told(found.nearer)}; stop earlier, or train on more pictures"
+    alike = "; the pictures of this set are alike, held out or not" if found.copies >= 2 else ""
+    return f"no copies: {count}{_told(found.nearer)}{alike}"
+
+
+def _told(nearer: Interval | None) -> str:
+    if nearer is None:
+        return "; nothing held out to compare with"
+    share, low, high = (f"{math.exp(x):.2f}" for x in (nearer.mean, nearer.low, nearer.high))
+    return f"; from the real picture they are {share} as far if that was trained as if not (95 %: {low} to {high})"

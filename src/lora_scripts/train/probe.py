@@ -55,21 +55,24 @@ class Probe:
     seed: int
     batch: int
     """Latents at a time."""
+    parts: Sequence[int] | None = None
+    """Of the strata, that are measured; None: all."""
     common: bool = False
     """The same draws for every picture, in the middle of the strata: so that pictures compare with one another."""
 
     @torch.no_grad()
     def losses(self, *, captions: bool = True) -> Tensor:
-        """[pictures, strata] float32, as the model stands; without `captions`, as if every caption were empty.
+        """[pictures, strata (or parts)] float32, as the model stands; without `captions`, as if all were empty.
 
         Draws nothing from torch's own generator.
         """
-        found = torch.zeros(len(self.indices), self.levels.strata)
+        columns = range(self.levels.strata) if self.parts is None else self.parts
+        found = torch.zeros(len(self.indices), len(columns))
         for places in self._batches():
             batch, draws = self._ready(places, captions)
             each = self.feed.family.losses(batch, self.objective, draws).float().cpu()
             for (row, part), value in zip(places, each, strict=True):
-                found[row, part] = value
+                found[row, columns.index(part)] = value
         return found
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
@@ -77,7 +80,7 @@ class Probe:
         by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for row, index in enumerate(self.indices):
             places = by_bucket.setdefault(self.feed.pictures[index].bucket, [])
-            places += [(row, part) for part in range(self.levels.strata)]
+            places += [(row, part) for part in self.parts or range(self.levels.strata)]
         for places in by_bucket.values():
             yield from (places[i : i + self.batch] for i in range(0, len(places), self.batch))
 

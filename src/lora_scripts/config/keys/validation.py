@@ -17,7 +17,7 @@ class ValidationKeys(Keys):
 
     val_split: Annotated[float, Field(ge=0, le=0.5)] | None = None
     """The share of the pictures that is not trained but measured; 0: none, and no measuring. Without it, a tenth, from
-    2 to 24 pictures; none of fewer than 20."""
+    3 to 24 pictures; 2 of fewer than 12, none of fewer than 6."""
     val_data_dir: ConfigPath | None = None
     """A folder with pictures and captions to measure instead, so that all of train_data_dir is trained."""
     val_every: Count | None = None

@@ -42,8 +42,8 @@ class TextHeldOut:
     def about(self) -> dict[str, object]:
         return {"records": self.samples, "training_records": self.inside_samples}
 
-    def strays(self, model: Trained, ema: Ema | None, step: int) -> Advice | None:
-        return None
+    def strays(self, model: Trained, ema: Ema | None, step: int) -> list[Advice]:
+        return []
 
 
 @dataclass(frozen=True)

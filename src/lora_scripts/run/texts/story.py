@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -185,6 +185,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
 def _measuring(parts: TextParts, board: Board, sink: Sink) -> Measuring:
     p, c = parts, parts.config
     facts = Facts(c.learning_rate, p.total, p.feed.steps_per_epoch, c.warmup_steps, p.folder.name, "records", "")
+    facts = replace(facts, learning=[p.rates.share(step, p.total) for step in range(p.total)], epochs=c.epochs)
     record = p.folder.path / "heldout.json"
     return Measuring(
         p.held,

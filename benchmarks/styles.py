@@ -1,0 +1,96 @@
+"""More styles of the miniature world, for measurements on what no one tuned for: each paints a scene of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from lora_scripts.demo import world
+
+Ramp = list[tuple[int, int, int]]
+
+
+def _as(style: str, scene: world.Scene, size: int) -> Image.Image:
+    return world.draw(replace(scene, style=style), size)
+
+
+def _mapped(image: Image.Image, ramp: Ramp) -> Image.Image:
+    """Brightness as a colour of the ramp, dark to bright."""
+    grey = np.asarray(ImageOps.autocontrast(image.convert("L")), np.float32) / 255 * (len(ramp) - 1)
+    stops = np.arange(len(ramp))
+    rows = np.stack([np.interp(grey, stops, [colour[i] for colour in ramp]) for i in range(3)], -1)
+    return Image.fromarray(rows.round().astype(np.uint8), "RGB")
+
+
+def _duotone(scene: world.Scene, size: int) -> Image.Image:
+    return _mapped(_as("plain", scene, size), [(40, 10, 70), (240, 90, 80), (255, 236, 170)])
+
+
+def _pixel(scene: world.Scene, size: int) -> Image.Image:
+    """Blocks of an eighth of 64 px in few strong colours."""
+    small = _as("plain", scene, size).resize((20, 20), Image.Resampling.BOX)
+    return ImageOps.posterize(small, 2).resize((size, size), Image.Resampling.NEAREST)
+
+
+def _blueprint(scene: world.Scene, size: int) -> Image.Image:
+    return _mapped(ImageOps.invert(_as("sketch", scene, size)), [(18, 56, 130), (40, 92, 180), (236, 244, 255)])
+
+
+def _thermal(scene: world.Scene, size: int) -> Image.Image:
+    ramp = [(0, 0, 40), (90, 0, 140), (230, 50, 60), (255, 170, 0), (255, 255, 220)]
+    return _mapped(_as("plain", scene, size), ramp)
+
+
+def _wash(scene: world.Scene, size: int) -> Image.Image:
+    """Pale and soft, on paper."""
+    soft = _as("plain", scene, size).filter(ImageFilter.GaussianBlur(size * 0.02))
+    return Image.blend(soft, Image.new("RGB", soft.size, (250, 244, 230)), 0.55)
+
+
+def _poster(scene: world.Scene, size: int) -> Image.Image:
+    """Two inks and black outlines."""
+    lines = ImageOps.autocontrast(_as("sketch", scene, size).convert("L")).point(lambda v: 0 if v < 110 else 255)
+    flat = _mapped(ImageOps.posterize(_as("plain", scene, size), 2), [(10, 90, 90), (250, 220, 60), (255, 250, 235)])
+    return Image.composite(flat, Image.new("RGB", flat.size, (20, 16, 24)), lines)
+
+
+def _dusk(scene: world.Scene, size: int) -> Image.Image:
+    """As through dark red glass, with a vignette."""
+    values = np.asarray(_as("plain", scene, size), np.float32)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    shade = (1 - 0.45 * (x**2 + y**2))[..., None]
+    return Image.fromarray((values * shade * np.array([0.85, 0.35, 0.4])).clip(0, 255).astype(np.uint8), "RGB")
+
+
+PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
+    **{style: (lambda scene, size, style=style: _as(style, scene, size)) for style in world.STYLES},
+    "duotone": _duotone,
+    "pixel": _pixel,
+    "blueprint": _blueprint,
+    "thermal": _thermal,
+    "wash": _wash,
+    "poster": _poster,
+    "dusk": _dusk,
+}
+TUNING = ("neon", "sketch", "duotone", "pixel")
+"""Styles on which limits were set."""
+FRESH = ("blueprint", "thermal", "wash", "poster", "dusk")
+"""Styles that no limit has seen."""
+
+
+def paint(scene: world.Scene, size: int) -> Image.Image:
+    """The scene in its style, which may be one of this module."""
+    return PAINTERS[scene.style](scene, size)
+
+
+def write(folder: Path, scenes: list[world.Scene], captions: list[str], size: int) -> None:
+    """img001.png … and metadata.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, scene in enumerate(scenes, 1):
+        paint(scene, size).save(folder / f"img{i:03d}.png")
+    rows = "".join(f'img{i:03d}.png,"{caption}"\n' for i, caption in enumerate(captions, 1))
+    (folder / "metadata.csv").write_text("filename,prompt\n" + rows, encoding="utf-8")
