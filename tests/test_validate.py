@@ -235,7 +235,7 @@ def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -
     saver.write(parts.folder.final, "LoRA")
     f = parts.folder
     return story.TrainResult(
-        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, {}
+        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, "", {}
     )
 
 
