@@ -16,7 +16,9 @@ from lora_scripts.cli import main
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
+from lora_scripts.loras import adapter_folder
 from lora_scripts.run.configs import load_config
+from lora_scripts.run.texts import export
 from runs import interrupting
 
 
@@ -97,6 +99,29 @@ def test_peft_and_chat_say_what_the_training_says(
     ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert tokenizer.decode(out, skip_special_tokens=True) == said
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_folder_that_means_another_lora_ends_the_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    """Its alpha doubled behind the writer's back; in bf16 a right one passes although it has learned nearly nothing."""
+    data = write_records(tmp_path / "reports.jsonl", 12)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "val_split": 0, "val_every": None}
+    config = config_of(tmp_path, **keys, epochs=2, precision=precision, save_precision="fp16", learning_rate=3e-3)
+    write = export.write
+
+    def wrong(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        told = adapter_folder.config_of(path)
+        (path / adapter_folder.ADAPTER_CONFIG).write_text(json.dumps(told | {"lora_alpha": 2 * told["lora_alpha"]}))
+
+    monkeypatch.setattr(export, "write", wrong)
+    assert main(["train", "--config", str(config)]) == 2
+    assert "makes another model of it: off by" in capsys.readouterr().err
+    monkeypatch.setattr(export, "write", write)
+    shutil.rmtree(tmp_path / "talk")
+    assert main(["train", "--config", str(config), "learning_rate=1e-4"]) == 0
 
 
 def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
