@@ -106,6 +106,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
         learned=sum(row.learned for row in trained),
         page=options.page or options.source.with_name(options.source.name + "-check.html"),
     )
+    io.make_folder(checked.page.parent)
     write_check_page(checked.page, _page(checked, trained, encoder), io.write_text)
     return checked
 
