@@ -176,6 +176,29 @@ def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest
     ]
 
 
+def test_bad_data_gets_one_line_each_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a tokenizer without a template one line, not one for each record."""
+    bare, data = tmp_path / "bare", tmp_path / "reports.jsonl"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
+    twice = {"messages": [{"role": "user", "content": "a"}] * 2}
+    rows = [json.dumps({"instruction": "what", "input": "", "output": "that"}), '{"text": "half', json.dumps(twice)]
+    rows += [json.dumps({"text": "x" * 10_000_000}), '{"text": "caf\xe9"}']
+    data.write_bytes("\n".join(rows).encode("latin-1"))
+    keys = {"base_model": bare, "train_file": data, "output_dir": tmp_path / "talk"}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    told = [line.partition("reports.jsonl:")[2] or line for line in capsys.readouterr().err.splitlines()]
+    assert [line.partition(";")[0] for line in told] == [
+        "2: half a record: the JSON ends in the middle",
+        "3: the role user twice in a row",
+        "4: a record of 9.5 MB, more than the 4 MB that are read as one",
+        "5: not UTF-8 text",
+        f"error: {bare}: the model's tokenizer has no chat template",
+    ]
+    assert main(["check", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "no chat template" in capsys.readouterr().out
+
+
 def test_records_that_the_template_cannot_take_have_their_line(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,8 @@ class Facts:
 
     text_encoder: Callable[[Path, str | None, str, int], Any] | None = None
     """(base, chat template, train_on, max_length) -> a `families.texts.TextEncoder`, without loading the model."""
+    has_template: Callable[[Path], bool] = lambda path: True
+    """Whether a base has a chat template, so that conversations can be written for it."""
     beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
     """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 
