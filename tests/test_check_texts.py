@@ -121,12 +121,12 @@ def test_with_a_model_tokens_and_template_count(tmp_path: Path, capsys: pytest.C
     config.write_text(
         "".join(f"{key}: {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in keys.items())
     )
-    assert main(["check", "--config", str(config), "--output", str(tmp_path / "page.html")]) == 2
+    assert main(["check", "--config", str(config)]) == 2
     told = capsys.readouterr()
     assert "the chat template leaves tool calls out" in told.out
     assert "1 record of more than 64 tokens (max_length), at most" in told.out
     assert "training would stop at 1 error" in told.err
-    assert (tmp_path / "page.html").exists()
+    assert (tmp_path / "out" / "check.html").exists()
 
 
 def test_the_command_knows_texts_from_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ from lora_scripts.cli import main
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
+from lora_scripts.loras import adapter_folder
 from lora_scripts.run.configs import load_config
+from lora_scripts.run.texts import export
 from runs import interrupting
 
 
@@ -99,6 +101,29 @@ def test_peft_and_chat_say_what_the_training_says(
     assert tokenizer.decode(out, skip_special_tokens=True) == said
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_folder_that_means_another_lora_ends_the_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
+) -> None:
+    """Its alpha doubled behind the writer's back; in bf16 a right one passes although it has learned nearly nothing."""
+    data = write_records(tmp_path / "reports.jsonl", 12)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "val_split": 0, "val_every": None}
+    config = config_of(tmp_path, **keys, epochs=2, precision=precision, save_precision="fp16", learning_rate=3e-3)
+    write = export.write
+
+    def wrong(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        told = adapter_folder.config_of(path)
+        (path / adapter_folder.ADAPTER_CONFIG).write_text(json.dumps(told | {"lora_alpha": 2 * told["lora_alpha"]}))
+
+    monkeypatch.setattr(export, "write", wrong)
+    assert main(["train", "--config", str(config)]) == 2
+    assert "makes another model of it: off by" in capsys.readouterr().err
+    monkeypatch.setattr(export, "write", write)
+    shutil.rmtree(tmp_path / "talk")
+    assert main(["train", "--config", str(config), "learning_rate=1e-4"]) == 0
+
+
 def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
     """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped."""
     folder = tmp_path / "run"
@@ -149,6 +174,29 @@ def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest
         "reports.jsonl:4: half a record: the JSON ends in the middle",
         "reports.jsonl:5: the text is empty",
     ]
+
+
+def test_bad_data_gets_one_line_each_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a tokenizer without a template one line, not one for each record."""
+    bare, data = tmp_path / "bare", tmp_path / "reports.jsonl"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
+    twice = {"messages": [{"role": "user", "content": "a"}] * 2}
+    rows = [json.dumps({"instruction": "what", "input": "", "output": "that"}), '{"text": "half', json.dumps(twice)]
+    rows += [json.dumps({"text": "x" * 10_000_000}), '{"text": "caf\xe9"}']
+    data.write_bytes("\n".join(rows).encode("latin-1"))
+    keys = {"base_model": bare, "train_file": data, "output_dir": tmp_path / "talk"}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    told = [line.partition("reports.jsonl:")[2] or line for line in capsys.readouterr().err.splitlines()]
+    assert [line.partition(";")[0] for line in told] == [
+        "2: half a record: the JSON ends in the middle",
+        "3: the role user twice in a row",
+        "4: a record of 9.5 MB, more than the 4 MB that are read as one",
+        "5: not UTF-8 text",
+        f"error: {bare}: the model's tokenizer has no chat template",
+    ]
+    assert main(["check", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "no chat template" in capsys.readouterr().out
 
 
 def test_records_that_the_template_cannot_take_have_their_line(

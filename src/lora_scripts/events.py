@@ -63,6 +63,8 @@ class Stepped(Event):
     samples_per_second: float
     seconds: float
     """Of the step."""
+    samples: str = "samples"
+    """What is counted: of texts the tokens that are learned."""
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class People:
         if isinstance(event, Progress):
             self._gauge.tell(event.what, event.done, event.total)
         elif isinstance(event, Stepped):
-            text = f"loss {event.smoothed:.4f}  {event.samples_per_second:.1f} samples/s"
+            text = f"loss {event.smoothed:.4f}  {event.samples_per_second:.1f} {event.samples}/s"
             self._gauge.tell(STEPS, event.step, event.total, text)
         else:
             line = self._words(event)

@@ -80,7 +80,9 @@ _MARKERS = {  # a key that a form cannot do without -> the form, in the order in
     "prompt": "prompt",
     "text": "text",
 }
-FORMS = ("messages", "conversations", "instruction", "prompt", "text")
+CONVERSATIONS = ("messages", "conversations", "instruction")
+"""Forms that a chat template writes."""
+FORMS = (*CONVERSATIONS, "prompt", "text")
 WANTED = (
     "messages | conversations | instruction, input, output | prompt, completion | text: a record has the keys of one"
 )

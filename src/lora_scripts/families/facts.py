@@ -152,6 +152,8 @@ class Facts:
 
     text_encoder: Callable[[Path, str | None, str, int], Any] | None = None
     """(base, chat template, train_on, max_length) -> a `families.texts.TextEncoder`, without loading the model."""
+    has_template: Callable[[Path], bool] = lambda path: True
+    """Whether a base has a chat template, so that conversations can be written for it."""
 
     size_step: int = 8
     """Sides of pictures that are drawn are multiples of this, in pixels."""

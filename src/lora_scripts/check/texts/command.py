@@ -79,17 +79,18 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
     encoder = _encoder(options)
     sets, faults = _opened(options)
     kept: list[Row] = []
-    findings = [judging.of_fault(fault) for fault in faults]
+    unfit: list[Unfit] = []
     done, total = 0, sum(len(records) for records, _ in sets)
     for records, held_out in sets:
         for row in rows(records, encoder, held_out=held_out):
             if isinstance(row, Unfit):
-                findings.append(judging.of_unfit(row))
+                unfit.append(row)
             else:
                 kept.append(row)
             done += 1
             if done % 100 == 0 or done == total:
                 sink(Progress("records", done, total))
+    findings = [*map(judging.of_fault, faults), *judging.of_unfit(unfit)]
     if not kept and not findings:
         raise UserError("there are no records", file=options.source, hint="give a file or a folder of records")
     findings += judging.of_set(kept, options.max_length if encoder else None, cut=options.cut)
@@ -106,6 +107,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
         learned=sum(row.learned for row in trained),
         page=options.page or options.source.with_name(options.source.name + "-check.html"),
     )
+    io.make_folder(checked.page.parent)
     write_check_page(checked.page, _page(checked, trained, encoder), io.write_text)
     return checked
 

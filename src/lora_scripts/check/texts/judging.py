@@ -24,10 +24,15 @@ def of_fault(fault: UserError) -> Finding:
     return _finding(_kind(fault.message), "error", [place], fault.message, fault.hint or "mend or remove it")
 
 
-def of_unfit(unfit: Unfit) -> Finding:
-    """A record of which the model would learn nothing, or which its template refuses."""
-    mend = unfit.fault.hint or "mend the record, or remove it"
-    return _finding(_kind(unfit.fault.message), "error", [unfit.place], unfit.fault.message, mend)
+def of_unfit(unfit: Sequence[Unfit]) -> Iterator[Finding]:
+    """Records of which the model would learn nothing, or which its template refuses; those of one fault together."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in unfit:
+        mend = one.fault.hint or "mend the record, or remove it"
+        alike.setdefault((one.fault.message, mend), []).append(one.place)
+    for (message, mend), places in alike.items():
+        times = f" ({len(places)} records)" if len(places) > 1 else ""
+        yield _finding(_kind(message), "error", places, message + times, mend)
 
 
 def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, layer_weights, open_folder
+from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, has_template, layer_weights, open_folder
 from lora_scripts.families.causal_lm.names import ROOT, names
 from lora_scripts.families.facts import Facts, FolderWeight, LoraFacts
 from lora_scripts.families.kinds import Shapes
@@ -127,6 +127,7 @@ FACTS = Facts(
     wrapped=lambda: {ROOT: ""},
     folder_weights=_folder_weights,
     text_encoder=_text_encoder,
+    has_template=has_template,
     beside_merged=_beside_merged,
     base=_base,
     build=_build,

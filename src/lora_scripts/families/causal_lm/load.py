@@ -15,6 +15,7 @@ from lora_scripts.formats.header import Header, Kind, read_header
 CAUSAL_LM = Kind("a causal language model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 FLIPPED = ("c_attn", "c_proj", "c_fc", "q_attn")
 """Layers of GPT-2 and its like, whose weights lie [in, out]."""
 _PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer"}
@@ -60,6 +61,13 @@ class Folder:
                     count *= side
                 total += count
         return total
+
+
+def has_template(path: Path) -> bool:
+    """Whether the tokenizer of a folder has a chat template."""
+    if any((path / name).is_file() for name in TEMPLATES):
+        return True
+    return bool(_json(path / "tokenizer_config.json", [], needed=False).get("chat_template"))
 
 
 def folder_kind(path: Path) -> Kind | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.conversations import Completion, Conversation, Record, Text
+from lora_scripts.data.conversations import CONVERSATIONS, Completion, Conversation, Record, Text
 from lora_scripts.data.records import Records, list_records
 from lora_scripts.data.split import FEWEST, share_of
 from lora_scripts.errors import UserError, UserErrors, raise_all
@@ -74,10 +74,19 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _adapter(config))
     records = read(config.records, "train")
     others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
+    attempt(lambda: _template(config, [records, *([others] if others is not None else [])]))
     if not len(records) and not faults:
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
     return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def _template(config: TrainConfig, records: Sequence[Records]) -> None:
+    """UserError for conversations that nothing says how to write."""
+    spoken = any(one.forms.get(form) for one in records for form in CONVERSATIONS)
+    if spoken and config.chat_template is None and not table.find(config.base_model).has_template(config.base_model):
+        hint = "name one with chat_template: chatml, alpaca, or a .jinja file"
+        raise UserError("the model's tokenizer has no chat template", file=config.base_model, hint=hint)
 
 
 def _adapter(config: TrainConfig) -> None:

@@ -281,7 +281,7 @@ def train_steps(
         rates = {f"learning_rate/{g['name']}": g["lr"] for g in model.optimizer.param_groups}
         board.scalars(facts.step, values | rates)
         numbers = (facts.loss, smoothed.value, c.learning_rate * facts.share, facts.grad_norm, rate, facts.seconds)
-        sink(Stepped(facts.step, state.total, facts.epoch, *numbers))
+        sink(Stepped(facts.step, state.total, facts.epoch, *numbers, samples="tokens"))
 
     def preview() -> None:
         save_answers(parts, answers.answered_now(model, p.ema, c, p.questions), sink)
