@@ -22,12 +22,8 @@ from lora_scripts.config.schema import TrainConfig
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 READMES = ("README.md", "README.zh-CN.md")
-WITH_LINKS = (
-    *READMES,
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md")),
-)
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
+WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
 HOLES = {"torch": "2.10", "transformers": "5.3", "diffusers": "0.38", "pillow": "12.2"}
 """Lowest versions without known security holes."""
 
