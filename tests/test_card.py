@@ -143,3 +143,10 @@ def test_a_description_is_text_and_no_markup(lora: Path) -> None:
     text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
     assert "Neon &lt;script>alert(1)&lt;/script> --- # not a title" in text and "<script" not in text
     assert json.loads(lora.with_name("neon.json").read_text())["description"].startswith("Neon <script>")
+
+
+def test_the_card_in_chinese(lora: Path) -> None:
+    assert card(str(lora), "--language", "zh", "--license", "mit") == 0
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    assert '触发词： **neon "style"**' in text and "## 使用方法" in text and "| 步数 | 104 |" in text
+    assert "<lora:neon:0.8>" in text and "license: " in text and "Use it" not in text and "Recommended" not in text

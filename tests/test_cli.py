@@ -36,7 +36,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands in for what takes minutes, training and drawing: it records what it was asked for."""
     asked = SimpleNamespace(calls=[], error=None)
     lora, report = Path("out/out.safetensors"), Path("out/report.html")
-    trained = SimpleNamespace(name="out", lora=lora, words={}, report=report, warning="", trigger="")
+    trained = SimpleNamespace(
+        name="out", lora=lora, words={}, report=report, warning="", trigger="", strength=1.0, look_at=""
+    )
     done = SimpleNamespace(trained=trained, report=report, command="lora-scripts generate", pictures=())
 
     def record(result: Any) -> Any:
@@ -253,3 +255,13 @@ def test_faults_of_base_vae_init_lora_and_captions_come_at_once(
     told = capsys.readouterr().err
     assert told.count("this is a web page, not a model") == 3  # base_model, vae, init_lora
     assert "no images (jpg, png, webp, bmp) found" in told and len(told.splitlines()) == 4
+
+
+def test_a_rate_that_destroys_is_refused_unless_one_is_sure(
+    run: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", "c.yaml", "learning_rate=0.2"]) == 2 and not run.calls
+    told = capsys.readouterr().err
+    assert "c.yaml: learning_rate 0.2 destroys a LoRA with adamw" in told and "write 2e-4; or add --sure" in told
+    assert main(["train", "--config", "c.yaml", "learning_rate=0.2", "--sure"]) == 0 and len(run.calls) == 1
+    assert main(["train", "--config", "c.yaml", "learning_rate=0.02"]) == 0 and len(run.calls) == 2

@@ -9,7 +9,9 @@ import pytest
 import tiny
 import tiny_xl
 from lora_scripts.cli import main
+from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run.configs import load_config
+from lora_scripts.run.overview import odd_settings
 
 
 @pytest.fixture
@@ -77,3 +79,30 @@ def test_faults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (here / "configs").exists()
     assert main(["new", "a", "--data", "data", "--base", "base.safetensors"]) == 0
     assert "3 pictures are few" in capsys.readouterr().out
+
+
+def test_settings_that_are_rarely_meant_are_told_with_what_to_write() -> None:
+    """Before the first step, in the table of train and plan."""
+    config = TrainConfig(
+        train_data_dir="d", base_model="b", output_dir="o", learning_rate=2e-4, epochs=10, batch_size=4
+    )
+    assert odd_settings(config, (512, 512), 50, 130) == []
+    told = odd_settings(
+        config.model_copy(update={"learning_rate": 0.02, "resolution": 256, "warmup_steps": 9, "val_every": 100}),
+        (512, 512), 3, 4,
+    )  # fmt: skip
+    assert told == [
+        "learning_rate 0.02 is high for adamw: 0.0002 is usual",
+        "3 pictures are few: the LoRA will repeat them; 20 or more of a figure, 50 of a style",
+        "resolution 256x256 is far from 512x512, which this base was made for: it draws badly at such a size",
+        "4 steps are few: a LoRA mostly needs 400 and more; raise epochs",
+        "warmup_steps 9 of 4 steps: learning_rate is never reached",
+        "val_every 100 of 4 steps: measured once, at the end; leave it out for ten times",
+    ]
+    assert odd_settings(config, (1024, 1024), 50, 130)[0].startswith("resolution 512x512 is far from 1024x1024")
+    wide = config.model_copy(update={"resolution": (768, 384)})
+    assert odd_settings(wide, (512, 512), 50, 130) == []
+    assert (
+        odd_settings(config.model_copy(update={"optimizer": "prodigy", "learning_rate": 1.0}), (512, 512), 50, 130)
+        == []
+    )

@@ -37,7 +37,7 @@ from lora_scripts.plan.worker import rehearse
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
 from lora_scripts.train.progress import Smoothed
-from lora_scripts.units import duration, size
+from lora_scripts.units import duration, size, typed
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
 
@@ -356,3 +356,9 @@ def test_the_words_that_are_typed_keep_what_was_asked(tmp_path: Path, monkeypatc
     assert shlex.split(to_type(options, changes)) == ["lora-scripts", "train", *words]
     (tmp_path / "train.py").touch()
     assert shlex.split(to_type(options, changes)) == ["python", "train.py", *words]
+
+
+def test_a_command_is_quoted_for_the_shell_that_it_is_typed_in() -> None:
+    words = ["lora-scripts", "check", "my pictures/it's", "a=b"]
+    assert shlex.split(typed(words, windows=False)) == words
+    assert typed(words, windows=True) == 'lora-scripts check "my pictures/it\'s" a=b'

@@ -22,7 +22,8 @@ from lora_scripts.config.schema import TrainConfig
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 READMES = ("README.md", "README.zh-CN.md")
-WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
+DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
+WITH_LINKS = (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *DOCS)
 HOLES = {"torch": "2.10", "transformers": "5.3", "diffusers": "0.38", "pillow": "12.2"}
 """Lowest versions without known security holes."""
 
@@ -125,6 +126,12 @@ def test_local_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", WITH_LINKS)
+def test_commands_are_one_line(name: str) -> None:
+    """The command prompt of Windows and PowerShell know no backslash at a line's end."""
+    assert not re.search(r"\\$", (ROOT / name).read_text("utf-8"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", READMES)

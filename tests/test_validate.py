@@ -278,7 +278,7 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     """The rate is so high that the first measurement is the lowest; the same after an interruption in between."""
     keys = {"learning_rate": 0.9, "lr_schedule": "constant", "val_every": 1, "patience": 2, "save_precision": "fp32"}
     config = config_with(tmp_path, base, keep_last=1, **keys)
-    assert main(["train", "--config", str(config)]) == 0
+    assert main(["train", "--sure", "--config", str(config)]) == 0
     told = capsys.readouterr().out
     out = tmp_path / "out"
     found = json.loads((out / "heldout.json").read_text())
@@ -289,12 +289,12 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     assert (out / "out-best.safetensors").exists() and "warning: " not in told
     again = tmp_path / "again"
     stopped(config, len(losses) - 1, f"output_dir={again}")
-    assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
+    assert main(["train", "--sure", "--config", str(config), f"output_dir={again}", "--resume"]) == 0
     assert json.loads((again / "heldout.json").read_text())["evaluations"] == found["evaluations"]
     for name in ("{}.safetensors", "{}-best.safetensors"):
         a, b = load_file(out / name.format("out")), load_file(again / name.format("again"))
         assert all(torch.equal(a[key], b[key]) for key in a)
-    assert main(["train", "--config", str(config), f"output_dir={again}", "--resume"]) == 0  # it stays ended
+    assert main(["train", "--sure", "--config", str(config), f"output_dir={again}", "--resume"]) == 0  # it stays ended
     shutil.rmtree(again)
 
 

@@ -1,6 +1,11 @@
-"""Times and sizes as a person reads them."""
+"""Times, sizes and commands as a person reads them, and types them."""
 
 from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
 
 
 def duration(seconds: float) -> str:
@@ -21,3 +26,9 @@ def size(count: float) -> str:
             value = count / unit
             return f"{value:.0f} {name}" if value >= 99.5 else f"{value:.1f} {name}"
     return f"{count / 1024:.0f} kB"
+
+
+def typed(words: Sequence[str], *, windows: bool = os.name == "nt") -> str:
+    """A command as it is typed: what holds a blank in quotes, on Windows in double ones: the command prompt knows no
+    others."""
+    return subprocess.list2cmdline(words) if windows else shlex.join(words)

@@ -42,6 +42,8 @@ class CheckOptions:
     """None: beside the folder."""
     page: Path | None = None
     trigger: str | None = None
+    language: str = "auto"
+    """Of the page."""
     fix: bool = False
     set_aside: tuple[str, ...] = ()
     """Kinds of findings, of `REMOVABLE`, whose pictures go into the side folder."""
@@ -234,6 +236,7 @@ def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckD
         name=Path(os.path.abspath(options.folder)).name,
         verdict=summary(checked.pictures, checked.captioned, checked.findings),
         facts=rows,
+        language=options.language,
         findings=checked.findings,
         pictures=pictures,
         mended=checked.mended,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 
 from lora_scripts.data.findings import Finding, Severity
+from lora_scripts.units import typed
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 NAMES = 3
@@ -70,7 +70,7 @@ def _line(group: Sequence[Finding]) -> str:
 
 def check_command(words: Sequence[str]) -> str:
     """What to type to look at the data."""
-    return shlex.join(["lora-scripts", "check", *words])
+    return typed(["lora-scripts", "check", *words])
 
 
 def few(names: Sequence[str]) -> str:

@@ -26,6 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "the recommended strength (default: by the grid's measures)"
     add("--strength", metavar="X", type=number(float, -10, 10), help=text)
     add("--description", metavar="TEXT", default="", help="what it is, in a sentence")
+    text = "of the card: en or zh (default: the run's language, else en)"
+    add("--language", choices=("en", "zh"), help=text)
     add("--overwrite", action="store_true", help="replace files that are there")
 
 

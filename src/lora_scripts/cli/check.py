@@ -136,6 +136,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(options.config, options.overrides)
     return {
         "trigger": options.trigger or next(iter(config.named_words), None),
+        "language": config.language,
         "folder": config.train_data_dir,
         "metadata": config.metadata_path,
         "resolution": config.size,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from lora_scripts.data.captions import NEWLINE, TornRow, header_problem, joined, read_bytes, read_text
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError
+from lora_scripts.units import typed
 
 LISTED = 3
 """Lines in a message."""
@@ -47,7 +47,7 @@ def _of_all(rows: Sequence[TornRow]) -> UserError:
     more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
     path = Path(str(rows[0].file))
     other = [] if path.name.lower() == "metadata.csv" else ["--output", str(path)]
-    command = shlex.join(["lora-scripts", "label", "--input", str(path.parent), *other, "--repair"])
+    command = typed(["lora-scripts", "label", "--input", str(path.parent), *other, "--repair"])
     message = f"{len(rows)} rows have a comma in a caption that stands without quotes (lines {lines}{more})"
     return UserError(message, file=path, line=rows[0].line, hint=f"{command} puts them: {rows[0].mended}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.run.preflight import preflight
 from lora_scripts.run.run_folder import RunFolder, step_of
+from lora_scripts.units import typed
 
 BUDGET = 300.0
 """Seconds for rehearsals of proposals; beyond it a proposal is made without one."""
@@ -133,7 +133,7 @@ def to_type(options: PlanOptions, changes: Mapping[str, Any]) -> str:
     """The command that trains with the changes laid over what was asked."""
     program = ["python", "train.py"] if Path("train.py").is_file() else ["lora-scripts", "train"]
     kept = [word for word in options.overrides if word.partition("=")[0].strip() not in changes]
-    return shlex.join([*program, "--config", str(options.file), *kept, *as_words(changes)])
+    return typed([*program, "--config", str(options.file), *kept, *as_words(changes)])
 
 
 def as_words(changes: Mapping[str, Any]) -> list[str]:

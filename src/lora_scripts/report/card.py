@@ -62,6 +62,8 @@ class Card:
     license: str | None
     description: str
     triggers: Sequence[str]
+    language: str
+    """en, or zh"""
     agreement: str
     """How many of the captions have them, "48 of 50"; empty where nobody knows."""
     strength: float
@@ -103,6 +105,7 @@ def readme(card: Card) -> str:
     prompt = card.pictures[0].prompt if card.pictures else card.trigger
     return fill_markdown(
         "card.md",
+        language=card.language,
         card=card,
         tag=tag(card.stem, card.strength, card.trigger),
         code=diffusers_code(lora, prompt, card.strength),

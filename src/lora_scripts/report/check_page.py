@@ -78,6 +78,8 @@ class CheckData:
     """What --fix did, line by line; None without it."""
     command: str = ""
     """To mend what can be mended; empty if that is done, or nothing."""
+    language: str = "auto"
+    """In which the page opens: en, zh, or the browser's."""
     set_aside: str = ""
     """To set aside the pictures that nothing mends; empty as long as there is something to mend."""
     bars: Sequence[Bar] = ()
@@ -118,6 +120,7 @@ def render(data: CheckData) -> str:
     return fill(
         "check.html",
         check=data,
+        language=data.language,
         index={picture.name: number for number, picture in enumerate(data.pictures)},
         worst=next((severity for severity in SEVERITIES if counts[severity]), "fine"),
         severities=[(severity, counts[severity]) for severity in SEVERITIES if counts[severity]],

@@ -116,6 +116,8 @@ class ReportData:
     lora: LoraFile
     verification: str
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
+    language: str = "auto"
+    """In which the page opens: en, zh, or the browser's."""
     warning: str = ""
     """Why it is better not to use the LoRA; stands at the top, in place of how to use it."""
     trigger: Trigger | None = None

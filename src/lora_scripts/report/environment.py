@@ -10,16 +10,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lora_scripts.report import data_uris
+from lora_scripts.report.chinese import translated, with_chinese
 
 
 def fill(template: str, **values: object) -> str:
-    """A whole page from a file of `templates`. An unknown name in a template raises, as does a template in error."""
-    return _html().get_template(template).render(values)
+    """A whole page from a file of `templates`, in English and Chinese: `language` is the one that it opens in (en, zh,
+    or auto: the browser's). An unknown name in a template raises, as does a template in error."""
+    return with_chinese(_html().get_template(template).render({"language": "auto", **values}))
 
 
-def fill_markdown(template: str, **values: object) -> str:
-    """A text in Markdown: what is not `verbatim` or `yaml` is escaped for a line or a cell of it."""
-    return _markdown().get_template(template).render(values)
+def fill_markdown(template: str, language: str = "en", **values: object) -> str:
+    """A text in Markdown: what is not `verbatim` or `yaml` is escaped for a line or a cell of it.
+
+    `said` in the template gives a text in Chinese for language "zh", where that is known.
+    """
+
+    def said(text: str) -> str:
+        return (translated(text) if language == "zh" else None) or text
+
+    return _markdown().get_template(template).render({**values, "said": said})
 
 
 @cache

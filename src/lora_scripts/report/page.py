@@ -26,6 +26,7 @@ def render(data: ReportData) -> str:
     return fill(
         "report.html",
         report=data,
+        language=data.language,
         tag=tag(data.lora.stem, data.line_strength, data.trigger.phrase if data.trigger else ""),
         code=diffusers_code(data.lora, prompt, data.line_strength),
         previews=_previews(data),

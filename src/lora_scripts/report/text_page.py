@@ -45,6 +45,8 @@ class TextReportData:
     advice: Sequence[str]
     config_text: str
     versions: dict[str, str]
+    language: str = "auto"
+    """In which the page opens: en, zh, or the browser's."""
 
 
 def write_text_report(path: Path, data: TextReportData, write: Callable[[Path, str], None]) -> None:
@@ -54,4 +56,4 @@ def write_text_report(path: Path, data: TextReportData, write: Callable[[Path, s
 
 def render(data: TextReportData) -> str:
     """The whole page as HTML."""
-    return fill("text_report.html", report=data, curves=curves(data))
+    return fill("text_report.html", report=data, curves=curves(data), language=data.language)

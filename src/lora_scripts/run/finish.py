@@ -133,6 +133,7 @@ def report(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
+        language=config.language,
         warning=measuring.warning,
         trigger=trigger,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],

@@ -17,6 +17,7 @@ from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Recipe, Setting
 from lora_scripts.formats import io
+from lora_scripts.units import typed
 
 FEWEST, MOST = 5, 40
 """Epochs, however many pictures there are."""
@@ -96,16 +97,17 @@ def _beside(facts: Facts, base: Path) -> list[str]:
 
 def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
     bare = sum(not s.caption for s in samples)
-    word = f" --trigger {trigger}" if trigger else ""
+    label = ["lora-scripts", "label", "--input", data.as_posix()]
+    word = ["--trigger", trigger] if trigger else []
     notes = []
     if bare:
-        notes.append(f"{bare} of {len(samples)} pictures have no caption: lora-scripts label --input {data}{word}")
+        notes.append(f"{bare} of {len(samples)} pictures have no caption: {typed([*label, *word])}")
     elif trigger:
         without = sum(not holds(s.caption, trigger) for s in samples)
         if without:
             notes.append(
                 f"{without} of {len(samples)} captions lack the word {trigger}: "
-                f"lora-scripts label --input {data} --words-only{word}"
+                f"{typed([*label, '--words-only', *word])}"
             )
     if len(samples) < 15:
         notes.append(f"{len(samples)} pictures are few: 50 to 200 of one theme teach far more")

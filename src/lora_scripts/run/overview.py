@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from lora_scripts.run.build import memory_words
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.train.feed import Feed
+
+USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5, "schedule_free": 1e-3}
+"""Learning rates to begin with; prodigy finds its own."""
+MOST_RATE = 10
+"""How many times that is told as high. (The bundled miniature bears twenty; its file says so.)"""
+FEW = 10
+"""Pictures,"""
+SHORT = 40
+"""and steps, that are told as few."""
+FAR = 0.45
+"""Of the base's pixels, or its inverse: beyond, a base draws badly."""
 
 
 def table_rows(
@@ -47,10 +59,36 @@ def table_rows(
         rows.insert(-4, ("new words", tell_new_words(c, samples)))
     if not 0.25 <= alpha / rank <= 2:
         rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
+    native = model.family.facts.made_for(c.base_model)
+    rows += [("note", text) for text in odd_settings(c, native, len(samples), steps)]
     if c.init_lora:
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
     return rows
+
+
+def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, steps: int) -> list[str]:
+    """What may be meant and rarely is, of a run of `steps` steps on so many pictures, with a base that was made for
+    `native` (width, height) in pixels; each with what to write instead."""
+    c, told = config, []
+    usual = USUAL_RATES.get(c.optimizer)
+    if usual is not None and c.learning_rate > MOST_RATE * usual:
+        told.append(f"learning_rate {c.learning_rate:g} is high for {c.optimizer}: {usual:g} is usual")
+    if pictures < FEW:
+        told.append(f"{pictures} pictures are few: the LoRA will repeat them; 20 or more of a figure, 50 of a style")
+    share = math.prod(c.size) / math.prod(native)
+    if not FAR < share < 1 / FAR:
+        size, made = ("x".join(map(str, pair)) for pair in (c.size, native))
+        told.append(
+            f"resolution {size} is far from {made}, which this base was made for: it draws badly at such a size"
+        )
+    if steps < SHORT:
+        told.append(f"{steps} steps are few: a LoRA mostly needs {10 * SHORT} and more; raise epochs")
+    if c.warmup_steps >= steps:
+        told.append(f"warmup_steps {c.warmup_steps} of {steps} steps: learning_rate is never reached")
+    if c.val_every is not None and c.val_every > steps:
+        told.append(f"val_every {c.val_every} of {steps} steps: measured once, at the end; leave it out for ten times")
+    return told
 
 
 def device_name(device: torch.device) -> str:

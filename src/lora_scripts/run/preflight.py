@@ -26,6 +26,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.pivotal import check_new_words
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.units import typed
 
 HELD_OUT = "held out/"
 """In the names of pictures of `val_data_dir`, to tell them from the others."""
@@ -102,8 +103,8 @@ def check_trigger(config: TrainConfig, samples: Sequence[Sample]) -> None:
     """UserError for a `trigger_word` that stands in no caption, and so calls nothing."""
     word = config.trigger_word
     if word and samples and not any(holds(s.caption, word) for s in samples):
-        hint = f"write it there: lora-scripts label --input {config.train_data_dir} --words-only --trigger {word}"
-        raise UserError(f"trigger_word: no caption holds {word}", hint=hint)
+        command = ["lora-scripts", "label", "--input", str(config.train_data_dir), "--words-only", "--trigger", word]
+        raise UserError(f"trigger_word: no caption holds {word}", hint=f"write it there: {typed(command)}")
 
 
 def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> None:

@@ -30,7 +30,7 @@ FREE_KEYS = {
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
-    *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word"),
+    *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word", "language"),
     *(
         "sample_prompts",
         "sample_every",

@@ -74,13 +74,14 @@ def write_card(
     trigger: str | None = None,
     strength: float | None = None,
     description: str = "",
+    language: str | None = None,
     overwrite: bool = False,
     sink: Sink = ignore,
 ) -> WrittenCard:
     """Writes README.md with its pictures, NAME.preview.png, NAME.json and NAME.civitai.info.
 
-    `grid` and `report` are folders of a grid and of a run; what is None is looked up. UserErrors before anything is
-    written, also for files that are there.
+    `grid` and `report` are folders of a grid and of a run; what is None is looked up; `language`: "en" or "zh".
+    UserErrors before anything is written, also for files that are there.
     """
     require_lora(lora, "name a LoRA's file")
     inspected = report_of(lora)
@@ -109,6 +110,7 @@ def write_card(
         license=license,
         description=description,
         triggers=[trigger] if trigger else _triggers(inspected.triggers, config),
+        language=language or (config.language if config else "en"),
         agreement="" if trigger else inspected.metadata.get(AGREEMENT, ""),
         strength=strength,
         reason=reason,

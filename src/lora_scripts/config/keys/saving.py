@@ -20,3 +20,6 @@ class SavingKeys(Keys):
     """The number format of the LoRA file."""
     metadata_captions: bool = False
     """Write the captions and the name of the data folder into the LoRA file."""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """The language in which report and check page open, and that of the card: en, zh, or auto, as the browser is set. A
+    button on the page changes it."""

@@ -1,4 +1,3 @@
-"use strict";
 // Copy buttons: the text is there without them.
 for (const box of document.querySelectorAll(".code")) {
   const button = document.createElement("button");
@@ -9,8 +8,8 @@ for (const box of document.querySelectorAll(".code")) {
     const code = box.querySelector("code");
     try {
       await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+      button.textContent = said("Copied");
+      setTimeout(() => { button.textContent = said("Copy"); }, 1500);
     } catch {
       getSelection().selectAllChildren(code); // no right to the clipboard: selected, ready for the keyboard
     }

@@ -1,4 +1,3 @@
-"use strict";
 // A click enlarges a picture beside its parameters; the arrow keys go through all of them, a click or Esc closes.
 const cells = [...document.querySelectorAll(".cells .zoom")];
 const dialog = document.querySelector("dialog");

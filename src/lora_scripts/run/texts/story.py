@@ -331,6 +331,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         folder=str(folder.final),
         base=str(c.base_model),
         verification=proof,
+        language=c.language,
         warning=measuring.warning,
         facts=[*rows_of(parts), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         answers=[

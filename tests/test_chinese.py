@@ -1,0 +1,148 @@
+"""Pages in English and Chinese: that no text of ours is without Chinese, and that a browser shows it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import test_report
+from lora_scripts.data.findings import Finding
+from lora_scripts.report import check_page, chinese, page, text_page
+from lora_scripts.report.data import HeldOutCurve, Nearest, NearPair
+from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
+from lora_scripts.report.grid_page import render as grid
+
+ROOM = Path(chinese.__file__).parents[1]
+WORDS = json.loads((ROOM / "report" / "assets" / "zh.json").read_text("utf-8"))
+NAMES = {"LoRA", "ComfyUI", "diffusers", "AutoV2", "SHA-256", "torch", "CPU", "1.2 MB", "Images", "Device", "50"}
+"""Of programs and the like, which are the same in Chinese; and what stands in the tests alone."""
+
+
+def report() -> str:
+    full = test_report.full()
+    near = Nearest("no copies: 0 of 5 drawn pictures are near copies (x; the closest: 1)", [
+        NearPair(test_report.noise(1), test_report.noise(2), "1.png", "a cat · seed 1"),
+    ])  # fmt: skip
+    curve = HeldOutCurve([(1, 0.3), (2, 0.2)], [(1, 0.3), (2, 0.1)], ["the last step is the best"])
+    advice = ["step 5: the loss goes up and down: on the same training pictures it rose twice, so the learning rate "
+              "is too high; try learning_rate: 1e-5"]  # fmt: skip
+    return page.render(replace(full, verification="verified: 192 of 192 modules in A1111; ΔW read to 1e-7, 0.03% of it "
+                               "lost in fp16", nearest=near, held_out=curve, advice=advice))  # fmt: skip
+
+
+def shown(html: str) -> list[str]:
+    """Texts without Chinese, besides names and numbers."""
+    return [
+        text
+        for text in chinese.missing(html)
+        if text not in NAMES and not re.search(r"\.safetensors$|\d$|^[0-9a-f]{64}$", text)
+    ]
+
+
+def test_every_text_of_the_pages_is_there_in_chinese() -> None:
+    assert shown(report()) == []
+    finding = Finding("near_duplicate", "warning", ("a.png",), "has no caption", "remove it", 0.9, "m.csv:1")
+    picture = check_page.ShownPicture("a.png", (64, 64), b"", "a cat")
+    some = check_page.CheckData("d", "1 pictures, 0 with a caption: 1 warning, 2 notes", [("captions", "0")],
+                                [finding] * 9, [picture], (), "check --fix", "check --set-aside")  # fmt: skip
+    assert shown(check_page.render(some)) == []
+    cell = ShownCell(test_report.noise(1), "a.png", "prompt a, strength 1", "a cat")
+    row = MeasureRow("x", 1.0, ["a"], 2, 0.1, 0.1, None, 0.1, "1.png", 0.5)
+    data = GridData("g", ["prompt", "strength"], [Block(None, ["0.5"], [("a cat", [cell])])], [row],
+                    [("pictures", "4, 2 of them different"), ("sampler", "DDIM, 20 steps")], True, "s.png")  # fmt: skip
+    assert [text for text in shown(grid(data)) if text != "a cat"] == []
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in (ROOM / "check").glob("*.py")))
+def test_every_finding_of_the_data_set_doctor_is_there_in_chinese(module: str) -> None:
+    """Each text that becomes a message or a mend in the code, with a word where a value goes."""
+    tree = ast.parse((ROOM / "check" / module).read_text("utf-8"))
+    texts: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("message", "mend"):
+            texts.append(node.value)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+            texts += node.args[3:5]
+    for text in (one for value in texts for one in _strings(value)):
+        assert chinese.translated(f"{text}7" if text.endswith(": ") else text) is not None, text
+
+
+def _strings(value: ast.expr) -> list[str]:
+    if isinstance(value, ast.IfExp):
+        return _strings(value.body) + _strings(value.orelse)
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        return [value.value] if " " in value.value else []
+    if isinstance(value, ast.JoinedStr):
+        return ["".join(str(p.value) if isinstance(p, ast.Constant) else "7" for p in value.values)]
+    return []
+
+
+def test_both_languages_have_the_same_holes() -> None:
+    for group in WORDS.values():
+        for english, words in group.items():
+            holes, theirs = (set(re.findall(r"\{(\w+)\}", text)) for text in (english, words))
+            assert theirs <= holes, english
+            assert holes - theirs <= {"again"}, english
+    keys = [key for group in WORDS.values() for key in group]
+    assert len(keys) == len(set(keys))  # one English text has one meaning
+
+
+@pytest.mark.parametrize(
+    ("english", "words"),
+    [
+        ("Step 5: nothing; try x: 1", "第 5 步：nothing；下次可以试 x: 1"),
+        ("At most 2e-4, 0 at the end.", "最高 2e-4，结束时 0。"),
+        (
+            "12 pictures, 3 with a caption: 1 error, 2 warnings, 1 note",
+            "12 张图片，3 张有描述：1 个错误，2 个警告，1 条提示",
+        ),
+        ("bars of one colour: left 5%, right 6%", "纯色边条：左 5%，右 6%"),
+        ("a cat by a lake", None),
+    ],
+)
+def test_texts_are_put_together_from_what_is_known(english: str, words: str | None) -> None:
+    assert chinese.translated(english) == words
+
+
+def test_what_a_person_wrote_stays_and_can_end_nothing() -> None:
+    full = test_report.full()
+    html = page.render(
+        replace(full, thumbnails=[(test_report.noise(1), "Loss"), (test_report.noise(2), "</script><b>")])
+    )
+    (told,) = re.findall(r'<script type="application/json" id="zh">(.*?)</script>', html)
+    assert "<" not in told and "Loss" in json.loads(told)
+    assert re.search(r'<figure translate="no"><button.*<figcaption>Loss</figcaption>', html)
+
+
+def test_the_language_of_the_config_opens_the_page() -> None:
+    assert 'data-language="auto"' in page.render(test_report.full())
+    assert 'data-language="zh"' in page.render(replace(test_report.full(), language="zh"))
+    assert text_page.fill("check.html", **_nothing()).count('data-language="auto"') == 1
+
+
+def _nothing() -> dict[str, object]:
+    empty = check_page.CheckData("n", "fine", [], [], [])
+    return {"check": empty, "index": {}, "worst": "fine", "severities": [], "groups": [], "marks": {},
+            "most_thumbnails": 1, "open": 1}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_in_chinese_shows_chinese(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report(), encoding="utf-8")
+    seen = {}
+    for language in ("zh-CN", "en-US"):
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--lang={language}", "--dump-dom"]
+        own = [f"--accept-lang={language}", f"--user-data-dir={tmp_path / language}", path.as_uri()]
+        seen[language] = subprocess.run([*command, *own], capture_output=True, timeout=120).stdout.decode()
+    body = {name: html.partition("<main>")[2].partition("<script")[0] for name, html in seen.items()}
+    assert "训练前后" in body["zh-CN"] and "Before and after" not in body["zh-CN"] and ">复制<" in body["zh-CN"]
+    assert "Before and after" in body["en-US"] and "训练前后" not in body["en-US"] and ">Copy<" in body["en-US"]
+    assert "a house" in body["zh-CN"]
