@@ -78,10 +78,11 @@ def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
     assert sum(math.prod(row.shape) for row in rows(STANDARD)) == 6_154_908_736
 
 
-def test_the_template_names_what_stands_beside_the_base() -> None:
+@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style"])
+def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
     from lora_scripts.config.load import load_config
 
-    template = Path(__file__).parents[1] / "configs" / "zimage_style.yaml"
+    template = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
     config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
     assert config.text_encoder == template and config.base_precision == "fp8"
