@@ -124,6 +124,27 @@ def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: 
     assert made.encoder._model is None
 
 
+def test_a_run_loads_the_text_encoder_once(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions come from the cache, and what is drawn on the way and in the end was asked before."""
+    from lora_scripts.families.flow import reader
+
+    asked: list[str] = []
+    loads: list[int] = []
+    states, build = reader.LanguageEncoder._states, reader.build
+    monkeypatch.setattr(reader, "build", lambda *words: loads.append(len(asked)) or build(*words))
+    monkeypatch.setattr(reader.LanguageEncoder, "_states", lambda self, text: asked.append(text) or states(self, text))
+    keys = {"epochs": 1, "sample_every": 2, "sample_cfg": 4, "cache_dir": tmp_path / "cache"}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_flow.beside(base.parent))
+    assert main(["train", "--config", str(config)]) == 0
+    captions = {f"picture {n}, a gradient, round {n}" for n in range(5)} | {""}
+    assert len(loads) == 1 and set(asked) == captions
+    asked.clear()
+    assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'again'}"]) == 0
+    assert len(loads) == 2 and len(asked) <= len(captions)
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
