@@ -45,4 +45,12 @@ ROWS = (
         beside=tiny_flow.beside,
         namings=("diffusers", "kohya"),
     ),
+    Row(
+        "flux2",
+        tiny_flow.write_flux2,
+        tiny_flow.write_flux2_folder,
+        keys={},
+        beside=tiny_flow.beside,
+        namings=("diffusers",),
+    ),
 )

@@ -119,7 +119,7 @@ def test_other_families_are_read_by_their_pairs(tmp_path: Path) -> None:
     report = report_of(path)
     assert report.family == "SDXL" and report.lora is not None
     assert [block.name for block in report.lora.blocks] == ["text encoder 2", "input_blocks 4"]
-    flux = {f"lora_unet_double_blocks_0_img_attn_qkv.{leaf}": t for leaf, t in pair.items()}
+    flux = {f"lora_unet_double_blocks_18_img_attn_qkv.{leaf}": t for leaf, t in pair.items()}
     assert report_of(lora_files.write(tmp_path / "flux.safetensors", flux)).family == "FLUX"
 
 

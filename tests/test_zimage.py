@@ -78,10 +78,11 @@ def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
     assert sum(math.prod(row.shape) for row in rows(STANDARD)) == 6_154_908_736
 
 
-def test_the_template_names_what_stands_beside_the_base() -> None:
+@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style"])
+def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
     from lora_scripts.config.load import load_config
 
-    template = Path(__file__).parents[1] / "configs" / "zimage_style.yaml"
+    template = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
     config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
     assert config.text_encoder == template and config.base_precision == "fp8"
@@ -121,6 +122,27 @@ def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: 
     assert len(made.encode_text(["hello"])["states"]) == 1 and made.encoder._model is not None
     made.rest(text_encoder=True)
     assert made.encoder._model is None
+
+
+def test_a_run_loads_the_text_encoder_once(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions come from the cache, and what is drawn on the way and in the end was asked before."""
+    from lora_scripts.families.flow import reader
+
+    asked: list[str] = []
+    loads: list[int] = []
+    states, build = reader.LanguageEncoder._states, reader.build
+    monkeypatch.setattr(reader, "build", lambda *words: loads.append(len(asked)) or build(*words))
+    monkeypatch.setattr(reader.LanguageEncoder, "_states", lambda self, text: asked.append(text) or states(self, text))
+    keys = {"epochs": 1, "sample_every": 2, "sample_cfg": 4, "cache_dir": tmp_path / "cache"}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_flow.beside(base.parent))
+    assert main(["train", "--config", str(config)]) == 0
+    captions = {f"picture {n}, a gradient, round {n}" for n in range(5)} | {""}
+    assert len(loads) == 1 and set(asked) == captions
+    asked.clear()
+    assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'again'}"]) == 0
+    assert len(loads) == 2 and len(asked) <= len(captions)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------

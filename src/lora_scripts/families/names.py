@@ -38,6 +38,8 @@ class Names:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Stem -> our paths of the layers that the published layout keeps as one, each with as many rows: their LoRA has
     one A, and a B that is theirs one after the other. Read here, not written."""
+    whole: bool = False
+    """That a file with a layer that no table knows is of another model: one that has the same names for more blocks."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 
@@ -109,8 +111,8 @@ class Layer:
     """As kohya's tools name it; "" of a layer that they do not train."""
     shape: tuple[int, ...]
     """Of the weight; () where no base was given."""
-    alone: bool = True
-    """That it is a layer of the published layout, too, and no part of one."""
+    asked: tuple[str, ...] = ()
+    """Of a diffusion transformer: the stems under which ComfyUI asks a file for it."""
 
     @property
     def unet(self) -> bool:

@@ -12,6 +12,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
+from lora_scripts.families.flux2.facts import FACTS as FLUX2
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
@@ -20,7 +21,7 @@ from lora_scripts.formats.header import Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, ZIMAGE, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, FLUX2, ZIMAGE, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -93,6 +94,7 @@ def of_lora(
         known, usual = (
             sum(any(name in all_ for name in own) for own in names) for all_ in (tables.stems, tables.usual)
         )
+        known = 0 if tables.whole and known < len(names) else known
         return known, facts.lora.base_version == told, facts is wanted, usual
 
     best = max(reversed(FAMILIES), key=fit)

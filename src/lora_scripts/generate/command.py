@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lora_scripts.families.base import PictureFamily, Sampling
+    from lora_scripts.families.base import CaptionEncoder, PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
     from lora_scripts.losses.diffusion import Prediction
 
@@ -88,7 +88,9 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, settings=made_with)
+    texts = [text for job in jobs for text in (job.prompt, _negative(options, job.line))]
+    remember = partial(_remember, texts)
+    load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, remember, settings=made_with)
     family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
@@ -191,12 +193,21 @@ def _sampling(
     return Sampling(
         steps=line.steps or options.steps,
         cfg=options.cfg if line.cfg is None else line.cfg,
-        negative=options.negative_prompt if line.negative is None else line.negative,
+        negative=_negative(options, line),
         size=size,
         scheduler=sampler.name,
         start=start.at(size),
         denoise=start.denoise,
     )
+
+
+def _negative(options: GenerateOptions, line: PromptLine) -> str:
+    return options.negative_prompt if line.negative is None else line.negative
+
+
+def _remember(texts: Sequence[str], encoder: CaptionEncoder) -> None:
+    """What will be drawn, while a large text encoder is there and the rest is not."""
+    encoder.remember(list(dict.fromkeys(texts)))
 
 
 def _to_8(side: int) -> int:

@@ -147,7 +147,7 @@ class Painter:
 def load_painter(options: GridOptions, sources: Sources) -> Painter:
     """Loads the base and every LoRA. UserErrors for what does not fit."""
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions
+    from lora_scripts.families.base import CaptionEncoder, LoadOptions
     from lora_scripts.families.samplers import find_sampler
     from lora_scripts.families.table import load_pictures, require_pictures, settings
     from lora_scripts.loras.stack import LoraStack
@@ -163,8 +163,14 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    options_of = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, settings=made_with)
-    family = load_pictures(sources.base, options_of)
+    texts = [line.prompt for line in sources.prompts]
+    texts += [options.negative_prompt if line.negative is None else line.negative for line in sources.prompts]
+
+    def first(encoder: CaptionEncoder) -> None:
+        encoder.remember(list(dict.fromkeys(texts)))
+
+    load = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, first, settings=made_with)
+    family = load_pictures(sources.base, load)
     stack = LoraStack(family)
     for one in (*sources.checkpoints, *sources.loras):
         if one is not None:

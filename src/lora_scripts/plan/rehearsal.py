@@ -16,7 +16,8 @@ from lora_scripts.compute.meter import Meter, free_ram, peak_ram, used_ram
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
-from lora_scripts.events import Event, Stepped, ignore
+from lora_scripts.events import Event, Progress, Stepped, ignore
+from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
@@ -70,8 +71,7 @@ class Rehearsal:
         self._enter("load")
         begun = time.perf_counter()
         initial = read_initial(config)
-        first = captions_first(config, self.folder.path, Split(self.samples.trained[:ENCODED], []), ignore)
-        model = build_model(config, device, precision, initial, first)
+        model = build_model(config, device, precision, initial, self._first())
         m.seconds["load"] = time.perf_counter() - begun
         with model.off():
             of_class = self._class_pictures(model)
@@ -95,6 +95,25 @@ class Rehearsal:
         self._weigh(steps, whole.device)
         m.ram = peak_ram() if device.type != "cpu" else 0
         self._enter("done")
+
+    def _first(self) -> Callable[[CaptionEncoder], None]:
+        """Of a text encoder that comes before the model: a few captions, measured."""
+        m, written, timed, last = self.measured, list[int](), list[float](), time.perf_counter()
+
+        def write(path: Path, data: bytes) -> None:
+            io.write_atomic(path, data)
+            written.append(len(data))
+
+        def tell(event: Event) -> None:
+            nonlocal last
+            if isinstance(event, Progress):
+                now = time.perf_counter()
+                timed.append(now - last)
+                last = now
+                m.seconds["caption"], m.sizes["caption"] = _mean(timed), written[-1]
+
+        few = Split(self.samples.trained[:ENCODED], [])
+        return captions_first(self.config, self.folder.path, few, tell, write)
 
     def _enter(self, phase: str) -> None:
         self.measured.at = phase
@@ -193,7 +212,7 @@ class Rehearsal:
         m.seconds["picture"] = _mean(timed["pictures"][::views])
         m.seconds["view"] = _mean(timed["pictures"][1::2]) if views > 1 else 0.0
         if timed["captions"]:
-            m.seconds["caption"] = _mean(timed["captions"])
+            m.seconds.setdefault("caption", _mean(timed["captions"]))
         m.resident = self.meter.used()
 
     def _some_steps(self, parts: Parts) -> list[float]:

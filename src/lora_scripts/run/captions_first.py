@@ -13,6 +13,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
+from lora_scripts.run.finish import copy_prompts
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import previews_of
 from lora_scripts.train.feed import caption_entry
@@ -23,12 +24,19 @@ def cache_of(config: TrainConfig, folder: Path) -> Path:
     return config.cache_dir or folder / "cache"
 
 
-def captions_first(config: TrainConfig, folder: Path, samples: Split, sink: Sink) -> Callable[[CaptionEncoder], None]:
-    """For `LoadOptions.first`: encodes every caption of a run into its cache, and keeps the prompts of its previews."""
+def captions_first(
+    config: TrainConfig,
+    folder: Path,
+    samples: Split,
+    sink: Sink,
+    write: Callable[[Path, bytes], None] = io.write_atomic,
+) -> Callable[[CaptionEncoder], None]:
+    """For `LoadOptions.first`: encodes every caption of a run into its cache, and keeps what will be drawn: the prompts
+    of previews, of class pictures and of the look for copies in the end."""
 
     def encode(encoder: CaptionEncoder) -> None:
-        cache, fingerprint = Cache(cache_of(config, folder), io.write_atomic), encoder.fingerprint()
-        captions = list(dict.fromkeys(_captions(config, samples)))
+        cache, fingerprint = Cache(cache_of(config, folder), write), encoder.fingerprint()
+        captions = list(dict.fromkeys(_captions(samples)))
         for done, caption in enumerate(captions, 1):
             caption_entry(cache, fingerprint, caption, encoder.encode)
             sink(Progress("captions", done, len(captions)))
@@ -40,11 +48,15 @@ def captions_first(config: TrainConfig, folder: Path, samples: Split, sink: Sink
     return encode
 
 
-def _captions(config: TrainConfig, samples: Split) -> Iterator[str]:
+def _captions(samples: Split) -> Iterator[str]:
     yield from (sample.caption for sample in (*samples.trained, *samples.held_out))
-    yield from (config.class_prompt, "")
+    yield ""
 
 
 def _prompts(config: TrainConfig, samples: Split) -> Iterator[str]:
-    for preview in previews_of(config, samples.trained):
+    previews = previews_of(config, samples.trained)
+    for preview in previews:
         yield from (preview.prompt, preview.sampling.negative)
+    if config.class_images:
+        yield from (config.class_prompt, config.sample_negative)
+    yield from copy_prompts(samples.held_out, samples.trained, [preview.prompt for preview in previews[:4]])

@@ -1,92 +1,166 @@
-"""The VAE of 16 channels that several families share (FLUX.1's `ae.safetensors`): SD's, without the two convolutions
-around the latents.
+"""The VAEs of flow models: SD's, with other latents, in the spellings that their files have.
+
+Of 16 channels (FLUX.1's `ae.safetensors`) without the two convolutions around the latents; of 32 (FLUX.2's) with
+them, and with the running statistics of a BatchNorm, by which packed latents are normalised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
-from lora_scripts.families.sd import vae as sd_vae
-from lora_scripts.families.sd.check import read_config
-from lora_scripts.families.sd.rows import Row, is_spare, size_of
-from lora_scripts.families.sd.vae import LEVELS, modern_name, vae_config, vae_rows
+from lora_scripts.families.sd.check import check_floats, read_config
+from lora_scripts.families.sd.rows import Row, Shapes, check_rows, from_rows, is_spare, size_of
+from lora_scripts.families.sd.vae import LEVELS, VAE_PREFIX, modern_name, published_name, vae_config, vae_rows
 from lora_scripts.families.sd.whole import Part, check_part
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHANNELS = 16
-PLAIN = "get the original ae.safetensors"
-_OTHER = "give ae.safetensors, the VAE of 16 channels, or a folder with it"
-_ABSENT = ("use_quant_conv", "use_post_quant_conv")
+    from lora_scripts.families.sd.latents import Normal
+
+_QUANT = ("use_quant_conv", "use_post_quant_conv")
+_COUNT = "bn.num_batches_tracked"
+_MOVED = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
+"""Where Black Forest Labs' files have the two convolutions."""
 
 
-def vae16_part() -> Part:
-    """The VAE of a diffusers folder."""
-    return Part("vae", "VAE", "diffusion_pytorch_model", ("block_out_channels", "latent_channels"), _rows, modern_name)
+@dataclass(frozen=True)
+class Autoencoder:
+    """What tells one of them from the others."""
+
+    channels: int
+    quant: bool
+    """The two convolutions."""
+    normed: bool
+    """The running statistics; latents are packed 2 x 2."""
+    file: str
+    """As people know it."""
+    scaling: float = 1.0
+    shift: float = 0.0
+    """Of latents that are not `normed`."""
+    side: int = 1024
+    """Pixels along the sides of a picture that it is told to be made for."""
+
+    def rows(self, widths: tuple[int, ...]) -> list[Row]:
+        """Every parameter, published names without a prefix."""
+        table = vae_rows(widths, self.channels, "", quant=self.quant)
+        names = ("bn.running_mean", "bn.running_var") if self.normed else ()
+        return table + [Row(name, name, (4 * self.channels,)) for name in names]
+
+    def part(self) -> Part:
+        """Of a diffusers folder."""
+        keys = ("block_out_channels", "latent_channels")
+        return Part("vae", "VAE", "diffusion_pytorch_model", keys, self._rows_of, modern_name)
+
+    def _rows_of(self, config: Mapping[str, Any]) -> list[Row]:
+        widths, latents = tuple(config["block_out_channels"]), config["latent_channels"]
+        quant = [config.get(key, True) for key in _QUANT]
+        if len(widths) != LEVELS or latents != self.channels or any(one != self.quant for one in quant):
+            raise ValueError(f"this VAE makes latents of {latents} channels, or has other layers around them")
+        if config.get("decoder_block_out_channels"):
+            raise ValueError("its decoder has widths of its own")
+        return self.rows(widths)
+
+    def check(self, path: Path, words: str) -> Header | None:
+        """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`:
+        what people call the base."""
+        if path.is_dir():
+            latents = (read_config(folder_of(path)) or {}).get("latent_channels")
+            if isinstance(latents, int) and latents != self.channels:
+                self._refuse(latents, words, path)
+            check_part(folder_of(path), self.part())
+            return None
+        header = read_header(path)
+        kind = kinds.addition(header.shapes) or kinds.other(header.shapes)
+        if kind is not kinds.VAE:
+            raise UserError(f"this is {kind.words}, not a VAE of {words}", file=path, hint=self._hint)
+        names = self._names(header.shapes, path)
+        shapes = {name: header.shapes[key] for name, key in names.items()}
+        latents = size_of(shapes, "decoder.conv_in.weight", 1, path)
+        if latents != self.channels:
+            self._refuse(latents, words, path)
+        unknown = [name for name in shapes if not (is_spare(name) or name == _COUNT)]
+        check_rows(shapes, {"VAE": self.rows(widths_in(shapes, path))}, unknown, file=path, plain=self._hint)
+        check_floats(path, header, ("",), lambda key: key.endswith(_COUNT) or is_spare(key))
+        return header
+
+    @property
+    def _hint(self) -> str:
+        return f"give {self.file}, the VAE of {self.channels} channels, or a folder with it"
+
+    def _refuse(self, latents: int, words: str, path: Path) -> None:
+        text = f"this VAE makes latents of {latents} channels, {words} has {self.channels}"
+        raise UserError(text, file=path, hint=self._hint)
+
+    def _names(self, shapes: Shapes, file: Path) -> dict[str, str]:
+        """Published key, without prefix -> key in the file."""
+        names = {key.removeprefix(VAE_PREFIX): key for key in shapes}
+        for old, new in _MOVED.items():
+            names = {name.replace(old, new) if name.startswith(old) else name: key for name, key in names.items()}
+        if "encoder.down_blocks.0.resnets.0.conv2.weight" not in names:
+            return {published_name(name): key for name, key in names.items()}
+        widths = tuple(
+            size_of(shapes, names.get(f"encoder.down_blocks.{n}.resnets.0.conv2.weight", ""), 0, file)
+            for n in range(LEVELS)
+        )
+        rename = {row.hf: row.ldm for row in self.rows(widths)}
+        return {rename.get(modern_name(name), name): key for name, key in names.items()}
+
+    def load(self, path: Path, words: str) -> Any:
+        """The model of diffusers, from a file or a folder that `check` takes."""
+        import diffusers
+        import torch
+        from safetensors import safe_open
+
+        from lora_scripts.families.sd.load import pretrained
+
+        kind: Any = diffusers.AutoencoderKLFlux2 if self.normed else diffusers.AutoencoderKL
+        header = self.check(path, words)
+        if header is None:
+            return pretrained(kind, folder_of(path))
+        names = self._names(header.shapes, path)
+        widths = widths_in({name: header.shapes[key] for name, key in names.items()}, path)
+        with safe_open(path, "pt") as handle:
+            state: dict[str, Tensor] = from_rows(handle, self.rows(widths), names)
+        with torch.device("meta"):
+            vae = kind(**self.config(widths))
+        more = {_COUNT: torch.zeros((), dtype=torch.long)} if self.normed else {}
+        vae.load_state_dict(state | more, strict=True, assign=True)
+        return vae
+
+    def config(self, widths: tuple[int, ...]) -> dict[str, Any]:
+        """Arguments of the model of diffusers."""
+        plain = vae_config(widths, self.channels, scaling=self.scaling, sample_size=self.side)
+        if self.normed:
+            del plain["scaling_factor"]
+            return plain
+        return {**plain, "shift_factor": self.shift, **dict.fromkeys(_QUANT, self.quant)}
+
+    def normal(self, vae: Any) -> Normal:
+        """How its latents are normalised, as its config or its statistics say."""
+        from lora_scripts.families.sd.latents import Normal
+
+        if not self.normed:
+            return Normal(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+        spread = (vae.bn.running_var.float() + vae.config.batch_norm_eps).sqrt()
+        return Normal(1 / spread.view(-1, 1, 1), vae.bn.running_mean.float().view(-1, 1, 1), packed=True)
 
 
-def _rows(config: Mapping[str, Any]) -> list[Row]:
-    widths, latents = tuple(config["block_out_channels"]), config["latent_channels"]
-    if len(widths) != LEVELS or latents != CHANNELS or any(config.get(key, True) for key in _ABSENT):
-        raise ValueError(f"this VAE makes latents of {latents} channels, or has convolutions around them")
-    return vae_rows(widths, latents, quant=False)
+VAE16 = Autoencoder(16, quant=False, normed=False, file="ae.safetensors", scaling=0.3611, shift=0.1159)
+VAE32 = Autoencoder(32, quant=True, normed=True, file="flux2-vae.safetensors")
 
 
-def vae16_config(widths: tuple[int, ...], scaling: float, shift: float, side: int) -> dict[str, object]:
-    """Arguments of diffusers' AutoencoderKL."""
-    plain = vae_config(widths, CHANNELS, scaling=scaling, sample_size=side)
-    return {**plain, "shift_factor": shift, **dict.fromkeys(_ABSENT, False)}
+def widths_in(shapes: Shapes, file: Path) -> tuple[int, ...]:
+    """Channels of the four levels, from published names."""
+    return tuple(size_of(shapes, f"encoder.down.{n}.block.0.conv2.weight", 0, file) for n in range(LEVELS))
 
 
 def folder_of(path: Path) -> Path:
     """The folder of the VAE, in a diffusers folder or by itself."""
     return path / "vae" if (path / "vae").is_dir() else path
-
-
-def check_vae16(path: Path, words: str) -> Header | None:
-    """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`: what
-    people call the base."""
-    if path.is_dir():
-        config = read_config(folder_of(path)) or {}
-        latents = config.get("latent_channels")
-        if isinstance(latents, int) and latents != CHANNELS:
-            _refuse(latents, words, path)
-        check_part(folder_of(path), vae16_part())
-        return None
-    header = read_header(path)
-    kind = kinds.addition(header.shapes) or kinds.other(header.shapes)
-    if kind is not kinds.VAE:
-        raise UserError(f"this is {kind.words}, not a VAE of {words}", file=path, hint=_OTHER)
-    key = next((k for k in header.tensors if k.endswith("decoder.conv_in.weight")), "decoder.conv_in.weight")
-    latents = size_of(header.shapes, key, 1, path)
-    if latents != CHANNELS:
-        _refuse(latents, words, path)
-    sd_vae.check_vae(header.shapes, file=path, tolerated=is_spare, plain=PLAIN, quant=False)
-    return header
-
-
-def _refuse(latents: int, words: str, path: Path) -> None:
-    text = f"this VAE makes latents of {latents} channels, {words} has {CHANNELS}"
-    raise UserError(text, file=path, hint=_OTHER)
-
-
-def load_vae16(path: Path, words: str, scaling: float, shift: float, side: int) -> Any:
-    """diffusers' AutoencoderKL, from a file or a folder that `check_vae16` takes."""
-    from diffusers import AutoencoderKL
-    from safetensors import safe_open
-
-    from lora_scripts.families.sd.load import build_vae, pretrained
-
-    header = check_vae16(path, words)
-    if header is None:
-        return pretrained(AutoencoderKL, folder_of(path))
-    with safe_open(path, "pt") as handle:
-        state: dict[str, Tensor] = sd_vae.vae_from(handle, header.shapes, file=path, quant=False)
-    widths, _ = sd_vae.vae_layout_of(state)
-    return build_vae(vae16_config(widths, scaling, shift, side), state)

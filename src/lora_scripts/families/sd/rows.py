@@ -45,6 +45,8 @@ class Row(NamedTuple):
     """That the model has the matrix the other way round."""
     flat: bool = False
     """That it is a 1 x 1 convolution in the file, and a matrix in the model; a file may have the matrix, too."""
+    swapped: bool = False
+    """That its two halves stand the other way round in the model."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -197,8 +199,12 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _as_model(tensor: Tensor, row: Row) -> Tensor:
+    import torch
+
     if row.third is not None:
         tensor = tensor.chunk(3)[row.third]
+    if row.swapped:
+        return torch.cat(tensor.chunk(2)[::-1])
     if row.transposed:
         return tensor.T.contiguous()
     return tensor.reshape(row.model_shape) if row.flat else tensor
@@ -226,4 +232,8 @@ def to_rows(rows: Sequence[Row], state: Mapping[str, Tensor]) -> dict[str, Tenso
 def _as_file(tensor: Tensor, row: Row) -> Tensor:
     if tuple(tensor.shape) != row.model_shape:
         raise ValueError(f"{row.hf} has shape {tuple(tensor.shape)}, not {row.model_shape}")
+    if row.swapped:
+        import torch
+
+        return torch.cat(tensor.chunk(2)[::-1])
     return tensor.T.contiguous() if row.transposed else tensor.reshape(row.shape)

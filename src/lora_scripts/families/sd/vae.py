@@ -61,9 +61,7 @@ def vae_latents(shapes: Shapes, file: Path | None) -> int:
     return size_of(shapes, VAE_PREFIX + "decoder.conv_in.weight", 1, file)
 
 
-def check_vae(
-    shapes: Shapes, *, file: Path | None, tolerated: Callable[[str], bool], plain: str, quant: bool = True
-) -> tuple[int, ...]:
+def check_vae(shapes: Shapes, *, file: Path | None, tolerated: Callable[[str], bool], plain: str) -> tuple[int, ...]:
     """The widths of the VAE that `vae_from` would read; UserError, all faults at once, where it could not.
 
     `tolerated`: whether a key may stand there unused. `plain`: what to do about a file that is not as published.
@@ -71,21 +69,20 @@ def check_vae(
     names = vae_names(shapes, file)
     renamed = {name: shapes[key] for name, key in names.items()}
     widths = vae_widths(renamed, file)
-    rows = vae_rows(widths, vae_latents(renamed, file), quant=quant)
+    rows = vae_rows(widths, vae_latents(renamed, file))
     unknown = [name for name in renamed if not tolerated(name)]
     check_rows(renamed, {"VAE": rows}, unknown, file=file, plain=plain)
     return widths
 
 
-def vae_from(handle: Handle, shapes: Shapes, *, file: Path | None = None, quant: bool = True) -> dict[str, Tensor]:
+def vae_from(handle: Handle, shapes: Shapes, *, file: Path | None = None) -> dict[str, Tensor]:
     """diffusers' state dict of a VAE in a file of its own, or inside a checkpoint; checked before by `check_vae`.
 
     Names may be LDM's, with `first_stage_model.` or without, or diffusers', old (`query`, `proj_attn`) or new (`to_q`).
     """
     names = vae_names(shapes, file)
     renamed = {name: shapes[key] for name, key in names.items()}
-    rows = vae_rows(vae_widths(renamed, file), vae_latents(renamed, file), quant=quant)
-    return from_rows(handle, rows, names)
+    return from_rows(handle, vae_rows(vae_widths(renamed, file), vae_latents(renamed, file)), names)
 
 
 def vae_names(shapes: Shapes, file: Path | None) -> dict[str, str]:

@@ -79,7 +79,7 @@ def check_part(folder: Path, part: Part) -> None:
     try:
         for one in weights_of(folder, part.stem):
             headers[one] = read_header(one)
-            check_floats(one, headers[one], ("",), lambda key: key.endswith("position_ids"))
+            check_floats(one, headers[one], ("",), lambda key: key.endswith(("position_ids", "num_batches_tracked")))
     except UserError as fault:
         raise_all([*faults, fault])
     raise_all(faults)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import qwen3
-from lora_scripts.families.flow.autoencoder import check_vae16, vae16_part
+from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.pieces import Pieces, require_floats
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config
@@ -106,7 +106,7 @@ def layout_at(path: Path) -> ZImageLayout:
 def check(path: Path, vae: bool) -> None:
     """As `Facts.check`."""
     if path.is_dir():
-        check_parts(path, [TRANSFORMER, *([vae16_part()] if vae else [])], WORDS)
+        check_parts(path, [TRANSFORMER, *([VAE16.part()] if vae else [])], WORDS)
         return
     require_file(path)
     if vae:
@@ -116,7 +116,7 @@ def check(path: Path, vae: bool) -> None:
 
 def check_vae(path: Path) -> Header | None:
     """As `Facts.check_vae`."""
-    return check_vae16(path, WORDS)
+    return VAE16.check(path, WORDS)
 
 
 def check_text(path: Path, text_encoder: Path | None) -> None:

@@ -19,8 +19,6 @@ TIME, MIDDLE = 256, 1024
 PATCH = 2
 """Latents that a token stands for, along each side."""
 CHANNELS = 16
-SCALING, SHIFT = 0.3611, 0.1159
-"""Of the latents: (x - shift) * scaling. The VAE is FLUX.1's."""
 SIDE = 1024
 """Pixels along the sides of a square picture, as the base was made for."""
 SAMPLER_SHIFT = 3.0

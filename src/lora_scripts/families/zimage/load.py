@@ -9,23 +9,14 @@ import torch
 from diffusers import ZImageTransformer2DModel
 
 from lora_scripts.families.flow import qwen3
-from lora_scripts.families.flow.autoencoder import load_vae16
+from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.pieces import Pieces, as_built
 from lora_scripts.families.flow.qwen3 import Source
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import from_rows
 from lora_scripts.families.sd.whole import weights_of
 from lora_scripts.families.zimage import check
-from lora_scripts.families.zimage.layout import (
-    SCALING,
-    SHIFT,
-    SIDE,
-    ZImageLayout,
-    config_of,
-    layout_from,
-    layout_of,
-    rows,
-)
+from lora_scripts.families.zimage.layout import ZImageLayout, config_of, layout_from, layout_of, rows
 
 
 def load_text(path: Path, given: Path | None) -> Source:
@@ -36,7 +27,7 @@ def load_text(path: Path, given: Path | None) -> Source:
 
 def load_vae(path: Path, given: Path | None) -> Any:
     """diffusers' AutoencoderKL: what `vae` names, else the folder's own."""
-    return load_vae16(given or path, check.WORDS, SCALING, SHIFT, SIDE)
+    return VAE16.load(given or path, check.WORDS)
 
 
 def load_transformer(path: Path, dtype: torch.dtype) -> ZImageTransformer2DModel:

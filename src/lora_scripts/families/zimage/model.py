@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.sd.latents import LatentCoder, Normal
+from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.zimage import check
 from lora_scripts.families.zimage.facts import FACTS
 from lora_scripts.families.zimage.layout import PATCH
@@ -56,13 +57,12 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
         encoder.rest()
     check.check(path, options.vae is None)
     vae = load_vae(path, options.vae)
-    normal = Normal(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
     transformer = load_transformer(path, options.dtype)
     parts = Parts(
         transformer=transformer,
         blocks=[*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers],
         inside=INSIDE,
-        coder=LatentCoder(vae, normal, options.device, tiling=options.memory.vae_tiling),
+        coder=LatentCoder(vae, VAE16.normal(vae), options.device, tiling=options.memory.vae_tiling),
         channels=transformer.config.in_channels,
         encoder=encoder,
         ask=ask,

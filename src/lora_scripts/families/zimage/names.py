@@ -64,8 +64,11 @@ def base(layout: ZImageLayout | None) -> Base:
         hf, ldm = _stem(row.hf), _stem(row.ldm)
         kohya = f"lora_unet_{hf.replace('.', '_')}" if hf.startswith(INSIDE) else ""
         shape = row.shape if layout else ()
-        alone = row.third is None
-        layers.append(Layer(f"{PART}.{hf}", hf, ldm if alone else hf, kohya, shape, alone))
+        asked = [f"{start}{hf}" for start in ("diffusion_model.", "transformer.", "")]
+        asked.append(f"lycoris_{hf.replace('.', '_')}")
+        if row.third is None:
+            asked += [f"diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}"]
+        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.third is None else hf, kohya, shape, tuple(asked)))
     return Base(tuple(layers), layout.text_width if layout else 0)
 
 

@@ -8,7 +8,7 @@ _MEMORY = (
     Setting("batch_size", "1", "2 where the card's memory allows it"),
     Setting("learning_rate", "1e-4", "5e-5 to 2e-4; lower if the loss rises"),
     Setting("gradient_checkpointing", "true", "less memory, a slower step"),
-    Setting("base_precision", "fp8", "half the memory of the base; auto with 24 GB"),
+    Setting("base_precision", "fp8", "half the memory of the base; auto where it fits"),
     Setting("sample_cfg", "5", "closeness of previews to the prompt; of Turbo 1"),
     Setting("sample_steps", "28", "of previews; of Turbo 8"),
 )

@@ -7,9 +7,9 @@ nobody asked for are logged as not loaded. An `up` without its `down` stops the 
 leaves the layer unchanged, with a log line. LoHa, LoKr and OFT are read under the same names; matrices may lie flat.
 Bundled words are read only from its folder of embeddings.
 
-Of a diffusion transformer (its own tables of late 2025, read, not run) it asks for diffusers' names alone and behind
-`diffusion_model.`, `transformer.` and, flat, `lycoris_`; kohya's `lora_unet_` only with the published layout's layers,
-in which q, k and v are one.
+Of a diffusion transformer (its tables of late 2025, read, not run) it asks for diffusers' names behind `transformer.`
+and, flat, `lycoris_`, of some families behind other words, too; kohya's `lora_unet_` only with the published layout's
+layers, in which q, k and v are one. The families' tables have them (`Layer.asked`).
 """
 
 from __future__ import annotations
@@ -69,12 +69,7 @@ def read_as(
 
 def names(layer: Layer) -> Iterator[str]:
     if layer.transformer:
-        yield from (f"{start}{layer.hf}" for start in ("diffusion_model.", "transformer.", ""))
-        yield f"lycoris_{layer.hf_flat}"
-        if layer.ldm != layer.hf:
-            yield from (f"diffusion_model.{layer.ldm}", layer.ldm)
-        if layer.alone:
-            yield f"lora_unet_{layer.ldm_flat}"
+        yield from layer.asked
     elif layer.unet:
         yield from (f"lora_unet_{layer.ldm_flat}", f"diffusion_model.{layer.ldm}")
         yield from (f"lora_unet_{layer.hf_flat}", f"lycoris_{layer.hf_flat}")

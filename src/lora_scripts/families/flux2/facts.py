@@ -1,0 +1,100 @@
+"""FLUX.2 klein, as facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.flux2 import check
+from lora_scripts.families.flux2.layout import SIDE
+from lora_scripts.families.flux2.recipes import RECIPES
+from lora_scripts.families.sd.check import refuse_scales
+from lora_scripts.formats.header import Header
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lora_scripts.families.names import Base, Names
+
+_MLP = (".ff.", ".ff_context.")
+
+
+def _names() -> Names:
+    from lora_scripts.families.flux2 import names
+
+    return names.flux2()
+
+
+def _weights(header: Header, path: Path) -> dict[str, Weight]:
+    from lora_scripts.families.flux2 import names
+
+    refuse_scales(path, header)
+    keys = {check.stripped(key): key for key in header.tensors}
+    return {m.path: Weight(keys[f"{m.key}.weight"], m.third) for m in names.weights(check.layout_at(path))}
+
+
+def _base(path: Path | None) -> Base:
+    from lora_scripts.families.flux2 import names
+
+    return names.base(None if path is None else check.layout_at(path))
+
+
+def _unread(key: str, vae: bool) -> bool:
+    return check.is_tolerated(check.stripped(key))
+
+
+def _build(path: Path) -> dict[str, nn.Module]:
+    from lora_scripts.families.flux2 import load
+
+    # Memory that nothing is written to costs nothing.
+    return {"transformer": load.build(check.layout_at(path)).to_empty(device="cpu")}
+
+
+FACTS = Facts(
+    name="flux2",
+    words=check.WORDS,
+    example="flux-2-klein-base-4b.safetensors",
+    checkpoint=check.CHECKPOINT,
+    mergeable=frozenset({check.CHECKPOINT, check.DISTILLED}),
+    model="lora_scripts.families.flux2.model",
+    features=frozenset({"pictures", "vae", "language"}),
+    native_size=(SIDE, SIDE),
+    made_for=check.made_for,
+    least_share=0.2,  # trained from 512 x 512 on
+    bucket_step=32,
+    vae_factor=16,
+    latent_channels=128,
+    groups={
+        "attention": lambda path: ".attn." in path,
+        "feed_forward": lambda path: any(mark in path for mark in _MLP),
+        "double": lambda path: path.startswith("transformer.transformer_blocks."),
+        "single": lambda path: path.startswith("transformer.single_transformer_blocks."),
+    },
+    image_root="transformer",
+    text_roots=(),
+    recipes=RECIPES,
+    lora=LoraFacts(
+        "flux2_klein",
+        "Flux.2/lora",
+        "https://github.com/huggingface/diffusers",
+        unread_by=frozenset({"A1111", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"}),
+        loader="Flux2LoraLoaderMixin",
+        civitai="Flux.2 Klein",
+        hub_tags=("flux2",),
+    ),
+    names=_names,
+    kind_of=check.kind_of,
+    folder_kind=check.folder_kind,
+    told=check.told,
+    check=check.check,
+    weights=_weights,
+    parts={"transformer": ""},
+    check_vae=check.check_vae,
+    wrapped=lambda: {"transformer": ""},
+    unread=_unread,
+    base=_base,
+    build=_build,
+    size_step=16,
+    check_text=check.check_text,
+)

@@ -1,0 +1,362 @@
+"""FLUX.2 klein, on a narrow random model: numbers against diffusers' own modules, pipeline and converters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from safetensors.torch import load_file, save_file
+
+import tiny
+import tiny_flow
+from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.inject import inject, remove
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.flow.autoencoder import VAE16
+from lora_scripts.families.table import by_name, identify, load_family
+from lora_scripts.loras import dialects
+from lora_scripts.loras.consumers import comfyui
+from lora_scripts.loras.file import read, save
+from lora_scripts.losses.flow import STEPS
+from lora_scripts.losses.noise import Draws
+from runs import stopped
+
+FACTS = by_name("flux2")
+PROMPTS = ("the weather in Paris is sunny", "hello")
+OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_flow.write_flux2(tmp_path_factory.mktemp("flux2") / "base.safetensors")
+
+
+@pytest.fixture(scope="module")
+def family(base: Path) -> Any:
+    beside: Any = tiny_flow.beside(base.parent)
+    return load_family(FACTS, base, replace(OPTIONS, **beside))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Flux2KleinPipeline:
+    """The same model in diffusers' hands."""
+    made = tiny_flow.flux2()
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=made.vae,
+        text_encoder=made.text,
+        tokenizer=made.tokenizer,
+        transformer=made.transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def faults(call: Any) -> str:
+    with pytest.raises((UserError, UserErrors)) as raised:
+        call()
+    error = raised.value
+    return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: Flux2KleinPipeline) -> None:
+    """All 512 tokens, those that fill them up too; only the layers up to the last that is read are loaded."""
+    ours, (want, _) = family.encode_text(PROMPTS), theirs.encode_prompt(list(PROMPTS))
+    assert ours["states"].shape == want.shape == (2, 512, 72)
+    assert (ours["states"] - want).abs().max() < 1e-4 * want.abs().max()
+    assert len(family.encoder._model.layers) == 27 < len(theirs.text_encoder.model.layers)
+
+
+@torch.no_grad()
+def test_a_caption_that_is_too_long_is_cut(family: Any, theirs: Flux2KleinPipeline) -> None:
+    long = "hello how are you " * 200
+    ours, (want, _) = family.encode_text([long])["states"], theirs.encode_prompt([long])
+    assert family.encoder.excess(long) > 0 and (ours - want).abs().max() < 1e-4 * want.abs().max()
+
+
+# --- noise levels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [16, 1024, 4096, 4300, 4301, 8192])
+@pytest.mark.parametrize("steps", [4, 28, 50])
+def test_the_shift_is_theirs(family: Any, tokens: int, steps: int) -> None:
+    sigmas, mu = family.objective.sigmas, compute_empirical_mu(tokens, steps)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    ours = torch.tensor(sigmas.steps(steps, tokens))
+    assert (ours - scheduler.sigmas[:-1]).abs().max() < 1e-6 and ours[0] == 1.0
+    # Training meets the levels of a sampler of 50 steps; the least of these by value.
+    if steps == STEPS:
+        u = torch.tensor([1.0, 1 / steps], dtype=torch.float64)
+        assert (sigmas.at(u, tokens) - scheduler.sigmas[[0, steps - 1]]).abs().max() < 1e-6
+
+
+def test_tokens_are_those_of_packed_latents(family: Any) -> None:
+    """Four times too few, or too many, is a known mistake: a picture of 1024 x 1024 has 4096."""
+    assert family.tokens(torch.empty(1, 128, 64, 64)) == 4096
+    latents = family.encode_image(torch.zeros(1, 3, 64, 96))
+    assert latents["mean"].shape == (1, 128, 4, 6) and family.tokens(latents["mean"]) == 24
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def batch_of(family: Any, pixels: torch.Tensor, captions: Sequence[str]) -> Batch:
+    latents, texts = family.encode_image(pixels), family.encode_text(captions)
+    return Batch(latents, captions, texts, ["a", "b"], [torch.Generator().manual_seed(n) for n in range(2)])
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Flux2KleinPipeline) -> None:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
+    noise = torch.randn(2, 128, 4, 4, generator=generator)
+    u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
+    draws = Draws(u, noise, torch.zeros(2, 128, 4, 4))
+    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, draws)
+
+    theirs.scheduler.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_seq_len=16, num_steps=STEPS)
+    )
+    x0 = theirs._encode_vae_image(pixels, torch.Generator())
+    states, text_ids = theirs.encode_prompt(list(PROMPTS))
+    ids = theirs._prepare_latent_ids(x0)
+    for row, step in enumerate((STEPS - 1, STEPS // 5)):
+        t, one = theirs.scheduler.timesteps[step], slice(row, row + 1)
+        x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
+        answer = theirs.transformer(
+            hidden_states=theirs._pack_latents(x_t),
+            timestep=t[None] / 1000,
+            guidance=None,
+            encoder_hidden_states=states[one],
+            txt_ids=text_ids[one],
+            img_ids=ids[one],
+            return_dict=False,
+        )[0]
+        error = (answer - theirs._pack_latents(noise[one] - x0[one])).square().mean()
+        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+
+
+@torch.no_grad()
+def test_latents_have_the_running_statistics_taken_off(family: Any, theirs: Flux2KleinPipeline) -> None:
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6)) * 2 - 1
+    ours, want = family.encode_image(pixels), theirs._encode_vae_image(pixels, torch.Generator())
+    assert (ours["mean"] - want).abs().max() < 1e-5
+    std = theirs._patchify_latents(theirs.vae.encode(pixels).latent_dist.std)
+    scale = (theirs.vae.bn.running_var + theirs.vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+    assert (ours["std"] - std / scale).abs().max() < 1e-5
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Flux2KleinPipeline, cfg: float) -> None:
+    ours = family.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=cfg, size=(64, 96)))
+    noise = torch.randn(1, 128, 6, 4, generator=torch.Generator().manual_seed(7))
+    more = {"height": 96, "width": 64, "num_inference_steps": 4, "latents": noise}
+    want = theirs(prompt=PROMPTS[0], guidance_scale=cfg, **more).images[0]
+    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
+    assert ours.size == (64, 96) and difference.max() <= 2
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
+    from lora_scripts.families.flux2.layout import layout_of, rows
+    from lora_scripts.families.flux2.load import load_transformer
+    from lora_scripts.families.sd.rows import to_rows
+
+    path = tiny_flow.write_flux2(tmp_path / "base.safetensors", prefix=prefix)
+    assert identify(path) is FACTS.checkpoint
+    state = load_transformer(path, torch.float32).state_dict()
+    before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
+    want = convert_flux2_transformer_checkpoint_to_diffusers(dict(before))
+    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
+    own = tiny_flow.flux2().transformer.state_dict()
+    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    layout = layout_of({key: value.shape for key, value in before.items()}, path)
+    after = to_rows(rows(layout), state)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("names", ["published", "diffusers"])
+def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: str) -> None:
+    from lora_scripts.families.flow.autoencoder import VAE32
+
+    made = tiny_flow.flux2().vae
+    path = base.parent / "ae.safetensors"
+    if names == "diffusers":
+        path = tmp_path / "vae.safetensors"
+        save_file({key: value.contiguous() for key, value in made.state_dict().items()}, path)
+    state = VAE32.load(path, "FLUX.2 klein").state_dict()
+    assert state.keys() == made.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
+
+
+def test_the_widths_of_4b_and_9b_count_as_their_names_say() -> None:
+    from lora_scripts.families.flux2.layout import STANDARD, Flux2Layout, rows
+
+    def count(layout: Flux2Layout) -> float:
+        return sum(torch.Size(row.shape).numel() for row in rows(layout)) / 1e9
+
+    four = Flux2Layout(width=3072, double=5, single=20, text_width=7680, inner=9216)
+    assert round(count(four)) == 4 and round(count(STANDARD)) == 9
+
+
+def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -> None:
+    tensors = load_file(base)
+    save_file({**tensors, "guidance_in.in_layer.weight": torch.zeros(32, 256)}, tmp_path / "dev.safetensors")
+    assert identify(tmp_path / "dev.safetensors").words == "a FLUX.2 dev checkpoint"
+    folder = tiny_flow.write_flux2_folder(tmp_path / "distilled", is_distilled=True)
+    assert identify(folder).words == "a FLUX.2 klein distilled to few steps"
+    check_text = FACTS.check_text
+    assert check_text is not None
+    assert "add text_encoder" in faults(lambda: check_text(base, None))
+    assert "add vae: the file flux2-vae.safetensors" in faults(lambda: FACTS.check(base, True))
+    text, tok = tiny_flow.language(width=40)
+    other = tiny_flow.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_flow.Models(None, None, text, tok))
+    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, other))
+    ae = tiny_flow.write_vae(tmp_path / "ae.safetensors", tiny_flow.autoencoder())
+    assert "latents of 16 channels, FLUX.2 klein has 32" in faults(lambda: FACTS.check_vae(ae))
+    assert "latents of 32 channels, Z-Image has 16" in faults(
+        lambda: VAE16.check(base.parent / "ae.safetensors", "Z-Image")
+    )
+
+
+# --- LoRA files -------------------------------------------------------------------------------------------------------
+
+
+def lora_of(rank: int = 2, alpha: float = 0.5) -> dict[str, LoraWeights]:
+    """On every layer that LoRA files have names for, with alpha unlike the rank."""
+    generator = torch.Generator().manual_seed(3)
+    layers = tiny_flow.flux2().transformer.state_dict()
+    weights = {}
+    for path in FACTS.names().written:
+        key = f"{path.removeprefix('transformer.')}.weight"
+        if key in layers:
+            out, inner = layers[key].shape
+            down, up = (torch.randn(*shape, generator=generator) / 4 for shape in ((rank, inner), (out, rank)))
+            weights[path] = LoraWeights(down, up, alpha)
+    return weights
+
+
+@torch.no_grad()
+def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Flux2KleinPipeline, tmp_path: Path) -> None:
+    weights = lora_of()
+    form = dialects.own_form(weights, FACTS.names(), torch.float32)
+    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
+    x = torch.randn(1, 128, 4, 4, generator=torch.Generator().manual_seed(2))
+    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
+    bare = family.predict(x, sigma, texts)
+    layers: Any = inject(family.roots, weights, lambda path, layer: LoraLayer(layer, 2, 0.5), reset=False)
+    for path, layer in layers.items():
+        layer.load({"down": weights[path].down, "up": weights[path].up})
+    ours = family.predict(x, sigma, texts)
+    remove(family.roots, layers)
+    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
+    states, text_ids = theirs.encode_prompt(["hello"])
+    answer = theirs.transformer(
+        hidden_states=theirs._pack_latents(x),
+        timestep=sigma,
+        guidance=None,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=theirs._prepare_latent_ids(x),
+        return_dict=False,
+    )[0]
+    theirs.unload_lora_weights()
+    size = (ours - bare).abs().max()
+    assert size > 1e-2 and (answer - theirs._pack_latents(ours)).abs().max() < 1e-4 * size
+
+
+def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
+    """Stem -> (its own layer, first row), written by hand from what ComfyUI asks a LoRA of FLUX.2 for."""
+    inner = {f"attn.to_{leaf}": ("img_attn.qkv", n * width) for n, leaf in enumerate("qkv")}
+    inner |= {f"attn.add_{leaf}_proj": ("txt_attn.qkv", n * width) for n, leaf in enumerate("qkv")}
+    inner |= {"attn.to_out.0": ("img_attn.proj", 0), "attn.to_add_out": ("txt_attn.proj", 0)}
+    for ff, mlp in (("ff", "img_mlp"), ("ff_context", "txt_mlp")):
+        inner |= {f"{ff}.linear_in": (f"{mlp}.0", 0), f"{ff}.linear_out": (f"{mlp}.2", 0)}
+    rows = {f"transformer_blocks.0.{name}": (f"double_blocks.0.{own}", row) for name, (own, row) in inner.items()}
+    for n in (0, 1):
+        at = f"single_transformer_blocks.{n}.attn"
+        rows |= {f"{at}.to_qkv_mlp_proj": (f"single_blocks.{n}.linear1", 0)}
+        rows |= {f"{at}.to_out": (f"single_blocks.{n}.linear2", 0)}
+    table: dict[str, tuple[str, int]] = {}
+    for name, place in rows.items():
+        flat = name.replace(".", "_")
+        table |= dict.fromkeys((f"transformer.{name}", f"lycoris_{flat}", f"lora_transformer_{flat}"), place)
+    return table
+
+
+def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
+    table = comfy_names()
+    form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
+    assert not any(key.endswith(".alpha") for key in form.tensors)  # diffusers stops at one
+    stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
+    assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 16
+    reading = comfyui.read(form.tensors, FACTS.base(base))
+    assert not reading.faults and reading.changes.keys() == lora_of().keys()
+    # ai-toolkit's word before diffusers' names is none that it asks for here.
+    other = {key.replace("transformer.", "diffusion_model.", 1): value for key, value in form.tensors.items()}
+    assert not comfyui.read(other, FACTS.base(base)).changes
+
+
+@pytest.mark.parametrize("start", ["lora_unet_", "diffusion_model."])
+def test_a_lora_on_the_published_layout_is_read_as_diffusers_reads_it(tmp_path: Path, start: str) -> None:
+    """As kohya's tools and ai-toolkit write them: q, k and v are one layer."""
+    from diffusers.loaders import Flux2LoraLoaderMixin
+
+    generator = torch.Generator().manual_seed(4)
+    tensors = {}
+    for stem, out in (("double_blocks.0.txt_attn.qkv", 96), ("single_blocks.1.linear1", 288)):
+        down, up = torch.randn(4, 32, generator=generator), torch.randn(out, 4, generator=generator)
+        if start == "lora_unet_":
+            flat = start + stem.replace(".", "_")
+            tensors |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
+            tensors[f"{flat}.alpha"] = torch.tensor(2.0)
+        else:
+            tensors |= {f"{start}{stem}.lora_A.weight": down, f"{start}{stem}.lora_B.weight": up}
+    save(tmp_path / "fused.safetensors", tensors, {})
+    file = read(tmp_path / "fused.safetensors")
+    assert file.family is FACTS and len(file.weights) == 4
+    want = Flux2LoraLoaderMixin.lora_state_dict(str(tmp_path / "fused.safetensors"))
+    for path, weights in file.weights.items():
+        change = want[f"{path}.lora_B.weight"] @ want[f"{path}.lora_A.weight"]
+        assert torch.allclose(factors.of(weights).dense().float(), change, atol=1e-5), path
+
+
+def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
+    """FLUX.1's has the same names, for 19 and 38 blocks."""
+    tensors = {}
+    for n in (0, 1, 18):
+        stem = f"lora_unet_double_blocks_{n}_img_attn_proj"
+        tensors |= {f"{stem}.lora_down.weight": torch.ones(2, 32), f"{stem}.lora_up.weight": torch.ones(32, 2)}
+    save(tmp_path / "flux1.safetensors", tensors, {})
+    assert "this is a LoRA for FLUX" in faults(lambda: read(tmp_path / "flux1.safetensors"))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lokr"])
+def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
+    keys = {"gradient_checkpointing": "true", "base_precision": "int8", "adapter": adapter}
+    folder = tiny_flow.write_flux2_folder(tmp_path / "base")
+    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
+    stopped(config, 1)
+    assert (tmp_path / "out" / "out-step000001.safetensors").exists()
