@@ -52,7 +52,6 @@ from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
 
-
 @dataclass(frozen=True)
 class TrainResult:
     """What a finished training leaves."""
@@ -331,7 +330,7 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
     return measuring.ended or run_loop(
-        loss, parts.feed.steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema
+        loss, parts.feed.steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema, model.masters.gather
     )
 
 

@@ -293,7 +293,7 @@ def train_steps(
         preview()
     hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
     return measuring.ended or run_loop(
-        model.family.loss, p.feed.steps, model.optimizer, p.scaler, settings, state, hooks, p.ema
+        model.family.loss, p.feed.steps, model.optimizer, p.scaler, settings, state, hooks, p.ema, model.masters.gather
     )
 
 
