@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,14 +35,25 @@ from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
 
-def build_model(config: TrainConfig, device: torch.device, precision: str, initial: Mapping[str, LoraWeights]) -> Model:
-    """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
+def build_model(
+    config: TrainConfig,
+    device: torch.device,
+    precision: str,
+    initial: Mapping[str, LoraWeights],
+    digests: Path | None = None,
+) -> Model:
+    """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
+
+    `digests`: where those of files are remembered.
+    """
     settings = table.settings(config.base_model, config.family_settings)
     options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
-    digest = files.read(lambda key: facts.unread(key, config.vae is None)).get(config.base_model, "")
+    whole = config.vae is None
+    read = files.read(lambda key: facts.unread(key, whole), record=digests, kind="" if whole else "its VAE unread")
+    digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)

@@ -52,6 +52,10 @@ from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
 
+DIGESTS = "digests.json"
+"""In the cache: of the base's files."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a finished training leaves."""
@@ -81,9 +85,10 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     initial = read_initial(config)
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
+        cached = config.cache_dir or folder.path / "cache"
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
-            model = build_model(config, device, precision, initial)
+            model = build_model(config, device, precision, initial, cached / DIGESTS)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
@@ -91,7 +96,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             restore(parts.state, found, model, parts.ema, parts.scaler, sink, file=folder.path)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        cache = Cache(config.cache_dir or folder.path / "cache", write_of(model.files))
+        cache = Cache(cached, write_of(model.files))
         for inside in sorted(cache.folder.glob("[0-9a-f][0-9a-f]")):
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
