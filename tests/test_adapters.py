@@ -240,7 +240,7 @@ def test_a_pissas_file_keeps_its_change_in_half_precision(shape: str, dtype: tor
 
     down, up = leaves["lora_down.weight"], leaves["lora_up.weight"]
     assert off(down, up) < 1e-6 and off(down.to(dtype), up.to(dtype)) < bound
-    plain_down, plain_up = layer._doubled()
+    plain_down, plain_up = layer.factors()
     assert off(plain_down.to(dtype), plain_up.to(dtype)) > 5 * bound
 
 

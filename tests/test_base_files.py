@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import tiny
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Progress, Stepped
-from lora_scripts.run import story
+from lora_scripts.run import base_files, story
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.preflight import preflight
@@ -137,3 +138,37 @@ def test_a_file_that_changes_while_it_is_read_is_told(own: Path, other: bytes) -
     overwrite(own, other)
     with pytest.raises(UserError, match="was written to"):
         files.read(lambda name: False)
+
+
+# --- remembered digests -----------------------------------------------------------------------------------------------
+
+
+def test_a_digest_is_remembered_until_anything_of_the_file_changes(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, readings = tmp_path / "cache" / "digests.json", list[Path]()
+    true = base_files.sound_digest
+
+    def counted(path: Path, unread: Callable[[str], bool]) -> str:
+        readings.append(path)
+        return true(path, unread)
+
+    monkeypatch.setattr(base_files, "sound_digest", counted)
+
+    def read(kind: str = "") -> str:
+        return BaseFiles([own]).read(lambda name: False, record=record, kind=kind)[own]
+
+    first = read()
+    assert first == hashlib.sha256(own.read_bytes()).hexdigest()
+    assert read() == first and len(readings) == 2  # written to a moment ago: not to be relied upon
+    monkeypatch.setattr(base_files, "_SETTLED", -1)
+    assert read() == read() == first and len(readings) == 3
+    assert read("its VAE unread") == first and len(readings) == 4
+    assert read() == first and len(readings) == 5  # one row for each file
+    before, data = own.stat(), bytearray(own.read_bytes())
+    data[-1] ^= 1
+    overwrite(own, data)
+    os.utime(own, ns=(before.st_atime_ns, before.st_mtime_ns))  # as some programs do
+    assert read() == hashlib.sha256(data).hexdigest() != first and len(readings) == 6
+    record.write_text('{"a": ')
+    assert read() == hashlib.sha256(data).hexdigest() and len(readings) == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 from collections.abc import Callable
@@ -64,7 +65,9 @@ def test_a_single_file_is_the_model_that_it_was_written_from(family: Any, models
     assert not any(p.requires_grad for m in loaded for p in m.parameters()) and not any(m.training for m in loaded)
 
     x, t, states = latents()
-    torch.testing.assert_close(family.predict(x, t, states), unet(x, t, states).sample, rtol=1e-4, atol=1e-4)
+    exact = copy.deepcopy(unet).double()(x.double(), t, states.double()).sample.float()
+    # float32 is 1.3e-4 off it, whoever computes: norms of maps of one pixel make much of a rounding
+    torch.testing.assert_close(family.predict(x, t, states), exact, rtol=5e-4, atol=5e-4)
     moments, posterior = family.encode_image(pixels()), vae.encode(pixels()).latent_dist
     assert torch.equal(moments["mean"], posterior.mean * 0.18215) and torch.equal(
         moments["std"], posterior.std * 0.18215

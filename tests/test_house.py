@@ -140,3 +140,9 @@ def test_the_picture_of_the_house_is_the_one_that_the_imports_draw() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "draw_house.py"), "--check"]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_a_mistake_in_the_captions_is_told_without_torch() -> None:
+    code = "import sys, lora_scripts.run.preflight as p, lora_scripts.run.configs as c; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout == "False\n", answer.stderr

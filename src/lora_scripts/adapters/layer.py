@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lora_scripts.adapters import products
 
 
 class Adapter(nn.Module):
@@ -81,6 +84,9 @@ class LoraLayer(Adapter):
     nothing is upcast and, with the base frozen, autograd keeps only the input and the rank-wide product.
     """
 
+    copies: tuple[Tensor, Tensor] | None = None
+    """A and B in the type of the products, kept up to date by `masters.Masters`."""
+
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__(base)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
@@ -111,11 +117,34 @@ class LoraLayer(Adapter):
             self.down.copy_(start)
             self.up.zero_()
 
-    def forward(self, x: Tensor, *args: object) -> Tensor:
-        y: Tensor = self.base(x, *args)
+    def forward(self, x: Tensor, *args: object, front: type[products.Front] | None = None) -> Tensor:
+        """`front`: what is done to x before."""
+        if front is not None and not (self.fused and self.strength):
+            x, front = products.keep_input(x, front), None
         if self.strength == 0.0:
-            return y
-        return self.add_change(y, x, self.down, self.up)
+            plain: Tensor = self.base(x, *args)
+            return plain
+        return self.changed(x, *self.factors(), front)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the change, as they are multiplied with."""
+        return self.copies if self.copies is not None and torch.is_grad_enabled() else (self.down, self.up)
+
+    def changed(self, x: Tensor, down: Tensor, up: Tensor, front: type[products.Front] | None = None) -> Tensor:
+        """W x + strength * scale * B A x; or of front(x)."""
+        if not self.fused:
+            return self.add_change(self.base(x), x, down, up)
+        scale = self.scale * self.strength
+        down, up, layer = down.to(x.dtype), up.to(x.dtype), self.frozen
+        y: Tensor = _Changed.apply(x, down, up, scale, layer, front, *products.held(layer))
+        return y
+
+    @property
+    def fused(self) -> bool:
+        """Whether the frozen product and the change are one function: not over another adapter, a weight that is
+        trained itself, or where dropout makes their inputs two."""
+        dropping = bool(self.dropout) and self.training
+        return self.base is self.frozen and not dropping and not self.frozen.weight.requires_grad
 
     def add_change(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """y + strength * scale * B A x, in place."""
@@ -134,6 +163,86 @@ class LoraLayer(Adapter):
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         up, down = self.up.detach().to(dtype), self.down.detach().to(dtype)
         return (self.scale * (up.flatten(1) @ down.flatten(1))).view(self.frozen.weight.shape)
+
+
+class _Changed(torch.autograd.Function):
+    """W z + s B A z of z = front(x). Of what it computes it keeps nothing: x is kept, and z and A z are made again.
+
+    With g the gradient by the output and u = s B' g: dz = W' g + A' u, dA = u z', dB = s g (A z)'.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        layer: products.Layer,
+        front: type[products.Front] | None,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.layer, ctx.scale, ctx.front = layer, scale, front
+        ctx.save_for_backward(x, down, up, *tensors)
+        x = x if front is None else front.value(x)
+        y = products.product(layer, x, products.whole(layer, tensors, x.dtype))
+        _add(y, layer, _small(layer, x, down), up, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (kept, down, up, *tensors), layer, scale, (grad,) = ctx.saved_tensors, ctx.layer, ctx.scale, grads
+        x = kept if ctx.front is None else ctx.front.value(kept)
+        for_x, for_down, for_up = ctx.needs_input_grad[:3]
+        rows = products.rows_of(layer, grad)
+        u = _times(rows, up.flatten(1), scale)  # [places, rank]
+        dx = d_down = d_up = None
+        if for_up:
+            d_up = _times(rows.T, _small(layer, x, down), scale).view(up.shape)
+        if for_x:
+            dx = products.pullback(layer, grad, products.whole(layer, tuple(tensors), grad.dtype), x.shape)
+        if products.is_pointwise(layer):
+            if for_down:
+                d_down = (u.T @ products.rows_of(layer, x)).view(down.shape)
+            if dx is not None:
+                _add(dx, layer, u, down.flatten(1).T, 1.0)
+        else:
+            assert isinstance(layer, nn.Conv2d)
+            pixels = u.view(grad.shape[0], *grad.shape[2:], -1).permute(0, 3, 1, 2)
+            which = (dx is not None, for_down, False)
+            more, d_down, _ = torch.ops.aten.convolution_backward(
+                pixels, x, down, None, layer.stride, layer.padding, layer.dilation, False, (0, 0), 1, which
+            )
+            dx = None if dx is None else dx.add_(more)
+        if ctx.front is not None and dx is not None:
+            dx = ctx.front.pullback(kept, dx)
+        return dx, d_down, d_up, None, None, None, *(None for _ in tensors)
+
+
+def _small(layer: products.Layer, x: Tensor, down: Tensor) -> Tensor:
+    """A x, [places, rank]."""
+    if products.is_pointwise(layer):
+        return products.rows_of(layer, x) @ down.flatten(1).T
+    assert isinstance(layer, nn.Conv2d)
+    h = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+    return products.rows_of(layer, h)
+
+
+def _add(y: Tensor, layer: products.Layer, h: Tensor, matrix: Tensor, scale: float) -> None:
+    """y + scale * matrix h, in place, of h [places, rank] and a matrix [channels, rank]."""
+    matrix = matrix.flatten(1)
+    if isinstance(layer, nn.Linear):
+        y.view(-1, y.shape[-1]).addmm_(h, matrix.T, alpha=scale)
+    elif y.is_contiguous(memory_format=torch.channels_last):
+        y.permute(0, 2, 3, 1).view(-1, y.shape[1]).addmm_(h, matrix.T, alpha=scale)
+    else:
+        n = y.shape[0]
+        y.view(n, y.shape[1], -1).baddbmm_(matrix.expand(n, -1, -1), h.view(n, -1, h.shape[1]).mT, alpha=scale)
+
+
+def _times(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a b, rounded once."""
+    return a @ b if scale == 1.0 else torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 def lora_shapes(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -38,20 +38,15 @@ class PissaLayer(LoraLayer):
     def late(self) -> list[nn.Parameter]:
         return []  # neither factor begins at zero
 
-    def forward(self, x: Tensor, *args: object) -> Tensor:
-        y: Tensor = self.base(x, *args)
-        if self.strength == 0.0:
-            return y
-        return self.add_change(y, x, *self._doubled())
-
-    def _doubled(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, Tensor]:
         """[A; A0] and [B, -B0]: the change as one LoRA of twice the rank."""
-        return torch.cat([self.down, self.down0]), torch.cat([self.up, -self.up0], dim=1)
+        down, up = super().factors()
+        return torch.cat([down, self.down0.to(down.dtype)]), torch.cat([up, -self.up0.to(up.dtype)], dim=1)
 
     def leaves(self) -> dict[str, Tensor]:
         """Factors of the change by its singular values: those of B A - B0 A0 are large and nearly cancel, so that a
         rounding of them would lose a large part of the change."""
-        down, up = (t.detach().cpu() for t in self._doubled())
+        down, up = (t.detach().cpu() for t in self.factors())
         change = factors.svd(factors.of(LoraWeights(down, up, 2.0 * self.alpha)))
         w = factors.as_lora(factors.cut(change, 2 * self.rank), down.shape[1:], self.scale)
         # Twice the rank with twice alpha is the same scale; of a layer with fewer inputs the rank may be less.
@@ -59,7 +54,7 @@ class PissaLayer(LoraLayer):
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        down, up = (t.detach().to(dtype).flatten(1) for t in self._doubled())
+        down, up = (t.detach().to(dtype).flatten(1) for t in self.factors())
         return (self.scale * (up @ down)).view(self.frozen.weight.shape)
 
 

@@ -29,6 +29,8 @@ class MemoryOptions:
     offloaded: int = 0
     """Blocks that live in RAM."""
     vae_tiling: bool = False
+    lean: bool = True
+    """Frozen layers keep nothing that only a weight's gradient needs; False: the library's own, for comparisons."""
 
 
 def blocks_of(unet: Any) -> list[nn.Module]:

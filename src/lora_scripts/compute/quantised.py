@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
+from lora_scripts.adapters.products import multiply
 from lora_scripts.errors import UserError
 
 Storage = Literal["fp8", "int8", "nf4"]
@@ -68,17 +67,12 @@ class QuantisedLayer(nn.Module):
     def whole(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         return dequantise(codes, scale, self.storage, self.shape, dtype)
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer's output."""
-        raise NotImplementedError
-
-    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient by the input, of that shape, from the one by the output."""
-        raise NotImplementedError
+    def held(self) -> tuple[Tensor, Tensor]:
+        """What is kept for the backward pass: not the weight that it stands for."""
+        return self.codes, self.scale
 
     def forward(self, x: Tensor, *args: object) -> Tensor:
-        y: Tensor = _Product.apply(x, self, self.codes, self.scale)
-        return y
+        return multiply(self, x)  # type: ignore[arg-type]  # it is one, by its other parent
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A type that the model is cast to is not one for the scales.
@@ -93,47 +87,12 @@ class QuantisedLayer(nn.Module):
         return self.whole(self.codes, self.scale, self.dtype)
 
 
-class _Product(torch.autograd.Function):
-    """Keeps the codes for the backward pass, not the weight that they stand for, and of the input nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantisedLayer, codes: Tensor, scale: Tensor) -> Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
-        # The tensors rather than the layer's own later on: a block may have left the card by then.
-        ctx.save_for_backward(codes, scale)
-        return layer.product(x, layer.whole(codes, scale, x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        codes, scale = ctx.saved_tensors
-        return ctx.layer.pullback(grad, ctx.layer.whole(codes, scale, grad.dtype), ctx.shape), None, None, None
-
-
 class QuantisedLinear(QuantisedLayer, nn.Linear):  # type: ignore[override]  # its weight cannot be set
     """An `nn.Linear` with a rounded weight."""
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        # F.linear may answer with a view, which an adapter could not add to in place.
-        y, rows = x.new_empty(*x.shape[:-1], weight.shape[0]), x.reshape(-1, x.shape[-1])
-        out = y.view(-1, y.shape[-1])
-        if self.bias is None:
-            torch.mm(rows, weight.T, out=out)
-        else:
-            torch.addmm(self.bias, rows, weight.T, out=out)
-        return y
-
-    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        return grad @ weight
 
 
 class QuantisedConv2d(QuantisedLayer, nn.Conv2d):  # type: ignore[override]  # likewise
     """An `nn.Conv2d` with a rounded weight."""
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def pullback(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        return conv2d_input(shape, weight, grad, self.stride, self.padding, self.dilation, self.groups)
 
 
 KINDS: dict[type[nn.Module], type[QuantisedLayer]] = {nn.Linear: QuantisedLinear, nn.Conv2d: QuantisedConv2d}

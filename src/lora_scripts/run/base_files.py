@@ -4,18 +4,24 @@ writes into the model."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
+from lora_scripts.formats import io
 from lora_scripts.formats.numbers import sound_digest
 
 _SAMPLES, _SAMPLE = 64, 4096
 """Places of a file that are looked at, and how many bytes at each: a page."""
+_SETTLED = 2_000_000_000
+"""Nanoseconds: the coarsest clock of a disk in use (FAT)."""
 
 
 def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
@@ -41,6 +47,8 @@ class _Seen:
     size: int
     time: int
     """Of its last change, in nanoseconds."""
+    changed: int
+    """When its name, size, times or content were changed last, in nanoseconds: no program can set it."""
     samples: str
     """A digest of bytes all over it."""
 
@@ -57,11 +65,27 @@ class BaseFiles:
     def __post_init__(self) -> None:
         self._seen = {path: _look(path) for path in self.paths}
 
-    def read(self, unread: Callable[[str], bool]) -> Mapping[Path, str]:
+    def read(self, unread: Callable[[str], bool], *, record: Path | None = None, kind: str = "") -> Mapping[Path, str]:
         """The digests of all files. UserErrors for numbers that are no weights, but in `unread` tensors, and for a file
-        that has changed meanwhile."""
-        self.digests |= {path: sound_digest(path, unread) for path in self._seen}
+        that has changed meanwhile.
+
+        `record`: a file in which digests are kept; a file of which place, size, times and samples are as they were then
+        is not read again (5 s of a start for 4 GB). `kind`: a word for what is `unread`, which counts with them.
+        """
+        known, begun = _known(record), time.time_ns()
+        for path, seen in self._seen.items():
+            mark = [kind, *seen.place, seen.size, seen.time, seen.changed, seen.samples]
+            found = known.get(str(path.resolve()), [])
+            if found[:-1] == mark:
+                self.digests[path] = found[-1]
+                continue
+            self.digests[path] = sound_digest(path, unread)
+            # One written to just now could be written to again within the same tick of the disk's clock.
+            if begun - max(seen.time, seen.changed) > _SETTLED:
+                known[str(path.resolve())] = [*mark, self.digests[path]]
         self.require_unchanged()
+        if record is not None:
+            _remember(record, known)
         return self.digests
 
     def require_unchanged(self, *, samples: bool = True) -> None:
@@ -99,4 +123,19 @@ def _look(path: Path) -> _Seen:
         for number in range(_SAMPLES):
             file.seek(max(0, stat.st_size - _SAMPLE) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
-    return _Seen((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns, digest.hexdigest())
+    return _Seen((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest.hexdigest())
+
+
+def _known(record: Path | None) -> dict[str, list[Any]]:
+    """What a record holds; one that is damaged holds nothing."""
+    try:
+        found = json.loads(record.read_text("utf-8")) if record else {}
+    except (OSError, ValueError):
+        return {}
+    rows = found.items() if isinstance(found, dict) else ()
+    return {path: row for path, row in rows if isinstance(row, list)}
+
+
+def _remember(record: Path, known: Mapping[str, list[Any]]) -> None:
+    io.make_folder(record.parent)
+    io.write_text(record, json.dumps(known, indent=1) + "\n")

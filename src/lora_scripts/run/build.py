@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -41,10 +42,11 @@ def build_model(
     precision: str,
     initial: Mapping[str, LoraWeights],
     first: Callable[[CaptionEncoder], None] | None = None,
+    digests: Path | None = None,
 ) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
 
-    `first`: as of `LoadOptions`.
+    `first`: as of `LoadOptions`; `digests`: where those of files are remembered.
     """
     settings = table.settings(config.base_model, config.family_settings)
     memory = memory_options(config, device)
@@ -52,7 +54,9 @@ def build_model(
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
-    digest = files.read(lambda key: facts.unread(key, config.vae is None)).get(config.base_model, "")
+    whole = config.vae is None
+    read = files.read(lambda key: facts.unread(key, whole), record=digests, kind="" if whole else "its VAE unread")
+    digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)

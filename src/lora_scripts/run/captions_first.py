@@ -13,9 +13,10 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
-from lora_scripts.run.finish import copy_prompts
+from lora_scripts.run.after.base_kept import OTHERS
+from lora_scripts.run.after.copies import questions
 from lora_scripts.run.preflight import Split
-from lora_scripts.run.previews import previews_of
+from lora_scripts.run.previews import previews_of, usual
 from lora_scripts.train.feed import caption_entry
 
 
@@ -32,7 +33,7 @@ def captions_first(
     write: Callable[[Path, bytes], None] = io.write_atomic,
 ) -> Callable[[CaptionEncoder], None]:
     """For `LoadOptions.first`: encodes every caption of a run into its cache, and keeps what will be drawn: the prompts
-    of previews, of class pictures and of the look for copies in the end."""
+    of previews, of class pictures and of the looks for copies and for what is kept in the end."""
 
     def encode(encoder: CaptionEncoder) -> None:
         cache, fingerprint = Cache(cache_of(config, folder), write), encoder.fingerprint()
@@ -54,9 +55,10 @@ def _captions(samples: Split) -> Iterator[str]:
 
 
 def _prompts(config: TrainConfig, samples: Split) -> Iterator[str]:
-    previews = previews_of(config, samples.trained)
-    for preview in previews:
+    yield usual(config).sampling.negative
+    for preview in previews_of(config, samples.trained):
         yield from (preview.prompt, preview.sampling.negative)
     if config.class_images:
         yield from (config.class_prompt, config.sample_negative)
-    yield from copy_prompts(samples.held_out, samples.trained, [preview.prompt for preview in previews[:4]])
+    yield from (question.preview.prompt for question in questions(config, samples.trained, samples.held_out))
+    yield from OTHERS

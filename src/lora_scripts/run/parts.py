@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.masters import Masters
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import PictureFamily
@@ -43,6 +44,11 @@ class Trained:
     """How the rank of `init_lora` was changed; empty if it was not."""
     words: dict[str, nn.Parameter] = field(default_factory=dict)
     """New words -> their vectors [k, width], trained too."""
+    masters: Masters = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "masters", Masters(self.layers.values()))
+        self.optimizer.register_step_post_hook(lambda *_: self.masters.refresh())
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
@@ -56,6 +62,7 @@ class Trained:
         """Copies values in, by the names of `weights()`."""
         for name, p in self.weights().items():
             p.copy_(weights[name].reshape(p.shape))
+        self.masters.refresh()
 
     @property
     def trained(self) -> list[nn.Parameter]:

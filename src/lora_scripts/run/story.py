@@ -49,6 +49,9 @@ from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
 
+DIGESTS = "digests.json"
+"""In the cache: of the base's files."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -85,9 +88,11 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     initial = read_initial(config)
     with folder.locked(), signals(sink) as stopped:
         sink = stoppable(sink, stopped)
+        cached = cache_of(config, folder.path)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
-            model = build_model(config, device, precision, initial, captions_first(config, folder.path, samples, sink))
+            first = captions_first(config, folder.path, samples, sink)
+            model = build_model(config, device, precision, initial, first, cached / DIGESTS)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
@@ -95,7 +100,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        cache = Cache(cache_of(config, folder.path), write_of(model.files))
+        cache = Cache(cached, write_of(model.files))
         for inside in sorted(cache.folder.glob("[0-9a-f][0-9a-f]")):
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
@@ -348,7 +353,9 @@ def train_steps(
 
     def run(most: int | None) -> bool:
         steps = partial(parts.feed.steps, most=most)
-        return run_loop(loss, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
+        return run_loop(
+            loss, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema, model.masters.gather
+        )
 
     return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 

@@ -20,8 +20,8 @@ class Ema:
     def update(self, step: int) -> None:
         """After optimizer step `step` (1 …). Early on the average is short: at most (1 + step) / (10 + step)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name].detach(), 1 - decay)
+        trained = [self.parameters[name].detach() for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), trained, 1 - decay)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:

@@ -91,11 +91,13 @@ def run_loop(
     state: RunState,
     hooks: Hooks,
     ema: Ema | None = None,
+    gather: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
     `loss_of` gives the sum of a batch's losses, with gradient, and how many were summed; `steps(first, total)` gives
-    the epoch and the batches of each step.
+    the epoch and the batches of each step. `gather` is called after each backward pass, and puts into `.grad` what the
+    model keeps elsewhere.
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
@@ -112,15 +114,15 @@ def run_loop(
             for batch in batches:
                 loss, n = loss_of(batch)
                 scaler.scale(loss).backward()
+                gather()
                 total, count = total + loss.detach(), count + n
         except (MemoryError, RuntimeError) as error:
             if ran_out(error):
                 raise NoRoom(str(error) or "out of memory") from error
             raise
         scaler.unscale_(optimizer)
-        for p in parameters:
-            if p.grad is not None:
-                p.grad.div_(count)
+        if grads := [p.grad for p in parameters if p.grad is not None]:
+            torch._foreach_div_(grads, count)
         rest_groups(optimizer, state.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
         summed, length = torch.stack(

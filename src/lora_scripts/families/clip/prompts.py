@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY, clip_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOM = MAX_LENGTH - 2
 """Tokens of a chunk, between its start and its end."""
@@ -160,6 +161,8 @@ def _chunk(row: list[tuple[int, float]], pad: int) -> Chunk:
 
 def emphasise(states: Tensor, weights: Tensor) -> Tensor:
     """States times the weights of their tokens [n, 77], at the mean that each chunk had before (as WebUIs do)."""
+    import torch  # a data set is looked at before it is needed
+
     changed = states * weights[..., None]
     before, after = states.mean((1, 2), keepdim=True), changed.mean((1, 2), keepdim=True)
     # A text encoder whose states have no mean to keep gives rounding over rounding.

@@ -71,7 +71,7 @@ class LatentCoder:
     def __init__(self, vae: Any, normal: Normal, device: torch.device, *, tiling: bool) -> None:
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
         self.vae = vae.float().requires_grad_(False).eval()
-        self.normal, self.device, self.tiling = normal, device, tiling
+        self.normal, self.device, self.tiling, self._digest = normal, device, tiling, ""
         if tiling:
             self.vae.enable_tiling()
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
@@ -111,8 +111,10 @@ class LatentCoder:
         return maps
 
     def fingerprint(self) -> str:
-        """A digest of what turns pictures into latents."""
-        return digest_of(self.vae, f"tiles of {memory.TILE} px" if self.tiling else "")
+        """A digest of what turns pictures into latents, made once: nothing changes a VAE."""
+        if not self._digest:
+            self._digest = digest_of(self.vae, f"tiles of {memory.TILE} px" if self.tiling else "")
+        return self._digest
 
     def rest(self) -> None:
         self.vae.to("cpu")

@@ -299,7 +299,9 @@ def train_steps(
 
     def run(most: int | None) -> bool:
         steps = partial(p.feed.steps, most=most)
-        return run_loop(model.family.loss, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema)
+        return run_loop(
+            model.family.loss, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema, model.masters.gather
+        )
 
     return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 

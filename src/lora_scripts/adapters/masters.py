@@ -1,0 +1,78 @@
+"""The float32 factors of many LoRA layers in one piece, and their copies in the type that the products are made in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.adapters.layer import Adapter, LoraLayer
+
+
+class Masters:
+    """One cast a step in place of one for each factor, forward and back.
+
+    The parameters stay what they are to everybody else: float32, with their gradient in `.grad` after `gather`. While
+    gradients are on, the layers multiply with the copies, which `refresh` makes after whatever has changed the
+    parameters. Layers whose base is float32, and what is no factor of a LoRA, are left as they are.
+    """
+
+    def __init__(self, layers: Iterable[Adapter]) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype], list[LoraLayer]] = {}
+        for layer in layers:
+            dtype = layer.weight.dtype
+            if isinstance(layer, LoraLayer) and dtype != torch.float32 and layer.down.requires_grad:
+                kinds.setdefault((layer.down.device, dtype), []).append(layer)
+        self._pieces = [_Piece(some, dtype) for (_, dtype), some in kinds.items()]
+
+    def refresh(self) -> None:
+        """The parameters have changed."""
+        for piece in self._pieces:
+            piece.refresh()
+
+    def gather(self) -> None:
+        """After a backward pass: adds the copies' gradients to the parameters' own."""
+        for piece in self._pieces:
+            piece.gather()
+
+
+class _Piece:
+    """Layers on one device, with products in one type."""
+
+    def __init__(self, layers: Iterable[LoraLayer], dtype: torch.dtype) -> None:
+        self.layers = list(layers)
+        self.parameters: list[nn.Parameter] = [p for layer in self.layers for p in (layer.down, layer.up)]
+        self.flat = torch.cat([p.detach().flatten() for p in self.parameters])
+        self.cast, self.sum = self.flat.to(dtype), torch.zeros_like(self.flat)
+        for p, part in zip(self.parameters, self._parts(self.flat), strict=True):
+            p.data = part
+        self.copies = [part.detach().requires_grad_() for part in self._parts(self.cast)]
+        self.grads = self._parts(self.sum)
+        for layer, down, up in zip(self.layers, self.copies[::2], self.copies[1::2], strict=True):
+            layer.copies = down, up
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """A view of each parameter's place, in its shape."""
+        places = flat.split([p.numel() for p in self.parameters])
+        return [place.view(p.shape) for place, p in zip(places, self.parameters, strict=True)]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        self.cast.copy_(self.flat)
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        got = [copy.grad for copy in self.copies]
+        if all(grad is None for grad in got):
+            return
+        flat = torch.cat([_row(grad, p) for grad, p in zip(got, self.parameters, strict=True)])
+        fresh = all(p.grad is None for p in self.parameters)
+        self.sum.copy_(flat) if fresh else self.sum.add_(flat)
+        for copy, p, grad in zip(self.copies, self.parameters, self.grads, strict=True):
+            if copy.grad is not None:  # one that took no part has none, and the optimizer passes over it
+                p.grad, copy.grad = grad, None
+
+
+def _row(grad: Tensor | None, p: Tensor) -> Tensor:
+    return p.new_zeros(p.numel()) if grad is None else grad.flatten()

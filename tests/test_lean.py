@@ -1,0 +1,338 @@
+"""The quick ways against the plain ones: the same numbers, fewer operations, fewer bytes kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from lora_scripts.adapters import products
+from lora_scripts.adapters.dora import DoraLayer
+from lora_scripts.adapters.inject import assign, inject
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.masters import Masters
+from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.products import freeze_convolution
+from lora_scripts.compute import attention
+from lora_scripts.compute.activations import Geglu, norm_silu
+from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.families.base import Batch, LoadOptions
+from lora_scripts.families.sd1.model import StableDiffusion1
+from lora_scripts.losses.diffusion import Objective
+from test_memory import counted
+
+LAYERS = {
+    "linear": lambda: nn.Linear(24, 40),
+    "without bias": lambda: nn.Linear(24, 40, bias=False),
+    "conv": lambda: nn.Conv2d(24, 40, 3, padding=1),
+    "strided": lambda: nn.Conv2d(24, 40, 3, stride=2, padding=1),
+    "oblong": lambda: nn.Conv2d(24, 40, (1, 3), stride=(2, 1), padding=(0, 2)),
+    "1 x 1": lambda: nn.Conv2d(24, 40, 1, bias=False),
+}
+KINDS = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def frozen(kind: str, dtype: torch.dtype, *, last: bool = True) -> Any:
+    torch.manual_seed(3)
+    layer = LAYERS[kind]().to(dtype).requires_grad_(False)
+    return layer.to(memory_format=torch.channels_last) if last and isinstance(layer, nn.Conv2d) else layer
+
+
+def given(kind: str, dtype: torch.dtype, *, last: bool = True) -> Tensor:
+    if "lin" in kind or "bias" in kind:
+        return normal(2, 7, 24, seed=1).to(dtype).requires_grad_()
+    x = normal(2, 24, 6, 5, seed=1).to(dtype)
+    return (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
+
+
+def answers(layer: Any, x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """The output and the gradients of x and of the parameters."""
+    y = layer(x)
+    weights = normal(*y.shape, seed=2).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, [x, *parameters], weights)]
+
+
+def close(got: list[Tensor], wanted: list[Tensor], off: float) -> None:
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert (a - b).norm() <= off * b.norm(), ((a - b).norm() / b.norm()).item()
+
+
+# --- a layer ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("adapter", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_fused_adapter_is_the_plain_one(
+    kind: str, adapter: str, dtype: torch.dtype, off: float, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if adapter == "dora" and dtype == torch.float64:
+        pytest.skip("its lengths are float32")
+    layer = KINDS[adapter](frozen(kind, dtype, last=last), 4, 6.0)
+    layer.reset(torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        layer.up.add_(0.1 * normal(*layer.up.shape, seed=4))
+    if dtype == torch.float64:
+        layer.double()
+    parameters = list(layer.values().values())
+    assert layer.fused
+    fast = answers(layer, given(kind, dtype, last=last), *parameters)
+    monkeypatch.setattr(LoraLayer, "fused", False)
+    plain = answers(layer, given(kind, dtype, last=last), *parameters)
+    close(fast, plain, off)
+    assert all(one.abs().max() > 0.01 for one in plain)
+    if dtype == torch.bfloat16 and adapter != "dora":  # no further from the truth than the plain one
+        exact = KINDS[adapter](frozen(kind, dtype, last=last).double(), 4, 6.0)
+        exact.load(layer.values())
+        if isinstance(exact, PissaLayer) and isinstance(layer, PissaLayer):
+            exact.down0, exact.up0 = layer.down0, layer.up0
+        exact.double()
+        true = answers(
+            exact, given(kind, dtype, last=last).detach().double().requires_grad_(), *exact.values().values()
+        )
+        far = [sum((a.double() - t).norm() for a, t in zip(them, true, strict=True)) for them in (fast, plain)]
+        assert far[0] < 1.15 * far[1]
+
+
+@pytest.mark.parametrize("places", [0, 10**6])
+@pytest.mark.parametrize("kind", ["conv", "strided", "oblong", "1 x 1"])
+def test_a_frozen_convolution_is_torchs_and_keeps_nothing(
+    kind: str, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "FEW_PLACES", places)
+    layer, plain = frozen(kind, torch.float64), frozen(kind, torch.float64)
+    freeze_convolution(layer)
+    close(answers(layer, given(kind, torch.float64)), answers(plain, given(kind, torch.float64)), 1e-14)
+    x = given(kind, torch.float64)
+    with counted(layer) as kept:
+        layer(x * 1)
+    assert kept == [0]
+    layer.weight.requires_grad_()  # one that is trained gets its gradient
+    assert torch.autograd.grad(layer(x).sum(), layer.weight)[0].any()
+
+
+def test_a_gate_before_a_layer_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LoraLayer(frozen("linear", torch.float64), 3, 6.0).double()
+    layer.reset(torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        layer.up.copy_(normal(*layer.up.shape, seed=4))
+
+    def plain(x: Tensor) -> Tensor:
+        hidden, gate = x.chunk(2, -1)
+        monkeypatch.setattr(LoraLayer, "fused", False)
+        y: Tensor = layer(hidden * F.gelu(gate))
+        monkeypatch.undo()
+        return y
+
+    x = normal(2, 7, 48, seed=1).double().requires_grad_()
+    wanted = answers(plain, x, layer.down, layer.up)
+    close(answers(lambda x: layer(x, front=Geglu), x, layer.down, layer.up), wanted, 1e-13)
+    layer.strength = 0.0
+    bare = answers(lambda x: layer(x, front=Geglu), x)
+    close(bare, answers(lambda x: layer.base(x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1])), x), 1e-13)
+    layer.strength = 1.0
+    with counted(layer) as kept:
+        layer(x * 1, front=Geglu)
+    assert kept == [x.nbytes]
+
+
+def test_a_norm_with_its_activation_keeps_its_input_alone() -> None:
+    norm = nn.GroupNorm(4, 24).double().requires_grad_(False)
+    norm.weight.normal_(generator=torch.Generator().manual_seed(1))
+    x = normal(2, 24, 6, 5, seed=1).double().contiguous(memory_format=torch.channels_last).requires_grad_()
+    close(answers(lambda x: norm_silu(x, norm), x), answers(lambda x: F.silu(norm(x)), x), 1e-13)
+    with counted(norm) as kept:
+        norm_silu(x * 1, norm)
+    assert kept == [x.nbytes + 2 * 2 * 4 * 8]  # mean and deviation of each group
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("tokens", [32, 77])
+def test_plain_attention_is_no_further_from_the_truth_than_torchs(
+    tokens: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if again:
+        monkeypatch.setattr(attention, "KEPT", 0)
+
+    def heads(places: int, seed: int, dtype: torch.dtype) -> Tensor:
+        values = normal(2, places, 4 * 40, seed=seed).bfloat16().to(dtype)
+        return (1.7 * values).view(2, places, 4, 40).transpose(1, 2).requires_grad_()
+
+    def run(attend: Any, dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = heads(32, 1, dtype), heads(tokens, 2, dtype), heads(tokens, 3, dtype)
+        y = attend(q, k, v)
+        return [y, *torch.autograd.grad(y, (q, k, v), normal(2, 4, 32, 40, seed=4).bfloat16().to(dtype))]
+
+    plain = attention._Plain.apply
+    exact = run(F.scaled_dot_product_attention, torch.float64)
+    close(run(plain, torch.float64), exact, 1e-13)
+    close(run(plain, torch.float32), run(F.scaled_dot_product_attention, torch.float32), 2e-6)
+    half = run(attention.attend, torch.bfloat16)
+    fused = run(F.scaled_dot_product_attention, torch.bfloat16)
+    for ours, theirs, true in zip(half, fused, exact, strict=True):
+        assert (ours - true).norm() < max(1.1 * (theirs - true).norm(), 3e-3 * true.norm())
+
+
+# --- a whole model ----------------------------------------------------------------------------------------------------
+
+
+class Named:
+    def __init__(self, match: str) -> None:
+        self.match = match
+
+
+def model(*, lean: bool, dtype: torch.dtype, sites: bool = True) -> tuple[StableDiffusion1, dict[str, LoraLayer]]:
+    """The true topology, narrow; with LoRA in the 192 layers of attention and feed-forward."""
+    options = LoadOptions(torch.device("cpu"), dtype, memory=MemoryOptions(lean=lean))
+    family = StableDiffusion1(*tiny.models(), options)
+    rules = [Named("attention"), Named("feed_forward")]
+    paths = [p for p in assign(family.trainable(), rules, family.facts.groups) if p.startswith("unet.")]
+    layers: Any = inject(family.roots, paths, lambda _, layer: LoraLayer(layer, 2, 2.0)) if sites else {}
+    for n, layer in enumerate(layers.values()):
+        with torch.no_grad():
+            layer.up.copy_(0.1 * normal(*layer.up.shape, seed=n))
+        if dtype == torch.float64:
+            layer.double()
+    return family, layers
+
+
+def batch(count: int = 2, side: int = 16) -> Batch:
+    mean = normal(count, 4, side, side, seed=5)
+    generators = [torch.Generator().manual_seed(n) for n in range(count)]
+    texts = {"states": normal(count, 77, 16, seed=6)}
+    return Batch({"mean": mean, "std": 0.1 * mean.abs()}, [""] * count, texts, [""] * count, generators)
+
+
+@contextmanager
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patched:
+        patched.setattr(LoraLayer, "fused", False)
+        yield
+
+
+def gradients(family: Any, layers: dict[str, LoraLayer]) -> list[Tensor]:
+    loss, _ = family.loss(batch(), Objective())
+    loss.backward()
+    grads = [p.grad for layer in layers.values() for p in layer.values().values()]
+    assert all(grad is not None for grad in grads)
+    return [loss.detach().view(1), *grads]  # type: ignore[list-item]
+
+
+def test_a_lean_unet_has_the_gradients_of_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = gradients(*model(lean=True, dtype=torch.float64))
+    with plainly(monkeypatch):
+        plain = gradients(*model(lean=False, dtype=torch.float64))
+    assert len(fast) == 1 + 2 * 192
+    close(fast, plain, 1e-5)  # the latents, the noise and the loss are float32 in both
+    assert len({one.norm().item() for one in plain}) > 300
+
+
+VIEWS = {
+    *("view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided"),
+    *("_unsafe_view", "detach", "alias", "split", "chunk", "unbind", "reshape", "_reshape_alias", "unfold"),
+    *("split_with_sizes", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+}
+
+
+class Counted(TorchDispatchMode):
+    """Counts what is computed, views and empty tensors left out: on a card each is a launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_takes_few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card, where convolutions and attention are one kernel each; the plain way took 4,700."""
+    monkeypatch.setattr(products, "FEW_PLACES", 0)
+    monkeypatch.setattr(attention, "MADE_AGAIN", 0)
+    family, layers = model(lean=True, dtype=torch.bfloat16)
+    masters = Masters(layers.values())
+    parameters = [p for layer in layers.values() for p in layer.values().values()]
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    for _ in range(2):  # the first makes the moments
+        with Counted() as counted_:
+            loss, count = family.loss(batch(), Objective())
+            loss.backward()
+            masters.gather()
+            torch._foreach_div_([p.grad for p in parameters], count)  # type: ignore[misc]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            masters.refresh()
+    total = sum(counted_.names.values())
+    assert 2000 < total <= 3000, counted_.names.most_common(20)
+    assert counted_.names["_to_copy"] < 20  # no factor is cast by itself
+
+
+def test_a_pass_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are exact; the plain way is the library's blocks with the same layers."""
+    kept = {}
+    for lean in (True, False):
+        family, layers = model(lean=lean, dtype=torch.bfloat16)
+        masters = Masters(layers.values())
+        own = [*layers.values(), family.unet]
+        copies = nn.ParameterList([nn.Parameter(c, requires_grad=False) for one in masters._pieces for c in one.copies])
+        with monkeypatch.context() as patched:
+            patched.setattr(attention, "MADE_AGAIN", 0)
+            if not lean:
+                patched.setattr(LoraLayer, "fused", False)
+            with counted(*own, copies) as sizes:
+                family.loss(batch(1, 32), Objective())
+        kept[lean] = sizes[0]
+    assert kept[True] < 0.68 * kept[False], kept
+
+
+# --- the masters ------------------------------------------------------------------------------------------------------
+
+
+def test_masters_change_no_bit_of_a_step() -> None:
+    """Against the casts of autograd: gradients of two accumulated batches, and what a step makes of them."""
+    left = []
+    for bulk in (False, True):
+        family, layers = model(lean=True, dtype=torch.bfloat16)
+        masters = Masters(layers.values() if bulk else [])
+        parameters = [p for layer in layers.values() for p in layer.values().values()]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01)
+        for _ in range(2):
+            for _ in range(2):
+                family.loss(batch(), Objective())[0].backward()
+                masters.gather()
+            grads = [p.grad.clone() for p in parameters]  # type: ignore[union-attr]
+            optimizer.step()
+            optimizer.zero_grad()
+            masters.refresh()
+        assert all(p.dtype == g.dtype == torch.float32 for p, g in zip(parameters, grads, strict=True))
+        left.append([*grads, *(p.detach().clone() for p in parameters)])
+    assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
+
+
+def test_a_factor_that_took_no_part_gets_no_gradient() -> None:
+    one, other = (LoraLayer(frozen("linear", torch.bfloat16), 2, 2.0) for _ in range(2))
+    masters = Masters([one, other])
+    one(given("linear", torch.bfloat16)).sum().backward()
+    masters.gather()
+    assert one.up.grad is not None and other.up.grad is None and other.down.grad is None
