@@ -69,10 +69,10 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
 
 def _often(held: HeldOut, config: TrainConfig, total: int) -> int:
     """Steps from one measurement to the next, so that a run has about ten of them, fewer where they would take more
-    than their share of its time, and three at least: advice needs as many."""
+    than their share of its time, the last look at all pictures apart, and three at least: advice needs as many."""
     for times in range(TIMES, LEAST, -1):
         every = -(-total // times)
-        if share(replace(held, every=every), config, total) <= SHARE:
+        if share(replace(held, every=every, looks_at_whole=False), config, total) <= SHARE:
             return every
     return -(-total // LEAST)
 
@@ -81,7 +81,7 @@ def share(held: HeldOut, config: TrainConfig, total: int) -> float:
     """Of the run's time that measuring takes, as forecast from what a step costs."""
     if not held.on:
         return 0.0
-    times = -(-total // held.every) + 1 + (config.init_lora is not None)
+    times = -(-total // held.every) + 2 + (config.init_lora is not None)  # the base, and in the end a stronger LoRA
     passes = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
     passes += WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
     trained = total * config.batch_size * config.gradient_accumulation * STEP_COST

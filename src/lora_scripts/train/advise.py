@@ -31,7 +31,7 @@ LEARNT = 0.15
 AHEAD = 1.25
 """Of the LoRA's strength: at which a run is measured once more in the end."""
 BETTER = 0.02
-"""Of the loss: how much lower it has to be there, of training and of held-out pictures, for a run that was short."""
+"""Of the loss: how much lower it must be there, of all that is measured and of what is held out, to call it short."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,16 @@ def too_short(last: Evaluation, ahead: Evaluation, facts: Facts) -> Advice | Non
 
     `ahead`: the last weights at `AHEAD` times their strength, as if they had gone on in the same direction.
     """
-    won = _of(less(last.train, ahead.train), mean(last.train))
+    everything = [*last.train, *last.held]
+    won = _of(less(everything, [*ahead.train, *ahead.held]), mean(everything))
     held = (last.loss - ahead.loss) / last.loss if last.held else won.mean
     if len(last.train) < FEWEST or not (won.mean > BETTER and won.low > 0 and held > BETTER):
         return None
     return Advice(
         "too_short",
         last.step,
-        f"it has not learnt its fill: {AHEAD:g} times as strong, the LoRA would have a loss {percent(won.mean)} lower "
-        f"on training {facts.samples}" + (f" and {percent(held)} on those held out" if last.held else ""),
+        f"it has not learnt its fill: {AHEAD:g} times as strong, the LoRA would have a loss {percent(won.mean)} lower"
+        + (f", and {percent(held)} on held-out {facts.samples}" if last.held else ""),
         f"learning_rate: {facts.learning_rate * 4:.2g}, or epochs: {2 * facts.epochs}",
     )
 
