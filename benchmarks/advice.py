@@ -4,7 +4,7 @@ python -m benchmarks.advice run FOLDER [--set tune|fresh] [--part I/N]   trains 
                                                                         stopped
 python -m benchmarks.advice table FOLDER [--set tune|fresh]             what was advised, as a table
 
-A run is made, fed, trained and measured by what `lora-scripts train` does it with: 64 px, 60 steps and ten epochs at
+A run is made, fed, trained and measured by what `lora-scripts train` does it with: 64 px, 40 steps and ten epochs at
 least (150 steps where it shall memorise). What it leaves is all that any rule of advice may ask for, so that rules are
 tried without training again.
 Limits are set on the set `tune`; `fresh`, of other seeds and other styles, is for the figures alone.
@@ -46,16 +46,15 @@ from lora_scripts.run.heldout import LONG, STRATA
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import preflight
 from lora_scripts.train import fit, memorised
-from lora_scripts.train.advise import Advice, Facts, advise
+from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.evidence import Evaluation
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.memorised import Asked
-from lora_scripts.train.optim import Rates
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
-STEPS, LONG_STEPS = 60, 150
-TIMES = 6
+STEPS, LONG_STEPS = 40, 150
+TIMES = 4
 """Measurements in a run."""
 KINDS = {"healthy": 4, "strays": 2, "captions": 2, "memorise": 1, "rate_high": 1, "rate_low": 1}
 """How many of each in eleven runs."""
@@ -183,17 +182,17 @@ class Watched:
     """What is measured of a run."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts, self.evaluations, self.whole = parts, [], {}
+        self.parts, self.evaluations, self.whole, self.ahead = parts, [], {}, None
         self.probe = parts.held.whole
 
-    def take(self, name: str) -> None:
+    def take(self, name: str) -> dict[str, Any]:
         """Held-out and training losses, as a run measures them."""
         held, self_on = self.parts.held, self.parts.model.train
         self_on(False)
         outside = held.outside.losses().mean(1).tolist() if held.samples else []
         found = Evaluation(self.parts.state.step, outside, held.inside.losses().mean(1).tolist(), name)
-        self.evaluations.append(asdict(found))
         self_on(True)
+        return asdict(found)
 
     def look(self, when: str, *, captions: bool) -> None:
         """All training pictures at the same noise: with their captions ("own") and without ("empty")."""
@@ -212,11 +211,11 @@ def train(parts: Parts, watched: Watched, deep: bool) -> str:
     every = max(1, round(parts.total / TIMES))
 
     def measure() -> bool:
-        watched.take("")
+        watched.evaluations.append(watched.take(""))
         return False
 
     with model.off():
-        watched.take("base")
+        watched.evaluations.append(watched.take("base"))
         if deep:
             watched.look("base", captions=False)
     model.train(True)
@@ -234,6 +233,8 @@ def train(parts: Parts, watched: Watched, deep: bool) -> str:
         )
     except UserError as error:
         return str(error)
+    with model.at(AHEAD):
+        watched.ahead = watched.take("")
     if deep:
         watched.look("end", captions=True)
     return ""
@@ -283,7 +284,7 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
     try:
         failed = train(parts, watched, deep)
         drawn = None
-        if not failed and spec.kind in ("healthy", "memorise"):
+        if not failed and (spec.kind == "memorise" or is_character(spec)):
             drawn = drawings(parts)
     finally:
         remove(parts.model.family.roots, parts.model.layers)
@@ -300,6 +301,7 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
         "bad": bad,
         "failed": failed,
         "evaluations": watched.evaluations,
+        "ahead": watched.ahead,
         "whole": watched.whole,
         "losses": parts.state.losses,
         "drawn": drawn,
@@ -316,18 +318,13 @@ def given(found: dict[str, Any]) -> list[Advice]:
     if found["failed"]:
         return [Advice("stopped", len(found["losses"]), found["failed"], "")]
     keys, steps = found["keys"], found["steps"]
-    rates = Rates(keys["lr_schedule"], keys["warmup_steps"])
-    learning = [rates.share(step, steps) for step in range(steps)]
     facts = Facts(
-        keys["learning_rate"],
-        steps,
-        found["per_epoch"],
-        keys["warmup_steps"],
-        "lora",
-        learning=learning,
-        epochs=found["epochs"],
+        keys["learning_rate"], steps, found["per_epoch"], keys["warmup_steps"], "lora", epochs=found["epochs"]
     )
-    told = advise([Evaluation(**row) for row in found["evaluations"]], facts)
+    taken = [Evaluation(**row) for row in found["evaluations"]]
+    told = advise(taken, facts)
+    if found["ahead"] and not told:
+        told += filter(None, [too_short(taken[-1], Evaluation(**found["ahead"]), facts)])
     if found["whole"]:
         whole = {when: {k: v.double().numpy() for k, v in taken.items()} for when, taken in found["whole"].items()}
         looked = (
@@ -353,7 +350,7 @@ def copied(found: dict[str, Any]) -> memorised.Found | None:
 
 RIGHT = {
     "rate_high": {"rises", "oscillates", "stopped"},
-    "rate_low": {"does_not_fall", "still_falls"},
+    "rate_low": {"does_not_fall", "too_short"},
     "memorise": {"memorises", "copies"},
     "captions": {"wrong_captions"},
     "strays": {"never_fit"},

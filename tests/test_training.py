@@ -230,7 +230,7 @@ def test_it_says_what_will_happen_and_proves_what_it_made(finished: Finished) ->
     assert "192 layers, rank 2, alpha 1" in before and "64x64: 5" in before and "fp32" in before
     consumers = "diffusers, PEFT, A1111, ComfyUI, Forge, InvokeAI, SD.Next, additional-networks, kohya"
     assert f"verified: 192 of 192 modules in {consumers}; ΔW read to " in after
-    assert "<lora:mylora:0.8>" in after and str(finished.lora) in after
+    assert "<lora:mylora:1>" in after and str(finished.lora) in after
 
 
 def test_it_keeps_the_last_files_and_one_state(finished: Finished) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from lora_scripts.check import contradictions, fix
 from lora_scripts.check.caption_findings import caption_findings, missing
@@ -20,7 +21,7 @@ from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError
-from lora_scripts.events import Sink, ignore
+from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.report.check_page import CheckData, ShownPicture, write_check_page
 
@@ -47,6 +48,10 @@ class CheckOptions:
     fix: bool = False
     set_aside: tuple[str, ...] = ()
     """Kinds of findings, of `REMOVABLE`, whose pictures go into the side folder."""
+    base: Path | None = None
+    """A base that is asked what it can draw of some pictures' detail."""
+    vae: Path | None = None
+    """In place of the base's own."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
     facts = {one.name: one for one in look(listing.images, sink=sink)}
     examined = _examine(options, listing, facts)
+    drawable = list(_drawable(options, listing, sink))
     mended: tuple[str, ...] | None = None
     if options.fix or options.set_aside:
         mend = fix.plan(options.folder, listing, _going(options, examined), captions=options.fix)
@@ -111,6 +117,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
             listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
             examined = _examine(options, listing, {name: facts[name] for name in listing.images})
     mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
+    examined = replace(examined, findings=ordered([*examined.findings, *drawable]))
     unmendable = {} if mendable else {kind: len(names) for kind, names in _removable(examined).items()}
     checked = Checked(
         folder=options.folder,
@@ -126,6 +133,22 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     io.make_folder(page.parent)
     write_check_page(page, _page(options, examined, checked), io.write_text)
     return checked
+
+
+def _drawable(options: CheckOptions, listing: Listing, sink: Sink) -> list[Finding]:
+    """What the base cannot draw, of some pictures; loads it. UserError for a file that is no base of pictures."""
+    if options.base is None:
+        return []
+    from lora_scripts.families.detail import KEPT, kept_detail
+
+    sink(Note(f"loading {options.base.name} to see what it can draw"))
+    kept = kept_detail(options.base, options.vae, listing.images, options.resolution, sink)
+    if not kept or median(kept.values()) >= KEPT:
+        return []
+    share = f"{max(0.0, median(kept.values())):.0%}".replace("%", " %")
+    message = f"your base cannot draw this detail: its VAE keeps {share} of the finest lines (median of {len(kept)})"
+    mend = "another VAE (vae: FILE), a higher resolution, or another base: no training brings it back"
+    return [Finding("undrawable", "warning", tuple(sorted(kept, key=lambda name: kept[name])), message, mend)]
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HELP = "look at a data set: what is wrong with it, and the mend"
 OVERRIDES = True
+_OF_CONFIG = Path()
+"""In place of a path that is not written."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", type=file_of(".html"), help=text)
     text = "put the pictures with these findings beside the folder: corrupt, too_small, blurred … (see the page)"
     add("--set-aside", metavar="KIND", nargs="+", type=argument(_kind), default=[], help=text)
+    text = "load this base, and see what it can draw of the pictures' finest detail; with --config its own"
+    add("--base", metavar="FILE", nargs="?", type=Path, const=_OF_CONFIG, help=text)
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
 
 
@@ -52,6 +56,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
 
         return check_texts(texts, sink)
     target = _config(options) if options.config else _folder(options)
+    if options.base is not None and options.base is not _OF_CONFIG:
+        target["base"] = options.base.expanduser()
     from lora_scripts.check.command import CheckOptions, check_data
 
     asked = CheckOptions(**target, page=options.output, fix=options.fix, set_aside=tuple(options.set_aside))
@@ -143,6 +149,8 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         "allow_missing": config.allow_missing_captions,
         "default_page": config.output_dir / "check.html",
         "words": ("--config", str(options.config), *options.overrides),
+        "base": config.base_model if options.base is _OF_CONFIG else None,
+        "vae": config.vae,
     }
 
 
@@ -152,6 +160,8 @@ def _folder(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             "give one folder of pictures, or a config" if options.overrides else "nothing to look at", hint=hint
         )
+    if options.base is _OF_CONFIG:
+        raise UserError("--base needs a file here", hint="write --base models/base.safetensors")
     folder = Path(options.overrides[0]).expanduser()
     width, height = size = options.resolution or (512, 512)
     asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]

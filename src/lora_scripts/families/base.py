@@ -148,6 +148,10 @@ class PictureFamily(Family, Protocol):
         """
         ...
 
+    def decode_image(self, latents: Tensor) -> Image.Image:
+        """The picture of one's latents, [c, h / f, w / f] as `encode_image` gives them. UserError for NaN."""
+        ...
+
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         """A picture from the model as it stands, LoRA layers and all."""
         ...

@@ -17,7 +17,7 @@ from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.report.data import HeldOutCurve
 from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
-from lora_scripts.train.advise import Advice, Facts, advise
+from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled, words
 from lora_scripts.train.feed import Feed, Settings, plan_pictures
@@ -69,10 +69,10 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
 
 def _often(held: HeldOut, config: TrainConfig, total: int) -> int:
     """Steps from one measurement to the next, so that a run has about ten of them, fewer where they would take more
-    than their share of its time, and three at least: advice needs as many."""
+    than their share of its time, the last look at all pictures apart, and three at least: advice needs as many."""
     for times in range(TIMES, LEAST, -1):
         every = -(-total // times)
-        if share(replace(held, every=every), config, total) <= SHARE:
+        if share(replace(held, every=every, looks_at_whole=False), config, total) <= SHARE:
             return every
     return -(-total // LEAST)
 
@@ -81,7 +81,7 @@ def share(held: HeldOut, config: TrainConfig, total: int) -> float:
     """Of the run's time that measuring takes, as forecast from what a step costs."""
     if not held.on:
         return 0.0
-    times = -(-total // held.every) + 1 + (config.init_lora is not None)
+    times = -(-total // held.every) + 2 + (config.init_lora is not None)  # the base, and in the end a stronger LoRA
     passes = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
     passes += WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
     trained = total * config.batch_size * config.gradient_accumulation * STEP_COST
@@ -119,7 +119,8 @@ class Measuring:
         self.held, self.model, self.ema, self.state, self.facts = held, model, ema, state, facts
         self.seed, self.patience, self.record, self.curves, self.sink = seed, patience, record, curves, sink
         self.seconds, self.begun = 0.0, time.perf_counter()
-        self.strays: list[Advice] = []
+        self.late: list[Advice] = []
+        """What could only be told in the end."""
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -166,14 +167,18 @@ class Measuring:
 
     def _take(self, name: str) -> None:
         begun = time.perf_counter()
+        self.state.evaluations.append(asdict(self._evaluation(name)))
+        self.seconds += time.perf_counter() - begun
+        self._tell()
+
+    def _evaluation(self, name: str) -> Evaluation:
+        """Of the model as it stands."""
         self.model.train(False)
         with averaged(self.model.trained, self.model.optimizer, self.ema):
             outside = self.held.outside.losses().mean(1).tolist() if len(self.held.samples) else []
             inside = self.held.inside.losses().mean(1).tolist()
         self.model.train(True)
-        self.state.evaluations.append(asdict(Evaluation(self.state.step, outside, inside, name)))
-        self.seconds += time.perf_counter() - begun
-        self._tell()
+        return Evaluation(self.state.step, outside, inside, name)
 
     def _tell(self) -> None:
         """An event, TensorBoard, the record, and advice where there is something new."""
@@ -209,9 +214,14 @@ class Measuring:
         if not self.held.on:
             return
         begun = time.perf_counter()
-        self.strays = self.held.strays(self.model, self.ema, self.state.step)
+        self.late = self.held.strays(self.model, self.ema, self.state.step)
+        last, told = self.evaluations[-1], {one.kind for one in advise(self.evaluations, self.facts)}
+        if not last.name and not told & {"rises", "oscillates", "does_not_fall", "memorises"}:
+            with self.model.at(AHEAD):
+                ahead = self._evaluation("")
+            self.late += filter(None, [too_short(last, ahead, self.facts)])
         self.seconds += time.perf_counter() - begun
-        for one in self.strays:
+        for one in self.late:
             self.sink(Advised(one.kind, str(one)))
         for line in self.words:
             self.sink(Note(line))
@@ -242,12 +252,12 @@ class Measuring:
     def advice(self) -> list[Advice]:
         """All of it, for the report."""
         given = advise(self.evaluations, self.facts) if self.held.on else []
-        return [*given, *self.strays]
+        return [*given, *self.late]
 
     @property
     def look_at(self) -> str:
         """Files that somebody should look at; empty for none."""
-        return ", ".join(dict.fromkeys(name for one in self.strays for name in one.names))
+        return ", ".join(dict.fromkeys(name for one in self.late for name in one.names))
 
     def curve(self) -> HeldOutCurve | None:
         """For the report."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -69,12 +69,16 @@ class Trained:
         """What the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Within it the base answers alone."""
+        return self.at(0.0)
+
+    @contextmanager
+    def at(self, factor: float) -> Iterator[None]:
+        """Within it the adapters count so many times as much."""
         strengths = {layer: layer.strength for layer in self.layers.values()}
-        for layer in strengths:
-            layer.strength = 0.0
+        for layer, strength in strengths.items():
+            layer.strength = factor * strength
         try:
             yield
         finally:

@@ -213,7 +213,6 @@ def measuring_of(parts: Parts, board: Board, sink: Sink) -> Measuring:
         parts.feed.steps_per_epoch,
         c.warmup_steps,
         parts.folder.name,
-        learning=[parts.rates.share(step, parts.total) for step in range(parts.total)],
         epochs=c.epochs,
     )
     return Measuring(

@@ -28,9 +28,10 @@ GAP = 0.4
 held-out loss that no longer falls is a sign of memorising."""
 LEARNT = 0.15
 """Of the training pictures' loss: what they gained since the held-out loss stood still, for the same."""
-LATE, LATER = 0.23, 3
-"""Of all that was gained: what the last third of the learning gained in a run that had not learnt its fill, where a
-straight line would be a third; and in how many parts the learning is cut."""
+AHEAD = 1.25
+"""Of the LoRA's strength: at which a run is measured once more in the end."""
+BETTER = 0.02
+"""Of the loss: how much lower it must be there, of all that is measured and of what is held out, to call it short."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class Facts:
     """What is trained, in the plural."""
     suffix: str = ".safetensors"
     """Of the LoRA's files; "" where they are folders."""
-    learning: Sequence[float] = ()
-    """The learning rate of each step; empty: the same for all."""
     epochs: int = 1
-
-    def learnt(self, step: int) -> float:
-        """The share of the run's learning that was done by a step: of the sum of its learning rates."""
-        return sum(self.learning[:step]) / sum(self.learning) if self.learning else step / self.total
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Advice:
     """One thing to say."""
 
     kind: str
-    """rises, oscillates, does_not_fall, still_falls, memorises, never_fit, wrong_captions"""
+    """rises, oscillates, does_not_fall, too_short, memorises, never_fit, wrong_captions"""
     step: int
     """Where it shows."""
     message: str
@@ -82,12 +77,7 @@ def advise(evaluations: Sequence[Evaluation], facts: Facts) -> list[Advice]:
     if not starts or not points or len(points[0].train) < FEWEST:
         return []
     start = starts[-1]
-    found = (
-        _rises(start, points, facts)
-        or _oscillates(start, points, facts)
-        or _still(start, points, facts)
-        or _still_falls(start, points, facts)
-    )
+    found = _rises(start, points, facts) or _oscillates(start, points, facts) or _still(start, points, facts)
     return [advice for advice in (found, _memorises(start, points, facts)) if advice is not None]
 
 
@@ -148,26 +138,22 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
     )
 
 
-def _still_falls(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:
-    """At the end the training pictures gain as much for each bit of learning as ever: too short, or too slow."""
-    if points[-1].step != facts.total or len(points) < LATER:
+def too_short(last: Evaluation, ahead: Evaluation, facts: Facts) -> Advice | None:
+    """That a stronger LoRA would fit better, both training and held-out pictures: it has not learnt its fill.
+
+    `ahead`: the last weights at `AHEAD` times their strength, as if they had gone on in the same direction.
+    """
+    everything = [*last.train, *last.held]
+    won = _of(less(everything, [*ahead.train, *ahead.held]), mean(everything))
+    held = (last.loss - ahead.loss) / last.loss if last.held else won.mean
+    if len(last.train) < FEWEST or not (won.mean > BETTER and won.low > 0 and held > BETTER):
         return None
-    before = [p for p in points if facts.learnt(p.step) <= 1 - 1 / LATER + 0.02]
-    if not before:
-        return None
-    third, last = before[-1], points[-1]
-    floor = mean(start.train)
-    won, late = _of(less(start.train, last.train), floor), _of(less(third.train, last.train), floor)
-    rest = (1 - facts.learnt(third.step)) * LATER  # of a third, for the measurement lies where it lies
-    if not (won.low > 0 and late.low > 0 and late.mean / rest > LATE * won.mean):
-        return None
-    rate = facts.learning_rate * (10 if won.mean < 0.15 else 4)
     return Advice(
-        "still_falls",
+        "too_short",
         last.step,
-        f"the loss still falls at the end: {percent(late.mean / won.mean)} of all that was gained came in the last "
-        f"{percent(1 - facts.learnt(third.step))} of the learning; if it does not show enough yet, learn more",
-        f"learning_rate: {rate:.2g}, or epochs: {2 * facts.epochs}",
+        f"it has not learnt its fill: {AHEAD:g} times as strong, the LoRA would have a loss {percent(won.mean)} lower"
+        + (f", and {percent(held)} on held-out {facts.samples}" if last.held else ""),
+        f"learning_rate: {facts.learning_rate * 4:.2g}, or epochs: {2 * facts.epochs}",
     )
 
 

@@ -140,7 +140,9 @@ def words(verdict: Verdict, taken: Sequence[Evaluation], samples: str = "picture
     base, count = taken[0], len(verdict.best.held)
     won, gap = verdict.improvement, verdict.gap
     few = count < FEWEST
-    sure = f", too few {samples} ({count}) for an interval" if few else f" (95 %: {won.low:.4f} to {won.high:.4f})"
+    better = sum(a < b for a, b in zip(verdict.best.held, base.held, strict=True))
+    sure = f" ({better} of {count} {samples} are: too few for an interval)" if few else ""
+    sure = sure or f" (95 %: {won.low:.4f} to {won.high:.4f})"
     lines = [
         f"held-out loss: base {base.loss:.4f}, lowest {verdict.best.loss:.4f} at step {verdict.best.step}, "
         f"{change(won.mean, base.loss)} by {won.mean:.4f}{sure}"

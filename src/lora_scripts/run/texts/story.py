@@ -185,7 +185,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
 def _measuring(parts: TextParts, board: Board, sink: Sink) -> Measuring:
     p, c = parts, parts.config
     facts = Facts(c.learning_rate, p.total, p.feed.steps_per_epoch, c.warmup_steps, p.folder.name, "records", "")
-    facts = replace(facts, learning=[p.rates.share(step, p.total) for step in range(p.total)], epochs=c.epochs)
+    facts = replace(facts, epochs=c.epochs)
     record = p.folder.path / "heldout.json"
     return Measuring(
         p.held,
