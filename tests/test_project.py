@@ -141,6 +141,7 @@ def test_readme_opens_with_the_two_commands_and_shows_the_config_as_it_is(name: 
     assert [line.split("#")[0].strip() for line in first.strip().splitlines()] == [
         "python3 start.py setup",
         "python3 start.py demo",
+        "python3 start.py demo words",
         "python3 start.py test",
     ]
     shown = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0]
