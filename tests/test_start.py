@@ -276,6 +276,20 @@ def test_the_page_is_opened_only_where_it_is_wanted(
     assert capsys.readouterr().out == f"Report: {report}\n" * 3
 
 
+def test_the_demo_of_words_has_a_folder_and_a_report_of_its_own(
+    start: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Sequence[str | Path]] = []
+    monkeypatch.setattr(start, "set_up", lambda root, command: None)
+    monkeypatch.setattr(start, "run", lambda command, root: told.append(command[1:]) or 0)
+    report = tmp_path / "output/demo-words/reports/report.html"
+    report.parent.mkdir(parents=True)
+    report.touch()
+    assert start.main(["demo", "words", "--no-open"], tmp_path) == 0
+    assert told == [["demo", "words", "--output", Path("output/demo-words")]]
+    assert capsys.readouterr().out == f"Report: {report}\n"
+
+
 def test_usage() -> None:
     helped = subprocess.run([sys.executable, "-S", str(START), "--help"], capture_output=True, text=True)
     assert helped.returncode == 0 and "demo" in helped.stdout and "test" in helped.stdout

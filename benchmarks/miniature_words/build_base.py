@@ -362,7 +362,7 @@ def measure(folder: Path, count: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--peak", type=float, default=4e-3, help="learning rate")
     parser.add_argument("--count", type=int, default=200, help="reports to measure on, of each kind")
     parser.add_argument("--output", type=Path, default=ASSET)
