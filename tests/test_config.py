@@ -513,3 +513,20 @@ def test_folders_inside_the_data_set_are_told_whatever_links_lead_there() -> Non
         for key, words in (("val_data_dir", "every picture of it would be"), ("mask_dir", "the masks would be")):
             (told,) = faults(PATHS + f"{key}: {other}\n")
             assert told.startswith(f"c.yaml:4: {key}: lies in train_data_dir, so {words} trained")
+
+
+def test_chinese_quotes_and_colons_are_told() -> None:
+    """An input method writes them by itself; to YAML they are letters, and a path in them is not there."""
+    (fault,) = faults(PATHS.replace("data\n", "“data”\n", 1))
+    assert (
+        fault
+        == "c.yaml:1: train_data_dir: stands in Chinese or curly quotes (“ ”), which YAML takes for letters; "
+        + ('write "data"')
+    )
+    (fault,) = faults(PATHS + "sample_prompts: [‘a cat’]\n")
+    assert fault.startswith("c.yaml:4: sample_prompts: stands in") and fault.endswith('write "a cat"')
+    assert load(PATHS + 'sample_prompts: ["“quoted” cat", “a” and “b” c]\n').sample_prompts[1] == "“a” and “b” c"
+    (fault,) = faults(PATHS + "epochs：3\nbatch_size: 2\n")
+    assert fault == "c.yaml:4: a Chinese colon (：) stands behind the key; write ': ' (the plain colon and a space)"
+    (fault,) = faults(PATHS, "class_prompt=“a cat”")
+    assert fault.endswith('write "a cat"')

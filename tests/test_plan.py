@@ -27,7 +27,7 @@ from lora_scripts.cli import plan as cli
 from lora_scripts.compute import meter
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.events import ignore
+from lora_scripts.events import Event, Note, ignore
 from lora_scripts.plan import command as planning
 from lora_scripts.plan import forecast
 from lora_scripts.plan.command import Plan, PlanOptions, plan, to_type
@@ -35,7 +35,7 @@ from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_secon
 from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.worker import rehearse
 from lora_scripts.run import story
-from lora_scripts.run.preflight import preflight
+from lora_scripts.run.preflight import Split, preflight
 from lora_scripts.train.progress import Smoothed
 from lora_scripts.units import duration, size, typed
 
@@ -362,3 +362,16 @@ def test_a_command_is_quoted_for_the_shell_that_it_is_typed_in() -> None:
     words = ["lora-scripts", "check", "my pictures/it's", "a=b"]
     assert shlex.split(typed(words, windows=False)) == words
     assert typed(words, windows=True) == 'lora-scripts check "my pictures/it\'s" a=b'
+
+
+def test_a_long_phase_is_told_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a process that says nothing for a while."""
+    monkeypatch.setattr("lora_scripts.plan.stage.SILENT", 0.05)
+    told: list[Event] = []
+    stage = Stage(Split([], []), tmp_path, 0, told.append)
+    stage.at = "step"
+    slow = "import time; print('a', flush=True); time.sleep(0.5); print('b')"
+    with subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout and list(stage._lines(process.stdout)) == ["a\n", "b\n"]
+    waited = [event.text for event in told if isinstance(event, Note)]
+    assert waited and all(text.startswith("  still rehearsing (a step): ") for text in waited)

@@ -284,9 +284,11 @@ def test_tensorboard_has_the_curves_and_the_pictures(finished: Finished) -> None
     assert curves["learning_rate/unet"] == pytest.approx([0.005, 0.01, 0.01, 0.01 * half, 0.005, 0.01 * (1 - half)])
     assert [e.step for e in board.Scalars("loss/step")] == [1, 2, 3, 4, 5, 6]
     assert {tag: [e.step for e in board.Images(tag)] for tag in board.Tags()["images"]} == {
-        "preview/1": [4],
-        "preview/2": [4],
+        "preview/1": [4, 6],
+        "preview/2": [4, 6],
     }
+    title = board.SummaryMetadata("preview/1").display_name
+    assert title == "preview/1: picture 0, a gradient, round 0"
 
 
 def test_the_report_is_there(finished: Finished) -> None:

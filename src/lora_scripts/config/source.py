@@ -121,6 +121,10 @@ def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
         items = value_node.value if isinstance(value_node, yaml.SequenceNode) else []
         try:
             entries[key] = Entry(key, _value(value_node), line, tuple(_line(item) for item in items))
+        except CurlyError as error:
+            faults.append(UserError(f"{key}: {error}", file=file, line=line, hint=f"write {error.mended}"))
+            if not items:  # as it was meant, so that it is not told as missing, too
+                entries[key] = Entry(key, error.mended.strip('"'), line, ())
         except ValueError as error:
             faults.append(UserError(f"{key}: {error}", file=file, line=line, hint="put the value in quotes"))
     if twice > MANY:
@@ -142,6 +146,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Entry]:
         else:
             try:
                 entries[key] = Entry(key, _override_value(value), None, (), text)
+            except CurlyError as error:
+                faults.append(UserError(str(error), file=text, hint=f"write {error.mended}"))
             except (UserError, ValueError) as error:
                 message = error.message if isinstance(error, UserError) else str(error)
                 faults.append(UserError(message, file=text, hint="put the value in quotes"))
@@ -164,6 +170,18 @@ def _line(node: Any) -> int:
     return int(node.start_mark.line) + 1
 
 
+_CURLY = set(zip("“””“‘’「『＂", "”“”“’’」』＂", strict=True))
+"""What keyboards and word processors write for quotes; to YAML they are letters."""
+
+
+class CurlyError(ValueError):
+    """A value stands in quotes that YAML does not know."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"stands in Chinese or curly quotes ({text[0]} {text[-1]}), which YAML takes for letters")
+        self.mended = f'"{text[1:-1]}"'
+
+
 def _value(node: Any, depth: int = 0) -> object:
     """The Python value of a node: a list, and groups in it; deeper nothing is expanded, so aliases cannot grow."""
     if isinstance(node, yaml.MappingNode):
@@ -173,6 +191,8 @@ def _value(node: Any, depth: int = 0) -> object:
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
     if kind == "str":
+        if len(text) > 1 and (text[0], text[-1]) in _CURLY and node.style is None:
+            raise CurlyError(text)
         return text
     if kind == "null":
         return None
@@ -229,6 +249,14 @@ def _compose(text: str, file: Path | None) -> Any:
 def _syntax_fault(error: Any, text: str, file: Path | None) -> UserError:
     """PyYAML's error of several lines as one line with the mend."""
     problem = str(error.problem)
+    if "could not find expected ':'" in problem or "mapping values" in problem:
+        lines = text.splitlines()
+        for number in range(min(error.problem_mark.line, len(lines) - 1), -1, -1):
+            if re.match(r"\s*\w+：", lines[number]):
+                message = "a Chinese colon (：) stands behind the key"
+                return UserError(message, file=file, line=number + 1, hint="write ': ' (the plain colon and a space)")
+            if re.match(r"\w+:", lines[number]) and number < error.problem_mark.line:
+                break
     context, mark = error.context_mark, error.problem_mark or error.context_mark
     end = text.rstrip().count("\n") + 1  # what is missed at the end is told on the last line that says something
     if "quoted scalar" in str(error.context) and "end of stream" in problem:

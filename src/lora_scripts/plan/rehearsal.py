@@ -29,7 +29,7 @@ from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.preflight import Split
-from lora_scripts.run.previews import previews_of
+from lora_scripts.run.previews import Preview, previews_of
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.average import averaged
 from lora_scripts.train.feed import Feed, Picture
@@ -39,6 +39,8 @@ LEAST, MOST = 2, 8
 """Steps that are timed, after one that warms up."""
 ENOUGH = 4.0
 """Seconds of timed steps after which no more than the least are needed."""
+DRAWN = 5
+"""Steps of the preview that is timed; the others take as long."""
 ENCODED = 4
 """Pictures that are encoded; a larger batch has them several times."""
 ACCUMULATED = 2
@@ -251,12 +253,20 @@ class Rehearsal:
         """Before the steps: what they leave unused, but not given back, would count as the preview's."""
         self._enter("preview")
         board = Board(self.folder.logs, parts.state.step, ignore)
-        # One is enough; one for which the memory is too small must end the rehearsal.
-        for config in (self.config.model_copy(update={"sample_steps": 1}), self.config):  # the first warms up
-            begun = time.perf_counter()
-            previews = previews_of(config, parts.samples)[:1]
-            story.show(parts, previews, story.Saver(parts, ignore), board, ignore, strict=True)
-            self.measured.seconds["preview"] = time.perf_counter() - begun
+
+        def seconds(preview: Preview, steps: int) -> float:
+            begun, few = time.perf_counter(), replace(preview, sampling=replace(preview.sampling, steps=steps))
+            # One for which the memory is too small must end the rehearsal.
+            story.show(parts, [few], story.Saver(parts, ignore), board, ignore, strict=True)
+            return time.perf_counter() - begun
+
+        one = previews_of(self.config, parts.samples)[0]
+        steps, whole = one.sampling.steps, seconds(one, 1)  # it warms up
+        if steps > 1:
+            first, some = seconds(one, 1), min(steps, DRAWN)
+            each = max(0.0, seconds(one, some) - first) / (some - 1)
+            whole = first + each * (steps - 1)
+        self.measured.seconds["preview"] = whole
         board.close()
         self.leave()
 

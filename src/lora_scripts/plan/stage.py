@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -12,15 +13,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import Terminated, UserError, raise_all
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.plan.forecast import PHASES, Measured
 from lora_scripts.run.preflight import Split
+from lora_scripts.units import duration
+
+SILENT = 10.0
+"""Seconds without news after which what goes on is told."""
 
 
 class Stage:
@@ -33,6 +38,8 @@ class Stage:
         """Seconds of the last rehearsal."""
         self.start = 0.0
         """Of them, until the model was loaded."""
+        self.at = "load"
+        """The phase under way."""
 
     def rehearse(self, config: TrainConfig, what: str = "the largest batch, one preview, one save") -> Measured:
         """Measures a run of the config. UserErrors for what the run would refuse."""
@@ -47,18 +54,19 @@ class Stage:
             "scratch": str(folder),
             "memory": self.memory,
         }
-        begun, self.start = time.perf_counter(), 0.0
+        begun, self.start, self.at = time.perf_counter(), 0.0, "load"
         self.sink(Note(f"rehearsing {what}"))
         found, errors = Measured(), folder / "errors.txt"
         with errors.open("wb") as printed, process_of("lora_scripts.plan.worker", printed) as process:
             assert process.stdin and process.stdout
             with process.stdin as pipe:
                 pipe.write(json.dumps(task))
-            for line in process.stdout:
+            for line in self._lines(process.stdout):
                 message = json.loads(line)
                 if "faults" in message:
                     raise_all([UserError(**fault) for fault in message["faults"]])
                 found = Measured.read(message)
+                self.at = found.at
                 if found.at != "load" and not self.start:
                     self.start = time.perf_counter() - begun
                 phases = [*PHASES, "done"]
@@ -73,6 +81,29 @@ class Stage:
         found.short = found.short or killed
         shutil.rmtree(folder, ignore_errors=True)
         return found
+
+    def _lines(self, output: IO[str]) -> Iterator[str]:
+        """The lines of a process; while none comes, what it does is told now and then, so that nobody wonders."""
+        lines: queue.Queue[str | None] = queue.Queue()
+
+        def read() -> None:
+            with suppress(ValueError):  # the process was ended, and its output closed
+                for line in output:
+                    lines.put(line)
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        begun = time.perf_counter()
+        while True:
+            try:
+                line = lines.get(timeout=SILENT)
+            except queue.Empty:
+                seconds = duration(time.perf_counter() - begun)
+                self.sink(Note(f"  still rehearsing ({PHASES.get(self.at, 'the start')}): {seconds}"))
+                continue
+            if line is None:
+                return
+            yield line
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from lora_scripts.run.previews import Preview, infotext
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.optim import Rates
+from lora_scripts.train.progress import Board
 from lora_scripts.train.state import RunState
 
 STRENGTHS = (0.0, 0.4, 0.6, 0.8, 1.0)
@@ -61,13 +62,15 @@ def save_last_previews(
     previews: Sequence[Preview],
     drawn: Cells,
     step: int,
+    board: Board,
     sink: Sink,
 ) -> None:
-    """The file's effect at full strength is the last preview."""
+    """The file's effect at full strength is the last preview, in TensorBoard too."""
     autov3 = lora_hash(folder.final)
     for i, preview in enumerate(previews):
         path = folder.sample(step, i + 1)
         save(path, drawn[i, 1.0], infotext(config, family, preview, autov3))
+        board.picture(step, f"preview/{i + 1}", drawn[i, 1.0], preview.prompt)
         sink(Saved("preview", path, step))
 
 

@@ -112,14 +112,14 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             measuring = measuring_of(parts, board, sink)
             with rescuing(saver.save, lambda: saver.saved, parts.state, model.optimizer, parts.scaler, config):
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
+            if not done:
+                sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
+                raise ended_by(stopped())
+            hint = f"go on with --resume and a smaller sample_size; {folder.final} is written"
+            with enough_memory("drawing the report", hint):
+                return finish(parts, measuring, saver, board, sink)
         finally:
             board.close()
-        if not done:
-            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
-            raise ended_by(stopped())
-        hint = f"go on with --resume and a smaller sample_size; {folder.final} is written"
-        with enough_memory("drawing the report", hint):
-            return finish(parts, measuring, saver, sink)
 
 
 # --- preparing --------------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def show(
     def done(number: int, preview: Preview, picture: Image) -> None:
         path = parts.folder.sample(step, number)
         save_picture(path, picture, infotext(parts.config, family, preview, autov3))
-        board.picture(step, f"preview/{number}", picture)
+        board.picture(step, f"preview/{number}", picture, preview.prompt)
         sink(Saved("preview", path, step))
 
     try:
@@ -382,7 +382,7 @@ def show(
 # --- in the end -------------------------------------------------------------------------------------------------------
 
 
-def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> TrainResult:
+def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink: Sink) -> TrainResult:
     """Exports, proves that the file loads, and writes the report. UserError if the proof fails."""
     p, folder, c = parts, parts.folder, parts.config
     saver.write(folder.final, "LoRA")
@@ -397,7 +397,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, sink: Sink) -> Trai
     drawn = report_pictures(worn, previews)
     seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
     seen.tell(sink)
-    save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, sink)
+    save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, board, sink)
     page = folder.path / "report.html"
     report(
         page,

@@ -66,10 +66,13 @@ class Board:
             self._write(self._event(step=step, summary=self._summary.scalar(name, value)))
         self._flush()
 
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
+    def picture(self, step: int, name: str, image: Image.Image, prompt: str) -> None:
+        """With the prompt as its title."""
         import numpy as np
 
         summary = self._summary.image(name, np.asarray(image), dataformats="HWC")
+        told = summary.value[0].metadata
+        told.display_name, told.summary_description = f"{name}: {prompt}", prompt
         self._write(self._event(step=step, summary=summary))
         self._flush()
 
