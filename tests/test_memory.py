@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ import tiny
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
-from lora_scripts.compute import memory
+from lora_scripts.compute import memory, meter
 from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
 from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
 from lora_scripts.config.load import load_config
@@ -478,3 +479,27 @@ def test_checkpointing_is_proposed_last() -> None:
     on = config_of(Path("b"), batch_size=2, gradient_checkpointing=True)
     words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in command.as_words(changes)}
     assert "gradient_checkpointing=true" not in words
+
+
+# --- what is mapped ---------------------------------------------------------------------------------------------------
+
+
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    maps = Path("/proc/self/smaps")
+    if not maps.exists():
+        pytest.skip("Linux tells what of a file is in RAM")
+    path, values = tmp_path / "weights.safetensors", normal(1 << 20)
+    save_file({"a": values}, path)
+    with safe_open(path, "pt") as handle:
+        mapped = handle.get_tensor("a")
+
+    def held() -> int:
+        rows = iter(maps.read_text().splitlines())
+        inside = [next(rows, "") for row in rows if row.endswith(str(path)) for _ in range(4)]
+        return sum(int(row.split()[1]) for row in inside if row.startswith("Rss:"))
+
+    assert torch.equal(mapped, values) and held() >= 4096
+    meter.give_back([path])
+    if held() >= 4096:
+        pytest.skip("this system keeps them")
+    assert held() < 400 and torch.equal(mapped, values)

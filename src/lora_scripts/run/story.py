@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.meter import give_back
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
@@ -101,6 +102,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
             encode(parts, cache, sink)
+        give_back(model.files.digests)  # of the whole file only the VAE is still mapped, and the caches stand for it
         saver = Saver(parts, sink)
         saver.complete()
         board = Board(folder.logs, parts.state.step, sink)
