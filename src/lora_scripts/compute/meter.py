@@ -59,13 +59,18 @@ def give_back(files: Iterable[Path]) -> None:
     names = {str(path.resolve()) for path in files}
     try:
         rows = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
-        advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError, TypeError):
+    except OSError:
         return
     for row in rows:
         if len(row) == 6 and row[5] in names:
             begin, end = (int(place, 16) for place in row[0].split("-"))
-            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _PAGEOUT)
+            page_out(begin, end - begin)
+
+
+def page_out(begin: int, size: int) -> None:
+    """Tells the system that these bytes of a mapped file need not stay in RAM. Nothing is lost, and none must."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _PAGEOUT)
 
 
 def free_ram() -> int:

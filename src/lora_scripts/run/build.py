@@ -34,25 +34,31 @@ from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
+DIGESTS = "digests.json"
+
 
 def build_model(
     config: TrainConfig,
     device: torch.device,
     precision: str,
     initial: Mapping[str, LoraWeights],
-    digests: Path | None = None,
+    cache: Path | None = None,
 ) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
 
-    `digests`: where those of files are remembered.
+    `cache`: a folder in which digests of files are remembered, and weights parked.
     """
     settings = table.settings(config.base_model, config.family_settings)
-    options = LoadOptions(device, DTYPES[precision], config.vae, memory_options(config, device), settings)
+    options = LoadOptions(
+        device, DTYPES[precision], config.vae, replace(memory_options(config, device), parking=cache), settings
+    )
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
     whole = config.vae is None
-    read = files.read(lambda key: facts.unread(key, whole), record=digests, kind="" if whole else "its VAE unread")
+    read = files.read(
+        lambda key: facts.unread(key, whole), record=cache and cache / DIGESTS, kind="" if whole else "its VAE unread"
+    )
     digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import heldout
 from lora_scripts.run.build import memory_words
@@ -41,6 +42,7 @@ def table_rows(
         ("precision", f"{precision}, LoRA fp32"),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
+        *plain_way(model, c),
         ("output", str(output)),
     ]
     if c.new_token:
@@ -51,6 +53,15 @@ def table_rows(
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
     return rows
+
+
+def plain_way(model: Model, config: TrainConfig) -> list[tuple[str, str]]:
+    """A row where layers are not computed the quick way."""
+    plain = [one for one in model.layers.values() if not isinstance(one, LoraLayer) or one.dropout]
+    if not plain:
+        return []
+    why = "lora_dropout" if config.lora_dropout else f"adapter: {config.adapter}"
+    return [("speed", f"{len(plain)} of {len(model.layers)} layers are computed the plain, slower way ({why})")]
 
 
 def device_name(device: torch.device) -> str:

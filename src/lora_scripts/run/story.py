@@ -53,9 +53,6 @@ from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
 
-DIGESTS = "digests.json"
-"""In the cache: of the base's files."""
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -89,7 +86,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         cached = config.cache_dir or folder.path / "cache"
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
-            model = build_model(config, device, precision, initial, cached / DIGESTS)
+            model = build_model(config, device, precision, initial, cached)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
