@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.run.overview import plain_way
 from test_memory import counted
 
 LAYERS = {
@@ -336,3 +338,11 @@ def test_a_factor_that_took_no_part_gets_no_gradient() -> None:
     one(given("linear", torch.bfloat16)).sum().backward()
     masters.gather()
     assert one.up.grad is not None and other.up.grad is None and other.down.grad is None
+
+
+def test_the_table_says_which_layers_are_computed_the_plain_way() -> None:
+    layers = {n: LoraLayer(frozen("linear", torch.float32), 2, 2.0, dropout=0.5 * (n == "b")) for n in ("a", "b")}
+    config: Any = SimpleNamespace(lora_dropout=0.5, adapter="lora")
+    ((name, words),) = plain_way(SimpleNamespace(layers=layers), config)  # type: ignore[arg-type]
+    assert name == "speed" and words.startswith("1 of 2 layers") and "lora_dropout" in words
+    assert plain_way(SimpleNamespace(layers={"a": layers["a"]}), config) == []  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -19,8 +21,9 @@ import tiny
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
-from lora_scripts.compute import memory
+from lora_scripts.compute import memory, meter
 from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
+from lora_scripts.compute.parked import park
 from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
@@ -478,3 +481,57 @@ def test_checkpointing_is_proposed_last() -> None:
     on = config_of(Path("b"), batch_size=2, gradient_checkpointing=True)
     words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in command.as_words(changes)}
     assert "gradient_checkpointing=true" not in words
+
+
+# --- what is mapped ---------------------------------------------------------------------------------------------------
+
+
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    maps = Path("/proc/self/smaps")
+    if not maps.exists():
+        pytest.skip("Linux tells what of a file is in RAM")
+    path, values = tmp_path / "weights.safetensors", normal(1 << 20)
+    save_file({"a": values}, path)
+    with safe_open(path, "pt") as handle:
+        mapped = handle.get_tensor("a")
+
+    def held() -> int:
+        rows = iter(maps.read_text().splitlines())
+        inside = [next(rows, "") for row in rows if row.endswith(str(path)) for _ in range(4)]
+        return sum(int(row.split()[1]) for row in inside if row.startswith("Rss:"))
+
+    assert torch.equal(mapped, values) and held() >= 4096
+    meter.give_back([path])
+    if held() >= 4096:
+        pytest.skip("this system keeps them")
+    assert held() < 400 and torch.equal(mapped, values)
+
+
+def test_parked_weights_are_the_same_and_lie_in_a_file(tmp_path: Path) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("not on this system")
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 7, bias=False)).requires_grad_(False)
+    model[1].weight.requires_grad_()  # trained: it stays where it is
+    before, x, trained = model(normal(3, 24)), normal(3, 24), model[1].weight.data_ptr()
+    assert park(model, tmp_path)
+    assert torch.equal(model(x), before) and model[1].weight.data_ptr() == trained
+    assert not list(tmp_path.iterdir())  # it has no name: whatever ends the process, nothing is left
+    places = [p.data_ptr() for p in model[0].parameters()]
+    assert all(place % 64 == 0 for place in places)
+    rows = [row.split() for row in Path("/proc/self/maps").read_text().splitlines() if "parked-" in row]
+    spans = [tuple(int(end, 16) for end in row[0].split("-")) for row in rows]
+    assert all(any(begin <= place < end for begin, end in spans) for place in places)
+    assert not park(model, tmp_path / "nowhere") and torch.equal(model(x), before)
+
+
+def test_a_run_with_parked_weights_is_the_run_without(tmp_path: Path, base: Path, data: Path) -> None:
+    family = [
+        load_family(by_name("sd1"), base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(parking=folder)))
+        for folder in (None, tmp_path)
+    ]
+    for one in family:
+        one.rest(text_encoder=True)
+    texts = [one.encode_text(["a house, red"])["states"] for one in family]
+    assert torch.equal(*texts)
+    assert family[0].fingerprint("text") == family[1].fingerprint("text")

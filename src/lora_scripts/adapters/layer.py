@@ -143,8 +143,9 @@ class LoraLayer(Adapter):
     def fused(self) -> bool:
         """Whether the frozen product and the change are one function: not over another adapter, a weight that is
         trained itself, or where dropout makes their inputs two."""
-        dropping = bool(self.dropout) and self.training
-        return self.base is self.frozen and not dropping and not self.frozen.weight.requires_grad
+        if self.base is not self.frozen or (self.dropout and self.training):
+            return False
+        return not any(tensor.requires_grad for tensor in products.held(self.frozen))
 
     def add_change(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """y + strength * scale * B A x, in place."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,8 @@ class MemoryOptions:
     offloaded: int = 0
     """Blocks that live in RAM."""
     vae_tiling: bool = False
+    parking: Path | None = None
+    """A folder on the disk for weights that nobody needs for a while; None: they stay in RAM."""
     lean: bool = True
     """Frozen layers keep nothing that only a weight's gradient needs; False: the library's own, for comparisons."""
 

@@ -35,6 +35,8 @@ from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
 
+DIGESTS = "digests.json"
+
 
 def build_model(
     config: TrainConfig,
@@ -42,20 +44,22 @@ def build_model(
     precision: str,
     initial: Mapping[str, LoraWeights],
     first: Callable[[CaptionEncoder], None] | None = None,
-    digests: Path | None = None,
+    cache: Path | None = None,
 ) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
 
-    `first`: as of `LoadOptions`; `digests`: where those of files are remembered.
+    `first`: as of `LoadOptions`; `cache`: a folder in which digests of files are remembered, and weights parked.
     """
     settings = table.settings(config.base_model, config.family_settings)
-    memory = memory_options(config, device)
+    memory = replace(memory_options(config, device), parking=cache)
     options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder, first, memory, settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()
     whole = config.vae is None
-    read = files.read(lambda key: facts.unread(key, whole), record=digests, kind="" if whole else "its VAE unread")
+    read = files.read(
+        lambda key: facts.unread(key, whole), record=cache and cache / DIGESTS, kind="" if whole else "its VAE unread"
+    )
     digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None

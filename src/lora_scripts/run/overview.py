@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run import heldout
 from lora_scripts.run.build import memory_words
@@ -53,6 +54,7 @@ def table_rows(
         ("precision", f"{precision}, LoRA fp32"),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
+        *plain_way(model, c),
         ("output", str(output)),
     ]
     if c.new_token:
@@ -89,6 +91,15 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
     if c.val_every is not None and c.val_every > steps:
         told.append(f"val_every {c.val_every} of {steps} steps: measured once, at the end; leave it out for ten times")
     return told
+
+
+def plain_way(model: Model, config: TrainConfig) -> list[tuple[str, str]]:
+    """A row where layers are not computed the quick way."""
+    plain = [one for one in model.layers.values() if not isinstance(one, LoraLayer) or one.dropout]
+    if not plain:
+        return []
+    why = "lora_dropout" if config.lora_dropout else f"adapter: {config.adapter}"
+    return [("speed", f"{len(plain)} of {len(model.layers)} layers are computed the plain, slower way ({why})")]
 
 
 def device_name(device: torch.device) -> str:

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.meter import give_back
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
@@ -48,9 +49,6 @@ from lora_scripts.train.average import Ema
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
-
-DIGESTS = "digests.json"
-"""In the cache: of the base's files."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
             first = captions_first(config, folder.path, samples, sink)
-            model = build_model(config, device, precision, initial, first, cached / DIGESTS)
+            model = build_model(config, device, precision, initial, first, cached)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
@@ -105,6 +103,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
             encode(parts, cache, sink)
+        give_back(model.files.digests)  # of the whole file only the VAE is still mapped, and the caches stand for it
         saver = Saver(parts, sink)
         saver.complete()
         board = Board(folder.logs, parts.state.step, sink)

@@ -83,7 +83,7 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
         transformer=transformer,
         blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
         inside=INSIDE,
-        coder=LatentCoder(vae, VAE32.normal(vae), options.device, tiling=options.memory.vae_tiling),
+        coder=LatentCoder(vae, VAE32.normal(vae), options.device, options.memory),
         channels=transformer.config.in_channels,
         encoder=encoder,
         ask=ask,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
+from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.compute.parked import park
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.word_table import WordTable, numbered
@@ -29,7 +31,7 @@ class Encoded(NamedTuple):
 class TextEncoder:
     """A text encoder in float32, frozen but for what is put into it; it goes to the device when it is needed."""
 
-    def __init__(self, model: Any, device: torch.device, *, checkpointing: bool, pad: int | None = None) -> None:
+    def __init__(self, model: Any, device: torch.device, options: MemoryOptions, *, pad: int | None = None) -> None:
         """`pad`: the token that chunks are filled up with; None: the one that ends them."""
         self.model = model.float().requires_grad_(False).eval()
         self.device, self.pad = device, pad
@@ -37,7 +39,8 @@ class TextEncoder:
         # Published configs of CLIP-G say 2, for which transformers takes the largest token as the end: new words are
         # larger.
         self.inner.eos_token_id = prompts.END
-        if checkpointing:
+        self._parking = options.parking if device.type == "cpu" else None
+        if options.checkpointing:
             for layer in self.inner.encoder.layers:
                 memory.around(layer)
 
@@ -106,6 +109,13 @@ class TextEncoder:
         ids = [token for token in chunk.ids[1:-1] if token != chunk.ids[-1]]
         rows: Tensor = table[ids] if ids else table.mean(0, keepdim=True)
         return rows.detach().float().cpu()
+
+    def rest(self) -> None:
+        """Nobody needs it for a while."""
+        self.to(torch.device("cpu"))
+        if self._parking is not None:
+            park(self.model, self._parking)
+            self._parking = None
 
     def to(self, device: torch.device) -> None:
         if self._where != device:

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
+from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.compute.parked import park
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.vae import FACTOR
 
@@ -68,7 +70,9 @@ def unpack(x: Tensor) -> Tensor:
 class LatentCoder:
     """The VAE of a family. It goes to the device when it is needed, and stays there until it may `rest`."""
 
-    def __init__(self, vae: Any, normal: Normal, device: torch.device, *, tiling: bool) -> None:
+    def __init__(self, vae: Any, normal: Normal, device: torch.device, options: MemoryOptions) -> None:
+        self._parking = options.parking if vae.dtype != torch.float32 and device.type == "cpu" else None
+        tiling = options.vae_tiling
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
         self.vae = vae.float().requires_grad_(False).eval()
         self.normal, self.device, self.tiling, self._digest = normal, device, tiling, ""
@@ -118,3 +122,6 @@ class LatentCoder:
 
     def rest(self) -> None:
         self.vae.to("cpu")
+        if self._parking is not None:  # what was read as float32 is mapped already
+            park(self.vae, self._parking)
+            self._parking = None

@@ -44,8 +44,8 @@ class StableDiffusion1:
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(vae, Normal(SCALING), self.device, tiling=options.memory.vae_tiling)
-        self.encoder = TextEncoder(text_encoder, self.device, checkpointing=options.memory.checkpointing)
+        self.coder = LatentCoder(vae, Normal(SCALING), self.device, options.memory)
+        self.encoder = TextEncoder(text_encoder, self.device, options.memory)
         self.unet, self.vae, self.text_encoder = self.denoiser.unet, self.coder.vae, self.encoder.model
         self.native_size = native_size
 
@@ -143,7 +143,7 @@ class StableDiffusion1:
     def rest(self, *, text_encoder: bool) -> None:
         self.coder.rest()
         if text_encoder:
-            self.encoder.to(torch.device("cpu"))
+            self.encoder.rest()
 
 
 def load(path: Path, options: LoadOptions) -> StableDiffusion1:

@@ -48,10 +48,9 @@ class Sdxl:
         self.settings = Settings.of(options.settings)
         self.native_size = parts.native_size
         self.denoiser = Denoiser(parts.unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(parts.vae, Normal(SCALING), self.device, tiling=options.memory.vae_tiling)
-        again = options.memory.checkpointing
-        self.encoder = TextEncoder(parts.text, self.device, checkpointing=again)
-        self.encoder_2 = TextEncoder(parts.text_2, self.device, checkpointing=again, pad=PAD_2)
+        self.coder = LatentCoder(parts.vae, Normal(SCALING), self.device, options.memory)
+        self.encoder = TextEncoder(parts.text, self.device, options.memory)
+        self.encoder_2 = TextEncoder(parts.text_2, self.device, options.memory, pad=PAD_2)
         self.encoders = {"text_encoder": self.encoder, "text_encoder_2": self.encoder_2}
         self.unet, self.vae = self.denoiser.unet, self.coder.vae
 
@@ -169,7 +168,7 @@ class Sdxl:
         self.coder.rest()
         if text_encoder:
             for encoder in self.encoders.values():
-                encoder.to(torch.device("cpu"))
+                encoder.rest()
 
 
 def size_ids(place: Place) -> Tensor:

@@ -62,7 +62,7 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
         transformer=transformer,
         blocks=[*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers],
         inside=INSIDE,
-        coder=LatentCoder(vae, VAE16.normal(vae), options.device, tiling=options.memory.vae_tiling),
+        coder=LatentCoder(vae, VAE16.normal(vae), options.device, options.memory),
         channels=transformer.config.in_channels,
         encoder=encoder,
         ask=ask,
