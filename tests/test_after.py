@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lora_scripts.run.after.kept import OTHERS, keeps_base, told
 
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.loras.on_model import apply
+from lora_scripts.run.after.base_kept import OTHERS, keeps_base, told
 from lora_scripts.run.after.copies import questions
 from lora_scripts.run.after.worn import Worn
 from lora_scripts.run.previews import previews_of

@@ -18,9 +18,9 @@ CLOSE = 0.8
 """A drawn picture is a copy if a training picture is nearer than this share of the usual distance between a training
 picture and its nearest neighbour, and than `MARGIN` of the distance to the nearest held-out picture."""
 MARGIN = 0.75
-NEARER = 0.85
+NEARER, SURELY = 0.75, 0.85
 """How far a picture drawn for a trained caption is from the trained picture, as a share of the same for captions held
-out, below which training has made copies."""
+out, below which training has made copies; and the same where the interval leaves out 1."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Found:
         """A quarter of the pictures, and at least two, are copies; and training made the difference, where that can be
         told: pictures of a set that is alike are near to one another, held out or not."""
         several = self.copies >= 2 and 4 * self.copies >= len(self.pairs)
-        return several and (self.nearer is None or (self.nearer.mean < math.log(NEARER) and self.nearer.high < 0))
+        least = SURELY if self.nearer is not None and self.nearer.high < 0 else NEARER
+        return several and (self.nearer is None or self.nearer.mean < math.log(least))
 
 
 def compare(drawn: Tensor, train: Tensor, held: Tensor | None, asked: Sequence[Asked]) -> Found:

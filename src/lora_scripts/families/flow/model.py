@@ -85,6 +85,9 @@ class FlowFamily:
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         return self.coder.encode(pixels)
 
+    def decode_image(self, latents: Tensor) -> Image.Image:
+        return self.coder.decode(latents)
+
     def image_features(self, pixels: Tensor) -> list[Tensor]:
         return self.coder.features(pixels)
 

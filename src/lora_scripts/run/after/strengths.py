@@ -13,7 +13,7 @@ from lora_scripts.report.data import Strength
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.strength import Point, averaged, recommended
 
-MOST = 24
+MOST = 16
 """Training pictures that stand for the style, spread evenly over all."""
 
 
