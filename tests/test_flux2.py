@@ -355,7 +355,7 @@ def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
-    keys = {"gradient_checkpointing": "true", "base_precision": "int8", "adapter": adapter}
+    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "adapter": adapter}
     folder = tiny_flow.write_flux2_folder(tmp_path / "base")
     config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
     stopped(config, 1)

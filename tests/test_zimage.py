@@ -438,7 +438,7 @@ def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path:
 
 
 def test_a_stored_base_and_recomputed_blocks_train(base: Path, data: Path, tmp_path: Path) -> None:
-    keys = {"gradient_checkpointing": "true", "base_precision": "int8", "batch_size": 2}
+    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "batch_size": 2}
     folder = tiny_flow.write_folder(tmp_path / "base")
     config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
     stopped(config, 1)
