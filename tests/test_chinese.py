@@ -105,6 +105,11 @@ def test_both_languages_have_the_same_holes() -> None:
         ),
         ("bars of one colour: left 5%, right 6%", "纯色边条：左 5%，右 6%"),
         ("a cat by a lake", None),
+        ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
+        (
+            "12% of the pictures lean towards red (a* +9, b* +1): the LoRA will learn that",
+            "12% 的图片偏红（a* +9，b* +1）：LoRA 会学到这一点",
+        ),
     ],
 )
 def test_texts_are_put_together_from_what_is_known(english: str, words: str | None) -> None:

@@ -140,10 +140,10 @@ class Page(HTMLParser):
         values = {key: value or "" for key, value in attrs}
         if values.get("class") == "zoom":
             self.cells.append(values)
-        self.inside = tag
+        self.inside = self.inside if tag == "bdi" else tag  # what a person wrote, inside of a heading
 
     def handle_endtag(self, tag: str) -> None:
-        self.inside = "th" if tag == "span" else ""
+        self.inside = "th" if tag in ("span", "bdi") else ""
 
     def handle_data(self, data: str) -> None:
         if self.inside == "th":

@@ -1,7 +1,7 @@
 """Chinese beside English: every page holds both; the browser's language decides at first, then the button.
 
 The words stand in `assets/zh.json`, English -> Chinese, by part of the pages. `{name}` in them stands for any text,
-which is looked up by itself and else stays as it is. What a person wrote (captions, prompts, names) is never looked up:
+which is looked up by itself unless it is a person's. What a person wrote (captions, prompts, names) is never looked up:
 it stands in elements with translate="no", as HTML has it.
 """
 
@@ -18,6 +18,8 @@ MARK = "<!--languages-->"
 """In a template: where the page's Chinese goes."""
 ALWAYS = ("Copy", "Copied")
 """What only scripts write."""
+_OWN = frozenset({"list", "names", "words", "name", "text", "file", "command", "word"})
+"""Holes with what a person wrote, or what is typed; so is what stands in quotes."""
 _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&'"}
 """What could end a script in HTML, as JSON writes it."""
 _ATTRIBUTES = ("aria-label", "placeholder", "title", "alt")
@@ -66,9 +68,12 @@ def _whole(text: str) -> str | None:
         if form in exact:
             return exact[form]
     for form in dict.fromkeys((text, lower)):
-        for pattern, chinese in patterns:
+        for english, pattern, chinese in patterns:
             if match := pattern.fullmatch(form):
-                own = {name: translated(value) or value for name, value in match.groupdict().items()}
+                own = {
+                    name: value if name in _OWN or f'"{{{name}}}"' in english else translated(value) or value
+                    for name, value in match.groupdict().items()
+                }
                 return _filled(chinese, own)
     return None
 
@@ -78,13 +83,13 @@ def _filled(chinese: str, own: Mapping[str, str]) -> str:
 
 
 @cache
-def _words() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+def _words() -> tuple[dict[str, str], list[tuple[str, re.Pattern[str], str]]]:
     """(texts without holes, those with holes: the most particular first)."""
     groups = json.loads((files("lora_scripts.report") / "assets" / "zh.json").read_text("utf-8"))
     every = {english: chinese for group in groups.values() for english, chinese in group.items()}
     exact = {english: chinese for english, chinese in every.items() if "{" not in english}
     holed = sorted((e for e in every if "{" in e), key=lambda e: -len(re.sub(r"\{\w+\}", "", e)))
-    return exact, [(re.compile(_pattern(english), re.DOTALL), every[english]) for english in holed]
+    return exact, [(english, re.compile(_pattern(english), re.DOTALL), every[english]) for english in holed]
 
 
 def _pattern(english: str) -> str:
