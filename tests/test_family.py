@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import tiny
 from lora_scripts.cli import main
 from lora_scripts.families.base import LoadOptions, Sampling
+from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.sd.encoder import TextEncoder
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import io
@@ -41,6 +43,29 @@ def folder(models: tuple[Any, Any, Any], tmp_path_factory: pytest.TempPathFactor
     for name, model in zip(("unet", "vae", "text_encoder"), models, strict=True):
         model.save_pretrained(path / name)
     return path
+
+
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_clip_skip_is_the_state_so_many_layers_from_the_end_after_the_final_norm(skip: int) -> None:
+    """In a text encoder of four layers, whose norm changes what goes through it: by transformers' own list of states,
+    and by an encoder that has only so many layers."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(**{**singlefile.text_config(tiny.LAYOUT), "num_hidden_layers": 4})
+    model = CLIPTextModel(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "final_layer_norm" in name:
+                p.add_(torch.randn(p.shape))
+    rows = [prompts.chunks(prompts.plain("a city at night"))]
+    ids = torch.tensor([rows[0][0].ids])
+    inner = getattr(model, "text_model", model)
+    with torch.no_grad():
+        wanted = inner.final_layer_norm(model(ids, output_hidden_states=True).hidden_states[4 - skip + 1])
+        found = TextEncoder(model, torch.device("cpu"), checkpointing=False).encode(rows, 1, skip, normed=True).states
+        inner.encoder.layers = inner.encoder.layers[: 4 - skip + 1]
+        cut = model(ids).last_hidden_state
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, cut)
 
 
 def latents() -> tuple[Tensor, Tensor, Tensor]:

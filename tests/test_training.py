@@ -126,6 +126,29 @@ def test_a_step_goes_down_the_mean_gradient_however_the_batch_is_cut() -> None:
         assert got.state.losses == [facts.loss] and got.done
 
 
+def test_dropout_is_drawn_anew_in_each_step_and_depends_on_the_seed() -> None:
+    """What torch's own generator gives within the loss: each step and each seed its own, and the same when resumed."""
+
+    def drawn(seed: int, first: int = 0) -> list[float]:
+        toy, seen = Toy(), list[float]()
+        state = RunState(first, 4, {}, {}, {})
+
+        def watched(batch: Batch) -> tuple[Tensor, int]:
+            seen.append(torch.rand(()).item())
+            return toy.loss(batch, Objective())
+
+        settings = LoopSettings(4, Rates("constant"), 0.0, seed, 100, 0)
+        optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
+        hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False)
+        feed = FixedFeed([[batch_of(1)]] * 4)
+        run_loop(watched, feed.steps, optimizer, torch.amp.GradScaler("cpu", enabled=False), settings, state, hooks)
+        return seen
+
+    ours, others = drawn(1), drawn(2)
+    assert len({*ours, *others}) == 8
+    assert drawn(1, first=2) == ours[2:] and drawn(1) == ours
+
+
 def test_long_gradients_are_shortened_to_the_limit() -> None:
     _, weight, bias = by_hand(1, 2)
     norm = float((weight.square().sum() + bias.square().sum()).sqrt())

@@ -206,6 +206,31 @@ def test_the_best_is_the_lowest_and_the_evidence_separates_it_or_not() -> None:
     assert judge(taken[:1]) is None and judge([replace(e, held=[]) for e in taken]) is None
 
 
+def test_a_hair_lower_is_lower_and_of_equals_the_earliest_is_best() -> None:
+    taken = points(0.9, 0.7003, 0.7, 0.7001, 0.7)
+    assert best_of(taken) == taken[3] and taken[3].loss < taken[2].loss
+    assert not stalled(taken, 3) and stalled(taken, 2)
+
+
+def test_what_is_recorded_is_the_mean_over_every_noise_level(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the losses of every held-out picture and of those trained pictures that are measured."""
+    taken, losses = [], Probe.losses
+
+    def watched(self: Probe, *, captions: bool = True) -> torch.Tensor:
+        taken.append(losses(self, captions=captions))
+        return taken[-1]
+
+    monkeypatch.setattr(Probe, "losses", watched)
+    stopped(config_with(tmp_path, base, val_every=1), 1)
+    outside, inside = taken[0].double(), taken[1].double()
+    assert outside.shape[1] == 8 and inside.shape[1] == 4 and (outside > 0).all() and (inside > 0).all()
+    record = json.loads((tmp_path / "out" / "heldout.json").read_text("utf-8"))["evaluations"][0]
+    assert record["held"] == pytest.approx([sum(row) / 8 for row in outside.tolist()], rel=1e-5)
+    assert record["train"] == pytest.approx([sum(row) / 4 for row in inside.tolist()], rel=1e-5)
+
+
 def test_patience_counts_measurements_since_the_lowest() -> None:
     taken = points(0.9, 0.7, 0.8, 0.75, 0.72)
     assert [stalled(taken[: n + 1], 2) for n in range(6)] == [False, False, False, False, True, True]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.miniature import kept
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional as F
@@ -137,8 +138,8 @@ def latents_of(work: Path, count: int) -> tuple[list[world.Scene], torch.Tensor,
                 posterior = vae.encode(x).latent_dist
             means.append(posterior.mean.float())
             stds.append(posterior.std.float())
-        torch.save((torch.cat(means) * 0.18215, torch.cat(stds) * 0.18215), path)
-    mean, std = torch.load(path)
+        kept.save((torch.cat(means) * 0.18215, torch.cat(stds) * 0.18215), path)
+    mean, std = kept.load(path)
     return scenes, mean, std
 
 
@@ -160,7 +161,7 @@ class Trainer:
         self.ema = [p.detach().clone() for p in self.master]
         self.optimizer = torch.optim.AdamW(self.master, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         if path.exists():
-            state = torch.load(path)
+            state = kept.load(path)
             self.step, self.ema = state["step"], state["ema"]
             self.optimizer.load_state_dict(state["optimizer"])
             torch._foreach_copy_([p.data for p in self.master], state["master"])
@@ -186,7 +187,7 @@ class Trainer:
     def save(self) -> None:
         state = {"step": self.step, "ema": self.ema, "optimizer": self.optimizer.state_dict()}
         temporary = self.path.with_suffix(".tmp")
-        torch.save({**state, "master": [p.data for p in self.master]}, temporary)
+        kept.save({**state, "master": [p.data for p in self.master]}, temporary)
         temporary.replace(self.path)
 
     def averaged(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.miniature import elsewhere
+from benchmarks.miniature import elsewhere, kept
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -191,7 +191,7 @@ def train(work: Path, steps: int, count: int, batch: int = 48) -> BlipForConditi
     )
     first, start, losses = 0, time.time(), torch.zeros(LENGTH + 1)
     if path.exists():
-        state = torch.load(path)
+        state = kept.load(path)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -215,7 +215,7 @@ def train(work: Path, steps: int, count: int, batch: int = 48) -> BlipForConditi
             print(f"step {step + 1}/{steps} first word {losses[0]:.3f} {said} {time.time() - start:.0f} s", flush=True)
             losses.zero_()
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, path)
+            kept.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, path)
     return model.eval()
 
 

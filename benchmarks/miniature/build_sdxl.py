@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.miniature import kept
 from benchmarks.miniature.build_base import SLOTS, alphas_cumprod, phrase
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def train_text(work: Path, steps: int, batch: int = 32) -> tuple[CLIPTextModel, 
     path = work / "sdxl_text.pt"
     first, second = new_encoders()
     if path.exists():
-        states = torch.load(path)
+        states = kept.load(path)
         first.load_state_dict(states["first"])
         second.load_state_dict(states["second"])
         return first, second
@@ -109,7 +110,7 @@ def train_text(work: Path, steps: int, batch: int = 32) -> tuple[CLIPTextModel, 
         optimizer.step()
         if step % 100 == 99:
             print(f"text step {step + 1}/{steps} loss {loss:.4f}", flush=True)
-    torch.save({"first": first.state_dict(), "second": second.state_dict()}, path)
+    kept.save({"first": first.state_dict(), "second": second.state_dict()}, path)
     return first, second
 
 
@@ -129,8 +130,8 @@ def latents_of(work: Path, count: int) -> tuple[list[world.Scene], Tensor, Tenso
             posterior = vae.encode(x).latent_dist
             means.append(posterior.mean)
             stds.append(posterior.std)
-        torch.save((torch.cat(means) * SCALING, torch.cat(stds) * SCALING), path)
-    mean, std = torch.load(path)
+        kept.save((torch.cat(means) * SCALING, torch.cat(stds) * SCALING), path)
+    mean, std = kept.load(path)
     return scenes, mean, std, vae.state_dict()
 
 
@@ -145,7 +146,7 @@ def train_unet(work: Path, steps: int, pictures: int, text_steps: int, batch: in
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     saved, begun, start, total, bars = work / "sdxl_unet.pt", 0, time.time(), 0.0, alphas_cumprod()
     if saved.exists():
-        state = torch.load(saved)
+        state = kept.load(saved)
         begun, average = state["step"], state["average"]
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
@@ -188,7 +189,7 @@ def train_unet(work: Path, steps: int, pictures: int, text_steps: int, batch: in
             total = 0.0
         if step % 250 == 249 or step + 1 == steps:
             state = {"step": step + 1, "average": average, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state, saved.with_suffix(".tmp"))
+            kept.save(state, saved.with_suffix(".tmp"))
             saved.with_suffix(".tmp").replace(saved)
     net.load_state_dict(average)
     parts = (net.state_dict(), vae, first.state_dict(), second.state_dict())

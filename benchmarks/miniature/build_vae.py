@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.miniature import kept
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
@@ -149,7 +150,7 @@ def train(work: Path, steps: int) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     state_path, step = work / "vae.pt", 0
     if state_path.exists():
-        state = torch.load(state_path)
+        state = kept.load(state_path)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step = state["ema"], state["step"]
@@ -175,7 +176,7 @@ def train(work: Path, steps: int) -> None:
                 flush=True,
             )
         if step % 100 == 0 or step == steps:
-            torch.save(
+            kept.save(
                 {"vae": vae.state_dict(), "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, state_path
             )
     vae.load_state_dict(ema)
@@ -195,7 +196,7 @@ def refine_decoder(work: Path, steps: int) -> None:
     optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     pool, start, state_path, step = pictures(work), time.time(), work / "decoder.pt", 0
     if state_path.exists():
-        state = torch.load(state_path)
+        state = kept.load(state_path)
         torch._foreach_copy_([p.data for p in trained], state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         ema, step = state["ema"], state["step"]
@@ -222,7 +223,7 @@ def refine_decoder(work: Path, steps: int) -> None:
             print(f"decoder step {step}/{steps} loss {loss:.4f} l1 {l1:.4f} {time.time() - start:.0f} s", flush=True)
         if step % 100 == 0 or step == steps:
             weights = [p.data for p in trained]
-            torch.save({"weights": weights, "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, state_path)
+            kept.save({"weights": weights, "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, state_path)
     torch._foreach_copy_([p.data for p in trained], ema)
     vae.save_pretrained(work / "vae")
 

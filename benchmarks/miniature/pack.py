@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from benchmarks.miniature import build_base
+from benchmarks.miniature import build_base, kept
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def pack(work: Path, out: Path) -> int:
         ]
     )
     vae_file, text_file, unet_file = (work / name for name in PARTS)
-    state = torch.load(unet_file, mmap=True)
+    state = kept.load(unet_file)
     with torch.device("meta"):
         names = [name for name, _ in build_base.new_unet().named_parameters()]
     unet: dict[str, Tensor] = dict(zip(names, state["ema"], strict=True))

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from benchmarks.miniature import kept
 from benchmarks.miniature_words import forms
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -270,7 +271,7 @@ def train(work: Path, steps: int, peak: float) -> tuple[Qwen3ForCausalLM, PreTra
     model = new_model(tokenizer)
     both, first, start, losses = optimizers(model, peak), 0, time.time(), list[float]()
     if path.exists():
-        state = torch.load(path)
+        state = kept.load(path)
         model.load_state_dict(state["model"])
         for optimizer, values in zip(both, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
@@ -295,8 +296,8 @@ def train(work: Path, steps: int, peak: float) -> tuple[Qwen3ForCausalLM, PreTra
             )
             losses.clear()
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            kept = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in both], "step": step + 1}
-            torch.save(kept, path)
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in both], "step": step + 1}
+            kept.save(state, path)
     return model.eval(), tokenizer
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from os import PathLike
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class UserError(Exception):
@@ -22,7 +25,9 @@ class UserError(Exception):
     ) -> None:
         self.message, self.file, self.line, self.hint = message, file, line, hint
         where = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
-        super().__init__(where + message + (f"; {hint}" if hint else ""))
+        text = where + message + (f"; {hint}" if hint else "")
+        # A line end in a name or a value, which is shown here, must not end the line, nor may it command a terminal.
+        super().__init__(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text))
 
 
 class UserErrors(UserError):

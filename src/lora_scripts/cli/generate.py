@@ -18,6 +18,7 @@ from lora_scripts.cli.options import (
     require_models,
     size,
 )
+from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Saved, Sink
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Generated:
     from lora_scripts.generate.prompt import GenerateOptions
 
     require_models([("--vae", options.vae, "VAE"), ("--text-encoder", options.text_encoder, "text encoder")])
+    if (options.prompt is None) == (options.from_file is None):
+        raise UserError("give one of --prompt and --from-file", hint='for example --prompt "a city at night"')
     options.base = base_of(options.base, sink)
     wanted = GenerateOptions(**asked(options))
     from lora_scripts.generate.command import generate_pictures

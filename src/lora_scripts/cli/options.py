@@ -155,11 +155,23 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
 
 
 def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
-    """UserErrors unless each (option, path, kind of model) that is given is a model file or folder."""
+    """UserErrors unless each (option, path, kind of model) that is given is one, as its header tells without torch."""
+    from lora_scripts.families import table
+
     faults = []
     for name, where, kind in models:
-        if where is not None and (fault := model_fault(where, kind=kind, folder=True)):
+        if where is None:
+            continue
+        if fault := model_fault(where, kind=kind, folder=True):
             faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
+            continue
+        try:
+            if kind == "checkpoint":
+                table.find(where)
+            elif where.is_file() or not where.is_dir():
+                table.identify(where)
+        except UserError as error:
+            faults.append(error)
     raise_all(faults)
 
 
@@ -167,9 +179,12 @@ def base_of(base: Path, sink: Sink) -> Path:
     """--base on the disk, fetched first where it is a name on the hub. UserErrors where it is no model."""
     if fault := base_fault(base):
         raise UserError(f"--base: {fault[0]}", hint=fault[1])
+    from lora_scripts.families import table
     from lora_scripts.families.download import fetch
 
-    return fetch(base, sink)
+    found = fetch(base, sink)
+    table.find(found)  # what it is, as its header tells before torch is there
+    return found
 
 
 def add_loras(parser: argparse.ArgumentParser, text: str = "a.safetensors:0.8; weight 1 if left out") -> None:

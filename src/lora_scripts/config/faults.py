@@ -98,6 +98,9 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "finite_number": ("a number that is not infinite", None),
     "bool_type": ("true or false", None),
     "string_type": ("a text", "put it in quotes"),
+    "model_type": ("a pattern in quotes, or match: with rank, alpha or lr", None),
+    "model_attributes_type": ("a pattern in quotes, or match: with rank, alpha or lr", None),
+    "dataclass_type": ("a pattern in quotes, or match: with rank, alpha or lr", None),
     "tuple_type": ("a list", 'write it as ["one", "two"]'),
 }
 _LIMITS = {

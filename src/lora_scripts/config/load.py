@@ -148,8 +148,10 @@ def _data_fault(path: Path) -> tuple[str, str] | None:
 def _metadata_fault(path: Path) -> tuple[str, str] | None:
     if path.is_file():
         return None
-    if path.exists():
+    if path.is_dir():
         return f"{path.as_posix()} is a folder", "name the .csv or .jsonl file in it"
+    if path.exists():
+        return f"{path.as_posix()} is not a plain file", "name a .csv or .jsonl file"
     return (
         f"{path.as_posix()} does not exist",
         "put the captions there, or remove the line to use those beside the pictures",
@@ -159,6 +161,8 @@ def _metadata_fault(path: Path) -> tuple[str, str] | None:
 def _records_fault(path: Path) -> tuple[str, str] | None:
     if path.is_file():
         return None
+    if path.exists() and not path.is_dir():
+        return f"{path.as_posix()} is not a plain file", "name a file of records"
     if path.exists():
         return f"{path.as_posix()} is a folder", "name the file in it, or write train_data_dir for the whole folder"
     return f"{path.as_posix()} does not exist", "put the records there, or change the path"

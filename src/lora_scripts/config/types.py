@@ -114,7 +114,9 @@ def _output_dir(path: Path) -> Path:
     # The exported LoRA bears the folder's name, and prompts call it as <lora:NAME:0.8>.
     name = Path(os.path.abspath(path)).name
     if not name or set(name) & set("<>:"):
-        raise ValueError("the LoRA is named after this folder, and a prompt cannot call a name with < > : or none")
+        raise ValueError(
+            "the LoRA is named after this folder, and a prompt cannot call a name with < > : or none; choose another"
+        )
     if len(os.fsencode(name)) > _LONGEST:
         raise ValueError(f"the LoRA is named after this folder, so {_LONGEST} bytes is the most for its name")
     return path

@@ -46,9 +46,11 @@ def parse_path(value: object) -> Path:
         raise ValueError("starts with ~, but the home folder is not known; write the whole path") from None
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if longest > NAME_MAX:
-        raise ValueError(f"has a name of {longest} bytes in it, and {NAME_MAX} is the most")
+        raise ValueError(f"has a name of {longest} bytes in it, and {NAME_MAX} is the most; choose a shorter one")
     if len(os.fsencode(path)) >= PATH_MAX:
-        raise ValueError(f"is {len(os.fsencode(path))} bytes long, and {PATH_MAX - 1} is the most")
+        raise ValueError(
+            f"is {len(os.fsencode(path))} bytes long, and {PATH_MAX - 1} is the most; choose a shorter one"
+        )
     return path
 
 

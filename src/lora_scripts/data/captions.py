@@ -106,14 +106,23 @@ def tidy(text: str) -> str:
 def image_name(raw: str) -> str:
     """A name in a row as a posix path in NFC form; ValueError for one that leaves the image folder."""
     name = posixpath.normpath(unicodedata.normalize("NFC", raw.strip().replace("\\", "/")))
+    if name == ".":
+        raise ValueError(f'"{raw}" is a folder, not an image')
     if name == ".." or name.startswith(("/", "../")) or name[1:2] == ":":
         raise ValueError(f'"{raw}" leaves the image folder')
     return name
 
 
 def read_sidecar(path: Path, *, allow_empty: bool = False) -> str:
-    """The caption in a .txt or .caption file; several lines become one. Raises UserError."""
+    """The caption in a .txt or .caption file; several lines become one. UserError, also for what is no caption."""
     text = tidy(read_text(path))
+    head = text[:100].lower()
+    if head.startswith("version https://git-lfs"):
+        raise UserError("is a git-lfs pointer, not the caption itself", file=path, hint="run: git lfs pull")
+    if head.startswith(("<!doctype html", "<html")):
+        raise UserError(
+            "is a web page saved under the name of a caption", file=path, hint="write the caption, or remove it"
+        )
     if not text and not allow_empty:
         raise UserError("the caption is empty", file=path, hint="write one, or remove the file")
     return text
@@ -127,7 +136,7 @@ def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = Fa
     fault leaves its name readable is still in the result, so that its image is not reported a second time.
     """
     if path.suffix.lower() not in METADATA_SUFFIXES:
-        faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path))
+        faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path, hint="name one of these"))
         return {}
     try:
         lines = NEWLINE.split(read_text(path))
@@ -159,7 +168,7 @@ class _Table:
     def add(self, raw: str, text: str, line: int, *, already_faulty: bool = False) -> None:
         if not raw.strip():
             if not already_faulty:
-                self.fault(line, "the row has no file name")
+                self.fault(line, "the row has no file name", "write one, or remove the row")
             return
         try:
             name = image_name(raw)

@@ -51,6 +51,10 @@ _UPRIGHT = {
 }
 
 
+_ZEROS = 64
+"""Bytes at the end of a compressed picture that no encoder writes as zeros."""
+
+
 def load_rgb(path: Path, digest: str = "") -> Image.Image:
     """The image at `path`, upright, mode RGB. Raises UserError, which names the file, for whatever is wrong with it.
 
@@ -76,7 +80,7 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
     """As `load_rgb`, from bytes at hand; `path` is only for the error."""
     if not data:
         raise UserError("the file is empty (0 bytes)", file=path, hint="copy or download it again")
-    other = _other_kind(data)
+    other = _other_kind(data) or _unfinished(data)
     if other is not None:
         raise UserError(other[0], file=path, hint=other[1])
     try:
@@ -93,7 +97,8 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise UserError("has more pixels than are read", file=path, hint="scale it down") from None
     except UnidentifiedImageError:
-        raise UserError("is not an image, or is damaged from its first bytes on", file=path) from None
+        hint = "copy or download it again, or remove it"
+        raise UserError("is not an image, or is damaged from its first bytes on", file=path, hint=hint) from None
     except _DECODER_ERRORS as error:
         reason = tidy(str(error)) or type(error).__name__
         raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
@@ -135,6 +140,25 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"):
         return "is a HEIC or AVIF image, whatever its name says", "convert it to JPEG or PNG"
     return None
+
+
+def _unfinished(data: bytes) -> tuple[str, str] | None:
+    """A download into a file of the right size that did not end: zeros where compressed data should be. Decoders take
+    them for a picture whose rest is grey or smeared."""
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    if zeros < _ZEROS:
+        return None
+    if data.startswith(b"\x89PNG"):
+        whole = data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
+    elif data.startswith(b"\xff\xd8"):  # cameras may pad a whole one
+        whole = data.rstrip(b"\0").endswith(b"\xff\xd9")
+    else:
+        whole = data[8:15] != b"WEBPVP8"  # a plain one; behind another kind's picture there may be EXIF with zeros
+    return (
+        None
+        if whole
+        else (f"its last {zeros:,} bytes are zeros: a download that was not finished", "download it again")
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ So resuming in mid-epoch is exact, and nothing depends on how many workers or ho
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, cap
     rng = random.Random(f"draw/{seed}/{epoch}/{position}/{index}")
     variant, drop = rng.random(), rng.random()
     return Draw(variant=int(variant * variants), drop_caption=drop < caption_dropout)
+
+
+def seed_of(key: str) -> int:
+    """A seed, 0 … 2^63 - 1, for torch: a function of a text, the same on every machine.
+
+    Of a seed a generator on the CPU takes the lower 32 bits only, so nothing may stand in the upper ones alone.
+    """
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str, dropout: float = 0.0) -> str:

@@ -120,8 +120,6 @@ def _prediction(base: Path) -> Prediction:
 
 def _jobs(options: GenerateOptions) -> list[Job]:
     """The prompts, with the files of the LoRAs that they call; UserErrors for all that is wrong with any."""
-    if (options.prompt is None) == (options.from_file is None):
-        raise UserError("give one of --prompt and --from-file")
     lines = read_prompts(options.from_file) if options.from_file else [PromptLine(options.prompt or "")]
     jobs: list[Job] = []
     faults: list[UserError] = []

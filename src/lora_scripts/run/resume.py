@@ -27,6 +27,7 @@ from lora_scripts.train.state import RunState
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
+    *("mask_dir", "class_data_dir"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
@@ -89,7 +90,8 @@ def restore(
     UserError, naming all of it, if what decides the weights has changed.
     """
     old, weights, moments = states.unpack(found)
-    changed = states.changes(old.config, state.config)
+    kept = {key: value for key, value in old.config.items() if key not in FREE_KEYS}  # an earlier version kept more
+    changed = states.changes(kept, state.config)
     length = next((change for change in changed if change.startswith("epochs: ")), None)
     why = other_length(old, state, rates) if length else ""
     if length:

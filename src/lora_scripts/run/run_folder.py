@@ -132,7 +132,15 @@ class RunFolder:
         return [old for old in surplus if old.exists()]
 
     def require_free(self) -> None:
-        """UserError while another run writes here; one that comes after this is told by `locked`."""
+        """UserError while another run writes here, or where no folder can be made; what comes after this is told by
+        `locked`."""
+        above = next(p for p in (self.path, *self.path.absolute().parents) if os.path.lexists(p))
+        if not above.is_dir():
+            raise UserError(
+                "is no folder, so nothing can be written into it", file=above, hint="choose another output_dir"
+            )
+        if not os.access(above, os.W_OK):
+            raise UserError("the system does not allow to write here", file=above, hint="choose another output_dir")
         if self._lock.exists():
             self._acquired().release()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.cache import Cache, cache_key
 from lora_scripts.data.image import apply_view, load_rgb
-from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces
+from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, seed_of
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, PictureFamily, Place
@@ -227,5 +226,4 @@ def _only(encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def generator(key: str) -> torch.Generator:
     """A CPU generator whose state is a function of a text, the same on every machine."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(key))

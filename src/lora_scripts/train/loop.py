@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.compute.meter import ran_out
+from lora_scripts.data.loader import seed_of
 from lora_scripts.errors import UserError
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates, rest_groups, set_rates
@@ -108,7 +109,7 @@ def run_loop(
     for epoch, batches in steps(state.step, settings.total):
         start, share = time.perf_counter(), settings.rates.share(state.step, settings.total)
         set_rates(optimizer, share)
-        torch.manual_seed((settings.seed << 32) + state.step)  # for dropout; noise comes with the batch
+        torch.manual_seed(seed_of(f"dropout/{settings.seed}/{state.step}"))  # noise comes with the batch
         total, count = torch.zeros((), device=parameters[0].device), 0
         try:
             for batch in batches:
