@@ -28,7 +28,10 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.overview import plain_way
+from lora_scripts.run.parts import Trained
+from lora_scripts.train.optim import Group, build_optimizer
 from test_memory import counted
 
 LAYERS = {
@@ -346,3 +349,28 @@ def test_the_table_says_which_layers_are_computed_the_plain_way() -> None:
     ((name, words),) = plain_way(SimpleNamespace(layers=layers), config)  # type: ignore[arg-type]
     assert name == "speed" and words.startswith("1 of 2 layers") and "lora_dropout" in words
     assert plain_way(SimpleNamespace(layers={"a": layers["a"]}), config) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("adamw", "torch"), ("prodigy", "prodigyopt"), ("schedule_free", "schedulefree"), ("lion", "lion_pytorch")],
+)
+def test_every_optimizer_leaves_the_copies_up_to_date(name: str, package: str) -> None:
+    """Some write through `.data`, which no version of a tensor tells."""
+    pytest.importorskip(package)
+    layer = LoraLayer(frozen("linear", torch.bfloat16), 2, 2.0)
+    layer.reset(torch.Generator().manual_seed(1))
+    groups = [Group("all", list(layer.values().values()), 0.01)]
+    model = Trained({"net": layer}, build_optimizer(name, groups, 0.0), 2, 2.0, "", BaseFiles([]))
+    before = layer.up.clone()
+    for _ in range(3):
+        y = layer(given("linear", torch.bfloat16))
+        (y * normal(*y.shape, seed=2)).sum().backward()
+        model.masters.gather()
+        model.optimizer.step()
+        model.optimizer.zero_grad()
+    assert layer.copies is not None and not torch.equal(layer.up, before)
+    for copy, p in zip(layer.copies, (layer.down, layer.up), strict=True):
+        assert torch.equal(copy, p.to(torch.bfloat16))
+    model.load({"net.down": layer.down * 2, "net.up": layer.up * 2})
+    assert torch.equal(layer.copies[1], layer.up.to(torch.bfloat16))
