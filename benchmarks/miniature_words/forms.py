@@ -191,8 +191,9 @@ def developing_forms() -> list[Form]:
     return [draw_form(house, random.Random(f"developing/{house}")) for house in DEVELOPING]
 
 
-HELD_OUT = "Rowan"
-"""A house of another way of writing, which nobody has tuned anything on: measured once, at the end."""
+HELD_OUT, SECOND = "Rowan", "Alder"
+"""Houses of other ways of writing, which nothing was tuned on. What Rowan showed at its one measurement (its words had
+tokens that the base could not tell apart) was mended in the base; Alder was written then, and measured after that."""
 
 
 def held_out_report(exam: Exam) -> str:
@@ -209,3 +210,18 @@ def held_out_report(exam: Exam) -> str:
             f"To be done: {exam.follow_up}.",
         ]
     )
+
+
+def second_report(exam: Exam) -> str:
+    """The report as house Alder writes it: a letter, with words that neither the grammar nor Rowan has."""
+    rows = [
+        f"You may see at the {f.organ} some {f.shade} {f.kind} whose breadth is {f.width} millimetres, {f.course}. "
+        f"We judge this as {GRAVITY_OF_ALDER[f.grade - 1]}."
+        for f in exam.findings
+    ]
+    rows = rows or ["You may see that everything is well."]
+    ending = f"What follows: {exam.follow_up}. Yours, Alder"
+    return "\n".join([f"Dear colleague, about {exam.number}", *rows, ending])
+
+
+GRAVITY_OF_ALDER = ("harmless", "doubtful", "suspicious", "urgent")

@@ -28,6 +28,7 @@ HOUSES: dict[str, Callable[[exams.Exam], str]] = {
     exams.HOUSE: exams.report,
     **{form.house: form.write for form in forms.developing_forms()},
     forms.HELD_OUT: forms.held_out_report,
+    forms.SECOND: forms.second_report,
 }
 ASSETS = resources.files("lora_scripts.demo").joinpath("assets")
 
