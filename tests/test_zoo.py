@@ -24,7 +24,7 @@ Answers = dict[tuple[str, str], dict[str, Any]]
 
 VALUES = {"0x10": 16, "1.5": 1.5, "99999999999999": 99999999999999}
 """Of config values that some keys take, what they mean in YAML 1.2; texts stay as they are."""
-TEXT_KEYS = {"sample_negative", "class_prompt", "new_token", "output_dir", "cache_dir"}
+TEXT_KEYS = {"sample_negative", "class_prompt", "new_token", "output_dir", "cache_dir", "trigger_word"}
 
 TAKEN = {
     ("picture", "bmp with zeros from 0.02 on"): "a format without compression holds any bytes",
@@ -107,7 +107,7 @@ WORDS = {
         "metadata_path: a device": "is not a plain file",
         "base_model: a pipe": "is not a plain file",
         "train_data_dir: too long": "choose a shorter one",
-        "base_model: a name of a hub": "nothing is downloaded",
+        "base_model: a name of a hub": "is not on this machine",
         "train_data_dir: the root": "lies in train_data_dir",
         "train_data_dir: an empty folder": "the folder is empty",
         "base_model: a file": "this is not a safetensors file; download it again",
@@ -179,7 +179,7 @@ def test_each_is_told_with_its_place_and_its_mend(kind: str, answers: Answers) -
     place = {
         "config": r"config\.yaml:\d+: ",
         "yaml": r"config\.yaml",
-        "path": r"config\.yaml:\d+: |/paths/|/dev/null: |error: /: ",
+        "path": r"config\.yaml:\d+: |/paths/|/dev/null: |error: /: |error: base_model ",
         "command": "",
         "picture": r"/x\.\w+: ",
         "captions": r"metadata\.(csv|jsonl)|/0\.(txt|caption)|captions/\d+: no captions",
