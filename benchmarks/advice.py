@@ -359,7 +359,7 @@ RIGHT = {
 
 def table(folder: Path, which: str) -> str:
     """Shares of runs that were advised, with 95 % intervals (Wilson), as Markdown; then of files named."""
-    found = [torch.load(path, weights_only=False) for path in sorted(folder.glob(f"{which}-*.pt"))]
+    found = [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{which}-*.pt"))]
     told: dict[str, list[tuple[dict[str, Any], set[str]]]] = {}
     for one in found:
         kinds, copies = {advice.kind for advice in given(one)}, copied(one)

@@ -13,6 +13,8 @@ from lora_scripts.config.types import ConfigPath, Count, Fault, Fraction, Keys, 
 def _word(value: str) -> str:
     if not value.strip() or set(value) & set("<>"):
         raise ValueError("is an empty text" if not value.strip() else "cannot stand in a prompt with < or >")
+    if not value.isprintable():
+        raise ValueError("holds a sign that nobody can type in a prompt; write the word without it")
     return value.strip()
 
 
