@@ -56,6 +56,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_base(tmp_path_factory.mktemp("base") / "base.safetensors")
 
 
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads a base fails."""
+
+    def loads(*told: Any) -> Any:
+        raise AssertionError("a base was loaded")
+
+    monkeypatch.setattr("lora_scripts.families.table.load_pictures", loads)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five pictures of 64 x 64 with captions."""

@@ -483,10 +483,14 @@ def test_a_name_that_no_disk_takes_is_one_line(key: str) -> None:
     lines = [line for line in PATHS.splitlines() if not line.startswith(key)]
     told = faults("\n".join([*lines, f"{key}: a/{'ä' * 150}{ending}"]) + "\n")
     assert told == [
-        f"c.yaml:{len(lines) + 1}: {key}: has a name of {300 + len(ending)} bytes in it, and 255 is the most"
+        f"c.yaml:{len(lines) + 1}: {key}: has a name of {300 + len(ending)} bytes in it, and 255 is the most; "
+        "choose a shorter one"
     ]
     told = faults("\n".join([*lines, f"{key}: {'a/' * 2500}b{ending}"]) + "\n")
-    assert told == [f"c.yaml:{len(lines) + 1}: {key}: is {5001 + len(ending)} bytes long, and 4095 is the most"]
+    assert told == [
+        f"c.yaml:{len(lines) + 1}: {key}: is {5001 + len(ending)} bytes long, and 4095 is the most; "
+        "choose a shorter one"
+    ]
 
 
 def test_a_lora_whose_files_would_have_too_long_names_is_refused() -> None:

@@ -71,7 +71,7 @@ def test_the_test_records_are_in_no_training(tmp_path: Path) -> None:
     answers = {messages[1]["content"] for messages in train}
     assert not [m for m in test if m[1]["content"] in answers and "no findings" not in m[1]["content"]]
     assert json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0]) == {
-        "messages": next(talks(TRAINING_SEED))
+        "messages": next(talks(TRAINING_SEED, exams.HOUSE, exams.report))
     }
 
 

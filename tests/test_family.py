@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import tiny
 from lora_scripts.cli import main
+from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
@@ -61,7 +62,7 @@ def test_clip_skip_is_the_state_so_many_layers_from_the_end_after_the_final_norm
     inner = getattr(model, "text_model", model)
     with torch.no_grad():
         wanted = inner.final_layer_norm(model(ids, output_hidden_states=True).hidden_states[4 - skip + 1])
-        found = TextEncoder(model, torch.device("cpu"), checkpointing=False).encode(rows, 1, skip, normed=True).states
+        found = TextEncoder(model, torch.device("cpu"), MemoryOptions()).encode(rows, 1, skip, normed=True).states
         inner.encoder.layers = inner.encoder.layers[: 4 - skip + 1]
         cut = model(ids).last_hidden_state
     torch.testing.assert_close(found, wanted)

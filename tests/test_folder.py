@@ -24,8 +24,9 @@ TEXT = "text_encoder/model.safetensors"
 LONG = "down_blocks.1.resnets.0.conv1.weight"
 
 
-@pytest.fixture(params=[row for row in families.ROWS if row.folder is not None], ids=lambda row: row.name)
+@pytest.fixture(params=[row for row in families.ROWS if row.name in ("sd1", "sdxl")], ids=lambda row: row.name)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Of the families with a UNet; those of transformers come last."""
     return request.param.folder(tmp_path / "base")  # type: ignore[no-any-return]
 
 
@@ -176,3 +177,33 @@ def test_another_topology_is_left_to_the_library(folder: Path) -> None:
     config(layers_per_block=1)(folder / "unet" / "config.json")
     table.find(folder).check(folder, True)
     assert keys["layers_per_block"] == 2
+
+
+FLOW_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a cut config": ("transformer/config.json", cut, "transformer/config.json: is damaged: it is not readable as JSON"),
+    "no config": ("transformer/config.json", Path.unlink, "config.json"),
+    "cut weights": ("transformer/diffusion_pytorch_model.safetensors", cut, "diffusion_pytorch_model.safetensors"),
+    "a missing weight": (
+        "transformer/diffusion_pytorch_model.safetensors",
+        lambda p: save_file(dict(sorted(load_file(p).items())[1:]), p),
+        "missing",
+    ),
+    "of the VAE": (VAE, cut, "vae/diffusion_pytorch_model.safetensors"),
+    "of the text": (TEXT, cut, "text_encoder/model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", FLOW_FAULTS)
+@pytest.mark.parametrize("row", [row for row in families.ROWS if row.name in ("zimage", "flux2")], ids=lambda r: r.name)
+def test_each_fault_of_a_transformers_folder_is_one_line(
+    row: families.Row, name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert row.folder is not None
+    folder, (file, change, words) = row.folder(tmp_path / "base"), FLOW_FAULTS[name]
+    change(folder / file)
+    path = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data)
+    capsys.readouterr()  # transformers' bar of progress
+    assert main(["train", "--config", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert words in told and str(folder) in told and told.startswith("error: ") and "Traceback" not in told
+    assert told.count("\n") == 1

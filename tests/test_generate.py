@@ -158,10 +158,10 @@ def mistake(capsys: pytest.CaptureFixture[str], base: Path, loras: Path, prompt:
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(
-    loras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, loras: Path, tmp_path: Path, never_loaded: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The base is none: whoever opens it complains about it instead."""
-    (tmp_path / "base.safetensors").touch()
+    (tmp_path / "base.safetensors").write_bytes(base.read_bytes())
+    (tmp_path / "empty.safetensors").touch()
     told = mistake(capsys, tmp_path / "base.safetensors", loras, "a <lora:al:1> <lora:nothing:1>")
     assert told.splitlines() == [
         f"error: there is no al.safetensors in {loras}; did you mean <lora:all:0.8>?",
@@ -170,7 +170,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     for size in ("100x64", "64x100"):
         assert "multiples of 8" in mistake(capsys, tmp_path / "base.safetensors", loras, "a", "--size", size)
     assert "not a number" in mistake(capsys, tmp_path / "base.safetensors", loras, "a <lora:all:x>")
-    assert "this is an empty file" in mistake(capsys, tmp_path / "base.safetensors", loras, "a <lora:all:1>")
+    assert "this is an empty file" in mistake(capsys, tmp_path / "empty.safetensors", loras, "a <lora:all:1>")
 
 
 def test_a_lora_of_another_base_names_its_modules(

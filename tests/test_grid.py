@@ -262,12 +262,18 @@ def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data:
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str], told: str
+    base: Path,
+    tmp_path: Path,
+    never_loaded: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    told: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    for name in ("base.safetensors", "a.safetensors"):
-        Path(name).touch()
+    Path("base.safetensors").write_bytes(base.read_bytes())
+    Path("a.safetensors").touch()
     Path("p.txt").write_text("a\n")
     Path("q.txt").write_text("a --d 1\nb <lora:x:1>\n")
     assert grid(*argv) == 2

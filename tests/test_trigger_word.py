@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,13 +37,14 @@ def test_from_the_captions_to_the_line_to_copy(here: Path, capsys: pytest.Captur
     assert main(["train", "--config", "configs/mine.yaml", *quick]) == 0
     told = capsys.readouterr()
     assert "5 of 5 captions have zorb, which calls the LoRA, and no preview has it" in told.out + told.err
-    assert "<lora:mine:0.8> zorb)" in told.out
+    line = re.search(r"prompt: (<lora:mine:[0-9.]+> zorb)\)", told.out)  # at the strength that was measured
+    assert line is not None
     lora = here / "output" / "mine" / "mine.safetensors"
     with safe_open(lora, "pt") as file:
         assert file.metadata()["modelspec.trigger_phrase"] == "zorb"
         assert file.metadata()["lora_scripts.trigger_agreement"] == "5 of 5"
     page = lora.with_name("report.html").read_text("utf-8")
-    assert page.count("&lt;lora:mine:0.8&gt; zorb</code>") == 2 and "5 of 5 captions have it" in page
+    assert page.count(f"{html.escape(line[1])}</code>") == 2 and "5 of 5 captions have it" in page
     assert main(["card", str(lora)]) == 0
     card = (lora.parent / "mine-card" / "README.md").read_text("utf-8")
     assert "Trigger words: **zorb** (5 of 5 captions have it)\n" in card and "<lora:mine:0.8> zorb\n" in card

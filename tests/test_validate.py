@@ -255,7 +255,7 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
     )
 
 
-def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, sink: Any) -> story.TrainResult:
+def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, board: Any, sink: Any) -> story.TrainResult:
     """In place of `story.finish`."""
     saver.write(parts.folder.final, "LoRA")
     f = parts.folder

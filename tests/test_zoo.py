@@ -24,7 +24,7 @@ Answers = dict[tuple[str, str], dict[str, Any]]
 
 VALUES = {"0x10": 16, "1.5": 1.5, "99999999999999": 99999999999999}
 """Of config values that some keys take, what they mean in YAML 1.2; texts stay as they are."""
-TEXT_KEYS = {"sample_negative", "class_prompt", "new_token", "output_dir", "cache_dir"}
+TEXT_KEYS = {"sample_negative", "class_prompt", "new_token", "output_dir", "cache_dir", "trigger_word"}
 
 TAKEN = {
     ("picture", "bmp with zeros from 0.02 on"): "a format without compression holds any bytes",

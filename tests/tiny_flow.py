@@ -167,6 +167,7 @@ def _write_folder(path: Path, made: Models, scheduler: Any, index: dict[str, obj
     made.text.save_pretrained(path / "text_encoder")
     made.tokenizer.save_pretrained(path / "tokenizer")
     scheduler.save_pretrained(path / "scheduler")
+    index = {**index, "transformer": ["diffusers", type(made.transformer).__name__]}
     (path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return path
 

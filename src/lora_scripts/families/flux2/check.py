@@ -9,7 +9,7 @@ from typing import Any
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import qwen3
 from lora_scripts.families.flow.autoencoder import VAE32
-from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow.pieces import Pieces, require_floats, transformer_class
 from lora_scripts.families.flux2.layout import CONFIG, PREFIXES, SIDE, Flux2Layout, layout_from, layout_of, rows
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config
@@ -50,10 +50,10 @@ def stripped(key: str) -> str:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
-    config = read_config(path / "transformer") or {}
-    if config.get("_class_name") != "Flux2Transformer2DModel":
+    if transformer_class(path) != "Flux2Transformer2DModel":
         return None
-    if config.get("guidance_embeds", True):
+    config = read_config(path / "transformer")
+    if config is not None and config.get("guidance_embeds", True):
         return DEV
     return DISTILLED if (read_config(path, "model_index.json") or {}).get("is_distilled") is True else CHECKPOINT
 

@@ -9,7 +9,7 @@ from typing import Any
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import qwen3
 from lora_scripts.families.flow.autoencoder import VAE16
-from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow.pieces import Pieces, require_floats, transformer_class
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config
 from lora_scripts.families.sd.rows import check_rows, is_spare
@@ -53,10 +53,9 @@ def stripped(key: str) -> str:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config."""
-    config = read_config(path / "transformer") or {}
-    if config.get("_class_name") != "ZImageTransformer2DModel":
+    if transformer_class(path) != "ZImageTransformer2DModel":
         return None
-    return OMNI if config.get("siglip_feat_dim") else CHECKPOINT
+    return OMNI if (read_config(path / "transformer") or {}).get("siglip_feat_dim") else CHECKPOINT
 
 
 def told(path: Path) -> dict[str, Any]:
