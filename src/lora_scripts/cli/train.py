@@ -61,7 +61,7 @@ def words(result: TrainResult | TextTrainResult) -> list[str]:
         f"the LoRA: {drawn.lora}  (prompt: {tag(drawn.name, drawn.strength, drawn.trigger)})",
         *(f"the word {word}: {file}  (into the WebUI's embeddings folder)" for word, file in drawn.words.items()),
         f"the report: {result.report}",
-        *([f"look at these pictures and their captions: {drawn.look_at}"] if drawn.look_at else []),
+        *([f"look at these pictures: {drawn.look_at}"] if drawn.look_at else []),
         *warning,
     ]
 

@@ -30,8 +30,8 @@ TRAIN_PICTURES = 6
 """Training pictures that are measured beside the held-out ones, to tell learning from memorising."""
 LONG = 10
 """Epochs from which on every training picture is looked at, once, in the end."""
-WHOLE_STRATA, WHOLE_PARTS, WHOLE_TIMES = 4, (0, 2), 3
-"""The noise levels at which it is: textures and layout; with the base, with the LoRA, and without its caption."""
+WHOLE_STRATA, WHOLE_PARTS, WHOLE_TIMES = 4, (0, 2), 2
+"""The noise levels at which it is: textures and layout; with the base, and with the LoRA."""
 TIMES, LEAST = 10, 3
 """Measurements in a run where `val_every` says nothing: as many, and not fewer than the second number."""
 SHARE = 0.15

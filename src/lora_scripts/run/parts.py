@@ -182,19 +182,18 @@ class HeldOut:
         }
 
     def strays(self, model: Trained, ema: Ema | None, step: int) -> list[Advice]:
-        """Looks for training pictures that did not fit, and for captions that do not."""
+        """Looks for training pictures that did not fit."""
         if not self.looks_at_whole:
             return []
         model.train(False)
         with model.off():
             before = self.whole.losses()
         with averaged(model.trained, model.optimizer, ema):
-            after, bare = self.whole.losses(), self.whole.losses(captions=False)
+            after = self.whole.losses()
         model.train(True)
         names = [self.whole.feed.pictures[i].sample.name for i in self.whole.indices]
-        own, base, empty = (taken.double().numpy() for taken in (after, before, bare))
-        found = fit.strays(step, names, base, own), fit.wrong_captions(step, names, own, empty)
-        return [advice for advice in found if advice is not None]
+        found = fit.strays(step, names, before.double().numpy(), after.double().numpy())
+        return [] if found is None else [found]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,11 @@ def strays(step: int, names: Sequence[str], before: Losses, after: Losses) -> Ad
 
 
 def wrong_captions(step: int, names: Sequence[str], own: Losses, empty: Losses) -> Advice | None:
-    """Captions with which the loss of their picture is higher than with none, where the others' help; as `strays`."""
+    """Captions with which the loss of their picture is higher than with none, where the others' help; as `strays`.
+
+    No run tells it: on fresh sets it named none of 18 exchanged captions, and right ones besides (docs/training.md).
+    `benchmarks/advice.py` measures it.
+    """
     harm = np.log(own / empty).mean(1)
     bad = (deviations(harm, CAPTION_SPREAD) > WRONG) & (harm > HARM)
     found = [name for name, out in zip(names, bad, strict=True) if out]
