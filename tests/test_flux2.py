@@ -180,13 +180,13 @@ def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Flux2KleinPipel
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
+    from lora_scripts.families.flux2.check import FILES
     from lora_scripts.families.flux2.layout import layout_of, rows
-    from lora_scripts.families.flux2.load import load_transformer
     from lora_scripts.families.sd.rows import to_rows
 
     path = tiny_flow.write_flux2(tmp_path / "base.safetensors", prefix=prefix)
     assert identify(path) is FACTS.checkpoint
-    state = load_transformer(path, torch.float32).state_dict()
+    state = FILES.load(path, torch.float32).state_dict()
     before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     want = convert_flux2_transformer_checkpoint_to_diffusers(dict(before))
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)

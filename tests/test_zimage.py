@@ -25,6 +25,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import Normal, pack, unpack
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras import dialects
@@ -106,16 +107,14 @@ def test_a_caption_that_is_too_long_is_cut_and_told(family: Any, theirs: ZImageP
 
 
 def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_scripts.families.zimage import model
-
     order: list[str] = []
 
     def first(encoder: Any) -> None:
         encoder.encode(["hello"])
         order.append("captions" if encoder._model is not None else "nothing")
 
-    real = model.load_transformer
-    monkeypatch.setattr(model, "load_transformer", lambda *words: order.append("transformer") or real(*words))
+    real = Transformer.load
+    monkeypatch.setattr(Transformer, "load", lambda *words: order.append("transformer") or real(*words))
     beside: Any = tiny_flow.beside(base.parent)
     made: Any = load_family(FACTS, base, replace(OPTIONS, first=first, **beside))
     assert order == ["captions", "transformer"] and made.encoder._model is None
@@ -248,11 +247,11 @@ def test_latents_are_normalised_as_data_says() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
-    from lora_scripts.families.zimage.load import load_transformer
+    from lora_scripts.families.zimage.check import FILES
 
     path = tiny_flow.write_zimage(tmp_path / "base.safetensors", prefix=prefix)
     assert identify(path) is FACTS.checkpoint
-    state = load_transformer(path, torch.float32).state_dict()
+    state = FILES.load(path, torch.float32).state_dict()
     plain = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     want = convert_z_image_transformer_checkpoint_to_diffusers(plain)
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
@@ -262,17 +261,17 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
 
 def test_a_model_goes_back_into_the_file_it_came_from(base: Path) -> None:
     from lora_scripts.families.sd.rows import to_rows
+    from lora_scripts.families.zimage.check import FILES
     from lora_scripts.families.zimage.layout import layout_of, rows
-    from lora_scripts.families.zimage.load import load_transformer
 
     before = load_file(base)
     layout = layout_of({key: value.shape for key, value in before.items()}, base)
-    after = to_rows(rows(layout), load_transformer(base, torch.float32).state_dict())
+    after = to_rows(rows(layout), FILES.load(base, torch.float32).state_dict())
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) -> None:
-    from lora_scripts.families.zimage.load import load_transformer
+    from lora_scripts.families.zimage.check import FILES
 
     tensors = load_file(base)
     key = "layers.0.attention.qkv.weight"
@@ -283,7 +282,7 @@ def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) 
     tensors["layers.0.attention.qkv.comfy_quant"] = torch.zeros(3, dtype=torch.uint8)
     save_file(tensors, tmp_path / "fp8.safetensors")
     FACTS.check(tmp_path / "fp8.safetensors", False)
-    state = load_transformer(tmp_path / "fp8.safetensors", torch.float32).state_dict()
+    state = FILES.load(tmp_path / "fp8.safetensors", torch.float32).state_dict()
     want = tensors[key].float() * scale
     assert torch.equal(torch.cat([state[f"layers.0.attention.to_{leaf}.weight"] for leaf in "qkv"]), want)
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "lora_scripts"):
             raise
-        missing = UserError(f"the package {package} is not installed", hint="run: python3 start.py demo")
+        missing = UserError(f"the package {package} is not installed", hint="run: python3 start.py setup")
         show.say_errors(missing, json_lines=json_lines)
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
 from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.flow.reader import LanguageEncoder
+from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.steps import guided
 from lora_scripts.losses import diffusion, noise
@@ -50,6 +54,29 @@ class Parts:
     patch: int
     """Latents that a token stands for, along each side."""
     native_size: tuple[int, int]
+
+
+def load(
+    facts: Facts,
+    files: Transformer[Any],
+    reading: Reading,
+    path: Path,
+    options: LoadOptions,
+    parts_of: Callable[[Any, LatentCoder, LanguageEncoder], Parts],
+) -> FlowFamily:
+    """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
+    UserError. The text encoder is asked first, and gone before the transformer comes."""
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    encoder = LanguageEncoder(files.find_text(path, options.text_encoder), reading, options.device, options.dtype)
+    if options.first is not None:
+        options.first(encoder)
+        encoder.rest()
+    files.check(path, options.vae is None)
+    vae = files.vae.load(options.vae or path, files.words)
+    coder = LatentCoder(vae, files.vae.normal(vae), options.device, options.memory)
+    return FlowFamily(facts, parts_of(files.load(path, options.dtype), coder, encoder), options)
 
 
 class FlowFamily:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row
 from lora_scripts.formats.header import Header, read_header
 
@@ -71,14 +70,3 @@ def require_floats(pieces: Pieces, read: Collection[str]) -> None:
 def as_built(rows: Sequence[Row]) -> list[Row]:
     """The same rows for files whose keys are already the model's, as in a diffusers folder."""
     return [Row(row.hf, row.hf, row.model_shape) for row in rows]
-
-
-def transformer_class(folder: Path) -> str:
-    """What the transformer of a diffusers folder is called in diffusers: by its config, or, where that is damaged or
-    missing, by the folder's index, so that what is wrong can be told; "" for no such folder.
-    """
-    config = read_config(folder / "transformer")
-    if config is not None:
-        return str(config.get("_class_name", ""))
-    entry = (read_config(folder, "model_index.json") or {}).get("transformer")
-    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""

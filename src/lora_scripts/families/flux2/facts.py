@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.flux2 import check
+from lora_scripts.families.facts import Facts, LoraFacts, Setting, Weight
+from lora_scripts.families.flow.recipes import recipes
+from lora_scripts.families.flow.transformer import stripped
+from lora_scripts.families.flux2.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
 from lora_scripts.families.flux2.layout import SIDE
-from lora_scripts.families.flux2.recipes import RECIPES
 from lora_scripts.families.sd.check import refuse_scales
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lora_scripts.families.names import Base, Names
 
 _MLP = (".ff.", ".ff_context.")
@@ -30,37 +29,26 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.flux2 import names
 
     refuse_scales(path, header)
-    keys = {check.stripped(key): key for key in header.tensors}
-    return {m.path: Weight(keys[f"{m.key}.weight"], m.third) for m in names.weights(check.layout_at(path))}
+    keys = {stripped(key): key for key in header.tensors}
+    return {m.path: Weight(keys[f"{m.key}.weight"], m.third) for m in names.weights(FILES.layout_at(path))}
 
 
 def _base(path: Path | None) -> Base:
     from lora_scripts.families.flux2 import names
 
-    return names.base(None if path is None else check.layout_at(path))
-
-
-def _unread(key: str, vae: bool) -> bool:
-    return check.is_tolerated(check.stripped(key))
-
-
-def _build(path: Path) -> dict[str, nn.Module]:
-    from lora_scripts.families.flux2 import load
-
-    # Memory that nothing is written to costs nothing.
-    return {"transformer": load.build(check.layout_at(path)).to_empty(device="cpu")}
+    return names.base(None if path is None else FILES.layout_at(path))
 
 
 FACTS = Facts(
     name="flux2",
-    words=check.WORDS,
+    words=FILES.words,
     example="flux-2-klein-base-4b.safetensors",
-    checkpoint=check.CHECKPOINT,
-    mergeable=frozenset({check.CHECKPOINT, check.DISTILLED}),
+    checkpoint=CHECKPOINT,
+    mergeable=frozenset({CHECKPOINT, DISTILLED}),
     model="lora_scripts.families.flux2.model",
     features=frozenset({"pictures", "vae", "language"}),
     native_size=(SIDE, SIDE),
-    made_for=check.made_for,
+    made_for=FILES.made_for,
     least_share=0.2,  # trained from 512 x 512 on
     bucket_step=32,
     vae_factor=16,
@@ -73,7 +61,10 @@ FACTS = Facts(
     },
     image_root="transformer",
     text_roots=(),
-    recipes=RECIPES,
+    recipes=recipes(
+        Setting("sample_cfg", "4", "closeness of previews to the prompt"),
+        Setting("sample_steps", "28", "of previews"),
+    ),
     lora=LoraFacts(
         "flux2_klein",
         "Flux.2/lora",
@@ -84,17 +75,17 @@ FACTS = Facts(
         hub_tags=("flux2",),
     ),
     names=_names,
-    kind_of=check.kind_of,
-    folder_kind=check.folder_kind,
-    told=check.told,
-    check=check.check,
+    kind_of=kind_of,
+    folder_kind=folder_kind,
+    told=FILES.told,
+    check=FILES.check,
     weights=_weights,
     parts={"transformer": ""},
-    check_vae=check.check_vae,
+    check_vae=FILES.check_vae,
     wrapped=lambda: {"transformer": ""},
-    unread=_unread,
+    unread=FILES.unread,
     base=_base,
-    build=_build,
+    build=FILES.skeleton,
     size_step=16,
-    check_text=check.check_text,
+    check_text=FILES.check_text,
 )

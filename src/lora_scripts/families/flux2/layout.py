@@ -17,8 +17,6 @@ TIME = 256
 """Width of what is told of the noise level."""
 SIDE = 1024
 """Pixels along the sides of a square picture, as the base was made for."""
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What keys begin with in some single files."""
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from lora_scripts.families.base import Conditions, LoadOptions
-from lora_scripts.families.flow.autoencoder import VAE32
+from lora_scripts.families.flow import model
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flux2 import check
+from lora_scripts.families.flux2.check import FILES
 from lora_scripts.families.flux2.facts import FACTS
-from lora_scripts.families.flux2.load import load_text, load_transformer, load_vae
 from lora_scripts.families.flux2.names import INSIDE
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas
@@ -67,28 +64,20 @@ def places(*sizes: int, on: torch.device) -> Tensor:
 
 
 def load(path: Path, options: LoadOptions) -> FlowFamily:
-    """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
-    UserError."""
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    encoder = LanguageEncoder(load_text(path, options.text_encoder), READING, options.device, options.dtype)
-    if options.first is not None:
-        options.first(encoder)
-        encoder.rest()
-    check.check(path, options.vae is None)
-    vae = load_vae(path, options.vae)
-    transformer = load_transformer(path, options.dtype)
-    parts = Parts(
-        transformer=transformer,
-        blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
-        inside=INSIDE,
-        coder=LatentCoder(vae, VAE32.normal(vae), options.device, options.memory),
-        channels=transformer.config.in_channels,
-        encoder=encoder,
-        ask=ask,
-        sigmas=Sigmas(mu=empirical_mu),
-        patch=1,
-        native_size=check.made_for(path),
-    )
-    return FlowFamily(FACTS, parts, options)
+    """As `flow.model.load`."""
+
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: LanguageEncoder) -> Parts:
+        return Parts(
+            transformer=transformer,
+            blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
+            inside=INSIDE,
+            coder=coder,
+            channels=transformer.config.in_channels,
+            encoder=encoder,
+            ask=ask,
+            sigmas=Sigmas(mu=empirical_mu),
+            patch=1,
+            native_size=FILES.made_for(path),
+        )
+
+    return model.load(FACTS, FILES, READING, path, options, parts_of)

@@ -24,8 +24,6 @@ SIDE = 1024
 SAMPLER_SHIFT = 3.0
 """Of the noise levels of a base that does not say: as ComfyUI draws with any Z-Image, and as Turbo's scheduler has it.
 The folder of the base says 6."""
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What keys begin with in some single files."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""Settings to begin with on models of flow, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lora_scripts.families.facts import Recipe, Setting
+
+_MEMORY = (
+    Setting("batch_size", "1", "2 where the card's memory allows it"),
+    Setting("learning_rate", "1e-4", "5e-5 to 2e-4; lower if the loss rises"),
+    Setting("gradient_checkpointing", "true", "less memory, a slower step"),
+    Setting("base_precision", "fp8", "half the memory of the base; auto where it fits"),
+)
+
+
+def recipes(*previews: Setting) -> Mapping[str, Recipe]:
+    """For a style and for a person or thing; `previews`: how the family's are drawn."""
+    style = Recipe(
+        seen=500,
+        settings=(
+            Setting("lora_rank", "32", "16 to 32"),
+            *_MEMORY,
+            *previews,
+            Setting("caption_dropout", "0.05", "now and then without a caption, so that the style shows by itself"),
+        ),
+        prompts=("a house by a lake", "portrait of a woman with a hat"),
+    )
+    character = Recipe(
+        seen=500,
+        settings=(Setting("lora_rank", "16", "enough for one person or thing"), *_MEMORY, *previews),
+        prompts=("by a lake", "portrait, smiling"),
+    )
+    return {"style": style, "character": character}

@@ -1,0 +1,176 @@
+"""The files of a family of flow: a transformer in one published file or a diffusers folder, the text encoder and the
+VAE in files of their own or in that folder. What differs is handed in as data and as the functions of a layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.flow import qwen3
+from lora_scripts.families.flow.autoencoder import Autoencoder
+from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats
+from lora_scripts.families.kinds import Shapes
+from lora_scripts.families.sd.check import native_size, read_config
+from lora_scripts.families.sd.rows import Row, check_rows, is_spare
+from lora_scripts.families.sd.whole import Part, check_parts, weights_of
+from lora_scripts.formats.header import Header, read_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+L = TypeVar("L")
+"""What tells one transformer of the family from another: its widths and depths."""
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""What keys begin with in some single files."""
+_OTHERS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.")
+"""Of a file with everything in it, what is read from files of its own."""
+
+
+@dataclass(frozen=True)
+class Transformer(Generic[L]):
+    """What a family says of its files. Everything but `load` and `build` works without torch."""
+
+    words: str
+    """What people call the family."""
+    model: str
+    """The class of diffusers."""
+    layout_of: Callable[[Shapes, Path | None], L]
+    """Of a single file, its keys without prefix."""
+    layout_from: Callable[[Mapping[str, Any]], L]
+    """Of a diffusers folder's config."""
+    config_of: Callable[[L], dict[str, Any]]
+    """The arguments of `model`."""
+    config_keys: tuple[str, ...]
+    """What a folder's config must say."""
+    rows: Callable[[L], list[Row]]
+    """Every parameter."""
+    text_width: Callable[[L], int]
+    """Of one state of the text encoder."""
+    signs: tuple[str, ...]
+    """What the tokenizer must know: the signs of the captions' template, and what fills it up."""
+    vae: Autoencoder
+    side: int
+    """Pixels along the sides of a square picture, as the base was made for."""
+    unused: tuple[str, ...] = ()
+    """Keys of the transformer that published files hold and nobody reads."""
+
+    @property
+    def part(self) -> Part:
+        """Of a diffusers folder."""
+        table = lambda config: self.rows(self.layout_from(config))  # noqa: E731
+        return Part("transformer", "transformer", "diffusion_pytorch_model", self.config_keys, table)
+
+    def require_file(self, path: Path) -> Pieces:
+        """A whole transformer in the published layout; UserErrors for anything else, all faults at once."""
+        pieces = Pieces([path], PREFIXES)
+        table = self.rows(self.layout_of(pieces.shapes, path))
+        unknown = [key for key in pieces.keys() if not self._is_tolerated(key)]  # noqa: SIM118  it is no mapping
+        plain = f"this is not a plain {self.words}; get the original file"
+        check_rows(pieces.shapes, {"transformer": table}, unknown, file=path, plain=plain)
+        require_floats(pieces, {pieces.key_in_file(row.ldm) for row in table})
+        return pieces
+
+    def _is_tolerated(self, key: str) -> bool:
+        return is_spare(key) or key.startswith(_OTHERS) or key in self.unused
+
+    def layout_at(self, path: Path) -> L:
+        """The widths of a base, file or folder. UserErrors when it is broken."""
+        if path.is_file():
+            return self.layout_of(self.require_file(path).shapes, path)
+        check_parts(path, [self.part], self.words)
+        return self.layout_from(read_config(path / "transformer") or {})
+
+    # --- as `Facts` asks ---------------------------------------------------------------------------------------------
+
+    def told(self, path: Path) -> dict[str, Any]:
+        return {"prediction": "flow", "zero_terminal_snr": False}
+
+    def made_for(self, path: Path) -> tuple[int, int]:
+        """(width, height) in pixels, as the file's metadata or the folder's VAE says."""
+        if path.is_file():
+            return native_size(read_header(path).metadata, (self.side, self.side))
+        side = (read_config(path / "vae") or {}).get("sample_size")
+        return (side, side) if isinstance(side, int) else (self.side, self.side)
+
+    def unread(self, key: str, vae: bool) -> bool:
+        return self._is_tolerated(stripped(key))
+
+    def check(self, path: Path, vae: bool) -> None:
+        if path.is_dir():
+            check_parts(path, [self.part, *([self.vae.part()] if vae else [])], self.words)
+            return
+        self.require_file(path)
+        if vae:
+            hint = f"add vae: the file {self.vae.file}, or a folder with a VAE"
+            raise UserError("this file holds no VAE that is read", file=path, hint=hint)
+
+    def check_vae(self, path: Path) -> Header | None:
+        return self.vae.check(path, self.words)
+
+    def check_text(self, path: Path, text_encoder: Path | None) -> None:
+        self.find_text(path, text_encoder)
+
+    def skeleton(self, path: Path) -> dict[str, nn.Module]:
+        # Memory that nothing is written to costs nothing.
+        return {"transformer": self.build(self.layout_at(path)).to_empty(device="cpu")}
+
+    # --- to be loaded ------------------------------------------------------------------------------------------------
+
+    def find_text(self, path: Path, given: Path | None) -> qwen3.Source:
+        """Where the text encoder lies. UserErrors where it is not whole, or not that of the base."""
+        source = qwen3.find(path, given, self.text_width(self.layout_at(path)))
+        qwen3.added_tokens(source.tokenizer, self.signs)
+        return source
+
+    def load(self, path: Path, dtype: torch.dtype) -> Any:
+        """The transformer with its weights in the file's own precision, memory-mapped; those that have a scale are made
+        whole in `dtype`."""
+        from lora_scripts.families.sd.rows import from_rows
+
+        if path.is_file():
+            pieces = self.require_file(path)
+            layout = self.layout_of(pieces.shapes, path)
+            return self.build(layout, from_rows(pieces, self.rows(layout), dtype=dtype))
+        config = read_config(path / "transformer") or {}
+        layout = self.layout_from(config)
+        pieces = Pieces(weights_of(path / "transformer", self.part.stem))
+        return self.build(layout, from_rows(pieces, as_built(self.rows(layout)), dtype=dtype), config)
+
+    def build(
+        self, layout: L, state: dict[str, torch.Tensor] | None = None, config: dict[str, Any] | None = None
+    ) -> Any:
+        """The transformer of a layout with a state dict's weights or, without one, on the meta device.
+
+        `config`: a folder's own, in whose words the model is built.
+        """
+        import diffusers
+        import torch
+
+        kind: Any = getattr(diffusers, self.model)
+        with torch.device("meta"):
+            model = kind(**self.config_of(layout)) if config is None else kind.from_config(config)
+        if state is not None:
+            model.load_state_dict(state, strict=True, assign=True)
+        return model
+
+
+def stripped(key: str) -> str:
+    """A key without the prefix that some files have."""
+    prefix = next((start for start in PREFIXES if key.startswith(start)), "")
+    return key.removeprefix(prefix)
+
+
+def class_of(folder: Path) -> str:
+    """What the transformer of a diffusers folder is called in diffusers: by its config, or, where that is damaged or
+    missing, by the folder's index, so that what is wrong can be told; "" for no such folder.
+    """
+    config = read_config(folder / "transformer")
+    if config is not None:
+        return str(config.get("_class_name", ""))
+    entry = (read_config(folder, "model_index.json") or {}).get("transformer")
+    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
