@@ -1,4 +1,4 @@
-"""Runs that are stopped on the way."""
+"""Runs that are stopped on the way, and calls that complain."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from lora_scripts.cli import show
 from lora_scripts.cli import train as words
+from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Event, Sink, Stepped
 from lora_scripts.run import story
 from lora_scripts.run.configs import load_config
@@ -46,3 +49,11 @@ def stopped(config: Path, step: int, *overrides: str, resume: bool = False) -> P
             assert seen[0].state.step == step
             return seen[0]
     raise AssertionError("it was not stopped")
+
+
+def faults(call: Any) -> str:
+    """What a call complains of, a line each."""
+    with pytest.raises((UserError, UserErrors)) as raised:
+        call()
+    error = raised.value
+    return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))

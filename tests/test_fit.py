@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from benchmarks.advice import wrong_captions
 
-from lora_scripts.train.fit import deviations, strays, wrong_captions
+from lora_scripts.train.fit import deviations, strays
 
 NAMES = [f"{i}.png" for i in range(30)]
 

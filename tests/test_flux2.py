@@ -21,7 +21,6 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.table import by_name, identify, load_family
@@ -30,7 +29,7 @@ from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import read, save
 from lora_scripts.losses.flow import STEPS
 from lora_scripts.losses.noise import Draws
-from runs import stopped
+from runs import faults, stopped
 
 FACTS = by_name("flux2")
 PROMPTS = ("the weather in Paris is sunny", "hello")
@@ -61,13 +60,6 @@ def theirs() -> Flux2KleinPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def faults(call: Any) -> str:
-    with pytest.raises((UserError, UserErrors)) as raised:
-        call()
-    error = raised.value
-    return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

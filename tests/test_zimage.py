@@ -23,7 +23,6 @@ from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
-from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import Normal, pack, unpack
@@ -32,7 +31,7 @@ from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import open_lora, read, save
 from lora_scripts.losses.noise import Draws
-from runs import stopped
+from runs import faults, stopped
 
 FACTS = by_name("zimage")
 PROMPTS = ("the weather in Paris is sunny", "hello")
@@ -63,13 +62,6 @@ def theirs() -> ZImagePipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def faults(call: Any) -> str:
-    with pytest.raises((UserError, UserErrors)) as raised:
-        call()
-    error = raised.value
-    return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
 
 
 def test_the_rows_of_the_published_widths_are_its_parameters() -> None:

@@ -57,7 +57,7 @@ class Advice:
     """One thing to say."""
 
     kind: str
-    """rises, oscillates, does_not_fall, too_short, memorises, never_fit, wrong_captions"""
+    """rises, oscillates, does_not_fall, too_short, memorises, never_fit"""
     step: int
     """Where it shows."""
     message: str

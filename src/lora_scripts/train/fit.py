@@ -1,7 +1,7 @@
-"""Which training pictures a LoRA does not fit, and which captions do not fit their pictures, by losses. Pure.
+"""Which training pictures a LoRA does not fit, by losses. Pure.
 
 Every picture is measured at the same noise, with the base and after the training; the others of its set are what one is
-compared with. Both tests ask for an outlier by robust deviations (Iglewicz & Hoaglin 1993) and for a size that matters.
+compared with. The test asks for an outlier by robust deviations (Iglewicz & Hoaglin 1993) and for a size that matters.
 """
 
 from __future__ import annotations
@@ -23,14 +23,8 @@ LEFT = 2.5
 """And by which its loss is above theirs in the end: a picture that the base knew gains little and is no stray."""
 MISSED = 0.3
 """And the share of the others' gain that it missed."""
-WRONG = 3.0
-"""Deviations by which a caption helps less than the others' do."""
-HARM = 0.02
-"""And by how much, in log of the loss, it makes its picture's loss higher than no caption at all."""
-HELP = 0.01
-"""Log of the loss: what half of the captions must help before single ones can be said to be wrong."""
-SPREAD, CAPTION_SPREAD = 0.05, 0.02
-"""The least deviation, of gains and of what captions help, that counts as one."""
+SPREAD = 0.05
+"""The least deviation that counts as one."""
 SHARE = 0.3
 """Of a set: more outliers are none."""
 NAMED = 8
@@ -54,24 +48,6 @@ def strays(step: int, names: Sequence[str], before: Losses, after: Losses) -> Ad
         f"missed {share} of it, so look whether they belong to this set"
     )
     return Advice("never_fit", step, message, "a train_data_dir without them", tuple(found))
-
-
-def wrong_captions(step: int, names: Sequence[str], own: Losses, empty: Losses) -> Advice | None:
-    """Captions with which the loss of their picture is higher than with none, where the others' help; as `strays`.
-
-    No run tells it: on fresh sets it named none of 18 exchanged captions, and right ones besides (docs/training.md).
-    `benchmarks/advice.py` measures it.
-    """
-    harm = np.log(own / empty).mean(1)
-    bad = (deviations(harm, CAPTION_SPREAD) > WRONG) & (harm > HARM)
-    found = [name for name, out in zip(names, bad, strict=True) if out]
-    if len(names) < LEAST or float(np.median(harm)) > -HELP or not found or len(found) > SHARE * len(names):
-        return None
-    message = (
-        f"the captions of {listed(found)} do not fit: with them the model knows these pictures worse than without any, "
-        "while the others' captions help, so look whether they were exchanged"
-    )
-    return Advice("wrong_captions", step, message, "captions that say what is there", tuple(found))
 
 
 def deviations(values: Losses, least: float) -> Losses:

@@ -4,17 +4,18 @@ VAE in files of their own or in that folder. What differs is handed in as data a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.facts import Weight
 from lora_scripts.families.flow import qwen3
 from lora_scripts.families.flow.autoencoder import Autoencoder
 from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats
 from lora_scripts.families.kinds import Shapes
-from lora_scripts.families.sd.check import native_size, read_config
+from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
 from lora_scripts.formats.header import Header, read_header
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 L = TypeVar("L")
 """What tells one transformer of the family from another: its widths and depths."""
+PART = "transformer"
+"""What our paths begin with."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What keys begin with in some single files."""
 _OTHERS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.")
@@ -97,6 +100,12 @@ class Transformer(Generic[L]):
         side = (read_config(path / "vae") or {}).get("sample_size")
         return (side, side) if isinstance(side, int) else (self.side, self.side)
 
+    def weights(self, header: Header, path: Path) -> dict[str, Weight]:
+        """Every linear layer, but the one whose halves stand otherwise in the file."""
+        refuse_scales(path, header)
+        keys, table = {stripped(key): key for key in header.tensors}, self.rows(self.layout_at(path))
+        return {f"{PART}.{stem(r.hf)}": Weight(keys[r.ldm], r.third) for r in linear(table) if not r.swapped}
+
     def unread(self, key: str, vae: bool) -> bool:
         return self._is_tolerated(stripped(key))
 
@@ -117,7 +126,7 @@ class Transformer(Generic[L]):
 
     def skeleton(self, path: Path) -> dict[str, nn.Module]:
         # Memory that nothing is written to costs nothing.
-        return {"transformer": self.build(self.layout_at(path)).to_empty(device="cpu")}
+        return {PART: self.build(self.layout_at(path)).to_empty(device="cpu")}
 
     # --- to be loaded ------------------------------------------------------------------------------------------------
 
@@ -157,6 +166,16 @@ class Transformer(Generic[L]):
         if state is not None:
             model.load_state_dict(state, strict=True, assign=True)
         return model
+
+
+def linear(table: Iterable[Row]) -> Iterator[Row]:
+    """Those of linear layers."""
+    return (row for row in table if row.hf.endswith(".weight") and len(row.shape) == 2)
+
+
+def stem(key: str) -> str:
+    """A layer's name, of its weight's."""
+    return key.removesuffix(".weight")
 
 
 def stripped(key: str) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.families.facts import Facts, LoraFacts, Setting, Weight
+from lora_scripts.families.facts import Facts, LoraFacts, Setting
 from lora_scripts.families.flow.recipes import recipes
-from lora_scripts.families.flow.transformer import stripped
-from lora_scripts.families.sd.check import refuse_scales
 from lora_scripts.families.zimage.check import CHECKPOINT, FILES, folder_kind, kind_of
 from lora_scripts.families.zimage.layout import CHANNELS, SIDE
-from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
     from lora_scripts.families.names import Base, Names
@@ -23,14 +20,6 @@ def _names() -> Names:
     from lora_scripts.families.zimage import names
 
     return names.zimage()
-
-
-def _weights(header: Header, path: Path) -> dict[str, Weight]:
-    from lora_scripts.families.zimage import names
-
-    refuse_scales(path, header)
-    keys = {stripped(key): key for key in header.tensors}
-    return {m.path: Weight(keys[f"{m.key}.weight"], m.third) for m in names.weights(FILES.layout_at(path))}
 
 
 def _base(path: Path | None) -> Base:
@@ -79,7 +68,7 @@ FACTS = Facts(
     folder_kind=folder_kind,
     told=FILES.told,
     check=FILES.check,
-    weights=_weights,
+    weights=FILES.weights,
     parts={"transformer": ""},
     check_vae=FILES.check_vae,
     wrapped=lambda: {"transformer": ""},

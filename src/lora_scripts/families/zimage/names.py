@@ -7,32 +7,14 @@ q, k and v as one layer, `attention_qkv`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
 
+from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.names import Base, Layer, Names
-from lora_scripts.families.sd.rows import Row
 from lora_scripts.families.zimage.layout import STANDARD, ZImageLayout, rows
 
-PART = "transformer"
 INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
 """What the paths of layers begin with that LoRA files have names for."""
-
-
-class Module(NamedTuple):
-    """One layer in the published single file."""
-
-    path: str
-    key: str
-    """Without the file's prefix, and without `.weight`."""
-    third: int | None
-
-
-def weights(layout: ZImageLayout = STANDARD) -> Iterator[Module]:
-    """Every linear layer, in the order of the data's way."""
-    for row in _linear(layout):
-        yield Module(f"{PART}.{_stem(row.hf)}", _stem(row.ldm), row.third)
 
 
 @cache
@@ -42,8 +24,8 @@ def zimage() -> Names:
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
     fused: dict[str, tuple[str, ...]] = {}
-    for row in _linear(STANDARD):
-        hf, ldm = _stem(row.hf), _stem(row.ldm)
+    for row in linear(rows(STANDARD)):
+        hf, ldm = stem(row.hf), stem(row.ldm)
         if not hf.startswith(INSIDE):
             continue
         path = f"{PART}.{hf}"
@@ -53,15 +35,15 @@ def zimage() -> Names:
         if row.third is None:
             others |= dict.fromkeys(own, path)
         else:
-            fused |= {stem: (*fused.get(stem, ()), path) for stem in own}
+            fused |= {key: (*fused.get(key, ()), path) for key in own}
     return Names("zimage", "Z-Image", kohya, {}, diffusers, others, fused, form="diffusers")
 
 
 def base(layout: ZImageLayout | None) -> Base:
     """The layers of a Z-Image; without a layout those of the published one, without shapes."""
     layers = []
-    for row in _linear(layout or STANDARD):
-        hf, ldm = _stem(row.hf), _stem(row.ldm)
+    for row in linear(rows(layout or STANDARD)):
+        hf, ldm = stem(row.hf), stem(row.ldm)
         kohya = f"lora_unet_{hf.replace('.', '_')}" if hf.startswith(INSIDE) else ""
         shape = row.shape if layout else ()
         asked = [f"{start}{hf}" for start in ("diffusion_model.", "transformer.", "")]
@@ -70,11 +52,3 @@ def base(layout: ZImageLayout | None) -> Base:
             asked += [f"diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}"]
         layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.third is None else hf, kohya, shape, tuple(asked)))
     return Base(tuple(layers), layout.text_width if layout else 0)
-
-
-def _linear(layout: ZImageLayout) -> Iterator[Row]:
-    return (row for row in rows(layout) if row.hf.endswith(".weight") and len(row.shape) == 2)
-
-
-def _stem(key: str) -> str:
-    return key.removesuffix(".weight")
