@@ -203,6 +203,11 @@ def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: st
     assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
 
 
+def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
+    """So that merging adds to the right rows: the layer whose halves the file has the other way round is no target."""
+    assert tiny_flow.misplaced(FACTS, base) == []
+
+
 def test_the_widths_of_4b_and_9b_count_as_their_names_say() -> None:
     from lora_scripts.families.flux2.layout import STANDARD, Flux2Layout, rows
 

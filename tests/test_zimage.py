@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -293,6 +294,28 @@ def test_what_is_missing_is_named_with_the_key_that_brings_it(base: Path, tmp_pa
     save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "broken.safetensors")
     told = faults(lambda: FACTS.check(tmp_path / "broken.safetensors", False))
     assert "layers.1.attention.qkv.weight" in told and "1 unknown tensors, first more" in told
+
+
+def test_a_tokenizer_without_the_signs_of_the_template_is_refused(base: Path, tmp_path: Path) -> None:
+    assert FACTS.check_text is not None
+    text = tiny_flow.write_text(tmp_path / "text" / "qwen.safetensors", tiny_flow.zimage())
+    tokenizer = text.with_name("tokenizer.json")
+    table = json.loads(tokenizer.read_text("utf-8"))
+    table["added_tokens"] = [row for row in table["added_tokens"] if row["content"] != "<|im_end|>"]
+    tokenizer.write_text(json.dumps(table), "utf-8")
+    assert "does not know <|im_end|>" in faults(lambda: FACTS.check_text(base, text))  # type: ignore[misc]
+
+
+def test_a_key_that_nobody_reads_may_be_there(base: Path, tmp_path: Path) -> None:
+    """`norm_final.weight`, which published files have."""
+    tensors = load_file(base)
+    save_file({**tensors, "norm_final.weight": torch.ones(4)}, tmp_path / "more.safetensors")
+    FACTS.check(tmp_path / "more.safetensors", False)
+    assert FACTS.unread("model.diffusion_model.norm_final.weight", False)
+
+
+def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
+    assert tiny_flow.misplaced(FACTS, base) == []
 
 
 def test_parts_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) -> None:

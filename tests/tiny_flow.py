@@ -16,9 +16,13 @@ from diffusers import (
     Flux2Transformer2DModel,
     ZImageTransformer2DModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.facts import Facts
+from lora_scripts.families.table import load_family
+from lora_scripts.formats.header import read_header
 from small_words import tokenizer
 
 SIGNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -255,3 +259,21 @@ def write_flux2_folder(path: Path, seed: int = 0, **index: object) -> Path:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     index = {"_class_name": "Flux2KleinPipeline", "is_distilled": False, **index}
     return _write_folder(path, flux2(seed), scheduler, index)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def misplaced(facts: Facts, base: Path) -> list[str]:
+    """Paths whose weight in the file, as `Facts.weights` finds it, is not the loaded model's."""
+    tensors, wrong = load_file(base), []
+    options: Any = {"device": torch.device("cpu"), "dtype": torch.float32, **beside(base.parent)}
+    model: Any = load_family(facts, base, LoadOptions(**options))
+    state = model.transformer.state_dict()
+    for path, at in facts.weights(read_header(base), base).items():
+        held = tensors[at.key]
+        if at.third is not None:
+            held = held.chunk(3)[at.third]
+        if not torch.equal(held, state[f"{path.removeprefix('transformer.')}.weight"]):
+            wrong.append(path)
+    return wrong
