@@ -172,7 +172,7 @@ def test_errors_of_a_run_become_lines_and_exit_codes(run: SimpleNamespace, capsy
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,
-            "error: the package torch is not installed; run: python3 start.py demo\n",
+            "error: the package torch is not installed; run: python3 start.py setup\n",
         ),
     ]
     for run.error, code, text in cases:
