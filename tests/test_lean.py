@@ -18,12 +18,12 @@ import tiny
 from lora_scripts.adapters import products
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import assign, inject
-from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.layer import LoraLayer, alike
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.pissa import PissaLayer
 from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.compute import attention
-from lora_scripts.compute.activations import Geglu, norm_silu
+from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1.model import StableDiffusion1
@@ -145,14 +145,47 @@ def test_a_gate_before_a_layer_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
 
     x = normal(2, 7, 48, seed=1).double().requires_grad_()
     wanted = answers(plain, x, layer.down, layer.up)
-    close(answers(lambda x: layer(x, front=Geglu), x, layer.down, layer.up), wanted, 1e-13)
+    close(answers(lambda x: layer(x, front=Geglu()), x, layer.down, layer.up), wanted, 1e-13)
     layer.strength = 0.0
-    bare = answers(lambda x: layer(x, front=Geglu), x)
+    bare = answers(lambda x: layer(x, front=Geglu()), x)
     close(bare, answers(lambda x: layer.base(x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1])), x), 1e-13)
     layer.strength = 1.0
     with counted(layer) as kept:
-        layer(x * 1, front=Geglu)
+        layer(x * 1, front=Geglu())
     assert kept == [x.nbytes]
+
+
+@pytest.mark.parametrize("adapters", ["lora lora lora", "lora pissa lora", "lora dora lora", "lora none lora"])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_layers_of_one_input_share_its_norm_and_their_first_product(
+    dtype: torch.dtype, off: float, adapters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k and v behind a layer norm, against torch's norm and each layer by itself."""
+    norm = nn.LayerNorm(24).to(dtype).requires_grad_(False)
+    norm.weight.normal_(generator=torch.Generator().manual_seed(1))
+    layers: list[Any] = []
+    for n, kind in enumerate(adapters.split()):
+        torch.manual_seed(n)
+        layer: Any = nn.Linear(24, 16 + 8 * n).to(dtype).requires_grad_(False)
+        if kind != "none":
+            layer = KINDS[kind](layer, 3 + n, 5.0)
+            layer.reset(torch.Generator().manual_seed(n))
+            with torch.no_grad():
+                layer.up.add_(0.1 * normal(*layer.up.shape, seed=n))
+        layers.append(layer)
+    trained = [p for layer in layers if isinstance(layer, LoraLayer) for p in layer.values().values()]
+    x = given("linear", dtype)
+    fast = answers(lambda x: torch.cat(alike(x, layers, Normed(norm)), -1), x, *trained)
+    with monkeypatch.context() as patched:
+        patched.setattr(LoraLayer, "fused", False)
+        plain = answers(lambda x: torch.cat([layer(norm(x)) for layer in layers], -1), x, *trained)
+    close(fast, plain, off)
+    assert all(one.abs().max() > 0.01 for one in plain)
+    with counted(norm, *layers) as kept:
+        y = alike(x * 1, layers, Normed(norm))
+    if adapters == "lora lora lora":
+        copies = 0 if dtype == torch.float32 else sum(p.numel() * 2 for p in trained)
+        assert kept == [x.nbytes + copies] and len({one.grad_fn for one in y}) == 1
 
 
 def test_a_norm_with_its_activation_keeps_its_input_alone() -> None:
@@ -308,7 +341,7 @@ def test_a_pass_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
             with counted(*own, copies) as sizes:
                 family.loss(batch(1, 32), Objective())
         kept[lean] = sizes[0]
-    assert kept[True] < 0.68 * kept[False], kept
+    assert kept[True] < 0.6 * kept[False], kept
 
 
 # --- the masters ------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class DoraLayer(LoraLayer):
         squares = squares + self.scale**2 * ((up.T @ up @ down) * down).sum(0)
         return squares.clamp(min=0).view(self.frozen.weight.shape[1], -1).sum(1).sqrt()
 
-    def forward(self, x: Tensor, *args: object, front: type[products.Front] | None = None) -> Tensor:
+    def forward(self, x: Tensor, *args: object, front: products.Front | None = None) -> Tensor:
         if front is not None:  # the product's input is another tensor
             x = products.keep_input(x, front)
         if self.strength == 0.0:
@@ -57,10 +57,14 @@ class DoraLayer(LoraLayer):
         linear = isinstance(self.frozen, nn.Linear)
         shaped = gain if linear else gain.view(-1, 1, 1)
         if self.strength == 1.0:
-            return self.changed(x * shaped.to(x.dtype), *self.factors())
+            return self.changed(x * shaped.to(x.dtype))
         # At strength s the weight is W + s (W' - W), as the consumers of the file have it.
         y: Tensor = self.base(x * (1 + self.strength * (shaped - 1)).to(x.dtype), *args)
-        return self.add_change(y, x * shaped.to(x.dtype), *self.factors())
+        return self.add_change(y, x * shaped.to(x.dtype))
+
+    @property
+    def shares(self) -> bool:
+        return False  # its input is scaled
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:

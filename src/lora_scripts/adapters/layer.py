@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,27 +118,29 @@ class LoraLayer(Adapter):
             self.down.copy_(start)
             self.up.zero_()
 
-    def forward(self, x: Tensor, *args: object, front: type[products.Front] | None = None) -> Tensor:
+    def forward(self, x: Tensor, *args: object, front: products.Front | None = None) -> Tensor:
         """`front`: what is done to x before."""
         if front is not None and not (self.fused and self.strength):
             x, front = products.keep_input(x, front), None
         if self.strength == 0.0:
             plain: Tensor = self.base(x, *args)
             return plain
-        return self.changed(x, *self.factors(), front)
+        return self.changed(x, front)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the change, as they are multiplied with."""
         return self.copies if self.copies is not None and torch.is_grad_enabled() else (self.down, self.up)
 
-    def changed(self, x: Tensor, down: Tensor, up: Tensor, front: type[products.Front] | None = None) -> Tensor:
+    def changed(self, x: Tensor, front: products.Front | None = None) -> Tensor:
         """W x + strength * scale * B A x; or of front(x)."""
         if not self.fused:
-            return self.add_change(self.base(x), x, down, up)
-        scale = self.scale * self.strength
-        down, up, layer = down.to(x.dtype), up.to(x.dtype), self.frozen
-        y: Tensor = _Changed.apply(x, down, up, scale, layer, front, *products.held(layer))
-        return y
+            return self.add_change(self.base(x), x)
+        return _joined(x, [self], front)[0]
+
+    @property
+    def shares(self) -> bool:
+        """Whether its first product can be one with those of other layers of the same input."""
+        return self.fused and self.strength != 0.0 and products.is_pointwise(self.frozen)
 
     @property
     def fused(self) -> bool:
@@ -147,8 +150,9 @@ class LoraLayer(Adapter):
             return False
         return not any(tensor.requires_grad for tensor in products.held(self.frozen))
 
-    def add_change(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def add_change(self, y: Tensor, x: Tensor) -> Tensor:
         """y + strength * scale * B A x, in place."""
+        down, up = self.factors()
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         # The factor goes onto the smallest tensor of the three: B.
@@ -166,58 +170,117 @@ class LoraLayer(Adapter):
         return (self.scale * (up.flatten(1) @ down.flatten(1))).view(self.frozen.weight.shape)
 
 
-class _Changed(torch.autograd.Function):
-    """W z + s B A z of z = front(x). Of what it computes it keeps nothing: x is kept, and z and A z are made again.
+def alike(x: Tensor, layers: Sequence[nn.Module], front: products.Front | None = None) -> list[Tensor]:
+    """What each of the layers gives of x, or of front(x): q, k and v of a self-attention.
 
-    With g the gradient by the output and u = s B' g: dz = W' g + A' u, dA = u z', dB = s g (A z)'.
+    Those that can be one function share their first product, in both directions, and keep x once.
+    """
+    if all(isinstance(layer, LoraLayer) and layer.shares for layer in layers):
+        return _joined(x, [layer for layer in layers if isinstance(layer, LoraLayer)], front)
+    z = x if front is None else products.keep_input(x, front)
+    return [layer(z) for layer in layers]
+
+
+def _joined(x: Tensor, layers: Sequence[LoraLayer], front: products.Front | None) -> list[Tensor]:
+    sites = [_Site(layer.frozen, layer.scale * layer.strength) for layer in layers]
+    pairs = [t.to(x.dtype) for layer in layers for t in layer.factors()]
+    held = [t for site in sites for t in products.held(site.layer)]
+    given: tuple[Tensor, ...] = () if front is None else front.tensors
+    return list(_Changed.apply(x, sites, front, *pairs, *given, *held))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A frozen layer and the factor of what is added to it."""
+
+    layer: products.Layer
+    scale: float
+
+
+class _Changed(torch.autograd.Function):
+    """W z + s B A z of z = front(x), for each of some layers; more than one only where each place is one product.
+
+    Of what it computes it keeps nothing: x is kept, and z and A z are made again. With g the gradient by an output and
+    u = s B' g: dz = W' g + A' u, dA = u z', dB = s g (A z)'. The A of all layers are one matrix.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        down: Tensor,
-        up: Tensor,
-        scale: float,
-        layer: products.Layer,
-        front: type[products.Front] | None,
-        *tensors: Tensor,
-    ) -> Tensor:
-        ctx.layer, ctx.scale, ctx.front = layer, scale, front
-        ctx.save_for_backward(x, down, up, *tensors)
-        x = x if front is None else front.value(x)
-        y = products.product(layer, x, products.whole(layer, tensors, x.dtype))
-        _add(y, layer, _small(layer, x, down), up, scale)
-        return y
+        ctx: Any, x: Tensor, sites: Sequence[_Site], front: products.Front | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.sites, ctx.front = sites, front
+        ctx.save_for_backward(x, *tensors)
+        downs, ups, given, held = _sorted(sites, front, tensors)
+        z = x if front is None else front.value(x, *given)
+        h, ys = _small(sites[0].layer, z, _stack(downs)), []
+        for site, up, weight, part in zip(sites, ups, held, _columns(h, downs), strict=True):
+            y = products.product(site.layer, z, products.whole(site.layer, weight, z.dtype))
+            _add(y, site.layer, part, up, site.scale)
+            ys.append(y)
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (kept, down, up, *tensors), layer, scale, (grad,) = ctx.saved_tensors, ctx.layer, ctx.scale, grads
-        x = kept if ctx.front is None else ctx.front.value(kept)
-        for_x, for_down, for_up = ctx.needs_input_grad[:3]
-        rows = products.rows_of(layer, grad)
-        u = _times(rows, up.flatten(1), scale)  # [places, rank]
-        dx = d_down = d_up = None
-        if for_up:
-            d_up = _times(rows.T, _small(layer, x, down), scale).view(up.shape)
-        if for_x:
-            dx = products.pullback(layer, grad, products.whole(layer, tuple(tensors), grad.dtype), x.shape)
-        if products.is_pointwise(layer):
-            if for_down:
-                d_down = (u.T @ products.rows_of(layer, x)).view(down.shape)
-            if dx is not None:
-                _add(dx, layer, u, down.flatten(1).T, 1.0)
+        (x, *tensors), sites, front = ctx.saved_tensors, ctx.sites, ctx.front
+        downs, ups, given, held = _sorted(sites, front, tensors)
+        z = x if front is None else front.value(x, *given)
+        trained = any(ctx.needs_input_grad[3 : 3 + 2 * len(sites)])
+        down, first = _stack(downs), sites[0].layer
+        us, d_ups, dz = [], [], None
+        parts = _columns(_small(first, z, down), downs) if trained else [None] * len(sites)
+        for site, grad, up, weight, h in zip(sites, grads, ups, held, parts, strict=True):
+            rows = products.rows_of(site.layer, grad)
+            us.append(_times(rows, up.flatten(1), site.scale))  # [places, rank]
+            d_ups.append(None if h is None else _times(rows.T, h, site.scale).view(up.shape))
+            if ctx.needs_input_grad[0]:
+                whole = products.whole(site.layer, weight, grad.dtype)
+                one = products.pullback(site.layer, grad, whole, z.shape)
+                dz = one if dz is None else dz.add_(one)
+        u = us[0] if len(us) == 1 else torch.cat(us, 1)
+        if products.is_pointwise(first):
+            d_down = (u.T @ products.rows_of(first, z)).view(down.shape) if trained else None
+            if dz is not None:
+                _add(dz, first, u, down.flatten(1).T, 1.0)
         else:
-            assert isinstance(layer, nn.Conv2d)
-            pixels = u.view(grad.shape[0], *grad.shape[2:], -1).permute(0, 3, 1, 2)
-            which = (dx is not None, for_down, False)
-            more, d_down, _ = torch.ops.aten.convolution_backward(
-                pixels, x, down, None, layer.stride, layer.padding, layer.dilation, False, (0, 0), 1, which
-            )
-            dx = None if dx is None else dx.add_(more)
-        if ctx.front is not None and dx is not None:
-            dx = ctx.front.pullback(kept, dx)
-        return dx, d_down, d_up, None, None, None, *(None for _ in tensors)
+            dz, d_down = _through_convolution(first, u, z, down, grads[0].shape, dz, trained)
+        if front is not None and dz is not None:
+            dz = front.pullback(x, dz, *given)
+        d_downs = [None] * len(downs) if d_down is None else d_down.split([len(one) for one in downs])
+        pairs = [grad for pair in zip(d_downs, d_ups, strict=True) for grad in pair]
+        return dz, None, None, *pairs, *(None for _ in tensors[len(pairs) :])
+
+
+Sorted = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...], list[tuple[Tensor, ...]]]
+
+
+def _sorted(sites: Sequence[_Site], front: products.Front | None, tensors: Sequence[Tensor]) -> Sorted:
+    """The A of each layer, its B, what the front is given, what each frozen layer holds: as `_joined` laid them."""
+    rest = iter(tensors)
+    pairs = [(next(rest), next(rest)) for _ in sites]
+    given = tuple(next(rest) for _ in (() if front is None else front.tensors))
+    held = [tuple(next(rest) for _ in products.held(site.layer)) for site in sites]
+    return [down for down, _ in pairs], [up for _, up in pairs], given, held
+
+
+def _stack(downs: Sequence[Tensor]) -> Tensor:
+    return downs[0] if len(downs) == 1 else torch.cat(list(downs))
+
+
+def _columns(h: Tensor, downs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [h] if len(downs) == 1 else h.split([len(down) for down in downs], 1)
+
+
+def _through_convolution(
+    layer: products.Layer, u: Tensor, z: Tensor, down: Tensor, shape: torch.Size, dz: Tensor | None, trained: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dz with A' u added, and dA, of an output of that shape."""
+    assert isinstance(layer, nn.Conv2d)
+    pixels = u.view(shape[0], *shape[2:], -1).permute(0, 3, 1, 2)
+    which = (dz is not None, trained, False)
+    more, d_down, _ = torch.ops.aten.convolution_backward(
+        pixels, z, down, None, layer.stride, layer.padding, layer.dilation, False, (0, 0), 1, which
+    )
+    return None if dz is None else dz.add_(more), d_down
 
 
 def _small(layer: products.Layer, x: Tensor, down: Tensor) -> Tensor:

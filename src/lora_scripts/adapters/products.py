@@ -76,31 +76,35 @@ def is_pointwise(layer: Layer) -> bool:
 class Front(Protocol):
     """Something cheap before a product, computed again in the backward pass from what it was given."""
 
-    @staticmethod
-    def value(x: Tensor) -> Tensor: ...
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its own frozen tensors, which both methods are handed."""
+        ...
 
-    @staticmethod
-    def pullback(x: Tensor, grad: Tensor) -> Tensor:
+    def value(self, x: Tensor, *tensors: Tensor) -> Tensor: ...
+
+    def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
         """The gradient by x, from the one by the value."""
         ...
 
 
-def keep_input(x: Tensor, front: type[Front]) -> Tensor:
+def keep_input(x: Tensor, front: Front) -> Tensor:
     """The front's value, with a gradient for x, which alone is kept."""
-    y: Tensor = _KeepInput.apply(x, front)
+    y: Tensor = _KeepInput.apply(x, front, *front.tensors)
     return y
 
 
 class _KeepInput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, front: type[Front]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, front: Front, *tensors: Tensor) -> Tensor:
         ctx.front = front
-        ctx.save_for_backward(x)
-        return front.value(x)
+        ctx.save_for_backward(x, *tensors)
+        return front.value(x, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.front.pullback(*ctx.saved_tensors, grads[0]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        return ctx.front.pullback(x, grads[0], *tensors), None, *(None for _ in tensors)
 
 
 class FrozenConv2d(nn.Conv2d):

@@ -50,16 +50,43 @@ def _laid(x: Tensor, layout: torch.memory_format) -> Tensor:
     return x.contiguous(memory_format=layout)
 
 
+class Normed:
+    """A frozen layer norm, as `adapters.products.Front`."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self._norm = norm  # rather than its tensors, which may be on the card for their turn only
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self._norm.weight, self._norm.bias
+
+    def value(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        return self._forward(x, *tensors)[0]
+
+    def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
+        _, mean, rstd = self._forward(x, *tensors)
+        shape, which = self._norm.normalized_shape, (True, False, False)
+        dx: Tensor = _aten.native_layer_norm_backward(grad, x, shape, mean, rstd, *tensors, which)[0]
+        return dx
+
+    def _forward(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The value, mean and deviation of each place."""
+        made: tuple[Tensor, Tensor, Tensor] = _aten.native_layer_norm(
+            x, self._norm.normalized_shape, *tensors, self._norm.eps
+        )
+        return made
+
+
 class Geglu:
     """hidden * gelu(gate) of [..., hidden | gate] (Shazeer 2020), as `adapters.products.Front`."""
 
-    @staticmethod
-    def value(x: Tensor) -> Tensor:
+    tensors = ()
+
+    def value(self, x: Tensor, *tensors: Tensor) -> Tensor:
         hidden, gate = x.chunk(2, -1)
         return F.gelu(gate).mul_(hidden)
 
-    @staticmethod
-    def pullback(x: Tensor, grad: Tensor) -> Tensor:
+    def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
         hidden, gate = x.chunk(2, -1)
         dx = torch.empty_like(x)
         for_hidden, for_gate = dx.chunk(2, -1)

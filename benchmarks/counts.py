@@ -1,0 +1,201 @@
+"""What a step computes and keeps, counted: operations, and bytes for the backward pass, at true size without weights.
+
+    python benchmarks/counts.py [--only sdxl] [--out counts.json]
+
+Nothing is computed: torch's fake tensors have shapes and no memory, so the counts are exact, need neither a card nor
+the base, and are the same on every machine. The choices are those that are made on a card (one kernel for attention,
+one for a convolution). LoRA of rank 16 in the layers of attention and feed-forward, bf16, one picture. Operations are
+those of a whole step, views and empty tensors left out: forward, backward, the sum of gradients, clipping, the update.
+What is kept is what is alive after the forward pass and was not before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from memory import SD15
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lora_scripts.adapters import products
+from lora_scripts.adapters.inject import inject
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.masters import Masters
+from lora_scripts.compute import attention, memory
+from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.families.flow.model import Ask
+from lora_scripts.families.flux2 import layout as flux2
+from lora_scripts.families.flux2.check import FILES as FLUX2
+from lora_scripts.families.flux2.model import ask as ask_flux2
+from lora_scripts.families.sd import load
+from lora_scripts.families.sd.denoiser import Denoiser
+from lora_scripts.families.sd.unet import UnetLayout
+from lora_scripts.families.sdxl.layout import STANDARD as SDXL
+from lora_scripts.families.table import by_name
+from lora_scripts.families.zimage import layout as zimage
+from lora_scripts.families.zimage.check import FILES as ZIMAGE
+
+RANK = 16
+CPU = torch.device("cpu")
+VIEWS = {
+    *("view", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided"),
+    *("_unsafe_view", "detach", "alias", "split", "chunk", "unbind", "reshape", "_reshape_alias", "unfold"),
+    *("device", "_record_function_enter_new", "_record_function_exit"),
+    *("split_with_sizes", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+}
+
+
+Pass = tuple[nn.Module, Callable[[], Tensor]]
+"""A frozen model, and what gives its answer for one picture."""
+
+
+def bf16(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16)
+
+
+def filled(model: Any) -> Any:
+    """With weights in place of those on the meta device."""
+    model.load_state_dict({name: bf16(*t.shape) for name, t in model.state_dict().items()}, assign=True)
+    return model
+
+
+def unet(layout: UnetLayout, latents: int, options: MemoryOptions) -> Pass:
+    """Of so many latents along a side, and 77 tokens of text."""
+    denoiser = Denoiser(filled(load.build_unet(layout, 64)), options, CPU, torch.bfloat16)
+    added = {"text_embeds": bf16(1, layout.pooled_width), "time_ids": bf16(1, 6)} if layout.pooled_width else None
+    noised, told = bf16(1, 4, latents, latents), bf16(1, 77, layout.context_width)
+    return denoiser.unet, lambda: denoiser(noised, torch.full((1,), 500), told, added)
+
+
+def flow(files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions) -> Pass:
+    """Of latents of that shape, and so many tokens of text."""
+    model = filled(files.build(layout)).requires_grad_(False).eval()
+    lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
+    memory.place(model, options, CPU, torch.bfloat16, [block for blocks in lists for block in blocks])
+    texts = {"states": bf16(1, tokens, layout.text_width), "lengths": [tokens]}
+    noised, sigma = bf16(1, *shape), torch.full((1,), 0.5)
+    return model, lambda: ask(model, noised, sigma, texts)
+
+
+def ask_zimage(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As the family does; the length is known, since a fake tensor has no numbers."""
+    answer = model(list(x.unsqueeze(2).unbind(0)), 1 - sigma, list(texts["states"].unbind(0)), return_dict=False)[0]
+    return torch.stack(answer)
+
+
+KLEIN_4B = replace(flux2.STANDARD, width=3072, double=5, single=20, inner=9216, text_width=7680)
+MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
+    "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
+    "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
+    "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
+    "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
+}
+
+
+class Watched(TorchDispatchMode):
+    """Counts what is computed, and knows every piece of memory that was asked for meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.pieces: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (name := func.overloadpacket.__name__) not in VIEWS:
+            self.names[name] += 1
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in given:
+                self.pieces[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return out
+
+    def alive(self) -> int:
+        """Bytes of what was asked for and not given back."""
+        gc.collect()
+        return sum(size for piece, size in self.pieces.values() if not piece.expired())
+
+
+def count(name: str, *, lean: bool, checkpointing: bool) -> dict[str, int]:
+    _, family, make = MODELS[name]
+    with FakeTensorMode(), patch.object(nn.Module, "_apply", lambda self, *_, **__: self):  # nothing is to be moved
+        model, answer = make(MemoryOptions(lean=lean, checkpointing=checkpointing))
+        root = "unet" if family in ("sd1", "sdxl") else "transformer"
+        groups = by_name(family).groups
+        layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+        paths = [f"{root}.{path}" for path in layers]
+        chosen = [path for path in paths if any(groups[group](path) for group in ("attention", "feed_forward"))]
+        loras: Any = inject({root: model}, chosen, lambda _, layer: LoraLayer(layer, RANK, RANK), reset=False)
+        masters = Masters(loras.values())
+        parameters = [p for layer in loras.values() for p in layer.values().values()]
+        optimizer = torch.optim.AdamW(parameters, fused=True)
+        kept, operations = 0, 0
+        for _ in range(2):  # the first makes the moments
+            with Watched() as step:
+                out = answer().float()
+                loss = (out - 1).square().mean()
+                del out
+                kept = step.alive()
+                loss.backward()
+                masters.gather()
+                torch._foreach_div_([p.grad for p in parameters], 4.0)
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                masters.refresh()
+            operations = sum(step.names.values())
+    return {"sites": len(chosen), "operations": operations, "kept": kept}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    products.FEW_PLACES = attention.MADE_AGAIN = 0  # as on a card
+    found = {}
+    print(f"{'':32} {'sites':>6} {'operations':>11} {'kept, MiB':>10} {'with checkpoints':>17}")
+    for name in [chosen.only] if chosen.only else MODELS:
+        for lean in (False, True):
+            with plain_layers(not lean):
+                whole = count(name, lean=lean, checkpointing=False)
+                again = count(name, lean=lean, checkpointing=True)
+            found[f"{name}, {'lean' if lean else 'plain'}"] = whole | {"checkpointed": again["kept"]}
+            words = MODELS[name][0] if lean else "  the plain way"
+            print(
+                f"{words:32} {whole['sites']:6} {whole['operations']:11,} {whole['kept'] / 2**20:10,.0f}"
+                f" {again['kept'] / 2**20:17,.0f}",
+                flush=True,
+            )
+    if chosen.out:
+        chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def plain_layers(plain: bool) -> Iterator[None]:
+    """The layers' way without a function of their own, for comparison."""
+    before = LoraLayer.fused
+    if plain:
+        LoraLayer.fused = False  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        LoraLayer.fused = before  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
