@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,12 +28,14 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.split import hold_out, share_of
 from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
+from lora_scripts.families.sd.denoiser import Denoiser
+from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
-from lora_scripts.run import story
-from lora_scripts.run.heldout import SHARE, Measuring, share
+from lora_scripts.run import overview, story
+from lora_scripts.run.heldout import SHARE, STEP_COST, Measuring, share
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
@@ -295,6 +298,46 @@ def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path
         at = tmp_path / "out" / "out.safetensors"
     if at.exists():
         assert all(torch.equal(best[key], value) for key, value in load_file(at).items())
+
+
+@pytest.mark.parametrize("kind", ["full", "short"])
+def test_what_is_forecast_besides_training_is_what_is_computed(
+    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pass of the UNet is counted, by whether it learns, draws or measures."""
+    counts, drawing, told = Counter[str](), [False], list[dict[str, float]]()
+    ask, generate, besides = Denoiser.__call__, StableDiffusion1.generate, overview.besides
+
+    def counted(self: Any, x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        counts["trained" if torch.is_grad_enabled() else "drawn" if drawing[0] else "measured"] += len(x)
+        return ask(self, x, *rest, **more)
+
+    def drawn(self: Any, *given: Any) -> Any:
+        drawing[0] = True
+        try:
+            return generate(self, *given)
+        finally:
+            drawing[0] = False
+
+    def noted(*given: Any) -> dict[str, float]:
+        told.append(besides(*given))
+        return told[-1]
+
+    monkeypatch.setattr(Denoiser, "__call__", counted)
+    monkeypatch.setattr(StableDiffusion1, "generate", drawn)
+    monkeypatch.setattr(overview, "besides", noted)
+    config = config_with(
+        tmp_path, base, val_every=2, sample_every=2, sample_steps=2, report=kind, trigger_word="picture"
+    )
+    assert main(["train", "--config", str(config)]) == 0
+    shares = told[0]
+    passes = {
+        what: counts["trained"] * STEP_COST / (1 - sum(shares.values())) * share for what, share in shares.items()
+    }
+    assert passes["previews"] + passes["report"] == pytest.approx(counts["drawn"]) and counts["drawn"]
+    # Before the run, every second step of six, and in the end a stronger LoRA, but only where that may be better.
+    assert passes["held-out loss"] * 4 / 5 == pytest.approx(counts["measured"]) and counts["measured"]
+    assert ("How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")) == (kind == "full")
 
 
 def test_a_run_that_is_not_getting_better_stops_early_and_exactly(

@@ -24,7 +24,7 @@ from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import class_samples
-from lora_scripts.run.finish import drawn_in_all
+from lora_scripts.run.finish import REPORTED, drawn_in_all
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
@@ -135,7 +135,7 @@ class Rehearsal:
         prompts = [p.prompt for p in previews_of(config, whole.samples)]
         m.steps, m.prompts, m.best = whole.total, len(prompts), held.on and bool(held.samples)
         m.measuring = heldout.share(held, config, whole.total)
-        m.shown = drawn_in_all(config, previews_of(config, whole.samples)[:4], whole.samples, held)
+        m.shown = drawn_in_all(config, previews_of(config, whole.samples)[:REPORTED], whole.samples, held)
         output = RunFolder(config.output_dir, config.name).final
         m.rows = table_rows(
             config, whole.model, feed, held, steps=whole.total, done=0, precision=whole.precision, output=output

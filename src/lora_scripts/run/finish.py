@@ -36,18 +36,24 @@ STRENGTHS = (0.0, 0.4, 0.6, 0.8, 1.0)
 ROWS = 2
 """Prompts that are drawn at every strength."""
 
+REPORTED = 4
+"""Previews that the report shows."""
+
 Cells = Mapping[tuple[int, float], Image.Image]
 """(number of the preview, strength) -> picture"""
 
 
-def report_pictures(worn: Worn, previews: Sequence[Preview]) -> dict[tuple[int, float], Image.Image]:
-    """Draws with the exported file, not with the weights in memory."""
-    wanted = [(i, s) for i in range(len(previews)) for s in (STRENGTHS if i < ROWS else (0.0, 1.0))]
+def report_pictures(worn: Worn, previews: Sequence[Preview], *, short: bool) -> dict[tuple[int, float], Image.Image]:
+    """Draws with the exported file, not with the weights in memory; `short`: without it and with it alone."""
+    rows = 0 if short else ROWS
+    wanted = [(i, s) for i in range(len(previews)) for s in (STRENGTHS if i < rows else (0.0, 1.0))]
     return {(i, strength): worn.draw(previews[i], strength) for i, strength in wanted}
 
 
 def drawn_in_all(config: TrainConfig, previews: Sequence[Preview], samples: Sequence[Sample], held: HeldOut) -> int:
     """How many pictures `report_pictures` and `look` draw."""
+    if config.report == "short":
+        return len(previews) * 2
     count = len(previews) * 2 + min(len(previews), ROWS) * (len(STRENGTHS) - 2)
     if held.on:
         count += sum(q.preview not in previews for q in copies.questions(config, samples, held.samples))
@@ -100,7 +106,10 @@ def look(
     previews: Sequence[Preview],
     drawn: Cells,
 ) -> Seen:
-    """Measures the pictures, and draws what else is needed for it; of the strength alone where nothing is measured."""
+    """Measures the pictures, and draws what else is needed for it; of the strength alone where nothing is measured,
+    and nothing for a short report."""
+    if config.report == "short":
+        return Seen(None, None, None)
     strength = strengths.measure(worn.family, feed, {key: drawn[key] for key in drawn if key[0] < ROWS})
     if not held.on:
         return Seen(strength, None, None)
@@ -132,6 +141,7 @@ def report(
 ) -> None:
     """Writes report.html."""
     lora, cells = folder.final, drawn
+    at = [s for s in STRENGTHS if (0, s) in drawn and config.report == "full"]
     data = ReportData(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
@@ -141,7 +151,7 @@ def report(
         trigger=trigger,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         comparisons=[Comparison(p.prompt, p.seed, cells[i, 0.0], cells[i, 1.0]) for i, p in enumerate(previews)],
-        strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in STRENGTHS])],
+        strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in at])] if at else [],
         strength=seen.strength,
         kept=seen.base,
         previews=_previews(folder, [p.prompt for p in previews]),

@@ -79,23 +79,32 @@ def _often(held: HeldOut, config: TrainConfig, total: int) -> int:
 
 def share(held: HeldOut, config: TrainConfig, total: int) -> float:
     """Of the run's time that measuring takes, as forecast from what a step costs."""
+    count = passes(held, config, total)
+    return count / (count + trained(config, total))
+
+
+def passes(held: HeldOut, config: TrainConfig, total: int) -> int:
+    """Forward passes of one picture that measuring takes."""
     if not held.on:
-        return 0.0
+        return 0
     times = -(-total // held.every) + 2 + (config.init_lora is not None)  # the base, and in the end a stronger LoRA
-    passes = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
-    passes += WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
-    trained = total * config.batch_size * config.gradient_accumulation * STEP_COST
-    return passes / (passes + trained)
+    count = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
+    return count + WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
 
 
-def row(held: HeldOut, config: TrainConfig, trained: int, total: int) -> tuple[str, str]:
-    """Of the table before the first step; `trained`: how many pictures are."""
+def trained(config: TrainConfig, total: int) -> float:
+    """What the training takes, in such passes."""
+    return total * config.batch_size * config.gradient_accumulation * STEP_COST
+
+
+def row(held: HeldOut, config: TrainConfig, pictures: int) -> tuple[str, str]:
+    """Of the table before the first step; `pictures`: how many are trained."""
     if not held.on:
         return "held out", "none, and nothing is measured (val_split: 0)"
     count = len(held.samples)
-    where = f" of {config.val_data_dir}" if config.val_data_dir else f" of {count + trained}"
+    where = f" of {config.val_data_dir}" if config.val_data_dir else f" of {count + pictures}"
     many = f"{count}{where} images" if count else f"none of fewer than {FEWEST} images"
-    return "held out", f"{many}; measured every {held.every} steps, about {share(held, config, total):.0%} of the time"
+    return "held out", f"{many}; measured every {held.every} steps"
 
 
 class Measuring:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
 from lora_scripts.run.build import memory_words
+from lora_scripts.run.finish import REPORTED, drawn_in_all
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
+from lora_scripts.run.previews import previews_of
 from lora_scripts.train.feed import Feed
 
 USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5, "schedule_free": 1e-3}
@@ -42,7 +46,8 @@ def table_rows(
     rows = [
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
-        heldout.row(held, c, len(samples), steps),
+        heldout.row(held, c, len(samples)),
+        ("besides", words_of(besides(c, feed, held, samples, steps))),
         ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
@@ -67,6 +72,39 @@ def table_rows(
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
     return rows
+
+
+def besides(config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int) -> dict[str, float]:
+    """What of the run's time is not training, as shares of the whole, forecast in forward passes; by what takes it."""
+    c, previews = config, previews_of(config, samples)
+    every = c.preview_steps(feed.steps_per_epoch)
+    rounds = (-(-steps // every) - 1 if every else 0) + c.sample_first  # those of the last step are the report's
+    one = _passes(c, c.sample_steps)
+    shown = previews[:REPORTED]
+    passes = {
+        HELD: float(heldout.passes(held, c, steps)),
+        PREVIEWS: rounds * sum(_passes(c, p.sampling.steps) for p in previews),
+        REPORT: one * drawn_in_all(c, shown, samples, held),
+    }
+    whole = sum(passes.values()) + heldout.trained(c, steps)
+    return {what: count / whole for what, count in passes.items()}
+
+
+def _passes(config: TrainConfig, steps: int) -> float:
+    """Of a picture of so many denoising steps, as if it had the size that is trained."""
+    twice = 1 if config.sample_cfg == 1 else 2
+    return steps * twice * math.prod(config.effective_sample_size) / math.prod(config.size)
+
+
+HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"
+LESS = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: "report: short"}
+"""The key with which each takes less."""
+
+
+def words_of(shares: Mapping[str, float]) -> str:
+    """Them in one line."""
+    each = (f"{what} {share:.0%} ({LESS[what]})" for what, share in shares.items() if share)
+    return f"about {sum(shares.values()):.0%} of the time: {', '.join(each)}" if any(shares.values()) else "nothing"
 
 
 def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, steps: int) -> list[str]:

@@ -42,6 +42,7 @@ FREE_KEYS = {
         "sample_cfg",
         "sample_negative",
         "sample_size",
+        "report",
     ),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ class PreviewKeys(Keys):
     """Pictures drawn while training."""
 
     TITLE: ClassVar[str] = "Previews"
+    NEEDS: ClassVar[Mapping[str, str]] = {"report": "pictures"}
 
     sample_prompts: Prompts = ()
     """Prompts of the preview pictures, or a .txt file of them, one a line; each may end in --n negative --w width
@@ -32,6 +33,9 @@ class PreviewKeys(Keys):
     """The negative prompt of the preview pictures."""
     sample_size: Size | None = None
     """The size of the preview pictures. Without it, resolution."""
+    report: Literal["full", "short"] = "full"
+    """What the page in the end draws. short: the previews without the LoRA and with it, and no more: no strengths
+    compared, no search for copies, no look at what else the LoRA changes. That saves much of a short run's time."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
