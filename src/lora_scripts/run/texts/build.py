@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from lora_scripts.adapters.dora import RowDoraLayer
 from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
@@ -44,7 +45,10 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     injected = inject(
-        family.roots, dict.fromkeys([*rules, *initial]), maker(config, rules, sizes, usual), seed=config.seed
+        family.roots,
+        dict.fromkeys([*rules, *initial]),
+        maker(config, rules, sizes, usual, RowDoraLayer),
+        seed=config.seed,
     )
     for layer in injected.values():
         layer.place(family.device)
