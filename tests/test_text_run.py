@@ -140,7 +140,9 @@ def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
     assert ours == theirs
 
 
-def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(base: Path, tmp_path: Path) -> None:
+def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The run ends with PEFT's loader saying what the training says; see `export.prove`."""
     data, kept = write_records(tmp_path / "reports.jsonl"), []
     for stop in (False, True):
@@ -151,6 +153,7 @@ def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(base: Path, tmp_pa
             with pytest.raises(KeyboardInterrupt):
                 run.train(load_config(config), sink=interrupting(4, ignore))
         assert main(["train", "--config", str(config), *(["--resume"] if stop else [])]) == 0
+        assert "rank 4, alpha 8," in capsys.readouterr().out  # rank-stabilised: what a reader divides by the rank
         folder = out / out.name
         assert adapter_folder.config_of(folder)["use_dora"]
         kept.append((folder / "adapter_model.safetensors").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
@@ -60,7 +61,8 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     files = BaseFiles(weights_in(config.base_model, ["."]))
     digest = hashlib.sha256("".join(files.read(lambda key: False).values()).encode()).hexdigest()
-    return TextModel(injected, optimizer, usual.rank, usual.alpha, digest, files, resized=resized, family=family)
+    (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
+    return TextModel(injected, optimizer, rank, alpha, digest, files, resized=resized, family=family)
 
 
 def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:
