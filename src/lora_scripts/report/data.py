@@ -9,6 +9,9 @@ from PIL.Image import Image
 
 from lora_scripts.data.trigger import Trigger
 
+MEASURED = "strength.json"
+"""In a run's folder: the strength that was measured of its finished file, for the card."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -93,7 +96,9 @@ class Strength:
     best: float
     """The strength to write."""
     words: str
-    """Why."""
+    """The same in words, and why."""
+    reason: str
+    """Why, for a card."""
     rows: Sequence[tuple[str, str]]
     """Strength and what its pictures show."""
 

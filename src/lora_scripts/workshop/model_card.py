@@ -23,6 +23,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
+from lora_scripts.report.data import MEASURED
 from lora_scripts.workshop.inspect import report_of
 
 PREVIEW = 512
@@ -88,7 +89,8 @@ def write_card(
     config = _config(lora, report)
     evidence = _from_grid(grid, inspected.hashes["AutoV3"]) if grid else _Evidence([], [])
     if strength is None:
-        strength, reason = recommended(evidence.lines) or (USUAL, "a usual start; no grid was measured")
+        measured = recommended(evidence.lines) or _of_run(report or lora.parent, inspected.hashes["AutoV3"])
+        strength, reason = measured or (USUAL, "a usual value; none was measured")
     else:
         reason = "as its maker recommends"
     pictures = evidence.pictures or _from_run(report or lora.parent, config)
@@ -173,6 +175,15 @@ def _config(lora: Path, report: Path | None) -> TrainConfig | None:
     try:
         return load_config(path)
     except UserError:
+        return None
+
+
+def _of_run(folder: Path, autov3: str) -> tuple[float, str] | None:
+    """What a run measured of this very file, and why that is recommended; None where it did not."""
+    try:
+        told = json.loads((folder / MEASURED).read_text("utf-8"))
+        return (float(told["strength"]), str(told["reason"])) if told["lora"] == autov3 else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
