@@ -9,9 +9,6 @@ from PIL.Image import Image
 
 from lora_scripts.data.trigger import Trigger
 
-MEASURED = "strength.json"
-"""In a run's folder: the strength that was measured of its finished file, for the card."""
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -19,8 +19,9 @@ from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import lora_hash, save
-from lora_scripts.report.data import MEASURED, Comparison, Kept, LoraFile, Nearest, ReportData, Strength, StrengthRow
+from lora_scripts.report.data import Comparison, Kept, LoraFile, Nearest, ReportData, Strength, StrengthRow
 from lora_scripts.report.page import write_report
+from lora_scripts.report.usage import MEASURED
 from lora_scripts.run.after import base_kept, copies, strengths
 from lora_scripts.run.after.copies import thumbnail
 from lora_scripts.run.after.worn import Worn

@@ -23,7 +23,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
-from lora_scripts.report.data import MEASURED
+from lora_scripts.report.usage import measured as of_run
 from lora_scripts.workshop.inspect import report_of
 
 PREVIEW = 512
@@ -89,7 +89,7 @@ def write_card(
     config = _config(lora, report)
     evidence = _from_grid(grid, inspected.hashes["AutoV3"]) if grid else _Evidence([], [])
     if strength is None:
-        measured = recommended(evidence.lines) or _of_run(report or lora.parent, inspected.hashes["AutoV3"])
+        measured = recommended(evidence.lines) or of_run(report or lora.parent, inspected.hashes["AutoV3"])
         strength, reason = measured or (USUAL, "a usual value; none was measured")
     else:
         reason = "as its maker recommends"
@@ -175,15 +175,6 @@ def _config(lora: Path, report: Path | None) -> TrainConfig | None:
     try:
         return load_config(path)
     except UserError:
-        return None
-
-
-def _of_run(folder: Path, autov3: str) -> tuple[float, str] | None:
-    """What a run measured of this very file, and why that is recommended; None where it did not."""
-    try:
-        told = json.loads((folder / MEASURED).read_text("utf-8"))
-        return (float(told["strength"]), str(told["reason"])) if told["lora"] == autov3 else None
-    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
