@@ -101,9 +101,30 @@ def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.Cap
     told = capsys.readouterr().out
     assert "no license yet" in told and "base_model in the header is v1-5" in told and "there is no picture" in told
     text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
-    assert "# license: choose one" in text and "Recommended: **0.8** (a usual start" in text and "**glow**" in text
+    assert (
+        "# license: choose one" in text
+        and "Recommended: **0.8** (a usual value; none was measured" in text
+        and "**glow**" in text
+    )
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "v1-5"
     assert not lora.with_name("neon.preview.png").exists()
+
+
+def test_the_strength_that_the_run_measured_of_this_file(lora: Path) -> None:
+    """Not that of another file in the folder; a grid, which shows its pictures, counts more."""
+    told = {"lora": model_hashes(lora).autov3, "strength": 0.6, "reason": "97 % of the style"}
+    (lora.parent / "strength.json").write_text(json.dumps(told))
+    assert card(str(lora)) == 0
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    assert "Recommended: **0.6** (97 % of the style" in text and "<lora:neon:0.6>" in text
+    assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 0.6
+    grid = write_grid(lora.parent / "grid", lora)
+    assert card(str(lora), "--grid", str(grid), "--overwrite") == 0
+    assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 1
+    for text in (json.dumps(told | {"lora": "0" * 12}), "{"):
+        (lora.parent / "strength.json").write_text(text)
+        assert card(str(lora), "--overwrite") == 0
+        assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 0.8
 
 
 def test_a_grid_of_another_lora_is_refused(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

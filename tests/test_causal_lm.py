@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import small_words
+from lora_scripts.adapters.dora import RowDoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
@@ -141,9 +142,9 @@ TALKS = [
 ]
 
 
-def _trained(folder: Path, feed_of: Any, steps: int, precision: torch.dtype = torch.float32) -> tuple[Any, RunState]:
-    model = open_model(folder, CPU, precision)
-    layers = inject(model.roots, model.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
+def _trained(folder: Path, feed_of: Any, steps: int, kind: type[LoraLayer] = LoraLayer) -> tuple[Any, RunState]:
+    model = open_model(folder, CPU, torch.float32)
+    layers = inject(model.roots, model.usual, lambda _, layer: kind(layer, 4, 8.0), seed=1)
     parameters = [p for layer in layers.values() for p in layer.values().values()]
     optimizer = build_optimizer("adamw", [Group("lora", parameters, 1e-2)], 0.01)
     state = RunState(0, steps, {}, {}, {})
@@ -161,17 +162,22 @@ def _feed(model: LanguageModel, *, packing: bool) -> TextFeed:
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("packing", [True, False])
-def test_first_losses_are_those_of_transformers_and_peft(folders: dict[str, Path], kind: str, packing: bool) -> None:
-    """Their model, their LoRA, their tokens and mask, their loss and AdamW: 20 steps of two batches of four records."""
+@pytest.mark.parametrize(("packing", "dora"), [(True, False), (False, False), (True, True)])
+def test_first_losses_are_those_of_transformers_and_peft(
+    folders: dict[str, Path], kind: str, packing: bool, dora: bool
+) -> None:
+    """Their model, their LoRA or DoRA, their tokens and mask, their loss and AdamW: 20 steps of two batches of four
+    records."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (ours, layers), state = _trained(folders[kind], lambda model: _feed(model, packing=packing), 20)
+    layer_kind = RowDoraLayer if dora else LoraLayer
+    (ours, layers), state = _trained(folders[kind], lambda model: _feed(model, packing=packing), 20, layer_kind)
     base = AutoModelForCausalLM.from_pretrained(folders[kind])
     tok = AutoTokenizer.from_pretrained(folders[kind])
     names = sorted({path.rpartition(".")[2] for path in layers})
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2")
+    more = {"fan_in_fan_out": kind == "gpt2", "use_dora": dora}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", **more)
     peft = get_peft_model(base, config)
     fresh = open_model(folders[kind], CPU, torch.float32)
     start = inject(fresh.roots, fresh.usual, lambda _, layer: LoraLayer(layer, 4, 8.0), seed=1)
@@ -218,8 +224,11 @@ def _windows(feed: TextFeed, epoch: int) -> Iterator[list[list[int]]]:
         yield batches[start : start + feed.settings.accumulation]
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2", "phi3"])
-def test_peft_loads_what_is_written_with_equal_logits(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_peft_loads_what_is_written_with_equal_logits(
+    folders: dict[str, Path], tmp_path: Path, kind: str, dora: bool
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -227,24 +236,27 @@ def test_peft_loads_what_is_written_with_equal_logits(folders: dict[str, Path], 
     every = model.usual
 
     def make(path: str, layer: nn.Module) -> Adapter:
-        return LoraLayer(layer, 4 if ".0." in path else 2, 3.0)
+        return (RowDoraLayer if dora else LoraLayer)(layer, 4 if ".0." in path else 2, 3.0)
 
     layers = inject(model.roots, every, make)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in layers.values():
             layer.values()["up"].normal_(std=0.2, generator=draw)
+            if dora:
+                layer.values()["magnitude"].mul_(1 + 0.2 * torch.rand(len(layer.weight), generator=draw))
     batch = padded(examples())
     assert batch.mask is not None
-    weights = {
-        path: LoraWeights(layer.values()["down"].detach(), layer.values()["up"].detach(), layer.alpha)
-        for path, layer in layers.items()
-    }
+    weights = {}
+    for path, layer in layers.items():
+        own = layer.leaves()
+        weights[path] = LoraWeights(own["lora_down.weight"], own["lora_up.weight"], layer.alpha, own.get("dora_scale"))
     files = adapter_folder.files_of(
         weights, torch.float32, base=str(folders[kind]), layers=every, transposed=bool(model.transposed)
     )
     adapter_folder.write(tmp_path / "adapter", files)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["use_dora"] is dora and config["fan_in_fan_out"] is (kind == "gpt2")
     assert config["target_modules"] == sorted({path.rpartition(".")[2] for path in every})
     base = AutoModelForCausalLM.from_pretrained(folders[kind])
     plain = base(input_ids=batch.ids, attention_mask=batch.mask).logits

@@ -82,7 +82,9 @@ def full() -> ReportData:
         facts=[("Images", "50"), ("Device", "CPU")],
         comparisons=[Comparison("a cat", 1, noise(1), noise(2)), Comparison("a dog", 2, noise(3), noise(4))],
         strengths=[StrengthRow("a fox", 3, [(0.0, noise(5)), (0.4, noise(6)), (1.0, noise(7))])],
-        strength=Strength(0.9, "recommended strength: 0.9, which shows 96 % of it", [("0.4", "style 12 %")]),
+        strength=Strength(
+            0.9, "recommended strength: 0.9, which shows 96 % of it", "96 % of it", [("0.4", "style 12 %")]
+        ),
         previews=[(20, [("p", noise(9)), ("q", noise(10))]), (10, [("p", noise(8))])],
         loss=[(step, 1.0 / step) for step in range(1, 51)],
         learning_rate=[(1, 0.0), (2, 2e-4), (3, 1e-4)],

@@ -140,6 +140,26 @@ def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends with PEFT's loader saying what the training says; see `export.prove`."""
+    data, kept = write_records(tmp_path / "reports.jsonl"), []
+    for stop in (False, True):
+        out = tmp_path / f"stopped {stop}"
+        keys = {"adapter": "dora", "rank_stabilised": True, "lora_plus_ratio": 4, "val_split": 0, "val_every": None}
+        config = config_of(tmp_path, base_model=base, train_file=data, output_dir=out, epochs=1, **keys)
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                run.train(load_config(config), sink=interrupting(4, ignore))
+        assert main(["train", "--config", str(config), *(["--resume"] if stop else [])]) == 0
+        assert "rank 4, alpha 8," in capsys.readouterr().out  # rank-stabilised: what a reader divides by the rank
+        folder = out / out.name
+        assert adapter_folder.config_of(folder)["use_dora"]
+        kept.append((folder / "adapter_model.safetensors").read_bytes())
+    assert kept[0] == kept[1]
+
+
 def test_other_records_do_not_resume(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl")
     config = config_of(tmp_path, base_model=base, train_file=data, output_dir=tmp_path / "talk")
@@ -166,11 +186,11 @@ def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path:
 def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
     data.write_text(data.read_text() + '{"messages": [\n{"text": ""}\n')
-    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "adapter": "dora"}
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "adapter": "loha"}
     assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2].partition(";")[0].replace(str(tmp_path) + "/", "") for line in told] == [
-        "adapter: dora has no form in the folder of a language model's LoRA",
+        "adapter: loha has no form in the folder of a language model's LoRA",
         "reports.jsonl:4: half a record: the JSON ends in the middle",
         "reports.jsonl:5: the text is empty",
     ]

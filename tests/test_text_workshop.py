@@ -111,6 +111,32 @@ def test_peft_does_what_the_folder_means(base: Path, loras: list[Path], tmp_path
     assert run("verify", loras[0], "--base", other, code=2)
 
 
+def test_a_dora_is_merged_verified_and_baked_as_peft_has_it(base: Path, tmp_path: Path, run: Run) -> None:
+    model, draw, weights = open_model(base, torch.device("cpu"), torch.float32), torch.Generator().manual_seed(1), {}
+    for path in model.usual:
+        weight = model.trainable()[path].weight
+        down, up = torch.randn(3, weight.shape[1], generator=draw), torch.randn(len(weight), 3, generator=draw) / 10
+        lengths = weight.norm(dim=1, keepdim=True) * (1 + 0.2 * torch.rand(len(weight), 1, generator=draw))
+        weights[path] = LoraWeights(down, up, 4.0, lengths.detach())
+    dora, one, half = tmp_path / "dora", tmp_path / "one", tmp_path / "half"
+    adapter_folder.write(
+        dora, adapter_folder.files_of(weights, torch.float32, base=str(base), transposed=model.transposes)
+    )
+    wanted = logits(base, (dora, 1.0))
+    run("merge", f"{dora}:1", "--base", base, "--output", one)
+    assert torch.allclose(logits(one), wanted, atol=1e-4)
+    run("merge", f"{dora}:0.5", "--base", base, "--output", half)
+    assert torch.allclose(logits(half), logits(base, (dora, 0.5)), atol=1e-4)
+    assert "ΔW equal" in run("verify", dora, "--base", base)
+    assert "a DoRA" in run("inspect", dora)
+    run("convert", dora, "--to", "peft", "--bake-dora", "--base", base, "--rank", 64, "--output", tmp_path / "plain")
+    assert torch.allclose(logits(base, (tmp_path / "plain", 1.0)), wanted, atol=1e-3)
+    assert "cannot be told from what they are" in run(
+        "unmerge", f"{dora}:1", "--model", one, "--output", tmp_path / "x", code=2
+    )
+    assert "--bake-dora" in run("combine", f"{dora}:1", f"{tmp_path / 'plain'}:1", "--output", tmp_path / "x", code=2)
+
+
 def test_what_has_no_part_here_says_so_in_one_line(base: Path, loras: list[Path], tmp_path: Path, run: Run) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"text": "hello"}) + "\n")

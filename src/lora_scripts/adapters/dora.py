@@ -1,4 +1,4 @@
-"""DoRA: the length of each column of the weight is trained apart from its direction (Liu et al. 2024, eq. 5)."""
+"""DoRA: the lengths of a weight's columns, or rows, are trained apart from its direction (Liu et al. 2024, eq. 5)."""
 
 from __future__ import annotations
 
@@ -73,3 +73,63 @@ class DoraLayer(LoraLayer):
         norm = self._columns(changed).sum(0).sqrt()
         gain = self.magnitude.detach().to(dtype) / norm
         return changed * gain.view(1, -1, *[1] * (weight.dim() - 2)) - weight
+
+
+class RowDoraLayer(LoraLayer):
+    """W' = m * (W + s B A) / |W + s B A|, with one length for each output, over all inputs: PEFT's DoRA.
+
+    y = g (W x + s B A x) + b, g = m / |W + s B A|; the norm counts as a constant for the gradient. Over another adapter
+    the changes add up: each is a change of the frozen weight.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        super().__init__(base, rank, alpha, dropout)
+        weight = self.frozen.weight.detach().float().flatten(1)
+        self.register_buffer("squares", weight.square().sum(1))
+        self.squares: Tensor
+        """|w|^2 of each row: those of the frozen weight never change."""
+        self.magnitude = nn.Parameter(self.squares.sqrt())
+
+    def values(self) -> dict[str, nn.Parameter]:
+        return super().values() | {"magnitude": self.magnitude}
+
+    def leaves(self) -> dict[str, Tensor]:
+        shape = [-1, *[1] * (self.frozen.weight.dim() - 1)]
+        return super().leaves() | {"dora_scale": self.magnitude.detach().cpu().clone().view(shape)}
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """|W + s B A| of each output, [out]: |w + s b A|^2 = |w|^2 + 2 s (A w) . b + s^2 b (A A') b'."""
+        weight = self.frozen.weight.detach().flatten(1)
+        up, down = self.up.flatten(1), self.down.flatten(1)  # [out, r], [r, in * k]
+        squares = self.squares + 2 * self.scale * ((weight.float() @ down.T) * up).sum(1)
+        squares = squares + self.scale**2 * ((up @ (down @ down.T)) * up).sum(1)
+        return squares.clamp(min=0).sqrt()
+
+    def forward(self, x: Tensor, *args: object, front: products.Front | None = None) -> Tensor:
+        if front is not None:  # the product's input is used twice
+            x = products.keep_input(x, front)
+        if self.strength == 0.0:
+            plain: Tensor = self.base(x, *args)
+            return plain
+        layer = self.frozen
+        gain = self.magnitude / self.norm().clamp(min=1e-12) - 1
+        shape = [-1] if isinstance(layer, nn.Linear) else [-1, 1, 1]
+        bias = 0 if layer.bias is None else layer.bias.view(shape).to(x.dtype)
+        y = self.changed(x)
+        if self.base is layer and self.strength == 1.0:
+            whole = y - bias  # W x + s B A x
+        else:  # at strength t: t W x + t s B A x, of the frozen weight alone
+            whole = self.add_change((layer(x) - bias) * self.strength, x)
+        return y + whole * gain.view(shape).to(x.dtype)
+
+    @property
+    def shares(self) -> bool:
+        return False  # its output is scaled
+
+    @torch.no_grad()
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        weight = self.frozen.weight.detach().to(dtype)
+        changed = weight + super().delta(dtype)
+        gain = self.magnitude.detach().to(dtype) / changed.flatten(1).norm(dim=1)
+        return changed * gain.view(-1, *[1] * (weight.dim() - 1)) - weight

@@ -22,11 +22,21 @@ class LoraWeights:
     """[out, rank], of a convolution [out, rank, 1, 1]"""
     alpha: float
     dora: Tensor | None = None
-    """Of a DoRA: the length m of every column of W + ΔW, [1, in] or [1, in, 1, 1]; see `adapters.algebra.bake`."""
+    """Of a DoRA: the length m of every column of W + ΔW, [1, in] or [1, in, 1, 1], or of every row, [out, 1] or
+    [out, 1, 1, 1]; see `adapters.algebra.bake`."""
 
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def by_output(self) -> bool:
+        """Of a DoRA: that it has a length for each output, as PEFT's, in place of one for each input."""
+        return (
+            self.dora is not None
+            and self.dora.dim() > 1
+            and self.dora.shape[0] == self.up.shape[0] == self.dora.numel()
+        )
 
 
 def uniform(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:

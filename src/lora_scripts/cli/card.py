@@ -18,12 +18,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lora", metavar="LORA", type=file_of(".safetensors"), help="the LoRA file")
     add("--grid", metavar="DIR", type=path, help="a grid of it, for pictures and the recommended strength")
-    add("--report", metavar="DIR", type=path, help="its run's folder, for pictures (default: the LoRA's, if it is one)")
+    add("--report", metavar="DIR", type=path, help="its run's folder, for pictures and strength (default: the LoRA's)")
     add("--output", metavar="DIR", type=path, help="where README.md and its pictures go (default: LORA-card beside it)")
     add("--base-model", metavar="NAME", help="the base's name on Hugging Face, for the header")
     add("--license", metavar="NAME", help="such as creativeml-openrail-m, for the header")
     add("--trigger", metavar="TEXT", help="what to write in a prompt (default: what the file or its captions tell)")
-    text = "the recommended strength (default: by the grid's measures)"
+    text = "the recommended strength (default: as the grid or the run measured, else 0.8)"
     add("--strength", metavar="X", type=number(float, -10, 10), help=text)
     add("--description", metavar="TEXT", default="", help="what it is, in a sentence")
     text = "of the card: en or zh (default: the run's language, else en)"

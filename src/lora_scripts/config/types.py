@@ -24,6 +24,8 @@ FEATURES = {
     "texts": "language models",
 }
 """What a key may need of the base's family, and whom it is for, in words."""
+SCALING = ("dora", "oft")
+"""Adapters whose files scale the base's own weights, which must then be as they are."""
 
 Fault = tuple[str, str, str]
 """(key, what is wrong with it, the mend)"""

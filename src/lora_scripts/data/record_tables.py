@@ -40,6 +40,8 @@ def open_tables(paths: Sequence[Path]) -> tuple[list[Table], list[UserError]]:
     except ImportError:
         message = f"{paths[0].suffix} files are read with the datasets library"
         return [], [UserError(message, file=path, hint=INSTALL) for path in paths]
+    if not datasets.are_progress_bars_disabled():
+        datasets.disable_progress_bars()  # they would stand between our own lines
     tables, faults = list[Table](), list[UserError]()
     for path in paths:
         try:

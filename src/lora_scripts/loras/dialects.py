@@ -22,7 +22,7 @@ from lora_scripts.adapters.weights import LoraWeights, finite, uniform
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names
 from lora_scripts.loras import kohya
-from lora_scripts.loras.naming import PEFT_PREFIX
+from lora_scripts.loras.naming import MAGNITUDE, PEFT_PREFIX
 from lora_scripts.loras.reading import ALPHA_KEY
 
 Modules = Mapping[str, LoraWeights]
@@ -84,9 +84,11 @@ def to_peft(modules: Modules, prefixes: Mapping[str, str], dtype: torch.dtype | 
     """Part -> adapter. Ranks and alphas that differ go into `rank_pattern` and `alpha_pattern`; nothing is rescaled.
 
     `prefixes`: of each part, what its layers' paths begin with in the installed libraries (`Facts.wrapped`).
-    UserError for a DoRA: PEFT's has a length for every row of the weight, kohya's for every column.
+    UserError for a DoRA unless all of it is one with a length for every row of the weight: kohya's has them for every
+    column.
     """
-    _refuse_dora(modules, "PEFT")
+    if not all(w.by_output for w in modules.values()):
+        _refuse_dora(modules, "PEFT")
     parts: dict[str, dict[str, LoraWeights]] = {}
     for path, w in modules.items():
         part, _, inner = path.partition(".")
@@ -99,6 +101,9 @@ def _peft_tensors(modules: Modules, dtype: torch.dtype | None) -> dict[str, Tens
     for inner, w in modules.items():
         tensors[f"{PEFT_PREFIX}{inner}.lora_A.weight"] = w.down.to(dtype or w.down.dtype).contiguous()
         tensors[f"{PEFT_PREFIX}{inner}.lora_B.weight"] = w.up.to(dtype or w.up.dtype).contiguous()
+        if w.dora is not None:  # in float32, as its digits count
+            lengths = w.dora.flatten() if w.down.dim() == 2 else w.dora.transpose(0, 1)
+            tensors[f"{PEFT_PREFIX}{inner}.{MAGNITUDE}"] = lengths.float().contiguous()
     return tensors
 
 
@@ -116,7 +121,7 @@ def _peft_config(modules: Modules) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(w.dora is not None for w in modules.values()),
         "target_modules": sorted(modules),
         "rank_pattern": {f"^{inner}": w.rank for inner, w in modules.items() if w.rank != rank},
         "alpha_pattern": {f"^{inner}": w.alpha for inner, w in modules.items() if w.alpha != alpha},

@@ -99,6 +99,11 @@ class LoraFile:
         return plain(self.modules, self.path)
 
     @property
+    def mergeable(self) -> dict[str, LoraWeights]:
+        """As `weights`, of a LoRA or a DoRA: what can be added to a base, but not to another LoRA."""
+        return plain(self.modules, self.path, dora=True)
+
+    @property
     def rank(self) -> int:
         """The largest one in it, of a plain LoRA."""
         return max(w.rank for w in self.weights.values())
@@ -132,13 +137,13 @@ def read(path: Path, family: Facts | None = None) -> LoraFile:
     return LoraFile(path, own, contents.naming or Naming.KOHYA, modules, words, contents.metadata)
 
 
-def read_plain(path: Path) -> LoraFile:
-    """As `read`, of a plain LoRA that brings no words: its ΔW is all that it does."""
+def read_plain(path: Path, *, dora: bool = False) -> LoraFile:
+    """As `read`, of a plain LoRA (with `dora` also a DoRA) that brings no words: its ΔW is all that it does."""
     file = read(path)
     if file.words:
         text = f"this is a LoRA with words of its own in it ({', '.join(file.words)})"
         raise UserError(text, file=path, hint="give the one without them: train it without token_bundle")
-    plain(file.modules, path)
+    plain(file.modules, path, dora=dora)
     return file
 
 
@@ -191,7 +196,7 @@ def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool
             text = f"this is a LyCORIS file (it has {next(iter(change))} of {path})"
             raise UserError(text, file=file, hint="give a plain LoRA")
         if change.dora is not None and not dora:
-            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora"
+            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora --base BASE"
             raise UserError(f"this is a DoRA (it has dora_scale of {path})", file=file, hint=hint)
         result[path] = change
     return result

@@ -16,6 +16,8 @@ from enum import Enum
 PEFT_PREFIX = "base_model.model."
 DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
 """kohya's leaves of a module, which those of other namings are taken for."""
+MAGNITUDE = "lora_magnitude_vector"
+"""PEFT's name for the lengths of a DoRA, one for each output."""
 PAIRS = (
     (f".{DOWN}", f".{UP}"),
     (".lora_A.weight", ".lora_B.weight"),
@@ -34,6 +36,7 @@ _DIFFUSERS = ("unet.", "text_encoder.", "text_encoder_2.", "transformer.", "diff
 _LEAVES = {
     **{end: leaf for pair in PAIRS for end, leaf in zip(pair, (DOWN, UP), strict=True)},
     **{f".{leaf}": leaf for leaf in (ALPHA, DORA, *LYCORIS)},
+    f".{MAGNITUDE}": DORA,
 }
 
 

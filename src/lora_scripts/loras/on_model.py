@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters import lycoris
-from lora_scripts.adapters.dora import DoraLayer
+from lora_scripts.adapters.dora import DoraLayer, RowDoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
@@ -37,10 +37,9 @@ def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
         if w.down.numel() != torch.Size(down).numel() or w.up.numel() != torch.Size(up).numel():
             shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(layer.weight.shape)}"
             faults.append(UserError(f"{name}: {shapes}", file=path, hint="this LoRA is for another base model"))
-        elif w.dora is not None and (w.dora.numel() != layer.weight.shape[1] or w.dora.shape[0] == w.dora.numel() > 1):
-            text = f"{name}: this DoRA has a length for every output ({list(w.dora.shape)}), not for every input"
-            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora"
-            faults.append(UserError(text, file=path, hint=hint))
+        elif w.dora is not None and not w.by_output and not _by_input(w.dora, layer):
+            shapes = f"lengths {list(w.dora.shape)} for a weight {list(layer.weight.shape)}"
+            faults.append(UserError(f"{name}: {shapes}", file=path, hint="this DoRA is for another base model"))
     raise_all(faults[:5])
 
 
@@ -53,6 +52,10 @@ def _layer(family: Host, path: str) -> nn.Linear | nn.Conv2d | None:
         return None
     layer = layer.frozen if isinstance(layer, Adapter) else layer
     return layer if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
+def _by_input(lengths: Tensor, layer: nn.Linear | nn.Conv2d) -> bool:
+    return lengths.numel() == layer.weight.shape[1] and (lengths.shape[0] == 1 or lengths.numel() == 1)
 
 
 def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Path) -> None:
@@ -76,7 +79,8 @@ def apply(
         w = weights[path]
         if not isinstance(w, LoraWeights):
             return LycorisLayer.of_leaves(layer, w)
-        return (LoraLayer if w.dora is None else DoraLayer)(layer, w.rank, w.alpha)
+        kind = LoraLayer if w.dora is None else RowDoraLayer if w.by_output else DoraLayer
+        return kind(layer, w.rank, w.alpha)
 
     layers = inject(family.roots, weights, make, reset=False)
     for path, layer in layers.items():

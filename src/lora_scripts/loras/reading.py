@@ -70,8 +70,14 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
         if leaf in module.leaves:  # the layer stands in the file under two names
             strangers.append(key)
             continue
-        module.leaves[leaf], module.keys[leaf] = tensor, key
+        module.leaves[leaf] = by_output(tensor) if key.endswith(naming.MAGNITUDE) else tensor
+        module.keys[leaf] = key
     return modules, strangers
+
+
+def by_output(lengths: Tensor) -> Tensor:
+    """PEFT's lengths of a DoRA, [out] or of a convolution [1, out, 1, 1], as [out, 1, …]."""
+    return lengths[:, None] if lengths.dim() == 1 else lengths.transpose(0, 1)
 
 
 def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -262,9 +268,9 @@ def _pattern(patterns: Mapping[str, Any], inner: str, default: Any) -> Any:
 
 
 def _check_config(config: Mapping[str, Any], file: Path | None) -> None:
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
-        what = "a DoRA" if config.get("use_dora") else f"of type {config.get('peft_type')}"
-        raise UserError(f"the adapter is {what}, not a plain LoRA", file=file, hint="merge it with PEFT instead")
+    if config.get("peft_type") != "LORA":
+        text = f"the adapter is of type {config.get('peft_type')}, not a LoRA"
+        raise UserError(text, file=file, hint="merge it with PEFT instead")
     if config.get("lora_bias") or config.get("bias", "none") != "none" or config.get("modules_to_save"):
         raise UserError(
             "the adapter trains biases or whole layers too, which no LoRA file holds",

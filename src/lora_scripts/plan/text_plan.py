@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.plan.command import BUDGET, PlanOptions, as_words, note_of, to_type
@@ -116,7 +117,7 @@ def _ladder(config: TrainConfig) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
-    if config.base_precision == "auto":
+    if config.base_precision == "auto" and config.adapter not in SCALING:
         changes["base_precision"] = "int8"
         yield dict(changes)
     length = config.max_length

@@ -93,7 +93,9 @@ class Strength:
     best: float
     """The strength to write."""
     words: str
-    """Why."""
+    """The same in words, and why."""
+    reason: str
+    """Why, for a card."""
     rows: Sequence[tuple[str, str]]
     """Strength and what its pictures show."""
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lora_scripts.report.data import LoraFile
+
+
+MEASURED = "strength.json"
+"""In a run's folder: the strength that was measured of its finished file."""
+
+
+def measured(folder: Path, autov3: str | None = None) -> tuple[float, str] | None:
+    """The strength that a run recommends, and why; None where it measured none, or that of another file than this."""
+    try:
+        told = json.loads((folder / MEASURED).read_text("utf-8"))
+        return (float(told["strength"]), str(told["reason"])) if autov3 in (None, told["lora"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def tag(stem: str, strength: float = 0.8, trigger: str = "") -> str:

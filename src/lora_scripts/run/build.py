@@ -92,8 +92,12 @@ def maker(
     rules: Mapping[str, TargetRule],
     sizes: Mapping[str, Size],
     usual: Size,
+    dora: type[LoraLayer] = DoraLayer,
 ) -> Callable[[str, nn.Module], Adapter]:
-    """How a layer is wrapped: the adapter of the config at the rank and alpha of its rule, or of `init_lora`."""
+    """How a layer is wrapped: the adapter of the config at the rank and alpha of its rule, or of `init_lora`.
+
+    `dora`: which kind of DoRA the programs that will read the file have.
+    """
 
     def make(path: str, layer: nn.Module) -> Adapter:
         rule, dropout = rules.get(path), config.lora_dropout if path in rules else 0.0
@@ -109,7 +113,7 @@ def maker(
             alpha = alpha * math.sqrt(rank)
         if config.adapter in KINDS:
             return LycorisLayer(layer, config.adapter, rank, alpha)
-        kinds = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+        kinds: dict[str, type[LoraLayer]] = {"lora": LoraLayer, "dora": dora, "pissa": PissaLayer}
         return kinds[config.adapter](layer, rank, alpha, dropout)
 
     return make

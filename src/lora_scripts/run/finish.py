@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import lora_hash, save
 from lora_scripts.report.data import Comparison, Kept, LoraFile, Nearest, ReportData, Strength, StrengthRow
 from lora_scripts.report.page import write_report
+from lora_scripts.report.usage import MEASURED
 from lora_scripts.run.after import base_kept, copies, strengths
 from lora_scripts.run.after.copies import thumbnail
 from lora_scripts.run.after.worn import Worn
@@ -78,6 +80,13 @@ def save_last_previews(
         save(path, drawn[i, 1.0], infotext(config, family, preview, autov3))
         board.picture(step, f"preview/{i + 1}", drawn[i, 1.0], preview.prompt)
         sink(Saved("preview", path, step))
+
+
+def save_strength(folder: RunFolder, strength: Strength | None) -> None:
+    """Beside the file, under its hash: of another file it says nothing."""
+    if strength is not None:
+        told = {"lora": lora_hash(folder.final), "strength": strength.best, "reason": strength.reason}
+        io.write_text(folder.path / MEASURED, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from lora_scripts.run.build import build_model, check_tiles, objective_of
 from lora_scripts.run.captions_first import cache_of, captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
-from lora_scripts.run.finish import REPORTED, look, report, report_pictures, save_last_previews
+from lora_scripts.run.finish import REPORTED, look, report, report_pictures, save_last_previews, save_strength
 from lora_scripts.run.heldout import Measuring, build_held_out
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
@@ -396,6 +396,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink:
     drawn = report_pictures(worn, previews, short=c.report == "short")
     seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
     seen.tell(sink)
+    save_strength(folder, seen.strength)
     save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, board, sink)
     page = folder.path / "report.html"
     report(

@@ -93,11 +93,11 @@ def one_family(paths: Sequence[Path], faults: Faults) -> Facts | None:
     return families[0][1] if families else None
 
 
-def read_all(paths: Sequence[Path]) -> list[LoraFile]:
-    """The files, each read once. UserErrors with every fault of all of them."""
+def read_all(paths: Sequence[Path], *, dora: bool = False) -> list[LoraFile]:
+    """The files, each read once; with `dora` also DoRAs. UserErrors with every fault of all of them."""
     faults, files = Faults(), []
     for path in paths:
-        file = faults.attempt(partial(loras.read_plain, path))
+        file = faults.attempt(partial(loras.read_plain, path, dora=dora))
         if file is not None:
             files.append(file)
     raise_all(faults.errors)

@@ -94,7 +94,7 @@ def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
     seen = portrait(source.model, source.tensors, source.metadata, weights)
     is_dora = any(module.dora for module in seen.modules)
     problems = list(seen.problems)
-    if is_dora:
+    if is_dora and not source.adapters:
         problems.append("a DoRA: diffusers, additional-networks and kohya's tools drop its lengths; convert bakes it")
     stored = source.metadata.get("sshs_model_hash")
     if stored and hashes and stored != hashes["sshs_model_hash"]:

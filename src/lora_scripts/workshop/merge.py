@@ -157,14 +157,14 @@ def unmerge(
     sink: Sink = ignore,
 ) -> Unmerged:
     """Takes LoRAs out of a model that they were merged into; `compare` is the base as it was. UserErrors as `merge`."""
-    merged, files = _opened(model, loras, output, overwrite=overwrite, compare=compare)
+    merged, files = _opened(model, loras, output, overwrite=overwrite, compare=compare, out=True)
     records, metadata, notes = merge_record.of(files, loras), dict[str, dict[str, str]](), list[str]()
     for name, header in merged.files.items():
         metadata[name], foreign = merge_record.taken_out(header.metadata, records)
         notes += [note for note in foreign if note not in notes]
     additions = _additions(merged, files, [-lora.weight for lora in loras])
     rounding = _rewrite(merged, output, additions, metadata, precision, sink)
-    modules = {path for file in files for path in file.weights}
+    modules = {path for file in files for path in file.mergeable}
     return Unmerged(
         **_as_rewritten(merged, files, output, rounding),
         bound=rounding.bound,
@@ -176,9 +176,15 @@ def unmerge(
 
 
 def _opened(
-    model: Path, loras: Sequence[Weighted], output: Path, *, overwrite: bool, compare: Path | None = None
+    model: Path,
+    loras: Sequence[Weighted],
+    output: Path,
+    *,
+    overwrite: bool,
+    compare: Path | None = None,
+    out: bool = False,
 ) -> tuple[Checkpoint, list[LoraFile]]:
-    """The model and the LoRAs, after everything that can be wrong was looked at."""
+    """The model and the LoRAs, after everything that can be wrong was looked at. `out`: to take them out of it."""
     paths, faults = [lora.path for lora in loras], Faults()
     checkpoint = faults.attempt(lambda: open_checkpoint(model))
     if compare is not None:
@@ -195,11 +201,15 @@ def _opened(
     raise_all(faults.errors)
     assert checkpoint is not None
 
-    files = read_all(paths)
+    files = read_all(paths, dora=True)
     from lora_scripts.adapters.algebra import merge as algebra
 
+    hint = "keep the base that it was merged into; a merge can be made again"
+    text = "a DoRA scales weights, and what they were cannot be told from what they are"
+    doras = [file for file in files if any(w.dora is not None for w in file.mergeable.values())]
+    raise_all([UserError(text, file=file.path, hint=hint) for file in doras if out])
     shapes = {name: checkpoint.shape(name) for name in checkpoint.places}
-    raise_all([fault for file in files for fault in algebra.check_fits(file.weights, shapes, str(file.path))])
+    raise_all([fault for file in files for fault in algebra.check_fits(file.mergeable, shapes, str(file.path))])
     return checkpoint, files
 
 
@@ -219,8 +229,9 @@ Additions = dict[str, dict[str, list[Addition]]]
 
 def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence[float]) -> Additions:
     additions: Additions = {name: {} for name in model.files}
-    for path in dict.fromkeys(path for file in files for path in file.weights):
-        parts = [(f.weights[path], s) for f, s in zip(files, strengths, strict=True) if path in f.weights]
+    held = [file.mergeable for file in files]
+    for path in dict.fromkeys(path for own in held for path in own):
+        parts = [(own[path], s) for own, s in zip(held, strengths, strict=True) if path in own]
         for place in model.places[path]:
             here = [(_flipped(w), s) for w, s in parts] if place.flipped else parts
             additions[place.file].setdefault(place.key, []).append((place, here))
@@ -231,7 +242,7 @@ def _flipped(w: LoraWeights) -> LoraWeights:
     """The LoRA of a weight that lies the other way round: (B A)ᵀ = Aᵀ Bᵀ."""
     from lora_scripts.adapters.weights import LoraWeights
 
-    return LoraWeights(w.up.T, w.down.T, w.alpha)
+    return LoraWeights(w.up.T, w.down.T, w.alpha, None if w.dora is None else w.dora.T)
 
 
 def _rewrite(
@@ -305,7 +316,7 @@ def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, ro
         rows.append(ModelFile(path, hashes.sha256, hashes.autov3))
     return {
         "output": output,
-        "changed": len({path for file in files for path in file.weights}),
+        "changed": len({path for file in files for path in file.mergeable}),
         "files": tuple(rows),
         "left_out": tuple(model.left_out),
         "rounding_largest": rounding.largest,

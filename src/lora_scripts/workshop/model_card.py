@@ -23,6 +23,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
+from lora_scripts.report.usage import measured as of_run
 from lora_scripts.workshop.inspect import report_of
 
 PREVIEW = 512
@@ -88,7 +89,8 @@ def write_card(
     config = _config(lora, report)
     evidence = _from_grid(grid, inspected.hashes["AutoV3"]) if grid else _Evidence([], [])
     if strength is None:
-        strength, reason = recommended(evidence.lines) or (USUAL, "a usual start; no grid was measured")
+        measured = recommended(evidence.lines) or of_run(report or lora.parent, inspected.hashes["AutoV3"])
+        strength, reason = measured or (USUAL, "a usual value; none was measured")
     else:
         reason = "as its maker recommends"
     pictures = evidence.pictures or _from_run(report or lora.parent, config)

@@ -2,13 +2,14 @@
 
 A DoRA's layer is W' = m · (W + ΔV) / |W + ΔV|, with ΔV = (alpha / rank) · up @ down and the norm taken over every
 column of the weight: one length m for each input, `dora_scale` [1, in] (of a convolution [1, in, 1, 1], the column
-being all that multiplies one input channel). What a plain LoRA has to add is ΔW = W' - W, which is of full rank as a
-rule: the best matrix of a given rank (Eckart and Young 1936) takes its place, and the share of its energy that stays is
-told.
+being all that multiplies one input channel). PEFT's has one for each row, [out, 1]. What a plain LoRA has to add is
+ΔW = W' - W, which is of full rank as a rule: the best matrix of a given rank (Eckart and Young 1936) takes its place,
+and the share of its energy that stays is told.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,19 +33,22 @@ def change(weights: LoraWeights, base: Tensor) -> Tensor:
     assert weights.dora is not None
     frozen = base.double()
     moved = frozen + factors.of(weights).dense().view(base.shape)
-    lengths = weights.dora.double()
-    out, inner = base.shape[:2]
-    if lengths.numel() == out and lengths.dim() > 1 and lengths.shape[0] == out:
-        axis, count = 0, out  # a length for every row: PEFT's, and lycoris-lora's by default
-    elif lengths.numel() == inner and lengths.shape[0] in (1, inner):
-        axis, count = 1, inner
-    else:
-        shapes = f"dora_scale {list(lengths.shape)} for a weight {list(base.shape)}"
-        raise UserError(f"{shapes}: neither one number an input nor one an output", hint="this is for another base")
-    norms = moved.transpose(0, axis).reshape(count, -1).norm(dim=1)
+    axis = axis_of(weights.dora, base.shape)
     shape = [1] * base.dim()
-    shape[axis] = count
-    return moved * (lengths.reshape(shape) / norms.reshape(shape)) - frozen
+    shape[axis] = base.shape[axis]
+    norms = moved.transpose(0, axis).flatten(1).norm(dim=1)
+    return moved * (weights.dora.double().reshape(shape) / norms.reshape(shape)) - frozen
+
+
+def axis_of(lengths: Tensor, shape: Sequence[int]) -> int:
+    """Of which side of a weight of this shape `dora_scale` holds lengths: 0 rows, 1 columns. UserError for neither."""
+    out, inner = shape[:2]
+    if lengths.numel() == out and lengths.dim() > 1 and lengths.shape[0] == out:
+        return 0  # PEFT's, and lycoris-lora's by default
+    if lengths.numel() == inner and lengths.shape[0] in (1, inner):
+        return 1
+    shapes = f"dora_scale {list(lengths.shape)} for a weight {list(shape)}"
+    raise UserError(f"{shapes}: neither one number an input nor one an output", hint="this is for another base")
 
 
 def bake(weights: LoraWeights, base: Tensor, rank: int) -> Baked:

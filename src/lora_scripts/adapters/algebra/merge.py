@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lora_scripts.adapters.algebra import factors
+from lora_scripts.adapters.algebra import bake, factors
+from lora_scripts.adapters.algebra.factors import Factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
 
@@ -87,6 +88,11 @@ def check_fits(weights: Mapping[str, LoraWeights], shapes: Mapping[str, Sequence
         elif w.up.shape[0] != shape[0] or w.down[0].numel() != math.prod(shape[1:]):
             text = f"{name}: A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(shape)}"
             faults.append(UserError(text, file=file, hint="this LoRA is for another base model"))
+        elif w.dora is not None:
+            try:
+                bake.axis_of(w.dora, shape)
+            except UserError as fault:
+                faults.append(UserError(f"{name}: {fault.message}", file=file, hint=fault.hint))
     return faults[:5]
 
 
@@ -96,13 +102,19 @@ def changed(
     dtype: torch.dtype,
     rounding: Rounding,
 ) -> Tensor:
-    """`tensor` + Σ strength · (alpha / rank) · up @ down on the named rows, in float64, rounded once to `dtype`.
+    """`tensor` + Σ strength · ΔW on the named rows, in float64, rounded once to `dtype`; ΔW is (alpha / rank) · up @
+    down, or what a DoRA makes of these rows.
 
     A few rows at a time, so that it stays in the processor's cache. OverflowError if `dtype` cannot hold the sum.
     """
     if not (tensor.dim() and tensor.numel()):
         return tensor.to(dtype)
-    parts = [(rows, factors.stack([factors.of(w, strength) for w, strength in loras])) for rows, loras in changes]
+    parts: list[tuple[slice, Factors | Tensor]] = []
+    for rows, loras in changes:
+        plain = [factors.of(w, strength) for w, strength in loras if w.dora is None]
+        parts += [(rows, factors.stack(plain))] if plain else []
+        # The lengths of columns are those of all rows, so a DoRA's change is worked out whole.
+        parts += [(rows, s * bake.change(w, tensor[rows]).flatten(1)) for w, s in loras if w.dora is not None]
     result = torch.empty(tensor.shape, dtype=dtype)
     few = max(1, _ENTRIES // tensor[0].numel())
     for start in range(0, len(tensor), few):
@@ -111,7 +123,8 @@ def changed(
         for rows, f in parts:
             low, high = max(start, rows.start), min(start + len(before), rows.stop)
             if low < high:
-                delta = f.up[low - rows.start : high - rows.start] @ f.down
+                own = slice(low - rows.start, high - rows.start)
+                delta = f[own] if isinstance(f, Tensor) else f.up[own] @ f.down
                 exact[low - start : high - start] += delta.view(high - low, *tensor.shape[1:])
                 energy += (delta**2).sum().item()
         rounded = result[start : start + few].copy_(exact)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lora_scripts.config.types import Fault, Keys
+from lora_scripts.config.types import SCALING, Fault, Keys
 
 
 class MemoryKeys(Keys):
@@ -34,7 +34,7 @@ class MemoryKeys(Keys):
         stored, adapter = values.get("base_precision"), values.get("adapter")
         if stored == "nf4" and find_spec("bitsandbytes") is None:
             yield "base_precision", "nf4 needs the package bitsandbytes", "install it: pip install bitsandbytes"
-        if stored not in ("auto", None) and adapter in ("dora", "oft"):
+        if stored not in ("auto", None) and adapter in SCALING:
             told = f"rounds the weights that adapter: {adapter} scales, so the file would not fit the base as it is"
             yield "base_precision", told, "leave base_precision out, or take adapter: lora"
         if values.get("offload_blocks") and values.get("device") in ("cpu", "mps"):

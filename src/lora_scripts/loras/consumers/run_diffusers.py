@@ -15,6 +15,7 @@ from torch import nn
 
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.loras.consumers.rules import Delta, Reading
+from lora_scripts.loras.reading import by_output
 
 # What the two libraries raise for a file that they cannot take; anything else is a fault of ours.
 REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
@@ -64,11 +65,13 @@ def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str,
     for root, model in roots.items():
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and adapter in module.lora_A:
+                lengths = module.lora_magnitude_vector
                 inner = name.removeprefix("base_model.model.").removeprefix("text_model.")
                 weights = LoraWeights(
                     module.lora_A[adapter].weight.detach(),
                     module.lora_B[adapter].weight.detach(),
                     float(module.scaling[adapter]) * module.lora_A[adapter].weight.shape[0],
+                    by_output(lengths[adapter].weight.detach()) if adapter in lengths else None,
                 )
                 yield f"{root}.{inner}", Delta(weights, compute=partial(_delta, module, adapter))
 

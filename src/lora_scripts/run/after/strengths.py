@@ -30,7 +30,9 @@ def measure(family: PictureFamily, feed: Feed, drawn: Mapping[tuple[int, float],
         return None
     points = averaged(rows)
     best = recommended(points)
-    return Strength(best.strength, words(best, points[-1], len(rows)), [(f"{p.strength:g}", note(p)) for p in points])
+    told = [(f"{p.strength:g}", note(p)) for p in points]
+    full, prompts = points[-1], len(rows)
+    return Strength(best.strength, words(best, full, prompts), reason(best, full, prompts), told)
 
 
 def _row(
@@ -53,13 +55,25 @@ def _row(
     return points
 
 
+def reason(best: Point, full: Point, prompts: int) -> str:
+    """Why it is recommended, in words that stand alone."""
+    measured = f"measured by the run on {prompts} prompts"
+    if best.strength == full.strength:
+        return f"weaker ones lose part of the style, {measured}"
+    return f"{_share(best, full)} of the style of full strength, {measured}"
+
+
 def words(best: Point, full: Point, prompts: int) -> str:
     """What is recommended, and why."""
-    share = f"{best.style / full.style:.0%}".replace("%", " %") if full.style > 0 else "as much"
+    share = _share(best, full)
     text = f"recommended strength: {best.strength:g}, "
     if best.strength == full.strength:
         return text + f"for weaker ones lose part of the style (measured on {prompts} prompts)"
     return text + f"which shows {share} of the style of full strength (measured on {prompts} prompts)"
+
+
+def _share(best: Point, full: Point) -> str:
+    return f"{best.style / full.style:.0%}".replace("%", " %") if full.style > 0 else "as much"
 
 
 def note(point: Point) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import torch
 
+from lora_scripts.adapters.dora import RowDoraLayer
 from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
@@ -44,7 +46,10 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     injected = inject(
-        family.roots, dict.fromkeys([*rules, *initial]), maker(config, rules, sizes, usual), seed=config.seed
+        family.roots,
+        dict.fromkeys([*rules, *initial]),
+        maker(config, rules, sizes, usual, RowDoraLayer),
+        seed=config.seed,
     )
     for layer in injected.values():
         layer.place(family.device)
@@ -56,7 +61,8 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     files = BaseFiles(weights_in(config.base_model, ["."]))
     digest = hashlib.sha256("".join(files.read(lambda key: False).values()).encode()).hexdigest()
-    return TextModel(injected, optimizer, usual.rank, usual.alpha, digest, files, resized=resized, family=family)
+    (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
+    return TextModel(injected, optimizer, rank, alpha, digest, files, resized=resized, family=family)
 
 
 def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:

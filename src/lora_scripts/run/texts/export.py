@@ -35,7 +35,7 @@ def weights_of(model: TextModel, ema: Ema | None) -> dict[str, LoraWeights]:
     with averaged(model.trained, model.optimizer, ema):
         leaves = {path: layer.leaves() for path, layer in model.layers.items()}
     return {
-        path: LoraWeights(own["lora_down.weight"], own["lora_up.weight"], own["alpha"].item())
+        path: LoraWeights(own["lora_down.weight"], own["lora_up.weight"], own["alpha"].item(), own.get("dora_scale"))
         for path, own in leaves.items()
     }
 
@@ -46,7 +46,7 @@ def write(
     """The adapter's folder, with the chat template that it was trained with. UserError if a value is not finite."""
     dtype = DTYPES[config.save_precision]
     for name, one in weights.items():
-        check(name, LoraWeights(one.down.to(dtype), one.up.to(dtype), one.alpha))
+        check(name, LoraWeights(one.down.to(dtype), one.up.to(dtype), one.alpha, one.dora))
     metadata = {"lora_scripts": __version__, "lora_scripts.training": json.dumps(facts, ensure_ascii=False)}
     files = adapter_folder.files_of(
         weights,

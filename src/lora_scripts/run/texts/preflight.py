@@ -19,7 +19,7 @@ from lora_scripts.families import table
 from lora_scripts.loras import file as loras
 from lora_scripts.run.run_folder import RunFolder
 
-ADAPTERS = ("lora", "pissa")
+ADAPTERS = ("lora", "dora", "pissa")
 """What the folder of a LoRA for a language model can hold."""
 
 
