@@ -46,6 +46,14 @@ ROWS = (
         namings=("diffusers", "kohya"),
     ),
     Row(
+        "flux1",
+        tiny_flow.write_flux1,
+        tiny_flow.write_flux1_folder,
+        keys={},
+        beside=tiny_flow.beside_flux1,
+        namings=("kohya", "diffusers"),
+    ),
+    Row(
         "flux2",
         tiny_flow.write_flux2,
         tiny_flow.write_flux2_folder,

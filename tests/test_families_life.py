@@ -48,7 +48,11 @@ class Life:
     def flags(self) -> list[object]:
         """For commands that draw: what lies beside the base."""
         beside = self.row.beside(self.folder).items()
-        return [word for key, path in beside for word in (f"--{key.replace('_', '-')}", path)]
+        return [word for key, path in beside for word in (f"--{key.replace('_', '-')}", *_listed(path))]
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 @pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)

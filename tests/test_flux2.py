@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from safetensors.torch import load_file, save_file
 import tiny
 import tiny_flow
 from lora_scripts.adapters.algebra import factors
-from lora_scripts.adapters.inject import inject, remove
-from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.table import by_name, identify, load_family
 from lora_scripts.loras import dialects
@@ -34,6 +31,10 @@ from runs import faults, stopped
 FACTS = by_name("flux2")
 PROMPTS = ("the weather in Paris is sunny", "hello")
 OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+
+def lora_of() -> dict[str, LoraWeights]:
+    return tiny_flow.lora_of(FACTS, tiny_flow.flux2().transformer)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,6 @@ def test_tokens_are_those_of_packed_latents(family: Any) -> None:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-def batch_of(family: Any, pixels: torch.Tensor, captions: Sequence[str]) -> Batch:
-    latents, texts = family.encode_image(pixels), family.encode_text(captions)
-    return Batch(latents, captions, texts, ["a", "b"], [torch.Generator().manual_seed(n) for n in range(2)])
-
-
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Flux2KleinPipeline) -> None:
     generator = torch.Generator().manual_seed(5)
@@ -120,7 +116,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Flux2
     noise = torch.randn(2, 128, 4, 4, generator=generator)
     u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
     draws = Draws(u, noise, torch.zeros(2, 128, 4, 4))
-    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, draws)
+    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, draws)
 
     theirs.scheduler.set_timesteps(
         sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_seq_len=16, num_steps=STEPS)
@@ -226,11 +222,11 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
     assert identify(folder).words == "a FLUX.2 klein distilled to few steps"
     check_text = FACTS.check_text
     assert check_text is not None
-    assert "add text_encoder" in faults(lambda: check_text(base, None))
+    assert "add text_encoder" in faults(lambda: check_text(base, ()))
     assert "add vae: the file flux2-vae.safetensors" in faults(lambda: FACTS.check(base, True))
     text, tok = tiny_flow.language(width=40)
     other = tiny_flow.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_flow.Models(None, None, text, tok))
-    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, other))
+    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, [other]))
     ae = tiny_flow.write_vae(tmp_path / "ae.safetensors", tiny_flow.autoencoder())
     assert "latents of 16 channels, FLUX.2 klein has 32" in faults(lambda: FACTS.check_vae(ae))
     assert "latents of 32 channels, Z-Image has 16" in faults(
@@ -241,20 +237,6 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 
-def lora_of(rank: int = 2, alpha: float = 0.5) -> dict[str, LoraWeights]:
-    """On every layer that LoRA files have names for, with alpha unlike the rank."""
-    generator = torch.Generator().manual_seed(3)
-    layers = tiny_flow.flux2().transformer.state_dict()
-    weights = {}
-    for path in FACTS.names().written:
-        key = f"{path.removeprefix('transformer.')}.weight"
-        if key in layers:
-            out, inner = layers[key].shape
-            down, up = (torch.randn(*shape, generator=generator) / 4 for shape in ((rank, inner), (out, rank)))
-            weights[path] = LoraWeights(down, up, alpha)
-    return weights
-
-
 @torch.no_grad()
 def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Flux2KleinPipeline, tmp_path: Path) -> None:
     weights = lora_of()
@@ -262,12 +244,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Flux2Kl
     save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
     x = torch.randn(1, 128, 4, 4, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare = family.predict(x, sigma, texts)
-    layers: Any = inject(family.roots, weights, lambda path, layer: LoraLayer(layer, 2, 0.5), reset=False)
-    for path, layer in layers.items():
-        layer.load({"down": weights[path].down, "up": weights[path].up})
-    ours = family.predict(x, sigma, texts)
-    remove(family.roots, layers)
+    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     states, text_ids = theirs.encode_prompt(["hello"])
     answer = theirs.transformer(
@@ -347,7 +324,8 @@ def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
         stem = f"lora_unet_double_blocks_{n}_img_attn_proj"
         tensors |= {f"{stem}.lora_down.weight": torch.ones(2, 32), f"{stem}.lora_up.weight": torch.ones(32, 2)}
     save(tmp_path / "flux1.safetensors", tensors, {})
-    assert "this is a LoRA for FLUX" in faults(lambda: read(tmp_path / "flux1.safetensors"))
+    told = faults(lambda: read(tmp_path / "flux1.safetensors", FACTS))
+    assert "this LoRA is for FLUX.1, the base model is FLUX.2 klein" in told
 
 
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])

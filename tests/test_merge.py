@@ -226,7 +226,7 @@ def sdxl(width: int = 8) -> dict[str, torch.Tensor]:
     tensors = {"model.diffusion_model.label_emb.0.0.weight": torch.randn(width, width, generator=g)}
     for module in sdxl_names.modules():
         kernel = (3, 3) if module.path.endswith(("layers.2", "layers.3", ".op", ".conv")) else ()
-        rows = 3 * width if module.third is not None else width
+        rows = 3 * width if module.share is not None else width
         tensors.setdefault(module.ldm, 0.1 * torch.randn(rows, width, *kernel, generator=g).half())
     context = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
     tensors[context] = torch.randn(width, 2048, generator=g).half()
@@ -248,7 +248,7 @@ def test_sdxl_goes_where_the_tables_say(tmp_path: Path) -> None:
     run("merge", f"{tmp_path / 'lora.safetensors'}:0.5", "--base", base, "--output", tmp_path / "out.safetensors")
     before, after = sdxl(), load_file(tmp_path / "out.safetensors")
     for module in sdxl_names.modules():
-        if module.third is None:
+        if module.share is None:
             exact = before[module.ldm].double() + delta(lora[module.path], 0.5).view(before[module.ldm].shape)
             assert torch.equal(after[module.ldm], exact.half()), module
     prefix = "conditioner.embedders.1.model."

@@ -327,7 +327,7 @@ def test_layers_and_their_names(base: Path) -> None:
     with safe_open(base, "pt") as handle:
         for path, weight in facts.weights(read_header(base), base).items():
             shape = handle.get_slice(weight.key).get_shape()
-            assert (shape if weight.third is None else [shape[0] // 3, *shape[1:]]) in (
+            assert (shape if weight.share is None else [shape[0] // 3, *shape[1:]]) in (
                 list(real[path]),
                 list(real[path])[::-1],
             )

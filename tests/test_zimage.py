@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 import tiny_flow
 from lora_scripts.adapters.algebra import factors
-from lora_scripts.adapters.inject import inject, remove
-from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
-from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import Normal, pack, unpack
 from lora_scripts.families.table import by_name, find, identify, load_family
@@ -37,6 +34,10 @@ from runs import faults, stopped
 FACTS = by_name("zimage")
 PROMPTS = ("the weather in Paris is sunny", "hello")
 OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+
+def lora_of() -> dict[str, LoraWeights]:
+    return tiny_flow.lora_of(FACTS, tiny_flow.zimage().transformer)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
     template = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
     config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
-    assert config.text_encoder == template and config.base_precision == "fp8"
+    assert config.text_encoder == (template,) and config.base_precision == "fp8"
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -140,18 +141,13 @@ def test_a_run_loads_the_text_encoder_once(
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-def batch_of(family: Any, pixels: torch.Tensor, captions: Sequence[str]) -> Batch:
-    latents, texts = family.encode_image(pixels), family.encode_text(captions)
-    return Batch(latents, captions, texts, ["a", "b"], [torch.Generator().manual_seed(n) for n in range(2)])
-
-
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: ZImagePipeline) -> None:
     generator = torch.Generator().manual_seed(5)
     pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
     noise, posterior = (torch.randn(2, 16, 8, 8, generator=generator) for _ in range(2))
     u = torch.tensor([0.05, 0.8], dtype=torch.float64)
-    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
 
     # Their scheduler at 20 steps has these two levels among its own: 1 - 1/20 and 1 - 16/20 of the way.
     theirs.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 20, 20).tolist())
@@ -174,8 +170,8 @@ def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
     longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
-    both = family.losses(batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
-    alone = batch_of(family, pixels[1:], ["hello"])
+    both = family.losses(tiny_flow.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
+    alone = tiny_flow.batch_of(family, pixels[1:], ["hello"])
     single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
     assert abs(both[1].item() - single[0].item()) < 1e-5
 
@@ -284,11 +280,11 @@ def test_what_is_missing_is_named_with_the_key_that_brings_it(base: Path, tmp_pa
     assert "add vae: the file ae.safetensors" in faults(lambda: FACTS.check(base, True))
     assert FACTS.check_text is not None
     check_text = FACTS.check_text
-    assert "add text_encoder: its file, with tokenizer.json beside it" in faults(lambda: check_text(base, None))
+    assert "add text_encoder: its file, with tokenizer.json beside it" in faults(lambda: check_text(base, ()))
     made = tiny_flow.zimage()
     alone = tiny_flow.write_text(tmp_path / "alone" / "qwen.safetensors", made)
     (alone.parent / "tokenizer.json").unlink()
-    assert "there is no tokenizer.json beside this text encoder" in faults(lambda: check_text(base, alone))
+    assert "there is no tokenizer.json beside this text encoder" in faults(lambda: check_text(base, [alone]))
     tensors = load_file(base)
     del tensors["layers.1.attention.qkv.weight"]
     save_file({**tensors, "more": torch.zeros(1)}, tmp_path / "broken.safetensors")
@@ -303,7 +299,7 @@ def test_a_tokenizer_without_the_signs_of_the_template_is_refused(base: Path, tm
     table = json.loads(tokenizer.read_text("utf-8"))
     table["added_tokens"] = [row for row in table["added_tokens"] if row["content"] != "<|im_end|>"]
     tokenizer.write_text(json.dumps(table), "utf-8")
-    assert "does not know <|im_end|>" in faults(lambda: FACTS.check_text(base, text))  # type: ignore[misc]
+    assert "does not know <|im_end|>" in faults(lambda: FACTS.check_text(base, [text]))  # type: ignore[misc]
 
 
 def test_a_key_that_nobody_reads_may_be_there(base: Path, tmp_path: Path) -> None:
@@ -323,8 +319,8 @@ def test_parts_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) 
     assert check_text is not None
     text, tok = tiny_flow.language(width=40)
     other = tiny_flow.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_flow.Models(None, None, text, tok))
-    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, other))
-    assert "is no Qwen3 text encoder" in faults(lambda: check_text(base, base))
+    assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, [other]))
+    assert "is no Qwen3 text encoder" in faults(lambda: check_text(base, [base]))
     sd1 = tiny.write_base(tmp_path / "sd1.safetensors")
     assert "makes latents of 4 channels, Z-Image has 16" in faults(lambda: FACTS.check_vae(sd1))
     assert "not a VAE of Z-Image" in faults(lambda: FACTS.check_vae(base))
@@ -339,26 +335,12 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
     assert main(["train", "--config", str(config)]) == 2
     told = capsys.readouterr().err
     assert "add vae:" in told and "add text_encoder:" in told and "multiples of 16" in told
-    more = [f"{key}={path}" for key, path in tiny_flow.beside(base.parent).items()]
+    more = [f"{key}={tiny.written(path)}" for key, path in tiny_flow.beside(base.parent).items()]
     assert main(["train", "--config", str(config), "sample_size=64", "min_snr_gamma=5", *more]) == 2
     assert "min_snr_gamma=5: is for models that predict noise or v" in capsys.readouterr().err
 
 
 # --- LoRA files -------------------------------------------------------------------------------------------------------
-
-
-def lora_of(rank: int = 2, alpha: float = 0.5) -> dict[str, LoraWeights]:
-    """On every layer that LoRA files have names for, with alpha unlike the rank."""
-    generator = torch.Generator().manual_seed(3)
-    layers = tiny_flow.zimage().transformer.state_dict()
-    weights = {}
-    for path in FACTS.names().written:
-        key = f"{path.removeprefix('transformer.')}.weight"
-        if key in layers:
-            out, inner = layers[key].shape
-            down, up = (torch.randn(*shape, generator=generator) / 4 for shape in ((rank, inner), (out, rank)))
-            weights[path] = LoraWeights(down, up, alpha)
-    return weights
 
 
 @torch.no_grad()
@@ -369,12 +351,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: ZImageP
     assert not any(key.endswith(".alpha") for key in form.tensors)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare = family.predict(x, sigma, texts)
-    layers: Any = inject(family.roots, weights, lambda path, layer: LoraLayer(layer, 2, 0.5), reset=False)
-    for path, layer in layers.items():
-        layer.load({"down": weights[path].down, "up": weights[path].up})
-    ours = family.predict(x, sigma, texts)
-    remove(family.roots, layers)
+    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     states = theirs._encode_prompt(["hello"])
     answer = theirs.transformer([x[0].unsqueeze(1)], 1 - sigma, states, return_dict=False)[0][0]

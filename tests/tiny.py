@@ -57,6 +57,11 @@ def write_pictures(folder: Path, count: int = 5, size: tuple[int, int] = (64, 64
     return folder
 
 
+def written(value: object) -> object:
+    """A value of a config; of a list of paths what stands in brackets."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+
+
 def write_config(folder: Path, **keys: object) -> Path:
     """A config for the pictures and the base in `folder`: two epochs of three steps, in fp32."""
     values: dict[str, object] = {
@@ -75,5 +80,5 @@ def write_config(folder: Path, **keys: object) -> Path:
         **keys,
     }
     path = folder / "config.yaml"
-    path.write_text("".join(f"{k}: {v}\n" for k, v in values.items()), encoding="utf-8")
+    path.write_text("".join(f"{k}: {written(v)}\n" for k, v in values.items()), encoding="utf-8")
     return path

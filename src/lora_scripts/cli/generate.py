@@ -47,7 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     image = Path("output/generated.png")
     add("--output", metavar="FILE", type=file_of(".png"), default=image, help=default("%(default)s", "a .png file"))
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
-    add("--text-encoder", metavar="FILE", type=path, help="the text encoder of a base in separate files")
+    text = "the text encoder of a base in separate files, or both"
+    add("--text-encoder", metavar="T", nargs="+", type=path, default=(), help=text)
     add("--count", metavar="N", type=number(int, 1, 1000), default=1, help=default("1", "pictures, seed by seed"))
     add("--batch", metavar="N", type=number(int, 1, 64), default=1, help=default("1", "pictures drawn together"))
     add("--merged", action="store_true", help="add LoRAs to the weights: as quick as the base alone")
@@ -59,7 +60,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Generated:
     """Draws pictures from a prompt, which may call any number of LoRAs as <lora:name:0.8>."""
     from lora_scripts.generate.prompt import GenerateOptions
 
-    require_models([("--vae", options.vae, "VAE"), ("--text-encoder", options.text_encoder, "text encoder")])
+    texts = [("--text-encoder", text, "text encoder") for text in options.text_encoder]
+    require_models([("--vae", options.vae, "VAE"), *texts])
     if (options.prompt is None) == (options.from_file is None):
         raise UserError("give one of --prompt and --from-file", hint='for example --prompt "a city at night"')
     options.base = base_of(options.base, sink)

@@ -44,7 +44,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the run's, or the base's own)")
     add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras)")
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
-    add("--text-encoder", metavar="FILE", type=path, help="the text encoder of a base in separate files")
+    text = "the text encoder of a base in separate files, or both"
+    add("--text-encoder", metavar="T", nargs="+", type=path, default=(), help=text)
     add("--data", metavar="DIR", type=path, help="training pictures to measure with (default: the run's)")
     add("--no-measures", dest="measures", action="store_false", help="draw only")
     add("--output", metavar="DIR", type=path, default=Path("output/grid"), help=default("output/grid"))
@@ -58,7 +59,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Grid:
     from lora_scripts.grid.sources import GridOptions
 
     models = [("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")]
-    require_models([*models, ("--text-encoder", options.text_encoder, "text encoder")])
+    require_models([*models, *(("--text-encoder", text, "text encoder") for text in options.text_encoder)])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "json")}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     asked = GridOptions(**values)

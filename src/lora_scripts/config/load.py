@@ -108,7 +108,8 @@ def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(key, fault, mend) of every path to read that is not there, and of folders that get in each other's way."""
     paths = {key: parse_path(values[key]) for key in _PATHS if isinstance(values.get(key), str | Path)}
     found = []
-    for key, path in paths.items():
+    several = [("text_encoder", parse_path(path)) for path in _listed(values.get("text_encoder"))]
+    for key, path in [*paths.items(), *several]:
         if fault := _PATHS[key](path):
             found.append((key, *fault))
     data = paths.get("train_data_dir")
@@ -117,6 +118,11 @@ def _path_faults(values: dict[str, Any]) -> list[tuple[str, str, str]]:
         # By the folders that links lead to: previews written through one would be trained on just as well.
         found += [row for row in _INSIDE if row[0] in paths and _realpath(paths[row[0]]).is_relative_to(real)]
     return found
+
+
+def _listed(value: object) -> Sequence[str | Path]:
+    """The paths of a list."""
+    return [one for one in value if isinstance(one, str | Path)] if isinstance(value, list | tuple) else []
 
 
 def _realpath(path: Path) -> Path:

@@ -20,6 +20,7 @@ FEATURES = {
     "text_encoder": "models whose text encoder can be trained",
     "prediction": "models that predict noise or v",
     "unet": "models with a UNet",
+    "negative": "models that read a negative prompt",
     "language": "models whose text encoder is a language model",
     "texts": "language models",
 }
@@ -102,6 +103,14 @@ def _prompts(value: object) -> object:
     return as_tuple(value)
 
 
+def _files(value: object) -> object:
+    """One path, or a list of them, as a tuple."""
+    paths = tuple(parse_path(one) for one in (value if isinstance(value, list | tuple) else [value]))
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError("must name at least one file" if not paths else "names the same file twice")
+    return paths
+
+
 def _device(value: str) -> str:
     if not DEVICE.fullmatch(value):
         raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
@@ -125,6 +134,7 @@ def _output_dir(path: Path) -> Path:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(parse_path)]
+ConfigPaths = Annotated[tuple[Path, ...], BeforeValidator(_files)]
 OutputPath = Annotated[ConfigPath, AfterValidator(_output_dir)]
 Size = Annotated[int | tuple[int, int], BeforeValidator(check_size)]
 AnyTarget = Annotated[

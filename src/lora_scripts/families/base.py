@@ -212,8 +212,8 @@ class LoadOptions:
     device: torch.device
     dtype: torch.dtype
     vae: Path | None = None
-    text_encoder: Path | None = None
-    """Of a base in separate files."""
+    text_encoder: Sequence[Path] = ()
+    """Of a base in separate files, each with one."""
     first: Callable[[CaptionEncoder], None] | None = None
     """Of a family whose text encoder is large: called with it before the rest is loaded, so that both are never there
     at once; the encoder is gone afterwards. Other families do not call it."""

@@ -13,15 +13,15 @@ from lora_scripts.formats.header import Header, Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from lora_scripts.families.names import Base, Names
+    from lora_scripts.families.names import Base, Names, Share
 
 
 class Weight(NamedTuple):
     """Where one layer's weight stands in a single file."""
 
     key: str
-    third: int | None = None
-    """Which third of its rows, where q, k and v are one matrix."""
+    share: Share | None = None
+    """Which of its rows, where it is the weight of several layers."""
 
 
 class FolderWeight(NamedTuple):
@@ -158,7 +158,7 @@ class Facts:
     size_step: int = 8
     """Sides of pictures that are drawn are multiples of this, in pixels."""
 
-    check_text: Callable[[Path, Path | None], None] | None = None
+    check_text: Callable[[Path, Sequence[Path]], None] | None = None
     """(base, what the config's `text_encoder` names) of a family whose text encoder may lie elsewhere. UserErrors with
     every fault of what is to be read, or with the key that brings what is missing."""
 

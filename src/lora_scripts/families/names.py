@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
 _FOREIGN = (
@@ -18,6 +18,23 @@ _FOREIGN = (
 )
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+class Share(NamedTuple):
+    """Which rows of a matrix are one layer's, where the published layout keeps several layers as one."""
+
+    start: int
+    stop: int
+    of: int
+    """From part `start` up to `stop` of so many equal parts, whatever the width."""
+
+    def rows(self, length: int) -> slice:
+        """Of a matrix with so many."""
+        return slice(length * self.start // self.of, length * self.stop // self.of)
+
+
+THIRDS = (Share(0, 1, 3), Share(1, 2, 3), Share(2, 3, 3))
+"""q, k and v as one."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,12 @@ class Names:
     others: Mapping[str, str] = field(default_factory=dict)
     """Stem -> our path, the other way round: what some trainers write and some programs read. Read here, not
     written."""
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Stem -> our paths of the layers that the published layout keeps as one, each with as many rows: their LoRA has
-    one A, and a B that is theirs one after the other. Read here, not written."""
+    fused: Mapping[str, Mapping[str, Share]] = field(default_factory=dict)
+    """Stem -> our paths of the layers that the published layout keeps as one, each with its rows: their LoRA has one A,
+    and a B that is theirs one after the other. Written where it is the `kohya` stem of each of them."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Our path, or a stem of `fused` -> [rows, columns] of the published model's weight, where a relative has the same
+    names for layers of another proportion. A narrower model has the same proportions."""
     whole: bool = False
     """That a file with a layer that no table knows is of another model: one that has the same names for more blocks."""
     form: Literal["kohya", "diffusers"] = "kohya"
@@ -54,8 +74,14 @@ class Names:
             alone = (inner, f"lycoris_{inner.replace('.', '_')}") if unet == "unet" else ()
             result |= dict.fromkeys((stem, path, *alone, *_old_stems(stem)), path)
         for table in (self.original, self.kohya):
-            result |= {stem: path for path, stem in table.items()}
+            result |= {stem: path for path, stem in table.items() if stem not in self.fused}
         return result
+
+    def knows(self, stem: str, rows: int, columns: int) -> bool:
+        """Whether a stem may stand for a layer of so many rows and columns; 0: it is not known how many."""
+        published = self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
+        fits = not (rows and columns and published) or rows * published[1] == columns * published[0]
+        return fits and stem in self.stems
 
     @cached_property
     def stems(self) -> frozenset[str]:

@@ -6,12 +6,13 @@ import importlib
 import math
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
+from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
@@ -21,7 +22,7 @@ from lora_scripts.formats.header import Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, FLUX2, ZIMAGE, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, FLUX2, ZIMAGE, FLUX1, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -78,23 +79,32 @@ def refuse(kind: Kind, path: Path) -> NoReturn:
     raise UserError(f"this is {kind.words}", file=path, hint=mend)
 
 
+class Changed(NamedTuple):
+    """A layer of a LoRA file, before it is known what for."""
+
+    names: Set[str]
+    """That it may have."""
+    rows: int
+    columns: int
+    """0 and 0: the file does not say."""
+
+
 def of_lora(
-    layers: Iterable[Set[str]], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
+    layers: Iterable[Changed], metadata: Mapping[str, str] | None = None, wanted: Facts | None = None
 ) -> Facts | None:
     """The family whose tables know the most of a LoRA's layers, in any naming; None if none knows one.
 
-    `layers`: of each the names that it may have. Of families that know equally many (a file of a few layers) it is the
+    Of families that know equally many (a file of a few layers) it is the
     one that the metadata names, then `wanted`, then the one whose LoRAs are usually named so, then the oldest.
     """
-    names, told = list(layers), (metadata or {}).get("ss_base_model_version")
+    changed, told = list(layers), (metadata or {}).get("ss_base_model_version")
 
     def fit(facts: Facts) -> tuple[int, bool, bool, int]:
         tables = facts.names()
         # Asked one by one: a table may know names without listing them.
-        known, usual = (
-            sum(any(name in all_ for name in own) for own in names) for all_ in (tables.stems, tables.usual)
-        )
-        known = 0 if tables.whole and known < len(names) else known
+        known = sum(any(tables.knows(name, own.rows, own.columns) for name in own.names) for own in changed)
+        usual = sum(any(name in tables.usual for name in own.names) for own in changed)
+        known = 0 if tables.whole and known < len(changed) else known
         return known, facts.lora.base_version == told, facts is wanted, usual
 
     best = max(reversed(FAMILIES), key=fit)
@@ -126,6 +136,14 @@ def require_pictures(path: Path) -> Facts:
         hint = "lora-scripts chat answers with it, --from-file a file of prompts; evaluate measures it"
         raise UserError(f"this is {facts.checkpoint.words}, which draws no pictures", file=path, hint=hint)
     return facts
+
+
+def require_negative(facts: Facts, texts: Iterable[str | None]) -> None:
+    """UserError where a negative prompt is among the texts and the family reads none."""
+    text = next((text for text in texts if text), None)
+    if text and "negative" not in facts.features:
+        words = f"{facts.words} reads no negative prompt, and would be drawn without {text!r}"
+        raise UserError(words, hint="leave the negative prompt out")
 
 
 def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:

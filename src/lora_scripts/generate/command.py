@@ -14,7 +14,7 @@ from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
-from lora_scripts.families.table import require_pictures
+from lora_scripts.families.table import require_negative, require_pictures
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.generate.png import infotext
@@ -68,7 +68,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     """Draws `options.count` pictures of each prompt as numbered PNGs. UserErrors for mistakes, before a model loads."""
     jobs = _jobs(options)
     _check(options, jobs)
-    require_pictures(options.base)
+    require_negative(require_pictures(options.base), [_negative(options, job.line) for job in jobs])
     start = load_rgb(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision

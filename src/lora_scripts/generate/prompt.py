@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ class GenerateOptions:
     size: tuple[int, int] | None = None
     lora_dir: Path = Path("output")
     vae: Path | None = None
-    text_encoder: Path | None = None
+    text_encoder: Sequence[Path] = ()
     """Of a base in separate files."""
     count: int = 1
     batch: int = 1

@@ -104,7 +104,7 @@ class Painter:
         line, size = sources.prompts[point.prompt], sources.size or self.family.native_size
         return Cell(
             base=_identity(sources.base),
-            vae=" ".join(_identity(path) for path in (sources.vae, sources.text_encoder) if path),
+            vae=" ".join(_identity(path) for path in (sources.vae, *sources.text_encoder) if path),
             loras=() if bare else tuple((file_hash(one.path), strength) for one, strength in self.worn(point)),
             prompt=line.prompt,
             negative=options.negative_prompt if line.negative is None else line.negative,
@@ -149,10 +149,10 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import CaptionEncoder, LoadOptions
     from lora_scripts.families.samplers import find_sampler
-    from lora_scripts.families.table import load_pictures, require_pictures, settings
+    from lora_scripts.families.table import load_pictures, require_negative, require_pictures, settings
     from lora_scripts.loras.stack import LoraStack
 
-    require_pictures(sources.base)
+    facts = require_pictures(sources.base)
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
     made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})
@@ -165,6 +165,8 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     precision = choose_precision(options.precision, device)
     texts = [line.prompt for line in sources.prompts]
     texts += [options.negative_prompt if line.negative is None else line.negative for line in sources.prompts]
+
+    require_negative(facts, texts[len(sources.prompts) :])
 
     def first(encoder: CaptionEncoder) -> None:
         encoder.remember(list(dict.fromkeys(texts)))

@@ -35,7 +35,7 @@ class GridOptions:
     size: tuple[int, int] | None = None
     scheduler: str | None = None
     vae: Path | None = None
-    text_encoder: Path | None = None
+    text_encoder: tuple[Path, ...] = ()
     """Of a base in separate files."""
     data: Path | None = None
     """Training pictures, to measure with."""
@@ -62,7 +62,7 @@ class Sources:
 
     base: Path
     vae: Path | None
-    text_encoder: Path | None
+    text_encoder: tuple[Path, ...]
     loras: tuple[LoraSource | None, ...]
     """(None,) where only checkpoints are compared"""
     checkpoints: tuple[LoraSource | None, ...]
@@ -90,7 +90,7 @@ def find_sources(options: GridOptions) -> Sources:
         for name, path, kind, folder in (
             ("--base", base, "checkpoint", True),
             ("--vae", options.vae, "VAE", True),
-            ("--text-encoder", options.text_encoder, "text encoder", True),
+            *(("--text-encoder", path, "text encoder", True) for path in options.text_encoder),
             *(("--loras", path, "LoRA", False) for path in options.loras),
         )
         if path is not None and (fault := model_fault(path, kind=kind, folder=folder))
@@ -101,7 +101,7 @@ def find_sources(options: GridOptions) -> Sources:
     return Sources(
         base=base,
         vae=options.vae or (own.vae if own else None),
-        text_encoder=options.text_encoder or (own.text_encoder if own else None),
+        text_encoder=options.text_encoder or (own and own.text_encoder) or (),
         loras=tuple(_labelled(options.loras)) or (None,),
         checkpoints=checkpoints or (None,),
         prompts=prompts,

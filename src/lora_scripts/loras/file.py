@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.names import foreign_model
-from lora_scripts.families.table import FAMILIES, of_lora, require_lora
+from lora_scripts.families.table import FAMILIES, Changed, of_lora, require_lora
 from lora_scripts.formats import header, io
 from lora_scripts.formats.hashes import model_hashes, with_hashes
 from lora_scripts.loras import naming
@@ -168,7 +168,7 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
         tensors |= held
         if path.is_dir() or naming.naming_of(held) is Naming.PEFT:
             adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
-    own = of_lora(_stems(tensors), metadata, family)
+    own = of_lora(_layers({key: tensor.shape for key, tensor in tensors.items()}), metadata, family)
     if own is not None and own.names().fused:
         from lora_scripts.loras.reading import unfused
 
@@ -181,9 +181,9 @@ def family_of(path: Path) -> Facts:
     if path.is_file() or not path.exists():
         require_lora(path)
     heads = [header.read_header(file) for file in _weight_files(path)]
-    keys = [key for head in heads for key in head.tensors]
+    shapes = {key: shape for head in heads for key, shape in head.shapes.items()}
     metadata = {key: value for head in heads for key, value in head.metadata.items()}
-    return of_lora(_stems(keys), metadata) or _strange(keys, path)
+    return of_lora(_layers(shapes), metadata) or _strange(shapes, path)
 
 
 def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool = False) -> dict[str, LoraWeights]:
@@ -233,12 +233,18 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _stems(keys: Iterable[str]) -> Iterator[set[str]]:
+def _layers(shapes: Mapping[str, Sequence[int]]) -> Iterator[Changed]:
     """Of each layer the names in its keys. PEFT's do not say in which part of the model they are: any part will do."""
-    for stem in dict.fromkeys(naming.split(key)[0] for key in keys):
+    sizes: dict[str, dict[str, Sequence[int]]] = {}
+    for key, shape in shapes.items():
+        stem, leaf = naming.split(key)
+        sizes.setdefault(stem, {})[leaf] = shape
+    for stem, leaves in sizes.items():
         inner = stem.removeprefix(PEFT_PREFIX)
         parts = [part for facts in FAMILIES for part in facts.names().parts] if inner != stem else []
-        yield {stem, *(f"{part}.{inner}" for part in parts)}
+        up, down = (leaves.get(leaf, ()) for leaf in (naming.UP, naming.DOWN))
+        size = (up[0], down[1]) if len(up) > 1 and len(down) > 1 else (0, 0)
+        yield Changed({stem, *(f"{part}.{inner}" for part in parts)}, *size)
 
 
 def _strange(keys: Iterable[str], path: Path) -> Facts:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, folded, uniform
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.names import Share
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
 
 
@@ -30,11 +31,13 @@ def to_kohya(
     *,
     dtype: torch.dtype = torch.float16,
     mixed: bool = False,
+    fused: Mapping[str, Mapping[str, Share]] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a kohya file: down, up and alpha of every module, one rank and one alpha for all (see `uniform`).
 
     `table`: our module path -> the stem of its keys, `Names.kohya` or `Names.original`. `mixed=True` leaves ranks and
-    alphas as they are, which not every consumer reads right.
+    alphas as they are, which not every consumer reads right. `fused`: of a stem that several modules have, as
+    `Names.fused`; they are written as one, of the sum of their ranks, or of one rank where their A is the same.
 
     UserError for a module that the table has no name for, and for values that are not finite, also after rounding to
     `dtype`.
@@ -42,7 +45,10 @@ def to_kohya(
     check_named(modules, table)
     result: dict[str, Tensor] = {}
     errors = []
-    for path, weights in (modules if mixed else uniform(modules)).items():
+    written = modules if mixed else uniform(modules)
+    if fused:
+        written, table = joined(written, table, fused)
+    for path, weights in written.items():
         check_shapes(path, weights)
         down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
         if not (finite(down) and finite(up)):
@@ -55,6 +61,46 @@ def to_kohya(
             result[f"{stem}.{DORA}"] = weights.dora.detach().to("cpu", torch.float32).contiguous()
     raise_all(errors[:10])
     return result
+
+
+def joined(
+    modules: Mapping[str, LoraWeights], table: Mapping[str, str], fused: Mapping[str, Mapping[str, Share]]
+) -> tuple[dict[str, LoraWeights], dict[str, str]]:
+    """The same changes with one LoRA for each stem, and the table for them. UserError for a DoRA among those that are
+    one: its lengths are of one layer each."""
+    result: dict[str, LoraWeights] = {}
+    groups: dict[str, dict[str, LoraWeights]] = {}
+    for path, weights in modules.items():
+        if table[path] in fused:
+            groups.setdefault(table[path], {})[path] = weights
+        else:
+            result[path] = weights
+    for stem, parts in groups.items():
+        dora = next((path for path, w in parts.items() if w.dora is not None), None)
+        if dora is not None:
+            raise UserError(
+                f"{dora} is a DoRA, and in these names one with its neighbours",
+                hint="bake it to a plain LoRA: --bake-dora --base CHECKPOINT",
+            )
+        result[stem] = _joined(parts, fused[stem])
+    return result, {**table, **{stem: stem for stem in groups}}
+
+
+def _joined(parts: Mapping[str, LoraWeights], shares: Mapping[str, Share]) -> LoraWeights:
+    """One LoRA of a layer whose rows are those of several, each with its own; without change where one has none."""
+    path, first = next(iter(parts.items()))
+    start, stop, of = shares[path]
+    rows = len(first.up) * of // (stop - start)
+    alike = all(w.alpha == first.alpha and torch.equal(w.down, first.down) for w in parts.values())
+    scales = {w.alpha / w.rank for w in parts.values()}
+    rank = first.rank if alike else sum(w.rank for w in parts.values())
+    up, at = first.up.new_zeros(rows, rank), 0
+    for path, w in parts.items():
+        columns = slice(None) if alike else slice(at, at + w.rank)
+        up[shares[path].rows(rows), columns] = w.up if len(scales) == 1 else folded(w).up
+        at += w.rank
+    down = first.down if alike else torch.cat([w.down for w in parts.values()])
+    return LoraWeights(down, up, rank * (scales.pop() if len(scales) == 1 else 1.0))
 
 
 def to_lycoris(

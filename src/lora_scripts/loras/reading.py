@@ -22,7 +22,7 @@ from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.weights import LoraWeights, check
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.names import Names
+from lora_scripts.families.names import Names, Share
 from lora_scripts.loras import naming
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
 
@@ -43,6 +43,10 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
     ((".diff", ".w_norm", ".b_norm", "glora"), "a LyCORIS file of a kind that is not read here", "give a plain LoRA"),
 )
+
+
+_TEXTS = ("lora_te", "text_encoder", "text_encoders.")
+"""What keys of layers of text encoders begin with."""
 
 
 @dataclass
@@ -85,16 +89,40 @@ def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     cut into theirs. Exact. What has no such form stays under its key.
     """
     result: dict[str, Tensor] = {}
+    fused: dict[str, Module] = {}
     for key, tensor in tensors.items():
         stem, leaf = naming.split(key)
-        paths = names.fused.get(stem, ())
-        if not paths or leaf not in (DOWN, UP, ALPHA) or (leaf == UP and tensor.shape[0] % len(paths)):
+        if stem in names.fused and leaf in (DOWN, UP, ALPHA):
+            module = fused.setdefault(stem, Module(stem, {}, {}))
+            module.leaves[leaf], module.keys[leaf] = tensor, key
+        else:
             result[key] = tensor
+    for stem, module in fused.items():
+        shares, up = names.fused[stem], module.leaves.get(UP)
+        if up is not None and up.shape[0] % next(iter(shares.values())).of:
+            result |= {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
             continue
-        shares = tensor.chunk(len(paths)) if leaf == UP else [tensor] * len(paths)
-        for path, share in zip(paths, shares, strict=True):
-            result[names.written[path] + key.removeprefix(stem)] = share.contiguous()
+        for path, share in shares.items():
+            for leaf, tensor in _part_of(module.leaves, share).items():
+                result[names.written[path] + module.keys[leaf].removeprefix(stem)] = tensor.contiguous()
     return result
+
+
+def _part_of(leaves: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
+    """What of a LoRA belongs to some rows of its layer, without the ranks that change none of them: where a file was
+    made of several LoRAs, each gets its own back, and one that changes nothing is none."""
+    down, up = leaves.get(DOWN), leaves.get(UP)
+    if up is None:
+        return dict(leaves)
+    part = {**leaves, UP: up[share.rows(len(up))]}
+    used = part[UP].float().any(0)
+    if down is None or down.dim() != 2 or up.dim() != 2 or len(down) != len(used) or used.all() or not up.float().any():
+        return part
+    if not used.any():
+        return {}
+    if ALPHA in leaves:
+        part[ALPHA] = leaves[ALPHA].float() * (used.sum() / len(used))
+    return {**part, DOWN: down[used], UP: part[UP][:, used]}
 
 
 def read(
@@ -142,6 +170,12 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
         other = next((key for key in strangers if any(mark in key for mark in marks)), None)
         if other is not None:
             raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
+    text = next((key for key in strangers if key.startswith(_TEXTS)), None)
+    if text is not None and not any(part.startswith("text_encoder") for part in names.parts):
+        words = (
+            f"this LoRA changes a text encoder, too (it has {shown(text)}), and of {names.words} none takes a LoRA here"
+        )
+        raise UserError(words, file=file, hint="give one of the transformer alone")
     errors = [_unknown(key, names, file) for key in strangers[:10]]
     changes: dict[str, Change] = {}
     for path, module in modules.items():

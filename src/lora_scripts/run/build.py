@@ -52,7 +52,7 @@ def build_model(
     """
     settings = table.settings(config.base_model, config.family_settings)
     memory = replace(memory_options(config, device), parking=cache)
-    options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder, first, memory, settings)
+    options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder or (), first, memory, settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
     facts, layers = family.facts, family.trainable()

@@ -68,7 +68,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _text_encoder(config))
     attempt(lambda: _sample_size(config))
     attempt(lambda: _initial(config))
-    attempt(lambda: preview_lines(config.sample_prompts))
+    attempt(lambda: _prompts(config))
     attempt(
         lambda: samples.extend(
             scan(
@@ -158,7 +158,13 @@ def _text_encoder(config: TrainConfig) -> None:
         facts.check(config.base_model, False)
     except UserError:
         return  # told by `_base`
-    facts.check_text(config.base_model, config.text_encoder)
+    facts.check_text(config.base_model, config.text_encoder or ())
+
+
+def _prompts(config: TrainConfig) -> None:
+    lines, facts = preview_lines(config.sample_prompts), _family(config)
+    if facts is not None:
+        table.require_negative(facts, [line.negative for line in lines])
 
 
 def _sample_size(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Facts
+from lora_scripts.families.names import Share
 from lora_scripts.families.table import FAMILIES, identify
 from lora_scripts.formats.header import Header, read_header
 
@@ -22,17 +23,14 @@ class Place(NamedTuple):
     file: str
     """Inside the folder, with /; "" of a single file."""
     key: str
-    third: int | None = None
-    """Which third of its rows, where q, k and v are one matrix."""
+    share: Share | None = None
+    """Which of its rows, where it is the weight of several layers."""
     flipped: bool = False
     """Whether the weight lies [in, out] there."""
 
     def rows(self, length: int) -> slice:
         """The rows of the tensor [length, …] that are meant."""
-        if self.third is None:
-            return slice(0, length)
-        step = length // 3
-        return slice(self.third * step, (self.third + 1) * step)
+        return slice(0, length) if self.share is None else self.share.rows(length)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class Checkpoint:
         shape = self.files[place.file].tensors[place.key].shape
         if place.flipped:
             return shape[::-1]
-        return shape if place.third is None else (shape[0] // 3, *shape[1:])
+        rows = place.rows(shape[0])
+        return (rows.stop - rows.start, *shape[1:])
 
     def others(self) -> Iterator[str]:
         """Of a folder: every other file that belongs to it."""
@@ -95,7 +94,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _single(path: Path) -> Checkpoint:
     family, header = _family(path), read_header(path)
     weights = family.weights(header, path)
-    places = {module: [Place("", weight.key, weight.third)] for module, weight in weights.items()}
+    places = {module: [Place("", weight.key, weight.share)] for module, weight in weights.items()}
     return Checkpoint(path, family, {"": header}, places)
 
 

@@ -22,7 +22,7 @@ from lora_scripts.formats import io
 from lora_scripts.loras import adapter_folder, dialects, kohya
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
-from lora_scripts.loras.reading import ALPHA_KEY
+from lora_scripts.loras.reading import ALPHA_KEY, unfused
 from lora_scripts.loras.verify import MATCHERS
 from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.stream import read_module
@@ -170,11 +170,11 @@ def _write(
         if not table:
             text = f"files of {family.words} have no {naming.value} names"
             raise UserError(text, hint="write --to diffusers, which most programs read")
-        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True)
+        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True, fused=names.fused)
     save(path, tensors, carried)
     base = family.base(None)
     known = [(name, read) for name, read in MATCHERS.items() if name not in family.lora.unread_by]
-    read_by = tuple(name for name, read in known if not read(tensors, base).faults)
+    read_by = tuple(name for name, read in known if not read(unfused(tensors, names), base).faults)
     return _Form(folding, read_by)
 
 

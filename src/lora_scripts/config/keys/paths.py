@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from lora_scripts.config.types import ConfigPath, Keys, OutputPath
+from lora_scripts.config.types import ConfigPath, ConfigPaths, Keys, OutputPath
 
 
 class PathKeys(Keys):
@@ -23,9 +23,9 @@ class PathKeys(Keys):
     (hf:owner/name/file.safetensors, owner/name), which is fetched once into models/ after its size is told."""
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
-    text_encoder: ConfigPath | None = None
+    text_encoder: ConfigPaths | None = None
     """The text encoder of a base that comes in separate files: a .safetensors file with its tokenizer.json beside it,
-    or a folder."""
+    or a folder. Of a base with two of them a list, in any order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
     prediction: Literal["epsilon", "v", "flow"] | None = None
     """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file says, else
     epsilon."""

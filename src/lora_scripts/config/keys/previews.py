@@ -14,7 +14,7 @@ class PreviewKeys(Keys):
     """Pictures drawn while training."""
 
     TITLE: ClassVar[str] = "Previews"
-    NEEDS: ClassVar[Mapping[str, str]] = {"report": "pictures"}
+    NEEDS: ClassVar[Mapping[str, str]] = {"sample_negative": "negative", "report": "pictures"}
 
     sample_prompts: Prompts = ()
     """Prompts of the preview pictures, or a .txt file of them, one a line; each may end in --n negative --w width
@@ -28,7 +28,7 @@ class PreviewKeys(Keys):
     sample_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Denoising steps of a preview picture."""
     sample_cfg: Annotated[float, Field(ge=0, le=100)] = 7.0
-    """How closely a preview follows its prompt (classifier-free guidance)."""
+    """How closely a preview follows its prompt (classifier-free guidance, or what a distilled model is told of it)."""
     sample_negative: str = ""
     """The negative prompt of the preview pictures."""
     sample_size: Size | None = None

@@ -1,4 +1,4 @@
-"""A flow-matching transformer with a language model as text encoder and a VAE: everything that such families share.
+"""A flow-matching transformer with language models as text encoders and a VAE: everything that such families share.
 
 What differs is handed in: how the transformer is asked, how latents are normalised, which noise levels the sampler
 draws with.
@@ -22,7 +22,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.steps import guided
@@ -48,28 +48,31 @@ class Parts:
     coder: LatentCoder
     channels: int
     """Of the latents."""
-    encoder: LanguageEncoder
+    encoder: Standby
     ask: Ask
     sigmas: Sigmas
     patch: int
     """Latents that a token stands for, along each side."""
     native_size: tuple[int, int]
+    distilled: bool = False
+    """Whether it was made to answer at once as others do with a negative prompt: how close to the prompt is told to it,
+    as "guidance" among the texts, or it knows no such thing."""
 
 
 def load(
     facts: Facts,
     files: Transformer[Any],
-    reading: Reading,
+    encoder_of: Callable[[Any, torch.device, torch.dtype], Standby],
     path: Path,
     options: LoadOptions,
-    parts_of: Callable[[Any, LatentCoder, LanguageEncoder], Parts],
+    parts_of: Callable[[Any, LatentCoder, Standby], Parts],
 ) -> FlowFamily:
     """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
     UserError. The text encoder is asked first, and gone before the transformer comes."""
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    encoder = LanguageEncoder(files.find_text(path, options.text_encoder), reading, options.device, options.dtype)
+    encoder = encoder_of(files.find_text(path, options.text_encoder), options.device, options.dtype)
     if options.first is not None:
         options.first(encoder)
         encoder.rest()
@@ -77,6 +80,11 @@ def load(
     vae = files.vae.load(options.vae or path, files.words)
     coder = LatentCoder(vae, files.vae.normal(vae), options.device, options.memory)
     return FlowFamily(facts, parts_of(files.load(path, options.dtype), coder, encoder), options)
+
+
+def places(*sizes: int, on: torch.device) -> Tensor:
+    """[tokens, axes]: where each token stands, along axes of these sizes."""
+    return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
 
 
 class FlowFamily:
@@ -119,7 +127,7 @@ class FlowFamily:
         return self.coder.features(pixels)
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """As `LanguageEncoder.encode`."""
+        """As `Standby.encode`."""
         return self.encoder.encode(captions)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
@@ -150,7 +158,7 @@ class FlowFamily:
 
     def predict(self, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """The velocity e - x0, as the latents, to noised latents [n, c, h, w] and noise levels [n]."""
-        texts = {**conditions, "states": conditions["states"].to(self.device, self.dtype)}
+        texts = {k: t.to(self.device, self.dtype) if t.is_floating_point() else t for k, t in conditions.items()}
         return self.parts.ask(self.transformer, x_t.to(self.dtype), sigma, texts)
 
     # --- pictures ----------------------------------------------------------------------------------------------------
@@ -169,15 +177,18 @@ class FlowFamily:
             wide, high = sampling.size
             raise UserError(f"size {wide}x{high}: sides must be multiples of {step}", hint="choose another size")
         sampler = self.sampler(sampling.scheduler, sampling.steps)
-        texts = [sampling.negative, prompt] if sampling.cfg != 1 else [prompt]
+        cfg = 1.0 if self.parts.distilled else sampling.cfg
+        texts = [sampling.negative, prompt] if cfg != 1 else [prompt]
         self.encoder.remember(texts)
         told = self.encoder.encode(texts)
+        if self.parts.distilled:
+            told["guidance"] = torch.tensor([sampling.cfg])
         width, height = (side // self.facts.vae_factor for side in sampling.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (1, self.parts.channels, height, width)
         e = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
-        ask = guided(lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c), told, len(seeds), sampling.cfg)
+        ask = guided(lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c), told, len(seeds), cfg)
         scheduler = samplers.build(
             sampler, "flow", zero_terminal_snr=False, schedule={"num_train_timesteps": _TRAIN_STEPS}
         )

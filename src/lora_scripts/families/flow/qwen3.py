@@ -6,18 +6,18 @@ norms' epsilon. A single file says nothing of these two.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow.places import files_of, tokenizer_of
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
-from lora_scripts.families.sd.whole import weights_of
 
+L = TypeVar("L")
 ROPE_THETA, EPSILON = 1_000_000.0, 1e-6
 FILE = "qwen_3_4b.safetensors"
 """As people know it."""
@@ -57,14 +57,20 @@ class Source:
         return Pieces(self.files, _PREFIXES)
 
 
-def find(base: Path, given: Path | None, width: int) -> Source:
+def finder(width: Callable[[L], int], signs: Sequence[str]) -> Callable[[L, Path, Sequence[Path]], Source]:
+    """As `Transformer.text` asks. `width`: of the states that a base reads; `signs`: of the captions' template, and
+    what fills it up."""
+    return lambda layout, base, given: find(base, given, width(layout), signs)
+
+
+def find(base: Path, given: Sequence[Path], width: int, signs: Sequence[str]) -> Source:
     """The text encoder of a base: what `text_encoder` names, else the base's own.
 
     `width`: of the states that the rest of the model reads. UserErrors for one that is not there, not whole, not a
     Qwen3, or of another width.
     """
     path = _place(base, given)
-    files = tuple(weights_of(path, _stem(path))) if path.is_dir() else (path,)
+    files = files_of(path)
     pieces = Pieces(files, _PREFIXES)
     layout = _layout(pieces.shapes, path)
     if layout.width != width:
@@ -73,33 +79,18 @@ def find(base: Path, given: Path | None, width: int) -> Source:
     unknown = [key for key in pieces.keys() if not (is_spare(key) or key == "lm_head.weight")]  # noqa: SIM118
     check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)
     require_floats(pieces, {pieces.key_in_file(key) for key in unknown})
-    return Source(path, files, _tokenizer(path, base), layout)
+    return Source(path, files, tokenizer_of(path, base, "tokenizer", signs), layout)
 
 
-def _place(base: Path, given: Path | None) -> Path:
-    if given is None:
+def _place(base: Path, given: Sequence[Path]) -> Path:
+    if len(given) > 1:
+        raise UserError("this base has one text encoder", file=base, hint=f"write text_encoder: {given[0].as_posix()}")
+    if not given:
         if not (base / "text_encoder").is_dir():
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
             raise UserError(f"this {what}", file=base, hint=f"{_BRING} (such as {FILE})")
         return base / "text_encoder"
-    return given / "text_encoder" if (given / "text_encoder").is_dir() else given
-
-
-def _stem(folder: Path) -> str:
-    """Of a folder's weights: transformers' name, or diffusers'."""
-    other = "diffusion_pytorch_model"
-    return other if (folder / f"{other}.safetensors").is_file() else "model"
-
-
-def _tokenizer(path: Path, base: Path) -> Path:
-    """The tokenizer.json of a text encoder: beside it, or in a folder `tokenizer` beside it or in the base."""
-    own = path if path.is_dir() else path.parent
-    places = [own, own / "tokenizer", own.parent / "tokenizer", *([base / "tokenizer"] if base.is_dir() else [])]
-    found = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
-    if found is None:
-        text = "there is no tokenizer.json beside this text encoder, and without it captions cannot be read"
-        raise UserError(text, file=path, hint="copy tokenizer.json from the model's page (folder tokenizer) beside it")
-    return found
+    return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
 
 
 def _layout(shapes: Shapes, file: Path) -> Qwen3Layout:
@@ -161,16 +152,3 @@ def config_of(layout: Qwen3Layout, layers: int) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "use_cache": False,
     }
-
-
-def added_tokens(tokenizer: Path, wanted: Sequence[str]) -> None:
-    """UserError unless the tokenizer knows the signs that a family's template is made of."""
-    try:
-        table = json.loads(tokenizer.read_text("utf-8"))
-        known = {str(row["content"]) for row in table["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("is no tokenizer", file=tokenizer, hint="get the original file") from None
-    lacking = [sign for sign in wanted if sign not in known]
-    if lacking:
-        text = f"this tokenizer does not know {', '.join(lacking)}: it is of another model"
-        raise UserError(text, file=tokenizer, hint="copy the one from the model's page (folder tokenizer)")

@@ -1,23 +1,18 @@
-"""A language model as text encoder: prompts in its template, hidden states of some of its layers.
-
-It is loaded when a text is to be encoded that is not known yet, and gone when it may rest.
-"""
+"""A language model as text encoder: prompts in its template, hidden states of some of its layers."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import qwen3
 from lora_scripts.families.flow.qwen3 import Source
+from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
 FILL = "<|endoftext|>"
@@ -39,48 +34,24 @@ class Reading:
     """Whether every text is filled up to `most`, and what fills it is read, too."""
 
 
-class LanguageEncoder:
-    """A frozen Qwen3, in the run's precision."""
+class LanguageEncoder(Standby):
+    """A frozen Qwen3, in the run's precision: {"states": [n, tokens, width], zeros behind the shorter ones, "lengths":
+    [n]}."""
 
-    def __init__(self, source: Source, reading: Reading, device: torch.device, dtype: torch.dtype) -> None:
-        self.source, self.reading, self.device, self.dtype = source, reading, device, dtype
+    def __init__(self, reading: Reading, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.source, self.reading = source, reading
         self.taps = reading.taps(source.layout.layers)
-        self.tokens = Tokenizer.from_file(str(source.tokenizer))
-        self.tokens.no_padding()
-        self.tokens.no_truncation()
-        self._model: Any = None
-        self._kept: dict[str, Tensor] = {}
-        self._digest = ""
-
-    def fingerprint(self) -> str:
-        """A digest of what turns captions into states."""
-        if not self._digest:
-            files = [_sha256(file) for file in (*self.source.files, self.source.tokenizer)]
-            read = f"{self.reading.before!r} {self.reading.after!r} {self.taps} {self.reading.most} {self.dtype}"
-            self._digest = hashlib.sha256(" ".join([*files, read]).encode()).hexdigest()
-        return self._digest
+        self.tokens = bare_tokenizer(source.tokenizer)
+        read = f"{reading.before!r} {reading.after!r} {self.taps} {reading.most} {dtype}"
+        super().__init__((*source.files, source.tokenizer), read, device, dtype)
 
     def excess(self, text: str) -> int:
         """How many tokens of a text in its template are cut off."""
         return max(0, len(self._ids(text)) - self.reading.most)
 
-    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """{"states": [n, tokens, width], zeros behind the shorter ones, "lengths": [n]}, on the CPU."""
-        rows = [self._kept[text] if text in self._kept else self._states(text).cpu() for text in captions]
-        states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return {"states": states, "lengths": torch.tensor([len(row) for row in rows])}
-
-    def remember(self, texts: Sequence[str]) -> None:
-        """Encodes texts, and keeps what they gave."""
-        for text in texts:
-            if text not in self._kept:
-                self._kept[text] = self._states(text).cpu()
-
-    def rest(self) -> None:
-        """The encoder leaves the memory; what is kept stays."""
-        self._model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _read(self, text: str) -> dict[str, Tensor]:
+        states = self._states(text)
+        return {"states": states, "lengths": torch.tensor(len(states))}
 
     def _ids(self, text: str) -> list[int]:
         whole = f"{self.reading.before}{text}{self.reading.after}"
@@ -94,7 +65,7 @@ class LanguageEncoder:
         there = len(ids)
         if self.reading.filled:
             fill = self.tokens.token_to_id(FILL)
-            assert fill is not None  # `qwen3.added_tokens` has looked
+            assert fill is not None  # `qwen3.find` has looked
             ids += [fill] * (self.reading.most - there)
         mask = torch.arange(len(ids), device=self.device) < there
         model = self._loaded()
@@ -110,15 +81,8 @@ class LanguageEncoder:
             raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
         return states
 
-    def _loaded(self) -> Any:
-        if self._model is None:
-            self._model = build(self.source, max(self.taps), self.dtype).to(self.device)
-        return self._model
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _build(self) -> Any:
+        return build(self.source, max(self.taps), self.dtype)
 
 
 def build(source: Source, layers: int, dtype: torch.dtype) -> Any:

@@ -4,14 +4,13 @@ VAE in files of their own or in that folder. What differs is handed in as data a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Weight
-from lora_scripts.families.flow import qwen3
 from lora_scripts.families.flow.autoencoder import Autoencoder
 from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats
 from lora_scripts.families.kinds import Shapes
@@ -52,10 +51,9 @@ class Transformer(Generic[L]):
     """What a folder's config must say."""
     rows: Callable[[L], list[Row]]
     """Every parameter."""
-    text_width: Callable[[L], int]
-    """Of one state of the text encoder."""
-    signs: tuple[str, ...]
-    """What the tokenizer must know: the signs of the captions' template, and what fills it up."""
+    text: Callable[[L, Path, Sequence[Path]], Any]
+    """(layout, base, what `text_encoder` names) -> where the text encoder lies. UserErrors where it is not whole, or
+    not that of the base."""
     vae: Autoencoder
     side: int
     """Pixels along the sides of a square picture, as the base was made for."""
@@ -104,7 +102,7 @@ class Transformer(Generic[L]):
         """Every linear layer, but the one whose halves stand otherwise in the file."""
         refuse_scales(path, header)
         keys, table = {stripped(key): key for key in header.tensors}, self.rows(self.layout_at(path))
-        return {f"{PART}.{stem(r.hf)}": Weight(keys[r.ldm], r.third) for r in linear(table) if not r.swapped}
+        return {f"{PART}.{stem(r.hf)}": Weight(keys[r.ldm], r.share) for r in linear(table) if not r.swapped}
 
     def unread(self, key: str, vae: bool) -> bool:
         return self._is_tolerated(stripped(key))
@@ -121,7 +119,7 @@ class Transformer(Generic[L]):
     def check_vae(self, path: Path) -> Header | None:
         return self.vae.check(path, self.words)
 
-    def check_text(self, path: Path, text_encoder: Path | None) -> None:
+    def check_text(self, path: Path, text_encoder: Sequence[Path]) -> None:
         self.find_text(path, text_encoder)
 
     def skeleton(self, path: Path) -> dict[str, nn.Module]:
@@ -130,11 +128,9 @@ class Transformer(Generic[L]):
 
     # --- to be loaded ------------------------------------------------------------------------------------------------
 
-    def find_text(self, path: Path, given: Path | None) -> qwen3.Source:
-        """Where the text encoder lies. UserErrors where it is not whole, or not that of the base."""
-        source = qwen3.find(path, given, self.text_width(self.layout_at(path)))
-        qwen3.added_tokens(source.tokenizer, self.signs)
-        return source
+    def find_text(self, path: Path, given: Sequence[Path]) -> Any:
+        """As `text`."""
+        return self.text(self.layout_at(path), path, given)
 
     def load(self, path: Path, dtype: torch.dtype) -> Any:
         """The transformer with its weights in the file's own precision, memory-mapped; those that have a scale are made

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.families.flow.autoencoder import VAE32
+from lora_scripts.families.flow.qwen3 import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.flux2 import layout
 from lora_scripts.families.flux2.layout import Flux2Layout
@@ -27,8 +28,9 @@ FILES = Transformer[Flux2Layout](
     config_of=layout.config_of,
     config_keys=layout.CONFIG,
     rows=layout.rows,
-    text_width=lambda own: own.text_width // TAPPED,
-    signs=("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"),
+    text=finder(
+        lambda own: own.text_width // TAPPED, ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>")
+    ),
     vae=VAE32,
     side=layout.SIDE,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_scripts.families.names import THIRDS
 from lora_scripts.families.sd.rows import Row, Shapes, count_of, size_of
 
 TIME = 256
@@ -58,9 +59,9 @@ def _rows(layout: Flux2Layout) -> Iterator[Row]:
         ldm, hf = f"double_blocks.{n}", f"transformer_blocks.{n}"
         for stream, leaves in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
             added = "added_" if stream == "txt" else ""
-            for third, leaf in enumerate(leaves):
+            for share, leaf in zip(THIRDS, leaves, strict=True):
                 key = f"{ldm}.{stream}_attn.qkv.weight"
-                yield Row(key, f"{hf}.attn.{leaf}.weight", (wide, wide), third)
+                yield Row(key, f"{hf}.attn.{leaf}.weight", (wide, wide), share)
             out = "to_out.0" if stream == "img" else "to_add_out"
             yield _row(f"{ldm}.{stream}_attn.proj", f"{hf}.attn.{out}", (wide, wide))
             for norm, leaf in (("query_norm", "q"), ("key_norm", "k")):

@@ -7,16 +7,17 @@ sampler's shift grows with the picture and shrinks with the number of its steps 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Parts, places
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux2.check import FILES
 from lora_scripts.families.flux2.facts import FACTS
 from lora_scripts.families.flux2.names import INSIDE
@@ -58,15 +59,10 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
     return answer.transpose(1, 2).reshape(n, channels, height, width)
 
 
-def places(*sizes: int, on: torch.device) -> Tensor:
-    """[tokens, 4]: where each token stands in time, height, width and text."""
-    return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
-
-
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: LanguageEncoder) -> Parts:
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
         return Parts(
             transformer=transformer,
             blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
@@ -80,4 +76,4 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, READING, path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.names import Share
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,8 @@ class Row(NamedTuple):
     ldm: str
     hf: str
     shape: tuple[int, ...]
-    third: int | None = None
-    """Which third of the file's tensor it is, where q, k and v are one; `shape` is that third's."""
+    share: Share | None = None
+    """Which of the rows of the file's tensor it is, where several layers are one; `shape` is without the others."""
     transposed: bool = False
     """That the model has the matrix the other way round."""
     flat: bool = False
@@ -51,7 +52,10 @@ class Row(NamedTuple):
     @property
     def file_shape(self) -> tuple[int, ...]:
         """Of the file's whole tensor."""
-        return self.shape if self.third is None else (3 * self.shape[0], *self.shape[1:])
+        if self.share is None:
+            return self.shape
+        start, stop, of = self.share
+        return (self.shape[0] * of // (stop - start), *self.shape[1:])
 
     @property
     def model_shape(self) -> tuple[int, ...]:
@@ -138,7 +142,7 @@ def check_rows(
             text = f"{len(missing)} of {len({row.ldm for row in rows})} tensors of the {part} are missing: {few}"
             errors.append(UserError(text, file=file, hint=INCOMPLETE))
         for row in rows:
-            if row.ldm not in names or row.third:  # the first third speaks for all
+            if row.ldm not in names or (row.share and row.share.start):  # the first speaks for all
                 continue
             shape, wanted = tuple(shapes[names[row.ldm]]), row.file_shape
             if shape != wanted and not (row.flat and shape == wanted[:2]):
@@ -201,8 +205,8 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
 def _as_model(tensor: Tensor, row: Row) -> Tensor:
     import torch
 
-    if row.third is not None:
-        tensor = tensor.chunk(3)[row.third]
+    if row.share is not None:
+        tensor = tensor[row.share.rows(len(tensor))]
     if row.swapped:
         return torch.cat(tensor.chunk(2)[::-1])
     if row.transposed:
@@ -223,7 +227,7 @@ def to_rows(rows: Sequence[Row], state: Mapping[str, Tensor]) -> dict[str, Tenso
     tensors: dict[str, Tensor] = {}
     for row in rows:
         tensor = _as_file(state[row.hf], row)
-        if row.third:  # they stand in order, so the one before is there
+        if row.share and row.share.start:  # they stand in order, so those before are there
             tensor = torch.cat((tensors[row.ldm], tensor))
         tensors[row.ldm] = tensor
     return tensors

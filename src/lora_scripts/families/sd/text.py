@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_scripts.families.names import THIRDS
 from lora_scripts.families.sd.rows import Row, both, under
 
 if TYPE_CHECKING:
@@ -127,9 +128,9 @@ def _open_clip(layout: TextLayout) -> Iterator[Row]:
     yield Row("positional_embedding", "text_model.embeddings.position_embedding.weight", (layout.positions, width))
     for n in range(layout.layers):
         ldm, hf = f"transformer.resblocks.{n}", f"text_model.encoder.layers.{n}"
-        for third, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            yield Row(f"{ldm}.attn.in_proj_weight", f"{hf}.self_attn.{name}.weight", (width, width), third)
-            yield Row(f"{ldm}.attn.in_proj_bias", f"{hf}.self_attn.{name}.bias", (width,), third)
+        for share, name in zip(THIRDS, ("q_proj", "k_proj", "v_proj"), strict=True):
+            yield Row(f"{ldm}.attn.in_proj_weight", f"{hf}.self_attn.{name}.weight", (width, width), share)
+            yield Row(f"{ldm}.attn.in_proj_bias", f"{hf}.self_attn.{name}.bias", (width,), share)
         yield from both(f"{ldm}.attn.out_proj", f"{hf}.self_attn.out_proj", (width, width))
         yield from both(f"{ldm}.ln_1", f"{hf}.layer_norm1", (width,))
         yield from both(f"{ldm}.mlp.c_fc", f"{hf}.mlp.fc1", (inner, width))

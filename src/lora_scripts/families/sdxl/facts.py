@@ -32,7 +32,7 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.sdxl import names
 
     refuse_scales(path, header)
-    return {m.path: Weight(m.ldm, m.third) for m in names.weights() if m.ldm in header.tensors}
+    return {m.path: Weight(m.ldm, m.share) for m in names.weights() if m.ldm in header.tensors}
 
 
 def _base(path: Path | None) -> Base:
@@ -69,7 +69,7 @@ FACTS = Facts(
     published=("hf:stabilityai/stable-diffusion-xl-base-1.0/sd_xl_base_1.0.safetensors", "6.5 GB"),
     mergeable=frozenset({check.CHECKPOINT, check.TURBO, check.INPAINTING, check.EDITING}),
     model="lora_scripts.families.sdxl.model",
-    features=frozenset({"pictures", "vae", "text_encoder", "clip", "prediction", "unet"}),
+    features=frozenset({"pictures", "vae", "negative", "text_encoder", "clip", "prediction", "unet"}),
     native_size=(SIDE, SIDE),
     made_for=lambda path: size_made_for(path, (SIDE, SIDE)),
     least_share=0.36,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.names import Base, Layer, Names, Share
 from lora_scripts.families.sd.rows import Row
 from lora_scripts.families.sdxl.layout import STANDARD, UNET_PREFIX, SdxlLayout, text_2_rows, text_rows, unet_rows
 
@@ -28,19 +28,19 @@ class Module(NamedTuple):
     kohya: str
     ldm: str
     """The weight's key in the published single file."""
-    third: int | None = None
-    """Which third of the rows is meant, where q, k and v are one matrix."""
+    share: Share | None = None
+    """Which of the rows are meant, where it is the weight of several layers."""
 
 
 def modules(layout: SdxlLayout = STANDARD) -> list[Module]:
     """Every layer that kohya's tools train."""
     rows = [(layer, row) for layer, row in _layers(layout, shapes=False) if layer.kohya]
-    return [Module(layer.path, layer.kohya, row.ldm, row.third) for layer, row in rows]
+    return [Module(layer.path, layer.kohya, row.ldm, row.share) for layer, row in rows]
 
 
 def weights(layout: SdxlLayout = STANDARD) -> list[Module]:
     """Every layer of the UNet and the text encoders, those among them that kohya's tools do not train."""
-    return [Module(layer.path, layer.kohya, row.ldm, row.third) for layer, row in _layers(layout, shapes=False)]
+    return [Module(layer.path, layer.kohya, row.ldm, row.share) for layer, row in _layers(layout, shapes=False)]
 
 
 @cache

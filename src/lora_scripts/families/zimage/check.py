@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.families.flow.autoencoder import VAE16
+from lora_scripts.families.flow.qwen3 import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
@@ -23,8 +24,7 @@ FILES = Transformer[ZImageLayout](
     config_of=layout.config_of,
     config_keys=layout.CONFIG,
     rows=layout.rows,
-    text_width=lambda own: own.text_width,
-    signs=("<|im_start|>", "<|im_end|>"),
+    text=finder(lambda own: own.text_width, ("<|im_start|>", "<|im_end|>")),
     vae=VAE16,
     side=layout.SIDE,
     unused=("norm_final.weight",),

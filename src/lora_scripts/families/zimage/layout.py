@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_scripts.families.names import THIRDS
 from lora_scripts.families.sd.rows import Row, Shapes, both, count_of, size_of
 
 TIME, MIDDLE = 256, 1024
@@ -69,8 +70,8 @@ def _rows(layout: ZImageLayout) -> Iterator[Row]:
 
 def _block(layout: ZImageLayout, at: str, *, modulated: bool) -> Iterator[Row]:
     wide, inner = layout.width, int(layout.width / 3 * 8)
-    for third, name in enumerate(("to_q", "to_k", "to_v")):
-        yield Row(f"{at}.attention.qkv.weight", f"{at}.attention.{name}.weight", (wide, wide), third)
+    for share, name in zip(THIRDS, ("to_q", "to_k", "to_v"), strict=True):
+        yield Row(f"{at}.attention.qkv.weight", f"{at}.attention.{name}.weight", (wide, wide), share)
     yield Row(f"{at}.attention.out.weight", f"{at}.attention.to_out.0.weight", (wide, wide))
     for name, other in (("q_norm", "norm_q"), ("k_norm", "norm_k")):
         yield Row(f"{at}.attention.{name}.weight", f"{at}.attention.{other}.weight", (layout.head,))

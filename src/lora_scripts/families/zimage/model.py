@@ -7,6 +7,7 @@ hidden state but one of its own tokens, none of them filled up.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.zimage.check import FILES, sampler_shift
 from lora_scripts.families.zimage.facts import FACTS
@@ -45,7 +47,7 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: LanguageEncoder) -> Parts:
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
         return Parts(
             transformer=transformer,
             blocks=[*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers],
@@ -59,4 +61,4 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, READING, path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)

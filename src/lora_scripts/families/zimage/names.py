@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
-from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.names import Base, Layer, Names, Share
 from lora_scripts.families.zimage.layout import STANDARD, ZImageLayout, rows
 
 INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
@@ -23,7 +23,7 @@ def zimage() -> Names:
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
-    fused: dict[str, tuple[str, ...]] = {}
+    fused: dict[str, dict[str, Share]] = {}
     for row in linear(rows(STANDARD)):
         hf, ldm = stem(row.hf), stem(row.ldm)
         if not hf.startswith(INSIDE):
@@ -32,10 +32,11 @@ def zimage() -> Names:
         kohya[path], diffusers[path] = f"lora_unet_{hf.replace('.', '_')}", f"diffusion_model.{hf}"
         others |= dict.fromkeys((hf, f"transformer.{hf}", f"lycoris_{hf.replace('.', '_')}"), path)
         own = (f"diffusion_model.{ldm}", ldm, f"lora_unet_{ldm.replace('.', '_')}")
-        if row.third is None:
+        if row.share is None:
             others |= dict.fromkeys(own, path)
         else:
-            fused |= {key: (*fused.get(key, ()), path) for key in own}
+            for key in own:
+                fused.setdefault(key, {})[path] = row.share
     return Names("zimage", "Z-Image", kohya, {}, diffusers, others, fused, form="diffusers")
 
 
@@ -48,7 +49,7 @@ def base(layout: ZImageLayout | None) -> Base:
         shape = row.shape if layout else ()
         asked = [f"{start}{hf}" for start in ("diffusion_model.", "transformer.", "")]
         asked.append(f"lycoris_{hf.replace('.', '_')}")
-        if row.third is None:
+        if row.share is None:
             asked += [f"diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}"]
-        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.third is None else hf, kohya, shape, tuple(asked)))
+        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, kohya, shape, tuple(asked)))
     return Base(tuple(layers), layout.text_width if layout else 0)

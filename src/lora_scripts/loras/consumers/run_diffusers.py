@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from torch import nn
@@ -31,9 +32,12 @@ def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
     try:
         if "transformer" in roots:
             with quiet():
-                tensors, metadata = Loader.lora_state_dict(str(path), local_files_only=True, return_lora_metadata=True)
+                asked: dict[str, bool] = {"local_files_only": True, "return_lora_metadata": True}
+                with_alphas = "network_alphas" in signature(Loader.load_lora_into_transformer).parameters
+                asked |= {"return_alphas": True} if with_alphas else {}
+                tensors, *alphas, metadata = Loader.lora_state_dict(str(path), **asked)
                 Loader.load_lora_into_transformer(
-                    tensors, transformer=roots["transformer"], adapter_name="proof", metadata=metadata
+                    tensors, *alphas, transformer=roots["transformer"], adapter_name="proof", metadata=metadata
                 )
             return Reading(dict(applied(roots, "proof")))
         unet, texts = roots["unet"], {part: root for part, root in roots.items() if part != "unet"}

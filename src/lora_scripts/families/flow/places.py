@@ -1,0 +1,47 @@
+"""Where the text encoders of a base in separate files lie, and their tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.sd.whole import weights_of
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The weights of a text encoder, of a file or a folder. UserErrors for what is not there."""
+    if not path.is_dir():
+        return (path,)
+    other = "diffusion_pytorch_model"
+    return tuple(weights_of(path, other if (path / f"{other}.safetensors").is_file() else "model"))
+
+
+def tokenizer_of(path: Path, base: Path, folder: str, signs: Sequence[str]) -> Path:
+    """The tokenizer.json of a text encoder: beside it, in a folder of this name beside it, or in the base. UserError
+    where there is none, or for one that does not know `signs`."""
+    own = path if path.is_dir() else path.parent
+    # The folder first: beside the files of several text encoders lies the tokenizer.json of one of them.
+    places = [own / folder, own, own.parent / folder, *([base / folder] if base.is_dir() else [])]
+    found = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
+    if found is None:
+        text = "there is no tokenizer.json beside this text encoder, and without it captions cannot be read"
+        hint = f"copy tokenizer.json from the model's page (folder {folder}) beside it"
+        raise UserError(text, file=path, hint=hint)
+    require_signs(found, signs, folder)
+    return found
+
+
+def require_signs(tokenizer: Path, wanted: Sequence[str], folder: str) -> None:
+    """UserError unless the tokenizer knows the signs that a family's texts are made of."""
+    try:
+        table = json.loads(tokenizer.read_text("utf-8"))
+        known = {str(row["content"]) for row in table["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError("is no tokenizer", file=tokenizer, hint="get the original file") from None
+    lacking = [sign for sign in wanted if sign not in known]
+    if lacking:
+        text = f"this tokenizer does not know {', '.join(lacking)}: it is of another model"
+        hint = f"copy the one from the model's page into a folder {folder} beside the text encoder"
+        raise UserError(text, file=tokenizer, hint=hint)

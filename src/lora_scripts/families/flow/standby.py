@@ -1,0 +1,90 @@
+"""A frozen text encoder of a flow model: loaded when a text is to be encoded that is not known yet, gone when it may
+rest. What it is, and how it reads, is the subclass's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+
+class Standby(ABC):
+    """What texts gave is kept, where that is asked for."""
+
+    def __init__(self, files: Sequence[Path], reading: str, device: torch.device, dtype: torch.dtype) -> None:
+        """`files` and `reading`: what makes it give what it gives."""
+        self.device, self.dtype = device, dtype
+        self._files, self._reading = files, reading
+        self._model: Any = None
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._digest = ""
+
+    def fingerprint(self) -> str:
+        """A digest of what turns captions into what the model is told."""
+        if not self._digest:
+            files = [_sha256(file) for file in self._files]
+            self._digest = hashlib.sha256(" ".join([*files, self._reading]).encode()).hexdigest()
+        return self._digest
+
+    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones."""
+        rows = [self._kept[text] if text in self._kept else self._on_cpu(text) for text in captions]
+        return {name: _together([row[name] for row in rows]) for name in rows[0]}
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encodes texts, and keeps what they gave."""
+        for text in texts:
+            if text not in self._kept:
+                self._kept[text] = self._on_cpu(text)
+
+    def rest(self) -> None:
+        """The encoder leaves the memory; what is kept stays."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @abstractmethod
+    def excess(self, text: str) -> int:
+        """How many tokens of a text are cut off."""
+
+    @abstractmethod
+    def _read(self, text: str) -> dict[str, Tensor]:
+        """What the model is told of one text."""
+
+    @abstractmethod
+    def _build(self) -> Any:
+        """The model."""
+
+    def _on_cpu(self, text: str) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self._read(text).items()}
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._build().to(self.device)
+        return self._model
+
+
+def bare_tokenizer(file: Path) -> Tokenizer:
+    """Without a limit, and without what it would fill up with."""
+    tokens = Tokenizer.from_file(str(file))
+    tokens.no_padding()
+    tokens.no_truncation()
+    return tokens
+
+
+def _together(rows: list[Tensor]) -> Tensor:
+    if len({row.shape for row in rows}) == 1:
+        return torch.stack(rows)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

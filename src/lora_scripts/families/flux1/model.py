@@ -1,0 +1,82 @@
+"""FLUX.1: how its transformer is asked.
+
+Facts: diffusers' `FluxPipeline`. The sampler's shift grows with the picture: a straight line of mu from 0.5 at 256
+tokens to 1.15 at 4096; schnell's does not shift. dev is told its guidance: 1 while training, as in other trainers, and
+what is asked for when it draws.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow import model
+from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flux1.check import FILES
+from lora_scripts.families.flux1.facts import FACTS
+from lora_scripts.families.flux1.layout import CHANNELS
+from lora_scripts.families.flux1.names import INSIDE
+from lora_scripts.families.flux1.pair_reader import FluxEncoder
+from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.losses.flow import Sigmas, by_resolution
+
+_LINE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""Of a folder's scheduler, which says how noise levels move."""
+
+
+def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`."""
+    packed = pack(x)
+    n, channels, height, width = packed.shape
+    states = texts["states"]
+    guidance = None
+    if transformer.config.guidance_embeds:
+        guidance = texts["guidance"] if "guidance" in texts else torch.ones_like(sigma)
+        guidance = guidance.expand(n)
+    answer: Tensor = transformer(
+        hidden_states=packed.flatten(2).transpose(1, 2),
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=texts["pooled"],
+        encoder_hidden_states=states,
+        txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
+        img_ids=places(1, height, width, on=x.device),
+        return_dict=False,
+    )[0]
+    return unpack(answer.transpose(1, 2).reshape(n, channels, height, width))
+
+
+def sigmas(path: Path, *, guidance: bool) -> Sigmas:
+    """The noise levels that a base is drawn with: as its folder says, else those of dev or of schnell."""
+    config = (read_config(path / "scheduler", "scheduler_config.json") or {}) if path.is_dir() else {}
+    if not config.get("use_dynamic_shifting", guidance):
+        return Sigmas(float(config.get("shift", 1.0)))
+    low, high, fewest, most = (config.get(key, usual) for key, usual in _LINE.items())
+    return Sigmas(mu=by_resolution(low, high, fewest, most))
+
+
+def load(path: Path, options: LoadOptions) -> FlowFamily:
+    """As `flow.model.load`."""
+
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+        return Parts(
+            transformer=transformer,
+            blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
+            inside=INSIDE,
+            coder=coder,
+            channels=CHANNELS,
+            encoder=encoder,
+            ask=ask,
+            sigmas=sigmas(path, guidance=transformer.config.guidance_embeds),
+            patch=2,
+            native_size=FILES.made_for(path),
+            distilled=True,
+        )
+
+    return model.load(FACTS, FILES, FluxEncoder, path, options, parts_of)

@@ -1,0 +1,86 @@
+"""How FLUX.1 reads captions: T5's last states of 512 tokens, and CLIP's pooled state.
+
+Facts: diffusers' `FluxPipeline`. T5 reads what fills a text up, too, and so does the transformer; CLIP reads the first
+77 tokens. Neither was shown weights of words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
+from lora_scripts.families.flow import t5
+from lora_scripts.families.flow.standby import Standby, bare_tokenizer
+from lora_scripts.families.flow.t5 import T5Source
+from lora_scripts.families.flux1.pair import Pair
+from lora_scripts.families.sd.load import build_text
+from lora_scripts.families.sd.rows import from_rows
+
+MOST = 512
+"""Tokens of T5, its sign for the end among them."""
+
+
+class FluxEncoder(Standby):
+    """Both, frozen, in the run's precision: {"states": [n, 512, width], "pooled": [n, width]}."""
+
+    def __init__(self, texts: Pair, device: torch.device, dtype: torch.dtype) -> None:
+        self.texts = texts
+        self.tokens = bare_tokenizer(texts.t5.tokenizer)
+        end, fill = self.tokens.token_to_id(t5.END), self.tokens.token_to_id(t5.FILL)
+        assert end is not None and fill is not None  # `t5.look` has looked
+        self._end, self._fill = end, fill
+        if (known := self.tokens.get_vocab_size()) > texts.t5.layout.vocab:
+            text = f"this tokenizer knows {known} tokens, the T5 {texts.t5.layout.vocab}: it is of another model"
+            hint = "copy the one from the model's page into a folder tokenizer_2 beside the text encoder"
+            raise UserError(text, file=texts.t5.tokenizer, hint=hint)
+        files = (*texts.clip.files, *texts.t5.files, texts.t5.tokenizer)
+        super().__init__(files, f"{MOST} {MAX_LENGTH} {dtype}", device, dtype)
+
+    def excess(self, text: str) -> int:
+        """How many of T5's tokens are cut off."""
+        return max(0, len(self._ids(text)) + 1 - MOST)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokens.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @torch.no_grad()
+    def _read(self, text: str) -> dict[str, Tensor]:
+        clip, language = self._loaded()
+        ids = [*self._ids(text)[: MOST - 1], self._end]
+        ids += [self._fill] * (MOST - len(ids))
+        states = language(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]
+        told = clip_tokenizer()([text], padding="max_length", max_length=MAX_LENGTH, truncation=True)
+        pooled = clip(input_ids=torch.tensor(told.input_ids, device=self.device)).pooler_output[0]
+        for name, source, tensor in (("T5's", self.texts.t5, states), ("CLIP's", self.texts.clip, pooled)):
+            if not torch.isfinite(tensor).all():
+                hint = "use precision bf16 or fp32"
+                raise UserError(f"{name} states are no numbers", file=source.path, hint=hint)
+        return {"states": states, "pooled": pooled}
+
+    def _build(self) -> Any:
+        source = self.texts.clip
+        clip = build_text(source.layout, from_rows(source.pieces(), source.rows()))
+        return nn.ModuleList([clip.to(self.dtype).requires_grad_(False).eval(), build_t5(self.texts.t5, self.dtype)])
+
+
+def build_t5(source: T5Source, dtype: torch.dtype) -> Any:
+    """transformers' T5EncoderModel. In fp16 the last layers of its MLPs stay in fp32, as there: their sums go beyond
+    what fp16 holds."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config(**t5.config_of(source.layout)))
+    state = from_rows(source.pieces(), t5.rows(source.layout), dtype=torch.float32)
+    # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
+    whole = {
+        key: tensor.to(torch.float32 if dtype == torch.float16 and key.endswith(".wo.weight") else dtype, copy=True)
+        for key, tensor in state.items()
+    }
+    whole["encoder.embed_tokens.weight"] = whole["shared.weight"]
+    model.load_state_dict(whole, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
