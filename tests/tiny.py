@@ -76,6 +76,7 @@ def write_config(folder: Path, **keys: object) -> Path:
         "save_steps": 2,
         "sample_every": 0,
         "sample_steps": 1,
+        "report": "short",  # what else a report draws has tests of its own
         "precision": "fp32",
         **keys,
     }
