@@ -113,6 +113,15 @@ def test_demo_hands_over_its_folder(run: SimpleNamespace) -> None:
     ("argv", "error"),
     [
         ([], "no command given; begin with the lines above"),
+        (
+            ["train", "--config", "“a.yaml”"],
+            "“a.yaml” begins with a Chinese or curly quote, which the shell takes for a",
+        ),
+        (
+            ["generate", "--prompt", "“a", "house”"],
+            "“a begins with a Chinese or curly quote, which the shell takes for a ",
+        ),
+        (["train", "—config", "a.yaml"], "—config begins with a long dash; write --config"),
         (["trian"], "there is no command trian; did you mean train?"),
         (["train"], "the following arguments are required: --config; see lora-scripts train --help"),
         (["train", "--config", "c.yaml", "--epochs", "3"], "unknown option --epochs; a key of the config is written "),

@@ -294,7 +294,7 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
     def greedy(smoothed: Smoothed, loss: float) -> None:
         nonlocal steps
         steps += 1
-        if steps == 2:
+        if steps == 1:  # where a step is slow, it may be the only one of its kind
             torch.empty(1 << 60, dtype=torch.uint8)
         smooth(smoothed, loss)
 

@@ -128,6 +128,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         near = did_you_mean(words[0], COMMANDS)
         hint = f"did you mean {near}?" if near else "lora-scripts --help names them all"
         raise UserError(f"there is no command {words[0]}", hint=hint)
+    raise_all(_not_typed(words))
     parser = _parser()
     if words and words[0] in COMMANDS:
         raise_all(_unknown_options(words, parser.commands[words[0]]))
@@ -143,6 +144,20 @@ def _parse(words: list[str]) -> argparse.Namespace:
         # Overrides may stand anywhere; argparse itself takes only the first group of them.
         options.overrides += rest
     return options
+
+
+def _not_typed(words: Sequence[str]) -> list[UserError]:
+    """The first fault of quotes or dashes that a text program or an input method has put for plain ones. A word with a
+    blank in it was quoted well."""
+    faults = []
+    for word in words:
+        if word[:1] in ("“", "”", "‘", "’") and " " not in word:
+            told = f"{word} begins with a Chinese or curly quote, which the shell takes for a letter"
+            meant = word.strip("“”‘’") + ("" if word[-1] in "”’" else " …")
+            faults.append(UserError(told, hint=f'write "{meant}", in plain quotes'))
+        elif word[:1] in ("—", "–"):
+            faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
+    return faults[:1]
 
 
 def _unknown_options(words: Sequence[str], parser: argparse.ArgumentParser) -> list[UserError]:

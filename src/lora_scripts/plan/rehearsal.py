@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +35,13 @@ from lora_scripts.train.average import averaged
 from lora_scripts.train.feed import Feed, Picture
 from lora_scripts.train.progress import Board
 
-LEAST, MOST = 2, 8
+MOST = 8
 """Steps that are timed, after one that warms up."""
 ENOUGH = 4.0
-"""Seconds of timed steps after which no more than the least are needed."""
-DRAWN = 5
+"""Seconds of timed steps after which no more are needed."""
+SLOW = 3.0
+"""Seconds from which warming up is no part of what is done for the first time: it counts, and less of it is done."""
+DRAWN, DRAWN_SLOWLY = 5, 2
 """Steps of the preview that is timed; the others take as long."""
 ENCODED = 4
 """Pictures that are encoded; a larger batch has them several times."""
@@ -82,14 +84,14 @@ class Rehearsal:
         self._survey(whole)
         # The largest last: memory that other shapes have left in pieces counts, too.
         kinds = {"smallest": m.kinds[-1], "largest": m.kinds[0]}
-        feeds = {name: self._cut(whole.feed, kind) for name, kind in kinds.items()}
         if kinds["smallest"] == kinds["largest"]:
-            del feeds["smallest"]
-        self._encode(model, feeds["largest"], feeds.get("smallest"))
+            del kinds["smallest"]
+        feeds = self._encode(whole, kinds)
         self._draw(whole)
         steps = 0
         for name, feed in feeds.items():
-            seconds = self._some_steps(short(whole, feed))
+            # A step after another has all that a run holds, moments included: a slow one need not be the third.
+            seconds = self._some_steps(short(whole, feed), several=len(feeds) > 1)
             steps = whole.state.step
             m.seconds[name] = sum(seconds) / len(seconds) / m.accumulation
         if whole.held.on:
@@ -169,10 +171,10 @@ class Rehearsal:
             samples += [_copy(sample, n) for n in range(m.drawn)]
         return samples
 
-    def _cut(self, whole: Feed, kind: Kind) -> Feed:
-        """A feed whose every batch is of this kind."""
+    def _cut(self, whole: Feed, kind: Kind, most: int) -> Feed:
+        """A feed whose every batch is of this kind, of so many pictures at most."""
         pictures: list[Picture] = [p for p in whole.pictures if p.bucket == (kind.width, kind.height)]
-        pictures = [replace(p, views=p.views[:2]) for p in pictures[: min(kind.images, ENCODED)]]
+        pictures = [replace(p, views=p.views[:2]) for p in pictures[: min(kind.images, most)]]
         accumulation = self.measured.accumulation
         settings = replace(
             whole.settings,
@@ -184,30 +186,38 @@ class Rehearsal:
 
     # --- doing it ----------------------------------------------------------------------------------------------------
 
-    def _encode(self, model: Model, feed: Feed, other: Feed | None) -> None:
-        """Fills both, and measures the first."""
+    def _encode(self, whole: Parts, kinds: Mapping[str, Kind]) -> dict[str, Feed]:
+        """Feeds of the smallest and the largest batch, filled; the pictures of the largest are timed."""
         m = self.measured
         self._enter("encode")
         written: list[int] = []
         timed: dict[str, list[float]] = {"pictures": [], "captions": []}
-        last = time.perf_counter()
+        last, before = time.perf_counter(), 0
 
         def write(path: Path, data: bytes) -> None:
             io.write_atomic(path, data)
             written.append(len(data))
 
         def tell(what: str, done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, before
             now = time.perf_counter()
-            timed[what].append(now - last)
-            last = now
+            if len(written) > before:  # else it was there
+                timed[what].append(now - last)
+            last, before = now, len(written)
             m.sizes.setdefault({"pictures": "latents", "captions": "caption"}[what], written[-1])
 
         cache = Cache(self.folder.path / "cache", write)
+        feed = self._cut(whole.feed, kinds["largest"], 1)
         feed.fill(cache, tell)
-        if other is not None:
-            other.fill(cache, lambda what, done, total: None)
-        model.family.rest(text_encoder=feed.cache_text)
+        most = ENCODED if timed["pictures"][0] < SLOW else 1
+        feeds = {name: self._cut(whole.feed, kind, most) for name, kind in kinds.items()}
+        if len(feeds["largest"].pictures) > 1:
+            feed = feeds["largest"]
+            feed.fill(cache, tell)
+        feeds["largest"] = feed
+        if "smallest" in feeds:
+            feeds["smallest"].fill(cache, lambda what, done, total: None)
+        whole.model.family.rest(text_encoder=feed.cache_text)
         self.leave()
         # The first of each also warms up, and makes the fingerprint of its encoder.
         views = len(feed.pictures[0].views)
@@ -216,9 +226,10 @@ class Rehearsal:
         if timed["captions"]:
             m.seconds.setdefault("caption", _mean(timed["captions"]))
         m.resident = self.meter.used()
+        return feeds
 
-    def _some_steps(self, parts: Parts) -> list[float]:
-        """Seconds of the timed ones, and of a save after them."""
+    def _some_steps(self, parts: Parts, *, several: bool) -> list[float]:
+        """Seconds of the timed ones, and of a save after them. `several`: there are steps of another kind, too."""
         timed: list[float] = []
 
         def sink(event: Event) -> None:
@@ -227,9 +238,11 @@ class Rehearsal:
                 timed.append(event.seconds)
                 self._enter("step")
 
+        def counted() -> list[float]:
+            return timed if several and timed and timed[0] >= SLOW else timed[1:]
+
         def enough() -> bool:
-            after = timed[1:]
-            return len(after) >= LEAST and (sum(after) >= ENOUGH or len(after) >= MOST)
+            return sum(counted()) >= ENOUGH or len(counted()) >= MOST
 
         self._enter("step")
         board = Board(self.folder.logs, parts.state.step, ignore)
@@ -247,7 +260,7 @@ class Rehearsal:
             story.train_steps(parts, measuring, saver, board, lambda: int(enough()), sink, save)
         finally:
             board.close()
-        return timed[1:]
+        return counted()
 
     def _draw(self, parts: Parts) -> None:
         """Before the steps: what they leave unused, but not given back, would count as the preview's."""
@@ -263,7 +276,8 @@ class Rehearsal:
         one = previews_of(self.config, parts.samples)[0]
         steps, whole = one.sampling.steps, seconds(one, 1)  # it warms up
         if steps > 1:
-            first, some = seconds(one, 1), min(steps, DRAWN)
+            slow = whole >= SLOW
+            first, some = whole if slow else seconds(one, 1), min(steps, DRAWN_SLOWLY if slow else DRAWN)
             each = max(0.0, seconds(one, some) - first) / (some - 1)
             whole = first + each * (steps - 1)
         self.measured.seconds["preview"] = whole
@@ -273,11 +287,11 @@ class Rehearsal:
     def _measure(self, parts: Parts, feed: Feed) -> None:
         """A held-out loss, of as many latents at a time as the run takes."""
         self._enter("measure")
-        probe, known, model = parts.held.inside, len(feed.pictures), parts.model
-        indices = [n % known for n in range(-(-probe.batch // probe.levels.strata))]
+        probe, model = parts.held.inside, parts.model
+        levels = replace(probe.levels, strata=probe.batch)  # one picture so many times
         model.train(False)
         with averaged(model.trained, model.optimizer, parts.ema):
-            replace(probe, feed=feed, indices=indices).losses()
+            replace(probe, feed=feed, indices=[0], levels=levels, parts=None).losses()
         model.train(True)
         self.leave()
 
