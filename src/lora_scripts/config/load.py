@@ -189,6 +189,7 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "vae": lambda path: model_fault(path, kind="VAE", folder=True),
     "text_encoder": lambda path: model_fault(path, kind="text encoder", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
+    "training_adapter": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
     "val_data_dir": _data_fault,
     "train_file": _records_fault,
     "val_file": _records_fault,

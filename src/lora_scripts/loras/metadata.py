@@ -16,6 +16,7 @@ from lora_scripts.data.trigger import Trigger
 from lora_scripts.families.facts import Facts, LoraFacts
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
+TRAINED_WITH = "lora_scripts.training_adapter"
 AGREEMENT = "lora_scripts.trigger_agreement"
 """How many of the captions begin with `modelspec.trigger_phrase`: "48 of 50"."""
 
@@ -66,6 +67,8 @@ class TrainingFacts:
     min_snr_gamma: float | None = None
     noise_offset: float | None = None
     caption_dropout: float = 0.0
+    training_adapter: str = ""
+    """Name and SHA-256 of a LoRA that was on while this one was trained; empty for none."""
     date: str | None = None
     """ISO 8601. None leaves it out, so that equal runs give equal files."""
     trigger: Trigger | None = None
@@ -185,6 +188,8 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         "ss_noise_offset": str(facts.noise_offset),
         "ss_caption_dropout_rate": str(facts.caption_dropout),
     }
+    if facts.training_adapter:
+        result[TRAINED_WITH] = facts.training_adapter
     if facts.base_sha256:
         result["ss_new_sd_model_hash"] = facts.base_sha256
     if facts.buckets:

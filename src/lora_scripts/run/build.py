@@ -25,12 +25,13 @@ from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import CaptionEncoder, LoadOptions
 from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.loras.training_adapter import aided
 from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.flow import Sigmas
 from lora_scripts.losses.noise import NoiseSettings, Timesteps
 from lora_scripts.run.base_files import BaseFiles, model_files
-from lora_scripts.run.init_lora import Size, default_size, fit_all, size_of
+from lora_scripts.run.init_lora import Size, default_size, fit_all, read_adapter, size_of
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
@@ -50,6 +51,7 @@ def build_model(
 
     `first`: as of `LoadOptions`; `cache`: a folder in which digests of files are remembered, and weights parked.
     """
+    aid = read_adapter(config)
     settings = table.settings(config.base_model, config.family_settings)
     memory = replace(memory_options(config, device), parking=cache)
     options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder or (), first, memory, settings)
@@ -64,6 +66,8 @@ def build_model(
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
+    if aid is not None:  # under what is trained, whose paths are known by now
+        family = aided(family, aid.modules, aid.path)
     image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)
     rates = config.text_encoder_rates(facts.text_roots)
     text = [p for p in layers if p.partition(".")[0] in rates]
@@ -84,7 +88,8 @@ def build_model(
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
-    return Model(injected, optimizer, rank, alpha, digest, files, resized, words, family=family)
+    of_aid = aid.sha256 if aid else ""
+    return Model(injected, optimizer, rank, alpha, digest, files, resized, words, of_aid, family=family)
 
 
 def maker(

@@ -116,6 +116,7 @@ def facts_of(
         output_name=c.name,
         base_name=c.base_model.name,
         base_sha256=model.base_digest,
+        training_adapter=" ".join([c.training_adapter.name, model.training_adapter]) if c.training_adapter else "",
         rank=file.rank,
         alpha=file.alpha,
         resolution=c.size,

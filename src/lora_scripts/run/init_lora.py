@@ -1,4 +1,6 @@
-"""Going on from an earlier LoRA: its weights at the rank that is asked for, the change they make being the same."""
+"""LoRAs that a run begins with: one to go on from, its weights at the rank that is asked for and the change they make
+the same, and a training adapter.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
+from lora_scripts.errors import UserError
 from lora_scripts.families import table
 from lora_scripts.loras import file as loras
+from lora_scripts.loras.file import LoraFile
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,18 @@ def read_initial(config: TrainConfig) -> dict[str, LoraWeights]:
     if config.init_lora is None:
         return {}
     return loras.read(config.init_lora, table.find(config.base_model)).weights
+
+
+def read_adapter(config: TrainConfig) -> LoraFile | None:
+    """The `training_adapter`; None without one. UserError for a file that is not for the base's family, that changes no
+    weight, or that brings words."""
+    if config.training_adapter is None:
+        return None
+    file = loras.read(config.training_adapter, table.find(config.base_model))
+    if file.words:
+        words = ", ".join(file.words)
+        raise UserError(f"training_adapter brings words ({words})", file=file.path, hint="give one without them")
+    return file
 
 
 def default_size(config: TrainConfig, initial: Mapping[str, LoraWeights]) -> Size:

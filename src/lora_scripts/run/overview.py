@@ -71,6 +71,8 @@ def table_rows(
     if c.init_lora:
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
+    if c.training_adapter:
+        rows.insert(1, ("training adapter", f"{c.training_adapter}, on while training alone"))
     return rows
 
 

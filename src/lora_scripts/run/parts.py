@@ -44,6 +44,8 @@ class Trained:
     """How the rank of `init_lora` was changed; empty if it was not."""
     words: dict[str, nn.Parameter] = field(default_factory=dict)
     """New words -> their vectors [k, width], trained too."""
+    training_adapter: str = ""
+    """SHA-256 of the file of `training_adapter`; empty for none."""
     masters: Masters = field(init=False)
 
     def __post_init__(self) -> None:

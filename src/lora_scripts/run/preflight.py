@@ -182,6 +182,8 @@ def _near(side: int, step: int) -> int:
 def _initial(config: TrainConfig) -> None:
     if config.init_lora is not None:
         table.require_lora(config.init_lora, "give a LoRA as init_lora")
+    if config.training_adapter is not None:
+        table.require_lora(config.training_adapter, "give a LoRA as training_adapter")
 
 
 # --- held out ---------------------------------------------------------------------------------------------------------

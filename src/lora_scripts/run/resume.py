@@ -27,7 +27,7 @@ from lora_scripts.train.state import RunState
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
-    *("mask_dir", "class_data_dir"),
+    *("training_adapter", "mask_dir", "class_data_dir"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
@@ -154,6 +154,8 @@ def _digests(
         "vae": model.family.fingerprint("vae"),
         "init_lora": model_hashes(initial).sha256 if initial else "",
     }
+    if model.training_adapter:
+        digests["training_adapter"] = model.training_adapter
     for s in held_out:
         digests[f"{s.name} (held out)"] = _digest(s)
     for s in samples:

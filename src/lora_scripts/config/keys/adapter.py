@@ -17,7 +17,7 @@ class AdapterKeys(Keys):
     """What is trained: layers, size, start."""
 
     TITLE: ClassVar[str] = "LoRA"
-    NEEDS: ClassVar[Mapping[str, str]] = {"train_text_encoder": "text_encoder"}
+    NEEDS: ClassVar[Mapping[str, str]] = {"train_text_encoder": "text_encoder", "training_adapter": "pictures"}
 
     adapter: Literal["lora", "dora", "pissa", "loha", "lokr", "oft"] = "lora"
     """The form of the change. lora is read everywhere; dora trains lengths apart; the rest are for experiments."""
@@ -46,6 +46,9 @@ class AdapterKeys(Keys):
     init_lora: ConfigPath | None = None
     """An earlier LoRA (.safetensors) to start from. Its rank is taken over, unless lora_rank is written: then it gets
     fresh directions beside those it has, or is cut to the best of that rank."""
+    training_adapter: ConfigPath | None = None
+    """A LoRA that is on, and frozen, while training alone, not in previews and not in the file: for a base that was
+    distilled to few steps (a turbo), which unlearns them otherwise."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -75,6 +78,9 @@ class AdapterKeys(Keys):
                         "has no effect with adapter: oft, which turns weights and has no strength",
                         "leave it out",
                     )
+        if adapter in ("dora", "pissa") and values.get("training_adapter") is not None:
+            fault = f"cannot lie under adapter: {adapter}, which begins with the base's own weights"
+            yield "training_adapter", fault, "write adapter: lora"
         if adapter not in ("lora", None) and values.get("init_lora") is not None:
             yield "init_lora", f"begins with a plain LoRA, which adapter: {adapter} is not", "leave one of them out"
         if values.get("rank_stabilised") is True and values.get("init_lora") is not None:
