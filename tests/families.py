@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tiny
+import tiny_anima
 import tiny_flow
+import tiny_qwen
 import tiny_xl
 
 
@@ -60,5 +62,21 @@ ROWS = (
         keys={},
         beside=tiny_flow.beside,
         namings=("diffusers",),
+    ),
+    Row(
+        "qwen_image",
+        tiny_qwen.write_base,
+        tiny_qwen.write_folder,
+        keys={},
+        beside=tiny_qwen.beside,
+        namings=("diffusers", "kohya"),
+    ),
+    Row(
+        "anima",
+        tiny_anima.write_base,
+        tiny_anima.write_folder,
+        keys={},
+        beside=tiny_anima.beside,
+        namings=("diffusers", "kohya"),
     ),
 )

@@ -193,8 +193,11 @@ FLOW_FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 }
 
 
+FLOW = ("zimage", "flux2", "qwen_image", "anima")
+
+
 @pytest.mark.parametrize("name", FLOW_FAULTS)
-@pytest.mark.parametrize("row", [row for row in families.ROWS if row.name in ("zimage", "flux2")], ids=lambda r: r.name)
+@pytest.mark.parametrize("row", [row for row in families.ROWS if row.name in FLOW], ids=lambda r: r.name)
 def test_each_fault_of_a_transformers_folder_is_one_line(
     row: families.Row, name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

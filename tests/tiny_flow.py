@@ -176,10 +176,11 @@ def beside(folder: Path) -> dict[str, object]:
 def write_folder(path: Path, seed: int = 0, shift: float = 3.0) -> Path:
     """The same model as a diffusers folder."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    return _write_folder(path, zimage(seed), scheduler, {"_class_name": "ZImagePipeline"})
+    return write_parts(path, zimage(seed), scheduler, {"_class_name": "ZImagePipeline"})
 
 
-def _write_folder(path: Path, made: Models, scheduler: Any, index: dict[str, object]) -> Path:
+def write_parts(path: Path, made: Models, scheduler: Any, index: dict[str, object]) -> Path:
+    """Each model into its folder of a diffusers folder."""
     made.transformer.save_pretrained(path / "transformer")
     made.vae.save_pretrained(path / "vae")
     made.text.save_pretrained(path / "text_encoder")
@@ -272,7 +273,7 @@ def write_flux2_folder(path: Path, seed: int = 0, **index: object) -> Path:
     """The same model as a diffusers folder."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     index = {"_class_name": "Flux2KleinPipeline", "is_distilled": False, **index}
-    return _write_folder(path, flux2(seed), scheduler, index)
+    return write_parts(path, flux2(seed), scheduler, index)
 
 
 # --- FLUX.1 -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ _WHOLE = "give the whole diffusers folder (with model_index.json), or a single-f
 LORA = Kind("a LoRA", "give it as init_lora to train it further; as base_model {base}")
 CONTROLNET = Kind("a ControlNet")
 VAE = Kind("only a VAE", "give it as vae; as base_model {base}")
+FILM_VAE = Kind("only a VAE of films", VAE.mend)
 UNET = Kind("only a UNet, in diffusers' layout", _WHOLE)
 TEXT_ENCODER = Kind("only a text encoder", _WHOLE)
 EMBEDDING = Kind("a textual inversion embedding")
@@ -29,12 +30,13 @@ _FIRST: tuple[tuple[Kind, tuple[str, ...]], ...] = (
         LORA,
         (".lora_", "_lora.", ".lora.", ".hada_w", ".lokr_w", ".oft_", "lora_unet_", "lora_te", "lora_transformer_"),
     ),
-    (CONTROLNET, ("control_model.", "controlnet_cond_embedding.", "input_hint_block.")),
+    (CONTROLNET, ("control_model.", "controlnet_cond_embedding.", "input_hint_block.", "controlnet_blocks.")),
 )
 _OTHERS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (SD3, ("model.diffusion_model.joint_blocks.", "joint_blocks.")),
     (FLUX, ("model.diffusion_model.double_blocks.", "double_blocks.", "single_transformer_blocks.")),
     (SD2, ("cond_stage_model.model.",)),
+    (FILM_VAE, ("encoder.downsamples.", "encoder.down_blocks.0.norm1.")),
     (VAE, ("encoder.down_blocks.", "encoder.down.", "first_stage_model.")),
     (UNET, ("down_blocks.", "unet.down_blocks.")),
     (TEXT_ENCODER, ("text_model.", "embeddings.token_embedding.", "cond_stage_model.", "text_encoder.")),

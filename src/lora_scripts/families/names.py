@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 # What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
 _FOREIGN = (
     (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
-    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, Qwen-Image, …)"),
+    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, …)"),
     (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
     (("model.layers.", "transformer.h."), "a language model"),
 )
@@ -60,6 +60,9 @@ class Names:
     names for layers of another proportion. A narrower model has the same proportions."""
     whole: bool = False
     """That a file with a layer that no table knows is of another model: one that has the same names for more blocks."""
+    own: frozenset[str] = frozenset()
+    """Stems that no other model has, known here or not: without one of them a file is of this family only where its
+    metadata or who reads it says so. Empty: any stem will do."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.anima.facts import FACTS as ANIMA
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
+from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
@@ -22,7 +24,7 @@ from lora_scripts.formats.header import Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, FLUX2, ZIMAGE, FLUX1, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, ANIMA, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -104,8 +106,10 @@ def of_lora(
         # Asked one by one: a table may know names without listing them.
         known = sum(any(tables.knows(name, own.rows, own.columns) for name in own.names) for own in changed)
         usual = sum(any(name in tables.usual for name in own.names) for own in changed)
-        known = 0 if tables.whole and known < len(changed) else known
-        return known, facts.lora.base_version == told, facts is wanted, usual
+        meant = facts.lora.base_version == told, facts is wanted
+        sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
+        known = 0 if not sure or (tables.whole and known < len(changed)) else known
+        return known, *meant, usual
 
     best = max(reversed(FAMILIES), key=fit)
     return best if fit(best)[0] else None

@@ -21,11 +21,12 @@ MAGNITUDE = "lora_magnitude_vector"
 PAIRS = (
     (f".{DOWN}", f".{UP}"),
     (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
     (".lora.down.weight", ".lora.up.weight"),
     ("_lora.down.weight", "_lora.up.weight"),
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
 )
-"""How (down, up) may end."""
+"""How (down, up) may end; "default" is the word of PEFT for an adapter that was given no name."""
 LYCORIS = (
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",

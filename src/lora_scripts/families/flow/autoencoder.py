@@ -71,7 +71,10 @@ class Autoencoder:
         """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`:
         what people call the base."""
         if path.is_dir():
-            latents = (read_config(folder_of(path)) or {}).get("latent_channels")
+            config = read_config(folder_of(path)) or {}
+            if "z_dim" in config:
+                raise UserError(f"this is {kinds.FILM_VAE.words}, not a VAE of {words}", file=path, hint=self._hint)
+            latents = config.get("latent_channels")
             if isinstance(latents, int) and latents != self.channels:
                 self._refuse(latents, words, path)
             check_part(folder_of(path), self.part())

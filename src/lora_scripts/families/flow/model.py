@@ -25,7 +25,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
-from lora_scripts.families.sd.steps import guided
+from lora_scripts.families.sd.steps import Lead, guided, led_away
 from lora_scripts.losses import diffusion, noise
 from lora_scripts.losses.diffusion import Levels
 from lora_scripts.losses.flow import Sigmas
@@ -57,6 +57,8 @@ class Parts:
     distilled: bool = False
     """Whether it was made to answer at once as others do with a negative prompt: how close to the prompt is told to it,
     as "guidance" among the texts, or it knows no such thing."""
+    lead: Lead = led_away
+    """How previews follow their prompt."""
 
 
 def load(
@@ -188,7 +190,8 @@ class FlowFamily:
         shape = (1, self.parts.channels, height, width)
         e = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
-        ask = guided(lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c), told, len(seeds), cfg)
+        answer = lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c)  # noqa: E731
+        ask = guided(answer, told, len(seeds), cfg, self.parts.lead)
         scheduler = samplers.build(
             sampler, "flow", zero_terminal_snr=False, schedule={"num_train_timesteps": _TRAIN_STEPS}
         )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import qwen3
-from lora_scripts.families.flow.qwen3 import Source
+from lora_scripts.families.flow import qwen
+from lora_scripts.families.flow.qwen import Source
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
@@ -27,15 +27,18 @@ class Reading:
     """Of the template: what stands before a text."""
     after: str
     taps: Callable[[int], tuple[int, ...]]
-    """Of a model of so many layers: behind which of them the states are taken, 0 being the embeddings; side by side."""
+    """Of a model of so many layers: behind which of them the states are taken, 0 being the embeddings and the last
+    those behind the norm, too; side by side."""
     most: int
     """Tokens; the rest of a longer text is cut off."""
     filled: bool
     """Whether every text is filled up to `most`, and what fills it is read, too."""
+    dropped: int = 0
+    """Of the first tokens, whose states are not read though those behind have seen them; they count in `most`."""
 
 
 class LanguageEncoder(Standby):
-    """A frozen Qwen3, in the run's precision: {"states": [n, tokens, width], zeros behind the shorter ones, "lengths":
+    """A frozen Qwen, in the run's precision: {"states": [n, tokens, width], zeros behind the shorter ones, "lengths":
     [n]}."""
 
     def __init__(self, reading: Reading, source: Source, device: torch.device, dtype: torch.dtype) -> None:
@@ -43,6 +46,7 @@ class LanguageEncoder(Standby):
         self.taps = reading.taps(source.layout.layers)
         self.tokens = bare_tokenizer(source.tokenizer)
         read = f"{reading.before!r} {reading.after!r} {self.taps} {reading.most} {dtype}"
+        read += f" {reading.dropped}" if reading.dropped else ""
         super().__init__((*source.files, source.tokenizer), read, device, dtype)
 
     def excess(self, text: str) -> int:
@@ -65,7 +69,7 @@ class LanguageEncoder(Standby):
         there = len(ids)
         if self.reading.filled:
             fill = self.tokens.token_to_id(FILL)
-            assert fill is not None  # `qwen3.find` has looked
+            assert fill is not None  # `qwen.find` has looked
             ids += [fill] * (self.reading.most - there)
         mask = torch.arange(len(ids), device=self.device) < there
         model = self._loaded()
@@ -79,24 +83,24 @@ class LanguageEncoder(Standby):
         if not torch.isfinite(states[:there]).all():
             hint = "use precision bf16 or fp32"
             raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
-        return states
+        return states[self.reading.dropped :]
 
     def _build(self) -> Any:
         return build(self.source, max(self.taps), self.dtype)
 
 
 def build(source: Source, layers: int, dtype: torch.dtype) -> Any:
-    """transformers' Qwen3Model with no more than its first layers, and no norm behind them: what is read stands
-    before."""
-    from transformers import Qwen3Config, Qwen3Model
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+    """transformers' model with no more than its first layers; where those are not all, without the norm behind them."""
+    import transformers
 
-    config = Qwen3Config(**qwen3.config_of(source.layout, layers))
+    layout, name = source.layout, source.layout.kind.model
+    config = getattr(transformers, f"{name}Config")(**qwen.config_of(layout, layers))
     with torch.device("meta"):
-        model = Qwen3Model(config)
-    model.norm = nn.Identity()
-    model.rotary_emb = Qwen3RotaryEmbedding(config)  # its numbers are computed, and stand in no file
-    state = from_rows(source.pieces(), qwen3.rows(source.layout, layers), dtype=dtype)
+        model = getattr(transformers, f"{name}Model")(config)
+    if layers < layout.layers:
+        model.norm = nn.Identity()
+    model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
+    state = from_rows(source.pieces(), qwen.rows(layout, layers), dtype=dtype)
     # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
     model.load_state_dict({key: t.to(dtype, copy=True) for key, t in state.items()}, strict=True, assign=True)
     return model.requires_grad_(False).eval()

@@ -14,12 +14,12 @@ _MEMORY = (
 )
 
 
-def recipes(*previews: Setting) -> Mapping[str, Recipe]:
-    """For a style and for a person or thing; `previews`: how the family's are drawn."""
+def recipes(*previews: Setting, rank: str = "32") -> Mapping[str, Recipe]:
+    """For a style and for a person or thing; `previews`: how the family's are drawn, `rank`: of a style."""
     style = Recipe(
         seen=500,
         settings=(
-            Setting("lora_rank", "32", "16 to 32"),
+            Setting("lora_rank", rank, "16 to 32"),
             *_MEMORY,
             *previews,
             Setting("caption_dropout", "0.05", "now and then without a caption, so that the style shows by itself"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Weight
 from lora_scripts.families.flow.autoencoder import Autoencoder
+from lora_scripts.families.flow.film import FilmAutoencoder
 from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
@@ -27,7 +28,7 @@ L = TypeVar("L")
 """What tells one transformer of the family from another: its widths and depths."""
 PART = "transformer"
 """What our paths begin with."""
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("model.diffusion_model.net.", "model.diffusion_model.", "diffusion_model.", "net.")
 """What keys begin with in some single files."""
 _OTHERS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.")
 """Of a file with everything in it, what is read from files of its own."""
@@ -54,11 +55,13 @@ class Transformer(Generic[L]):
     text: Callable[[L, Path, Sequence[Path]], Any]
     """(layout, base, what `text_encoder` names) -> where the text encoder lies. UserErrors where it is not whole, or
     not that of the base."""
-    vae: Autoencoder
+    vae: Autoencoder | FilmAutoencoder
     side: int
     """Pixels along the sides of a square picture, as the base was made for."""
     unused: tuple[str, ...] = ()
-    """Keys of the transformer that published files hold and nobody reads."""
+    """What keys of the transformer begin with that published files hold and nobody reads."""
+    complete: Callable[[Any], None] = lambda model: None
+    """Computes numbers of a built model that stand in no file."""
 
     @property
     def part(self) -> Part:
@@ -69,15 +72,19 @@ class Transformer(Generic[L]):
     def require_file(self, path: Path) -> Pieces:
         """A whole transformer in the published layout; UserErrors for anything else, all faults at once."""
         pieces = Pieces([path], PREFIXES)
-        table = self.rows(self.layout_of(pieces.shapes, path))
+        table = [*self.rows(self.layout_of(pieces.shapes, path)), *self.more(pieces.shapes, path)]
         unknown = [key for key in pieces.keys() if not self._is_tolerated(key)]  # noqa: SIM118  it is no mapping
         plain = f"this is not a plain {self.words}; get the original file"
         check_rows(pieces.shapes, {"transformer": table}, unknown, file=path, plain=plain)
         require_floats(pieces, {pieces.key_in_file(row.ldm) for row in table})
         return pieces
 
+    def more(self, shapes: Shapes, path: Path) -> list[Row]:
+        """Parameters of other models that a single file holds and somebody reads."""
+        return []
+
     def _is_tolerated(self, key: str) -> bool:
-        return is_spare(key) or key.startswith(_OTHERS) or key in self.unused
+        return is_spare(key) or key.startswith((*_OTHERS, *self.unused)) or key.endswith("._extra_state")
 
     def layout_at(self, path: Path) -> L:
         """The widths of a base, file or folder. UserErrors when it is broken."""
@@ -159,6 +166,7 @@ class Transformer(Generic[L]):
         kind: Any = getattr(diffusers, self.model)
         with torch.device("meta"):
             model = kind(**self.config_of(layout)) if config is None else kind.from_config(config)
+        self.complete(model)
         if state is not None:
             model.load_state_dict(state, strict=True, assign=True)
         return model

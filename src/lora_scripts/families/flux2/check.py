@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.families.flow.autoencoder import VAE32
-from lora_scripts.families.flow.qwen3 import finder
+from lora_scripts.families.flow.qwen import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.flux2 import layout
 from lora_scripts.families.flux2.layout import Flux2Layout

@@ -78,7 +78,8 @@ class LatentCoder:
         self.normal, self.device, self.tiling, self._digest = normal, device, tiling, ""
         if tiling:
             self.vae.enable_tiling()
-            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
+            if hasattr(self.vae, "tile_latent_min_size"):  # else it has tiles of this size
+                self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -102,6 +103,8 @@ class LatentCoder:
     def features(self, pixels: Tensor) -> list[Tensor]:
         """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] of the encoder's levels, fine to coarse, float32."""
         self.vae.to(self.device)
+        if hasattr(self.vae, "levels"):
+            return [level.float().cpu() for level in self.vae.levels(pixels.to(self.device))]
         maps: list[Tensor] = []
         hooks = [
             block.register_forward_hook(lambda _m, _i, out: maps.append(out.float().cpu()))

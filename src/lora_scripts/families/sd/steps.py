@@ -37,10 +37,20 @@ def losses(
     return each if batch.weights is None else each * batch.weights.to(on)
 
 
-def guided(answer: Answer, conditions: Conditions, count: int, cfg: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a sampler asks, for `count` pictures: the answer to the prompt, led away from that to the negative prompt
-    (Ho & Salimans 2022). `conditions`: of the negative prompt and the prompt, [2, ...]; of the prompt alone at cfg 1.
-    """
+Lead = Callable[[Tensor, Tensor, float], Tensor]
+"""(answer to the negative prompt, to the prompt, cfg) -> the answer that is gone after; each [n, c, h, w]."""
+
+
+def led_away(without: Tensor, with_prompt: Tensor, cfg: float) -> Tensor:
+    """From the answer to the negative prompt (Ho & Salimans 2022)."""
+    return without + cfg * (with_prompt - without)
+
+
+def guided(
+    answer: Answer, conditions: Conditions, count: int, cfg: float, lead: Lead = led_away
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a sampler asks, for `count` pictures. `conditions`: of the negative prompt and the prompt, [2, ...]; of the
+    prompt alone at cfg 1."""
     repeated: Mapping[str, Tensor] = {name: rows.repeat_interleave(count, 0) for name, rows in conditions.items()}
 
     def ask(x: Tensor, t: Tensor) -> Tensor:
@@ -49,7 +59,7 @@ def guided(answer: Answer, conditions: Conditions, count: int, cfg: float) -> Ca
         if cfg == 1:
             return out
         without, with_prompt = out.chunk(2)
-        return without + cfg * (with_prompt - without)
+        return lead(without, with_prompt, cfg)
 
     return ask
 

@@ -1,0 +1,194 @@
+"""Qwen's language models as text encoders, as facts that need no torch: parameters, place on the disk, tokenizer.
+
+Facts: transformers' `Qwen3Model` and `Qwen2Model`, which is also what reads texts in Qwen2.5-VL: without pictures its
+positions are those of any text. The published configurations share the rotation's base and the norms' epsilon. A single
+file says nothing of these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_scripts.errors import UserError
+from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow.places import files_of, tokenizer_of
+from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
+
+L = TypeVar("L")
+ROPE_THETA, EPSILON = 1_000_000.0, 1e-6
+HEAD = 128
+"""Channels of a head of every published Qwen2.5 from 3B on, where no config says how many."""
+_PLAIN = "get the original file"
+_BRING = "add text_encoder: its file, with tokenizer.json beside it, or its folder"
+_PREFIXES = ("model.language_model.", "model.")
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """What tells one generation from another."""
+
+    words: str
+    """What people call it."""
+    file: str
+    """As people know it."""
+    model: str
+    """Of its classes in transformers, what stands before `Model` and `Config`."""
+    normed: bool
+    """Whether q and k have norms; else q, k and v have biases."""
+    unread: tuple[str, ...] = ("lm_head.",)
+    """What keys begin with that nobody reads."""
+
+    def knows(self, shapes: Shapes) -> bool:
+        """Whether a file is of this generation."""
+        normed, biased = (f"layers.0.self_attn.{name}" in shapes for name in ("q_norm.weight", "q_proj.bias"))
+        return (normed, biased) == (self.normed, not self.normed)
+
+
+QWEN3 = Qwen("Qwen3", "qwen_3_4b.safetensors", "Qwen3", normed=True)
+QWEN25_VL = Qwen("Qwen2.5-VL", "qwen_2.5_vl_7b.safetensors", "Qwen2", normed=False, unread=("lm_head.", "visual."))
+
+
+@dataclass(frozen=True)
+class QwenLayout:
+    """What tells one of a generation from another."""
+
+    kind: Qwen
+    width: int
+    layers: int
+    intermediate: int
+    heads: int
+    groups: int
+    """Heads of keys and values."""
+    head: int
+    """Channels of a head."""
+    vocab: int
+    theta: float = ROPE_THETA
+    epsilon: float = EPSILON
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text encoder on the disk, whole: checked by `find`."""
+
+    path: Path
+    """A file, or the folder of a part."""
+    files: tuple[Path, ...]
+    tokenizer: Path
+    layout: QwenLayout
+
+    def pieces(self) -> Pieces:
+        return Pieces(self.files, _PREFIXES)
+
+
+def finder(
+    width: Callable[[L], int], signs: Sequence[str], kind: Qwen = QWEN3
+) -> Callable[[L, Path, Sequence[Path]], Source]:
+    """As `Transformer.text` asks. `width`: of the states that a base reads; `signs`: of the captions' template, and
+    what fills it up."""
+    return lambda layout, base, given: find(kind, base, given, width(layout), signs)
+
+
+def find(kind: Qwen, base: Path, given: Sequence[Path], width: int, signs: Sequence[str]) -> Source:
+    """The text encoder of a base: what `text_encoder` names, else the base's own.
+
+    `width`: of the states that the rest of the model reads. UserErrors for one that is not there, not whole, not of its
+    kind, or of another width.
+    """
+    path = _place(kind, base, given)
+    files = files_of(path)
+    pieces = Pieces(files, _PREFIXES)
+    layout = _layout(kind, pieces.shapes, path)
+    if layout.width != width:
+        text = f"this text encoder gives states of width {layout.width}, the base reads {width}"
+        raise UserError(text, file=path, hint="give the one that the base was made with")
+    unknown = [key for key in pieces.keys() if not (is_spare(key) or key.startswith(kind.unread))]  # noqa: SIM118
+    check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)
+    require_floats(pieces, {pieces.key_in_file(key) for key in unknown})
+    return Source(path, files, tokenizer_of(path, base, "tokenizer", signs), layout)
+
+
+def _place(kind: Qwen, base: Path, given: Sequence[Path]) -> Path:
+    if len(given) > 1:
+        raise UserError("this base has one text encoder", file=base, hint=f"write text_encoder: {given[0].as_posix()}")
+    if not given:
+        if not (base / "text_encoder").is_dir():
+            what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
+            raise UserError(f"this {what}", file=base, hint=f"{_BRING} (such as {kind.file})")
+        return base / "text_encoder"
+    return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
+
+
+def _layout(kind: Qwen, shapes: Shapes, file: Path) -> QwenLayout:
+    if not kind.knows(shapes):
+        hint = f"give {kind.file}, or the folder of the text encoder"
+        raise UserError(f"this is no {kind.words} text encoder", file=file, hint=hint)
+    config = (read_config(file) or {}) if file.is_dir() else {}
+    config = {**config, **(config.get("text_config") or {})}
+    width, rope = size_of(shapes, "embed_tokens.weight", 1, file), config.get("rope_parameters") or {}
+    wide = size_of(shapes, "layers.0.self_attn.q_proj.weight", 0, file)
+    if kind.normed:
+        head = size_of(shapes, "layers.0.self_attn.q_norm.weight", 0, file)
+    else:
+        head = wide // config["num_attention_heads"] if config.get("num_attention_heads") else HEAD
+    return QwenLayout(
+        kind=kind,
+        width=width,
+        layers=count_of(shapes, "layers."),
+        intermediate=size_of(shapes, "layers.0.mlp.gate_proj.weight", 0, file),
+        heads=wide // head,
+        groups=size_of(shapes, "layers.0.self_attn.k_proj.weight", 0, file) // head,
+        head=head,
+        vocab=size_of(shapes, "embed_tokens.weight", 0, file),
+        theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+        epsilon=float(config.get("rms_norm_eps") or EPSILON),
+    )
+
+
+def rows(layout: QwenLayout, layers: int | None = None) -> list[Row]:
+    """Every parameter; with fewer `layers` only those of the first so many, and no norm behind them."""
+    wide, out = layout.heads * layout.head, layout.groups * layout.head
+
+    def block(n: int) -> Iterator[Row]:
+        at = f"layers.{n}"
+        yield _row(f"{at}.input_layernorm.weight", layout.width)
+        for name, size in (("q_proj", wide), ("k_proj", out), ("v_proj", out)):
+            yield _row(f"{at}.self_attn.{name}.weight", size, layout.width)
+            if not layout.kind.normed:
+                yield _row(f"{at}.self_attn.{name}.bias", size)
+        yield _row(f"{at}.self_attn.o_proj.weight", layout.width, wide)
+        if layout.kind.normed:
+            yield _row(f"{at}.self_attn.q_norm.weight", layout.head)
+            yield _row(f"{at}.self_attn.k_norm.weight", layout.head)
+        yield _row(f"{at}.post_attention_layernorm.weight", layout.width)
+        yield _row(f"{at}.mlp.gate_proj.weight", layout.intermediate, layout.width)
+        yield _row(f"{at}.mlp.up_proj.weight", layout.intermediate, layout.width)
+        yield _row(f"{at}.mlp.down_proj.weight", layout.width, layout.intermediate)
+
+    count = layout.layers if layers is None else layers
+    table = [_row("embed_tokens.weight", layout.vocab, layout.width), *(row for n in range(count) for row in block(n))]
+    return [*table, *([_row("norm.weight", layout.width)] if count == layout.layers else [])]
+
+
+def _row(key: str, *shape: int) -> Row:
+    return Row(key, key, shape)
+
+
+def config_of(layout: QwenLayout, layers: int) -> dict[str, Any]:
+    """Arguments of transformers' configuration, of the first so many layers."""
+    return {
+        "vocab_size": layout.vocab,
+        "hidden_size": layout.width,
+        "intermediate_size": layout.intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": layout.heads,
+        "num_key_value_heads": layout.groups,
+        "head_dim": layout.head,
+        "rms_norm_eps": layout.epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": layout.theta},
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    }

@@ -1,0 +1,86 @@
+"""Qwen-Image: how its transformer is asked, how its captions are read and how its previews follow them.
+
+Facts: diffusers' `QwenImagePipeline`. A caption stands behind words on what a description is, which the language
+model reads and the transformer does not: the first 34 tokens, by number, whatever they are. What is read of the others
+are the states behind all layers, none of them filled up, at most 512. Led away from the negative prompt, the answer
+keeps the length that it had at each place.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow import model
+from lora_scripts.families.flow.levels import sigmas_of
+from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.qwen_image.check import FILES
+from lora_scripts.families.qwen_image.facts import FACTS
+from lora_scripts.families.qwen_image.layout import PATCH
+from lora_scripts.families.qwen_image.names import INSIDE
+from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.families.sd.steps import led_away
+from lora_scripts.losses.flow import Sigmas, by_resolution
+
+_DROPPED = 34
+READING = Reading(
+    before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
+    after="<|im_end|>\n<|im_start|>assistant\n",
+    taps=lambda layers: (layers,),
+    most=_DROPPED + 512,
+    filled=False,
+    dropped=_DROPPED,
+)
+SIGMAS = Sigmas(mu=by_resolution(0.5, 0.9, 256, 8192), terminal=0.02)
+"""Of the published sampler."""
+
+
+def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`."""
+    states, lengths, packed = texts["states"], texts["lengths"], pack(x)
+    n, channels, height, width = packed.shape
+    there = torch.arange(states.shape[1]) < lengths[:, None].cpu()
+    answer: Tensor = transformer(
+        hidden_states=packed.flatten(2).transpose(1, 2),
+        encoder_hidden_states=states,
+        encoder_hidden_states_mask=None if there.all() else there.to(states.device),
+        timestep=sigma,
+        img_shapes=[[(1, height, width)]] * n,
+        return_dict=False,
+    )[0]
+    return unpack(answer.transpose(1, 2).reshape(n, channels, height, width))
+
+
+def lead(without: Tensor, with_prompt: Tensor, cfg: float) -> Tensor:
+    """As `sd.steps.Lead`: of each token, the direction of the one and the length of the other."""
+    led, own = (pack(x) for x in (led_away(without, with_prompt, cfg), with_prompt))
+    return unpack(led * (own.norm(dim=1, keepdim=True) / led.norm(dim=1, keepdim=True)))
+
+
+def load(path: Path, options: LoadOptions) -> FlowFamily:
+    """As `flow.model.load`."""
+
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+        return Parts(
+            transformer=transformer,
+            blocks=list(transformer.transformer_blocks),
+            inside=INSIDE,
+            coder=coder,
+            channels=transformer.config.in_channels // PATCH**2,
+            encoder=encoder,
+            ask=ask,
+            sigmas=sigmas_of(path, SIGMAS),
+            patch=PATCH,
+            native_size=FILES.made_for(path),
+            lead=lead,
+        )
+
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
