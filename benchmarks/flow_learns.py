@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.sdxl_learns import train
 
-NOT_OF_FLOW = ("min_snr_gamma=null",)
+UNKNOWN = ("min_snr_gamma:",)
+"""Keys of the demo that are for models that predict noise or v."""
 CFG = 4
 """The templates have 4 and 5."""
 
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="laid over the demo's config")
     args = parser.parse_intermixed_args()
     base, out = args.work / args.family, args.work / f"{args.family}_{args.name}"
-    lora = train(args.work / "data", base, out, [*NOT_OF_FLOW, *args.overrides])
+    lora = train(args.work / "data", base, out, args.overrides, UNKNOWN)
     command = [sys.executable, "-m", "lora_scripts.demo.evaluate", base, "--lora", lora, "--cfg", CFG]
     sheet = args.work / f"{out.name}.png"
     return subprocess.call([*map(str, command), "--count", str(args.count), "--grid", str(sheet)])

@@ -22,13 +22,18 @@ from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
 
 
-def train(data: Path, base: Path, out: Path, overrides: list[str]) -> Path:
-    """The LoRA, trained as the demo's on a narrow base; the pictures are drawn into `data`, and labelled, once."""
+def train(data: Path, base: Path, out: Path, overrides: list[str], unknown: tuple[str, ...] = ()) -> Path:
+    """The LoRA, trained as the demo's on a narrow base; the pictures are drawn into `data`, and labelled, once.
+
+    `unknown`: keys of the demo's config that are not for such a base.
+    """
     if not (data / "metadata.csv").exists():
         world.write_pictures(data, world.training_scenes())
         label(LabelOptions(input=data, model=MINIATURE))
     if not (out / "report.html").exists():
-        config = str(resources.files("lora_scripts.demo").joinpath("assets/demo.yaml"))
+        lines = resources.files("lora_scripts.demo").joinpath("assets/demo.yaml").read_text("utf-8").splitlines()
+        config = data.parent / f"{out.name}.yaml"
+        config.write_text("\n".join(line for line in lines if not line.startswith(unknown)), encoding="utf-8")
         paths = {
             "base_model": base,
             "train_data_dir": data,
@@ -37,7 +42,7 @@ def train(data: Path, base: Path, out: Path, overrides: list[str]) -> Path:
         }
         resume = ["--resume"] if (out / "state").exists() else []
         words = [f"{key}={path}" for key, path in paths.items()]
-        if lora_scripts(["train", "--config", config, *resume, *words, "sample_every=0", *overrides]):
+        if lora_scripts(["train", "--config", str(config), *resume, *words, "sample_every=0", *overrides]):
             raise SystemExit(2)
     return out / f"{out.name}.safetensors"
 
