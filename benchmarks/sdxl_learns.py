@@ -22,25 +22,29 @@ from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
 
 
-def train(work: Path, overrides: list[str]) -> Path:
-    """The LoRA, trained as the demo's on the narrow base."""
-    data, out = work / "data", work / "neon"
+def train(data: Path, base: Path, out: Path, overrides: list[str], unknown: tuple[str, ...] = ()) -> Path:
+    """The LoRA, trained as the demo's on a narrow base; the pictures are drawn into `data`, and labelled, once.
+
+    `unknown`: keys of the demo's config that are not for such a base.
+    """
     if not (data / "metadata.csv").exists():
         world.write_pictures(data, world.training_scenes())
         label(LabelOptions(input=data, model=MINIATURE))
     if not (out / "report.html").exists():
-        config = str(resources.files("lora_scripts.demo").joinpath("assets/demo.yaml"))
+        lines = resources.files("lora_scripts.demo").joinpath("assets/demo.yaml").read_text("utf-8").splitlines()
+        config = data.parent / f"{out.name}.yaml"
+        config.write_text("\n".join(line for line in lines if not line.startswith(unknown)), encoding="utf-8")
         paths = {
-            "base_model": work / "sdxl.safetensors",
+            "base_model": base,
             "train_data_dir": data,
             "metadata_path": data / "metadata.csv",
             "output_dir": out,
         }
         resume = ["--resume"] if (out / "state").exists() else []
         words = [f"{key}={path}" for key, path in paths.items()]
-        if lora_scripts(["train", "--config", config, *resume, *words, "sample_every=0", *overrides]):
+        if lora_scripts(["train", "--config", str(config), *resume, *words, "sample_every=0", *overrides]):
             raise SystemExit(2)
-    return out / "neon.safetensors"
+    return out / f"{out.name}.safetensors"
 
 
 def main() -> int:
@@ -49,9 +53,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50, help="pictures of each (default 50)")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="laid over the demo's config")
     args = parser.parse_intermixed_args()
-    lora = train(args.work, args.overrides)
-    sheet = args.work / "sheet.png"
-    command = [sys.executable, "-m", "lora_scripts.demo.evaluate", args.work / "sdxl.safetensors", "--lora", lora]
+    base, sheet = args.work / "sdxl.safetensors", args.work / "sheet.png"
+    lora = train(args.work / "data", base, args.work / "neon", args.overrides)
+    command = [sys.executable, "-m", "lora_scripts.demo.evaluate", base, "--lora", lora]
     return subprocess.call([*map(str, command), "--count", str(args.count), "--grid", str(sheet)])
 
 
