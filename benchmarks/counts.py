@@ -38,6 +38,9 @@ from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute import attention, memory
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.flow.model import Ask
+from lora_scripts.families.flux1 import layout as flux1
+from lora_scripts.families.flux1.check import FILES as FLUX1
+from lora_scripts.families.flux1.model import ask as ask_flux1
 from lora_scripts.families.flux2 import layout as flux2
 from lora_scripts.families.flux2.check import FILES as FLUX2
 from lora_scripts.families.flux2.model import ask as ask_flux2
@@ -83,10 +86,11 @@ def unet(layout: UnetLayout, latents: int, options: MemoryOptions) -> Pass:
 
 def flow(files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions) -> Pass:
     """Of latents of that shape, and so many tokens of text."""
+    pooled = bf16(1, layout.pooled_width) if hasattr(layout, "pooled_width") else None
     model = filled(files.build(layout)).requires_grad_(False).eval()
     lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
     memory.place(model, options, CPU, torch.bfloat16, [block for blocks in lists for block in blocks])
-    texts = {"states": bf16(1, tokens, layout.text_width), "lengths": [tokens]}
+    texts: Any = {"states": bf16(1, tokens, layout.text_width), "pooled": pooled}
     noised, sigma = bf16(1, *shape), torch.full((1,), 0.5)
     return model, lambda: ask(model, noised, sigma, texts)
 
@@ -102,6 +106,7 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
     "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
+    "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
 }
 
