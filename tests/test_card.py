@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from conftest import offline
 from lora_scripts.adapters.weights import LoraWeights
@@ -17,6 +18,7 @@ from lora_scripts.cli import main
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes, with_hashes
+from lora_scripts.generate.png import infotext
 from lora_scripts.loras import kohya
 from lora_scripts.report.card import StrengthLine
 from lora_scripts.workshop.model_card import recommended
@@ -125,6 +127,23 @@ def test_the_strength_that_the_run_measured_of_this_file(lora: Path) -> None:
         (lora.parent / "strength.json").write_text(text)
         assert card(str(lora), "--overwrite") == 0
         assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 0.8
+
+
+def test_the_last_previews_of_the_run_by_what_they_say_themselves(lora: Path) -> None:
+    """Without any prompt in a config; not the earlier ones, nor those of another file."""
+    folder, autov3 = lora.parent / "samples", model_hashes(lora).autov3
+    folder.mkdir()
+    for name, digest in (("step000010-1", autov3), ("step000020-1", autov3), ("step000020-2", "0" * 12)):
+        rows = {"Steps": 9, "Sampler": "DDIM", "CFG scale": "4.5", "Seed": 3, "Lora hashes": f"neon: {digest}"}
+        told = PngInfo()
+        told.add_text("parameters", infotext(f"{name}, red: blue <lora:neon:1>", "bad, worse", rows))
+        Image.new("RGB", (64, 32)).save(folder / f"{name}.png", pnginfo=told)
+    assert card(str(lora)) == 0
+    head = (lora.parent / "neon-card" / "README.md").read_text("utf-8").split("---\n")[1]
+    assert [widget["text"] for widget in yaml.safe_load(head)["widget"]] == ["step000020-1, red: blue"]
+    (meta,) = [image["meta"] for image in json.loads(lora.with_suffix(".civitai.info").read_text())["images"]]
+    assert (meta["seed"], meta["steps"], meta["cfgScale"], meta["sampler"]) == (3, 9, 4.5, "DDIM")
+    assert meta["negativePrompt"] == "bad, worse"
 
 
 def test_a_grid_of_another_lora_is_refused(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_from_the_captions_to_the_line_to_copy(here: Path, capsys: pytest.Captur
     assert page.count(f"{html.escape(line[1])}</code>") == 2 and "5 of 5 captions have it" in page
     assert main(["card", str(lora)]) == 0
     card = (lora.parent / "mine-card" / "README.md").read_text("utf-8")
-    assert "Trigger words: **zorb** (5 of 5 captions have it)\n" in card and "<lora:mine:0.8> zorb\n" in card
+    assert "Trigger words: **zorb** (5 of 5 captions have it)\n" in card and f"{line[1]}\n" in card  # the same line
     assert json.loads(lora.with_suffix(".json").read_text("utf-8"))["activation text"] == "zorb"
 
 

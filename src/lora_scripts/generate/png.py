@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from lora_scripts import __version__
+
+_ROW = re.compile(r'\s*([\w ]+): ("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
 def infotext(prompt: str, negative: str, rows: Mapping[str, object]) -> str:
@@ -17,6 +20,14 @@ def infotext(prompt: str, negative: str, rows: Mapping[str, object]) -> str:
     last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in values.items() if value is not None)
     middle = f"\nNegative prompt: {negative}" if negative else ""
     return f"{prompt}{middle}\n{last}"
+
+
+def read_infotext(text: str) -> tuple[str, str, dict[str, str]]:
+    """The way back: (prompt, negative prompt, rows)."""
+    said, _, last = text.rpartition("\n")
+    prompt, _, negative = said.partition("\nNegative prompt: ")
+    rows = {key: json.loads(value) if value[:1] == '"' else value for key, value in _ROW.findall(last)}
+    return prompt, negative, rows
 
 
 def _quoted(text: str) -> str:

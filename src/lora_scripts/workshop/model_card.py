@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io as memory
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from lora_scripts.events import Saved, Sink, ignore
 from lora_scripts.families.facts import LoraFacts
 from lora_scripts.families.table import FAMILIES, require_lora
 from lora_scripts.formats import io
-from lora_scripts.generate.prompts_file import preview_lines
+from lora_scripts.generate.png import read_infotext
 from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
 from lora_scripts.report.usage import measured as of_run
@@ -33,6 +34,7 @@ UNKNOWN = LoraFacts("", "", "")
 """What is said of a family that is not known."""
 USUAL = 0.8
 """The strength that is told where nothing was measured."""
+_TAG = re.compile(r" <lora:[^<>]*>$")
 PROMPT_KEPT, STYLE_NEAR = 0.5, 0.05
 """See `recommended`."""
 
@@ -93,7 +95,7 @@ def write_card(
         strength, reason = measured or (USUAL, "a usual value; none was measured")
     else:
         reason = "as its maker recommends"
-    pictures = evidence.pictures or _from_run(report or lora.parent, config)
+    pictures = evidence.pictures or _from_run(report or lora.parent, inspected.hashes["AutoV3"])
     nearest = sorted(pictures, key=lambda picture: abs(picture.strength - strength))
     shown = [picture for picture in nearest if picture.strength == nearest[0].strength][:MOST_PICTURES]
     family = next((facts.lora for facts in FAMILIES if facts.words == inspected.family), UNKNOWN)
@@ -205,25 +207,21 @@ def _from_grid(folder: Path, autov3: str) -> _Evidence:
     return _Evidence(pictures, sorted(lines, key=lambda line: line.strength))
 
 
-def _from_run(folder: Path, config: TrainConfig | None) -> list[CardPicture]:
-    """The pictures of the last step in samples/, which are drawn at full strength."""
+def _from_run(folder: Path, autov3: str) -> list[CardPicture]:
+    """The last pictures in samples/, which are drawn with this very file at full strength, as they say themselves."""
     files = sorted((folder / "samples").glob("step*-*.png"))
-    if config is None or not files:
-        return []
-    last = files[-1].name.partition("-")[0]
     pictures = []
-    for number, line in enumerate(preview_lines(config.sample_prompts), 1):
-        path = files[-1].with_name(f"{last}-{number}.png")
-        if path.is_file():
-            with Image.open(path) as image:
-                size = image.size
-            pictures.append(
-                CardPicture(path, f"images/{path.name}", line.prompt,
-                            config.sample_negative if line.negative is None else line.negative,
-                            config.seed + number - 1 if line.seed is None else line.seed,
-                            line.steps or config.sample_steps, config.sample_cfg if line.cfg is None else line.cfg,
-                            "DPM++ 2M Karras", size, 1.0)
-            )  # fmt: skip
+    for path in [file for file in files if file.name.partition("-")[0] == files[-1].name.partition("-")[0]]:
+        with Image.open(path) as image:
+            size, text = image.size, str(image.info.get("parameters", ""))
+        prompt, negative, rows = read_infotext(text)
+        if autov3 not in rows.get("Lora hashes", ""):
+            continue
+        sampler = " ".join(filter(None, [rows.get("Sampler"), rows.get("Schedule type")]))
+        pictures.append(
+            CardPicture(path, f"images/{path.name}", _TAG.sub("", prompt), negative, int(rows["Seed"]),
+                        int(rows["Steps"]), float(rows["CFG scale"]), sampler, size, 1.0)
+        )  # fmt: skip
     return pictures
 
 
