@@ -247,7 +247,7 @@ def test(root: Path, arguments: Sequence[str]) -> int:
     print(f"== checks that failed: {', '.join(failed)}" if failed else "== all checks passed", flush=True)
     print("== pytest", flush=True)
     # One thread a worker: two workers fill two cores, and a sum over one thread has one order.
-    tests = run([python, "-m", "pytest", "-n", "2", *arguments], root, {"OMP_NUM_THREADS": "1"})
+    tests = run([python, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *arguments], root, {"OMP_NUM_THREADS": "1"})
     return 1 if failed or tests else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 import tiny
 from lora_scripts.cli import main
+from lora_scripts.compute import mapped
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Progress, Stepped
 from lora_scripts.run import base_files, story
@@ -58,16 +61,69 @@ def at_step(step: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(story, "train", watched)
 
 
-def test_a_base_that_is_overwritten_stops_the_run_and_the_last_state_stays(
+@pytest.fixture(scope="module")
+def unbroken(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The last state of a run in peace."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = tiny.write_config(folder, base_model=base, train_data_dir=data, targets="['*.mid_block.*attn2*']")
+    assert main(["train", "--config", str(config)]) == 0
+    return last_state(folder)
+
+
+def last_state(folder: Path) -> bytes:
+    return (folder / "out" / "state" / "step-00000006" / "lora.safetensors").read_bytes()
+
+
+def lent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk of the network."""
+    monkeypatch.setattr(mapped.Leases, "take", lambda *_: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends files")
+@pytest.mark.parametrize("how", ["overwritten", "cut short by another process"])
+def test_who_writes_into_the_base_waits_until_the_run_has_it_and_changes_nothing(
+    how: str,
     config: Path,
     own: Path,
     other: bytes,
+    unbroken: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """It is mapped: without this, one ends as another LoRA, the other in SIGBUS. What is left of the file is read again
+    for the proof in the end: one that is cut short is told then, with everything learnt and saved."""
+
+    def spoil() -> None:
+        if how == "overwritten":
+            overwrite(own, other)
+        else:
+            code = "import os, sys; os.truncate(sys.argv[1], 1000)"
+            subprocess.run([sys.executable, "-SE", "-c", code, str(own)], check=True)
+
+    at_step(3, spoil, monkeypatch)
+    code, told = main(["train", "--config", str(config)]), capsys.readouterr()
+    words = f"note: somebody writes into {own}; the run goes on with what it was, and --resume will want that back"
+    assert words in " ".join(told.out.split())
+    assert last_state(tmp_path) == unbroken and (tmp_path / "out" / "out.safetensors").is_file()
+    if how == "overwritten":
+        assert code == 0 and own.read_bytes() == other
+    else:
+        assert code == 2 and told.err.startswith(f"error: {own}: truncated: 1,000 of ") and told.err.count("\n") == 1
+
+
+def test_a_base_that_is_overwritten_stops_the_run_and_the_last_state_stays(
+    config: Path,
+    own: Path,
+    other: bytes,
+    unbroken: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where nothing is lent."""
+    lent_nothing(monkeypatch)
     whole, argv = own.read_bytes(), ["train", "--config", str(config)]
-    assert main([*argv, f"output_dir={tmp_path / 'unbroken'}"]) == 0
     with monkeypatch.context() as patch:
         at_step(3, lambda: overwrite(own, other), patch)
         assert main(argv) == 2
@@ -82,13 +138,13 @@ def test_a_base_that_is_overwritten_stops_the_run_and_the_last_state_stays(
     assert "because something changed: base_model" in capsys.readouterr().err
     overwrite(own, whole)
     assert main([*argv, "--resume"]) == 0
-    states = [folder / "state" / "step-00000006" / "lora.safetensors" for folder in (out, tmp_path / "unbroken")]
-    assert states[0].read_bytes() == states[1].read_bytes()
+    assert last_state(tmp_path) == unbroken
 
 
 def test_a_vae_that_is_overwritten_while_it_encodes_leaves_a_clean_cache(
-    config: Path, own: Path, other: bytes, tmp_path: Path
+    config: Path, own: Path, other: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lent_nothing(monkeypatch)
     loaded = load_config(config)
     ready = preflight(loaded, resume=False)
 

@@ -382,6 +382,9 @@ def paths(folder: Path) -> dict[str, str]:
     }
 
 
+PARTS = ("only first_stage_model", "without model.diffusion_model")
+"""Of the models, two that make other files that are no good."""
+
 COMMANDS = (
     [], ["trian"], ["train"], ["train", "--config"], ["train", "--config", "{f}/none.yaml"], ["train", "--config", "{f}"],
     ["train", "--config", "{f}/good.yaml", "epochs"], ["train", "--config", "{f}/good.yaml", "=3"],
@@ -414,6 +417,18 @@ COMMANDS = (
     ["metadata"], ["metadata", "{f}/none"], ["metadata", "{f}/data/0.png"], ["card"], ["card", "{f}/none"],
     ["grid", "--base", "{f}/none", "--loras", "{f}/none"], ["grid", "--base", "{f}/data/0.png"], ["new"], ["new", "nothing"],
     ["evaluate"], ["evaluate", "{f}/none"], ["chat"], ["chat", "{f}/none"], ["unmerge"], ["unmerge", "{f}/none"],
+    *(
+        [word.replace("{x}", f"{{f}}/{bad}.safetensors") for word in words]
+        for bad in ("page", "cut", "no-lora", "no-model")
+        for words in (
+            ["inspect", "{x}"], ["convert", "{x}", "--to", "peft"], ["verify", "{x}", "--base", "{f}/base.safetensors"],
+            ["verify", "{f}/lora.safetensors", "--base", "{x}"], ["resize", "{x}", "--rank", "1", "--output", "{f}/r.safetensors"],
+            ["grid", "--base", "{f}/base.safetensors", "--loras", "{x}"], ["grid", "--base", "{x}"], ["card", "{x}"],
+            ["generate", "--base", "{x}", "--prompt", "x"], ["metadata", "{x}"],
+            ["merge", "{f}/lora.safetensors", "--base", "{x}", "--output", "{f}/m.safetensors"],
+        )
+        if (bad, words[0]) not in {("no-lora", "inspect"), ("no-lora", "metadata"), ("no-model", "inspect"), ("no-model", "metadata")}
+    ),
     ["completion"], ["completion", "dos"], ["demo", "nothing"], ["--nope"], ["train", "train"],
 )  # fmt: skip
 
@@ -440,7 +455,7 @@ def asked(call: Callable[[], Any]) -> dict[str, Any]:
             code = error.code
         except BaseException:
             return {"code": -1, "out": out.getvalue(), "err": traceback.format_exc()}
-    return {"code": code, "out": out.getvalue()[:2000], "err": err.getvalue()[:4000]}
+    return {"code": code, "out": out.getvalue()[:2000], "err": err.getvalue()[:40_000]}
 
 
 def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -455,8 +470,17 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     lines = "".join(f"{key}: {value}\n" for key, value in good.items())
     (folder / "good.yaml").write_text(lines + "resolution: 64\n")
     config = folder / "config.yaml"
-    for key in TrainConfig.model_fields:
-        for bad in BAD_VALUES:
+    for bad in BAD_VALUES:
+        # All keys at once: every fault is told with its line, so that one reading asks for all; who has none asks alone.
+        keys = {**dict.fromkeys(good, ""), **dict.fromkeys(TrainConfig.model_fields, bad)}
+        config.write_text("".join(f"{key}: {bad}\n" for key in keys))
+        answer = asked(lambda: load_config(config) and 0)
+        told = answer["err"].splitlines()
+        for number, key in enumerate(keys, 1):
+            own = [line for line in told if f"config.yaml:{number}: " in line]
+            if own:
+                yield "config", f"{key}: {bad}", {**answer, "err": "\n".join(own)}
+                continue
             config.write_text("".join(f"{k}: {v}\n" for k, v in {**good, key: bad}.items()))
 
             def value(key: str = key) -> int:
@@ -491,6 +515,13 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for key in ("train_data_dir", "base_model", "output_dir", "metadata_path"):
             config.write_text("".join(f"{k}: {json.dumps(str(v))}\n" for k, v in {**good, key: path}.items()))
             yield "path", f"{key}: {where}", asked(lambda: main(["train", "--config", str(config)]))
+    whole = (folder / "base.safetensors").read_bytes()
+    for name, data in {
+        "page": b"<!doctype html><html></html>",
+        "cut": whole[:-100],
+        **{"no-lora" if name[0] == "o" else "no-model": data for name, data in models(whole) if name in PARTS},
+    }.items():
+        (folder / f"{name}.safetensors").write_bytes(data)
     for argv in COMMANDS:
         yield (
             "command",

@@ -34,6 +34,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def call(options: argparse.Namespace, sink: Sink) -> WrittenCard:
     """Writes a model card with the Hugging Face header, and beside the LoRA the thumbnail and the two JSON files that
     WebUIs look for."""
+    from lora_scripts.families.table import require_lora
+
+    require_lora(options.lora, "name a LoRA's file")  # before torch is there
     from lora_scripts.workshop.model_card import write_card
 
     return write_card(**asked(options), sink=sink)

@@ -64,7 +64,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Generated:
     require_models([("--vae", options.vae, "VAE"), *texts])
     if (options.prompt is None) == (options.from_file is None):
         raise UserError("give one of --prompt and --from-file", hint='for example --prompt "a city at night"')
-    options.base = base_of(options.base, sink)
+    options.base = base_of(options.base, sink, with_vae=options.vae is None)
     wanted = GenerateOptions(**asked(options))
     from lora_scripts.generate.command import generate_pictures
 

@@ -59,6 +59,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Grid:
     from lora_scripts.grid.sources import GridOptions
 
     models = [("--base", options.base, "checkpoint"), ("--vae", options.vae, "VAE")]
+    models += [("--loras", lora, "LoRA") for lora in options.loras]
     require_models([*models, *(("--text-encoder", text, "text encoder") for text in options.text_encoder)])
     values = {key: value for key, value in vars(options).items() if key not in ("command", "name", "json")}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}

@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace, sink: Sink) -> FileMetadata | ChangedMetadata:
     """Shows the metadata of a .safetensors file, or changes it; the tensors stay as they are, byte for byte."""
-    require_models([("FILE", options.file, "LoRA")])
+    require_models([("FILE", options.file, "model")])
     if options.file.is_dir():
         raise UserError("is a folder, not a file", file=options.file, hint="name the .safetensors file in it")
     from lora_scripts.workshop.reheader import change, show

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.config.values import DEVICE, base_fault, model_fault, parse_path, parse_size
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
@@ -155,10 +155,16 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
 
 
 def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
-    """UserErrors unless each (option, path, kind of model) that is given is one, as its header tells without torch."""
-    from lora_scripts.families import table
+    """UserErrors unless each (option, path, kind of model) that is given is one, as its header tells without torch.
 
-    faults = []
+    Kinds with a rule: a "checkpoint" has every tensor that its kind of model calls for, but perhaps a VAE; a "LoRA" is
+    one of a known family; a "model" is a file of tensors.
+    """
+    from lora_scripts.families import table
+    from lora_scripts.formats import header
+    from lora_scripts.loras import file as loras
+
+    faults: list[UserError] = []
     for name, where, kind in models:
         if where is None:
             continue
@@ -167,23 +173,29 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
             continue
         try:
             if kind == "checkpoint":
-                table.find(where)
-            elif where.is_file() or not where.is_dir():
-                table.identify(where)
+                table.find(where).check(where, False)
+            elif not where.is_dir():
+                found = table.identify(where)
+                if kind == "LoRA":
+                    loras.family_of(where)
+                elif kind == "model" and header.sniff(where) is not None:
+                    table.refuse(found, where)
+        except UserErrors as errors:
+            faults += errors.errors
         except UserError as error:
             faults.append(error)
     raise_all(faults)
 
 
-def base_of(base: Path, sink: Sink) -> Path:
-    """--base on the disk, fetched first where it is a name on the hub. UserErrors where it is no model."""
+def base_of(base: Path, sink: Sink, *, with_vae: bool = False) -> Path:
+    """--base on the disk, fetched first where it is a name on the hub. UserErrors where it is no whole model."""
     if fault := base_fault(base):
         raise UserError(f"--base: {fault[0]}", hint=fault[1])
     from lora_scripts.families import table
     from lora_scripts.families.download import fetch
 
     found = fetch(base, sink)
-    table.find(found)  # what it is, as its header tells before torch is there
+    table.find(found).check(found, with_vae)  # as its header tells before torch is there
     return found
 
 

@@ -1,5 +1,5 @@
 """The files of a base under a run: on a CPU its weights are not copied but mapped, so that whoever writes into the file
-writes into the model."""
+writes into the model. Linux tells before (`compute.mapped`); elsewhere it is seen before a save."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
+from lora_scripts.events import Note, Sink
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
 from lora_scripts.formats.numbers import sound_digest
@@ -61,6 +63,8 @@ class BaseFiles:
     digests: dict[Path, str] = field(default_factory=dict)
     """SHA-256 of each; empty before `read`."""
     _seen: dict[Path, _Seen] = field(default_factory=dict)
+    _own: set[Path] = field(default_factory=set)
+    """Those that nothing is mapped of any more: what becomes of them is no matter."""
 
     def __post_init__(self) -> None:
         self._seen = {path: _look(path) for path in self.paths}
@@ -88,12 +92,26 @@ class BaseFiles:
             _remember(record, known)
         return self.digests
 
+    def lend(self, leases: Leases, sink: Sink) -> None:
+        """From here on, who writes into a file waits until the run has what it needs of it in memory of its own.
+        UserError for one that was written to before."""
+
+        def own(path: Path) -> None:
+            self._own.add(path)
+            text = f"note: somebody writes into {path}; the run goes on with what it was"
+            sink(Note(f"{text}, and --resume will want that back"))
+
+        leases.take(self._seen, own)
+        self.require_unchanged()
+
     def require_unchanged(self, *, samples: bool = True) -> None:
         """UserError for a file that was written to. Without `samples` only size and time are looked at.
 
         A file that was moved away, removed, or replaced by another is no fault: what is mapped is the one before.
         """
         for path, before in self._seen.items():
+            if path in self._own:
+                continue
             try:
                 stat = os.stat(path)
                 if (stat.st_dev, stat.st_ino) != before.place:

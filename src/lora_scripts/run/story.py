@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.mapped import Leases
 from lora_scripts.compute.meter import give_back
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
@@ -84,13 +85,14 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     initial = read_initial(config)
-    with folder.locked(), signals(sink) as stopped:
+    with folder.locked(), signals(sink) as stopped, Leases() as leases:
         sink = stoppable(sink, stopped)
         cached = cache_of(config, folder.path)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
             first = captions_first(config, folder.path, samples, sink)
             model = build_model(config, device, precision, initial, first, cached)
+        model.files.lend(leases, sink)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
             of_class = class_samples(config, model.family, folder.path / "class_images", sink)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Stepped, Table
@@ -84,11 +85,12 @@ class TextParts:
 def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: bool, sink: Sink) -> TextTrainResult:
     """Prepares, trains, exports, proves and reports. UserError for a person's mistake; KeyboardInterrupt when it was
     stopped, everything saved."""
-    with folder.locked(), signals(sink) as stopped:
+    with folder.locked(), signals(sink) as stopped, Leases() as leases:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
             parts = assemble(config, folder, split, sink)
+        parts.model.files.lend(leases, sink)
         if found is not None:
             restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
