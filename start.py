@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parent
 WORLDS = {"pictures": ("output/demo", "neon"), "words": ("output/demo-words", "reports")}
 """Of `demo`: the folder that it writes to, and the one of the run in it."""
 LOCKS = {"demo": "requirements.lock", "test": "requirements-test.lock"}
+TORCH = "requirements-torch.lock"
+"""Apart, and without hashes: pip wants hashes of all or of none, and torch's wheels differ with the machine."""
 SIZES = {"linux": (2.9, 5.5), "win32": (0.3, 1.0), "darwin": (0.3, 1.0)}
 """Gigabytes that the first set-up downloads, and that it takes on the disk: summed over the wheels of the lock and what
 is in them, for x86-64 (macOS: arm64). On Linux most of it is what torch brings for NVIDIA cards."""
@@ -59,7 +61,7 @@ def venv_program(root: Path, name: str) -> Path:
 
 def wanted(root: Path, command: str) -> str:
     """SHA-256 of everything that decides what `command` has installed."""
-    files = ["pyproject.toml", *dict.fromkeys([LOCKS["demo"], LOCKS[command]])]
+    files = ["pyproject.toml", TORCH, *dict.fromkeys([LOCKS["demo"], LOCKS[command]])]
     digest = hashlib.sha256(f"{sys.version_info[:2]}\n".encode())
     for name in files:
         digest.update(name.encode() + b"\0" + (root / name).read_bytes())
@@ -153,7 +155,8 @@ def set_up(root: Path, command: str, pip: Pip = run_pip) -> None:
     stamp.unlink(missing_ok=True)
     unfinished.touch()
     print(f"Installing {LOCKS[command]}, once: {size_in_words(root)}", flush=True)
-    pip(root, ["-r", LOCKS[command]])
+    pip(root, ["--require-hashes", "--no-deps", "-r", LOCKS[command]])
+    pip(root, ["-r", TORCH])
     # The lock holds setuptools: building without isolation needs no second download.
     pip(root, ["--no-deps", "--no-build-isolation", "-e", "."])
     kept = {name: done[name] for name in LOCKS if done.get(name) == wanted(root, name)}

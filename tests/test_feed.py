@@ -211,6 +211,29 @@ def test_a_picture_that_changes_before_it_is_encoded_is_told_and_the_cache_stays
     assert family.encoded.count("picture") == 3  # one before the mistake, two after it
 
 
+def test_a_picture_whose_latents_are_no_numbers_is_named_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VAE in half precision does that to some; a shared cache would hand it on to every run."""
+    pictures, encode = samples(tmp_path / "data", 3), Toy.encode_image
+
+    def broken(self: Toy, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        found, number = encode(self, pixels), self.encoded.count("picture")
+        return (
+            {name: tensor.index_fill(0, torch.tensor([0]), torch.nan) for name, tensor in found.items()}
+            if number == 2
+            else found
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "encode_image", broken)
+        with pytest.raises(UserError, match=r"1\.png: the VAE makes numbers of it that are not finite"):
+            filled(Toy(), pictures, tmp_path)
+    again = Toy()
+    filled(again, pictures, tmp_path)
+    assert again.encoded.count("picture") == 2  # the one before it was kept, itself it was not
+
+
 def test_a_view_lies_where_it_is_seen(tmp_path: Path) -> None:
     """Cut at the place that is told out of the resized picture, mirrored first where the view is, it is the view."""
     (picture,) = plan_pictures(samples(tmp_path, 1), (64, 64), 8, flip=True, random_crop=True, seed=1)

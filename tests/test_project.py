@@ -29,8 +29,14 @@ HOLES = {"torch": "2.10", "transformers": "5.3", "diffusers": "0.38", "pillow": 
 
 
 def lock(name: str) -> dict[str, Requirement]:
-    lines = (ROOT / name).read_text("utf-8").splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-r"))]
+    lines = (ROOT / name).read_text("utf-8").replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        if line and not line.startswith(("#", "-r")):
+            requirement, *hashes = line.split(" --hash=")
+            assert all(re.fullmatch("sha256:[0-9a-f]{64}", one.strip()) for one in hashes)
+            assert hashes or name == "requirements-torch.lock", f"{requirement} has no hash"
+            found.append(Requirement(requirement))
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
@@ -40,7 +46,7 @@ def pinned(requirement: Requirement) -> str:
 
 
 def test_locks_pin_everything_and_fit_the_ranges() -> None:
-    runtime, test = lock("requirements.lock"), lock("requirements-test.lock")
+    runtime, test = lock("requirements.lock") | lock("requirements-torch.lock"), lock("requirements-test.lock")
     assert not runtime.keys() & test.keys()
     assert pinned(runtime["torch"]) == "2.13.0" and "torchvision" not in runtime | test
     project = PROJECT["project"]
@@ -52,7 +58,7 @@ def test_locks_pin_everything_and_fit_the_ranges() -> None:
 
 def test_the_runtime_lock_is_closed() -> None:
     """Whatever a locked package needs on this system is locked too, so that nothing floats."""
-    runtime = lock("requirements.lock")
+    runtime = lock("requirements.lock") | lock("requirements-torch.lock")
     for name, requirement in runtime.items():
         if requirement.marker and not requirement.marker.evaluate():
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import hashlib
 import os
 import shutil
 import subprocess
@@ -57,7 +58,9 @@ def root(tmp_path: Path) -> Path:
         wheel.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
         wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("tiny-1.dist-info/RECORD", "")
-    (tmp_path / "requirements.lock").write_text("./tiny-1-py3-none-any.whl\n")
+    digest = hashlib.sha256((tmp_path / "tiny-1-py3-none-any.whl").read_bytes()).hexdigest()
+    (tmp_path / "requirements.lock").write_text(f"./tiny-1-py3-none-any.whl --hash=sha256:{digest}\n")
+    (tmp_path / "requirements-torch.lock").write_text("# nothing\n")
     (tmp_path / "requirements-test.lock").write_text("-r requirements.lock\n")
     return tmp_path
 
@@ -115,7 +118,7 @@ def test_setup_installs_and_says_what_to_type(
     assert start.main(["setup"], root) == 0  # everything is there: nothing but the next step
     told = capfd.readouterr().out
     assert told.startswith("Ready.") and "activate" in told and "lora-scripts new NAME --data FOLDER" in told
-    assert "hello from the project" not in told and len(pip.calls) == 2
+    assert "hello from the project" not in told and len(pip.calls) == 3
     with pytest.raises(SystemExit):
         start.main(["setup", "--no-open"], root)
 
@@ -134,7 +137,7 @@ def test_a_disk_without_room_is_told_before_anything_is_loaded(
 def test_offline_is_one_line_and_leaves_no_stamp(
     start: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (root / "requirements.lock").write_text("a-package-from-an-index==1\n")
+    (root / "requirements.lock").write_text(f"a-package-from-an-index==1 --hash=sha256:{'0' * 64}\n")
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -149,15 +152,16 @@ def test_offline_is_one_line_and_leaves_no_stamp(
 def test_test_covers_demo_but_not_the_other_way_round(start: ModuleType, root: Path, quick_venv: list[Path]) -> None:
     pip = Pip()
     start.set_up(root, "demo", pip)
-    assert pip.calls == [["-r", "requirements.lock"], ["--no-deps", "--no-build-isolation", "-e", "."]]
+    torch, own = ["-r", "requirements-torch.lock"], ["--no-deps", "--no-build-isolation", "-e", "."]
+    assert pip.calls == [["--require-hashes", "--no-deps", "-r", "requirements.lock"], torch, own]
     start.set_up(root, "test", pip)
-    assert pip.calls[2] == ["-r", "requirements-test.lock"] and len(pip.calls) == 4
+    assert pip.calls[3][-1] == "requirements-test.lock" and len(pip.calls) == 6
     for command in ("demo", "test"):
         start.set_up(root, command, pip)
-    assert len(pip.calls) == 4 and len(quick_venv) == 1
+    assert len(pip.calls) == 6 and len(quick_venv) == 1
 
 
-@pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])
+@pytest.mark.parametrize("changed", ["requirements.lock", "requirements-torch.lock", "pyproject.toml"])
 def test_a_changed_lock_or_project_is_installed_again(
     start: ModuleType, root: Path, quick_venv: list[Path], changed: str
 ) -> None:
@@ -165,12 +169,12 @@ def test_a_changed_lock_or_project_is_installed_again(
     start.set_up(root, "test", pip)
     (root / changed).write_text((root / changed).read_text() + "# changed\n")
     start.set_up(root, "demo", pip)
-    assert len(pip.calls) == 4 and len(quick_venv) == 1  # installed on top, not made anew
+    assert len(pip.calls) == 6 and len(quick_venv) == 1  # installed on top, not made anew
     start.set_up(root, "test", pip)
-    assert len(pip.calls) == 6  # the test set was made for the old lock
+    assert len(pip.calls) == 9  # the test set was made for the old lock
 
 
-@pytest.mark.parametrize("fail_at", [1, 2])
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
 def test_a_broken_off_set_up_is_made_anew(start: ModuleType, root: Path, quick_venv: list[Path], fail_at: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         start.set_up(root, "demo", Pip(fail_at))
@@ -193,7 +197,7 @@ def test_an_update_that_breaks_off_is_not_taken_for_the_old_set_up(
     (root / "requirements.lock").write_text(old)
     pip = Pip()
     start.set_up(root, "demo", pip)
-    assert len(pip.calls) == 2
+    assert len(pip.calls) == 3
 
 
 @pytest.mark.parametrize("rubbish", ["", "[1]", '{"demo": 3}', "\x00"])
@@ -202,7 +206,7 @@ def test_a_damaged_stamp_is_no_stamp(start: ModuleType, root: Path, quick_venv: 
     (root / ".venv" / "start.json").write_text(rubbish)
     pip = Pip()
     start.set_up(root, "demo", pip)
-    assert len(pip.calls) == 2
+    assert len(pip.calls) == 3
 
 
 def test_a_moved_project_makes_its_environment_again(start: ModuleType, root: Path, quick_venv: list[Path]) -> None:
@@ -211,7 +215,7 @@ def test_a_moved_project_makes_its_environment_again(start: ModuleType, root: Pa
     root.rename(moved)
     pip = Pip()
     start.set_up(moved, "demo", pip)
-    assert len(pip.calls) == 2 and quick_venv == [root / ".venv", moved / ".venv"]
+    assert len(pip.calls) == 3 and quick_venv == [root / ".venv", moved / ".venv"]
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash

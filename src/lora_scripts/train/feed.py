@@ -16,6 +16,7 @@ from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, seed_of
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, PictureFamily, Place
 
 
@@ -83,7 +84,8 @@ class Feed:
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
         """Latents of all views, and text states if `cache_text`, from the cache or computed into it.
 
-        UserError for a picture that is no longer the one with the sample's digest, under which it would be kept.
+        UserError for a picture that is no longer the one with the sample's digest, under which it would be kept, and for
+        one of which the VAE makes numbers that are not finite: nothing of it is kept.
         """
         vae, total = self.family.fingerprint("vae"), sum(len(p.views) for p in self.pictures)
         done = 0
@@ -95,6 +97,9 @@ class Feed:
                 if entry is None:
                     image = image or load_rgb(picture.sample.path, picture.sample.digest)
                     entry = _only(self.family.encode_image(apply_view(image, view)[None]))
+                    if not all(bool(tensor.isfinite().all()) for tensor in entry.values()):
+                        text = "the VAE makes numbers of it that are not finite (NaN or infinity)"
+                        raise UserError(text, file=picture.sample.path, hint="look at it, or give another vae")
                     cache.put(key, entry)
                 row.append(entry)
                 done += 1
