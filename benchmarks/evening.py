@@ -1,6 +1,6 @@
 """What an evening brings, from outside, with real processes: `python benchmarks/evening.py [PART …]`, all without one.
 
-- `signals`: SIGINT and SIGTERM at 20 random moments each, and again with a second one behind it
+- `signals`: SIGINT and SIGTERM at 20 moments each, and again with a second one behind it
 - `starts`: 200 times four processes that want one folder in the same instant
 - `around`: 64 open files at most, another language, another time zone, a clock that is set back
 - `faults`: a small disk, a limit on files, a disk that becomes read-only, folders that go, and what strace injects
@@ -64,23 +64,28 @@ class Runs:
         self.cli, begun = prepared(), time.monotonic()
         assert waited(self.start(work / "whole" / "x")) == 0, self.told(work / "whole" / "x")
         self.length, self.wanted = time.monotonic() - begun, end_of(work / "whole" / "x")
+        self.last = self.steps(work / "whole" / "x")[-1]
 
     def argv(self, out: Path, *more: str) -> list[str]:
         return ["train", "--config", str(self.config), f"output_dir={out}", *more]
 
-    def start(self, out: Path, *more: str, within: Callable[[], object] = lambda: None) -> int:
-        """A process that trains into a folder; `within`: what happens to it first."""
+    def start(
+        self, out: Path, *more: str, within: Callable[[], object] = lambda: None, into: Path | None = None
+    ) -> int:
+        """A process that trains into a folder, and tells beside it; `within`: what happens to it first; `into`: a
+        folder elsewhere, for what it writes."""
         out.parent.mkdir(parents=True, exist_ok=True)
         (out.parent / "told.txt").unlink(missing_ok=True)
 
         def act() -> int:
             within()
-            return self.cli(self.argv(out, *more))
+            return self.cli(self.argv(into or out, *more))
 
         return forked(act, out.parent / "told.txt")
 
     def told(self, out: Path) -> str:
-        return (out.parent / "told.txt").read_text()
+        file = out.parent / "told.txt"
+        return file.read_text() if file.exists() else ""
 
     def steps(self, out: Path) -> list[int]:
         return [int(step) for step in re.findall(r"^step (\d+)/", self.told(out), re.M)]
@@ -121,7 +126,9 @@ def signals(runs: Runs) -> None:
         for moment in range(20):
             out = runs.work / f"signal-{number}-{moment}" / "x"
             child = runs.start(out)
-            time.sleep(chance.uniform(0, 1) * runs.length)
+            if moment:  # one in the imports and preparations, all others from the first step to the report
+                runs.await_step(out, 1 + moment % runs.last, child)
+            time.sleep(chance.uniform(0, 0.3))
             before = len(runs.steps(out))
             os.kill(child, number)
             code, steps = waited(child), runs.steps(out)
@@ -137,7 +144,7 @@ def signals(runs: Runs) -> None:
                 bad.append(f"{moment}: {code}, steps {before} -> {len(steps)}, states {states}")
         words = f"{20 - len(bad)} of 20 with {signal.Signals(number).name}: {ended}, saved within a step"
         tell(not bad, f"{words} ({early} before the first step, {late} after the end) {bad or ''}")
-        out = runs.work / f"signal-{number}-2" / "x"
+        out = runs.work / f"two-signals-{number}" / "x"
         runs.await_step(out, 2, child := runs.start(out))
         os.kill(child, number)
         until = time.monotonic() + 60
@@ -275,7 +282,7 @@ def faults(runs: Runs) -> None:
         try:
             out = place / "x"
             keep = work / f"{name}-told" / "x"
-            child = runs.start(keep, f"output_dir={out}", f"cache_dir={work / 'whole' / 'x' / 'cache'}")
+            child = runs.start(keep, f"cache_dir={work / 'whole' / 'x' / 'cache'}", into=out)
             act(place, child)
             judge(name, out, waited(child), runs.told(keep))
             subprocess.run(["mount", "-o", "remount,rw,size=64m", str(place)], capture_output=True)
@@ -288,13 +295,13 @@ def faults(runs: Runs) -> None:
     def filled(place: Path, child: int) -> None:
         """A file of somebody else takes what is left."""
         runs.await_step(work / f"{place.name}-told" / "x", 2, child)
-        with (place / "other").open("wb") as file:
-            try:
+        try:
+            with (place / "other").open("wb") as file:
                 while True:
                     file.write(bytes(4096))
                     file.flush()
-            except OSError:
-                pass
+        except OSError:
+            return
 
     def read_only(place: Path, child: int) -> None:
         runs.await_step(work / f"{place.name}-told" / "x", 2, child)

@@ -1,6 +1,6 @@
 """Runs that are killed again and again, while training, saving, resuming and exporting, end as one that never was:
 `python benchmarks/kills.py [RUNS] [FOLDER]`. `python benchmarks/kills.py soak [MINUTES] [FOLDER]` trains on and on
-through measurements, previews, saves and prunes, half of the time in one process, then with a SIGKILL every minute,
+through measurements, previews, saves and prunes, half of the time in one process, then with a SIGKILL after each save,
 and tells what memory and descriptors do. Both tell their figures as they go, and can be cut off at any time.
 
 A run is of a few steps of a tiny model with everything on that draws random numbers; SIGKILL comes at a random moment,
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -31,7 +32,7 @@ KEYS = {
     **{"sample_every": 4, "targets": "['*mid_block*attn*', '*up_blocks.3*to_q*']", "val_split": 0.2},
 }
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-GROWN_UP = 2000
+GROWN_UP = 500
 """Steps after which a process has all that it keeps: allocator, libraries, the first pages."""
 
 
@@ -119,34 +120,44 @@ def soak(minutes: float, work: Path) -> None:
 
     tiny.write_base(work / "base.safetensors")
     tiny.write_pictures(work / "data", 4)
-    keys = {"epochs": 1_000_000, "save_steps": 20, "keep_last": 2, "targets": "['*mid_block*attn*']", "val_every": 50}
+    keys: dict[str, Any] = {
+        "epochs": 1_000_000,
+        "save_steps": 20,
+        "keep_last": 2,
+        "targets": "['*mid_block*attn*']",
+        "val_every": 50,
+    }
     config = tiny.write_config(work, **{**keys, "sample_every": 100, "lr_schedule": "constant"})
     cli, told, begun = prepared(), work / "told.txt", time.monotonic()
 
     def spent() -> float:
         return (time.monotonic() - begun) / 60
 
+    def newest() -> int:
+        return max((int(path.name[5:]) for path in (work / "out" / "state").glob("step-????????")), default=0)
+
     chance, lives = random.Random(0), 0
     told.touch()
     with told.open() as lines:
         while spent() < minutes:
             argv = ["train", "--config", str(config), *(["--resume"] if lives else [])]
-            child = forked(lambda argv=argv: watched(cli, argv), told)
-            until = minutes / 2 if not lives else min(minutes, spent() + chance.uniform(0.5, 1.5))
-            rows: list[tuple[int, float, int]] = []
-            while spent() < until:
+            child, before, rows = forked(lambda argv=argv: watched(cli, argv), told), newest(), []
+            # The first lives for half of the time; the others until they have saved, and a moment more.
+            while spent() < (minutes if lives else minutes / 2) and not (lives and newest() > before):
                 assert not os.waitpid(child, os.WNOHANG)[0], told.read_text()[-2000:]
-                time.sleep(0.2)
+                time.sleep(0.1)
                 fresh = [line.split() for line in lines if line.startswith("at ")]
                 rows += [(int(step), float(held), int(fds)) for _, step, held, fds in fresh]
                 if fresh and not lives:
                     print(f"{spent():.0f} min: {growth(rows)}", flush=True)
+            time.sleep(chance.uniform(0, 2))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             lines.read()  # the rest of its last line too
             lives += 1
-            states = sorted(path.name for path in (work / "out" / "state").glob("step-*"))
-            print(f"{spent():.0f} min, kill {lives}: {growth(rows)}; states: {', '.join(states)}", flush=True)
+            words = f"; {growth(rows)}" if lives == 1 else ""
+            saves, states = newest() // keys["save_steps"], len(list((work / "out" / "state").glob("step-*")))
+            print(f"{spent():.0f} min, {lives} kills, {saves} saves, {states} states kept{words}", flush=True)
 
 
 def watched(cli: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -171,6 +171,8 @@ BAD_HEADERS = {
     "metadata": '{"__metadata__":{"a":1}}',
     "json": '{"a":',
     "utf8": b'{"\xff":1}',
+    "half a character": b'{"a\xed\xa0\x80":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+    "half a character, written out": '{"a\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     "deep": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
     "digits": '{"a":' + "9" * 10_000 + "}",
 }

@@ -89,7 +89,9 @@ def read_header(path: Path) -> Header:
             _truncated(path, total, 8 + length)
         raw = file.read(length)
     try:
-        rows = json.loads(raw, object_pairs_hook=_unique)
+        rows = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)  # given bytes, json takes half characters
+        if b"\\ud" in raw.lower():
+            json.dumps(rows, ensure_ascii=False).encode("utf-8")  # no other reader takes them, written out or not
     except (ValueError, RecursionError) as error:
         reason = f"a key stands twice: {error.args[0]}" if isinstance(error, _RepeatedKey) else "not readable"
         raise UserError(f"damaged safetensors header ({reason})", file=path, hint=DOWNLOAD) from None

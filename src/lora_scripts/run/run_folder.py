@@ -176,11 +176,10 @@ class RunFolder:
             io.synced_mkdir(self.path)
             lock.acquire()
         except Timeout:
-            for _ in range(200):  # of two that start at once, the one who has it is still writing down who it is
-                if told := _told(self._holder):
-                    break
-                time.sleep(0.005)
-            text = f"another run is writing here{told}"
+            until = time.monotonic() + 10  # of two that start at once, one is still writing down who it is
+            while not self._holder.exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            text = f"another run is writing here{_told(self._holder)}"
             raise UserError(text, file=self.path, hint=f"wait for it, or {hint}") from None
         except OSError as e:
             if self._lock.is_symlink() or (self._lock.exists() and not self._lock.is_file()):

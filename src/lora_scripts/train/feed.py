@@ -84,8 +84,8 @@ class Feed:
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
         """Latents of all views, and text states if `cache_text`, from the cache or computed into it.
 
-        UserError for a picture that is no longer the one with the sample's digest, under which it would be kept, and for
-        one of which the VAE makes numbers that are not finite: nothing of it is kept.
+        UserError for a picture that is no longer the one with the sample's digest, under which it would be kept, and
+        for one of which the VAE makes numbers that are not finite: nothing of it is kept.
         """
         vae, total = self.family.fingerprint("vae"), sum(len(p.views) for p in self.pictures)
         done = 0
