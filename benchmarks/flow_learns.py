@@ -6,7 +6,7 @@
 The base is a diffusers folder of the published topology, with a Qwen3 as text encoder. The LoRA is trained by
 `lora-scripts train` with the demo's keys on the demo's 50 pictures, but for those that a model of flow does not know.
 `demo.evaluate` prints how many pictures of the base, and of the LoRA at 1.0, show the object, colour, ground and sky
-asked for, and the style, and writes WORK/FAMILY_sheet.png.
+asked for, and the style, and writes the contact sheet WORK/FAMILY_NAME.png.
 """
 
 from __future__ import annotations
