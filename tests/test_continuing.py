@@ -106,7 +106,7 @@ def test_before_and_after_on_the_old_pictures(
         patch.setattr(story, "finish", only_the_file)
         assert main(["train", "--config", str(first)]) == 0
     lora_file = tmp_path / "first" / "first.safetensors"
-    more = {**keys, "lora_rank": 4, "init_lora": lora_file, "output_dir": tmp_path / "second"}
+    more = {**keys, "lora_rank": 4, "init_lora": lora_file, "output_dir": tmp_path / "second", "report": "full"}
     second = tiny.write_config(tmp_path, **more)
     capsys.readouterr()
     assert main(["train", "--config", str(second)]) == 0
