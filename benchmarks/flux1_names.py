@@ -1,0 +1,76 @@
+"""FLUX.1's LoRA files at the published widths, through diffusers' own loader: 19 and 38 blocks, no weights.
+
+    python benchmarks/flux1_names.py
+
+A random LoRA of rank 4, alpha 2, in all layers of attention and feed-forward is written in our names and in kohya's,
+where q, k and v (and the MLP) are one layer. diffusers' converter of the latter has these widths written into it. The
+transformer's memory is asked for and never written to, so that 1.1 GB of RAM are enough; it takes minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.flow.transformer import PART, linear, stem
+from lora_scripts.families.flux1.check import FILES
+from lora_scripts.families.flux1.layout import STANDARD, rows
+from lora_scripts.families.flux1.names import base
+from lora_scripts.families.table import by_name
+from lora_scripts.loras import dialects, kohya
+from lora_scripts.loras.consumers import comfyui, run_diffusers
+from lora_scripts.loras.file import read, save
+
+RANK, ALPHA = 4, 2.0
+SEEN = 64
+"""Rows of each ΔW that are compared."""
+
+
+def lora() -> dict[str, LoraWeights]:
+    facts, generator = by_name("flux1"), torch.Generator().manual_seed(0)
+    weights = {}
+    for row in linear(rows(STANDARD)):
+        path = f"{PART}.{stem(row.hf)}"
+        if path in facts.names().written and any(facts.groups[g](path) for g in ("attention", "feed_forward")):
+            out, inner = row.shape
+            down, up = (torch.randn(*shape, generator=generator) / 8 for shape in ((RANK, inner), (out, RANK)))
+            weights[path] = LoraWeights(down, up, ALPHA)
+    return weights
+
+
+def change(w: Any) -> torch.Tensor:
+    return (w.up[:SEEN].float() @ w.down.float()) * w.alpha / w.rank
+
+
+def main() -> None:
+    names, weights = by_name("flux1").names(), lora()
+    with tempfile.TemporaryDirectory() as folder:
+        own = dialects.own_form(weights, names, torch.float32)
+        fused = kohya.to_kohya(weights, names.kohya, dtype=torch.float32, fused=names.fused)
+        found = comfyui.read(own.tensors, base(STANDARD))
+        print(
+            f"{len(weights)} layers; our reading of ComfyUI's rules: {len(found.changes)}, faults {len(found.faults)}"
+        )
+        for name, tensors, metadata in (("own", own.tensors, own.metadata), ("kohya", fused, {})):
+            path = Path(folder) / f"{name}.safetensors"
+            save(path, tensors, metadata)
+            back = read(path).weights
+            same = all(torch.equal(back[p].up, w.up) and torch.equal(back[p].down, w.down) for p, w in weights.items())
+            there = FILES.build(STANDARD).to_empty(device="cpu")
+            reading = run_diffusers.read(path, {PART: there}, by_name("flux1").lora.loader)
+            off = [
+                (change(reading.changes[p].change) - change(w)).abs().max().item() / change(w).abs().max().item()
+                if p in reading.changes
+                else math.inf
+                for p, w in weights.items()
+            ]
+            print(f"{name}: read again equal: {same}; diffusers: {len(reading.changes)} layers, off by {max(off):.1e}")
+
+
+if __name__ == "__main__":
+    main()
