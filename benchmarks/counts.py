@@ -37,6 +37,9 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute import attention, memory
 from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.families.anima import layout as anima
+from lora_scripts.families.anima.check import FILES as ANIMA
+from lora_scripts.families.anima.model import ask as ask_anima
 from lora_scripts.families.flow.model import Ask
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
@@ -44,8 +47,11 @@ from lora_scripts.families.flux1.model import ask as ask_flux1
 from lora_scripts.families.flux2 import layout as flux2
 from lora_scripts.families.flux2.check import FILES as FLUX2
 from lora_scripts.families.flux2.model import ask as ask_flux2
+from lora_scripts.families.qwen_image import layout as qwen
+from lora_scripts.families.qwen_image.check import FILES as QWEN
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.denoiser import Denoiser
+from lora_scripts.families.sd.latents import pack
 from lora_scripts.families.sd.unet import UnetLayout
 from lora_scripts.families.sdxl.layout import STANDARD as SDXL
 from lora_scripts.families.table import by_name
@@ -101,12 +107,23 @@ def ask_zimage(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return torch.stack(answer)
 
 
+def ask_qwen(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As the family does, likewise."""
+    packed = pack(x)
+    tokens, places = packed.flatten(2).transpose(1, 2), [[(1, *packed.shape[2:])]]
+    told = {"encoder_hidden_states": texts["states"], "timestep": sigma, "img_shapes": places}
+    answer: Tensor = model(hidden_states=tokens, **told, return_dict=False)[0]
+    return answer
+
+
 KLEIN_4B = replace(flux2.STANDARD, width=3072, double=5, single=20, inner=9216, text_width=7680)
 MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
     "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
     "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),
+    "qwen": ("Qwen-Image, 1024 px", "qwen_image", partial(flow, QWEN, qwen.STANDARD, ask_qwen, (16, 128, 128), 128)),
+    "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
 }
 
@@ -157,7 +174,7 @@ def count(name: str, *, lean: bool, checkpointing: bool) -> dict[str, int]:
                 kept = step.alive()
                 loss.backward()
                 masters.gather()
-                torch._foreach_div_([p.grad for p in parameters], 4.0)
+                torch._foreach_div_([p.grad for p in parameters if p.grad is not None], 4.0)
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -81,6 +81,11 @@ class AnimaFiles(Transformer[AnimaLayout]):
         return Texts(model, _t5(model.path, path, adapter), tuple(files), tuple(table), adapter)
 
 
+def _complete(model: Any) -> None:
+    """Else it fills the channel that says where a film is filled up by a library that is none of ours; see `ask`."""
+    model.register_to_config(concat_padding_mask=False)
+
+
 FILES = AnimaFiles(
     words="Anima",
     model="CosmosTransformer3DModel",
@@ -91,6 +96,7 @@ FILES = AnimaFiles(
     rows=layout.rows,
     text=lambda own, path, given: None,  # `AnimaFiles.find_text` does it
     vae=QWEN_VAE,
+    complete=_complete,
     side=layout.SIDE,
     unused=("accum_", "pos_embedder.", "logvar.", f"{ADAPTER}rotary_emb."),
 )

@@ -95,8 +95,6 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
     def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        # Else it fills the channel itself, by a library that is none of ours.
-        transformer.register_to_config(concat_padding_mask=False)
         return Parts(
             transformer=transformer,
             blocks=list(transformer.transformer_blocks),
