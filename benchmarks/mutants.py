@@ -107,7 +107,7 @@ MUTANTS = [
     # files
     Mutant("loras/kohya.py", "tensor.detach().to(\"cpu\", dtype).contiguous() for tensor in (weights.down, weights.up)", "tensor.detach().to(\"cpu\", torch.float16).contiguous() for tensor in (weights.down, weights.up)", "kohya"),
     Mutant("adapters/algebra/merge.py", "factors.of(w, strength)", "factors.of(w, 1.0)", "merge"),
-    Mutant("adapters/algebra/bake.py", "lengths.reshape(shape) / norms.reshape(shape)", "norms.reshape(shape) / lengths.reshape(shape)", "convert adapters"),
+    Mutant("adapters/algebra/bake.py", "weights.dora.double().reshape(shape) / norms.reshape(shape)", "norms.reshape(shape) / weights.dora.double().reshape(shape)", "convert adapters"),
     Mutant("data/split.py", "times[s.digest] == 1 and s.name not in copied", "times[s.digest] == 1", "validate"),
     Mutant("data/image.py", "white.paste(opaque, mask=alpha)", "white.paste(opaque)", "image"),
     Mutant("formats/numbers.py", "int((numbers & numbers.dtype.type(mask)).max()) != mask", "int((numbers[:1] & numbers.dtype.type(mask)).max()) != mask", "broken_weights header"),
