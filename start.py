@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     text = "pictures (default), or words: a small language model learns to write reports, in 2 minutes"
     demo_parser.add_argument("world", nargs="?", choices=tuple(WORLDS), default="pictures", help=text)
     demo_parser.add_argument("--output", metavar="DIR", type=Path, help="where it all goes")
-    about = "check the code and run the tests; what else is given goes to pytest, as in: test -k buckets"
+    about = "check the code and run the tests; what else is given goes to pytest, as in: test -k buckets, test --slow"
     commands.add_parser("test", help=about, description=about)
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "test":

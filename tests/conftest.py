@@ -17,6 +17,16 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="the rows of every family that take long, too")
+
+
+@pytest.fixture
+def slow(request: pytest.FixtureRequest) -> bool:
+    """Whether rows that show nothing new, and take long, are wanted."""
+    return bool(request.config.getoption("--slow"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What a module's fixture made is made once: the tests that use it go to one worker (`--dist loadgroup`)."""
