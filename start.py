@@ -249,8 +249,9 @@ def test(root: Path, arguments: Sequence[str]) -> int:
             failed.append(name)
     print(f"== checks that failed: {', '.join(failed)}" if failed else "== all checks passed", flush=True)
     print("== pytest", flush=True)
-    # One thread a worker: two workers fill two cores, and a sum over one thread has one order.
-    tests = run([python, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *arguments], root, {"OMP_NUM_THREADS": "1"})
+    # One thread a worker: two workers fill two cores, and a sum over one thread has one order. A file goes to one
+    # worker, which makes once what its tests share.
+    tests = run([python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments], root, {"OMP_NUM_THREADS": "1"})
     return 1 if failed or tests else 0
 
 

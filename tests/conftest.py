@@ -27,15 +27,6 @@ def slow(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--slow"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a module's fixture made is made once: the tests that use it go to one worker (`--dist loadgroup`)."""
-    for item in items:
-        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  pytest has no public name
-        if any(one.scope == "module" for definitions in fixtures for one in definitions):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 class NoSocket(socket.socket):
     """A socket that nobody may open."""
 

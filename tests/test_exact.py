@@ -19,8 +19,7 @@ MATRIX = {
         "gradient_accumulation": accumulation,
         **({"ema_decay": ema} if ema else {}),
     }
-    for accumulation in (1, 2)
-    for ema in (0, 0.9)
+    for accumulation, ema in ((1, 0), (2, 0.9))
 }
 MIXED = {
     "dora with prodigy": {"adapter": "dora", "optimizer": "prodigy", "learning_rate": 1},

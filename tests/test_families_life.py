@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_exactly(life: Life, tmp_path: Path) -> None:
     assert (again / "mylora.safetensors").read_bytes() == life.lora.read_bytes()
     last = load_file(life.folder / "mylora" / "state" / "step-00000006" / "lora.safetensors")
     assert last.keys() == life.cut_state.keys() and any(not torch.equal(last[k], life.cut_state[k]) for k in last)
-    assert (life.folder / "mylora" / "report.html").exists()
+    assert "How strong" not in (life.folder / "mylora" / "report.html").read_text("utf-8")  # report: short
     assert len(list((life.folder / "mylora" / "cache").rglob("*.safetensors"))) > 0
 
 
@@ -127,8 +127,8 @@ def test_every_trained_layer_is_in_the_file(life: Life) -> None:
 
 
 def test_plan_forecasts_the_run(life: Life, slow: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if life.row.name not in ("sd1", "flux2") and not slow:
-        pytest.skip("one UNet and one transformer will do; all by: python3 start.py test --slow")
+    if not slow:
+        pytest.skip("test_plan does it for one family; for all: python3 start.py test --slow")
     run("plan", "--config", life.config, f"output_dir={tmp_path / 'new'}", "sample_steps=1", "--json")
     figures = json.loads(capsys.readouterr().out)
     assert figures["steps"] == 6 and figures["memory"]["peak"] > 0 and not (tmp_path / "new").exists()

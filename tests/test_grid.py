@@ -247,7 +247,7 @@ def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data:
     ("argv", "told"),
     [
         (["--base", "base.safetensors", "--prompts", "p.txt"], "there is no LoRA to draw"),
-        (["--loras", "none.safetensors", "--prompts", "p.txt"], "there is no base to draw with; name one with --base"),
+        (["--loras", "a.safetensors", "--prompts", "p.txt"], "there is no base to draw with; name one with --base"),
         (["--base", "base.safetensors", "--loras", "a.safetensors"], "there are no prompts to draw"),
         (["--base", "base.safetensors", "--loras", "none.safetensors", "--prompts", "p.txt"], "--loras: none"),
         (
@@ -263,6 +263,7 @@ def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data:
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
     base: Path,
+    finished: Finished,
     tmp_path: Path,
     never_loaded: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -273,7 +274,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("base.safetensors").write_bytes(base.read_bytes())
-    Path("a.safetensors").touch()
+    Path("a.safetensors").write_bytes(finished.lora.read_bytes())
     Path("p.txt").write_text("a\n")
     Path("q.txt").write_text("a --d 1\nb <lora:x:1>\n")
     assert grid(*argv) == 2

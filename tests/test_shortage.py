@@ -108,7 +108,7 @@ def small(real: Callable[..., Any], most: Callable[[], int]) -> Callable[..., An
     return call
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [2])
 def test_with_adapt_the_step_is_taken_again_in_halves_and_going_on_is_exact(
     accumulation: int,
     base: Path,

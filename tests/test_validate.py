@@ -300,9 +300,8 @@ def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path
         assert all(torch.equal(best[key], value) for key, value in load_file(at).items())
 
 
-@pytest.mark.parametrize("kind", ["full", "short"])
 def test_what_is_forecast_besides_training_is_what_is_computed(
-    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every pass of the UNet is counted, by whether it learns, draws or measures."""
     counts, drawing, told = Counter[str](), [False], list[dict[str, float]]()
@@ -327,7 +326,7 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     monkeypatch.setattr(StableDiffusion1, "generate", drawn)
     monkeypatch.setattr(overview, "besides", noted)
     config = config_with(
-        tmp_path, base, val_every=2, sample_every=2, sample_steps=2, report=kind, trigger_word="picture"
+        tmp_path, base, val_every=2, sample_every=2, sample_steps=2, report="full", trigger_word="picture"
     )
     assert main(["train", "--config", str(config)]) == 0
     shares = told[0]
@@ -337,7 +336,7 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     assert passes["previews"] + passes["report"] == pytest.approx(counts["drawn"]) and counts["drawn"]
     # Before the run, every second step of six, and in the end a stronger LoRA, but only where that may be better.
     assert passes["held-out loss"] * 4 / 5 == pytest.approx(counts["measured"]) and counts["measured"]
-    assert ("How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")) == (kind == "full")
+    assert "How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
