@@ -93,7 +93,7 @@ def test_a_persons_files_stay_unless_told(lora: Path, capsys: pytest.CaptureFixt
     assert "neon.json: is there already; add --overwrite to replace it" in capsys.readouterr().err
     assert mine.read_text() == "mine" and {p.name for p in lora.parent.iterdir()} == {"neon.safetensors", "neon.json"}
     assert card(str(lora), "--overwrite") == 0
-    assert json.loads(mine.read_text())["preferred weight"] == 0.8
+    assert json.loads(mine.read_text())["preferred weight"] == 1
     assert card(str(lora)) == 0  # the same again replaces nothing
     assert card(str(lora), "--strength", "0.6") == 2
 
@@ -105,7 +105,7 @@ def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.Cap
     text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
     assert (
         "# license: choose one" in text
-        and "Recommended: **0.8** (a usual value; none was measured" in text
+        and "Recommended: **1** (that of the training; none was measured" in text
         and "**glow**" in text
     )
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "v1-5"
@@ -126,7 +126,7 @@ def test_the_strength_that_the_run_measured_of_this_file(lora: Path) -> None:
     for text in (json.dumps(told | {"lora": "0" * 12}), "{"):
         (lora.parent / "strength.json").write_text(text)
         assert card(str(lora), "--overwrite") == 0
-        assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 0.8
+        assert json.loads(lora.with_suffix(".json").read_text())["preferred weight"] == 1
 
 
 def test_the_last_previews_of_the_run_by_what_they_say_themselves(lora: Path) -> None:
@@ -189,4 +189,4 @@ def test_the_card_in_chinese(lora: Path) -> None:
     assert card(str(lora), "--language", "zh", "--license", "mit") == 0
     text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
     assert '触发词： **neon "style"**' in text and "## 使用方法" in text and "| 步数 | 104 |" in text
-    assert "<lora:neon:0.8>" in text and "license: " in text and "Use it" not in text and "Recommended" not in text
+    assert "<lora:neon:1>" in text and "license: " in text and "Use it" not in text and "Recommended" not in text

@@ -143,6 +143,20 @@ def test_generate_draws_with_it(life: Life, tmp_path: Path) -> None:
     assert pictures[0].shape == (64, 64, 3) and not np.array_equal(*pictures)
 
 
+def test_a_negative_prompt_counts_or_is_refused(life: Life, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all, FLUX.1 alone is told its guidance, so that nothing is left for a negative prompt to do."""
+    ask = ["--base", life.base, "--size", "64", "--steps", "1", "--cfg", "3", "--precision", "fp32", *life.flags]
+    words = [str(word) for word in ("generate", *ask, "--prompt", "picture 3", "--negative-prompt", "hello")]
+    if life.row.name == "flux1":
+        assert main([*words, "--output", str(tmp_path / "a.png")]) == 2
+        assert "FLUX.1 reads no negative prompt" in capsys.readouterr().err
+        return
+    run(*words, "--output", tmp_path / "a.png")
+    run("generate", *ask, "--prompt", "picture 3", "--output", tmp_path / "b.png")
+    one, two = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "ab")
+    assert not np.array_equal(one, two)
+
+
 def test_a_grid_of_it(life: Life, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("picture 3\n")
     keys = ["--prompts", tmp_path / "prompts.txt", "--strengths", "0", "1", "--steps", "1", "--size", "64"]

@@ -318,8 +318,8 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
         finally:
             drawing[0] = False
 
-    def noted(*given: Any) -> dict[str, float]:
-        told.append(besides(*given))
+    def noted(*given: Any, **more: Any) -> dict[str, float]:
+        told.append(besides(*given, **more))
         return told[-1]
 
     monkeypatch.setattr(Denoiser, "__call__", counted)

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--base-model", metavar="NAME", help="the base's name on Hugging Face, for the header")
     add("--license", metavar="NAME", help="such as creativeml-openrail-m, for the header")
     add("--trigger", metavar="TEXT", help="what to write in a prompt (default: what the file or its captions tell)")
-    text = "the recommended strength (default: as the grid or the run measured, else 0.8)"
+    text = "the recommended strength (default: as the grid or the run measured, else 1)"
     add("--strength", metavar="X", type=number(float, -10, 10), help=text)
     add("--description", metavar="TEXT", default="", help="what it is, in a sentence")
     text = "of the card: en or zh (default: the run's language, else en)"

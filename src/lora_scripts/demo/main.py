@@ -16,6 +16,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
+from lora_scripts.report.data import UNMEASURED
 from lora_scripts.report.usage import measured
 from lora_scripts.run.configs import load_config
 
@@ -60,7 +61,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         io.write_atomic(config_path, assets.joinpath("demo.yaml").read_bytes())
         config = load_config(config_path, [*moved, *overrides])
         trained = run.train(config, resume=(result / "state").exists(), sink=sink)
-    strength, _ = measured(result) or (1.0, "")
+    strength, _ = measured(result) or (UNMEASURED, "")
     last = preview_lines(load_config(config_path, moved).sample_prompts)[-1].prompt
     command = (
         f"lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "

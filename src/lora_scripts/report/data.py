@@ -9,6 +9,9 @@ from PIL.Image import Image
 
 from lora_scripts.data.trigger import Trigger
 
+UNMEASURED = 1.0
+"""The strength to write where none was measured: that of the training."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -147,4 +150,4 @@ class ReportData:
     @property
     def line_strength(self) -> float:
         """What the line to copy says: the measured one, or that of the training."""
-        return self.strength.best if self.strength else 1.0
+        return self.strength.best if self.strength else UNMEASURED

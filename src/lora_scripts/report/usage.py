@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.report.data import UNMEASURED
+
 if TYPE_CHECKING:
     from lora_scripts.report.data import LoraFile
 
@@ -23,12 +25,12 @@ def measured(folder: Path, autov3: str | None = None) -> tuple[float, str] | Non
         return None
 
 
-def tag(stem: str, strength: float = 0.8, trigger: str = "") -> str:
+def tag(stem: str, strength: float = UNMEASURED, trigger: str = "") -> str:
     """What a person writes in a prompt to use the file: the tag, and behind it the word that calls the LoRA."""
     return f"<lora:{stem}:{strength:g}> {trigger}".rstrip()
 
 
-def diffusers_code(lora: LoraFile, prompt: str, strength: float = 0.8) -> str:
+def diffusers_code(lora: LoraFile, prompt: str, strength: float = UNMEASURED) -> str:
     """A complete program but for the base model's folder; names and prompts are Python literals."""
     return (
         "from diffusers import DiffusionPipeline\n\n"

@@ -47,7 +47,7 @@ def table_rows(
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
         heldout.row(held, c, len(samples)),
-        ("besides", words_of(besides(c, feed, held, samples, steps))),
+        ("besides", words_of(besides(c, feed, held, samples, steps, guided="negative" in model.family.facts.features))),
         ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
@@ -76,26 +76,25 @@ def table_rows(
     return rows
 
 
-def besides(config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int) -> dict[str, float]:
-    """What of the run's time is not training, as shares of the whole, forecast in forward passes; by what takes it."""
+def besides(
+    config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int, *, guided: bool
+) -> dict[str, float]:
+    """What of the run's time is not training, as shares of the whole, forecast in forward passes; by what takes it.
+
+    `guided`: whether a step of a picture takes two passes, with its prompt and with the negative one.
+    """
     c, previews = config, previews_of(config, samples)
     every = c.preview_steps(feed.steps_per_epoch)
     rounds = (-(-steps // every) - 1 if every else 0) + c.sample_first  # those of the last step are the report's
-    one = _passes(c, c.sample_steps)
-    shown = previews[:REPORTED]
+    # As if a picture had the size that is trained.
+    each = (2 if guided and c.sample_cfg != 1 else 1) * math.prod(c.effective_sample_size) / math.prod(c.size)
     passes = {
-        HELD: float(heldout.passes(held, c, steps)),
-        PREVIEWS: rounds * sum(_passes(c, p.sampling.steps) for p in previews),
-        REPORT: one * drawn_in_all(c, shown, samples, held),
+        HELD: heldout.passes(held, c, steps),
+        PREVIEWS: each * rounds * sum(p.sampling.steps for p in previews),
+        REPORT: each * c.sample_steps * drawn_in_all(c, previews[:REPORTED], samples, held),
     }
     whole = sum(passes.values()) + heldout.trained(c, steps)
     return {what: count / whole for what, count in passes.items()}
-
-
-def _passes(config: TrainConfig, steps: int) -> float:
-    """Of a picture of so many denoising steps, as if it had the size that is trained."""
-    twice = 1 if config.sample_cfg == 1 else 2
-    return steps * twice * math.prod(config.effective_sample_size) / math.prod(config.size)
 
 
 HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"

@@ -25,6 +25,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
+from lora_scripts.report.data import UNMEASURED
 from lora_scripts.run import export
 from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
@@ -73,7 +74,7 @@ class TrainResult:
     """The word that calls it in a prompt; empty if none is known."""
     words: dict[str, Path]
     """New words -> their embedding files."""
-    strength: float = 1.0
+    strength: float = UNMEASURED
     """At which it is best worn, as far as measured."""
     look_at: str = ""
     """Training pictures that somebody should look at; empty for none."""
@@ -429,7 +430,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink:
         best=best,
         warning=measuring.warning,
         trigger=trigger.phrase if trigger else "",
-        strength=seen.strength.best if seen.strength else 1.0,
+        strength=seen.strength.best if seen.strength else UNMEASURED,
         look_at=measuring.look_at,
         words=words,
     )

@@ -24,6 +24,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate.png import read_infotext
 from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
+from lora_scripts.report.data import UNMEASURED
 from lora_scripts.report.usage import measured as of_run
 from lora_scripts.workshop.inspect import report_of
 
@@ -32,8 +33,6 @@ PREVIEW = 512
 MOST_PICTURES = 6
 UNKNOWN = LoraFacts("", "", "")
 """What is said of a family that is not known."""
-USUAL = 0.8
-"""The strength that is told where nothing was measured."""
 _TAG = re.compile(r" <lora:[^<>]*>$")
 PROMPT_KEPT, STYLE_NEAR = 0.5, 0.05
 """See `recommended`."""
@@ -89,15 +88,13 @@ def write_card(
     require_lora(lora, "name a LoRA's file")
     inspected = report_of(lora)
     config = _config(lora, report)
-    evidence = _from_grid(grid, inspected.hashes["AutoV3"]) if grid else _Evidence([], [])
+    autov3, run = inspected.hashes["AutoV3"], report or lora.parent
+    evidence = _from_grid(grid, autov3) if grid else _Evidence([], [])
+    reason = "as its maker recommends"
     if strength is None:
-        measured = recommended(evidence.lines) or of_run(report or lora.parent, inspected.hashes["AutoV3"])
-        strength, reason = measured or (USUAL, "a usual value; none was measured")
-    else:
-        reason = "as its maker recommends"
-    pictures = evidence.pictures or _from_run(report or lora.parent, inspected.hashes["AutoV3"])
-    nearest = sorted(pictures, key=lambda picture: abs(picture.strength - strength))
-    shown = [picture for picture in nearest if picture.strength == nearest[0].strength][:MOST_PICTURES]
+        unknown = UNMEASURED, "that of the training; none was measured"
+        strength, reason = recommended(evidence.lines) or of_run(run, autov3) or unknown
+    shown = _at(strength, evidence.pictures or _from_run(run, autov3))
     family = next((facts.lora for facts in FAMILIES if facts.words == inspected.family), UNKNOWN)
     card = Card(
         stem=lora.stem,
@@ -132,6 +129,12 @@ def write_card(
         reason=reason,
         pictures=tuple(picture.path for picture in shown),
     )
+
+
+def _at(strength: float, pictures: Sequence[CardPicture]) -> list[CardPicture]:
+    """Some of those that were drawn at the strength nearest to it."""
+    nearest = min((abs(picture.strength - strength) for picture in pictures), default=0.0)
+    return [picture for picture in pictures if abs(picture.strength - strength) == nearest][:MOST_PICTURES]
 
 
 def _files(card: Card, lora: Path, output: Path) -> dict[Path, bytes]:

@@ -18,7 +18,7 @@ INSIDE = ("transformer_blocks.",)
 
 
 @cache
-def anima() -> Names:
+def names() -> Names:
     """Anima, as published: a narrower or shallower model has these layers or some of them."""
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}

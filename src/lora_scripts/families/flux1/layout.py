@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.families.names import THIRDS, Share
+from lora_scripts.families.flow.streams import attention
+from lora_scripts.families.names import Share
 from lora_scripts.families.sd.rows import Row, Shapes, both, count_of, size_of
 
 TIME = 256
@@ -75,16 +76,8 @@ def _rows(layout: Flux1Layout) -> Iterator[Row]:
 
 def _double(layout: Flux1Layout, ldm: str, hf: str) -> Iterator[Row]:
     wide, inner = layout.width, MLP * layout.width
-    streams = {
-        "img": (("to_q", "to_k", "to_v"), "to_out.0", "norm_", "ff", "norm1"),
-        "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_", "ff_context", "norm1_context"),
-    }
-    for stream, (leaves, out, norm, ff, modulation) in streams.items():
-        for share, leaf in zip(THIRDS, leaves, strict=True):
-            yield from _shared(f"{ldm}.{stream}_attn.qkv", f"{hf}.attn.{leaf}", (wide, wide), share)
-        yield from both(f"{ldm}.{stream}_attn.proj", f"{hf}.attn.{out}", (wide, wide))
-        for name, leaf in (("query_norm", "q"), ("key_norm", "k")):
-            yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (layout.head,))
+    for stream, ff, modulation in (("img", "ff", "norm1"), ("txt", "ff_context", "norm1_context")):
+        yield from attention(both, stream, ldm, hf, wide, layout.head)
         yield from both(f"{ldm}.{stream}_mlp.0", f"{hf}.{ff}.net.0.proj", (inner, wide))
         yield from both(f"{ldm}.{stream}_mlp.2", f"{hf}.{ff}.net.2", (wide, inner))
         yield from both(f"{ldm}.{stream}_mod.lin", f"{hf}.{modulation}.linear", (6 * wide, wide))

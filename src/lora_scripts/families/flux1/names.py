@@ -18,7 +18,7 @@ INSIDE = ("transformer_blocks.", "single_transformer_blocks.")
 
 
 @cache
-def flux1() -> Names:
+def names() -> Names:
     """FLUX.1, as published: a narrower or shallower model has these layers or some of them."""
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.families.names import THIRDS
+from lora_scripts.families.flow.streams import attention
 from lora_scripts.families.sd.rows import Row, Shapes, count_of, size_of
 
 TIME = 256
@@ -57,17 +57,8 @@ def _rows(layout: Flux2Layout) -> Iterator[Row]:
     yield _row("single_stream_modulation.lin", "single_stream_modulation.linear", (3 * wide, wide))
     for n in range(layout.double):
         ldm, hf = f"double_blocks.{n}", f"transformer_blocks.{n}"
-        for stream, leaves in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
-            added = "added_" if stream == "txt" else ""
-            for share, leaf in zip(THIRDS, leaves, strict=True):
-                key = f"{ldm}.{stream}_attn.qkv.weight"
-                yield Row(key, f"{hf}.attn.{leaf}.weight", (wide, wide), share)
-            out = "to_out.0" if stream == "img" else "to_add_out"
-            yield _row(f"{ldm}.{stream}_attn.proj", f"{hf}.attn.{out}", (wide, wide))
-            for norm, leaf in (("query_norm", "q"), ("key_norm", "k")):
-                key = f"{ldm}.{stream}_attn.norm.{norm}.scale"
-                yield Row(key, f"{hf}.attn.norm_{added}{leaf}.weight", (layout.head,))
-            ff = "ff" if stream == "img" else "ff_context"
+        for stream, ff in (("img", "ff"), ("txt", "ff_context")):
+            yield from attention(lambda *layer: [_row(*layer)], stream, ldm, hf, wide, layout.head)
             yield _row(f"{ldm}.{stream}_mlp.0", f"{hf}.{ff}.linear_in", (2 * inner, wide))
             yield _row(f"{ldm}.{stream}_mlp.2", f"{hf}.{ff}.linear_out", (wide, inner))
     for n in range(layout.single):

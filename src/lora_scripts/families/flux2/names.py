@@ -18,7 +18,7 @@ INSIDE = ("transformer_blocks.", "single_transformer_blocks.")
 
 
 @cache
-def flux2() -> Names:
+def names() -> Names:
     """klein 9B; 4B has some of these layers, and what has more is another model."""
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}

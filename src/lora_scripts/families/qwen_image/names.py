@@ -20,7 +20,7 @@ _SHARED = 38
 
 
 @cache
-def qwen_image() -> Names:
+def names() -> Names:
     """Qwen-Image, as published: a narrower or shallower model has these layers or some of them, and what has more is
     another model."""
     kohya: dict[str, str] = {}

@@ -18,7 +18,7 @@ INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
 
 
 @cache
-def zimage() -> Names:
+def names() -> Names:
     """Z-Image, as published: a narrower or shallower model has these layers or some of them."""
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}

@@ -1,0 +1,101 @@
+"""What all families of flow are alike in, as facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.families.facts import Facts, LoraFacts, Setting
+from lora_scripts.families.flow.recipes import recipes
+from lora_scripts.families.flow.transformer import PART, Transformer
+from lora_scripts.families.kinds import Shapes
+from lora_scripts.formats.header import Kind
+
+if TYPE_CHECKING:
+    from lora_scripts.families.names import Base, Names
+
+_UNREAD_BY = frozenset({"A1111", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"})
+
+
+def flow_facts(
+    name: str,
+    files: Transformer[Any],
+    *,
+    example: str,
+    mergeable: tuple[Kind, ...],
+    kind_of: Callable[[Shapes, Mapping[str, str]], Kind | None],
+    folder_kind: Callable[[Path], Kind | None],
+    groups: Mapping[str, Callable[[str], bool]],
+    lora: LoraFacts,
+    previews: tuple[Setting, ...],
+    rank: str = "32",
+    negative: bool = True,
+    least_share: float = 0.2,
+    bucket_step: int = 32,
+    vae_factor: int = 8,
+    latent_channels: int = 16,
+) -> Facts:
+    """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
+
+    `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`: as of `recipes`;
+    `negative`: whether a negative prompt counts; `least_share`: by default it is trained from 512 x 512 on.
+    """
+    room = f"lora_scripts.families.{name}"
+
+    def names() -> Names:
+        found: Names = import_module(f"{room}.names").names()
+        return found
+
+    def base(path: Path | None) -> Base:
+        found: Base = import_module(f"{room}.names").base(None if path is None else files.layout_at(path))
+        return found
+
+    return Facts(
+        name=name,
+        words=files.words,
+        example=example,
+        checkpoint=mergeable[0],
+        mergeable=frozenset(mergeable),
+        model=f"{room}.model",
+        features=frozenset({"pictures", "vae", "language", *(["negative"] if negative else [])}),
+        native_size=(files.side, files.side),
+        made_for=files.made_for,
+        least_share=least_share,
+        bucket_step=bucket_step,
+        vae_factor=vae_factor,
+        latent_channels=latent_channels,
+        groups=groups,
+        image_root=PART,
+        text_roots=(),
+        recipes=recipes(*previews, rank=rank),
+        lora=lora,
+        names=names,
+        kind_of=kind_of,
+        folder_kind=folder_kind,
+        told=files.told,
+        check=files.check,
+        weights=files.weights,
+        parts={PART: ""},
+        check_vae=files.check_vae,
+        wrapped=lambda: {PART: ""},
+        unread=files.unread,
+        base=base,
+        build=files.skeleton,
+        size_step=16,
+        check_text=files.check_text,
+    )
+
+
+def flow_lora(base_version: str, architecture: str, *, loader: str, civitai: str, tag: str) -> LoraFacts:
+    """A LoRA in diffusers' names."""
+    return LoraFacts(
+        base_version,
+        architecture,
+        "https://github.com/huggingface/diffusers",
+        unread_by=_UNREAD_BY,
+        loader=loader,
+        civitai=civitai,
+        hub_tags=(tag,),
+    )
