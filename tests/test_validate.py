@@ -339,6 +339,14 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     assert "How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
+def test_what_takes_less_is_named_where_it_can_take_less() -> None:
+    shares = {"held-out loss": 0.1, "previews": 0.0, "report": 0.2}
+    for report, mend in (("full", "report: short"), ("short", "sample_steps")):
+        told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
+        assert told == ("besides", f"about 30% of the time: held-out loss 10% (val_every), report 20% ({mend})")
+    assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
+
+
 def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:

@@ -47,7 +47,7 @@ def table_rows(
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
         heldout.row(held, c, len(samples)),
-        ("besides", words_of(besides(c, feed, held, samples, steps, guided="negative" in model.family.facts.features))),
+        besides_row(besides(c, feed, held, samples, steps, guided="negative" in model.family.facts.features), c),
         ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
@@ -98,14 +98,14 @@ def besides(
 
 
 HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"
-LESS = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: "report: short"}
-"""The key with which each takes less."""
 
 
-def words_of(shares: Mapping[str, float]) -> str:
-    """Them in one line."""
-    each = (f"{what} {share:.0%} ({LESS[what]})" for what, share in shares.items() if share)
-    return f"about {sum(shares.values()):.0%} of the time: {', '.join(each)}" if any(shares.values()) else "nothing"
+def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, str]:
+    """Of the table: what takes time, and each with the key with which it takes less."""
+    drawn = "sample_steps" if config.report == "short" else "report: short"
+    less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
+    each = ", ".join(f"{what} {share:.0%} ({less[what]})" for what, share in shares.items() if share)
+    return "besides", f"about {sum(shares.values()):.0%} of the time: {each}" if each else "nothing"
 
 
 def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, steps: int) -> list[str]:
