@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
+from lora_scripts.families.flow.black_forest import INSIDE
 from lora_scripts.families.flow.model import FlowFamily, Parts, places
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
 from lora_scripts.families.flux1.layout import CHANNELS
-from lora_scripts.families.flux1.names import INSIDE
 from lora_scripts.families.flux1.pair_reader import FluxEncoder
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.latents import LatentCoder, pack, unpack

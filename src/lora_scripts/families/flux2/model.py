@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
+from lora_scripts.families.flow.black_forest import INSIDE
 from lora_scripts.families.flow.model import FlowFamily, Parts, places
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux2.check import FILES
 from lora_scripts.families.flux2.facts import FACTS
-from lora_scripts.families.flux2.names import INSIDE
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas
 

@@ -1,0 +1,81 @@
+"""What the models of Black Forest Labs share. A double block has two streams, one of the picture and one of the text,
+each with layers of its own; in the published file q, k and v of a stream are one matrix.
+
+diffusers' names behind `transformer.` are read by ComfyUI and diffusers; so are kohya's on the published layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from lora_scripts.families.flow.transformer import PART, linear, stem
+from lora_scripts.families.names import THIRDS, Base, Layer, Names, Share
+from lora_scripts.families.sd.rows import Row
+
+INSIDE = ("transformer_blocks.", "single_transformer_blocks.")
+"""What the paths of layers begin with that LoRA files have names for."""
+MakeRows = Callable[[str, str, tuple[int, int]], Iterable[Row]]
+"""The rows of a layer of (published name, ours, shape of its weight)."""
+STREAMS = {
+    "img": (("to_q", "to_k", "to_v"), "to_out.0", "norm_"),
+    "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_"),
+}
+"""Of each stream our names of q, k, v and of what follows, and what those of the norms begin with."""
+
+
+def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: int) -> Iterator[Row]:
+    """Every parameter of a stream's, in a block of these names."""
+    leaves, out, norm = STREAMS[stream]
+    for share, leaf in zip(THIRDS, leaves, strict=True):
+        whole = layer(f"{ldm}.{stream}_attn.qkv", f"{hf}.attn.{leaf}", (wide, wide))
+        yield from (row._replace(share=share) for row in whole)
+    yield from layer(f"{ldm}.{stream}_attn.proj", f"{hf}.attn.{out}", (wide, wide))
+    for name, leaf in (("query_norm", "q"), ("key_norm", "k")):
+        yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (head,))
+
+
+def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole: bool) -> Names:
+    """Of all layers of a model; `kohya`: whether `convert` writes kohya's names, `whole`: as of `Names`."""
+    written: dict[str, str] = {}
+    diffusers: dict[str, str] = {}
+    others: dict[str, str] = {}
+    fused: dict[str, dict[str, Share]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in linear(table):
+        hf, ldm = stem(row.hf), stem(row.ldm)
+        if not hf.startswith(INSIDE):
+            continue
+        path, flat = f"{PART}.{hf}", hf.replace(".", "_")
+        diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
+        if kohya:
+            written[path] = _kohya(ldm)
+        others |= dict.fromkeys((hf, f"diffusion_model.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"), path)
+        for key in _published(ldm):
+            if row.share is None:
+                others[key] = path
+            else:
+                fused.setdefault(key, {})[path] = row.share
+                shapes[key] = row.file_shape
+    return Names(name, words, written, {}, diffusers, others, fused, shapes, whole=whole, form="diffusers")
+
+
+def base_of(table: Iterable[Row], text_width: int | None) -> Base:
+    """The layers of a model; without the width of its text states, without shapes."""
+    layers = []
+    for row in linear(table):
+        hf, ldm, flat = stem(row.hf), stem(row.ldm), stem(row.hf).replace(".", "_")
+        asked = [f"transformer.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"]
+        if row.share is None:
+            asked += _published(ldm)
+        shape = () if text_width is None else row.shape
+        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked)))
+    return Base(tuple(layers), text_width or 0)
+
+
+def _published(ldm: str) -> tuple[str, ...]:
+    """What a layer of the published layout is called in LoRA files."""
+    return f"diffusion_model.{ldm}", ldm, _kohya(ldm)
+
+
+def _kohya(ldm: str) -> str:
+    return f"lora_unet_{ldm.replace('.', '_')}"
