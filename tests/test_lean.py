@@ -378,10 +378,15 @@ def test_a_factor_that_took_no_part_gets_no_gradient() -> None:
 
 def test_the_table_says_which_layers_are_computed_the_plain_way() -> None:
     layers = {n: LoraLayer(frozen("linear", torch.float32), 2, 2.0, dropout=0.5 * (n == "b")) for n in ("a", "b")}
-    config: Any = SimpleNamespace(lora_dropout=0.5, adapter="lora")
+    config: Any = SimpleNamespace(lora_dropout=0.5, adapter="lora", training_adapter=None)
     ((name, words),) = plain_way(SimpleNamespace(layers=layers), config)  # type: ignore[arg-type]
     assert name == "speed" and words.startswith("1 of 2 layers") and "lora_dropout" in words
     assert plain_way(SimpleNamespace(layers={"a": layers["a"]}), config) == []  # type: ignore[arg-type]
+    over = LoraLayer(layers["a"], 2, 2.0)  # over a training adapter
+    assert not over.fused
+    config = SimpleNamespace(lora_dropout=0.0, adapter="lora", training_adapter="turbo.safetensors")
+    ((_, words),) = plain_way(SimpleNamespace(layers={"a": over}), config)  # type: ignore[arg-type]
+    assert words.startswith("1 of 1 layers") and "(training_adapter)" in words
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
@@ -134,10 +134,15 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
 
 def plain_way(model: Model, config: TrainConfig) -> list[tuple[str, str]]:
     """A row where layers are not computed the quick way."""
-    plain = [one for one in model.layers.values() if not isinstance(one, LoraLayer) or one.dropout]
+
+    def is_plain(one: Adapter) -> bool:
+        return not isinstance(one, LoraLayer) or bool(one.dropout) or one.base is not one.frozen
+
+    plain = [one for one in model.layers.values() if is_plain(one)]
     if not plain:
         return []
-    why = "lora_dropout" if config.lora_dropout else f"adapter: {config.adapter}"
+    named = {"lora_dropout": config.lora_dropout, "training_adapter": config.training_adapter}
+    why = ", ".join(key for key, value in named.items() if value) or f"adapter: {config.adapter}"
     return [("speed", f"{len(plain)} of {len(model.layers)} layers are computed the plain, slower way ({why})")]
 
 
