@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def test_evaluate_finds_what_was_put_there(
 
     each = [model.loss(padded(coder.encode(record))) for record in read_records(data)]
     assert result["lora"]["loss"] == pytest.approx(sum(loss.item() / n for loss, n in each) / 7, rel=1e-4)
+    assert result["lora"]["perplexity"] == pytest.approx(math.exp(result["lora"]["loss"]))
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "7 records, 6 with an answer" in told

@@ -105,6 +105,7 @@ def test_events_as_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         sink(Advised("rate", "lower it"))
         sink(Measured(0, "base", 0.31216, 0.0))
         sink(Measured(20, "", 0.25, 0.125))
+        sink(Measured(40, "", 1.5, -0.1, 4.4817))
         sink(Saved("state", Path("state")))
         sink(Saved("LoRA", Path("x.safetensors")))
     assert capsys.readouterr().out.splitlines() == [
@@ -115,6 +116,7 @@ def test_events_as_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         "advice: lower it",
         "held-out loss at base model: 0.3122",
         "held-out loss at step 20: 0.2500, 12.5 % lower than the base's",
+        "held-out loss at step 40: 1.5000 (perplexity 4.482), 10.0 % higher than the base's",
         "x.safetensors",
     ]
 

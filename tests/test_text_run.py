@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def test_what_a_run_leaves(finished: Path) -> None:
     record = json.loads((finished / "heldout.json").read_text())
     assert len(record["records"]) == 3
     assert record["records"][0].count("reports.jsonl:") == 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished / "logs"))
+    board.Reload()
+    wanted = [
+        math.exp(sum(taken["held"]) / 3) for taken in record["evaluations"]
+    ]
+    assert [e.value for e in board.Scalars("heldout/perplexity")] == pytest.approx(wanted, rel=1e-5)
     page = (finished / "report.html").read_text()
     assert "With the LoRA" in page
     assert "⟦it is" in page

@@ -77,6 +77,8 @@ class Measured(Event):
     loss: float
     lower: float
     """How much lower than the base's, as a share of it; below 0: higher."""
+    perplexity: float | None = None
+    """e to the loss, of a language model."""
 
 
 @dataclass(frozen=True)

@@ -170,10 +170,11 @@ def usual_words(event: Event) -> str:
             return f"advice: {text}"
         case Saved(what, path):
             return f"{what}: {path}"
-        case Measured(step, name, loss, lower):
+        case Measured(step, name, loss, lower, perplexity):
             place = {"base": "base model", "init": "init_lora as it is"}.get(name, f"step {step}")
             than = "" if name == "base" else f", {abs(lower):.1%} {'lower' if lower >= 0 else 'higher'} than the base's"
-            return f"held-out loss at {place}: {loss:.4f}{than.replace('%', ' %')}"
+            per_token = "" if perplexity is None else f" (perplexity {perplexity:.4g})"
+            return f"held-out loss at {place}: {loss:.4f}{per_token}{than.replace('%', ' %')}"
         case Table(title, rows):
             return "\n".join([title] * bool(title) + facts(rows))
     return ""

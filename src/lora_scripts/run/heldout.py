@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -197,7 +198,9 @@ class Measuring:
         if now.held:
             gain = bootstrap(less(base.held, now.held), self.seed)
             values |= {"heldout/loss": now.loss, "heldout/improvement": gain.mean}
-            self.sink(Measured(now.step, now.name, now.loss, gain.mean / base.loss))
+            perplexity = math.exp(now.loss) if self.held.of_tokens else None
+            values |= {} if perplexity is None else {"heldout/perplexity": perplexity}
+            self.sink(Measured(now.step, now.name, now.loss, gain.mean / base.loss, perplexity))
         self.curves(now.step, values)
         self._write()
         known = {one.kind for one in advise(taken[:-1], self.facts)}

@@ -143,6 +143,11 @@ class Probed(Protocol):
         """Of some that are trained."""
         ...
 
+    @property
+    def of_tokens(self) -> bool:
+        """Whether a loss is one of tokens, in nats, so that e to it is a perplexity."""
+        ...
+
     def about(self) -> dict[str, object]:
         """What is measured, for the record: names, and how."""
         ...
@@ -174,6 +179,10 @@ class HeldOut:
     @property
     def on(self) -> bool:
         return self.every > 0
+
+    @property
+    def of_tokens(self) -> bool:
+        return False
 
     def about(self) -> dict[str, object]:
         """What is measured, for the record."""

@@ -39,6 +39,10 @@ class TextHeldOut:
     def on(self) -> bool:
         return self.every > 0
 
+    @property
+    def of_tokens(self) -> bool:
+        return True
+
     def about(self) -> dict[str, object]:
         return {"records": self.samples, "training_records": self.inside_samples}
 
