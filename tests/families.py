@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import tiny
 import tiny_anima
-import tiny_flow
+import tiny_flux1
+import tiny_flux2
 import tiny_qwen
 import tiny_xl
+import tiny_zimage
 
 
 @dataclass(frozen=True)
@@ -36,47 +39,17 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _flow(name: str, made: ModuleType, *namings: str) -> Row:
+    """Of a module of narrow models; its text encoders are never trained."""
+    return Row(name, made.write_base, made.write_folder, keys={}, beside=made.beside, namings=namings)
+
+
 ROWS = (
     Row("sd1", tiny.write_base, _folder),
     Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
-    Row(
-        "zimage",
-        tiny_flow.write_zimage,
-        tiny_flow.write_folder,
-        keys={},
-        beside=tiny_flow.beside,
-        namings=("diffusers", "kohya"),
-    ),
-    Row(
-        "flux1",
-        tiny_flow.write_flux1,
-        tiny_flow.write_flux1_folder,
-        keys={},
-        beside=tiny_flow.beside_flux1,
-        namings=("kohya", "diffusers"),
-    ),
-    Row(
-        "flux2",
-        tiny_flow.write_flux2,
-        tiny_flow.write_flux2_folder,
-        keys={},
-        beside=tiny_flow.beside,
-        namings=("diffusers",),
-    ),
-    Row(
-        "qwen_image",
-        tiny_qwen.write_base,
-        tiny_qwen.write_folder,
-        keys={},
-        beside=tiny_qwen.beside,
-        namings=("diffusers", "kohya"),
-    ),
-    Row(
-        "anima",
-        tiny_anima.write_base,
-        tiny_anima.write_folder,
-        keys={},
-        beside=tiny_anima.beside,
-        namings=("diffusers", "kohya"),
-    ),
+    _flow("zimage", tiny_zimage, "diffusers", "kohya"),
+    _flow("flux1", tiny_flux1, "kohya", "diffusers"),
+    _flow("flux2", tiny_flux2, "diffusers"),
+    _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
+    _flow("anima", tiny_anima, "diffusers", "kohya"),
 )

@@ -28,6 +28,7 @@ from diffusers.modular_pipelines.anima.modular_blocks_anima import AnimaAutoBloc
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import flow_checks
 import tiny
 import tiny_anima
 import tiny_flow
@@ -66,7 +67,7 @@ def theirs() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         stand_in = SimpleNamespace(InterpolationMode=SimpleNamespace(NEAREST="nearest"), functional=nearest)
         patch.setattr(transformer_cosmos, "transforms", stand_in, raising=False)
-        made = tiny_anima.anima()
+        made = tiny_anima.models()
         pipe = AnimaAutoBlocks().init_pipeline()
         pipe.update_components(
             transformer=made.transformer,
@@ -173,7 +174,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Any) 
     pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
     noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
     u = torch.tensor([0.05, 0.8], dtype=torch.float64)
-    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
 
     theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 20, 20))
     latent = theirs.vae.encode(pixels.unsqueeze(2)).latent_dist
@@ -199,8 +200,8 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Any) 
 def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
-    both = family.losses(tiny_flow.batch_of(family, pixels, [PROMPTS[0], "hello"]), family.objective, draws)
-    alone = tiny_flow.batch_of(family, pixels[1:], ["hello"])
+    both = family.losses(flow_checks.batch_of(family, pixels, [PROMPTS[0], "hello"]), family.objective, draws)
+    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
     single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
     assert abs(both[1].item() - single[0].item()) < 1e-5
 
@@ -250,7 +251,7 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
     before = {key: value for key, value in before.items() if not key.startswith(ADAPTER)}
     want = convert_cosmos_transformer_checkpoint_to_diffusers({f"net.{key}": v for key, v in before.items()})
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_anima.anima().transformer.state_dict()
+    own = tiny_anima.models().transformer.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
     layout = layout_of({key: value.shape for key, value in before.items()}, path)
     after = to_rows(rows(layout), state)
@@ -258,7 +259,7 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
-    assert tiny_flow.misplaced(FACTS, base, tiny_anima.beside) == []
+    assert flow_checks.misplaced(FACTS, base, tiny_anima.beside) == []
 
 
 def test_what_published_files_hold_besides_is_left_unread(base: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_what_is_missing_is_named_with_what_brings_it(base: Path, tmp_path: Path
     assert check_text is not None
     assert "(such as qwen_3_06b_base.safetensors)" in faults(lambda: check_text(base, ()))
     assert "add vae: the file qwen_image_vae.safetensors" in faults(lambda: FACTS.check(base, True))
-    alone = tiny_anima.write_text(tmp_path / "alone" / "qwen.safetensors", tiny_anima.anima())
+    alone = tiny_anima.write_text(tmp_path / "alone" / "qwen.safetensors", tiny_anima.models())
     (alone.parent / "t5_tokenizer.json").unlink()
     assert "there is no t5_tokenizer.json beside this text encoder" in faults(lambda: check_text(base, [alone]))
     large = tiny_anima.t5_tokenizer(more=100).backend_tokenizer
@@ -299,9 +300,9 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
     check_text = FACTS.check_text
     assert check_text is not None
     wide = tiny_flow.language(width=40)
-    other = tiny_anima.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_anima.anima()._replace(text=wide[0]))
+    other = tiny_anima.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_anima.models()._replace(text=wide[0]))
     assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, [other]))
-    vl = tiny_qwen.write_text(tmp_path / "vl" / "qwen.safetensors", tiny_qwen.qwen())
+    vl = tiny_qwen.write_text(tmp_path / "vl" / "qwen.safetensors", tiny_qwen.models())
     assert "this is no Qwen3 text encoder" in faults(lambda: check_text(base, [vl]))
     tiny_flow.autoencoder().save_pretrained(tmp_path / "vae")
     assert "a VAE of pictures alone, not the VAE of Anima" in faults(lambda: FACTS.check_vae(tmp_path / "vae"))
@@ -311,7 +312,7 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
 
 
 def lora_of(alpha: float = 0.5) -> dict[str, LoraWeights]:
-    return tiny_flow.lora_of(FACTS, tiny_anima.anima().transformer, alpha=alpha)
+    return flow_checks.lora_of(FACTS, tiny_anima.models().transformer, alpha=alpha)
 
 
 @torch.no_grad()
@@ -321,7 +322,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Any, tm
     save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
+    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     answer = theirs.transformer(
         hidden_states=x.unsqueeze(2),

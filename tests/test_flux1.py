@@ -18,8 +18,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+import flow_checks
 import tiny
 import tiny_flow
+import tiny_flux1
+import tiny_flux2
+import tiny_zimage
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.families.base import LoadOptions, Sampling
@@ -42,24 +46,24 @@ OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flow.write_flux1(tmp_path_factory.mktemp("flux1") / "base.safetensors")
+    return tiny_flux1.write_base(tmp_path_factory.mktemp("flux1") / "base.safetensors")
 
 
 @pytest.fixture(scope="module")
 def family(base: Path) -> Any:
-    beside: Any = tiny_flow.beside_flux1(base.parent)
+    beside: Any = tiny_flux1.beside(base.parent)
     return load_family(FACTS, base, replace(OPTIONS, **beside))
 
 
 @pytest.fixture(scope="module")
 def theirs() -> FluxPipeline:
-    return pipeline_of(tiny_flow.flux1())
+    return pipeline_of(tiny_flux1.models())
 
 
-def pipeline_of(made: tiny_flow.Flux1) -> FluxPipeline:
+def pipeline_of(made: tiny_flux1.Models) -> FluxPipeline:
     """The same model in diffusers' hands."""
     pipe = FluxPipeline(
-        scheduler=tiny_flow.flux1_scheduler(made),
+        scheduler=tiny_flux1.scheduler(made),
         vae=made.vae,
         text_encoder=made.clip,
         tokenizer=clip_tokenizer(),
@@ -83,7 +87,7 @@ def narrow(function: Callable[..., Any], *numbers: tuple[str, str]) -> Any:
 
 
 def lora_of() -> dict[str, LoraWeights]:
-    return tiny_flow.lora_of(FACTS, tiny_flow.flux1().transformer)
+    return flow_checks.lora_of(FACTS, tiny_flux1.models().transformer)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: FluxP
     pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
     noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
     u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
-    batch = tiny_flow.batch_of(family, pixels, PROMPTS)
+    batch = flow_checks.batch_of(family, pixels, PROMPTS)
     ours = family.losses(batch, family.objective, Draws(u, noise, posterior))
 
     theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=calculate_shift(24))
@@ -192,12 +196,12 @@ def drawn(pipe: FluxPipeline, **more: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_schnell_is_told_no_guidance_and_does_not_shift(tmp_path: Path, kind: str) -> None:
-    made = tiny_flow.flux1(guidance=False)
+    made = tiny_flux1.models(guidance=False)
     if kind == "file":
-        path = tiny_flow.write_flux1(tmp_path / "schnell.safetensors", guidance=False)
-        beside: Any = tiny_flow.beside_flux1(tmp_path)
+        path = tiny_flux1.write_base(tmp_path / "schnell.safetensors", guidance=False)
+        beside: Any = tiny_flux1.beside(tmp_path)
     else:
-        path, beside = tiny_flow.write_flux1_folder(tmp_path / "schnell", guidance=False), {}
+        path, beside = tiny_flux1.write_folder(tmp_path / "schnell", guidance=False), {}
     schnell: Any = load_family(FACTS, path, replace(OPTIONS, **beside))
     assert schnell.objective.sigmas.factor(4096) == 1.0
     ours = schnell.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=7.0, size=(64, 96)))
@@ -222,14 +226,14 @@ def test_the_rows_of_the_published_widths_are_diffusers_parameters() -> None:
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("guidance", [True, False])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str, *, guidance: bool) -> None:
-    path = tiny_flow.write_flux1(tmp_path / "base.safetensors", prefix=prefix, guidance=guidance)
+    path = tiny_flux1.write_base(tmp_path / "base.safetensors", prefix=prefix, guidance=guidance)
     assert identify(path) is FACTS.checkpoint
     state = FILES.load(path, torch.float32).state_dict()
     before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     convert = narrow(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers, ("= 3072", "= 64"))
     want = convert(dict(before))
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_flow.flux1(guidance=guidance).transformer.state_dict()
+    own = tiny_flux1.models(guidance=guidance).transformer.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
     layout = layout_of({key: value.shape for key, value in before.items()}, path)
     after = to_rows(rows(layout), state)
@@ -250,10 +254,10 @@ def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) 
     plain = "double_blocks.0.txt_mlp.0.weight"
     one[plain] = one[plain].to(torch.float8_e4m3fn)
     save_file({**one, "scaled_fp8": torch.zeros(2)}, tmp_path / "fp8.safetensors")
-    tiny_flow.write_texts(tmp_path / "text", tiny_flow.flux1())
+    tiny_flux1.write_texts(tmp_path / "text", tiny_flux1.models())
     save_file({**two, "scaled_fp8": torch.zeros(2)}, tmp_path / "text" / "t5xxl_fp16.safetensors")
     FACTS.check(tmp_path / "fp8.safetensors", False)
-    beside: Any = {**tiny_flow.beside_flux1(tmp_path), "vae": base.parent / "ae.safetensors"}
+    beside: Any = {**tiny_flux1.beside(tmp_path), "vae": base.parent / "ae.safetensors"}
     family: Any = load_family(FACTS, tmp_path / "fp8.safetensors", replace(OPTIONS, **beside))
     state = family.transformer.state_dict()
     parts = [state[f"single_transformer_blocks.0.{name}.weight"] for name in ("attn.to_q", "attn.to_k", "attn.to_v")]
@@ -265,7 +269,7 @@ def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
     """So that merging adds to the right rows, also of the layer that holds q, k, v and the MLP."""
-    assert tiny_flow.misplaced(FACTS, base, tiny_flow.beside_flux1) == []
+    assert flow_checks.misplaced(FACTS, base, tiny_flux1.beside) == []
 
 
 RELATIVES = {
@@ -279,12 +283,12 @@ RELATIVES = {
 @pytest.mark.parametrize("name", RELATIVES)
 def test_relatives_are_refused_by_name(tmp_path: Path, name: str) -> None:
     of, metadata, words = RELATIVES[name]
-    made: Any = tiny_flow.flux1(**of)
-    save_file({k: v.contiguous() for k, v in tiny_flow.native_flux1(made.transformer.state_dict()).items()},
+    made: Any = tiny_flux1.models(**of)
+    save_file({k: v.contiguous() for k, v in tiny_flux1.native(made.transformer.state_dict()).items()},
               tmp_path / "file.safetensors", metadata)  # fmt: skip
     assert identify(tmp_path / "file.safetensors").words == words
     pipeline = "FluxKontextPipeline" if name == "Kontext" else "FluxPipeline"
-    assert identify(tiny_flow.write_flux1_folder(tmp_path / "folder", pipeline=pipeline, **of)).words == words
+    assert identify(tiny_flux1.write_folder(tmp_path / "folder", pipeline=pipeline, **of)).words == words
 
 
 def test_files_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -> None:
@@ -296,12 +300,12 @@ def test_files_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -
     for words, more in others.items():
         save_file({**tensors, **more}, tmp_path / "file.safetensors")
         assert identify(tmp_path / "file.safetensors").words == words
-    bare = {k: v.contiguous() for k, v in tiny_flow.flux1().transformer.state_dict().items()}
+    bare = {k: v.contiguous() for k, v in tiny_flux1.models().transformer.state_dict().items()}
     save_file(bare, tmp_path / "file.safetensors")
     assert identify(tmp_path / "file.safetensors").words == "only a FLUX.1 transformer, in diffusers' layout"
     (tmp_path / "file.gguf").write_bytes(b"GGUF" + bytes(100))
     assert identify(tmp_path / "file.gguf").words == "a GGUF file (quantised)"
-    assert identify(tiny_flow.write_flux2(tmp_path / "flux2.safetensors")) is by_name("flux2").checkpoint
+    assert identify(tiny_flux2.write_base(tmp_path / "flux2.safetensors")) is by_name("flux2").checkpoint
     int8 = tensors["single_blocks.0.linear1.weight"].to(torch.int8)
     save_file({**tensors, "single_blocks.0.linear1.weight": int8}, tmp_path / "file.safetensors")
     assert "this is a quantised file" in faults(lambda: FACTS.check(tmp_path / "file.safetensors", False))
@@ -327,7 +331,7 @@ def test_two_text_encoders_are_told_apart_by_what_is_in_them(base: Path, tmp_pat
     assert "there is no CLIP" in faults(lambda: check(base, [t5]))
     assert "more than one CLIP" in faults(lambda: check(base, [clip, clip, t5]))
     assert "is neither CLIP-L nor T5" in faults(lambda: check(base, [base, clip, t5]))
-    folder = tiny_flow.write_flux1_folder(tmp_path / "folder")
+    folder = tiny_flux1.write_folder(tmp_path / "folder")
     check(folder, ())
     check(base, [folder])  # those of a diffusers folder
     check(base, [folder / "text_encoder_2", clip])
@@ -336,10 +340,10 @@ def test_two_text_encoders_are_told_apart_by_what_is_in_them(base: Path, tmp_pat
 def test_text_encoders_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) -> None:
     check: Any = FACTS.check_text
     own = base.parent / "text"
-    made = tiny_flow.flux1()
+    made = tiny_flux1.models()
     wide = {"d_model": 40, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 2, "feed_forward_proj": "gated-gelu"}
     clip = CLIPTextModel(CLIPTextConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=1))
-    tiny_flow.write_texts(tmp_path, made._replace(t5=T5EncoderModel(T5Config(**wide)), clip=clip))
+    tiny_flux1.write_texts(tmp_path, made._replace(t5=T5EncoderModel(T5Config(**wide)), clip=clip))
     parts = [tmp_path / name for name in ("clip_l.safetensors", "t5xxl_fp16.safetensors")]
     told = faults(lambda: check(base, parts))
     assert "has 49408 tokens of width 24, the base reads 49408 of 16" in told  # both at once
@@ -351,7 +355,7 @@ def test_text_encoders_of_another_model_are_refused_by_name(base: Path, tmp_path
     assert "there is no tokenizer.json beside this text encoder" in (told := faults(lambda: check(base, pieces)))
     assert "folder tokenizer_2" in told
     # Beside the files of several text encoders lies the tokenizer of another: T5's in a folder of its own.
-    qwen = tiny_flow.write_text(pieces[1].parent / "qwen.safetensors", tiny_flow.zimage())
+    qwen = tiny_flow.write_text(pieces[1].parent / "qwen.safetensors", tiny_zimage.models())
     assert "this tokenizer does not know </s>, <pad>" in faults(lambda: check(base, pieces))
     qwen.with_name("tokenizer_2").mkdir()
     made.tokenizer.backend_tokenizer.save(str(pieces[1].parent / "tokenizer_2" / "tokenizer.json"))
@@ -374,7 +378,7 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
     told = capsys.readouterr().err
     assert "add vae:" in told and "add text_encoder: [clip_l" in told and "multiples of 16" in told
     assert "FLUX.1 reads no negative prompt, and would be drawn without 'dog'" in told
-    beside = tiny_flow.beside_flux1(base.parent)
+    beside = tiny_flux1.beside(base.parent)
     more = [f"{key}={tiny.written(path)}" for key, path in beside.items()]
     assert main(["train", "--config", str(config), "sample_size=64", "sample_negative=blurry", *more]) == 2
     assert "sample_negative" in (told := capsys.readouterr().err) and "that read a negative prompt" in told
@@ -419,7 +423,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(
         monkeypatch.setattr("diffusers.loaders.lora_pipeline._convert_kohya_flux_lora_to_diffusers", convert)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
+    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     states, pooled, text_ids = theirs.encode_prompt(["hello"])
     answer = theirs.transformer(
@@ -575,7 +579,7 @@ def test_a_lora_of_a_text_encoder_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -> None:
     keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "batch_size": 2}
-    folder = tiny_flow.write_flux1_folder(tmp_path / "base")
+    folder = tiny_flux1.write_folder(tmp_path / "base")
     config = tiny.write_config(
         tmp_path, base_model=folder, train_data_dir=data, targets="[attention, modulation]", **keys
     )

@@ -14,8 +14,10 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 
+import flow_checks
 import tiny
 import tiny_flow
+import tiny_flux2
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.base import LoadOptions, Sampling
@@ -34,24 +36,24 @@ OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
 
 
 def lora_of() -> dict[str, LoraWeights]:
-    return tiny_flow.lora_of(FACTS, tiny_flow.flux2().transformer)
+    return flow_checks.lora_of(FACTS, tiny_flux2.models().transformer)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flow.write_flux2(tmp_path_factory.mktemp("flux2") / "base.safetensors")
+    return tiny_flux2.write_base(tmp_path_factory.mktemp("flux2") / "base.safetensors")
 
 
 @pytest.fixture(scope="module")
 def family(base: Path) -> Any:
-    beside: Any = tiny_flow.beside(base.parent)
+    beside: Any = tiny_flux2.beside(base.parent)
     return load_family(FACTS, base, replace(OPTIONS, **beside))
 
 
 @pytest.fixture(scope="module")
 def theirs() -> Flux2KleinPipeline:
     """The same model in diffusers' hands."""
-    made = tiny_flow.flux2()
+    made = tiny_flux2.models()
     pipe = Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=made.vae,
@@ -116,7 +118,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Flux2
     noise = torch.randn(2, 128, 4, 4, generator=generator)
     u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
     draws = Draws(u, noise, torch.zeros(2, 128, 4, 4))
-    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, draws)
+    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, draws)
 
     theirs.scheduler.set_timesteps(
         sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_seq_len=16, num_steps=STEPS)
@@ -172,13 +174,13 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
     from lora_scripts.families.flux2.layout import layout_of, rows
     from lora_scripts.families.sd.rows import to_rows
 
-    path = tiny_flow.write_flux2(tmp_path / "base.safetensors", prefix=prefix)
+    path = tiny_flux2.write_base(tmp_path / "base.safetensors", prefix=prefix)
     assert identify(path) is FACTS.checkpoint
     state = FILES.load(path, torch.float32).state_dict()
     before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     want = convert_flux2_transformer_checkpoint_to_diffusers(dict(before))
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_flow.flux2().transformer.state_dict()
+    own = tiny_flux2.models().transformer.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
     layout = layout_of({key: value.shape for key, value in before.items()}, path)
     after = to_rows(rows(layout), state)
@@ -189,7 +191,7 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
 def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: str) -> None:
     from lora_scripts.families.flow.autoencoder import VAE32
 
-    made = tiny_flow.flux2().vae
+    made = tiny_flux2.models().vae
     path = base.parent / "ae.safetensors"
     if names == "diffusers":
         path = tmp_path / "vae.safetensors"
@@ -201,7 +203,7 @@ def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: st
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
     """So that merging adds to the right rows: the layer whose halves the file has the other way round is no target."""
-    assert tiny_flow.misplaced(FACTS, base) == []
+    assert flow_checks.misplaced(FACTS, base, tiny_flux2.beside) == []
 
 
 def test_the_widths_of_4b_and_9b_count_as_their_names_say() -> None:
@@ -218,7 +220,7 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
     tensors = load_file(base)
     save_file({**tensors, "guidance_in.in_layer.weight": torch.zeros(32, 256)}, tmp_path / "dev.safetensors")
     assert identify(tmp_path / "dev.safetensors").words == "a FLUX.2 dev checkpoint"
-    folder = tiny_flow.write_flux2_folder(tmp_path / "distilled", is_distilled=True)
+    folder = tiny_flux2.write_folder(tmp_path / "distilled", is_distilled=True)
     assert identify(folder).words == "a FLUX.2 klein distilled to few steps"
     check_text = FACTS.check_text
     assert check_text is not None
@@ -244,7 +246,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Flux2Kl
     save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
     x = torch.randn(1, 128, 4, 4, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
+    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     states, text_ids = theirs.encode_prompt(["hello"])
     answer = theirs.transformer(
@@ -331,7 +333,7 @@ def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
     keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "adapter": adapter}
-    folder = tiny_flow.write_flux2_folder(tmp_path / "base")
+    folder = tiny_flux2.write_folder(tmp_path / "base")
     config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
     stopped(config, 1)
     assert (tmp_path / "out" / "out-step000001.safetensors").exists()

@@ -21,9 +21,11 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from safetensors.torch import load_file, save_file
 
+import flow_checks
 import tiny
 import tiny_flow
 import tiny_qwen
+import tiny_zimage
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.memory import TILE, MemoryOptions
@@ -59,7 +61,7 @@ def family(base: Path) -> Any:
 @pytest.fixture(scope="module")
 def theirs() -> QwenImagePipeline:
     """The same model in diffusers' hands."""
-    made = tiny_qwen.qwen()
+    made = tiny_qwen.models()
     pipe = QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**tiny_qwen.SCHEDULER),
         vae=made.vae,
@@ -172,7 +174,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: QwenI
     pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
     noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
     u, tokens = torch.tensor([0.05, 0.8], dtype=torch.float64), 24
-    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
 
     # Their scheduler has both levels among its own; by the last, as good as u = 0, it stretches the others.
     levels = [*np.linspace(1.0, 1 / 20, 20), 1e-9]
@@ -203,8 +205,8 @@ def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
     longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
-    both = family.losses(tiny_flow.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
-    alone = tiny_flow.batch_of(family, pixels[1:], ["hello"])
+    both = family.losses(flow_checks.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
+    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
     single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
     assert abs(both[1].item() - single[0].item()) < 1e-5
 
@@ -239,7 +241,7 @@ def test_a_picture_goes_through_the_vae_as_a_film_of_one_frame(theirs: QwenImage
 
 @pytest.mark.parametrize("names", ["Wan's", "diffusers'"])
 def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: str) -> None:
-    made, path = tiny_qwen.qwen().vae.state_dict(), base.parent / "qwen_image_vae.safetensors"
+    made, path = tiny_qwen.models().vae.state_dict(), base.parent / "qwen_image_vae.safetensors"
     if names == "diffusers'":
         path = tmp_path / "vae.safetensors"
         save_file({key: value.contiguous() for key, value in made.items()}, path)
@@ -282,7 +284,7 @@ def test_a_single_file_goes_into_the_model_and_back(tmp_path: Path, prefix: str)
     assert identify(path) is FACTS.checkpoint
     state = FILES.load(path, torch.float32).state_dict()
     before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
-    own = tiny_qwen.qwen().transformer.state_dict()
+    own = tiny_qwen.models().transformer.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
     layout = layout_of({key: value.shape for key, value in before.items()}, path)
     after = to_rows(rows(layout), state)
@@ -327,7 +329,7 @@ def test_a_text_encoder_in_fp8_with_scales_is_read(base: Path, family: Any, tmp_
 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
-    assert tiny_flow.misplaced(FACTS, base, tiny_qwen.beside) == []
+    assert flow_checks.misplaced(FACTS, base, tiny_qwen.beside) == []
 
 
 def test_relatives_are_refused_by_name(base: Path, tmp_path: Path) -> None:
@@ -360,7 +362,7 @@ def test_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -
         tmp_path / "three" / "qwen_3.safetensors", tiny_flow.Models(0, 0, *tiny_flow.language())
     )
     assert "this is no Qwen2.5-VL text encoder" in faults(lambda: check_text(base, [qwen3]))
-    zimage = tiny_flow.write_zimage(tmp_path / "zimage.safetensors")
+    zimage = tiny_zimage.write_base(tmp_path / "zimage.safetensors")
     of_zimage, text = by_name("zimage").check_text, base.parent / "text" / "qwen_2.5_vl_7b.safetensors"
     assert of_zimage is not None
     assert "this is no Qwen3 text encoder" in faults(lambda: of_zimage(zimage, [text]))
@@ -373,7 +375,7 @@ def test_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -
     # VAEs
     vae = Path(str(parts["vae"]))
     assert "this is only a VAE of films, not a VAE of Z-Image" in faults(lambda: VAE16.check(vae, "Z-Image"))
-    made = tiny_qwen.qwen().vae
+    made = tiny_qwen.models().vae
     made.save_pretrained(tmp_path / "film")
     assert "this is only a VAE of films" in faults(lambda: VAE16.check(tmp_path / "film", "Z-Image"))
     ae, folder = tmp_path / "ae.safetensors", tmp_path / "vae"
@@ -390,7 +392,7 @@ def test_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -
 
 
 def lora_of(alpha: float = 0.5) -> dict[str, LoraWeights]:
-    return tiny_flow.lora_of(FACTS, tiny_qwen.qwen().transformer, alpha=alpha)
+    return flow_checks.lora_of(FACTS, tiny_qwen.models().transformer, alpha=alpha)
 
 
 @torch.no_grad()
@@ -405,7 +407,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(
     save(tmp_path / "lora.safetensors", tensors, form.metadata if naming == "own" else {})
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
+    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     answer = theirs.transformer(
         hidden_states=theirs._pack_latents(x, 1, 16, 8, 8),
@@ -421,7 +423,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(
 
 def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     """Under names written by hand from what it asks a LoRA of Qwen-Image for."""
-    layers = [k.removesuffix(".weight") for k, v in tiny_qwen.qwen().transformer.state_dict().items() if v.dim() == 2]
+    layers = [k.removesuffix(".weight") for k, v in tiny_qwen.models().transformer.state_dict().items() if v.dim() == 2]
     form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
     assert stems == {f"transformer.{name}" for name in layers} and len(stems) == 2 * 14 + 6

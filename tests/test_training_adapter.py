@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import flow_checks
 import tiny
-import tiny_flow
+import tiny_flux2
+import tiny_zimage
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
@@ -46,7 +48,7 @@ class Setup:
 
 
 def changes(scale: float = 1.0) -> dict[str, LoraWeights]:
-    weights = tiny_flow.lora_of(FACTS, tiny_flow.zimage().transformer)
+    weights = flow_checks.lora_of(FACTS, tiny_zimage.models().transformer)
     return {path: LoraWeights(w.down, scale * w.up, w.alpha) for path, w in weights.items()}
 
 
@@ -59,15 +61,13 @@ def write(path: Path, weights: Mapping[str, LoraWeights]) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     folder = tmp_path_factory.mktemp("aid")
-    base = tiny_flow.write_zimage(folder / "base.safetensors")
-    state = tiny_flow.zimage().transformer.state_dict()
+    base = tiny_zimage.write_base(folder / "base.safetensors")
+    state = tiny_zimage.models().transformer.state_dict()
     for path, w in changes().items():
         state[f"{path.removeprefix('transformer.')}.weight"] += w.alpha / w.rank * w.up @ w.down
     merged = folder / "merged.safetensors"
-    save_file(
-        {k: v.contiguous() for k, v in tiny_flow.native_zimage(state).items()}, merged, read_header(base).metadata
-    )
-    return Setup(base, write(folder / "aid.safetensors", changes()), merged, tiny_flow.beside(folder))
+    save_file({k: v.contiguous() for k, v in tiny_zimage.native(state).items()}, merged, read_header(base).metadata)
+    return Setup(base, write(folder / "aid.safetensors", changes()), merged, tiny_zimage.beside(folder))
 
 
 def model_of(made: Setup, folder: Path, data: Path, **keys: object) -> Model:
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_those_on_the_base_with_it_merged(
     bare = plain(made, made.base)
     losses = []
     for family in (model.family, other, bare):
-        batch = tiny_flow.batch_of(family, pixels, ["hello", "how are you"])
+        batch = flow_checks.batch_of(family, pixels, ["hello", "how are you"])
         losses.append(family.losses(batch, family.objective, draws))
     assert (losses[0] - losses[1]).abs().max() < 1e-5 * losses[1].max() < (losses[0] - losses[2]).abs().max()
     losses[0].sum().backward()
@@ -102,7 +102,7 @@ def test_loss_and_gradients_are_those_on_the_base_with_it_merged(
     # By hand: B's gradient is scale * (gradient by the weight) A', of the base with it merged.
     for path in model.layers:
         other.transformer.get_submodule(path.removeprefix("transformer.")).weight.requires_grad_(True)
-    other.losses(tiny_flow.batch_of(other, pixels, ["hello", "how are you"]), other.objective, draws).sum().backward()
+    other.losses(flow_checks.batch_of(other, pixels, ["hello", "how are you"]), other.objective, draws).sum().backward()
     for path, layer in model.layers.items():
         by_weight = other.transformer.get_submodule(path.removeprefix("transformer.")).weight.grad
         want = layer.scale * by_weight @ layer.down.T  # type: ignore[attr-defined, operator]
@@ -178,7 +178,7 @@ def test_one_that_would_do_nothing_or_lies_wrong_is_refused(made: Setup, data: P
         return faults(lambda: build_model(load_config(tiny.write_config(tmp_path, **keys), more), CPU, "fp32", {}))
 
     assert "this LoRA changes no weight: all of it is zero" in told(write(tmp_path / "zero.safetensors", changes(0.0)))
-    weights = tiny_flow.lora_of(by_name("flux2"), tiny_flow.flux2().transformer)
+    weights = flow_checks.lora_of(by_name("flux2"), tiny_flux2.models().transformer)
     form = dialects.own_form(weights, by_name("flux2").names(), torch.float32)
     save(tmp_path / "flux2.safetensors", form.tensors, form.metadata)
     assert "this LoRA is for FLUX.2 klein, the base model is Z-Image" in told(tmp_path / "flux2.safetensors")

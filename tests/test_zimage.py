@@ -16,8 +16,10 @@ from diffusers.loaders.single_file_utils import convert_z_image_transformer_chec
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import flow_checks
 import tiny
 import tiny_flow
+import tiny_zimage
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
@@ -37,24 +39,24 @@ OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
 
 
 def lora_of() -> dict[str, LoraWeights]:
-    return tiny_flow.lora_of(FACTS, tiny_flow.zimage().transformer)
+    return flow_checks.lora_of(FACTS, tiny_zimage.models().transformer)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flow.write_zimage(tmp_path_factory.mktemp("zimage") / "base.safetensors")
+    return tiny_zimage.write_base(tmp_path_factory.mktemp("zimage") / "base.safetensors")
 
 
 @pytest.fixture(scope="module")
 def family(base: Path) -> Any:
-    beside: Any = tiny_flow.beside(base.parent)
+    beside: Any = tiny_zimage.beside(base.parent)
     return load_family(FACTS, base, replace(OPTIONS, **beside))
 
 
 @pytest.fixture(scope="module")
 def theirs() -> ZImagePipeline:
     """The same model in diffusers' hands."""
-    made = tiny_flow.zimage()
+    made = tiny_zimage.models()
     pipe = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=made.vae,
@@ -109,7 +111,7 @@ def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: 
 
     real = Transformer.load
     monkeypatch.setattr(Transformer, "load", lambda *words: order.append("transformer") or real(*words))
-    beside: Any = tiny_flow.beside(base.parent)
+    beside: Any = tiny_zimage.beside(base.parent)
     made: Any = load_family(FACTS, base, replace(OPTIONS, first=first, **beside))
     assert order == ["captions", "transformer"] and made.encoder._model is None
     assert len(made.encode_text(["hello"])["states"]) == 1 and made.encoder._model is not None
@@ -129,7 +131,9 @@ def test_a_run_loads_the_text_encoder_once(
     monkeypatch.setattr(reader, "build", lambda *words: loads.append(len(asked)) or build(*words))
     monkeypatch.setattr(reader.LanguageEncoder, "_states", lambda self, text: asked.append(text) or states(self, text))
     keys = {"epochs": 1, "sample_every": 2, "sample_cfg": 4, "cache_dir": tmp_path / "cache"}
-    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_flow.beside(base.parent))
+    config = tiny.write_config(
+        tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_zimage.beside(base.parent)
+    )
     assert main(["train", "--config", str(config)]) == 0
     captions = {f"picture {n}, a gradient, round {n}" for n in range(5)} | {""}
     assert len(loads) == 1 and captions <= set(asked)
@@ -147,7 +151,7 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: ZImag
     pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
     noise, posterior = (torch.randn(2, 16, 8, 8, generator=generator) for _ in range(2))
     u = torch.tensor([0.05, 0.8], dtype=torch.float64)
-    ours = family.losses(tiny_flow.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
 
     # Their scheduler at 20 steps has these two levels among its own: 1 - 1/20 and 1 - 16/20 of the way.
     theirs.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 20, 20).tolist())
@@ -170,14 +174,14 @@ def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
     longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
-    both = family.losses(tiny_flow.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
-    alone = tiny_flow.batch_of(family, pixels[1:], ["hello"])
+    both = family.losses(flow_checks.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
+    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
     single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
     assert abs(both[1].item() - single[0].item()) < 1e-5
 
 
 def test_a_folder_says_which_levels_its_sampler_has(tmp_path: Path) -> None:
-    folder = tiny_flow.write_folder(tmp_path / "base", shift=6.0)
+    folder = tiny_zimage.write_folder(tmp_path / "base", shift=6.0)
     sigmas = load_family(FACTS, folder, OPTIONS).objective.sigmas
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     u = torch.tensor([1.0, 1 / 1000], dtype=torch.float64)
@@ -188,7 +192,7 @@ def test_a_shift_of_the_config_is_in_place_of_the_samplers(base: Path, data: Pat
     from lora_scripts.run.build import objective_of
     from lora_scripts.run.configs import load_config
 
-    beside = tiny_flow.beside(base.parent)
+    beside = tiny_zimage.beside(base.parent)
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **beside)
     own = by_name("zimage")
     plain, given = (load_config(config, words) for words in ([], ["timestep_shift=2"]))
@@ -238,13 +242,13 @@ def test_latents_are_normalised_as_data_says() -> None:
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
     from lora_scripts.families.zimage.check import FILES
 
-    path = tiny_flow.write_zimage(tmp_path / "base.safetensors", prefix=prefix)
+    path = tiny_zimage.write_base(tmp_path / "base.safetensors", prefix=prefix)
     assert identify(path) is FACTS.checkpoint
     state = FILES.load(path, torch.float32).state_dict()
     plain = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     want = convert_z_image_transformer_checkpoint_to_diffusers(plain)
     assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_flow.zimage().transformer.state_dict()
+    own = tiny_zimage.models().transformer.state_dict()
     assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
 
 
@@ -281,7 +285,7 @@ def test_what_is_missing_is_named_with_the_key_that_brings_it(base: Path, tmp_pa
     assert FACTS.check_text is not None
     check_text = FACTS.check_text
     assert "add text_encoder: its file, with tokenizer.json beside it" in faults(lambda: check_text(base, ()))
-    made = tiny_flow.zimage()
+    made = tiny_zimage.models()
     alone = tiny_flow.write_text(tmp_path / "alone" / "qwen.safetensors", made)
     (alone.parent / "tokenizer.json").unlink()
     assert "there is no tokenizer.json beside this text encoder" in faults(lambda: check_text(base, [alone]))
@@ -294,7 +298,7 @@ def test_what_is_missing_is_named_with_the_key_that_brings_it(base: Path, tmp_pa
 
 def test_a_tokenizer_without_the_signs_of_the_template_is_refused(base: Path, tmp_path: Path) -> None:
     assert FACTS.check_text is not None
-    text = tiny_flow.write_text(tmp_path / "text" / "qwen.safetensors", tiny_flow.zimage())
+    text = tiny_flow.write_text(tmp_path / "text" / "qwen.safetensors", tiny_zimage.models())
     tokenizer = text.with_name("tokenizer.json")
     table = json.loads(tokenizer.read_text("utf-8"))
     table["added_tokens"] = [row for row in table["added_tokens"] if row["content"] != "<|im_end|>"]
@@ -311,7 +315,7 @@ def test_a_key_that_nobody_reads_may_be_there(base: Path, tmp_path: Path) -> Non
 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
-    assert tiny_flow.misplaced(FACTS, base) == []
+    assert flow_checks.misplaced(FACTS, base, tiny_zimage.beside) == []
 
 
 def test_parts_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) -> None:
@@ -335,7 +339,7 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
     assert main(["train", "--config", str(config)]) == 2
     told = capsys.readouterr().err
     assert "add vae:" in told and "add text_encoder:" in told and "multiples of 16" in told
-    more = [f"{key}={tiny.written(path)}" for key, path in tiny_flow.beside(base.parent).items()]
+    more = [f"{key}={tiny.written(path)}" for key, path in tiny_zimage.beside(base.parent).items()]
     assert main(["train", "--config", str(config), "sample_size=64", "min_snr_gamma=5", *more]) == 2
     assert "min_snr_gamma=5: is for models that predict noise or v" in capsys.readouterr().err
 
@@ -351,7 +355,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: ZImageP
     assert not any(key.endswith(".alpha") for key in form.tensors)
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = tiny_flow.predicted(family, weights, x, sigma, texts)
+    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
     states = theirs._encode_prompt(["hello"])
     answer = theirs.transformer([x[0].unsqueeze(1)], 1 - sigma, states, return_dict=False)[0][0]
@@ -422,7 +426,7 @@ def test_a_lora_of_another_family_is_refused_by_name(base: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("adapter", ["dora", "lokr"])
 def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path: Path, adapter: str) -> None:
-    keys = {"adapter": adapter, "save_precision": "fp32", "epochs": 1, **tiny_flow.beside(base.parent)}
+    keys = {"adapter": adapter, "save_precision": "fp32", "epochs": 1, **tiny_zimage.beside(base.parent)}
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
     assert main(["train", "--config", str(config)]) == 0
     assert (tmp_path / "out" / "out.safetensors").exists()
@@ -430,7 +434,7 @@ def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path:
 
 def test_a_stored_base_and_recomputed_blocks_train(base: Path, data: Path, tmp_path: Path) -> None:
     keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "batch_size": 2}
-    folder = tiny_flow.write_folder(tmp_path / "base")
+    folder = tiny_zimage.write_folder(tmp_path / "base")
     config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
     stopped(config, 1)
     assert find(folder) is FACTS and (tmp_path / "out" / "out-step000001.safetensors").exists()

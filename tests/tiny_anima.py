@@ -4,14 +4,12 @@ and as people have it, in a file of its own or in a diffusers folder.
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AnimaTextConditioner, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
-from safetensors.torch import save_file
 
 import tiny_flow
 import tiny_qwen
@@ -43,7 +41,7 @@ def t5_tokenizer(more: int = 0) -> Any:
 
 
 @cache
-def anima(seed: int = 0) -> Models:
+def models(seed: int = 0) -> Models:
     """Two blocks of width 32 with heads of 16, an adapter of two. Nothing changes it, so it is made once."""
     torch.manual_seed(seed)
     transformer = CosmosTransformer3DModel(
@@ -66,6 +64,11 @@ def anima(seed: int = 0) -> Models:
     return Models(transformer, adapter, tiny_qwen.autoencoder(seed), text, tokenizer, t5_tokenizer())
 
 
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """As published."""
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -82,12 +85,10 @@ def native(made: Models) -> dict[str, torch.Tensor]:
 
 def write_base(path: Path, seed: int = 0, prefix: str = "net.") -> Path:
     """Transformer and adapter as one file; text encoder and VAE beside it, see `beside`."""
-    made = anima(seed)
-    tensors = {prefix + key: value.contiguous() for key, value in native(made).items()}
-    save_file(tensors, path, {"modelspec.resolution": "64x64"})
+    made = models(seed)
     write_text(path.parent / "text" / "qwen_3_06b_base.safetensors", made)
     tiny_qwen.write_vae(path.parent / "qwen_image_vae.safetensors", made.vae)
-    return path
+    return tiny_flow.write_transformer(path, native(made), prefix)
 
 
 def write_text(path: Path, made: Models) -> Path:
@@ -105,11 +106,9 @@ def beside(folder: Path) -> dict[str, object]:
 
 def write_folder(path: Path, seed: int = 0) -> Path:
     """The same model as a diffusers folder."""
-    made = anima(seed)
+    made = models(seed)
     parts = tiny_flow.Models(made.transformer, made.vae, made.text.model, made.tokenizer)
-    tiny_flow.write_parts(path, parts, FlowMatchEulerDiscreteScheduler(shift=3.0), {})
+    tiny_flow.write_parts(path, parts, scheduler(), {})
     made.adapter.save_pretrained(path / "text_conditioner")
     made.t5.save_pretrained(path / "t5_tokenizer")
-    config = path / "vae" / "config.json"  # which says of SD's VAE what size of pictures it is for, and of this nothing
-    config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "sample_size": 64}), encoding="utf-8")
-    return path
+    return tiny_qwen.sized(path)

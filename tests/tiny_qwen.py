@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from small_words import tokenizer
-from tiny_flow import SIGNS, Models, write_parts
+from tiny_flow import SIGNS, Models, write_parts, write_transformer
 
 SCHEDULER = {
     "use_dynamic_shifting": True,
@@ -63,7 +63,7 @@ def autoencoder(seed: int = 0, **changes: Any) -> Any:
 
 
 @cache
-def qwen(seed: int = 0) -> Models:
+def models(seed: int = 0) -> Models:
     """Two blocks of width 32 with heads of 16. Nothing changes it, so it is made once."""
     torch.manual_seed(seed)
     transformer = QwenImageTransformer2DModel(
@@ -80,18 +80,21 @@ def qwen(seed: int = 0) -> Models:
     return Models(transformer, autoencoder(seed), *language(seed))
 
 
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """As published."""
+    return FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def write_base(path: Path, seed: int = 0, prefix: str = "", dtype: torch.dtype = torch.float32) -> Path:
     """The transformer as one file in ComfyUI's names, which are its own; text encoder and VAE beside it, see
     `beside`."""
-    made = qwen(seed)
-    tensors = {prefix + k: v.to(dtype).contiguous() for k, v in made.transformer.state_dict().items()}
-    save_file(tensors, path, {"modelspec.resolution": "64x64"})
+    made = models(seed)
     write_text(path.parent / "text" / "qwen_2.5_vl_7b.safetensors", made)
     write_vae(path.parent / "qwen_image_vae.safetensors", made.vae)
-    return path
+    return write_transformer(path, {k: v.to(dtype) for k, v in made.transformer.state_dict().items()}, prefix)
 
 
 def write_text(path: Path, made: Models) -> Path:
@@ -128,7 +131,11 @@ def beside(folder: Path) -> dict[str, object]:
 
 def write_folder(path: Path, seed: int = 0, pipeline: str = "QwenImagePipeline") -> Path:
     """The same model as a diffusers folder."""
-    write_parts(path, qwen(seed), FlowMatchEulerDiscreteScheduler(**SCHEDULER), {"_class_name": pipeline})
-    config = path / "vae" / "config.json"  # which says of SD's VAE what size of pictures it is for, and of this nothing
+    return sized(write_parts(path, models(seed), scheduler(), {"_class_name": pipeline}))
+
+
+def sized(folder: Path) -> Path:
+    """The same, made for pictures of 64 x 64: the config of SD's VAE says so itself, that of films nothing."""
+    config = folder / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "sample_size": 64}), encoding="utf-8")
-    return path
+    return folder
