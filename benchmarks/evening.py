@@ -261,7 +261,6 @@ def faults(runs: Runs) -> None:
     from lora_scripts.formats.manifest import damage
 
     work = runs.work
-    before: list[bytes] = []
 
     def judge(name: str, out: Path, code: int, told: str) -> None:
         errors = [line for line in told.splitlines() if line.startswith("error: ")]
@@ -270,7 +269,6 @@ def faults(runs: Runs) -> None:
         kept = code == 0 or bool(good) or not re.search(r"^step \d", told, re.M)
         text = f"{name}: {code}, {errors[0][:170] if errors else 'it went on'}; whole states: {len(good)}"
         tell(one_line and kept and whole(out) and "Traceback" not in told, text)
-        before.clear()
 
     def mounted(name: str, size: str, act: Callable[[Path, int], None]) -> None:
         place = work / name
@@ -348,13 +346,13 @@ def faults(runs: Runs) -> None:
         print("  skipped  what strace injects: it is not installed", flush=True)
         return
     injections = (
-        *("fsync:error=EIO:when=20", "fsync:error=EIO:when=20+", "fsync:error=ENOSPC:when=25+"),
-        *(
-            "fsync:error=EINTR:when=20",
-            "rename:error=ENOSPC:when=12",
-            "rename:error=EIO:when=12+",
-            "mkdir:error=ENOSPC:when=30+",
-        ),
+        "fsync:error=EIO:when=20",
+        "fsync:error=EIO:when=20+",
+        "fsync:error=ENOSPC:when=25+",
+        "fsync:error=EINTR:when=20",
+        "rename:error=ENOSPC:when=12",
+        "rename:error=EIO:when=12+",
+        "mkdir:error=ENOSPC:when=30+",
         "unlink,unlinkat,rmdir:error=EACCES:when=1+",  # no folder for temporary files is any good to Python then
         "unlink:error=EACCES:when=2+ unlinkat,rmdir:error=EACCES:when=1+",
     )
