@@ -95,7 +95,7 @@ MUTANTS = [
     Mutant("data/cache.py", "if _stored_digest(data) == _digest(key, tensors) else None", "", "cache"),
     Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),
     Mutant("run/resume.py", '| {f"mask of {name}": one for name, one in masks.items()}', "", "masks"),
-    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "resume base_files"),
+    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "identity"),
     Mutant("formats/manifest.py", "if _sha256(folder / name) != digest:", "if not (folder / name).exists():", "resume"),
     # locks and writes
     Mutant("run/run_folder.py", "lock.acquire()", "pass", "resume reliability"),
