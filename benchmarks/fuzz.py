@@ -39,40 +39,13 @@ from lora_scripts.loras import file as loras
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 KEYS = (
-    "__metadata__",
-    f"{LAYER}.alpha",
-    f"{LAYER}.lora_up.weight",
-    "model.embed_tokens.weight",
-    "x",
-    "",
-    "\0",
-    "größe",
-)
-KEYS += (
-    "model.diffusion_model.input_blocks.0.0.weight",
-    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-)
+    "__metadata__", f"{LAYER}.alpha", f"{LAYER}.lora_up.weight", "model.embed_tokens.weight", "x", "", "\0", "größe",
+    "model.diffusion_model.input_blocks.0.0.weight", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+)  # fmt: skip
 ODD = (
-    0,
-    1,
-    -1,
-    4,
-    70,
-    2**31,
-    2**63,
-    2**64,
-    1.5,
-    float("nan"),
-    float("inf"),
-    "",
-    "F32",
-    None,
-    True,
-    [],
-    {},
-    [[0]],
+    0, 1, -1, 4, 70, 2**31, 2**63, 2**64, 1.5, float("nan"), float("inf"), "", "F32", None, True, [], {}, [[0]],
     "\ud800",
-)
+)  # fmt: skip
 CSV = b'filename,prompt\na.png,"a cat, red"\nb.png,a dog\n'
 JSONL = '{"file_name": "a.png", "text": "a cat"}\n{"file_name": "b.png", "text": "größe 猫"}\n'.encode()
 CONFIG = b"""train_data_dir: data
@@ -86,36 +59,9 @@ sample_prompts:
   - 'b'
 """
 PIECES = (
-    b"",
-    b"\0",
-    b"\xff\xfe",
-    b"\n",
-    b'"',
-    b"'",
-    b",",
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b": ",
-    b"&a ",
-    b"*a",
-    b"!!x ",
-    b"<<",
-)
-PIECES += (
-    b"\xe7\x8c",
-    b"\xed\xa0\x80",
-    b"9" * 40,
-    b"-1",
-    b"1e400",
-    b".nan",
-    b"\r",
-    b"\t",
-    b"# ",
-    b"---\n",
-    b"\xc2\x85",
-)
+    b"", b"\0", b"\xff\xfe", b"\n", b'"', b"'", b",", b"{", b"}", b"[", b"]", b": ", b"&a ", b"*a", b"!!x ", b"<<",
+    b"\xe7\x8c", b"\xed\xa0\x80", b"9" * 40, b"-1", b"1e400", b".nan", b"\r", b"\t", b"# ", b"---\n", b"\xc2\x85",
+)  # fmt: skip
 LETTERS = "()[]:,<>lora \\.0123456789-\n\0éあ𝔸\u200b"
 
 

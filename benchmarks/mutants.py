@@ -59,7 +59,7 @@ MUTANTS = [
     Mutant("adapters/inject.py", 'f"{seed}/{path}"', 'f"{seed}"', "lora training"),
     Mutant("data/buckets.py", 'f"crop/{seed}/{index}/{number}"', 'f"crop/{seed}/{number}"', "buckets feed"),
     Mutant("losses/noise.py", "u = torch.rand((), generator=generator, dtype=torch.float64)", "u = torch.rand((), dtype=torch.float64)", "losses"),
-    Mutant("families/sd/steps.py", "torch.Generator().manual_seed(seed) for seed in seeds", "torch.Generator().manual_seed(seeds[0]) for seed in seeds", "family generate grid"),
+    Mutant("families/sd/steps.py", "torch.Generator().manual_seed(seed) for seed in seeds", "torch.Generator().manual_seed(seeds[0]) for seed in seeds", "generate_more"),
     # weights and means of the loss
     Mutant("train/loop.py", "_foreach_div_(grads, count)", "_foreach_div_(grads, len(batches))", "training"),
     Mutant("losses/diffusion.py", "a = self.signal.square()", "a = self.signal", "losses"),
@@ -95,7 +95,7 @@ MUTANTS = [
     Mutant("data/cache.py", "if _stored_digest(data) == _digest(key, tensors) else None", "", "cache"),
     Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),
     Mutant("run/resume.py", '| {f"mask of {name}": one for name, one in masks.items()}', "", "masks"),
-    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "resume base_files"),
+    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "identity"),
     Mutant("formats/manifest.py", "if _sha256(folder / name) != digest:", "if not (folder / name).exists():", "resume"),
     # locks and writes
     Mutant("run/run_folder.py", "lock.acquire()", "pass", "resume reliability"),

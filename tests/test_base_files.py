@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -22,6 +22,8 @@ from lora_scripts.run import base_files, story
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.preflight import preflight
+
+Capsys: TypeAlias = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -82,14 +84,7 @@ def lent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends files")
 @pytest.mark.parametrize("how", ["overwritten", "cut short by another process"])
 def test_who_writes_into_the_base_waits_until_the_run_has_it_and_changes_nothing(
-    how: str,
-    config: Path,
-    own: Path,
-    other: bytes,
-    unbroken: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    how: str, config: Path, own: Path, other: bytes, unbroken: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     """It is mapped: without this, one ends as another LoRA, the other in SIGBUS. What is left of the file is read again
     for the proof in the end: one that is cut short is told then, with everything learnt and saved."""
@@ -105,7 +100,7 @@ def test_who_writes_into_the_base_waits_until_the_run_has_it_and_changes_nothing
     code, told = main(["train", "--config", str(config)]), capsys.readouterr()
     words = f"note: somebody writes into {own}; the run goes on with what it was, and --resume will want that back"
     assert words in " ".join(told.out.split())
-    assert last_state(tmp_path) == unbroken and (tmp_path / "out" / "out.safetensors").is_file()
+    assert last_state(own.parent) == unbroken and (own.parent / "out" / "out.safetensors").is_file()
     if how == "overwritten":
         assert code == 0 and own.read_bytes() == other
     else:
@@ -113,13 +108,7 @@ def test_who_writes_into_the_base_waits_until_the_run_has_it_and_changes_nothing
 
 
 def test_a_base_that_is_overwritten_stops_the_run_and_the_last_state_stays(
-    config: Path,
-    own: Path,
-    other: bytes,
-    unbroken: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    config: Path, own: Path, other: bytes, unbroken: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     """Where nothing is lent."""
     lent_nothing(monkeypatch)
@@ -131,14 +120,14 @@ def test_a_base_that_is_overwritten_stops_the_run_and_the_last_state_stays(
     assert told == (
         f"error: {own}: was written to while it was trained on; put the right file back, and go on with --resume\n"
     )
-    out = tmp_path / "out"
+    out = own.parent / "out"
     assert [p.name for p in (out / "state").iterdir()] == ["step-00000002"]
     assert not (out / "out.safetensors").exists() and not list(out.glob("*step000004*"))
     assert main([*argv, "--resume"]) == 2
     assert "because something changed: base_model" in capsys.readouterr().err
     overwrite(own, whole)
     assert main([*argv, "--resume"]) == 0
-    assert last_state(tmp_path) == unbroken
+    assert last_state(own.parent) == unbroken
 
 
 def test_a_vae_that_is_overwritten_while_it_encodes_leaves_a_clean_cache(

@@ -23,6 +23,7 @@ from lora_scripts.check import fix
 from lora_scripts.data.cache import Cache, cache_key
 from lora_scripts.data.captions import read_metadata
 from lora_scripts.errors import UserError
+from lora_scripts.events import ignore
 from lora_scripts.formats import io
 from lora_scripts.formats.manifest import damage
 from lora_scripts.label.store import open_store
@@ -62,7 +63,7 @@ def _state(folder: Path, step: int, value: float) -> None:
     run = RunFolder(folder, "x")
     io.make_folder(run.states)
     io.write_folder(run.state(step), states.pack(RunState(step, 9, {}, {}, {}), {"p": p}, optimizer))
-    run.prune_states(1)
+    run.prune_states(1, ignore)
 
 
 def _step_seen(folder: Path) -> str:

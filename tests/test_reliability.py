@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import pytest
 
 import lora_scripts
 import tiny
+from lora_scripts import run
 from lora_scripts.cli import main
 from lora_scripts.errors import Terminated, UserError
-from lora_scripts.events import Note, Stepped, ignore
+from lora_scripts.events import Event, Note, Stepped, ignore
+from lora_scripts.loras.words import embedding_file
 from lora_scripts.run import stopping, story
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.progress import Board
@@ -120,6 +124,52 @@ def test_resuming_beside_a_run_that_has_just_begun_is_told_as_that(
     assert f"another run is writing here (process {other.pid} on " in told and told.count("\n") == 1
     assert main(["train", "--config", str(config), "--resume"]) == 2
     assert "there is no run to resume here; start it without --resume" in capsys.readouterr().err
+
+
+# --- what cannot be removed, and where nothing can be written ---------------------------------------------------------
+
+
+def test_what_cannot_be_removed_is_told_once_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a folder's permissions let nobody remove a file, or on Windows another program has it open."""
+    folder, told = RunFolder(tmp_path, "x"), list[Event]()
+    loras, states = [folder.checkpoint(step) for step in (1, 2, 3)], [folder.state(step) for step in (1, 2, 3)]
+    word = embedding_file(loras[0], "neon")
+    for path in (*loras, word, *(state / "run.json" for state in states)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def refused(*_: Any, **more: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def prune() -> list[Event]:
+        told.clear()
+        folder.prune_states(2, told.append)
+        folder.prune(2, told.append)
+        return told
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "remove", "rmdir"):
+            patch.setattr(os, name, refused)
+        kept = (states[0], loras[0], word.parent)
+        assert prune() == [Note(f"note: {path} is needed no more, but cannot be removed") for path in kept]
+        assert prune() == [] and (states[0] / "run.json").is_file() and word.is_file()
+    assert prune() == [] and not any(path.exists() for path in kept)
+
+
+def test_no_folder_for_temporary_files_is_one_line(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch asks for one while it is imported, which is over here: the run asks in its place."""
+
+    def full(*_: Any, **more: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(run, "train", lambda *_, **more: tempfile.gettempdir())
+    monkeypatch.setattr(os, "open", full)
+    assert main(["train", "--config", str(config)]) == 2
+    hint = "free some space on the system's disk, or set TMPDIR to a folder elsewhere"
+    assert capsys.readouterr().err == f"error: no folder for temporary files can be written to; {hint}\n"
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------

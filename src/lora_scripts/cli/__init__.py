@@ -91,10 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
     except OSError as error:
-        if not is_closed_pipe(error):
+        if is_closed_pipe(error):
+            mute(sys.stdout)
+            return 0
+        if not _no_temporary_files():
             raise
-        mute(sys.stdout)
-        return 0
+        hint = "free some space on the system's disk, or set TMPDIR to a folder elsewhere"
+        lacking = UserError("no folder for temporary files can be written to", hint=hint)
+        show.say_errors(lacking, json_lines=json_lines)
     finally:
         _flush()
     return 2
@@ -111,6 +115,17 @@ def _run(options: argparse.Namespace) -> None:
     show.say_result(plain(result), () if as_document else command.words(result), as_document=as_document)
     if hasattr(command, "faults"):
         raise_all(command.faults(result))
+
+
+def _no_temporary_files() -> bool:
+    """Whether the system has no folder for them: torch wants one already while it is imported."""
+    import tempfile
+
+    try:
+        tempfile.gettempdir()
+        return False
+    except FileNotFoundError:
+        return True
 
 
 def _flush() -> None:

@@ -10,12 +10,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lora_scripts.errors import UserError
+from lora_scripts.events import Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
@@ -33,6 +34,8 @@ class RunFolder:
     """Of the LoRA"""
     suffix: str = ".safetensors"
     """Of a LoRA; "" where it is a folder."""
+    _kept: set[Path] = field(default_factory=set, repr=False, compare=False)
+    """What could not be removed, and was told."""
 
     @property
     def final(self) -> Path:
@@ -66,10 +69,10 @@ class RunFolder:
         """The newest resume state, whole or not."""
         return next(reversed(self.resume_states()), None)
 
-    def prune_states(self, keep: int) -> None:
-        """Removes the oldest resume states beyond `keep`."""
+    def prune_states(self, keep: int, sink: Sink) -> None:
+        """Removes the oldest resume states beyond `keep`; what cannot be removed is told once, and ends no run."""
         for old in self.resume_states()[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._remove(old, sink)
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{self.name}-step{step:06d}{self.suffix}"
@@ -119,17 +122,21 @@ class RunFolder:
         start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
         return f"finished run ({total} steps)", f"{longer}{start}; another output_dir alone starts anew"
 
-    def prune(self, keep: int | None) -> list[Path]:
-        """Removes the oldest checkpoints beyond `keep`; gives those that could not be removed, which ends no run."""
-        surplus = self.checkpoints()[:-keep] if keep is not None else []
-        for old in surplus:
-            if old.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-                continue
+    def prune(self, keep: int | None, sink: Sink) -> None:
+        """Removes the oldest checkpoints beyond `keep`, with their words; what cannot be removed is told as above."""
+        for old in self.checkpoints()[:-keep] if keep is not None else []:
+            for path in (old, embedding_file(old, "").parent):
+                self._remove(path, sink)
+
+    def _remove(self, path: Path, sink: Sink) -> None:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             with suppress(OSError):  # on Windows another program has it open
-                old.unlink()
-            shutil.rmtree(embedding_file(old, "").parent, ignore_errors=True)
-        return [old for old in surplus if old.exists()]
+                path.unlink(missing_ok=True)
+        if path.exists() and path not in self._kept:
+            self._kept.add(path)
+            sink(Note(f"note: {path} is needed no more, but cannot be removed"))
 
     def require_free(self) -> None:
         """UserError while another run writes here, or where no folder can be made; what comes after this is told by

@@ -291,12 +291,11 @@ class Saver:
         state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
         io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
         self.saved = p.state.step
-        p.folder.prune_states(STATES)
+        p.folder.prune_states(STATES, self.sink)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            for old in p.folder.prune(p.config.keep_last):
-                self.sink(Note(f"note: {old} could not be removed (keep_last); the training goes on"))
+            p.folder.prune(p.config.keep_last, self.sink)
 
 
 def train_steps(
@@ -417,7 +416,7 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink:
         samples=p.samples,
         trigger=trigger,
     )
-    folder.prune_states(1)
+    folder.prune_states(1, sink)
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(

@@ -241,12 +241,11 @@ class TextSaver:
         state = p.folder.state(p.state.step)
         io.write_folder(state, states.pack(p.state, {**p.model.weights(), **average}, p.model.optimizer))
         self.saved = p.state.step
-        p.folder.prune_states(STATES)
+        p.folder.prune_states(STATES, self.sink)
         self.sink(Saved("state", state, p.state.step))
         if p.state.step < p.total:
             self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            for old in p.folder.prune(p.config.keep_last):
-                self.sink(Note(f"note: {old} could not be removed (keep_last); the training goes on"))
+            p.folder.prune(p.config.keep_last, self.sink)
 
 
 def train_steps(
@@ -353,7 +352,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         versions={k: v for k, v in p.state.environment.items() if k not in ("device", "precision", "threads")},
     )
     write_text_report(page, data, io.write_text)
-    folder.prune_states(1)
+    folder.prune_states(1, sink)
     return TextTrainResult(
         folder.name,
         folder.final,
