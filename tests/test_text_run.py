@@ -83,9 +83,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
 
     board = EventAccumulator(str(finished / "logs"))
     board.Reload()
-    wanted = [
-        math.exp(sum(taken["held"]) / 3) for taken in record["evaluations"]
-    ]
+    wanted = [math.exp(sum(taken["held"]) / 3) for taken in record["evaluations"]]
     assert [e.value for e in board.Scalars("heldout/perplexity")] == pytest.approx(wanted, rel=1e-5)
     page = (finished / "report.html").read_text()
     assert "With the LoRA" in page
