@@ -382,8 +382,8 @@ def paths(folder: Path) -> dict[str, str]:
     }
 
 
-PARTS = ("only first_stage_model", "without model.diffusion_model")
-"""Of the models, two that make other files that are no good."""
+PARTS = {"only first_stage_model": "no-lora", "without model.diffusion_model": "no-model"}
+"""Of the models, two that are asked for by commands, too -> the file's name there."""
 
 COMMANDS = (
     [], ["trian"], ["train"], ["train", "--config"], ["train", "--config", "{f}/none.yaml"], ["train", "--config", "{f}"],
@@ -519,7 +519,7 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, data in {
         "page": b"<!doctype html><html></html>",
         "cut": whole[:-100],
-        **{"no-lora" if name[0] == "o" else "no-model": data for name, data in models(whole) if name in PARTS},
+        **{PARTS[name]: data for name, data in models(whole) if name in PARTS},
     }.items():
         (folder / f"{name}.safetensors").write_bytes(data)
     for argv in COMMANDS:

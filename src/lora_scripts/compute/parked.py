@@ -27,13 +27,9 @@ def park(model: nn.Module, folder: Path) -> bool:
     own = {id(p): p for p in model.parameters() if p.device.type == "cpu" and not p.requires_grad}
     sizes = [-(-p.nbytes // _LINE) * _LINE for p in own.values()]
     try:
-        handle, name = tempfile.mkstemp(dir=folder, prefix="parked-")
-        try:
-            os.posix_fallocate(handle, 0, sum(sizes))
-            storage: Any = torch.UntypedStorage.from_file(name, True, sum(sizes))
-        finally:
-            os.close(handle)
-            os.unlink(name)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, sum(sizes))
+            storage: Any = torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", True, sum(sizes))
     except (OSError, RuntimeError):  # no room on the disk: then it stays in RAM
         return False
     at = 0
