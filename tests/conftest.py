@@ -15,6 +15,8 @@ import pytest
 
 # Before torch is imported: with two workers, more threads than one each only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Its checks assert for five test files, and are to say with which numbers, as those do.
+pytest.register_assert_rewrite("flow_checks")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -29,35 +28,23 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import flow_checks
-import tiny
 import tiny_anima
 import tiny_flow
 import tiny_qwen
+from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.families.base import LoadOptions, Sampling
-from lora_scripts.families.flow.film import MEAN, STD
+from lora_scripts.families.anima import layout
+from lora_scripts.families.anima.check import FILES
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import read, save
-from lora_scripts.losses.noise import Draws
-from runs import faults, stopped
+from runs import faults
 
 FACTS = by_name("anima")
-PROMPTS = ("the weather in Paris is sunny", "hello")
-OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_anima.write_base(tmp_path_factory.mktemp("anima") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def family(base: Path) -> Any:
-    beside: Any = tiny_anima.beside(base.parent)
-    return load_family(FACTS, base, replace(OPTIONS, **beside))
+base, family = flow_checks.fixtures(FACTS, tiny_anima)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def theirs() -> Iterator[Any]:
             text_encoder=made.text.model,
             tokenizer=made.tokenizer,
             t5_tokenizer=made.t5,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            scheduler=tiny_anima.scheduler(),
         )
         pipe.set_progress_bar_config(disable=True)
         yield pipe
@@ -95,38 +82,38 @@ def states_of(theirs: Any, prompts: Sequence[str]) -> torch.Tensor:
     return states
 
 
+def answer(theirs: Any, x: torch.Tensor, sigma: torch.Tensor, caption: str) -> torch.Tensor:
+    return theirs.transformer(
+        hidden_states=x.unsqueeze(2),
+        timestep=sigma,
+        encoder_hidden_states=states_of(theirs, [caption]),
+        padding_mask=torch.zeros(1, 1, x.shape[2] * 8, x.shape[3] * 8),
+        return_dict=False,
+    )[0].squeeze(2)
+
+
+CASE = Case(FACTS, tiny_anima, FILES, layout, answer, flow_checks.film_latents)
+
+
 def test_the_rows_of_the_published_widths_are_the_models_parameters() -> None:
     """Arguments of its published config; the adapter as diffusers builds it without any. A published file of both in
     bf16 has 4,182,219,646 bytes: these, and a header of 82 kB."""
-    from lora_scripts.families.anima.layout import (
-        ADAPTER_STANDARD,
-        STANDARD,
-        adapter_config,
-        adapter_rows,
-        config_of,
-        rows,
-    )
-
     published = {"num_attention_heads": 16, "rope_scale": (1.0, 4.0, 4.0), "extra_pos_embed_type": None}
     with torch.device("meta"):
         model, adapter = CosmosTransformer3DModel(**published), AnimaTextConditioner()
-    assert {r.hf: r.shape for r in rows(STANDARD)} == {k: tuple(p.shape) for k, p in model.state_dict().items()}
-    assert all(model.config[key] == value for key, value in config_of(STANDARD).items())
+    rows, adapter_rows = layout.rows(layout.STANDARD), layout.adapter_rows(layout.ADAPTER_STANDARD)
+    assert {r.hf: r.shape for r in rows} == {k: tuple(p.shape) for k, p in model.state_dict().items()}
+    assert all(model.config[key] == value for key, value in layout.config_of(layout.STANDARD).items())
     theirs = {k: tuple(p.shape) for k, p in adapter.state_dict().items()}
-    assert {r.hf: r.shape for r in adapter_rows(ADAPTER_STANDARD)} == theirs
-    together = [*rows(STANDARD), *adapter_rows(ADAPTER_STANDARD)]
-    assert 0 < 4_182_219_646 - 2 * sum(math.prod(row.shape) for row in together) < 100_000
-    own = {k: v for k, v in adapter_config(ADAPTER_STANDARD).items() if k != "min_sequence_length"}
+    assert {r.hf: r.shape for r in adapter_rows} == theirs
+    assert 0 < 4_182_219_646 - 2 * sum(math.prod(row.shape) for row in [*rows, *adapter_rows]) < 100_000
+    own = {k: v for k, v in layout.adapter_config(layout.ADAPTER_STANDARD).items() if k != "min_sequence_length"}
     assert all(adapter.config[key] == value for key, value in own.items())
 
 
 def test_the_template_names_what_stands_beside_the_base() -> None:
-    from lora_scripts.config.load import load_config
-
-    template = Path(__file__).parents[1] / "configs" / "anima_style.yaml"
-    paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
-    config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
-    assert config.text_encoder == (template,) and config.size == (1024, 1024)
+    config = flow_checks.template("anima")
+    assert config.text_encoder == (config.base_model,) and config.size == (1024, 1024)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -168,57 +155,26 @@ def test_the_adapter_and_its_tokenizer_count_in_what_captions_are_kept_under(bas
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Any) -> None:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
-    noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
-    u = torch.tensor([0.05, 0.8], dtype=torch.float64)
-    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
-
-    theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 20, 20))
-    latent = theirs.vae.encode(pixels.unsqueeze(2)).latent_dist
-    mean, std = (torch.tensor(numbers).view(1, 16, 1, 1) for numbers in (MEAN, STD))
-    x0 = (latent.mean.squeeze(2) + latent.std.squeeze(2) * posterior - mean) / std
-    states = states_of(theirs, PROMPTS)
-    for row, step in enumerate((19, 4)):
-        t, one = theirs.scheduler.timesteps[step], slice(row, row + 1)
-        x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
-        answer = theirs.transformer(
-            hidden_states=x_t.unsqueeze(2),
-            timestep=t[None] / 1000,
-            encoder_hidden_states=states[one],
-            padding_mask=torch.zeros(1, 1, 64, 96),
-            return_dict=False,
-        )[0]
-        error = (answer.squeeze(2) - (noise[one] - x0[one])).square().mean()
-        assert abs(theirs.scheduler.sigmas[step].item() - family.objective.sigmas.at(u, 24)[row].item()) < 1e-6
-        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+    flow_checks.loss_of_a_batch(CASE, family, theirs, steps=20)
 
 
-@torch.no_grad()
 def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
-    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
-    both = family.losses(flow_checks.batch_of(family, pixels, [PROMPTS[0], "hello"]), family.objective, draws)
-    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
-    single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
-    assert abs(both[1].item() - single[0].item()) < 1e-5
+    flow_checks.neighbour(family)
 
 
 @pytest.mark.parametrize("shift", [3.0, 1.0])
 def test_the_levels_are_those_of_the_published_sampler(tmp_path: Path, base: Path, family: Any, shift: float) -> None:
     """A file is taken for the published one; a folder says it itself. The first and the last by value."""
-    from lora_scripts.families.anima.layout import SAMPLER_SHIFT
     from lora_scripts.families.flow.levels import sigmas_of
     from lora_scripts.losses.flow import Sigmas
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.save_pretrained(tmp_path / "scheduler")
-    sigmas = sigmas_of(tmp_path, Sigmas(SAMPLER_SHIFT))
+    sigmas = sigmas_of(tmp_path, Sigmas(layout.SAMPLER_SHIFT))
     u = torch.tensor([1.0, 1 / 1000], dtype=torch.float64)
     assert (sigmas.at(u, 16) - scheduler.sigmas[[0, 999]]).abs().max() < 1e-6
-    assert family.objective.sigmas == sigmas_of(base, Sigmas(SAMPLER_SHIFT)) == Sigmas(3.0)
+    assert family.objective.sigmas == sigmas_of(base, Sigmas(layout.SAMPLER_SHIFT)) == Sigmas(3.0)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -226,13 +182,12 @@ def test_the_levels_are_those_of_the_published_sampler(tmp_path: Path, base: Pat
 
 @pytest.mark.parametrize(("cfg", "negative"), [(1.0, ""), (4.0, "hello"), (4.0, "")])
 def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Any, cfg: float, negative: str) -> None:
-    ours = family.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=cfg, negative=negative, size=(64, 96)))
-    noise = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
-    theirs.update_components(guider=ClassifierFreeGuidance(guidance_scale=cfg))
-    more = {"height": 96, "width": 64, "num_inference_steps": 4, "latents": noise.unsqueeze(2)}
-    want = theirs(prompt=PROMPTS[0], negative_prompt=negative, output="images", **more)[0]
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
-    assert ours.size == (64, 96) and difference.max() <= 2
+    def draw(noise: torch.Tensor, size: dict[str, int]) -> Any:
+        theirs.update_components(guider=ClassifierFreeGuidance(guidance_scale=cfg))
+        more = {"negative_prompt": negative, "output": "images", **size}
+        return theirs(prompt=PROMPTS[0], latents=noise.unsqueeze(2), **more)[0]
+
+    flow_checks.preview(CASE, family, theirs, draw, cfg=cfg, negative=negative)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -240,22 +195,11 @@ def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Any, cfg: float
 
 @pytest.mark.parametrize("prefix", ["", "net.", "model.diffusion_model.", "model.diffusion_model.net."])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
-    from lora_scripts.families.anima.check import FILES
-    from lora_scripts.families.anima.layout import ADAPTER, layout_of, rows
-    from lora_scripts.families.sd.rows import to_rows
+    def convert(tensors: dict[str, torch.Tensor]) -> Any:
+        return convert_cosmos_transformer_checkpoint_to_diffusers({f"net.{key}": v for key, v in tensors.items()})
 
     path = tiny_anima.write_base(tmp_path / "base.safetensors", prefix=prefix)
-    assert identify(path) is FACTS.checkpoint
-    state = FILES.load(path, torch.float32).state_dict()
-    before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
-    before = {key: value for key, value in before.items() if not key.startswith(ADAPTER)}
-    want = convert_cosmos_transformer_checkpoint_to_diffusers({f"net.{key}": v for key, v in before.items()})
-    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_anima.models().transformer.state_dict()
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
-    layout = layout_of({key: value.shape for key, value in before.items()}, path)
-    after = to_rows(rows(layout), state)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    flow_checks.one_file(CASE, path, prefix, tiny_anima.models().transformer, convert, aside=layout.ADAPTER)
 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
@@ -315,25 +259,9 @@ def lora_of(alpha: float = 0.5) -> dict[str, LoraWeights]:
     return flow_checks.lora_of(FACTS, tiny_anima.models().transformer, alpha=alpha)
 
 
-@torch.no_grad()
 def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Any, tmp_path: Path) -> None:
-    weights = lora_of()
-    form = dialects.own_form(weights, FACTS.names(), torch.float32)
-    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
-    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
-    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
-    answer = theirs.transformer(
-        hidden_states=x.unsqueeze(2),
-        timestep=sigma,
-        encoder_hidden_states=states_of(theirs, ["hello"]),
-        padding_mask=torch.zeros(1, 1, 64, 64),
-        return_dict=False,
-    )[0].squeeze(2)
-    theirs.unload_lora_weights()
-    size = (ours - bare).abs().max()
-    assert size > 1e-2 and (answer - ours).abs().max() < 1e-4 * size
+    flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+    flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
 
 
 def comfy_names() -> set[str]:
@@ -379,8 +307,4 @@ def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
 
 
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path) -> None:
-    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8"}
-    folder = tiny_anima.write_folder(tmp_path / "base")
-    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
-    stopped(config, 1)
-    assert (tmp_path / "out" / "out-step000001.safetensors").exists()
+    flow_checks.trained(tiny_anima.write_folder(tmp_path / "base"), data, tmp_path)

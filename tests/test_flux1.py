@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +25,23 @@ import tiny_flow
 import tiny_flux1
 import tiny_flux2
 import tiny_zimage
+from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
-from lora_scripts.families.base import LoadOptions, Sampling
+from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.flux1 import layout
 from lora_scripts.families.flux1.check import FILES
-from lora_scripts.families.flux1.layout import STANDARD, config_of, layout_of, rows
-from lora_scripts.families.sd.rows import to_rows
 from lora_scripts.families.table import by_name, identify, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.losses.flow import STEPS
-from lora_scripts.losses.noise import Draws
-from runs import faults, stopped
+from runs import faults
 
 FACTS = by_name("flux1")
-PROMPTS = ("the weather in Paris is sunny", "hello")
-OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flux1.write_base(tmp_path_factory.mktemp("flux1") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def family(base: Path) -> Any:
-    beside: Any = tiny_flux1.beside(base.parent)
-    return load_family(FACTS, base, replace(OPTIONS, **beside))
+base, family = flow_checks.fixtures(FACTS, tiny_flux1)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +62,29 @@ def pipeline_of(made: tiny_flux1.Models) -> FluxPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def answer(theirs: Any, x: torch.Tensor, sigma: torch.Tensor, caption: str) -> torch.Tensor:
+    """At guidance 1."""
+    (states, pooled, text_ids), (channels, height, width) = theirs.encode_prompt([caption]), x.shape[1:]
+    tokens = theirs.transformer(
+        hidden_states=theirs._pack_latents(x, 1, channels, height, width),
+        timestep=sigma,
+        guidance=torch.ones(1),
+        pooled_projections=pooled,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=theirs._prepare_latent_image_ids(1, height // 2, width // 2, torch.device("cpu"), torch.float32),
+        return_dict=False,
+    )[0]
+    return theirs._unpack_latents(tokens, height * 8, width * 8, 8)
+
+
+def levels(theirs: Any, steps: int, tokens: int) -> None:
+    theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(tokens))
+
+
+CASE = Case(FACTS, tiny_flux1, FILES, layout, answer, levels=levels)
 
 
 def narrow(function: Callable[..., Any], *numbers: tuple[str, str]) -> Any:
@@ -139,36 +151,8 @@ def test_a_picture_of_1024_has_4096_tokens_and_the_largest_shift_of_the_line(fam
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: FluxPipeline) -> None:
-    """At guidance 1."""
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
-    noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
-    u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
-    batch = flow_checks.batch_of(family, pixels, PROMPTS)
-    ours = family.losses(batch, family.objective, Draws(u, noise, posterior))
-
-    theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=calculate_shift(24))
-    latent, config = theirs.vae.encode(pixels).latent_dist, theirs.vae.config
-    x0 = (latent.mean + latent.std * posterior - config.shift_factor) * config.scaling_factor
-    states, pooled, text_ids = theirs.encode_prompt(list(PROMPTS))
-    ids = theirs._prepare_latent_image_ids(1, 4, 6, torch.device("cpu"), torch.float32)
-    for row, step in enumerate((STEPS - 1, STEPS // 5)):
-        t, one = theirs.scheduler.timesteps[step], slice(row, row + 1)
-        x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
-        answer = theirs.transformer(
-            hidden_states=theirs._pack_latents(x_t, 1, 16, 8, 12),
-            timestep=t[None] / 1000,
-            guidance=torch.ones(1),
-            pooled_projections=pooled[one],
-            encoder_hidden_states=states[one],
-            txt_ids=text_ids,
-            img_ids=ids,
-            return_dict=False,
-        )[0]
-        error = (answer - theirs._pack_latents(noise[one] - x0[one], 1, 16, 8, 12)).square().mean()
-        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+    flow_checks.loss_of_a_batch(CASE, family, theirs, STEPS)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -177,10 +161,8 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: FluxP
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 def test_a_preview_is_the_pipelines_picture(family: Any, theirs: FluxPipeline, guidance: float) -> None:
     """`cfg` is the guidance that dev is told."""
-    ours = family.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=guidance, size=(64, 96)))
-    want = drawn(theirs, guidance_scale=guidance)
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
-    assert ours.size == (64, 96) and difference.max() <= 2
+    draw = partial(drawn, theirs, guidance_scale=guidance)
+    flow_checks.preview(CASE, family, theirs, draw, cfg=guidance)
 
 
 def test_guidance_changes_the_picture(family: Any) -> None:
@@ -188,10 +170,9 @@ def test_guidance_changes_the_picture(family: Any) -> None:
     assert not np.array_equal(one, other)
 
 
-def drawn(pipe: FluxPipeline, **more: Any) -> Any:
-    noise = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
-    packed = pipe._pack_latents(noise, 1, 16, 12, 8)
-    return pipe(PROMPTS[0], height=96, width=64, num_inference_steps=4, latents=packed, **more).images[0]
+def drawn(pipe: FluxPipeline, noise: torch.Tensor, size: dict[str, int], **more: Any) -> Any:
+    packed = pipe._pack_latents(noise, *noise.shape)
+    return pipe(PROMPTS[0], latents=packed, **size, **more).images[0]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -204,9 +185,8 @@ def test_schnell_is_told_no_guidance_and_does_not_shift(tmp_path: Path, kind: st
         path, beside = tiny_flux1.write_folder(tmp_path / "schnell", guidance=False), {}
     schnell: Any = load_family(FACTS, path, replace(OPTIONS, **beside))
     assert schnell.objective.sigmas.factor(4096) == 1.0
-    ours = schnell.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=7.0, size=(64, 96)))
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(drawn(pipeline_of(made)), dtype=int))
-    assert difference.max() <= 2
+    theirs = pipeline_of(made)
+    flow_checks.preview(CASE, schnell, theirs, partial(drawn, theirs), cfg=7.0)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -215,9 +195,9 @@ def test_schnell_is_told_no_guidance_and_does_not_shift(tmp_path: Path, kind: st
 def test_the_rows_of_the_published_widths_are_diffusers_parameters() -> None:
     with torch.device("meta"):
         built = FluxTransformer2DModel(guidance_embeds=True)
-        ours = FluxTransformer2DModel(**config_of(STANDARD))
+        ours = FluxTransformer2DModel(**layout.config_of(layout.STANDARD))
     shapes = {key: tuple(value.shape) for key, value in built.state_dict().items()}
-    assert {row.hf: row.model_shape for row in rows(STANDARD)} == shapes
+    assert {row.hf: row.model_shape for row in layout.rows(layout.STANDARD)} == shapes
     given, wanted = ({k: v for k, v in made.config.items() if k != "_use_default_values"} for made in (ours, built))
     assert given == wanted
     assert sum(map(math.prod, shapes.values())) == 11_901_408_320
@@ -227,17 +207,8 @@ def test_the_rows_of_the_published_widths_are_diffusers_parameters() -> None:
 @pytest.mark.parametrize("guidance", [True, False])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str, *, guidance: bool) -> None:
     path = tiny_flux1.write_base(tmp_path / "base.safetensors", prefix=prefix, guidance=guidance)
-    assert identify(path) is FACTS.checkpoint
-    state = FILES.load(path, torch.float32).state_dict()
-    before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
     convert = narrow(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers, ("= 3072", "= 64"))
-    want = convert(dict(before))
-    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_flux1.models(guidance=guidance).transformer.state_dict()
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
-    layout = layout_of({key: value.shape for key, value in before.items()}, path)
-    after = to_rows(rows(layout), state)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    flow_checks.one_file(CASE, path, prefix, tiny_flux1.models(guidance=guidance).transformer, convert)
 
 
 def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) -> None:
@@ -392,19 +363,14 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
 
 
 def test_the_template_names_what_stands_beside_the_base() -> None:
-    from lora_scripts.config.load import load_config
-
-    template = Path(__file__).parents[1] / "configs" / "flux1_style.yaml"
-    paths = ("train_data_dir", "metadata_path", "base_model", "vae")
-    given = [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths]
-    config = load_config(template, [*given, f"text_encoder=[{template}, {__file__}]"])
+    template = flow_checks.template("flux1").base_model
+    config = flow_checks.template("flux1", text_encoder=f"[{template}, {__file__}]")
     assert config.text_encoder == (template, Path(__file__)) and config.sample_cfg == 3.5
 
 
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("names", ["own", "kohya"])
 def test_diffusers_draws_with_the_file_what_we_draw(
     family: Any, theirs: FluxPipeline, tmp_path: Path, names: str, monkeypatch: pytest.MonkeyPatch
@@ -412,33 +378,15 @@ def test_diffusers_draws_with_the_file_what_we_draw(
     """Also with kohya's names, in which q, k and v are one layer, through diffusers' own converter."""
     weights, table = lora_of(), FACTS.names()
     if names == "own":
-        form = dialects.own_form(weights, table, torch.float32)
-        assert not any(key.endswith(".alpha") for key in form.tensors)
-        save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
+        own = flow_checks.save_own(FACTS, weights, tmp_path / "lora.safetensors")
+        assert not any(key.endswith(".alpha") for key in own)
     else:
         tensors = kohya.to_kohya(weights, table.kohya, dtype=torch.float32, fused=table.fused)
         save(tmp_path / "lora.safetensors", tensors, {})
         function = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers
         convert = narrow(function, ("dims=[3072, 3072, 3072, 12288]", "dims=[64, 64, 64, 256]"))
         monkeypatch.setattr("diffusers.loaders.lora_pipeline._convert_kohya_flux_lora_to_diffusers", convert)
-    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
-    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
-    states, pooled, text_ids = theirs.encode_prompt(["hello"])
-    answer = theirs.transformer(
-        hidden_states=theirs._pack_latents(x, 1, 16, 8, 8),
-        timestep=sigma,
-        guidance=torch.ones(1),
-        pooled_projections=pooled,
-        encoder_hidden_states=states,
-        txt_ids=text_ids,
-        img_ids=theirs._prepare_latent_image_ids(1, 4, 4, torch.device("cpu"), torch.float32),
-        return_dict=False,
-    )[0]
-    theirs.unload_lora_weights()
-    size = (ours - bare).abs().max()
-    assert size > 1e-2 and (answer - theirs._pack_latents(ours, 1, 16, 8, 8)).abs().max() < 1e-4 * size
+    flow_checks.drawn_with(CASE, family, theirs, weights, tmp_path / "lora.safetensors")
 
 
 def test_a_file_in_kohyas_names_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -578,11 +526,6 @@ def test_a_lora_of_a_text_encoder_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -> None:
-    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "batch_size": 2}
     folder = tiny_flux1.write_folder(tmp_path / "base")
-    config = tiny.write_config(
-        tmp_path, base_model=folder, train_data_dir=data, targets="[attention, modulation]", **keys
-    )
-    stopped(config, 1)
-    written = read(tmp_path / "out" / "out-step000001.safetensors").weights
+    written = read(flow_checks.trained(folder, data, tmp_path, batch_size=2, targets="[attention, modulation]")).weights
     assert {path.rpartition(".")[2] for path in written} >= {"to_q", "linear"} and not any(".ff." in p for p in written)

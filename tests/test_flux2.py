@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,24 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 
 import flow_checks
-import tiny
 import tiny_flow
 import tiny_flux2
+from flow_checks import PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.flow.autoencoder import VAE16
-from lora_scripts.families.table import by_name, identify, load_family
+from lora_scripts.families.flux2 import layout
+from lora_scripts.families.flux2.check import FILES
+from lora_scripts.families.table import by_name, identify
 from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import read, save
 from lora_scripts.losses.flow import STEPS
-from lora_scripts.losses.noise import Draws
-from runs import faults, stopped
+from runs import faults
 
 FACTS = by_name("flux2")
-PROMPTS = ("the weather in Paris is sunny", "hello")
-OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+base, family = flow_checks.fixtures(FACTS, tiny_flux2)
 
 
 def lora_of() -> dict[str, LoraWeights]:
@@ -40,29 +39,37 @@ def lora_of() -> dict[str, LoraWeights]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_flux2.write_base(tmp_path_factory.mktemp("flux2") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def family(base: Path) -> Any:
-    beside: Any = tiny_flux2.beside(base.parent)
-    return load_family(FACTS, base, replace(OPTIONS, **beside))
-
-
-@pytest.fixture(scope="module")
 def theirs() -> Flux2KleinPipeline:
-    """The same model in diffusers' hands."""
-    made = tiny_flux2.models()
-    pipe = Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=made.vae,
-        text_encoder=made.text,
-        tokenizer=made.tokenizer,
-        transformer=made.transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return flow_checks.pipeline_of(Flux2KleinPipeline, tiny_flux2.models(), tiny_flux2.scheduler())
+
+
+def answer(theirs: Any, x: torch.Tensor, sigma: torch.Tensor, caption: str) -> torch.Tensor:
+    (states, text_ids), ids = theirs.encode_prompt([caption]), theirs._prepare_latent_ids(x)
+    tokens = theirs.transformer(
+        hidden_states=theirs._pack_latents(x),
+        timestep=sigma,
+        guidance=None,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    return theirs._unpack_latents_with_ids(tokens, ids)
+
+
+def latents(theirs: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `flow_checks.latents`; of their deviation, which the pipeline does not need, the statistics by hand."""
+    mean = theirs._encode_vae_image(pixels, torch.Generator())
+    std = theirs._patchify_latents(theirs.vae.encode(pixels).latent_dist.std)
+    return mean, std / (theirs.vae.bn.running_var + theirs.vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+
+
+def levels(theirs: Any, steps: int, tokens: int) -> None:
+    mu = compute_empirical_mu(image_seq_len=tokens, num_steps=steps)
+    theirs.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+
+CASE = Case(FACTS, tiny_flux2, FILES, layout, answer, latents, levels)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -111,45 +118,16 @@ def test_tokens_are_those_of_packed_latents(family: Any) -> None:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Flux2KleinPipeline) -> None:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
-    noise = torch.randn(2, 128, 4, 4, generator=generator)
-    u = torch.tensor([1 / STEPS, 0.8], dtype=torch.float64)
-    draws = Draws(u, noise, torch.zeros(2, 128, 4, 4))
-    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, draws)
-
-    theirs.scheduler.set_timesteps(
-        sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=compute_empirical_mu(image_seq_len=16, num_steps=STEPS)
-    )
-    x0 = theirs._encode_vae_image(pixels, torch.Generator())
-    states, text_ids = theirs.encode_prompt(list(PROMPTS))
-    ids = theirs._prepare_latent_ids(x0)
-    for row, step in enumerate((STEPS - 1, STEPS // 5)):
-        t, one = theirs.scheduler.timesteps[step], slice(row, row + 1)
-        x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
-        answer = theirs.transformer(
-            hidden_states=theirs._pack_latents(x_t),
-            timestep=t[None] / 1000,
-            guidance=None,
-            encoder_hidden_states=states[one],
-            txt_ids=text_ids[one],
-            img_ids=ids[one],
-            return_dict=False,
-        )[0]
-        error = (answer - theirs._pack_latents(noise[one] - x0[one])).square().mean()
-        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+    flow_checks.loss_of_a_batch(CASE, family, theirs, STEPS)
 
 
 @torch.no_grad()
 def test_latents_have_the_running_statistics_taken_off(family: Any, theirs: Flux2KleinPipeline) -> None:
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6)) * 2 - 1
-    ours, want = family.encode_image(pixels), theirs._encode_vae_image(pixels, torch.Generator())
-    assert (ours["mean"] - want).abs().max() < 1e-5
-    std = theirs._patchify_latents(theirs.vae.encode(pixels).latent_dist.std)
-    scale = (theirs.vae.bn.running_var + theirs.vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
-    assert (ours["std"] - std / scale).abs().max() < 1e-5
+    ours, (mean, std) = family.encode_image(pixels), latents(theirs, pixels)
+    assert (ours["mean"] - mean).abs().max() < 1e-5
+    assert (ours["std"] - std).abs().max() < 1e-5
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -157,12 +135,10 @@ def test_latents_have_the_running_statistics_taken_off(family: Any, theirs: Flux
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Flux2KleinPipeline, cfg: float) -> None:
-    ours = family.generate(PROMPTS[0], 7, Sampling(steps=4, cfg=cfg, size=(64, 96)))
-    noise = torch.randn(1, 128, 6, 4, generator=torch.Generator().manual_seed(7))
-    more = {"height": 96, "width": 64, "num_inference_steps": 4, "latents": noise}
-    want = theirs(prompt=PROMPTS[0], guidance_scale=cfg, **more).images[0]
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
-    assert ours.size == (64, 96) and difference.max() <= 2
+    def draw(noise: torch.Tensor, size: dict[str, int]) -> Any:
+        return theirs(prompt=PROMPTS[0], guidance_scale=cfg, latents=noise, **size).images[0]
+
+    flow_checks.preview(CASE, family, theirs, draw, cfg=cfg)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -170,21 +146,9 @@ def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Flux2KleinPipel
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
-    from lora_scripts.families.flux2.check import FILES
-    from lora_scripts.families.flux2.layout import layout_of, rows
-    from lora_scripts.families.sd.rows import to_rows
-
     path = tiny_flux2.write_base(tmp_path / "base.safetensors", prefix=prefix)
-    assert identify(path) is FACTS.checkpoint
-    state = FILES.load(path, torch.float32).state_dict()
-    before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
-    want = convert_flux2_transformer_checkpoint_to_diffusers(dict(before))
-    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_flux2.models().transformer.state_dict()
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
-    layout = layout_of({key: value.shape for key, value in before.items()}, path)
-    after = to_rows(rows(layout), state)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    own = tiny_flux2.models().transformer
+    flow_checks.one_file(CASE, path, prefix, own, convert_flux2_transformer_checkpoint_to_diffusers)
 
 
 @pytest.mark.parametrize("names", ["published", "diffusers"])
@@ -196,9 +160,7 @@ def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: st
     if names == "diffusers":
         path = tmp_path / "vae.safetensors"
         save_file({key: value.contiguous() for key, value in made.state_dict().items()}, path)
-    state = VAE32.load(path, "FLUX.2 klein").state_dict()
-    assert state.keys() == made.state_dict().keys()
-    assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
+    flow_checks.same(VAE32.load(path, "FLUX.2 klein").state_dict(), made.state_dict())
 
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
@@ -207,13 +169,11 @@ def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
 
 
 def test_the_widths_of_4b_and_9b_count_as_their_names_say() -> None:
-    from lora_scripts.families.flux2.layout import STANDARD, Flux2Layout, rows
+    def count(widths: layout.Flux2Layout) -> float:
+        return sum(torch.Size(row.shape).numel() for row in layout.rows(widths)) / 1e9
 
-    def count(layout: Flux2Layout) -> float:
-        return sum(torch.Size(row.shape).numel() for row in rows(layout)) / 1e9
-
-    four = Flux2Layout(width=3072, double=5, single=20, text_width=7680, inner=9216)
-    assert round(count(four)) == 4 and round(count(STANDARD)) == 9
+    four = layout.Flux2Layout(width=3072, double=5, single=20, text_width=7680, inner=9216)
+    assert round(count(four)) == 4 and round(count(layout.STANDARD)) == 9
 
 
 def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -> None:
@@ -239,28 +199,9 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Flux2KleinPipeline, tmp_path: Path) -> None:
-    weights = lora_of()
-    form = dialects.own_form(weights, FACTS.names(), torch.float32)
-    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
-    x = torch.randn(1, 128, 4, 4, generator=torch.Generator().manual_seed(2))
-    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
-    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
-    states, text_ids = theirs.encode_prompt(["hello"])
-    answer = theirs.transformer(
-        hidden_states=theirs._pack_latents(x),
-        timestep=sigma,
-        guidance=None,
-        encoder_hidden_states=states,
-        txt_ids=text_ids,
-        img_ids=theirs._prepare_latent_ids(x),
-        return_dict=False,
-    )[0]
-    theirs.unload_lora_weights()
-    size = (ours - bare).abs().max()
-    assert size > 1e-2 and (answer - theirs._pack_latents(ours)).abs().max() < 1e-4 * size
+    flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+    flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
 
 
 def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
@@ -332,8 +273,4 @@ def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
-    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "adapter": adapter}
-    folder = tiny_flux2.write_folder(tmp_path / "base")
-    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
-    stopped(config, 1)
-    assert (tmp_path / "out" / "out-step000001.safetensors").exists()
+    flow_checks.trained(tiny_flux2.write_folder(tmp_path / "base"), data, tmp_path, adapter=adapter)

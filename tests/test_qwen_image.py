@@ -22,67 +22,64 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 from safetensors.torch import load_file, save_file
 
 import flow_checks
-import tiny
 import tiny_flow
 import tiny_qwen
 import tiny_zimage
+from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.memory import TILE, MemoryOptions
-from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.film import MEAN, QWEN_VAE, STD
 from lora_scripts.families.flow.still import Still
+from lora_scripts.families.qwen_image import layout
+from lora_scripts.families.qwen_image.check import FILES
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
-from lora_scripts.losses.noise import Draws
-from runs import faults, stopped
+from runs import faults
 
 FACTS = by_name("qwen_image")
-PROMPTS = ("the weather in Paris is sunny", "hello")
-CPU = torch.device("cpu")
-OPTIONS = LoadOptions(CPU, torch.float32)
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen.write_base(tmp_path_factory.mktemp("qwen_image") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def family(base: Path) -> Any:
-    beside: Any = tiny_qwen.beside(base.parent)
-    return load_family(FACTS, base, replace(OPTIONS, **beside))
+base, family = flow_checks.fixtures(FACTS, tiny_qwen)
 
 
 @pytest.fixture(scope="module")
 def theirs() -> QwenImagePipeline:
-    """The same model in diffusers' hands."""
-    made = tiny_qwen.models()
-    pipe = QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**tiny_qwen.SCHEDULER),
-        vae=made.vae,
-        text_encoder=made.text,
-        tokenizer=made.tokenizer,
-        transformer=made.transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return flow_checks.pipeline_of(QwenImagePipeline, tiny_qwen.models(), tiny_qwen.scheduler())
+
+
+def answer(theirs: Any, x: torch.Tensor, sigma: torch.Tensor, caption: str) -> torch.Tensor:
+    channels, height, width = x.shape[1:]
+    tokens = theirs.transformer(
+        hidden_states=theirs._pack_latents(x, 1, channels, height, width),
+        timestep=sigma,
+        encoder_hidden_states=theirs.encode_prompt([caption])[0],
+        img_shapes=[[(1, height // 2, width // 2)]],
+        return_dict=False,
+    )[0]
+    return theirs._unpack_latents(tokens, height * 8, width * 8, 8).squeeze(2)
+
+
+def levels(theirs: Any, steps: int, tokens: int) -> None:
+    """And one more, as good as 0: by the last their scheduler stretches the others."""
+    mu = calculate_shift(tokens, 256, 8192, 0.5, 0.9)
+    theirs.scheduler.set_timesteps(sigmas=[*np.linspace(1.0, 1 / steps, steps), 1e-9], mu=mu)
+
+
+CASE = Case(FACTS, tiny_qwen, FILES, layout, answer, flow_checks.film_latents, levels)
 
 
 def test_the_rows_of_the_published_widths_are_the_models_parameters() -> None:
     """As diffusers builds it without any argument: 20,430,401,088."""
-    from lora_scripts.families.qwen_image.layout import STANDARD, config_of, rows
-
     with torch.device("meta"):
         model = QwenImageTransformer2DModel()
-    table = {row.hf: row.shape for row in rows(STANDARD)}
+    table = {row.hf: row.shape for row in layout.rows(layout.STANDARD)}
     assert table == {name: tuple(p.shape) for name, p in model.state_dict().items()}
     assert sum(math.prod(shape) for shape in table.values()) == 20_430_401_088
-    assert all(model.config[key] == value for key, value in config_of(STANDARD).items())
+    assert all(model.config[key] == value for key, value in layout.config_of(layout.STANDARD).items())
 
 
 def test_the_published_vae_is_theirs() -> None:
@@ -96,12 +93,9 @@ def test_the_published_vae_is_theirs() -> None:
 
 
 def test_the_template_names_what_stands_beside_the_base() -> None:
-    from lora_scripts.config.load import load_config
-
-    template = Path(__file__).parents[1] / "configs" / "qwen_image_style.yaml"
-    paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
-    config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
-    assert config.text_encoder == (template,) and config.base_precision == "fp8" and config.size == (1024, 1024)
+    config = flow_checks.template("qwen_image")
+    assert config.text_encoder == (config.base_model,) and config.base_precision == "fp8"
+    assert config.size == (1024, 1024)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -168,47 +162,12 @@ def test_tokens_are_those_of_packed_latents(family: Any) -> None:
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: QwenImagePipeline) -> None:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.rand(2, 3, 64, 96, generator=generator) * 2 - 1
-    noise, posterior = (torch.randn(2, 16, 8, 12, generator=generator) for _ in range(2))
-    u, tokens = torch.tensor([0.05, 0.8], dtype=torch.float64), 24
-    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
-
-    # Their scheduler has both levels among its own; by the last, as good as u = 0, it stretches the others.
-    levels = [*np.linspace(1.0, 1 / 20, 20), 1e-9]
-    theirs.scheduler.set_timesteps(sigmas=levels, mu=calculate_shift(tokens, 256, 8192, 0.5, 0.9))
-    latent = theirs.vae.encode(pixels.unsqueeze(2)).latent_dist
-    mean, std = (torch.tensor(numbers).view(1, 16, 1, 1) for numbers in (MEAN, STD))
-    x0 = (latent.mean.squeeze(2) + latent.std.squeeze(2) * posterior - mean) / std
-    states, mask = theirs.encode_prompt(list(PROMPTS))
-    pack = lambda x: theirs._pack_latents(x, 1, 16, 8, 12)  # noqa: E731
-    for row, step in enumerate((19, 4)):
-        t, one, there = theirs.scheduler.timesteps[step], slice(row, row + 1), int(mask[row].sum())
-        x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
-        answer = theirs.transformer(
-            hidden_states=pack(x_t),
-            timestep=t[None] / 1000,
-            encoder_hidden_states=states[one, :there],
-            img_shapes=[[(1, 4, 6)]],
-            return_dict=False,
-        )[0]
-        error = (answer - pack(noise[one] - x0[one])).square().mean()
-        sigma = family.objective.sigmas.at(u, tokens)[row]
-        assert abs(theirs.scheduler.sigmas[step].item() - sigma.item()) < 1e-6
-        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+    flow_checks.loss_of_a_batch(CASE, family, theirs, steps=20)
 
 
-@torch.no_grad()
 def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
-    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
-    longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
-    both = family.losses(flow_checks.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
-    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
-    single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
-    assert abs(both[1].item() - single[0].item()) < 1e-5
+    flow_checks.neighbour(family)
 
 
 # --- the VAE ----------------------------------------------------------------------------------------------------------
@@ -231,7 +190,9 @@ def test_a_picture_goes_through_the_vae_as_a_film_of_one_frame(theirs: QwenImage
     film = still.film
     assert (film.tile_sample_min_height, film.tile_sample_stride_width) == (TILE, TILE * 3 // 4)
     wide = pixels.repeat(1, 1, 1, TILE // 64 + 1)
-    tiled = LatentCoder(Still(tiny_qwen.autoencoder()), QWEN_VAE.normal(vae), CPU, MemoryOptions(vae_tiling=True))
+    tiled = LatentCoder(
+        Still(tiny_qwen.autoencoder()), QWEN_VAE.normal(vae), OPTIONS.device, MemoryOptions(vae_tiling=True)
+    )
     vae.enable_tiling(TILE, TILE, TILE * 3 // 4, TILE * 3 // 4)
     want = vae.encode(wide.unsqueeze(2)).latent_dist.mean.squeeze(2)
     vae.disable_tiling()
@@ -246,8 +207,7 @@ def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: st
         path = tmp_path / "vae.safetensors"
         save_file({key: value.contiguous() for key, value in made.items()}, path)
     else:
-        want = convert_wan_vae_to_diffusers(load_file(path))
-        assert want.keys() == made.keys() and all(torch.equal(want[key], made[key]) for key in made)
+        flow_checks.same(convert_wan_vae_to_diffusers(load_file(path)), made)
     state = QWEN_VAE.load(path, "Qwen-Image").film.state_dict()
     assert state.keys() == made.keys()
     for key, value in made.items():
@@ -261,14 +221,12 @@ def test_the_vae_is_read_in_both_spellings(base: Path, tmp_path: Path, names: st
 @pytest.mark.parametrize("cfg", [1.0, 20.0])
 def test_a_preview_is_the_pipelines_picture(family: Any, theirs: QwenImagePipeline, cfg: float) -> None:
     """The answer that is led away keeps its length at each place; without that the picture is off by 10 of 255."""
-    sampling = Sampling(steps=4, cfg=cfg, negative="hello", size=(64, 96))
-    ours = family.generate(PROMPTS[0], 7, sampling)
-    noise = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
-    more = {"height": 96, "width": 64, "num_inference_steps": 4, "negative_prompt": "hello"}
-    latents = theirs._pack_latents(noise, 1, 16, 12, 8)
-    want = theirs(PROMPTS[0], true_cfg_scale=cfg, latents=latents, **more).images[0]
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
-    assert ours.size == (64, 96) and difference.max() <= 2
+
+    def draw(noise: torch.Tensor, size: dict[str, int]) -> Any:
+        more = {"true_cfg_scale": cfg, "negative_prompt": "hello"}
+        return theirs(PROMPTS[0], latents=theirs._pack_latents(noise, *noise.shape), **more, **size).images[0]
+
+    flow_checks.preview(CASE, family, theirs, draw, cfg=cfg, negative="hello")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -276,25 +234,12 @@ def test_a_preview_is_the_pipelines_picture(family: Any, theirs: QwenImagePipeli
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_goes_into_the_model_and_back(tmp_path: Path, prefix: str) -> None:
-    from lora_scripts.families.qwen_image.check import FILES
-    from lora_scripts.families.qwen_image.layout import layout_of, rows
-    from lora_scripts.families.sd.rows import to_rows
-
     path = tiny_qwen.write_base(tmp_path / "base.safetensors", prefix=prefix)
-    assert identify(path) is FACTS.checkpoint
-    state = FILES.load(path, torch.float32).state_dict()
-    before = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
-    own = tiny_qwen.models().transformer.state_dict()
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
-    layout = layout_of({key: value.shape for key, value in before.items()}, path)
-    after = to_rows(rows(layout), state)
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    flow_checks.one_file(CASE, path, prefix, tiny_qwen.models().transformer)
 
 
 @torch.no_grad()
 def test_a_file_in_fp16_and_one_in_fp8_with_scales_are_read(base: Path, tmp_path: Path) -> None:
-    from lora_scripts.families.qwen_image.check import FILES
-
     half = tiny_qwen.write_base(tmp_path / "half.safetensors", dtype=torch.float16)
     assert FILES.load(half, torch.float32).img_in.weight.dtype == torch.float16
     tensors, key = load_file(base), "transformer_blocks.0.attn.to_q.weight"
@@ -395,7 +340,6 @@ def lora_of(alpha: float = 0.5) -> dict[str, LoraWeights]:
     return flow_checks.lora_of(FACTS, tiny_qwen.models().transformer, alpha=alpha)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("naming", ["own", "kohya"])
 def test_diffusers_draws_with_the_file_what_we_draw(
     family: Any, theirs: QwenImagePipeline, tmp_path: Path, naming: str
@@ -405,20 +349,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(
     tensors = form.tensors if naming == "own" else kohya.to_kohya(weights, FACTS.names().kohya, dtype=torch.float32)
     assert any(key.endswith(".alpha") for key in tensors) == (naming == "kohya")
     save(tmp_path / "lora.safetensors", tensors, form.metadata if naming == "own" else {})
-    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
-    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
-    answer = theirs.transformer(
-        hidden_states=theirs._pack_latents(x, 1, 16, 8, 8),
-        timestep=sigma,
-        encoder_hidden_states=theirs.encode_prompt(["hello"])[0],
-        img_shapes=[[(1, 4, 4)]],
-        return_dict=False,
-    )[0]
-    theirs.unload_lora_weights()
-    size = (ours - bare).abs().max()
-    assert size > 1e-2 and (answer - theirs._pack_latents(ours, 1, 16, 8, 8)).abs().max() < 1e-4 * size
+    flow_checks.drawn_with(CASE, family, theirs, weights, tmp_path / "lora.safetensors")
 
 
 def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
@@ -479,8 +410,4 @@ def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_pat
 
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
-    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "adapter": adapter}
-    folder = tiny_qwen.write_folder(tmp_path / "base")
-    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
-    stopped(config, 1)
-    assert (tmp_path / "out" / "out-step000001.safetensors").exists()
+    flow_checks.trained(tiny_qwen.write_folder(tmp_path / "base"), data, tmp_path, adapter=adapter)

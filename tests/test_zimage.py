@@ -8,34 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import flow_checks
 import tiny
 import tiny_flow
 import tiny_zimage
+from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
-from lora_scripts.families.base import LoadOptions, Sampling
+from lora_scripts.families.base import Sampling
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import Normal, pack, unpack
-from lora_scripts.families.table import by_name, find, identify, load_family
+from lora_scripts.families.sd.rows import to_rows
+from lora_scripts.families.table import by_name, find, load_family
+from lora_scripts.families.zimage import layout
+from lora_scripts.families.zimage.check import FILES
 from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import open_lora, read, save
-from lora_scripts.losses.noise import Draws
-from runs import faults, stopped
+from runs import faults
 
 FACTS = by_name("zimage")
-PROMPTS = ("the weather in Paris is sunny", "hello")
-OPTIONS = LoadOptions(torch.device("cpu"), torch.float32)
+
+base, family = flow_checks.fixtures(FACTS, tiny_zimage)
 
 
 def lora_of() -> dict[str, LoraWeights]:
@@ -43,46 +44,28 @@ def lora_of() -> dict[str, LoraWeights]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_zimage.write_base(tmp_path_factory.mktemp("zimage") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def family(base: Path) -> Any:
-    beside: Any = tiny_zimage.beside(base.parent)
-    return load_family(FACTS, base, replace(OPTIONS, **beside))
-
-
-@pytest.fixture(scope="module")
 def theirs() -> ZImagePipeline:
-    """The same model in diffusers' hands."""
-    made = tiny_zimage.models()
-    pipe = ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=made.vae,
-        text_encoder=made.text,
-        tokenizer=made.tokenizer,
-        transformer=made.transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return flow_checks.pipeline_of(ZImagePipeline, tiny_zimage.models(), tiny_zimage.scheduler())
+
+
+def answer(theirs: Any, x: torch.Tensor, sigma: torch.Tensor, caption: str) -> torch.Tensor:
+    """Their time and their velocity go the other way."""
+    states = theirs._encode_prompt([caption])
+    return -theirs.transformer([x[0].unsqueeze(1)], 1 - sigma, states, return_dict=False)[0][0].squeeze(1)[None]
+
+
+CASE = Case(FACTS, tiny_zimage, FILES, layout, answer)
 
 
 def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
     """6,154,908,736, as its card says."""
-    from lora_scripts.families.zimage.layout import STANDARD, rows
-
-    assert sum(math.prod(row.shape) for row in rows(STANDARD)) == 6_154_908_736
+    assert sum(math.prod(row.shape) for row in layout.rows(layout.STANDARD)) == 6_154_908_736
 
 
 @pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style"])
 def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
-    from lora_scripts.config.load import load_config
-
-    template = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
-    paths = ("train_data_dir", "metadata_path", "base_model", "text_encoder", "vae")
-    config = load_config(template, [f"{key}={Path(__file__).parent if 'dir' in key else template}" for key in paths])
-    assert config.text_encoder == (template,) and config.base_precision == "fp8"
+    config = flow_checks.template(name.removesuffix("_style"))
+    assert config.text_encoder == (config.base_model,) and config.base_precision == "fp8"
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -145,39 +128,12 @@ def test_a_run_loads_the_text_encoder_once(
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: ZImagePipeline) -> None:
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
-    noise, posterior = (torch.randn(2, 16, 8, 8, generator=generator) for _ in range(2))
-    u = torch.tensor([0.05, 0.8], dtype=torch.float64)
-    ours = family.losses(flow_checks.batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
-
-    # Their scheduler at 20 steps has these two levels among its own: 1 - 1/20 and 1 - 16/20 of the way.
-    theirs.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 20, 20).tolist())
-    latent = theirs.vae.encode(pixels).latent_dist
-    config = theirs.vae.config
-    x0 = (latent.mean + latent.std * posterior - config.shift_factor) * config.scaling_factor
-    texts = theirs._encode_prompt(list(PROMPTS))
-    for row, step in enumerate((19, 4)):
-        t, sigma = theirs.scheduler.timesteps[step], theirs.scheduler.sigmas[step]
-        x_t = theirs.scheduler.scale_noise(x0[row : row + 1], t[None], noise[row : row + 1])
-        told = (1000 - t[None]) / 1000
-        answer = theirs.transformer([x_t[0].unsqueeze(1)], told, texts[row : row + 1], return_dict=False)[0][0]
-        error = (-answer.squeeze(1) - (noise[row] - x0[row])).square().mean()
-        assert abs(sigma.item() - family.objective.sigmas.at(u, 16)[row].item()) < 1e-6
-        assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()
+    flow_checks.loss_of_a_batch(CASE, family, theirs, steps=20)
 
 
-@torch.no_grad()
 def test_a_neighbour_with_a_longer_caption_changes_nothing(family: Any) -> None:
-    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    draws = Draws(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.ones(2, 16, 8, 8), torch.zeros(2, 16, 8, 8))
-    longer = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello hello"
-    both = family.losses(flow_checks.batch_of(family, pixels, [longer, "hello"]), family.objective, draws)
-    alone = flow_checks.batch_of(family, pixels[1:], ["hello"])
-    single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
-    assert abs(both[1].item() - single[0].item()) < 1e-5
+    flow_checks.neighbour(family)
 
 
 def test_a_folder_says_which_levels_its_sampler_has(tmp_path: Path) -> None:
@@ -194,13 +150,11 @@ def test_a_shift_of_the_config_is_in_place_of_the_samplers(base: Path, data: Pat
 
     beside = tiny_zimage.beside(base.parent)
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **beside)
-    own = by_name("zimage")
     plain, given = (load_config(config, words) for words in ([], ["timestep_shift=2"]))
     from lora_scripts.losses.diffusion import Objective
     from lora_scripts.losses.flow import Sigmas
 
     made = Objective("flow", sigmas=Sigmas(3.0))
-    assert own.name == "zimage"
     assert objective_of(plain, made).sigmas.shift == 3.0 and objective_of(plain, made).timesteps.shift == 1.0
     assert objective_of(given, made).sigmas.shift == 1.0 and objective_of(given, made).timesteps.shift == 2.0
 
@@ -210,14 +164,12 @@ def test_a_shift_of_the_config_is_in_place_of_the_samplers(base: Path, data: Pat
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_preview_is_the_pipelines_picture(family: Any, theirs: ZImagePipeline, cfg: float) -> None:
-    sampling = Sampling(steps=4, cfg=cfg, negative="sunny", size=(64, 96))
-    ours = family.generate(PROMPTS[0], 7, sampling)
-    noise = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
-    more = {"height": 96, "width": 64, "num_inference_steps": 4, "latents": noise, "negative_prompt": "sunny"}
-    # Their scale counts from the prompt's own answer: ours, as everywhere else, from the other one's.
-    want = theirs(PROMPTS[0], guidance_scale=cfg - 1, **more).images[0]
-    difference = np.abs(np.asarray(ours, dtype=int) - np.asarray(want, dtype=int))
-    assert ours.size == (64, 96) and difference.max() <= 2
+    def draw(noise: torch.Tensor, size: dict[str, int]) -> Any:
+        # Their scale counts from the prompt's own answer: ours, as everywhere else, from the other one's.
+        more = {"guidance_scale": cfg - 1, "negative_prompt": "sunny"}
+        return theirs(PROMPTS[0], latents=noise, **more, **size).images[0]
+
+    flow_checks.preview(CASE, family, theirs, draw, cfg=cfg, negative="sunny")
 
 
 def test_pictures_have_sides_that_patches_fill(family: Any) -> None:
@@ -240,32 +192,18 @@ def test_latents_are_normalised_as_data_says() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefix: str) -> None:
-    from lora_scripts.families.zimage.check import FILES
-
     path = tiny_zimage.write_base(tmp_path / "base.safetensors", prefix=prefix)
-    assert identify(path) is FACTS.checkpoint
-    state = FILES.load(path, torch.float32).state_dict()
-    plain = {key.removeprefix(prefix): value for key, value in load_file(path).items()}
-    want = convert_z_image_transformer_checkpoint_to_diffusers(plain)
-    assert state.keys() == want.keys() and all(torch.equal(state[key], want[key]) for key in want)
-    own = tiny_zimage.models().transformer.state_dict()
-    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    own = tiny_zimage.models().transformer
+    flow_checks.one_file(CASE, path, prefix, own, convert_z_image_transformer_checkpoint_to_diffusers)
 
 
 def test_a_model_goes_back_into_the_file_it_came_from(base: Path) -> None:
-    from lora_scripts.families.sd.rows import to_rows
-    from lora_scripts.families.zimage.check import FILES
-    from lora_scripts.families.zimage.layout import layout_of, rows
-
     before = load_file(base)
-    layout = layout_of({key: value.shape for key, value in before.items()}, base)
-    after = to_rows(rows(layout), FILES.load(base, torch.float32).state_dict())
-    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    rows = layout.rows(layout.layout_of({key: value.shape for key, value in before.items()}, base))
+    flow_checks.same(before, to_rows(rows, FILES.load(base, torch.float32).state_dict()))
 
 
 def test_weights_in_fp8_with_a_scale_are_made_whole(base: Path, tmp_path: Path) -> None:
-    from lora_scripts.families.zimage.check import FILES
-
     tensors = load_file(base)
     key = "layers.0.attention.qkv.weight"
     whole = tensors[key]
@@ -347,21 +285,10 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: ZImagePipeline, tmp_path: Path) -> None:
-    weights = lora_of()
-    form = dialects.own_form(weights, FACTS.names(), torch.float32)
-    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
-    assert not any(key.endswith(".alpha") for key in form.tensors)
-    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
-    sigma, texts = torch.tensor([0.6]), family.encode_text(["hello"])
-    bare, ours = flow_checks.predicted(family, weights, x, sigma, texts)
-    theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")
-    states = theirs._encode_prompt(["hello"])
-    answer = theirs.transformer([x[0].unsqueeze(1)], 1 - sigma, states, return_dict=False)[0][0]
-    theirs.unload_lora_weights()
-    size = (ours - bare).abs().max()
-    assert size > 1e-2 and (-answer.squeeze(1)[None] - ours).abs().max() < 1e-4 * size
+    tensors = flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+    assert not any(key.endswith(".alpha") for key in tensors)
+    flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
 
 
 def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
@@ -415,8 +342,7 @@ def test_a_lora_on_the_published_layout_is_read(tmp_path: Path, start: str) -> N
 
 
 def test_a_lora_of_another_family_is_refused_by_name(base: Path, tmp_path: Path) -> None:
-    form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
-    save(tmp_path / "lora.safetensors", form.tensors, form.metadata)
+    flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
     told = faults(lambda: read(tmp_path / "lora.safetensors", by_name("sdxl")))
     assert "this LoRA is for Z-Image, the base model is SDXL" in told
     assert open_lora(tmp_path / "lora.safetensors").require_family() is FACTS
@@ -432,10 +358,7 @@ def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path:
     assert (tmp_path / "out" / "out.safetensors").exists()
 
 
-def test_a_stored_base_and_recomputed_blocks_train(base: Path, data: Path, tmp_path: Path) -> None:
-    keys = {"gradient_checkpointing": "true", "precision": "bf16", "base_precision": "fp8", "batch_size": 2}
+def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -> None:
     folder = tiny_zimage.write_folder(tmp_path / "base")
-    config = tiny.write_config(tmp_path, base_model=folder, train_data_dir=data, **keys)
-    stopped(config, 1)
-    assert find(folder) is FACTS and (tmp_path / "out" / "out-step000001.safetensors").exists()
-    assert Image.open(data / "0.png").size == (64, 64)
+    flow_checks.trained(folder, data, tmp_path, batch_size=2)
+    assert find(folder) is FACTS
