@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from PIL.Image import Image
+if TYPE_CHECKING:  # a word of this file is asked for before anything heavy may be loaded
+    from PIL.Image import Image
 
-from lora_scripts.data.trigger import Trigger
+    from lora_scripts.data.trigger import Trigger
 
 UNMEASURED = 1.0
 """The strength to write where none was measured: that of the training."""
