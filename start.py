@@ -251,7 +251,11 @@ def test(root: Path, arguments: Sequence[str]) -> int:
     print("== pytest", flush=True)
     # One thread a worker: two workers fill two cores, and a sum over one thread has one order. A file goes to one
     # worker, which makes once what its tests share.
-    tests = run([python, "-m", "pytest", "-n", "2", "--dist", "loadfile", *arguments], root, {"OMP_NUM_THREADS": "1"})
+    tests = run(
+        [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *arguments],
+        root,
+        {"OMP_NUM_THREADS": "1"},
+    )
     return 1 if failed or tests else 0
 
 

@@ -20,13 +20,23 @@ pytest.register_assert_rewrite("flow_checks")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="the rows of every family that take long, too")
+    parser.addoption("--slow", action="store_true", help="the rows that take long and show little that others do not")
 
 
-@pytest.fixture
-def slow(request: pytest.FixtureRequest) -> bool:
-    """Whether rows that show nothing new, and take long, are wanted."""
-    return bool(request.config.getoption("--slow"))
+LONGEST = ("demo", "resume", "families_life", "exact", "zoo", "plan", "adapters", "memory", "shortage", "validate")
+"""Files that begin first, so that in the end no worker waits for one of them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(
+            reason="it takes long and shows little that others do not: python3 start.py test --slow"
+        )
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
 
 
 class NoSocket(socket.socket):

@@ -319,6 +319,7 @@ def test_rank_stabilised_is_told_alike_in_table_metadata_and_tensors(
     if kind != "lora":
         pytest.importorskip("lycoris")
     keys = {"lora_rank": 4, "lora_alpha": 4.0, "rank_stabilised": True, "adapter": kind, "epochs": 1, "val_split": 0}
+    keys |= {"targets": "['*attn2*', MID]"}
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=tmp_path / "run", **keys)
     assert main(["train", "--config", str(config)]) == 0, capsys.readouterr().err
     assert "rank 4, alpha 8," in capsys.readouterr().out

@@ -101,6 +101,7 @@ def test_before_and_after_on_the_old_pictures(
     data = tiny.write_pictures(tmp_path / "data", 4)
     held = tiny.write_pictures(tmp_path / "held", 4, size=(72, 64))
     keys = {"base_model": base, "train_data_dir": data, "val_data_dir": held, "save_precision": "fp32", "epochs": 1}
+    keys |= {"targets": tiny.SOME}
     first = tiny.write_config(tmp_path, **keys, output_dir=tmp_path / "first")
     with monkeypatch.context() as patch:  # its file is enough
         patch.setattr(story, "finish", only_the_file)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 import tiny
 from runs import stopped
 
-PARTS = "['*mid*attn*', '*up_blocks.3*to_q*']"
 MATRIX = {
     f"accumulation {accumulation}, ema {ema}": {
         "gradient_accumulation": accumulation,
@@ -62,7 +61,7 @@ def state(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, t
 
 
 def compare(keys: dict[str, object], base: Path, data: Path, folder: Path, breaks: list[int], end: int) -> None:
-    values = {"batch_size": 1, "epochs": 3, "targets": PARTS, "seed": 5, "save_steps": 100, "learning_rate": 0.003}
+    values = {"batch_size": 1, "epochs": 3, "targets": tiny.SOME, "seed": 5, "save_steps": 100, "learning_rate": 0.003}
     values |= {"base_model": base, "train_data_dir": data, **keys}
     if values.get("adapter") in ("loha", "lokr", "oft"):
         pytest.importorskip("lycoris")
@@ -88,7 +87,11 @@ def test_broken_in_mid_epoch_and_at_its_end(name: str, base: Path, data: Path, t
     compare(MATRIX[name], base, data, tmp_path, [3, 5] if one else [2, 3], 7 if one else 5)
 
 
-@pytest.mark.parametrize("name", MIXED)
+LONG = ("pissa with lion", "lokr with adafactor", "oft with restarts")
+"""The adapters of these go on exactly in test_adapters, and the states of these optimizers are only moments."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in MIXED])
 def test_broken_with_adapters_optimizers_and_chance(name: str, base: Path, cut_out: Path, tmp_path: Path) -> None:
     for package in ("prodigyopt", "lion_pytorch", "schedulefree"):
         pytest.importorskip(package)
@@ -96,7 +99,7 @@ def test_broken_with_adapters_optimizers_and_chance(name: str, base: Path, cut_o
 
 
 def test_two_runs_of_one_config_are_equal(base: Path, data: Path, tmp_path: Path) -> None:
-    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, targets=PARTS, precision="bf16")
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, targets=tiny.SOME, precision="bf16")
     for name in ("a", "b"):
         stopped(config, 4, f"output_dir={tmp_path / name}")
     a, b = (state(tmp_path / name, 4) for name in ("a", "b"))

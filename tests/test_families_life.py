@@ -126,9 +126,8 @@ def test_every_trained_layer_is_in_the_file(life: Life) -> None:
     assert written.metadata["modelspec.architecture"] == facts.lora.architecture
 
 
-def test_plan_forecasts_the_run(life: Life, slow: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if not slow:
-        pytest.skip("test_plan does it for one family; for all: python3 start.py test --slow")
+@pytest.mark.slow  # test_plan does it for one family
+def test_plan_forecasts_the_run(life: Life, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("plan", "--config", life.config, f"output_dir={tmp_path / 'new'}", "sample_steps=1", "--json")
     figures = json.loads(capsys.readouterr().out)
     assert figures["steps"] == 6 and figures["memory"]["peak"] > 0 and not (tmp_path / "new").exists()
@@ -157,6 +156,7 @@ def test_a_negative_prompt_counts_or_is_refused(life: Life, tmp_path: Path, caps
     assert not np.array_equal(one, two)
 
 
+@pytest.mark.slow  # every cell is drawn as generate draws
 def test_a_grid_of_it(life: Life, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("picture 3\n")
     keys = ["--prompts", tmp_path / "prompts.txt", "--strengths", "0", "1", "--steps", "1", "--size", "64"]

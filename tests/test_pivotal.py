@@ -53,6 +53,7 @@ def config(base: Path, words: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("pivotal")
     keys = {"new_token": "[zorblax, qux-3]", "token_vectors": 3, "token_init": '["neon city", gradient]'}
     keys |= {"token_lr": 0.05, "token_stop": 0.5, "ema_decay": 0.9, "caption_dropout": 0.2}
+    keys |= {"targets": tiny.SOME}
     paths = {"base_model": base, "train_data_dir": words, "output_dir": folder / "neon"}
     return tiny.write_config(folder, **paths, **keys)
 

@@ -115,12 +115,11 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     assert "not enough disk space: needs " in capsys.readouterr().out
 
 
+@pytest.mark.slow  # it rehearses one batch size after the other
 def test_without_enough_memory_it_names_what_to_type(
-    config: Path, made: Plan, slow: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, made: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two thirds of what a batch of 8 takes is there: a smaller one fits, and a rehearsal of it says so."""
-    if not slow:
-        pytest.skip("it rehearses one batch size after the other: python3 start.py test --slow")
     options = PlanOptions(load_config(config), config, [])
     m, stage = made.measured, Stage(preflight(options.config, resume=None).samples, tmp_path, 0, ignore)
     assert m.peak - m.resident > 100 << 20

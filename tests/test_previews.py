@@ -38,6 +38,7 @@ def shown(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("shown")
     (folder / "prompts.txt").write_text(f"# two\n\n{LINE}\npicture 3 --d 8\n", encoding="utf-8")
     keys = {"lora_alpha": 1, "ema_decay": 0.9, "sample_prompts": folder / "prompts.txt", "sample_first": "true"}
+    keys |= {"targets": tiny.SOME}
     config = tiny.write_config(
         folder, base_model=base, train_data_dir=data, output_dir=folder / "shown", sample_every=2, **keys
     )

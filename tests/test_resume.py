@@ -58,7 +58,7 @@ def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     keys = {
         **{"epochs": 3, "batch_size": 1, "gradient_accumulation": 2, "save_steps": 2, "seed": 7, "warmup_steps": 1},
         **{"flip": "true", "random_crop": "true", "caption_dropout": 0.3, "lora_dropout": 0.2, "shuffle_tags": "true"},
-        **{"noise_offset": 0.05, "weight_decay": 0.1, "keep_last": 1, "sample_every": 5},
+        **{"noise_offset": 0.05, "weight_decay": 0.1, "keep_last": 1, "sample_every": 5, "targets": tiny.SOME},
     }
     return tiny.write_config(tmp_path_factory.mktemp("resume"), base_model=base, train_data_dir=data, **keys)
 
@@ -76,7 +76,7 @@ def assert_same(left: Path, right: Path) -> None:
     one, two = (out / "state" / f"step-{STEPS:08d}" for out in (left, right))
     for name in ("lora.safetensors", "optimizer.safetensors"):
         a, b = load_file(one / name), load_file(two / name)
-        assert a.keys() == b.keys() and len(a) >= 2 * 192 and all(torch.equal(a[k], b[k]) for k in a)
+        assert a.keys() == b.keys() and len(a) >= 2 * 11 and all(torch.equal(a[k], b[k]) for k in a)
     assert json.loads((one / "run.json").read_text()) == json.loads((two / "run.json").read_text())
 
 

@@ -238,7 +238,13 @@ def test_every_check_runs_and_pytest_is_last(
     monkeypatch.setenv("LOG", str(log))
     monkeypatch.setenv("FAILS", fails)
     assert start.test(tmp_path, ["-k", "foo"]) == code
-    expected = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "", "-m pytest -n 2 --dist loadfile -k foo"]
+    expected = [
+        "-m ruff check .",
+        "-m ruff format --check .",
+        "-m mypy",
+        "",
+        "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k foo",
+    ]
     assert log.read_text().splitlines() == expected
     assert Path(f"{log}.env").read_text().splitlines()[-1] == "1 1"
 

@@ -294,6 +294,7 @@ def test_plan_says_what_the_run_then_does(base: Path, tmp_path: Path, capsys: py
     assert written == pytest.approx(planned["measured"]["lora"], rel=0.2)
 
 
+@pytest.mark.slow  # it rehearses one batch size after the other
 def test_plan_proposes_what_fits(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl")
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "batch_size": 2}

@@ -254,7 +254,7 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
         train_data_dir=data,
         output_dir=folder / "out",
         epochs=3,
-        **{"val_data_dir": held, **keys},
+        **{"val_data_dir": held, "targets": tiny.SOME, **keys},
     )
 
 
@@ -284,6 +284,7 @@ def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path
         output_dir=tmp_path / "off",
         epochs=3,
         val_split=0,
+        targets=tiny.SOME,
         **keys,
     )
     assert main(["train", "--config", str(unmeasured)]) == 0
@@ -352,7 +353,7 @@ def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
 ) -> None:
     """The rate is so high that the first measurement is the lowest; the same after an interruption in between."""
     keys = {"learning_rate": 0.9, "lr_schedule": "constant", "val_every": 1, "patience": 2, "save_precision": "fp32"}
-    config = config_with(tmp_path, base, keep_last=1, **keys)
+    config = config_with(tmp_path, base, keep_last=1, targets="['*attn*']", **keys)
     assert main(["train", "--sure", "--config", str(config)]) == 0
     told = capsys.readouterr().out
     out = tmp_path / "out"

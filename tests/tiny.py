@@ -62,6 +62,10 @@ def written(value: object) -> object:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
 
 
+SOME = "['*mid_block*attn*', '*up_blocks.3*to_q*']"
+"""`targets` for what does not ask which layers: steps, saves and the proof are several times as quick."""
+
+
 def write_config(folder: Path, **keys: object) -> Path:
     """A config for the pictures and the base in `folder`: two epochs of three steps, in fp32."""
     values: dict[str, object] = {

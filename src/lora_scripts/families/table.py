@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Iterable, Mapping, Set
@@ -19,7 +20,7 @@ from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
-from lora_scripts.formats.header import Kind, read_header, sniff
+from lora_scripts.formats.header import Header, Kind, read_header, sniff
 
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
@@ -47,7 +48,11 @@ def identify(path: Path) -> Kind:
     other = sniff(path)
     if other is not None:
         return other
-    head = read_header(path)
+    return _kind_of_file(read_header(path))
+
+
+@functools.lru_cache(maxsize=16)
+def _kind_of_file(head: Header) -> Kind:
     return kind_of(head.shapes, head.metadata)
 
 

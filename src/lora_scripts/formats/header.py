@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -58,17 +59,17 @@ class TensorInfo:
     """First byte, and the one after the last, counted from the body's start."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal if it is the same one, so that what is told of it can be kept
 class Header:
-    """A safetensors header: what the file holds, without its values."""
+    """A safetensors header: what the file holds, without its values. It may be shared: read it only."""
 
-    tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
     body: int = 0
     """Where in the file the tensors begin, in bytes."""
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    @functools.cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.tensors.items()}
 
 
@@ -88,6 +89,12 @@ def read_header(path: Path) -> Header:
         if 8 + length > total:
             _truncated(path, total, 8 + length)
         raw = file.read(length)
+    return _parsed(path, raw, total - 8 - length)
+
+
+@functools.lru_cache(maxsize=16)  # a run asks for its base's ten times, and each has thousands of rows
+def _parsed(path: Path, raw: bytes, size: int) -> Header:
+    """Of a header's bytes, and of how many there are behind it."""
     try:
         rows = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)  # given bytes, json takes half characters
         if b"\\ud" in raw.lower():
@@ -100,11 +107,11 @@ def read_header(path: Path) -> Header:
     metadata = rows.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _damaged(path, "__metadata__ is not a table of texts")
-    _check_offsets(path, rows, total - 8 - length)
+    _check_offsets(path, rows, size)
     tensors = {
         name: TensorInfo(row["dtype"], tuple(row["shape"]), tuple(row["data_offsets"])) for name, row in rows.items()
     }
-    return Header(tensors, metadata, 8 + length)
+    return Header(tensors, metadata, 8 + len(raw))
 
 
 def sniff(path: Path) -> Kind | None:
