@@ -1,13 +1,15 @@
 """How long a step takes, and what it computes and keeps: this project's quick ways, its plain ones, and a peer's step.
 
-    python benchmarks/run.py --suite cpu [--rows 128x4,512x1] [--rounds 5] [--out FOLDER]
+    python benchmarks/run.py --suite cpu [--rows 128x4,512x1] [--rounds 5] [--peers DIR] [--out FOLDER]
 
 Stable Diffusion 1.5 of the true size with random weights, made on the spot: bf16, rank 16, the same 192 layers in every
 arm. The arms take their steps in turn in one process, with one thread; what is told is CPU seconds, the median, and the
-median of the ratios to the first arm, round by round, with the least and the greatest. It writes run.json and run.md.
+median of this project's time over an arm's, round by round, with the least and the greatest. It writes run.json and
+run.md.
 
 The peer is the step of diffusers' own example: its UNet as it comes, LoRA by peft, in bf16 as that script has it, a
 mean squared error, and AdamW as torch has it; latents and texts are ready, which that script makes anew at each step.
+With --peers, trainers whose checkouts lie in a folder take their steps, too: see peers.py.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -26,6 +29,7 @@ import peft
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from memory import SD15, Group, random_unet
+from peers import arms as peer_arms
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -41,6 +45,7 @@ from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
 
 RANK = 16
+OURS = "this project"
 Step = Callable[[int], None]
 
 
@@ -110,11 +115,13 @@ def peer(size: int, count: int) -> tuple[Step, nn.Module]:
     return step, unet
 
 
-def measured(size: int, count: int, rounds: int) -> list[dict[str, Any]]:
+def measured(size: int, count: int, rounds: int, peers: Path | None) -> list[dict[str, Any]]:
+    others = peer_arms(peers, RANK) if peers else ()
     arms = {
+        **{name: make(partial(batch_of, size, count)) for name, make in others},
         "diffusers' example, the same layers": peer(size, count),
         "this project, plain": project(size, count, plain=True),
-        "this project": project(size, count, plain=False),
+        OURS: project(size, count, plain=False),
     }
     taken: dict[str, list[float]] = {name: [] for name in arms}
     kept = {name: _kept(*arm) for name, arm in arms.items()}  # the first step of each, too
@@ -123,10 +130,9 @@ def measured(size: int, count: int, rounds: int) -> list[dict[str, Any]]:
             begun = time.process_time()
             step(n + 1)
             taken[name].append(time.process_time() - begun)
-    first = taken[next(iter(arms))]
     rows = []
     for name, seconds in taken.items():
-        ratios = [a / b for a, b in zip(seconds, first, strict=True)]
+        ratios = [a / b for a, b in zip(taken[OURS], seconds, strict=True)]
         low, high = min(ratios), max(ratios)
         figures = {"seconds": seconds, "median": median(seconds), "ratio": median(ratios), "least": low, "most": high}
         rows.append({"size": size, "batch": count, "arm": name, "kept": kept[name], **figures})
@@ -161,7 +167,10 @@ def machine() -> dict[str, str]:
 
 def page(about: dict[str, str], rows: list[dict[str, Any]]) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in about.items()), ""]
-    lines += ["| px, batch | | CPU s a step | ratio (least to most) | kept, MiB |", "|---|---|---|---|---|"]
+    lines += [
+        "| px, batch | | CPU s a step | this project takes of it (least to most) | kept, MiB |",
+        "|---|---|---|---|---|",
+    ]
     for r in rows:
         ratio = f"{r['ratio']:.2f} ({r['least']:.2f} to {r['most']:.2f})"
         kept = f"{r['kept'] / 2**20:.0f}"
@@ -174,12 +183,13 @@ def main() -> None:
     parser.add_argument("--suite", choices=["cpu"], required=True)
     parser.add_argument("--rows", default="128x4,512x1", help="sizes in pixels x batch")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", type=Path, help="a folder with other trainers' checkouts, such as sd-scripts")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for size, _, count in (row.partition("x") for row in options.rows.split(",")):
-        rows += measured(int(size), int(count), options.rounds)
+        rows += measured(int(size), int(count), options.rounds, options.peers)
         about = machine()
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "run.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")

@@ -279,10 +279,17 @@ def test_running_text_and_a_folder(base: Path, tmp_path: Path) -> None:
 
 def test_plan_says_what_the_run_then_does(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl")
-    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "keep_last": 1}
+    keys = {
+        "base_model": base,
+        "train_file": data,
+        "output_dir": tmp_path / "talk",
+        "keep_last": 1,
+        "precision": "bf16",
+    }
     config = config_of(tmp_path, **keys)
-    assert main(["plan", "--config", str(config), "--json"]) == 0
+    assert main(["plan", "--config", str(config), "--json", "--profile"]) == 0
     planned = json.loads(capsys.readouterr().out)
+    assert planned["measured"]["profile"]["kinds"]["optimizer"] > 0
     assert planned["fits"] in ("yes", "unknown")
     assert planned["measured"]["at"] == "done"
     assert not (tmp_path / "talk").exists()
@@ -292,6 +299,9 @@ def test_plan_says_what_the_run_then_does(base: Path, tmp_path: Path, capsys: py
     assert f"= {planned['measured']['steps']} steps" in told
     written = (tmp_path / "talk" / "talk" / "adapter_model.safetensors").stat().st_size
     assert written == pytest.approx(planned["measured"]["lora"], rel=0.2)
+    (state,) = (tmp_path / "talk" / "state").glob("step-*")
+    written = sum(path.stat().st_size for path in state.iterdir())
+    assert written == pytest.approx(planned["measured"]["state"], rel=0.2)  # with the moments
 
 
 @pytest.mark.slow  # it rehearses one batch size after the other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import number
 from lora_scripts.cli.show import facts
@@ -24,6 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     text = "to fit into so much memory, as if the card or machine had it (1 GB is 2^30 bytes)"
     parser.add_argument("--memory", metavar="GB", type=number(float, 0.01, 100_000), help=text)
+    text = "also say where the time of a step goes, against the least that it could take on this machine"
+    parser.add_argument("--profile", action="store_true", help=text)
 
 
 def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
@@ -35,7 +37,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
     from lora_scripts import run
     from lora_scripts.plan.command import PlanOptions, plan
 
-    wanted = PlanOptions(config, options.config, options.overrides, options.memory)
+    wanted = PlanOptions(config, options.config, options.overrides, options.memory, options.profile)
     if run.of_texts(config):
         from lora_scripts.plan.text_plan import plan_texts
 
@@ -74,9 +76,49 @@ def words(plan: Plan | TextPlan) -> list[str]:
         rows.append(("RAM", f"about {size(needed)} of {size(m.free_ram)}"))
     if plan.disk:
         rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
+    if m.profile:
+        rows += profile_rows(m.profile)
     if plan.note:
         rows.append(("note", plan.note))
     return [*facts(rows), verdict_words(plan), *filter(None, [disk_words(plan)])]
+
+
+def profile_rows(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A step against its least, where its time goes, and what that means; of a `compute.profile.Profile` as a table."""
+    seconds, least, speeds = profile["seconds"], profile["least"], profile["speeds"]
+    floor = sum(least.values())
+    rates = {
+        "arithmetic": f"{profile['arithmetic'] / 1e12:.3g} TFLOP at {speeds['arithmetic'] / 1e12:.3g} a second",
+        "memory": f"{size(profile['bytes'])} to and fro at {size(speeds['memory'])} a second",
+        "launches": f"{profile['operations']:,} operations, {speeds['launch'] * 1e6:.1f} µs of nothing each",
+    }
+    parts = {"waiting": profile["waiting"], **profile["kinds"]}
+    shares = [(name, part / seconds) for name, part in sorted(parts.items(), key=lambda row: -row[1])]
+    return [
+        (
+            "a step",
+            f"{_fine(seconds)}; at the speeds of this machine at least {_fine(floor)}, {floor / seconds:.0%} of it",
+        ),
+        *((f"  {limit}", f"{_fine(least[limit])}: {rates[limit]}") for limit in least),
+        ("it goes to", ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)),
+        ("so", _meaning(seconds, least, profile["waiting"])),
+    ]
+
+
+def _meaning(seconds: float, least: Mapping[str, float], waiting: float) -> str:
+    """What takes the most of a step, and what to try."""
+    limits = {**least, "waiting": waiting, "rest": seconds - waiting - sum(least.values())}
+    return {
+        "arithmetic": "arithmetic decides: fewer pixels or a quicker device; larger batches take as much longer",
+        "memory": "moving numbers decides: precision=bf16 halves them",
+        "launches": "the operations are too small for this device: a larger batch_size takes little longer a step",
+        "waiting": "the device waits for the program: a larger batch_size takes little longer a step",
+        "rest": "the operations stay below what large ones reach: a larger batch_size or a machine to itself helps",
+    }[max(limits, key=lambda name: limits[name])]
+
+
+def _fine(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.95 else duration(seconds)
 
 
 def _text_words(plan: TextPlan) -> list[str]:
@@ -90,6 +132,8 @@ def _text_words(plan: TextPlan) -> list[str]:
         rows.append(("memory", ", ".join(f"{names[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
     if plan.disk:
         rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
+    if m.profile:
+        rows += profile_rows(m.profile)
     if plan.note:
         rows.append(("note", plan.note))
     return [*facts(rows), _text_verdict(plan, names.get(m.at, "loading"))]

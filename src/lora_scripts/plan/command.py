@@ -33,6 +33,8 @@ class PlanOptions:
     overrides: Sequence[str]
     memory: float | None = None
     """GB to fit into, in place of what is there."""
+    profile: bool = False
+    """Whether it is to say where the time of a step goes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def plan(options: PlanOptions, sink: Sink = ignore) -> Plan:
     place = place_of(options.config.output_dir)
     looked = time.perf_counter() - begun
     with terminable(), scratch_in(place) as scratch:
-        stage = Stage(ready.samples, scratch, round((options.memory or 0) * GB), sink)
+        stage = Stage(ready.samples, scratch, round((options.memory or 0) * GB), sink, profile=options.profile)
         return _plan(options, stage, looked, note_of(ready.folder))
 
 
@@ -176,6 +178,7 @@ def figures(made: Plan) -> dict[str, Any]:
         "measured_seconds": m.seconds,
         "seconds": {**made.seconds, "total": sum(made.seconds.values())} if made.seconds else None,
         "disk": {**made.disk, "total": sum(made.disk.values()), "free": made.free_disk} if made.disk else None,
+        "profile": m.profile,
         "proposal": None,
         "note": made.note or None,
     }

@@ -106,6 +106,8 @@ class Measured:
     """Highest use of RAM where the device is a card; 0 elsewhere."""
     free_ram: int = 0
     """Likewise: RAM for this process."""
+    profile: dict[str, Any] | None = None
+    """Where the time of a step goes, if it was asked for: a `compute.profile.Profile`."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Of files: latents (of a view in the largest batch), caption, lora, state, picture, scalars (of one step)"""
 

@@ -6,13 +6,14 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from lora_scripts.compute.device import choose_device, choose_precision
+from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
 from lora_scripts.compute.meter import Meter, free_ram, peak_ram, used_ram
+from lora_scripts.compute.profile import Watch
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
@@ -60,8 +61,9 @@ class Rehearsal:
         self.folder = RunFolder(scratch / config.name, config.name)  # nothing touches the real one
         self.measured = Measured()
 
-    def run(self) -> None:
-        """Measures everything. UserError for a person's mistake, and what torch raises when memory runs out."""
+    def run(self, *, profile: bool = False) -> None:
+        """Measures everything, and if asked where a step goes. UserError for a person's mistake, and what torch raises
+        when memory runs out."""
         m, config = self.measured, self.config
         self.folder.path.mkdir()
         device = choose_device(config.device)
@@ -96,6 +98,8 @@ class Rehearsal:
             m.seconds[name] = sum(seconds) / len(seconds) / m.accumulation
         if whole.held.on:
             self._measure(whole, feeds["largest"])
+        if profile:
+            self._profile(short(whole, feeds["largest"]))
         self._weigh(steps, whole.device)
         m.ram = peak_ram() if device.type != "cpu" else 0
         self._enter("done")
@@ -261,6 +265,23 @@ class Rehearsal:
         finally:
             board.close()
         return counted()
+
+    def _profile(self, parts: Parts) -> None:
+        """Of a step of the largest batch."""
+        self._enter("step")
+        watch = Watch(parts.device, DTYPES[parts.precision])
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Stepped):
+                watch.ended(event.seconds)
+
+        board = Board(self.folder.logs, parts.state.step, ignore)
+        try:
+            saver, measuring = story.Saver(parts, ignore), story.measuring_of(parts, board, ignore)
+            story.train_steps(parts, measuring, saver, board, lambda: int(watch.done), sink, lambda: None)
+        finally:
+            board.close()
+        self.measured.profile = asdict(watch.told())
 
     def _draw(self, parts: Parts) -> None:
         """Before the steps: what they leave unused, but not given back, would count as the preview's."""

@@ -31,7 +31,9 @@ SILENT = 10.0
 class Stage:
     """Where runs are rehearsed: each in a fresh process, so that its memory is its own."""
 
-    def __init__(self, samples: Split, scratch: Path, memory: int, sink: Sink) -> None:
+    def __init__(self, samples: Split, scratch: Path, memory: int, sink: Sink, *, profile: bool = False) -> None:
+        self.profile = profile
+        """Whether the first one also says where a step goes."""
         self.samples, self.scratch, self.memory, self.sink = samples, scratch, memory, sink
         self.count = 0
         self.took = 0.0
@@ -53,6 +55,7 @@ class Stage:
             "samples": values,
             "scratch": str(folder),
             "memory": self.memory,
+            "profile": self.profile and self.count == 1,
         }
         begun, self.start, self.at = time.perf_counter(), 0.0, "load"
         self.sink(Note(f"rehearsing {what}"))

@@ -65,7 +65,8 @@ def plan_texts(options: PlanOptions, sink: Sink = ignore) -> TextPlan:
     place = place_of(config.output_dir)
     with terminable(), scratch_in(place) as scratch:
         begun = time.perf_counter()
-        measured = _rehearse(config, scratch / "1", memory, sink, "the heaviest batch, one measurement, one answer")
+        what = "the heaviest batch, one measurement, one answer"
+        measured = _rehearse(config, scratch / "1", memory, sink, what, profile=options.profile)
         took, limit = time.perf_counter() - begun, memory or measured.there
         fits = _verdict(measured, limit)
         proposal = _propose(options, scratch, memory, limit, took, sink) if fits == "no" else None
@@ -74,10 +75,13 @@ def plan_texts(options: PlanOptions, sink: Sink = ignore) -> TextPlan:
     return TextPlan(measured, limit, fits, times, disk, free, proposal, note_of(ready.folder))
 
 
-def _rehearse(config: TrainConfig, folder: Path, memory: int, sink: Sink, what: str) -> TextMeasured:
+def _rehearse(
+    config: TrainConfig, folder: Path, memory: int, sink: Sink, what: str, *, profile: bool = False
+) -> TextMeasured:
     """Measures a run of the config in a fresh process. UserErrors for what the run would refuse."""
     folder.mkdir()
-    task = {"config": config.model_dump(mode="json", exclude_unset=True), "scratch": str(folder), "memory": memory}
+    asked = config.model_dump(mode="json", exclude_unset=True)
+    task = {"config": asked, "scratch": str(folder), "memory": memory, "profile": profile}
     sink(Note(f"rehearsing {what}"))
     measured, errors = TextMeasured(), folder / "errors.txt"
     with errors.open("wb") as printed, process_of(WORKER, printed) as process:

@@ -55,9 +55,11 @@ class TextMeasured:
     """Bytes of the adapter's folder."""
     state: int = 0
     """Bytes of a resume state."""
+    profile: dict[str, Any] | None = None
+    """Where the time of a step goes, if it was asked for: a `compute.profile.Profile`."""
 
 
-def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO) -> None:
+def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, profile: bool = False) -> None:
     """Measures a run, all of it as it is, except that it is cut short and writes into `scratch`."""
     from lora_scripts.compute.device import choose_device
     from lora_scripts.run.run_folder import RunFolder
@@ -88,6 +90,9 @@ def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO) -> No
         measured.seconds["load"] = time.perf_counter() - begun
         measured.rows = [row for row in story.rows_of(parts) if row[0] != "output"]
         _measure(parts, measured, enter)
+        if profile:
+            measured.profile = _profile(parts)
+            tell()
     except UserError as error:
         errors = error.errors if isinstance(error, UserErrors) else [error]
         out.write(json.dumps({"faults": [_fault(one) for one in errors]}) + "\n")
@@ -133,6 +138,19 @@ def _measure(parts: TextParts, measured: TextMeasured, enter: Callable[[str], No
     enter("done")
 
 
+def _profile(parts: TextParts) -> dict[str, Any]:
+    """Of the run's first step."""
+    from lora_scripts.compute.device import DTYPES
+    from lora_scripts.compute.profile import Watch
+
+    watch = Watch(parts.device, DTYPES[parts.precision])
+    window = parts.feed.batches(0)[: parts.config.gradient_accumulation]
+    parts.model.train(True)
+    while not watch.done:
+        watch.ended(_step(parts, window))
+    return asdict(watch.told())
+
+
 def _step(parts: TextParts, window: list[list[int]]) -> float:
     """Seconds of one step of the optimizer on these batches."""
     import torch
@@ -141,6 +159,9 @@ def _step(parts: TextParts, window: list[list[int]]) -> float:
     for indices in window:
         loss, count = parts.model.family.loss(parts.feed.batch(indices))
         (loss / count).backward()
+        parts.model.masters.gather()
+    moved = [p for group in parts.model.optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(moved, parts.config.max_grad_norm or float("inf"))
     parts.model.optimizer.step()
     parts.model.optimizer.zero_grad(set_to_none=True)
     if parts.device.type == "cuda":
@@ -159,4 +180,5 @@ if __name__ == "__main__":
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed is no message
     task = json.load(sys.stdin)
-    rehearse(TrainConfig.model_validate(task["config"]), Path(task["scratch"]), task["memory"], told)
+    config = TrainConfig.model_validate(task["config"])
+    rehearse(config, Path(task["scratch"]), task["memory"], told, profile=task["profile"])
