@@ -78,7 +78,7 @@ BYTES = {
     header.EMPTY: b"",
     header.GIT_LFS: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4265380512\n",
     header.HTML: b"\n<!DOCTYPE html><html><head><title>Log in</title>",
-    header.GGUF: b"GGUF\x03\0\0\0" + b"\0" * 64,
+    header.GGUF: b"GGUF\x03\0\0\0" + b"\0" * 16,
     header.PICKLE: b"\x80\x02}q\0X\x0a\0\0\0state_dictq\x01",
     header.PICTURE: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     header.NOT_SAFETENSORS: b"%PDF-1.7\n1 0 obj\n",

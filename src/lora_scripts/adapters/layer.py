@@ -91,7 +91,7 @@ class LoraLayer(Adapter):
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__(base)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        device = self.frozen.weight.device
+        device = products.outline(self.frozen).device
         down, up = lora_shapes(self.frozen, rank)
         self.down = nn.Parameter(torch.zeros(down, device=device))
         self.up = nn.Parameter(torch.zeros(up, device=device))
@@ -167,7 +167,7 @@ class LoraLayer(Adapter):
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         up, down = self.up.detach().to(dtype), self.down.detach().to(dtype)
-        return (self.scale * (up.flatten(1) @ down.flatten(1))).view(self.frozen.weight.shape)
+        return (self.scale * (up.flatten(1) @ down.flatten(1))).view(products.outline(self.frozen).shape)
 
 
 def alike(x: Tensor, layers: Sequence[nn.Module], front: products.Front | None = None) -> list[Tensor]:
@@ -311,7 +311,7 @@ def _times(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def lora_shapes(layer: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A and B for a layer."""
-    out, inner = layer.weight.shape[:2]
+    out, inner = products.outline(layer).shape[:2]
     if isinstance(layer, nn.Linear):
         return (rank, inner), (out, rank)
     return (rank, inner, *layer.kernel_size), (out, rank, 1, 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.products import outline
 from lora_scripts.adapters.weights import finite
 from lora_scripts.errors import UserError
 
@@ -203,7 +204,7 @@ class LycorisLayer(Adapter):
         return layer
 
     def _take(self, leaves: Leaves) -> None:
-        device = self.frozen.weight.device
+        device = outline(self.frozen).device
         own = {leaf: tensor.detach().to(device, torch.float32) for leaf, tensor in leaves.items()}
         self.fixed = {"alpha": own.pop("alpha").cpu()} if "alpha" in own else {}
         self.trained = nn.ParameterDict({leaf: nn.Parameter(tensor.clone()) for leaf, tensor in own.items()})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter, LoraLayer
+from lora_scripts.adapters.products import outline
 
 
 class Masters:
@@ -21,7 +22,7 @@ class Masters:
     def __init__(self, layers: Iterable[Adapter]) -> None:
         kinds: dict[tuple[torch.device, torch.dtype], list[LoraLayer]] = {}
         for layer in layers:
-            dtype = layer.weight.dtype
+            dtype = outline(layer.frozen).dtype
             if isinstance(layer, LoraLayer) and dtype != torch.float32 and layer.down.requires_grad:
                 kinds.setdefault((layer.down.device, dtype), []).append(layer)
         self._pieces = [_Piece(some, dtype) for (_, dtype), some in kinds.items()]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.products import outline
 from lora_scripts.adapters.weights import LoraWeights
 
 
@@ -55,7 +56,7 @@ class PissaLayer(LoraLayer):
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         down, up = (t.detach().to(dtype).flatten(1) for t in self.factors())
-        return (self.scale * (up @ down)).view(self.frozen.weight.shape)
+        return (self.scale * (up @ down)).view(outline(self.frozen).shape)
 
 
 def _leading(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

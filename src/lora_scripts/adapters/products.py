@@ -27,6 +27,12 @@ def whole(layer: Layer, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> Tens
     return tensors[0] if other is None else other(*tensors, dtype)
 
 
+def outline(layer: Layer) -> Tensor:
+    """A tensor of the weight's shape, type and device, for who needs no numbers, which some layers have to make."""
+    other: Tensor | None = getattr(layer, "outline", None)
+    return layer.weight if other is None else other
+
+
 def product(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
     """The layer's output, never a view: adapters add to it in place. Not for autograd."""
     if isinstance(layer, nn.Linear):

@@ -178,7 +178,7 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
                 found = table.identify(where)
                 if kind == "LoRA":
                     loras.family_of(where)
-                elif kind == "model" and header.sniff(where) is not None:
+                elif kind == "model" and header.sniff(where) not in (None, header.GGUF):
                     table.refuse(found, where)
         except UserErrors as errors:
             faults += errors.errors

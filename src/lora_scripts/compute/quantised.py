@@ -53,26 +53,48 @@ def dequantise(codes: Tensor, scale: Tensor, storage: Storage, shape: torch.Size
     return torch.mul(values, scale if dtype == torch.float16 else scale.to(dtype), out=values)
 
 
-class QuantisedLayer(nn.Module):
-    """What both kinds of layer have in common; made by `quantise_layer`."""
+class StoredLayer(nn.Module):
+    """A frozen layer that keeps something smaller than its weight, of which the weight is made at each use."""
 
-    storage: Storage
     shape: torch.Size
     """Of the weight."""
     dtype: torch.dtype
     """That the model computes in."""
     codes: Tensor
+
+    def whole(self, *held: Any) -> Tensor:
+        """The weight, of what `held` gives and the type that it shall have."""
+        raise NotImplementedError
+
+    def held(self) -> tuple[Tensor, ...]:
+        """What is kept for the backward pass: not the weight that it stands for."""
+        return (self.codes,)
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        return multiply(self, x)  # type: ignore[arg-type]  # it is one, by its other parent
+
+    @property
+    def weight(self) -> Tensor:
+        """Made anew at each call; see `outline`."""
+        return self.whole(*self.held(), self.dtype)
+
+    @property
+    def outline(self) -> Tensor:
+        """Of the weight's shape, type and device, without its numbers."""
+        return self.codes.new_empty((), dtype=self.dtype).expand(self.shape)
+
+
+class QuantisedLayer(StoredLayer):
+    """What both kinds of layer have in common; made by `quantise_layer`."""
+
+    storage: Storage
     scale: Tensor
 
     def whole(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         return dequantise(codes, scale, self.storage, self.shape, dtype)
 
-    def held(self) -> tuple[Tensor, Tensor]:
-        """What is kept for the backward pass: not the weight that it stands for."""
+    def held(self) -> tuple[Tensor, ...]:
         return self.codes, self.scale
-
-    def forward(self, x: Tensor, *args: object) -> Tensor:
-        return multiply(self, x)  # type: ignore[arg-type]  # it is one, by its other parent
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # A type that the model is cast to is not one for the scales.
@@ -80,11 +102,6 @@ class QuantisedLayer(nn.Module):
         super()._apply(fn, recurse)
         self.scale = scale.to(self.codes.device)
         return self
-
-    @property
-    def weight(self) -> Tensor:
-        """Made anew at each call. Whoever needs its shape or type only pays for the whole."""
-        return self.whole(self.codes, self.scale, self.dtype)
 
 
 class QuantisedLinear(QuantisedLayer, nn.Linear):  # type: ignore[override]  # its weight cannot be set

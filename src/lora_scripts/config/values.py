@@ -74,7 +74,7 @@ def hub_name(path: Path) -> HubName | None:
     text = path.as_posix()
     if match := _HUB.fullmatch(text):
         return HubName(match[1], match[2] or "")
-    weights = path.suffix.lower() in {".safetensors", *PICKLES}
+    weights = path.suffix.lower() in {".safetensors", ".gguf", *PICKLES}
     if re.fullmatch(f"{_WORD}/{_WORD}", text) and not weights and not path.exists() and not path.parent.exists():
         return HubName(text)
     return None

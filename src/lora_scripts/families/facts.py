@@ -147,6 +147,9 @@ class Facts:
     """Whether a tensor of a single file, by its key, is one that nobody reads, such as a copy of an average; with False
     its VAE is not read either."""
 
+    gguf: bool = False
+    """Whether its bases may be GGUF files, too."""
+
     folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
     """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
 

@@ -20,7 +20,8 @@ from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
-from lora_scripts.formats.header import Header, Kind, read_header, sniff
+from lora_scripts.formats.gguf import read_gguf
+from lora_scripts.formats.header import GGUF, Header, Kind, read_header, sniff
 
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
@@ -46,14 +47,22 @@ def identify(path: Path) -> Kind:
         answers = (facts.folder_kind(path) for facts in FAMILIES)
         return next((kind for kind in answers if kind), Kind("a folder without a model that is known here"))
     other = sniff(path)
-    if other is not None:
-        return other
-    return _kind_of_file(read_header(path))
+    if other is GGUF:
+        return _kind_of_gguf(read_gguf(path))
+    return _kind_of_file(read_header(path)) if other is None else other
 
 
 @functools.lru_cache(maxsize=16)
 def _kind_of_file(head: Header) -> Kind:
     return kind_of(head.shapes, head.metadata)
+
+
+def _kind_of_gguf(head: Header) -> Kind:
+    """Of a family whose bases may be one; else what it says of itself."""
+    answers = (facts.kind_of(head.shapes, head.metadata) for facts in FAMILIES if facts.gguf)
+    named = head.metadata.get("general.architecture")
+    other = Kind(f"a GGUF file (quantised) of the kind {ascii(named)[1:-1][:60]}", GGUF.mend) if named else GGUF
+    return next((kind for kind in answers if kind), other)
 
 
 def find(path: Path) -> Facts:

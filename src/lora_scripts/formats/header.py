@@ -81,13 +81,13 @@ def read_header(path: Path) -> Header:
     other = sniff(path)
     if other is not None:
         refuse(other, path)
-    with _opened(path), path.open("rb") as file:
+    with opened(path), path.open("rb") as file:
         total = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= _MAX_HEADER:
             refuse(NOT_SAFETENSORS, path)
         if 8 + length > total:
-            _truncated(path, total, 8 + length)
+            truncated(path, total, 8 + length)
         raw = file.read(length)
     return _parsed(path, raw, total - 8 - length)
 
@@ -122,7 +122,7 @@ def sniff(path: Path) -> Kind | None:
         raise UserError("no such file", file=path, hint="check the path")
     if not path.is_file():  # a pipe would block for ever
         raise UserError("is not a plain file", file=path, hint="copy the model to a file")
-    with _opened(path), path.open("rb") as file:
+    with opened(path), path.open("rb") as file:
         start = file.read(512)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
@@ -180,7 +180,7 @@ def _check_offsets(path: Path, rows: Mapping[str, object], size: int) -> None:
             _damaged(path, f"{ascii(name)[:120]} does not follow its neighbour")
         end = stop
     if end > size:
-        _truncated(path, path.stat().st_size, path.stat().st_size + end - size)
+        truncated(path, path.stat().st_size, path.stat().st_size + end - size)
     if end < size:
         _damaged(path, f"{size - end} bytes too many at the end")
 
@@ -193,12 +193,12 @@ def _damaged(path: Path, what: str) -> NoReturn:
     raise UserError(f"damaged safetensors header ({what})", file=path, hint=DOWNLOAD)
 
 
-def _truncated(path: Path, have: int, want: int) -> NoReturn:
+def truncated(path: Path, have: int, want: int) -> NoReturn:
     raise UserError(f"truncated: {have:,} of {want:,} bytes are there", file=path, hint=DOWNLOAD)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[None]:
+def opened(path: Path) -> Iterator[None]:
     """Turns the system's refusal to read into one line."""
     try:
         yield

@@ -13,6 +13,7 @@ from lora_scripts.adapters.dora import DoraLayer, RowDoraLayer
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer, lora_shapes
 from lora_scripts.adapters.lycoris import LycorisLayer
+from lora_scripts.adapters.products import outline
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import Host, PictureFamily
@@ -27,18 +28,19 @@ def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
         if layer is None:
             faults.append(UserError(f"{name}: the base model has no such layer", file=path))
             continue
+        weight = outline(layer)
         if not isinstance(w, LoraWeights):
             out, inner = lycoris.shape_of(w)
-            if (out, inner or layer.weight[0].numel()) != (layer.weight.shape[0], layer.weight[0].numel()):
-                shapes = f"a change [{out}, {inner}] for a weight {list(layer.weight.shape)}"
+            if (out, inner or weight[0].numel()) != (weight.shape[0], weight[0].numel()):
+                shapes = f"a change [{out}, {inner}] for a weight {list(weight.shape)}"
                 faults.append(UserError(f"{name}: {shapes}", file=path, hint="this LoRA is for another base model"))
             continue
         down, up = lora_shapes(layer, w.rank)
         if w.down.numel() != torch.Size(down).numel() or w.up.numel() != torch.Size(up).numel():
-            shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(layer.weight.shape)}"
+            shapes = f"A {list(w.down.shape)}, B {list(w.up.shape)} for a weight {list(weight.shape)}"
             faults.append(UserError(f"{name}: {shapes}", file=path, hint="this LoRA is for another base model"))
-        elif w.dora is not None and not w.by_output and not _by_input(w.dora, layer):
-            shapes = f"lengths {list(w.dora.shape)} for a weight {list(layer.weight.shape)}"
+        elif w.dora is not None and not w.by_output and not _by_input(w.dora, weight):
+            shapes = f"lengths {list(w.dora.shape)} for a weight {list(weight.shape)}"
             faults.append(UserError(f"{name}: {shapes}", file=path, hint="this DoRA is for another base model"))
     raise_all(faults[:5])
 
@@ -54,8 +56,8 @@ def _layer(family: Host, path: str) -> nn.Linear | nn.Conv2d | None:
     return layer if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
-def _by_input(lengths: Tensor, layer: nn.Linear | nn.Conv2d) -> bool:
-    return lengths.numel() == layer.weight.shape[1] and (lengths.shape[0] == 1 or lengths.numel() == 1)
+def _by_input(lengths: Tensor, weight: Tensor) -> bool:
+    return lengths.numel() == weight.shape[1] and (lengths.shape[0] == 1 or lengths.numel() == 1)
 
 
 def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Path) -> None:

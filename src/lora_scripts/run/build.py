@@ -24,6 +24,7 @@ from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import CaptionEncoder, LoadOptions
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.training_adapter import aided
 from lora_scripts.loras.words import read_words
@@ -208,6 +209,8 @@ def memory_words(config: TrainConfig) -> str:
         parts.append("blocks computed again in the backward pass")
     if config.base_precision != "auto":
         parts.append(f"base stored as {config.base_precision}")
+    if kinds := packed_types(config.base_model):
+        parts.append(f"base stored as its GGUF has it ({', '.join(kinds)})")
     if config.offload_blocks:
         parts.append(f"{config.offload_blocks} blocks in RAM")
     if config.vae_tiling:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.lycoris import KINDS
+from lora_scripts.adapters.products import outline
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
@@ -138,7 +139,7 @@ def facts_of(
         precision="no" if precision == "fp32" else precision,
         v_prediction=model.family.objective.prediction == "v",
         dropout=c.lora_dropout,
-        conv=any(layer.frozen.weight.shape[2:].numel() > 1 for layer in model.layers.values()),
+        conv=any(outline(layer.frozen).shape[2:].numel() > 1 for layer in model.layers.values()),
         algorithm=c.adapter,
         clip_skip=c.clip_skip,
         min_snr_gamma=c.min_snr_gamma,

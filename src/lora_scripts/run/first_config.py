@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +17,7 @@ from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Recipe, Setting
 from lora_scripts.formats import io
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.units import typed
 
 FEWEST, MOST = 5, 40
@@ -55,6 +56,9 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
     trigger = begins.phrase if begins else trigger
     recipe = facts.recipes[purpose]
+    if packed_types(base):  # quantised as it is
+        kept = tuple(setting for setting in recipe.settings if setting.key != "base_precision")
+        recipe = replace(recipe, settings=kept)
     settings = {setting.key: setting for setting in recipe.settings}
     batch = int(settings["batch_size"].value)
     epochs = min(MOST, max(FEWEST, round(recipe.seen / len(samples))))

@@ -23,6 +23,7 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.pivotal import check_new_words
 from lora_scripts.run.run_folder import RunFolder
@@ -130,6 +131,9 @@ def _folder(folder: RunFolder, *, resume: bool) -> None:
 def _base(config: TrainConfig) -> None:
     (width, height), facts = config.size, table.find(config.base_model)
     facts.check(config.base_model, config.vae is None)
+    if config.base_precision != "auto" and (kinds := packed_types(config.base_model)):
+        text = f"base_precision {config.base_precision}: this base is quantised as it is ({', '.join(kinds)})"
+        raise UserError(text, file=config.base_model, hint="leave base_precision out; it is kept so in memory")
     if width * height < table.least_pixels(config.base_model):
         usual = facts.made_for(config.base_model)
         wanted = str(usual[0]) if usual[0] == usual[1] else str(list(usual))

@@ -14,6 +14,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Sink
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.train.loop import Halfway, NoRoom
 from lora_scripts.train.state import RunState
 
@@ -130,7 +131,7 @@ def lower(config: TrainConfig, *, card: bool, begun: bool) -> str:
         batch = max(n for n in range(1, config.batch_size // 2 + 1) if config.batch_size % n == 0)
         accumulation = config.batch_size * config.gradient_accumulation // batch
         changes.append(f"batch_size: {batch} with gradient_accumulation: {accumulation}, which learns the same")
-    elif config.base_precision == "auto" and config.adapter not in SCALING:
+    elif config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
         changes.append("base_precision: int8")
     else:
         changes.append("a lower resolution")

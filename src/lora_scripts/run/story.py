@@ -22,6 +22,7 @@ from lora_scripts.data.trigger import calling
 from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
@@ -90,7 +91,8 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         sink = stoppable(sink, stopped)
         cached = cache_of(config, folder.path)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
-        with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
+        less = "" if packed_types(config.base_model) else ", or write base_precision: int8"
+        with enough_memory("loading the base", f"{ELSEWHERE}{less}"):
             first = captions_first(config, folder.path, samples, sink)
             model = build_model(config, device, precision, initial, first, cached)
         model.files.lend(leases, sink)

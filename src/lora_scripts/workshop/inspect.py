@@ -14,6 +14,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.kinds import LORA
 from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
+from lora_scripts.formats.gguf import is_gguf, read_model
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import Header, Kind
 from lora_scripts.loras.consumers import a1111, published
@@ -64,9 +65,9 @@ def inspect(path: Path, *, sink: Sink = ignore) -> Inspected:
     """Looks at a file, at PEFT's folder, or at every file of a folder. UserError when there is nothing to look at."""
     if not path.is_dir() or is_adapter(path):
         return Inspected(path, (report_of(path),), (), is_folder=False)
-    files = sorted(path.rglob("*.safetensors"))
+    files = sorted(file for end in ("safetensors", "gguf") for file in path.rglob(f"*.{end}"))
     if not files:
-        raise UserError("this folder holds no .safetensors file", file=path, hint="name a file")
+        raise UserError("this folder holds no .safetensors or .gguf file", file=path, hint="name a file")
     reports, faults = [], []
     for number, file in enumerate(files, 1):
         try:
@@ -139,9 +140,10 @@ def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[st
 
 
 def _model(path: Path, kind: Kind) -> Report:
-    if header.sniff(path) is not None:
+    packed = is_gguf(path)
+    if not packed and header.sniff(path) is not None:
         refuse(kind, path)
-    head = header.read_header(path)
+    head = read_model(path)
     dtypes: Counter[str] = Counter()
     parts: Counter[str] = Counter()
     for name, info in head.tensors.items():
@@ -150,7 +152,7 @@ def _model(path: Path, kind: Kind) -> Report:
         parts[next((part for part, prefix in _PARTS if name.startswith(prefix)), "other")] += numbers
     return Report(
         path=path,
-        what=kind.words,
+        what=f"{kind.words}, in a GGUF file" if packed and "GGUF" not in kind.words else kind.words,
         family=kind.words.removeprefix("a ").removeprefix("an ").removesuffix(" checkpoint"),
         size=path.stat().st_size,
         dtypes=dict(dtypes.most_common()),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats import io
+from lora_scripts.formats.gguf import read_model
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras import private
@@ -40,7 +41,7 @@ class ChangedMetadata:
 
 def show(file: Path) -> FileMetadata:
     """The metadata, sorted by key. UserError when the file cannot be read."""
-    return FileMetadata(file, dict(sorted(read_header(file).metadata.items())))
+    return FileMetadata(file, dict(sorted(read_model(file).metadata.items())))
 
 
 def change(

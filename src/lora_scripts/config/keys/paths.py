@@ -19,8 +19,9 @@ class PathKeys(Keys):
     metadata_path: ConfigPath | None = None
     """The captions: a .csv (filename,prompt) or .jsonl file. Without it, captions beside the pictures are found."""
     base_model: ConfigPath
-    """The checkpoint to train on: one .safetensors file, a diffusers folder, or a name on the Hugging Face hub
-    (hf:owner/name/file.safetensors, owner/name), which is fetched once into models/ after its size is told."""
+    """The checkpoint to train on: one .safetensors file, of a flow model also a .gguf, a diffusers folder, or a name on
+    the Hugging Face hub (hf:owner/name/file.safetensors, owner/name), which is fetched once into models/ after its size
+    is told."""
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
     text_encoder: ConfigPaths | None = None

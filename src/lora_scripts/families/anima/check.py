@@ -50,7 +50,7 @@ class Texts:
     layout: AdapterLayout
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, PREFIXES)
+        return Pieces(self.files, PREFIXES, gguf=True)
 
 
 class AnimaFiles(Transformer[AnimaLayout]):

@@ -83,6 +83,7 @@ def flow_facts(
         unread=files.unread,
         base=base,
         build=files.skeleton,
+        gguf=True,
         size_step=16,
         check_text=files.check_text,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -18,7 +19,8 @@ from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
-from lora_scripts.formats.header import Header, read_header
+from lora_scripts.formats.gguf import packed_types, read_model
+from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +73,9 @@ class Transformer(Generic[L]):
 
     def require_file(self, path: Path) -> Pieces:
         """A whole transformer in the published layout; UserErrors for anything else, all faults at once."""
-        pieces = Pieces([path], PREFIXES)
+        pieces = Pieces([path], PREFIXES, gguf=True)
         table = [*self.rows(self.layout_of(pieces.shapes, path)), *self.more(pieces.shapes, path)]
+        pieces.widen(table)
         unknown = [key for key in pieces.keys() if not self._is_tolerated(key)]  # noqa: SIM118  it is no mapping
         plain = f"this is not a plain {self.words}; get the original file"
         check_rows(pieces.shapes, {"transformer": table}, unknown, file=path, plain=plain)
@@ -101,7 +104,7 @@ class Transformer(Generic[L]):
     def made_for(self, path: Path) -> tuple[int, int]:
         """(width, height) in pixels, as the file's metadata or the folder's VAE says."""
         if path.is_file():
-            return native_size(read_header(path).metadata, (self.side, self.side))
+            return native_size(read_model(path).metadata, (self.side, self.side))
         side = (read_config(path / "vae") or {}).get("sample_size")
         return (side, side) if isinstance(side, int) else (self.side, self.side)
 
@@ -119,6 +122,8 @@ class Transformer(Generic[L]):
             check_parts(path, [self.part, *([self.vae.part()] if vae else [])], self.words)
             return
         self.require_file(path)
+        if packed_types(path) and find_spec("gguf") is None:
+            raise UserError("a GGUF file needs the package gguf", file=path, hint="install it: pip install gguf")
         if vae:
             hint = f"add vae: the file {self.vae.file}, or a folder with a VAE"
             raise UserError("this file holds no VAE that is read", file=path, hint=hint)
@@ -141,13 +146,16 @@ class Transformer(Generic[L]):
 
     def load(self, path: Path, dtype: torch.dtype) -> Any:
         """The transformer with its weights in the file's own precision, memory-mapped; those that have a scale are made
-        whole in `dtype`."""
+        whole in `dtype`; those of layers that a GGUF file has in blocks stay so."""
         from lora_scripts.families.sd.rows import from_rows
 
         if path.is_file():
             pieces = self.require_file(path)
             layout = self.layout_of(pieces.shapes, path)
-            return self.build(layout, from_rows(pieces, self.rows(layout), dtype=dtype))
+            model, table = self.build(layout), self.rows(layout)
+            packed = _pack(model, pieces, table, dtype)
+            state = from_rows(pieces, [row for row in table if row.hf not in packed], dtype=dtype)
+            return _filled(model, {**state, **{f"{stem(key)}.codes": codes for key, codes in packed.items()}})
         config = read_config(path / "transformer") or {}
         layout = self.layout_from(config)
         pieces = Pieces(weights_of(path / "transformer", self.part.stem))
@@ -167,9 +175,27 @@ class Transformer(Generic[L]):
         with torch.device("meta"):
             model = kind(**self.config_of(layout)) if config is None else kind.from_config(config)
         self.complete(model)
-        if state is not None:
-            model.load_state_dict(state, strict=True, assign=True)
-        return model
+        return model if state is None else _filled(model, state)
+
+
+def _filled(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def _pack(model: Any, pieces: Pieces, table: Iterable[Row], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Makes layers that keep blocks of those that a file has so: key of the weight -> blocks."""
+    from torch import nn
+
+    from lora_scripts.compute.packed import pack_layer
+
+    found, kinds = {}, pieces.packed(table)
+    for row in table:
+        layer = model.get_submodule(stem(row.hf)) if row.hf in kinds and row.hf.endswith(".weight") else None
+        if isinstance(layer, nn.Linear):
+            found[row.hf] = pieces.codes(row)
+            pack_layer(layer, found[row.hf], kinds[row.hf], dtype)
+    return found
 
 
 def linear(table: Iterable[Row]) -> Iterator[Row]:

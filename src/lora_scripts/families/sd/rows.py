@@ -193,7 +193,7 @@ def from_rows(
         if scale is not None:
             tensor = _scaled(tensor, handle.get_tensor(scale))
             tensor = tensor if dtype is None else tensor.to(dtype)
-        state[row.hf] = _as_model(tensor, row)
+        state[row.hf] = as_model(tensor, row)
     return state
 
 
@@ -202,7 +202,8 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.float() * numbers
 
 
-def _as_model(tensor: Tensor, row: Row) -> Tensor:
+def as_model(tensor: Tensor, row: Row) -> Tensor:
+    """The parameter of a row, of the file's whole tensor."""
     import torch
 
     if row.share is not None:
