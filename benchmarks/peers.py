@@ -37,8 +37,9 @@ def arms(folder: Path, rank: int) -> Iterator[tuple[str, Callable[[Batches], tup
 def kohya(place: Path, rank: int, batches: Batches) -> tuple[Step, nn.Module]:
     """As its train_network does with cached latents and texts, `--full_bf16 --sdpa`, AdamW, gradients clipped at 1."""
     for name in ("torchvision", "cv2"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules.setdefault(name, types.ModuleType(name)).transforms = None  # type: ignore[attr-defined]
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].transforms = None  # type: ignore[attr-defined]
     sys.path.insert(0, str(place))
     unets: Any = importlib.import_module("library.original_unet")
     networks: Any = importlib.import_module("networks.lora")
