@@ -21,6 +21,7 @@ import tiny
 from lora_scripts.adapters.inject import inject, remove
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.compute import memory
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
@@ -32,6 +33,7 @@ from lora_scripts.formats.header import read_header
 from lora_scripts.loras import dialects
 from lora_scripts.loras.file import save
 from lora_scripts.losses.noise import Draws
+from movers import CopyMover
 from runs import stopped
 from tiny_flow import Models
 
@@ -140,6 +142,23 @@ def neighbour(family: Any) -> None:
     alone = batch_of(family, pixels[1:], ["hello"])
     single = family.losses(alone, family.objective, Draws(draws.u[1:], draws.noise[1:], draws.posterior[1:]))
     assert abs(both[1].item() - single[0].item()) < 1e-5
+
+
+def block_by_block(family: Any, patch: pytest.MonkeyPatch) -> None:
+    """A text encoder for which a card has no room gives the same bits, and only two blocks of it are ever there."""
+    whole, movers, bring = family.encode_text(["a red house", "sea"]), list[CopyMover](), memory.bring
+
+    def mover(device: torch.device) -> CopyMover:
+        movers.append(CopyMover())
+        return movers[-1]
+
+    patch.setattr(memory, "PlainMover", mover)
+    patch.setattr(memory, "bring", lambda model, device: bring(model, device, room=0))
+    family.encoder.rest()
+    same(family.encode_text(["a red house", "sea"]), whole)
+    family.encoder.rest()
+    (one,) = movers
+    assert one.begun >= 2 and one.most <= 2
 
 
 def preview(case: Case, family: Any, theirs: Any, draw: Callable[[Tensor, dict[str, int]], Any], **asked: Any) -> None:

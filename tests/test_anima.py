@@ -308,3 +308,7 @@ def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
 
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path) -> None:
     flow_checks.trained(tiny_anima.write_folder(tmp_path / "base"), data, tmp_path)
+
+
+def test_a_text_encoder_that_does_not_fit_comes_block_by_block(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_checks.block_by_block(family, monkeypatch)

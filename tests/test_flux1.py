@@ -529,3 +529,7 @@ def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -
     folder = tiny_flux1.write_folder(tmp_path / "base")
     written = read(flow_checks.trained(folder, data, tmp_path, batch_size=2, targets="[attention, modulation]")).weights
     assert {path.rpartition(".")[2] for path in written} >= {"to_q", "linear"} and not any(".ff." in p for p in written)
+
+
+def test_a_text_encoder_that_does_not_fit_comes_block_by_block(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_checks.block_by_block(family, monkeypatch)

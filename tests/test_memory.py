@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import tiny
@@ -37,6 +35,7 @@ from lora_scripts.run import story
 from lora_scripts.run.build import build_model
 from lora_scripts.run.parts import Model
 from lora_scripts.run.preflight import preflight
+from movers import CopyMover
 from runs import stopped
 
 CPU = torch.device("cpu")
@@ -257,36 +256,6 @@ def plain_lora(_: str, layer: nn.Module) -> LoraLayer:
 
 
 # --- blocks in RAM ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Arrival:
-    copies: list[Tensor]
-
-    def arrived(self) -> list[Tensor]:
-        return self.copies
-
-
-@dataclass
-class CopyMover:
-    """Copies from memory to memory, and counts."""
-
-    begun: int = 0
-    most: int = 0
-    """Blocks' copies that were alive when a block's turn began."""
-    alive: list[list[StorageWeakRef]] = field(default_factory=list)
-
-    def home(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().clone()
-
-    def begin(self, tensors: Sequence[Tensor]) -> Arrival:
-        copies = [t.detach().clone() for t in tensors]
-        self.alive.append([StorageWeakRef(c.untyped_storage()) for c in copies])
-        self.begun += 1
-        return Arrival(copies)
-
-    def turn(self) -> None:
-        self.most = max(self.most, sum(not all(ref.expired() for ref in refs) for refs in self.alive))
 
 
 def offloaded(base: Path, count: int, **keys: Any) -> tuple[Any, list[LoraLayer], CopyMover | None]:

@@ -411,3 +411,7 @@ def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_pat
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
     flow_checks.trained(tiny_qwen.write_folder(tmp_path / "base"), data, tmp_path, adapter=adapter)
+
+
+def test_a_text_encoder_that_does_not_fit_comes_block_by_block(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_checks.block_by_block(family, monkeypatch)

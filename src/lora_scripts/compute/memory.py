@@ -20,6 +20,10 @@ TILE = 512
 """Pixels along a side of the tiles that a VAE works in, if told to: the size that SD's was trained at."""
 
 
+ASKED = 1 << 30
+"""Bytes that a card keeps free for what a text encoder computes of one text."""
+
+
 @dataclass(frozen=True)
 class MemoryOptions:
     """What is done so that less memory is needed."""
@@ -118,6 +122,30 @@ class CudaMover:
             self._last.synchronize()
         self._last = torch.cuda.Event()
         self._last.record(torch.cuda.current_stream(self.device))
+
+
+class PlainMover:
+    """From where tensors lie anyway: takes no RAM, and waits for each copy. For what is done once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def home(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def begin(self, tensors: Sequence[Tensor]) -> Copies:
+        return _Arrived([t.to(self.device) for t in tensors])
+
+    def turn(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    copies: list[Tensor]
+
+    def arrived(self) -> list[Tensor]:
+        return self.copies
 
 
 @dataclass(frozen=True)
@@ -246,15 +274,43 @@ def place(
         quantise_layers(unet, blocks, options.storage, dtype)
     unet.to(dtype)
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
+    _rest_to(unet, away, device)
     inside = {id(module) for block in away for module in block.modules()}
-    for module in unet.modules():
-        if id(module) not in inside:
-            module._apply(lambda t: t.to(device), recurse=False)
     if options.checkpointing:
         for block in blocks:
             if id(block) not in inside:
                 for part in _recomputed(block):
                     around(part)
+
+
+def bring(model: nn.Module, device: torch.device, room: int | None = None) -> bool:
+    """Brings a frozen model that is only asked to its device: whole if it fits there, else its blocks (of the longest
+    list in it) each for its turn. False if it did not fit.
+
+    `room`: bytes that are free there; None: those of a card; others are taken to suffice.
+    """
+    if room is None and device.type == "cuda":
+        room = (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
+    if room is None or sum(tensors.values()) + ASKED <= room:
+        model.to(device)
+        return True
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = max(lists, key=len)
+    Offloader(blocks, PlainMover(device))
+    _rest_to(model, blocks, device)
+    return False
+
+
+def _rest_to(model: nn.Module, away: Iterable[nn.Module], device: torch.device) -> None:
+    inside = {id(module) for block in away for module in block.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            module._apply(lambda t: t.to(device), recurse=False)
 
 
 def _recomputed(block: Any) -> Sequence[nn.Module]:

@@ -4,6 +4,7 @@ rest. What it is, and how it reads, is the subclass's.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+
+from lora_scripts.compute import memory
 
 
 class Standby(ABC):
@@ -48,6 +51,7 @@ class Standby(ABC):
         """The encoder leaves the memory; what is kept stays."""
         self._model = None
         if self.device.type == "cuda":
+            gc.collect()  # blocks that came for their turn know each other
             torch.cuda.empty_cache()
 
     @abstractmethod
@@ -67,7 +71,8 @@ class Standby(ABC):
 
     def _loaded(self) -> Any:
         if self._model is None:
-            self._model = self._build().to(self.device)
+            self._model = self._build()
+            memory.bring(self._model, self.device)
         return self._model
 
 
