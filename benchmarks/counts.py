@@ -40,13 +40,15 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.anima.check import FILES as ANIMA
 from lora_scripts.families.anima.model import ask as ask_anima
-from lora_scripts.families.flow.model import Ask
+from lora_scripts.families.flow.model import Ask, places
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
 from lora_scripts.families.flux1.model import ask as ask_flux1
 from lora_scripts.families.flux2 import layout as flux2
 from lora_scripts.families.flux2.check import FILES as FLUX2
 from lora_scripts.families.flux2.model import ask as ask_flux2
+from lora_scripts.families.krea2 import layout as krea2
+from lora_scripts.families.krea2.check import FILES as KREA2
 from lora_scripts.families.qwen_image import layout as qwen
 from lora_scripts.families.qwen_image.check import FILES as QWEN
 from lora_scripts.families.sd import load
@@ -96,7 +98,8 @@ def flow(files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int,
     model = filled(files.build(layout)).requires_grad_(False).eval()
     lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
     memory.place(model, options, CPU, torch.bfloat16, [block for blocks in lists for block in blocks])
-    texts: Any = {"states": bf16(1, tokens, layout.text_width), "pooled": pooled}
+    width = layout.text_width * getattr(layout, "taps", 1)
+    texts: Any = {"states": bf16(1, tokens, width), "pooled": pooled}
     noised, sigma = bf16(1, *shape), torch.full((1,), 0.5)
     return model, lambda: ask(model, noised, sigma, texts)
 
@@ -116,6 +119,16 @@ def ask_qwen(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return answer
 
 
+def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As the family does, likewise."""
+    packed, states = pack(x), texts["states"].unflatten(-1, (model.config.num_text_layers, -1))
+    grid = places(1, *packed.shape[2:], on=x.device)
+    told = {"encoder_hidden_states": states, "timestep": sigma}
+    told["position_ids"] = torch.cat([grid.new_zeros(states.shape[1], 3), grid])
+    answer: Tensor = model(hidden_states=packed.flatten(2).transpose(1, 2), **told, return_dict=False)[0]
+    return answer
+
+
 KLEIN_4B = replace(flux2.STANDARD, width=3072, double=5, single=20, inner=9216, text_width=7680)
 MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
@@ -124,6 +137,7 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),
     "qwen": ("Qwen-Image, 1024 px", "qwen_image", partial(flow, QWEN, qwen.STANDARD, ask_qwen, (16, 128, 128), 128)),
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
+    "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
 }
 

@@ -11,6 +11,7 @@ import tiny
 import tiny_anima
 import tiny_flux1
 import tiny_flux2
+import tiny_krea2
 import tiny_qwen
 import tiny_xl
 import tiny_zimage
@@ -52,4 +53,5 @@ ROWS = (
     _flow("flux2", tiny_flux2, "diffusers"),
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
+    _flow("krea2", tiny_krea2, "original", "diffusers", "kohya"),
 )

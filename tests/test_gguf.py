@@ -21,6 +21,7 @@ import tiny_anima
 import tiny_flux1
 import tiny_flux2
 import tiny_gguf
+import tiny_krea2
 import tiny_qwen
 import tiny_zimage
 from flow_checks import OPTIONS
@@ -44,6 +45,7 @@ ROOMS: dict[str, ModuleType] = {
     "zimage": tiny_zimage,
     "qwen_image": tiny_qwen,
     "anima": tiny_anima,
+    "krea2": tiny_krea2,
 }
 
 

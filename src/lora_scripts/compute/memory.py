@@ -272,7 +272,7 @@ def place(
     blocks = blocks_of(unet) if blocks is None else blocks
     if options.storage is not None:  # from the file's own numbers, and before the card sees them
         quantise_layers(unet, blocks, options.storage, dtype)
-    unet.to(dtype)
+    _cast(unet, dtype)
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
     _rest_to(unet, away, device)
     inside = {id(module) for block in away for module in block.modules()}
@@ -311,6 +311,15 @@ def _rest_to(model: nn.Module, away: Iterable[nn.Module], device: torch.device) 
     for module in model.modules():
         if id(module) not in inside:
             module._apply(lambda t: t.to(device), recurse=False)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """To a type. What its library keeps in float32, such as the scales of norms around 0, stays that precise."""
+    words = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    whole = {name: p.detach().float() for name, p in model.named_parameters() if words & set(name.split("."))}
+    nn.Module.to(model, dtype)
+    for name, numbers in whole.items():
+        model.get_parameter(name).data = numbers
 
 
 def _recomputed(block: Any) -> Sequence[nn.Module]:

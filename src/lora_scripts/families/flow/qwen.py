@@ -1,13 +1,13 @@
 """Qwen's language models as text encoders, as facts that need no torch: parameters, place on the disk, tokenizer.
 
-Facts: transformers' `Qwen3Model` and `Qwen2Model`, which is also what reads texts in Qwen2.5-VL: without pictures its
-positions are those of any text. The published configurations share the rotation's base and the norms' epsilon. A single
-file says nothing of these two.
+Facts: transformers' `Qwen3Model` and `Qwen2Model`, which are also what reads texts in Qwen3-VL and Qwen2.5-VL: without
+pictures their positions are those of any text. The published configurations share the norms' epsilon, and those of a
+generation the rotation's base. A single file says nothing of these two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,9 @@ HEAD = 128
 """Channels of a head of every published Qwen2.5 from 3B on, where no config says how many."""
 _PLAIN = "get the original file"
 _BRING = "add text_encoder: its file, with tokenizer.json beside it, or its folder"
-_PREFIXES = ("model.language_model.", "model.")
+_PREFIXES = ("model.language_model.", "language_model.", "model.")
+_TOWER = "visual."
+"""What the keys of a vision tower begin with."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,31 @@ class Qwen:
     """Whether q and k have norms; else q, k and v have biases."""
     unread: tuple[str, ...] = ("lm_head.",)
     """What keys begin with that nobody reads."""
+    sees: bool | None = False
+    """Whether there is a vision tower: of two with the same layers that alone tells which it is. None: either."""
+    theta: float = ROPE_THETA
+    """The rotation's base, of one that does not say."""
 
-    def knows(self, shapes: Shapes) -> bool:
-        """Whether a file is of this generation."""
+    def knows(self, shapes: Shapes, config: Mapping[str, Any]) -> bool:
+        """Whether a file, or a folder with this config, is of this generation."""
         normed, biased = (f"layers.0.self_attn.{name}" in shapes for name in ("q_norm.weight", "q_proj.bias"))
-        return (normed, biased) == (self.normed, not self.normed)
+        sees = any(key.startswith(_TOWER) for key in shapes) or "_vl" in str(config.get("model_type", ""))
+        return (normed, biased) == (self.normed, not self.normed) and self.sees in (None, sees)
 
 
 QWEN3 = Qwen("Qwen3", "qwen_3_4b.safetensors", "Qwen3", normed=True)
-QWEN25_VL = Qwen("Qwen2.5-VL", "qwen_2.5_vl_7b.safetensors", "Qwen2", normed=False, unread=("lm_head.", "visual."))
+QWEN3_VL = Qwen(
+    "Qwen3-VL",
+    "qwen3vl_4b_bf16.safetensors",
+    "Qwen3",
+    normed=True,
+    unread=("lm_head.", _TOWER),
+    sees=True,
+    theta=5_000_000.0,
+)
+QWEN25_VL = Qwen(
+    "Qwen2.5-VL", "qwen_2.5_vl_7b.safetensors", "Qwen2", normed=False, unread=("lm_head.", _TOWER), sees=None
+)
 
 
 @dataclass(frozen=True)
@@ -123,10 +141,10 @@ def _place(kind: Qwen, base: Path, given: Sequence[Path]) -> Path:
 
 
 def _layout(kind: Qwen, shapes: Shapes, file: Path) -> QwenLayout:
-    if not kind.knows(shapes):
+    config = (read_config(file) or {}) if file.is_dir() else {}
+    if not kind.knows(shapes, config):
         hint = f"give {kind.file}, or the folder of the text encoder"
         raise UserError(f"this is no {kind.words} text encoder", file=file, hint=hint)
-    config = (read_config(file) or {}) if file.is_dir() else {}
     config = {**config, **(config.get("text_config") or {})}
     width, rope = size_of(shapes, "embed_tokens.weight", 1, file), config.get("rope_parameters") or {}
     wide = size_of(shapes, "layers.0.self_attn.q_proj.weight", 0, file)
@@ -143,7 +161,7 @@ def _layout(kind: Qwen, shapes: Shapes, file: Path) -> QwenLayout:
         groups=size_of(shapes, "layers.0.self_attn.k_proj.weight", 0, file) // head,
         head=head,
         vocab=size_of(shapes, "embed_tokens.weight", 0, file),
-        theta=float(rope.get("rope_theta") or config.get("rope_theta") or ROPE_THETA),
+        theta=float(rope.get("rope_theta") or config.get("rope_theta") or kind.theta),
         epsilon=float(config.get("rms_norm_eps") or EPSILON),
     )
 

@@ -35,6 +35,8 @@ class Reading:
     """Whether every text is filled up to `most`, and what fills it is read, too."""
     dropped: int = 0
     """Of the first tokens, whose states are not read though those behind have seen them; they count in `most`."""
+    ending: int = 0
+    """Of `most`, so many are for what stands after a text, which is then never cut off; 0: it is cut with the text."""
 
 
 class LanguageEncoder(Standby):
@@ -47,25 +49,30 @@ class LanguageEncoder(Standby):
         self.tokens = bare_tokenizer(source.tokenizer)
         read = f"{reading.before!r} {reading.after!r} {self.taps} {reading.most} {dtype}"
         read += f" {reading.dropped}" if reading.dropped else ""
+        read += f" ends with {reading.ending}" if reading.ending else ""
         super().__init__((*source.files, source.tokenizer), read, device, dtype)
 
     def excess(self, text: str) -> int:
         """How many tokens of a text in its template are cut off."""
-        return max(0, len(self._ids(text)) - self.reading.most)
+        return max(0, len(self._ids(text)) - self.reading.most + self.reading.ending)
 
     def _read(self, text: str) -> dict[str, Tensor]:
         states = self._states(text)
         return {"states": states, "lengths": torch.tensor(len(states))}
 
     def _ids(self, text: str) -> list[int]:
-        whole = f"{self.reading.before}{text}{self.reading.after}"
-        ids: list[int] = self.tokens.encode(whole, add_special_tokens=False).ids
+        """All that may be cut off."""
+        return self._encoded(f"{self.reading.before}{text}{'' if self.reading.ending else self.reading.after}")
+
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = self.tokens.encode(text, add_special_tokens=False).ids
         return ids
 
     @torch.no_grad()
     def _states(self, text: str) -> Tensor:
         """[tokens, width]. UserError where they are no numbers."""
-        ids = self._ids(text)[: self.reading.most]
+        ids = self._ids(text)[: self.reading.most - self.reading.ending]
+        ids += self._encoded(self.reading.after) if self.reading.ending else []
         there = len(ids)
         if self.reading.filled:
             fill = self.tokens.token_to_id(FILL)

@@ -48,6 +48,8 @@ class Row(NamedTuple):
     """That it is a 1 x 1 convolution in the file, and a matrix in the model; a file may have the matrix, too."""
     swapped: bool = False
     """That its two halves stand the other way round in the model."""
+    lines: int = 0
+    """Of how many lines the model's matrix is that the file has as one; 0: it is the same in both."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -62,6 +64,8 @@ class Row(NamedTuple):
         """Of the parameter in the model."""
         if self.transposed:
             return self.shape[::-1]
+        if self.lines:
+            return (self.lines, self.shape[0] // self.lines)
         return self.shape[:2] if self.flat else self.shape
 
 
@@ -212,7 +216,7 @@ def as_model(tensor: Tensor, row: Row) -> Tensor:
         return torch.cat(tensor.chunk(2)[::-1])
     if row.transposed:
         return tensor.T.contiguous()
-    return tensor.reshape(row.model_shape) if row.flat else tensor
+    return tensor.reshape(row.model_shape) if row.flat or row.lines else tensor
 
 
 def to_rows(rows: Sequence[Row], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

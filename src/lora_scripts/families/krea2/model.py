@@ -1,0 +1,90 @@
+"""Krea 2: how its transformer is asked, and how its captions are read.
+
+Facts: diffusers' `Krea2Pipeline`. A caption stands behind Qwen-Image's words on what a description is, the first 34
+tokens, which the language model reads and the transformer does not; what stands after it is never cut off. The
+pipeline fills a caption up before that, and what fills it is seen by nobody and counts in no position: so here none is
+filled up. Of each token the states behind twelve layers are read, side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow import model
+from lora_scripts.families.flow.levels import sigmas_of
+from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.krea2.check import FILES, Texts, index_of
+from lora_scripts.families.krea2.facts import FACTS
+from lora_scripts.families.krea2.layout import PATCH
+from lora_scripts.families.krea2.names import INSIDE
+from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.losses.flow import Sigmas, by_resolution
+
+_DROPPED, _ENDING = 34, 5
+SIGMAS = Sigmas(mu=by_resolution(0.5, 1.15, 256, 6400))
+"""Of the published sampler: from 256 x 256 to 1280 x 1280 pixels."""
+TURBO = Sigmas(math.exp(1.15))
+"""Of a folder that says that it is distilled, whatever its scheduler says."""
+
+
+def reading(taps: tuple[int, ...]) -> Reading:
+    """With the states behind these layers."""
+    return Reading(
+        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+        "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        taps=lambda layers: taps,
+        most=_DROPPED + 512,
+        filled=False,
+        dropped=_DROPPED,
+        ending=_ENDING,
+    )
+
+
+def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`."""
+    states, lengths, packed = texts["states"], texts["lengths"], pack(x)
+    n, channels, height, width = packed.shape
+    there = torch.arange(states.shape[1]) < lengths[:, None].cpu()
+    grid = places(1, height, width, on=x.device)
+    answer: Tensor = transformer(
+        hidden_states=packed.flatten(2).transpose(1, 2),
+        encoder_hidden_states=states.unflatten(-1, (transformer.config.num_text_layers, -1)),
+        timestep=sigma,
+        position_ids=torch.cat([grid.new_zeros(states.shape[1], 3), grid]),
+        encoder_attention_mask=None if there.all() else there.to(states.device),
+        return_dict=False,
+    )[0]
+    return unpack(answer.transpose(1, 2).reshape(n, channels, height, width))
+
+
+def load(path: Path, options: LoadOptions) -> FlowFamily:
+    """As `flow.model.load`."""
+
+    def encoder_of(texts: Texts, device: torch.device, dtype: torch.dtype) -> Standby:
+        return LanguageEncoder(reading(texts.taps), texts.model, device, dtype)
+
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+        fusion = transformer.text_fusion
+        return Parts(
+            transformer=transformer,
+            blocks=[*fusion.layerwise_blocks, *fusion.refiner_blocks, *transformer.transformer_blocks],
+            inside=INSIDE,
+            coder=coder,
+            channels=transformer.config.in_channels // PATCH**2,
+            encoder=encoder,
+            ask=ask,
+            sigmas=TURBO if index_of(path).get("is_distilled") else sigmas_of(path, SIGMAS),
+            patch=PATCH,
+            native_size=FILES.made_for(path),
+        )
+
+    return model.load(FACTS, FILES, encoder_of, path, options, parts_of)
