@@ -11,6 +11,7 @@ In the end of each row there must be a line for a person and the right exit code
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -257,6 +258,14 @@ def around(runs: Runs) -> None:
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
+def replaced(out: Path) -> None:
+    """A file in place of a folder, which its run may make again at once."""
+    while not out.is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.write_text("")
+
+
 def faults(runs: Runs) -> None:
     from lora_scripts.formats.manifest import damage
 
@@ -327,7 +336,7 @@ def faults(runs: Runs) -> None:
     for name, act in {
         "the folder goes": lambda out: shutil.rmtree(out, ignore_errors=True),
         "the folder gets another name": lambda out: out.rename(out.parent / "other"),
-        "a file in place of the folder": lambda out: (shutil.rmtree(out, ignore_errors=True), out.write_text("")),
+        "a file in place of the folder": replaced,
     }.items():
         out = work / name / "x"
         child = runs.start(out)

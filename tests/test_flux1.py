@@ -274,7 +274,7 @@ def test_files_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -
     bare = {k: v.contiguous() for k, v in tiny_flux1.models().transformer.state_dict().items()}
     save_file(bare, tmp_path / "file.safetensors")
     assert identify(tmp_path / "file.safetensors").words == "only a FLUX.1 transformer, in diffusers' layout"
-    (tmp_path / "file.gguf").write_bytes(b"GGUF\x03" + bytes(100))
+    (tmp_path / "file.gguf").write_bytes(b"GGUF\x03" + bytes(19))
     assert identify(tmp_path / "file.gguf").words == "a GGUF file (quantised)"
     assert identify(tiny_flux2.write_base(tmp_path / "flux2.safetensors")) is by_name("flux2").checkpoint
     int8 = tensors["single_blocks.0.linear1.weight"].to(torch.int8)

@@ -290,7 +290,7 @@ def test_relatives_are_refused_by_name(base: Path, tmp_path: Path) -> None:
     assert "SVDQuant" in told("four", **{"transformer_blocks.0.attn.to_qkv.qweight": one})
     assert told("next", **{"txt_in.text_norm.weight": one}) == "a Qwen-Image-2.1 checkpoint"
     assert told("control", **{"controlnet_blocks.0.weight": one}) == "a ControlNet"
-    (tmp_path / "qwen.gguf").write_bytes(b"GGUF\x03" + b"\0" * 64)
+    (tmp_path / "qwen.gguf").write_bytes(b"GGUF\x03" + bytes(19))
     assert "GGUF" in identify(tmp_path / "qwen.gguf").words
     for pipeline, words in (("QwenImageEditPlusPipeline", "(Edit)"), ("QwenImageLayeredPipeline", "(Layered)")):
         folder = tiny_qwen.write_folder(tmp_path / pipeline, pipeline=pipeline)
