@@ -40,9 +40,9 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _flow(name: str, made: ModuleType, *namings: str) -> Row:
+def _flow(name: str, made: ModuleType, *namings: str, **keys: object) -> Row:
     """Of a module of narrow models; its text encoders are never trained."""
-    return Row(name, made.write_base, made.write_folder, keys={}, beside=made.beside, namings=namings)
+    return Row(name, made.write_base, made.write_folder, keys=keys, beside=made.beside, namings=namings)
 
 
 ROWS = (
@@ -53,5 +53,5 @@ ROWS = (
     _flow("flux2", tiny_flux2, "diffusers"),
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
-    _flow("krea2", tiny_krea2, "original", "diffusers", "kohya"),
+    _flow("krea2", tiny_krea2, "original", "diffusers", "kohya", targets="['*.0.attn.*', '*.projector']"),
 )
