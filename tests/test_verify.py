@@ -207,7 +207,7 @@ def test_the_proof_tells_the_rounding_and_bounds_it(
     precision: str, dtype: torch.dtype, base: Path, tmp_path: Path
 ) -> None:
     """A file of the next lower precision is refused: what was trained, not what was rounded, is the measure."""
-    modules = lora_files.weights(lora_files.TRAINABLE)
+    modules = lora_files.weights([path for path in lora_files.TRAINABLE if ".attn" in path][::4])
     path = lora_files.write(tmp_path / "x.safetensors", lora_files.tensors(modules, dtype))
     proof = prove(path, base, modules, precision)
     kept = [(dense(w), dense(LoraWeights(w.down.to(dtype), w.up.to(dtype), w.alpha))) for w in modules.values()]

@@ -37,7 +37,7 @@ def rehearse(task: dict[str, Any], out: TextIO) -> None:
     samples = Split(*([Sample(Path(path), *rest) for path, *rest in rows] for rows in task["samples"]))
     rehearsal = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
     try:
-        rehearsal.run(profile=task["profile"])
+        rehearsal.run(profile=task.get("profile", False))
     except UserError as error:
         errors = error.errors if isinstance(error, UserErrors) else [error]
         tell({"faults": [_fault(one) for one in errors]})
