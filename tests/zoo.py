@@ -9,6 +9,7 @@ answer must be.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -179,6 +180,13 @@ def captions() -> Iterator[tuple[str, str, bytes]]:
         "JSON in a csv": b'[{"filename": "0.png"}]\n',
         "a folder as name": b"filename,prompt\n.,a\n",
         "a very long name": b"filename,prompt\n" + b"a" * 300 + b".png,a\n",
+        "UTF-32": "filename,prompt\n0.png,a\n".encode("utf-32"),
+        "Big5": "filename,prompt\n0.png,一隻貓坐在紅色的墊子上\n".encode("big5"),
+        "Excel's line of the separator": b"sep=;\nfilename;prompt\n0.png;a cat\n",
+        "a Windows path outside": b"filename,prompt\n..\\0.png,a\n",
+        "gzip": gzip.compress(b"filename,prompt\n0.png,a\n", mtime=0),
+        "rich text": b"{\\rtf1\\ansi filename,prompt\\par 0.png,a}",
+        "bars": b"filename|prompt\n0.png|a cat\n",
     }
     for name, data in tables.items():
         yield f"csv: {name}", "metadata.csv", data
@@ -211,6 +219,10 @@ def captions() -> Iterator[tuple[str, str, bytes]]:
         "NaN": b'{"file_name": "0.png", "text": NaN}\n',
         "a huge number": b'{"file_name": "0.png", "text": ' + b"9" * 5000 + b"}\n",
         "a NUL": b'{"file_name": "0.png", "text": "a\\u0000b"}\n',
+        "a text alone": b'"a cat"\n',
+        "a comment": b'// made by hand\n{"file_name": "0.png", "text": "a"}\n',
+        "over several lines": b'{\n  "file_name": "0.png",\n  "text": "a"\n}\n',
+        "gzip": gzip.compress(b'{"file_name": "0.png", "text": "a"}\n', mtime=0),
     }
     for name, data in rows.items():
         yield f"jsonl: {name}", "metadata.jsonl", data
@@ -231,6 +243,8 @@ def captions() -> Iterator[tuple[str, str, bytes]]:
         "0xff": b"\xff" * 40,
         "only a mark": b"\xef\xbb\xbf",
         "only commas": b", , ,\n",
+        "gzip": gzip.compress(b"a cat", mtime=0),
+        "UTF-32": "a cat".encode("utf-32"),
     }
     for suffix in ("txt", "caption"):
         for name, data in sidecars.items():
