@@ -17,6 +17,14 @@ from lora_scripts.families.sd.rows import from_rows
 
 FILL = "<|endoftext|>"
 """What texts are filled up with."""
+DESCRIBED = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+)
+"""What stands before and after a caption that Qwen reads as a picture's description."""
+DESCRIBED_BY = 34
+"""How many tokens what stands before it has in its publisher's tokenizer: by number, whatever they are."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
 from lora_scripts.families.flow.model import FlowFamily, Parts, places
-from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.krea2.check import FILES, Texts, index_of
 from lora_scripts.families.krea2.facts import FACTS
@@ -28,7 +28,8 @@ from lora_scripts.families.krea2.names import INSIDE
 from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
-_DROPPED, _ENDING = 34, 5
+_ENDING = 5
+"""Tokens of what stands after a caption."""
 SIGMAS = Sigmas(mu=by_resolution(0.5, 1.15, 256, 6400))
 """Of the published sampler: from 256 x 256 to 1280 x 1280 pixels."""
 TURBO = Sigmas(math.exp(1.15))
@@ -38,13 +39,12 @@ TURBO = Sigmas(math.exp(1.15))
 def reading(taps: tuple[int, ...]) -> Reading:
     """With the states behind these layers."""
     return Reading(
-        before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
-        "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
-        after="<|im_end|>\n<|im_start|>assistant\n",
+        before=DESCRIBED[0],
+        after=DESCRIBED[1],
         taps=lambda layers: taps,
-        most=_DROPPED + 512,
+        most=DESCRIBED_BY + 512,
         filled=False,
-        dropped=_DROPPED,
+        dropped=DESCRIBED_BY,
         ending=_ENDING,
     )
 

@@ -19,7 +19,7 @@ from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
 from lora_scripts.families.flow.model import FlowFamily, Parts
-from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.qwen_image.check import FILES
 from lora_scripts.families.qwen_image.facts import FACTS
@@ -29,15 +29,13 @@ from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
 from lora_scripts.families.sd.steps import led_away
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
-_DROPPED = 34
 READING = Reading(
-    before="<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
-    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
-    after="<|im_end|>\n<|im_start|>assistant\n",
+    before=DESCRIBED[0],
+    after=DESCRIBED[1],
     taps=lambda layers: (layers,),
-    most=_DROPPED + 512,
+    most=DESCRIBED_BY + 512,
     filled=False,
-    dropped=_DROPPED,
+    dropped=DESCRIBED_BY,
 )
 SIGMAS = Sigmas(mu=by_resolution(0.5, 0.9, 256, 8192), terminal=0.02)
 """Of the published sampler."""
