@@ -49,6 +49,7 @@ from lora_scripts.run.preflight import preflight
 from lora_scripts.train import fit, memorised
 from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.evidence import Evaluation
+from lora_scripts.train.feed import Feed
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.memorised import Asked
 
@@ -250,6 +251,10 @@ def encoded(family: PictureFamily, images: Sequence[Any]) -> Tensor:
     return torch.stack(rows)
 
 
+def _means(feed: Feed) -> Tensor:
+    return torch.stack([feed.encoded.latents(i)["mean"] for i in range(len(feed.pictures))])
+
+
 def drawings(parts: Parts) -> dict[str, Any]:
     """Latents: of the pictures trained and held out, and drawn for captions of both, with the LoRA and without."""
     family, model = parts.model.family, parts.model
@@ -265,8 +270,8 @@ def drawings(parts: Parts) -> dict[str, Any]:
 
     texts = [trained[i].caption for i in some], [parts.held.samples[i].caption for i in others]
     found = {
-        "train": torch.stack([row[0]["mean"] for row in parts.feed.latents]),
-        "held": torch.stack([row[0]["mean"] for row in parts.held.feed.latents]) if parts.held.samples else None,
+        "train": _means(parts.feed),
+        "held": _means(parts.held.feed) if parts.held.samples else None,
         "some": some,
         "others": others,
         "drawn": draw(texts[0]),

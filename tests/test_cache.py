@@ -136,3 +136,38 @@ def test_works_with_the_real_writer(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "deep" / "cache", write_atomic)
     cache.put(KEY, some())
     assert cache.get(KEY) is not None
+
+
+def test_the_first_bytes_stay_in_memory_and_no_more(tmp_path: Path) -> None:
+    from lora_scripts.formats.io import write_atomic
+
+    keys, rows = [cache_key("row", n) for n in range(5)], [torch.full((25,), float(n)) for n in range(5)]
+    cache = Cache(tmp_path, write_atomic, keep=299)  # two of 100 bytes, and no third
+    for key, row in zip(keys, rows, strict=True):
+        cache.put(key, {"x": row})
+    assert cache.held == 200
+    for key in keys:
+        cache.path(key).write_bytes(b"damaged")
+    assert [cache.get(key) is not None for key in keys] == [True, True, False, False, False]
+    assert Cache(tmp_path, write_atomic, keep=0).get(keys[0]) is None
+    small = Cache(tmp_path, write_atomic, keep=99)  # what does not fit ends it, also for what would fit behind
+    small.put(keys[0], {"x": rows[0]})
+    small.put(keys[1], {"x": rows[1][:5]})
+    assert small.held == 0
+
+
+def test_what_there_is_no_room_for_is_looked_for_and_not_read(tmp_path: Path) -> None:
+    from lora_scripts.formats.io import write_atomic
+
+    good, bad, none = (cache_key(name) for name in ("good", "bad", "none"))
+    for key in (good, bad):
+        Cache(tmp_path, write_atomic).put(key, some())
+    Cache(tmp_path, write_atomic).path(bad).write_bytes(b"damaged")
+    reading, looking = Cache(tmp_path, write_atomic, keep=1 << 20), Cache(tmp_path, write_atomic)
+    assert [reading.ready(key) for key in (good, bad, none)] == [True, False, False]
+    assert [looking.ready(key) for key in (good, bad, none)] == [True, True, False]
+    assert reading.held and not looking.held
+    looking.drop(bad)  # found damaged when it was read
+    looking.drop(none)
+    assert [looking.ready(key) for key in (good, bad, none)] == [True, False, False]
+    assert looking.get(bad) is None and not looking.path(none).exists()

@@ -20,7 +20,8 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
-from lora_scripts.train.feed import Feed, place_of, plan_pictures
+from lora_scripts.train.encoded import plan_pictures
+from lora_scripts.train.feed import Feed, place_of
 from toy import Toy, feed, samples
 
 
@@ -77,8 +78,9 @@ def test_going_on_in_mid_epoch_gives_the_tail_of_an_unbroken_run(accumulation: i
 def test_every_view_is_fed_and_is_what_was_encoded(tmp_path: Path) -> None:
     pictures = samples(tmp_path / "data", 1)
     made = filled(Toy(), pictures, tmp_path, flip=True, random_crop=True, batch_size=1)
-    (picture,), (row,) = made.pictures, made.latents
-    assert len(row) == len(picture.views) == 8
+    (picture,) = made.pictures
+    row = [made.encoded.latents(0, n) for n in range(8)]
+    assert len(picture.views) == 8
     plain, mirrored = row[0]["mean"], row[1]["mean"]
     torch.testing.assert_close(mirrored, plain.flip(-1))  # the 8 x 8 means of the mirrored picture
     seen = Counter()
@@ -88,7 +90,7 @@ def test_every_view_is_fed_and_is_what_was_encoded(tmp_path: Path) -> None:
         seen[number] += 1
     assert len(seen) == 8 and min(seen.values()) > 10
     without = filled(Toy(), pictures, tmp_path, batch_size=1)
-    assert [len(r) for r in without.latents] == [1] and torch.equal(without.latents[0][0]["mean"], plain)
+    assert len(without.pictures[0].views) == 1 and torch.equal(without.encoded.latents(0)["mean"], plain)
 
 
 def test_no_caption_means_the_empty_captions_states(tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_changed_pictures_resolutions_and_vaes_are_encoded_anew(changed: str, tm
     assert toy.encoded.count("picture") == {"picture": 1, "resolution": 5, "vae": 5}[changed] + 5
     assert len(pictures) == 5
     for i in range(5):
-        old, new = before.latents[i][0]["mean"], after.latents[i][0]["mean"]
-        assert torch.equal(new, fresh.latents[i][0]["mean"])
+        old, new = before.encoded.latents(i)["mean"], after.encoded.latents(i)["mean"]
+        assert torch.equal(new, fresh.encoded.latents(i)["mean"])
         assert torch.equal(old, new) == (changed == "picture" and i != 2)
 
 
@@ -167,8 +169,8 @@ def test_changed_captions_and_text_encoders_are_encoded_anew(changed: str, tmp_p
         toy.text = "another text encoder"
     after = filled(toy, pictures, tmp_path)
     assert toy.encoded == (["new words"] if changed == "caption" else [*(p.caption for p in pictures), ""])
-    for caption, texts in after.texts.items():
-        assert torch.equal(texts["states"], toy.encode_text([caption])["states"][0])
+    for caption in after.encoded.captions:
+        assert torch.equal(after.encoded.text(caption)["states"], toy.encode_text([caption])["states"][0])
 
 
 def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path, tmp_path: Path) -> None:
@@ -183,9 +185,11 @@ def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path
             posterior = family.vae.encode(image).latent_dist
         for i in range(2):
             torch.testing.assert_close(
-                made.latents[i][number]["mean"], 0.18215 * posterior.mean[i], rtol=1e-4, atol=1e-5
+                made.encoded.latents(i, number)["mean"], 0.18215 * posterior.mean[i], rtol=1e-4, atol=1e-5
             )
-            torch.testing.assert_close(made.latents[i][number]["std"], 0.18215 * posterior.std[i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                made.encoded.latents(i, number)["std"], 0.18215 * posterior.std[i], rtol=1e-4, atol=1e-5
+            )
     _, (batch,) = next(made.steps(0, 1))
     for caption, states in zip(batch.captions, batch.texts["states"], strict=True):
         torch.testing.assert_close(states, family.encode_text([caption])["states"][0], rtol=1e-4, atol=1e-5)
@@ -206,8 +210,8 @@ def test_a_picture_that_changes_before_it_is_encoded_is_told_and_the_cache_stays
     with pytest.raises(UserError, match=r"1\.png: has changed since this start looked at it; start again"):
         filled(family, pictures, tmp_path)
     pictures[1].path.write_bytes(before)
-    right = filled(family, pictures, tmp_path).latents[1][0]
-    assert equal(right, filled(Toy(), pictures, tmp_path / "afresh").latents[1][0])
+    right = filled(family, pictures, tmp_path).encoded.latents(1)
+    assert equal(right, filled(Toy(), pictures, tmp_path / "afresh").encoded.latents(1))
     assert family.encoded.count("picture") == 3  # one before the mistake, two after it
 
 

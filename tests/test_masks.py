@@ -25,6 +25,7 @@ from lora_scripts.formats.io import write_atomic
 from lora_scripts.run import story
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.preflight import preflight
+from lora_scripts.train.encoded import Masks
 from runs import stopped
 from toy import Toy, feed, samples
 
@@ -73,11 +74,10 @@ def test_tag_dropout_keeps_the_first_and_drops_its_share() -> None:
 
 
 def test_the_feed_hands_masks_on_with_their_views(tmp_path: Path) -> None:
-    masked = {"mask": lambda sample: blot(), "mask_background": 0.1}
-    fed = feed(Toy(), samples(tmp_path), flip=True, **masked)  # type: ignore[arg-type]
+    fed = feed(Toy(), samples(tmp_path), flip=True, masks=Masks(lambda sample: blot(), background=0.1))
     fed.fill(Cache(tmp_path / "cache", write_atomic), lambda *_: None)
     seen = [(m, n) for _, step in fed.steps(0, 8) for b in step for m, n in zip(b.masks, b.names, strict=True)]
-    assert {tuple(m.shape) for m, _ in seen} == {(1, *fed.latents[0][0]["mean"].shape[1:])}
+    assert {tuple(m.shape) for m, _ in seen} == {(1, *fed.encoded.latents(0)["mean"].shape[1:])}
     by_view = {m.numpy().tobytes() for m, _ in seen}
     assert len(by_view) == 2  # the mask and its mirror
     assert min(m.min() for m, _ in seen) == pytest.approx(0.1)
@@ -166,6 +166,7 @@ def test_a_mask_that_changes_while_a_run_begins_is_told(tmp_path: Path, base: Pa
     masks.mkdir()
     for path in data.glob("*.png"):
         blot((64, 64)).save(masks / path.name)
+    blot((64, 64)).rotate(180).save(masks / "3.png")  # of equal ones another would be read
     keys = {"targets": "['*.mid_block.*attn2*']", "mask_dir": masks}
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
     loaded = load_config(config)

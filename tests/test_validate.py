@@ -137,7 +137,7 @@ def test_losses_are_those_of_the_formula_at_fixed_draws(tmp_path: Path) -> None:
     found = taken.losses()
     assert found.shape == (2, 4)
     for row, index in enumerate((0, 2)):
-        picture, moments = taken.feed.pictures[index], taken.feed.latents[index][0]
+        picture, moments = taken.feed.pictures[index], taken.feed.encoded.latents(index)
         for part in range(4):
             g = generator(f"probe/7/{picture.sample.digest}/{part}")
             t = int((part + torch.rand((), generator=g, dtype=torch.float64).item()) / 4 * 1000)

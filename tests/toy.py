@@ -18,7 +18,8 @@ from lora_scripts.families.base import Batch, Sampling
 from lora_scripts.families.facts import Facts, LoraFacts
 from lora_scripts.formats.header import Kind
 from lora_scripts.losses import diffusion, noise
-from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+from lora_scripts.train.encoded import Picture, plan_pictures
+from lora_scripts.train.feed import Feed, Settings
 
 
 def _none(*_: object) -> Any:
@@ -135,7 +136,7 @@ def feed(
     random_crop: bool = False,
     resolution: tuple[int, int] = (64, 64),
     cache_text: bool = True,
-    **settings: float,
+    **settings: object,
 ) -> Feed:
     """A feed that is not filled yet; `settings` as in `Settings`."""
     defaults = {"batch_size": 2, "accumulation": 1, "repeats": 1, "seed": 1, "caption_dropout": 0.0}

@@ -55,7 +55,7 @@ def plain(plan: Plan | TextPlan) -> object:
 def words(plan: Plan | TextPlan) -> list[str]:
     """The table, then one line that says whether it fits."""
     from lora_scripts.plan.command import Plan
-    from lora_scripts.plan.forecast import PHASES, cache_size
+    from lora_scripts.plan.forecast import PHASES
 
     if not isinstance(plan, Plan):
         return _text_words(plan)
@@ -72,7 +72,7 @@ def words(plan: Plan | TextPlan) -> list[str]:
         peaks = ", ".join(f"{PHASES[phase]} {size(peak)}" for phase, peak in m.peaks.items())
         rows.append(("memory", peaks + there))
     if m.ram:
-        needed = m.ram + (cache_size(m) if m.done else 0)
+        needed = m.ram + (m.sizes["kept"] if m.done else 0)
         rows.append(("RAM", f"about {size(needed)} of {size(m.free_ram)}"))
     if plan.disk:
         rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 
 import safetensors.torch
 import torch
@@ -31,32 +33,70 @@ def cache_key(*parts: Part) -> str:
 class Cache:
     """A folder of safetensors files, one per key. A damaged file, or one under another entry's name, counts as absent.
 
-    `write(path, data)` writes a file so that it is there whole or not at all.
+    `write(path, data)` writes a file so that it is there whole or not at all. The first `keep` bytes of entries that
+    are read or put stay in memory, and nobody changes them; all others are read whenever they are asked for.
     """
 
-    def __init__(self, folder: Path, write: Callable[[Path, bytes], None]) -> None:
+    def __init__(self, folder: Path, write: Callable[[Path, bytes], None], keep: int = 0) -> None:
         self.folder, self._write = folder, write
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
+        self._room, self._lock = keep, Lock()
+
+    @property
+    def held(self) -> int:
+        """Bytes of the tensors that are kept in memory."""
+        return sum(tensor.nbytes for entry in self._kept.values() for tensor in entry.values())
 
     def path(self, key: str) -> Path:
         """Where the entry lies: 256 subfolders keep folders short."""
         assert re.fullmatch("[0-9a-f]{64}", key), key
         return self.folder / key[:2] / f"{key[2:]}.safetensors"
 
+    def ready(self, key: str) -> bool:
+        """That `get` will give the entry. Read as long as there is room to keep it; beyond that, only looked for, so a
+        damage shows when it is read."""
+        if self._room > 0 or key in self._kept:
+            return self.get(key) is not None
+        try:
+            return os.stat(self.path(key)).st_size > 0
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _unreadable(self.path(key), error) from None
+
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors put under `key`, on the CPU, or None. Raises UserError if the folder cannot be read."""
+        if (kept := self._kept.get(key)) is not None:
+            return kept
         path = self.path(key)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UserError(f"the cache cannot be read: {error.strerror or error}", file=path) from None
+            raise _unreadable(path, error) from None
         try:
             tensors = safetensors.torch.load(data)
             # the library checks sizes, not contents: without a digest a flipped bit would be trained on
-            return tensors if _stored_digest(data) == _digest(key, tensors) else None
+            if _stored_digest(data) != _digest(key, tensors):
+                return None
         except (SafetensorError, ValueError, LookupError):
             return None
+        self._keep(key, tensors)
+        return tensors
+
+    def _keep(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+        """In memory, until the first that does not fit any more."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with self._lock:
+            if 0 < size <= self._room:
+                self._kept[key] = tensors
+            self._room -= size
+
+    def drop(self, key: str) -> None:
+        """Leaves an empty file in place of a damaged one: so every later start sees that it is to be made again."""
+        if self.path(key).exists():
+            self._write(self.path(key), b"")
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Stores copies of the tensors. Raises UserError if the folder cannot be made, and whatever `write` raises."""
@@ -68,6 +108,11 @@ class Cache:
             reason = error.strerror or error
             raise UserError(f"the cache folder cannot be made: {reason}", file=path.parent) from None
         self._write(path, safetensors.torch.save(copies, metadata={"sha256": _digest(key, copies)}))
+        self._keep(key, copies)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"the cache cannot be read: {error.strerror or error}", file=path)
 
 
 def _encode(part: Part) -> bytes:

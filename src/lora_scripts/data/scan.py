@@ -8,10 +8,10 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -87,9 +87,15 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
 
 
 def scan(
-    folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False, small: int = 0
+    folder: Path,
+    metadata: Path | None = None,
+    *,
+    allow_missing_captions: bool = False,
+    small: int = 0,
+    look: Callable[[Path, int], Sample | UserError] | None = None,
 ) -> list[Sample]:
     """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
+    `look`: what looks at each, in place of `inspect`.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
     sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
@@ -99,7 +105,7 @@ def scan(
     faults = listing.faults
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
-        results = list(pool.map(partial(_inspect, small=small), listing.images.values()))
+        results = list(pool.map(look or inspect, listing.images.values(), repeat(small)))
     samples: list[Sample] = []
     for name, result in zip(listing.images, results, strict=True):
         if isinstance(result, UserError):
@@ -155,7 +161,7 @@ def _kinds(files: Mapping[str, Path]) -> str:
     return "the folder holds " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common(8)) + more
 
 
-def _inspect(path: Path, small: int) -> Sample | UserError:
+def inspect(path: Path, small: int) -> Sample | UserError:
     """An image by itself, without name and caption; or what is wrong with it."""
     try:
         data = read_bytes(path)

@@ -32,6 +32,8 @@ DRIFT = 160 * 2**20
 """What a process on a CPU may come to hold beyond that, as its allocator's pieces and the report's libraries add up."""
 CHECKPOINTED = 0.3
 """About what a step still needs, beyond the resident, with gradient_checkpointing."""
+REMEMBERED = 250
+"""Bytes in the cache about a picture that was looked at, with its path."""
 LONGEST_ACCUMULATION = 1024
 """As the config has it."""
 
@@ -109,7 +111,8 @@ class Measured:
     profile: dict[str, Any] | None = None
     """Where the time of a step goes, if it was asked for: a `compute.profile.Profile`."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Of files: latents (of a view in the largest batch), caption, lora, state, picture, scalars (of one step)"""
+    """Of files: latents (of a view in the largest batch, with its mask), caption, lora, state, picture, scalars (of one
+    step); kept: what is encoded, as far as a run keeps it in RAM"""
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> Measured:
@@ -187,7 +190,7 @@ def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
     kept = kept if config.keep_last is None else min(kept, config.keep_last)
     shown = 2 + 2 * min(m.prompts, 4) + min(previews + 1, 8) * m.prompts
     return {
-        "cache": cache_size(m),
+        "cache": cache_size(m) + REMEMBERED * sum(v.pictures for v in m.views),
         "LoRA files": (kept + 1 + m.best) * sizes["lora"],
         "class pictures": m.drawn * sizes.get("class picture", 0),
         "resume state": sizes["state"] + 22 * m.steps,  # the loss of each step as text
@@ -199,7 +202,7 @@ def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
 
 
 def cache_size(m: Measured) -> int:
-    """All encoded pictures and captions, as files or in RAM."""
+    """All encoded pictures and captions, as files."""
     largest = m.kinds[0].width * m.kinds[0].height
     latents = sum(v.views * v.width * v.height for v in m.views) * m.sizes["latents"] / largest
     return round(latents) + m.captions * m.sizes.get("caption", 0)

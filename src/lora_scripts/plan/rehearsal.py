@@ -33,7 +33,8 @@ from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, previews_of
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.average import averaged
-from lora_scripts.train.feed import Feed, Picture
+from lora_scripts.train.encoded import KEPT, Picture
+from lora_scripts.train.feed import Feed
 from lora_scripts.train.progress import Board
 
 MOST = 8
@@ -207,10 +208,11 @@ class Rehearsal:
             now = time.perf_counter()
             if len(written) > before:  # else it was there
                 timed[what].append(now - last)
+                name = {"pictures": "latents", "captions": "caption"}[what]
+                m.sizes.setdefault(name, sum(written[before:]))  # a picture's with its mask
             last, before = now, len(written)
-            m.sizes.setdefault({"pictures": "latents", "captions": "caption"}[what], written[-1])
 
-        cache = Cache(self.folder.path / "cache", write)
+        cache = Cache(self.folder.path / "cache", write, KEPT)
         feed = self._cut(whole.feed, kinds["largest"], 1)
         feed.fill(cache, tell)
         most = ENCODED if timed["pictures"][0] < SLOW else 1
@@ -324,11 +326,10 @@ class Rehearsal:
         sizes["picture"] = next(self.folder.samples.glob("*.png")).stat().st_size
         logs = sum(f.stat().st_size for f in self.folder.logs.rglob("*") if f.is_file())
         sizes["scalars"] = max(0, logs - 2 * sizes["picture"]) // step
-        if device.type == "cpu":  # while it trains, the run keeps all that is encoded in RAM; here is only a little
-            m.resident += cache_size(m)
-            m.peaks |= {
-                phase: peak + cache_size(m) for phase, peak in m.peaks.items() if phase not in ("load", "encode")
-            }
+        kept = sizes["kept"] = min(cache_size(m), KEPT)  # here is only a little of it
+        if device.type == "cpu":
+            m.resident += kept
+            m.peaks |= {phase: peak + kept for phase, peak in m.peaks.items() if phase not in ("load", "encode")}
 
 
 def short(whole: Parts, feed: Feed) -> Parts:

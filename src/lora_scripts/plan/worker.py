@@ -34,7 +34,8 @@ def rehearse(task: dict[str, Any], out: TextIO) -> None:
         out.flush()
 
     config = TrainConfig.model_validate(task["config"])
-    samples = Split(*([Sample(Path(path), *rest) for path, *rest in rows] for rows in task["samples"]))
+    trained, held_out = ([Sample(Path(path), *rest) for path, *rest in rows] for rows in task["samples"])
+    samples = Split(trained, held_out)
     rehearsal = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
     try:
         rehearsal.run(profile=task.get("profile", False))

@@ -17,12 +17,8 @@ from lora_scripts.run.after.base_kept import OTHERS
 from lora_scripts.run.after.copies import questions
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import previews_of, usual
-from lora_scripts.train.feed import caption_entry
-
-
-def cache_of(config: TrainConfig, folder: Path) -> Path:
-    """Where a run keeps what it encodes."""
-    return config.cache_dir or folder / "cache"
+from lora_scripts.run.run_folder import cache_of
+from lora_scripts.train.encoded import KEPT, make_caption
 
 
 def captions_first(
@@ -36,10 +32,10 @@ def captions_first(
     of previews, of class pictures and of the looks for copies and for what is kept in the end."""
 
     def encode(encoder: CaptionEncoder) -> None:
-        cache, fingerprint = Cache(cache_of(config, folder), write), encoder.fingerprint()
+        cache, fingerprint = Cache(cache_of(config, folder), write, KEPT), encoder.fingerprint()
         captions = list(dict.fromkeys(_captions(samples)))
         for done, caption in enumerate(captions, 1):
-            caption_entry(cache, fingerprint, caption, encoder.encode)
+            make_caption(cache, fingerprint, caption, encoder.encode)
             sink(Progress("captions", done, len(captions)))
         encoder.remember(list(dict.fromkeys(_prompts(config, samples))))
         if cut := [caption for caption in captions if encoder.excess(caption)]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import read_bytes
@@ -16,7 +14,8 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
 from lora_scripts.families.base import PictureFamily, Sampling
 from lora_scripts.formats import io
-from lora_scripts.train.feed import Feed, Picture, Settings, plan_pictures
+from lora_scripts.train.encoded import Masks, Picture, plan_pictures
+from lora_scripts.train.feed import Feed, Settings
 
 CLASS = "class/"
 """In the names of class pictures, to tell them from the others."""
@@ -59,7 +58,6 @@ def build_feed(
 ) -> Feed:
     """The feed of a config. UserErrors for masks that are missing."""
     c = config
-    mask, mask_digests = _masks(samples, c.mask_dir, c.mask_alpha)
     settings = Settings(
         c.batch_size,
         c.gradient_accumulation,
@@ -69,9 +67,7 @@ def build_feed(
         c.shuffle_tags,
         c.keep_tags,
         tag_dropout=c.tag_dropout,
-        mask=mask,
-        mask_digests=mask_digests,
-        mask_background=c.mask_background,
+        masks=_masks(samples, c),
     )
     pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
     return Feed(family, pictures, settings, cache_text=not (c.train_text_encoder or c.new_token))
@@ -86,14 +82,11 @@ def _as_class(c: TrainConfig, picture: Picture) -> Picture:
     return replace(picture, weight=c.prior_weight, of_class=True)
 
 
-def _masks(
-    samples: Sequence[Sample], folder: Path | None, alpha: bool
-) -> tuple[Callable[[Sample], Image.Image] | None, dict[str, str]]:
-    """What gives a picture's mask, and the digests of masks that are files of their own."""
-    if alpha:
-        return lambda sample: alpha_mask(sample.path, sample.digest), {}
-    if folder is None:
-        return None, {}
-    paths = find_masks(samples, folder)
+def _masks(samples: Sequence[Sample], c: TrainConfig) -> Masks | None:
+    if c.mask_alpha:
+        return Masks(lambda sample: alpha_mask(sample.path, sample.digest), background=c.mask_background)
+    if c.mask_dir is None:
+        return None
+    paths = find_masks(samples, c.mask_dir)
     digests = {name: hashlib.sha256(read_bytes(path)).hexdigest() for name, path in paths.items()}
-    return lambda s: read_mask(paths[s.name], (s.width, s.height), digests[s.name]), digests
+    return Masks(lambda s: read_mask(paths[s.name], (s.width, s.height), digests[s.name]), digests, c.mask_background)

@@ -20,8 +20,9 @@ from lora_scripts.report.data import HeldOutCurve
 from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
 from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.average import Ema, averaged
+from lora_scripts.train.encoded import plan_pictures
 from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled, words
-from lora_scripts.train.feed import Feed, Settings, plan_pictures
+from lora_scripts.train.feed import Feed, Settings
 from lora_scripts.train.probe import Probe, Range
 from lora_scripts.train.state import RunState
 

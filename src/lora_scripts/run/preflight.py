@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,7 @@ from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
 from lora_scripts.data.trigger import calling, holds
 from lora_scripts.errors import UserError, UserErrors, raise_all
@@ -26,7 +28,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.pivotal import check_new_words
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.units import typed
 
 HELD_OUT = "held out/"
@@ -53,6 +55,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     folder = RunFolder(config.output_dir, config.name)
     samples: list[Sample] = []
     faults: list[UserError] = []
+    seen = Seen(cache_of(config, folder.path) / "pictures.json")
 
     def attempt(look: Callable[[], object]) -> None:
         try:
@@ -77,14 +80,16 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
                 config.metadata_path,
                 allow_missing_captions=config.allow_missing_captions,
                 small=GRID if config.val_split != 0 else 0,
+                look=seen.look,
             )
         )
     )
     attempt(lambda: check_new_words(config, samples))
     attempt(lambda: check_trigger(config, samples))
     raise_all(faults)
-    parted = split(config, samples, sink)
-    return Ready(folder, samples, Split(*(list(map(_bare, some)) for some in (parted.trained, parted.held_out))))
+    parted = split(config, samples, sink, seen)
+    trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
+    return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen))
 
 
 def _bare(sample: Sample) -> Sample:
@@ -199,24 +204,28 @@ class Split:
 
     trained: list[Sample]
     held_out: list[Sample]
+    seen: Seen | None = None
+    """What was found in the pictures, to be kept for the next start."""
 
 
-def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore) -> Split:
+def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore, seen: Seen | None = None) -> Split:
     """Holds some of the samples out, or takes those of `val_data_dir`; never a copy of another picture.
 
     UserError where `patience` has nothing to go by.
     """
+    known = partial(seen.copies, find=copies) if seen else copies
     if config.val_data_dir is not None:
-        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions)
+        look = seen.look if seen else None
+        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, look=look)
         others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
-        double = copies([*samples, *others])
+        double = known([*samples, *others])
         trained, held = list(samples), [s for s in others if s.name not in double]
         if len(held) < len(others):
             count = len(others) - len(held)
             sink(Note(f"note: {count} pictures of val_data_dir are there twice, or trained, and left out"))
     else:
         wanted = share_of(len(samples), config.val_split)
-        trained, held = hold_out(samples, wanted, config.seed, copies(samples) if wanted else ())
+        trained, held = hold_out(samples, wanted, config.seed, known(samples) if wanted else ())
     if config.patience is not None and not held:
         hint = "add val_split: 0.2, or val_data_dir, or leave patience out"
         raise UserError(f"patience: no picture is held out (of fewer than {FEWEST} none is by itself)", hint=hint)

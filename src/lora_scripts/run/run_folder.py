@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats import io
@@ -193,6 +194,11 @@ class RunFolder:
                 raise UserError("is no plain file, so it cannot be locked", file=self._lock, hint="remove it") from None
             raise UserError(f"cannot write here: {e.strerror or e}", file=self.path, hint=hint) from None
         return lock
+
+
+def cache_of(config: TrainConfig, folder: Path) -> Path:
+    """Where a run keeps what it encodes."""
+    return config.cache_dir or folder / "cache"
 
 
 def _told(holder: Path) -> str:

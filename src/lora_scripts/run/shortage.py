@@ -15,6 +15,7 @@ from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.gguf import packed_types
+from lora_scripts.train.encoded import Unfed
 from lora_scripts.train.loop import Halfway, NoRoom
 from lora_scripts.train.state import RunState
 
@@ -43,13 +44,17 @@ def rescuing(
     scaler: torch.amp.GradScaler,
     config: TrainConfig,
 ) -> Iterator[None]:
-    """Within it a lack of memory is one UserError, after what was learnt until the last whole step is saved.
+    """Within it a lack of memory is one UserError, after what was learnt until the last whole step is saved; likewise
+    a picture that can neither be read from the cache nor be encoded again.
 
     `saved`: the step of the last state on the disk, 0 for none.
     """
+    unfed: Unfed | None = None
     try:
         yield
         return
+    except Unfed as error:
+        unfed, whole = error, True
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -66,6 +71,9 @@ def rescuing(
             if not ran_out(error):
                 raise
     told = f"; step {saved()} is saved" if saved() else ""
+    if unfed is not None:
+        mend = unfed.hint or ("go on with --resume" if saved() else None)
+        raise_all([UserError(f"{unfed.message}{told}", file=unfed.file, hint=mend), *faults])
     hint = lower(config, card=torch.cuda.is_available() and config.device != "cpu", begun=saved() > 0)
     raise_all([UserError(f"memory ran out after step {state.step}{told}", hint=hint), *faults])
 

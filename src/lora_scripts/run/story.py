@@ -31,7 +31,7 @@ from lora_scripts.run import export
 from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of
-from lora_scripts.run.captions_first import cache_of, captions_first
+from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.finish import REPORTED, look, report, report_pictures, save_last_previews, save_strength
@@ -43,12 +43,13 @@ from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.train import state as states
 from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
+from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.progress import Board, Smoothed
@@ -103,7 +104,10 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
-        cache = Cache(cached, write_of(model.files))
+        if samples.seen is not None:
+            io.make_folder(cached)
+            samples.seen.save(io.write_text)
+        cache = Cache(cached, write_of(model.files), KEPT)
         for inside in sorted(cache.folder.glob("[0-9a-f][0-9a-f]")):
             io.remove_stale_temps(inside)  # of runs that were killed
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
@@ -163,7 +167,7 @@ def assemble(
             model,
             [p.sample for p in feed.pictures],
             samples.held_out,
-            feed.settings.mask_digests,
+            feed.settings.masks.digests if feed.settings.masks else {},
             total,
             precision,
         ),

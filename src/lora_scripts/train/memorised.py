@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from lora_scripts.train.evidence import Interval
 
 GRID = 8
 """Places of a side that a feature has, whatever the picture's shape."""
+STRIP = 1024
+"""Pictures whose distances to all are in memory at once."""
 CLOSE = 0.8
 """A drawn picture is a copy if a training picture is nearer than this share of the usual distance between a training
 picture and its nearest neighbour, and than `MARGIN` of the distance to the nearest held-out picture."""
@@ -40,7 +42,7 @@ class Pair:
         return self.distance < CLOSE and (self.outside is None or self.distance < MARGIN * self.outside)
 
 
-def features(latents: Sequence[Tensor]) -> Tensor:
+def features(latents: Iterable[Tensor]) -> Tensor:
     """[n, c · GRID · GRID] from means of the VAE's posterior, each [c, h, w]: pooled, so that a shift of some pixels
     changes little, while what is where, and in which colour, remains."""
     return torch.stack([F.adaptive_avg_pool2d(latent.float(), GRID).flatten() for latent in latents])
@@ -68,9 +70,13 @@ def spacing(train: Tensor) -> float:
     """The median distance from a training picture to its nearest neighbour; that of all pairs where they are copies."""
     if len(train) < 2:
         return float(train.std() * train.shape[1] ** 0.5)
-    apart = torch.cdist(train, train)
-    nearest = (apart + torch.eye(len(train)) * apart.max()).min(1).values.median().item()
-    return float(nearest or apart.max().item() or 1.0)
+    nearest, widest = [], 0.0
+    for start in range(0, len(train), STRIP):  # of all pairs at once 50,000 pictures would take 10 GB
+        apart = torch.cdist(train[start : start + STRIP], train)
+        widest = max(widest, apart.max().item())
+        apart.diagonal(start).fill_(math.inf)
+        nearest.append(apart.min(1).values)
+    return float(torch.cat(nearest).median().item() or widest or 1.0)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Probe:
 
     def _ready(self, places: Sequence[tuple[int, int]], captions: bool) -> tuple[Batch, Draws]:
         pictures = [self.feed.pictures[self.indices[row]] for row, _ in places]
-        latents = [self.feed.latents[self.indices[row]][0] for row, _ in places]
+        latents = [self.feed.encoded.latents(self.indices[row]) for row, _ in places]
         times, noises, posteriors = [], [], []
         many = self.feed.family.levels(self.objective)
         for picture, (_, part), moments in zip(pictures, places, latents, strict=True):

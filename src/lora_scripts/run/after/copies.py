@@ -57,9 +57,10 @@ def look(
     if len(pictures) < 2 or not asked:
         return None
     images = dict(drawn) | {q.preview: worn.draw(q.preview, 1.0) for q in asked if q.preview not in drawn}
-    train = memorised.features([feed.latents[i][0]["mean"] for i, _ in pictures])
-    outside = memorised.features([row[0]["mean"] for row in held.latents]) if held.latents else None
-    mine = memorised.features([_encoded(worn.family, image) for image in images.values()])
+    train = memorised.features(feed.encoded.latents(i)["mean"] for i, _ in pictures)
+    means = (held.encoded.latents(i)["mean"] for i in range(len(held.pictures)))
+    outside = memorised.features(means) if held.pictures else None
+    mine = memorised.features(_encoded(worn.family, image) for image in images.values())
     places = {
         sample.name: n for n, sample in enumerate([p.sample for _, p in pictures] + [p.sample for p in held.pictures])
     }
