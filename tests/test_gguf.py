@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 import tiny
 import tiny_anima
+import tiny_flow
 import tiny_flux1
 import tiny_flux2
 import tiny_gguf
@@ -29,6 +32,11 @@ from lora_scripts.adapters.products import outline
 from lora_scripts.cli import main
 from lora_scripts.compute import packed
 from lora_scripts.compute.packed import PackedLinear, make_whole
+from lora_scripts.families.flow import t5
+from lora_scripts.families.flow.qwen import QWEN3, QWEN3_VL, QWEN25_VL
+from lora_scripts.families.flow.qwen import find as find_qwen
+from lora_scripts.families.flow.reader import build
+from lora_scripts.families.flux1.pair_reader import build_t5
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.formats.gguf import PACKED, packed_types, read_gguf
 from lora_scripts.formats.numbers import sound_digest
@@ -232,15 +240,99 @@ def test_fill_up_tokens_may_have_one_axis_and_lie_in_blocks(base: Path, tmp_path
     assert torch.equal(family.transformer.x_pad_token[0], whole[f"{prefix}x_pad_token"])
 
 
+# --- text encoders ----------------------------------------------------------------------------------------------------
+
+
+def write_qwen(path: Path, own: Any, arch: str) -> dict[str, Tensor]:
+    """What the file's tensors stand for, in transformers' names."""
+    tensors = {key: value for key, value in own.state_dict().items() if key != "lm_head.weight"}
+    named = tiny_gguf.llama_names(arch, tensors, own.config.num_hidden_layers)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rope, kind = own.config.rope_parameters["rope_theta"], arch.lower()
+    told = {f"{kind}.rope.freq_base": rope, f"{kind}.attention.layer_norm_rms_epsilon": own.config.rms_norm_eps}
+    told[f"{kind}.attention.head_count"] = own.config.num_attention_heads
+    whole = tiny_gguf.write(path, named, arch=kind, **told)
+    return {key: whole[name] for key, name in zip(tensors, named, strict=True)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [QWEN3, QWEN3_VL, QWEN25_VL], ids=lambda kind: kind.words)
+def test_a_qwen_in_blocks_reads_as_transformers_with_their_numbers(kind: Any, tmp_path: Path) -> None:
+    arch = {"Qwen3": "QWEN3", "Qwen3-VL": "QWEN3VL", "Qwen2.5-VL": "QWEN2VL"}[kind.words]
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 500,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+    }
+    # The file says how many heads there are, how they turn, and what keeps its norms from dividing by nothing.
+    config = getattr(transformers, f"{kind.model}Config")(**shape)
+    theirs = getattr(transformers, f"{kind.model}ForCausalLM")(config).eval()
+    whole = write_qwen(tmp_path / "text.gguf", theirs, arch)
+    theirs.load_state_dict(whole, strict=False)
+    tiny_flow.language()[1].backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = find_qwen(kind, tmp_path / "base.safetensors", [tmp_path / "text.gguf"], 256, ())
+    if kind is QWEN3_VL:  # of which only its word on what it is tells it from Qwen3
+        assert "this is no Qwen3 text encoder" in faults(lambda: find_qwen(QWEN3, tmp_path, [source.path], 256, ()))
+    ours = build(source, 2, torch.float32)
+    assert sum(isinstance(m, PackedLinear) for m in ours.modules()) == 14  # q, k, v, o and the MLP, in two layers
+    ids = torch.arange(40)[None]
+    one, two = (m(input_ids=ids).last_hidden_state for m in (ours, theirs.model))
+    assert (one - two).abs().max() < 1e-5 * two.abs().max()
+    half = build(source, 2, torch.bfloat16)
+    assert {t.dtype for t in half.state_dict().values()} == {torch.bfloat16, torch.uint8}
+
+
+@torch.no_grad()
+def test_a_t5_in_blocks_reads_as_transformers_with_their_numbers(tmp_path: Path) -> None:
+    """As city96's t5-v1_1-xxl-encoder; a decoder's tensors are left aside. In half precision the last layers of its
+    MLPs compute in fp32."""
+    torch.manual_seed(0)
+    shape = {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4}
+    made = tiny_flux1.models()
+    theirs = T5EncoderModel(T5Config(vocab_size=400, feed_forward_proj="gated-gelu", **shape)).eval()
+    tiny_flux1.write_texts(tmp_path, made._replace(t5=theirs))
+    tensors = load_file(tmp_path / "t5xxl_fp16.safetensors")
+    named = tiny_gguf.llama_names("T5ENCODER", tensors, 2)
+    path = tmp_path / "t5.gguf"
+    whole = tiny_gguf.write(path, {**named, "dec.blk.0.attn_q.weight": torch.zeros(2, 2)}, arch="t5encoder")
+    numbers = {key: whole[name] for key, name in zip(tensors, named, strict=True)}
+    theirs.load_state_dict({**numbers, "encoder.embed_tokens.weight": numbers["shared.weight"]})
+    source = t5.look(path, tmp_path / "base.safetensors", 64)
+    ours, ids = build_t5(source, torch.float32), torch.arange(40)[None]
+    assert sum(isinstance(m, PackedLinear) for m in ours.modules()) == 14
+    one, two = (m(input_ids=ids).last_hidden_state for m in (ours, theirs))
+    assert (one - two).abs().max() < 1e-5 * two.abs().max()
+    half = build_t5(source, torch.float16)
+    assert half.encoder.block[1].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
+    assert torch.isfinite(half(input_ids=ids).last_hidden_state).all()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
 def run(*words: object) -> None:
     assert main([str(word) for word in words]) == 0
+
+
+def beside(base: Path) -> dict[str, object]:
+    """With the text encoder as a GGUF file, too."""
+    path = base.parent / "text" / "qwen.gguf"
+    if not path.exists():
+        write_qwen(path, tiny_zimage.models().text, "QWEN3")
+    return {**tiny_zimage.beside(base.parent), "text_encoder": [path]}
 
 
 @pytest.fixture(scope="module")
 def trained(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a run that was stopped and went on."""
     keys = {"gradient_checkpointing": "true", "precision": "bf16", "targets": "['*layers.1.*']"}
-    keys |= tiny_zimage.beside(base.parent)
+    keys |= beside(base)
     folder = tmp_path_factory.mktemp("run")
     config = tiny.write_config(folder, base_model=base, train_data_dir=data, output_dir=folder / "mylora", **keys)
     stopped(config, 2)
@@ -257,7 +349,7 @@ def test_it_trains_and_goes_on_exactly(trained: Path, tmp_path: Path) -> None:
 
 def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path) -> None:
     """Both ways in which `generate` puts LoRAs on."""
-    flags = [word for key, path in tiny_zimage.beside(base.parent).items()
+    flags = [word for key, path in beside(base).items()
              for word in (f"--{key.replace('_', '-')}", *(path if isinstance(path, list) else [path]))]  # fmt: skip
     ask = ["generate", "--base", base, "--size", 64, "--steps", 2, "--seed", 3, "--precision", "fp32", *flags]
     where = ["--lora-dir", trained.parent / "mylora"]
@@ -295,7 +387,7 @@ def test_nothing_is_merged_into_it(
 
 def test_other_parts_may_be_none(base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check: Any = by_name("zimage").check_text
-    assert "this is a GGUF file (quantised)" in faults(lambda: check(base, [base]))
+    assert "this is no Qwen3 text encoder" in faults(lambda: check(base, [base]))
     assert "this is a GGUF file (quantised)" in faults(lambda: by_name("zimage").check_vae(base))
     other = tmp_path / "sdxl.gguf"
     tiny_gguf.write(other, {"label_emb.0.0.weight": torch.zeros(2, 2)}, lambda *_: "F32", arch="sdxl")
@@ -341,9 +433,11 @@ def test_a_config_to_begin_with_leaves_rounding_out(base: Path, data: Path, tmp_
 
 
 def test_the_package_that_is_missing_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lora_scripts.families.flow import transformer
+    from lora_scripts.families.flow import pieces
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(transformer, "find_spec", lambda name: None if name == "gguf" else real(name))
+    monkeypatch.setattr(pieces, "find_spec", lambda name: None if name == "gguf" else real(name))
     assert "a GGUF file needs the package gguf" in (line := faults(lambda: find(base).check(base, False)))
     assert "install it: pip install gguf" in line
+    check: Any = find(base).check_text
+    assert "needs the package gguf" in faults(lambda: check(base, beside(base)["text_encoder"]))

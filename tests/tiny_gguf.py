@@ -43,7 +43,9 @@ def write(
     if arch is None:  # as stable-diffusion.cpp writes them
         writer.kv_data[0].pop("general.architecture")
     for key, value in {"modelspec.resolution": "64x64", **values}.items():
-        writer.add_array(key, value) if isinstance(value, list) else writer.add_string(key, value)
+        {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array, str: writer.add_string}[
+            type(value)
+        ](key, value)
     whole = {}
     for key, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType[kinds(key, tensor)]
@@ -76,3 +78,11 @@ def random_blocks(shape: tuple[int, ...], kind: str, seed: int = 0) -> np.ndarra
         scales = generator.uniform(-2e-3, 2e-3, (*shape[:-1], count, 1)).astype(np.float16)
         blocks[..., at : at + 2] = scales.view(np.uint8)
     return blocks.reshape(*shape[:-1], count * block.size)
+
+
+def llama_names(arch: str, tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A text encoder's tensors under the names that the package's own table has for them."""
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], layers)
+    named = {table.get_name(key, try_suffixes=(".weight", ".bias")): tensor for key, tensor in tensors.items()}
+    assert None not in named and len(named) == len(tensors)
+    return named

@@ -50,7 +50,7 @@ class Texts:
     layout: AdapterLayout
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, PREFIXES, gguf=True)
+        return Pieces(self.files, PREFIXES, gguf=lambda key: key)
 
 
 class AnimaFiles(Transformer[AnimaLayout]):

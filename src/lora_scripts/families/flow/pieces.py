@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,19 @@ from lora_scripts.formats.gguf import PACKED, is_gguf, read_gguf
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
 
 class Pieces:
     """What `sd.rows.Handle` asks for, over several files; tensors stay memory-mapped."""
 
-    def __init__(self, files: Sequence[Path], dropped: Sequence[str] = (), *, gguf: bool = False) -> None:
-        """`dropped`: what keys may begin with in the files, and do not here; the first that fits. `gguf`: whether they
-        may be GGUF files, too."""
-        self._packed = {file for file in files if gguf and is_gguf(file)}
+    def __init__(
+        self, files: Sequence[Path], dropped: Sequence[str] = (), *, gguf: Callable[[str], str] | None = None
+    ) -> None:
+        """`dropped`: what keys may begin with in the files, and do not here; the first that fits. `gguf`: what keys of
+        GGUF files are called here; without it these are refused."""
+        self._packed = {file for file in files if gguf is not None and is_gguf(file)}
         self.headers: Mapping[Path, Header] = {f: (read_gguf if f in self._packed else read_header)(f) for f in files}
         self._widened: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[Path, str]] = {}
@@ -29,7 +33,8 @@ class Pieces:
         for file, header in self.headers.items():
             for key in header.tensors:
                 prefix = next((start for start in dropped if key.startswith(start)), "")
-                self._places[key.removeprefix(prefix)] = (file, key)
+                name = key.removeprefix(prefix)
+                self._places[gguf(name) if gguf is not None and file in self._packed else name] = (file, key)
 
     def keys(self) -> Collection[str]:
         return self._places.keys()
@@ -48,19 +53,15 @@ class Pieces:
             if first == (1,) and shapes.get(row.ldm) == rest and self._places[row.ldm][0] in self._packed:
                 self._widened[row.ldm] = row.file_shape
 
-    def packed(self, rows: Iterable[Row]) -> dict[str, str]:
-        """The rows' matrices that lie in blocks, as a layer can keep them: key in the model -> type of the blocks."""
-        found = {}
-        for row in rows:
-            file, own = self._places[row.ldm]
-            info = self.headers[file].tensors[own]
-            whole = len(info.shape) == 2 and not (row.transposed or row.flat)
-            if info.dtype in PACKED and whole and info.shape[1] % PACKED[info.dtype].weights == 0:
-                found[row.hf] = info.dtype
-        return found
+    def block(self, row: Row) -> str:
+        """The type of the blocks that a matrix lies in, if each of its rows is a whole number of them; else ""."""
+        file, own = self._places[row.ldm]
+        info = self.headers[file].tensors[own]
+        whole = len(info.shape) == 2 and info.dtype in PACKED and not (row.transposed or row.flat)
+        return info.dtype if whole and info.shape[1] % PACKED[info.dtype].weights == 0 else ""
 
     def codes(self, row: Row) -> Tensor:
-        """[rows, bytes] of a matrix that `packed` names."""
+        """[rows, bytes] of a matrix that lies in blocks."""
         file, own = self._places[row.ldm]
         return as_model(self._handle(file).codes(own), row)
 
@@ -109,6 +110,42 @@ def require_floats(pieces: Pieces, read: Collection[str]) -> None:
         if odd:
             text = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
             raise UserError(text, file=file, hint="this is a quantised file; give the bf16, fp16, fp32 or fp8 version")
+
+
+def require_package(pieces: Pieces) -> None:
+    """UserError where blocks cannot be made whole, for the package that does it is missing."""
+    for file, header in pieces.headers.items():
+        if any(info.dtype in PACKED for info in header.tensors.values()) and find_spec("gguf") is None:
+            raise UserError("a GGUF file needs the package gguf", file=file, hint="install it: pip install gguf")
+
+
+def take_blocks(
+    model: nn.Module, pieces: Pieces, table: Iterable[Row], dtype_of: Callable[[str], torch.dtype]
+) -> tuple[dict[str, Tensor], list[Row]]:
+    """What a GGUF file has in blocks, for a model's state dict, and the rows that are left.
+
+    Linear layers become such as keep blocks, mapped from the file; of others (a table of tokens) the whole is made.
+    `dtype_of`: the key of a weight -> the type that the model computes in.
+    """
+    from torch import nn
+
+    from lora_scripts.compute.packed import make_whole, pack_layer
+
+    state: dict[str, Tensor] = {}
+    left: list[Row] = []
+    for row in table:
+        layer, _, leaf = row.hf.rpartition(".")
+        kind = pieces.block(row) if leaf == "weight" else ""
+        if not kind:
+            left.append(row)
+            continue
+        owner, codes = model.get_submodule(layer), pieces.codes(row)
+        if isinstance(owner, nn.Linear):
+            pack_layer(owner, codes, kind, dtype_of(row.hf))
+            state[f"{layer}.codes"] = codes
+        else:
+            state[row.hf] = make_whole(codes, kind, dtype_of(row.hf))
+    return state, left
 
 
 def as_built(rows: Sequence[Row]) -> list[Row]:

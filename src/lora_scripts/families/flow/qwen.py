@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow import llama_names
+from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
 from lora_scripts.families.flow.places import files_of, tokenizer_of
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
@@ -99,7 +100,7 @@ class Source:
     layout: QwenLayout
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, _PREFIXES)
+        return Pieces(self.files, _PREFIXES, gguf=llama_names.qwen)
 
 
 def finder(
@@ -118,14 +119,15 @@ def find(kind: Qwen, base: Path, given: Sequence[Path], width: int, signs: Seque
     """
     path = _place(kind, base, given)
     files = files_of(path)
-    pieces = Pieces(files, _PREFIXES)
-    layout = _layout(kind, pieces.shapes, path)
+    pieces = Pieces(files, _PREFIXES, gguf=llama_names.qwen)
+    layout = _layout(kind, pieces, path)
     if layout.width != width:
         text = f"this text encoder gives states of width {layout.width}, the base reads {width}"
         raise UserError(text, file=path, hint="give the one that the base was made with")
     unknown = [key for key in pieces.keys() if not (is_spare(key) or key.startswith(kind.unread))]  # noqa: SIM118
     check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)
     require_floats(pieces, {pieces.key_in_file(key) for key in unknown})
+    require_package(pieces)
     return Source(path, files, tokenizer_of(path, base, "tokenizer", signs), layout)
 
 
@@ -140,8 +142,9 @@ def _place(kind: Qwen, base: Path, given: Sequence[Path]) -> Path:
     return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
 
 
-def _layout(kind: Qwen, shapes: Shapes, file: Path) -> QwenLayout:
-    config = (read_config(file) or {}) if file.is_dir() else {}
+def _layout(kind: Qwen, pieces: Pieces, file: Path) -> QwenLayout:
+    shapes, told = pieces.shapes, llama_names.config_of(next(iter(pieces.headers.values())).metadata)
+    config: dict[str, Any] = (read_config(file) or {}) if file.is_dir() else told
     if not kind.knows(shapes, config):
         hint = f"give {kind.file}, or the folder of the text encoder"
         raise UserError(f"this is no {kind.words} text encoder", file=file, hint=hint)
@@ -151,7 +154,7 @@ def _layout(kind: Qwen, shapes: Shapes, file: Path) -> QwenLayout:
     if kind.normed:
         head = size_of(shapes, "layers.0.self_attn.q_norm.weight", 0, file)
     else:
-        head = wide // config["num_attention_heads"] if config.get("num_attention_heads") else HEAD
+        head = wide // int(config["num_attention_heads"]) if config.get("num_attention_heads") else HEAD
     return QwenLayout(
         kind=kind,
         width=width,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import qwen
+from lora_scripts.families.flow.pieces import take_blocks
 from lora_scripts.families.flow.qwen import Source
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
@@ -115,7 +116,9 @@ def build(source: Source, layers: int, dtype: torch.dtype) -> Any:
     if layers < layout.layers:
         model.norm = nn.Identity()
     model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
-    state = from_rows(source.pieces(), qwen.rows(layout, layers), dtype=dtype)
+    pieces = source.pieces()
+    blocks, left = take_blocks(model, pieces, qwen.rows(layout, layers), lambda key: dtype)
     # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
-    model.load_state_dict({key: t.to(dtype, copy=True) for key, t in state.items()}, strict=True, assign=True)
+    state = {key: t.to(dtype, copy=True) for key, t in from_rows(pieces, left, dtype=dtype).items()}
+    model.load_state_dict({**{key: t.clone() for key, t in blocks.items()}, **state}, strict=True, assign=True)
     return model.requires_grad_(False).eval()

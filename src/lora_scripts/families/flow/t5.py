@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow.pieces import Pieces, require_floats
+from lora_scripts.families.flow import llama_names
+from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
 from lora_scripts.families.flow.places import files_of, tokenizer_of
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
@@ -55,14 +56,14 @@ class T5Source:
     layout: T5Layout
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files)
+        return Pieces(self.files, gguf=llama_names.t5)
 
 
 def look(path: Path, base: Path, width: int) -> T5Source:
     """A file or folder with a T5. UserErrors for one that is not whole, or gives states of another width than a base
     reads."""
     files = files_of(path)
-    pieces = Pieces(files)
+    pieces = Pieces(files, gguf=llama_names.t5)
     layout = _layout(pieces.shapes, path)
     if layout.width != width:
         text = f"this T5 gives states of width {layout.width}, the base reads {width}"
@@ -75,6 +76,7 @@ def look(path: Path, base: Path, width: int) -> T5Source:
     read = [key for key in pieces.keys() if not (is_spare(key) or key.startswith(spare))]  # noqa: SIM118  no mapping
     check_rows(pieces.shapes, {"T5": rows(layout)}, read, file=path, plain=f"get the original file, {FILE}")
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
+    require_package(pieces)
     return T5Source(path, files, tokenizer_of(path, base, "tokenizer_2", (END, FILL)), layout)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,12 +13,12 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Weight
 from lora_scripts.families.flow.autoencoder import Autoencoder
 from lora_scripts.families.flow.film import FilmAutoencoder
-from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats
+from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats, require_package, take_blocks
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
-from lora_scripts.formats.gguf import packed_types, read_model
+from lora_scripts.formats.gguf import read_model
 from lora_scripts.formats.header import Header
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class Transformer(Generic[L]):
 
     def require_file(self, path: Path) -> Pieces:
         """A whole transformer in the published layout; UserErrors for anything else, all faults at once."""
-        pieces = Pieces([path], PREFIXES, gguf=True)
+        pieces = Pieces([path], PREFIXES, gguf=lambda key: key)
         table = [*self.rows(self.layout_of(pieces.shapes, path)), *self.more(pieces.shapes, path)]
         pieces.widen(table)
         unknown = [key for key in pieces.keys() if not self._is_tolerated(key)]  # noqa: SIM118  it is no mapping
@@ -121,9 +120,7 @@ class Transformer(Generic[L]):
         if path.is_dir():
             check_parts(path, [self.part, *([self.vae.part()] if vae else [])], self.words)
             return
-        self.require_file(path)
-        if packed_types(path) and find_spec("gguf") is None:
-            raise UserError("a GGUF file needs the package gguf", file=path, hint="install it: pip install gguf")
+        require_package(self.require_file(path))
         if vae:
             hint = f"add vae: the file {self.vae.file}, or a folder with a VAE"
             raise UserError("this file holds no VAE that is read", file=path, hint=hint)
@@ -152,10 +149,9 @@ class Transformer(Generic[L]):
         if path.is_file():
             pieces = self.require_file(path)
             layout = self.layout_of(pieces.shapes, path)
-            model, table = self.build(layout), self.rows(layout)
-            packed = _pack(model, pieces, table, dtype)
-            state = from_rows(pieces, [row for row in table if row.hf not in packed], dtype=dtype)
-            return _filled(model, {**state, **{f"{stem(key)}.codes": codes for key, codes in packed.items()}})
+            model = self.build(layout)
+            blocks, left = take_blocks(model, pieces, self.rows(layout), lambda key: dtype)
+            return _filled(model, {**blocks, **from_rows(pieces, left, dtype=dtype)})
         config = read_config(path / "transformer") or {}
         layout = self.layout_from(config)
         pieces = Pieces(weights_of(path / "transformer", self.part.stem))
@@ -181,21 +177,6 @@ class Transformer(Generic[L]):
 def _filled(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
     model.load_state_dict(state, strict=True, assign=True)
     return model
-
-
-def _pack(model: Any, pieces: Pieces, table: Iterable[Row], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Makes layers that keep blocks of those that a file has so: key of the weight -> blocks."""
-    from torch import nn
-
-    from lora_scripts.compute.packed import pack_layer
-
-    found, kinds = {}, pieces.packed(table)
-    for row in table:
-        layer = model.get_submodule(stem(row.hf)) if row.hf in kinds and row.hf.endswith(".weight") else None
-        if isinstance(layer, nn.Linear):
-            found[row.hf] = pieces.codes(row)
-            pack_layer(layer, found[row.hf], kinds[row.hf], dtype)
-    return found
 
 
 def linear(table: Iterable[Row]) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.errors import UserError, UserErrors, raise_all
-from lora_scripts.families.flow import clip_l, t5
+from lora_scripts.families.flow import clip_l, llama_names, t5
 from lora_scripts.families.flow.pieces import Pieces
 from lora_scripts.families.flow.places import files_of
 from lora_scripts.families.flux1.layout import Flux1Layout
@@ -66,7 +66,7 @@ def _places(base: Path, given: Sequence[Path]) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    keys = Pieces(files_of(path)).keys()
+    keys = Pieces(files_of(path), gguf=llama_names.t5).keys()
     if {clip_l.MARK, clip_l.MARK.removeprefix("text_model.")} & set(keys):
         return _CLIP
     if t5.MARK in keys:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
 from lora_scripts.families.flow import t5
+from lora_scripts.families.flow.pieces import take_blocks
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.flow.t5 import T5Source
 from lora_scripts.families.flux1.pair import Pair
@@ -75,12 +76,16 @@ def build_t5(source: T5Source, dtype: torch.dtype) -> Any:
 
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(**t5.config_of(source.layout)))
-    state = from_rows(source.pieces(), t5.rows(source.layout), dtype=torch.float32)
+
+    def dtype_of(key: str) -> torch.dtype:
+        return torch.float32 if dtype == torch.float16 and key.endswith(".wo.weight") else dtype
+
+    pieces = source.pieces()
+    blocks, left = take_blocks(model, pieces, t5.rows(source.layout), dtype_of)
     # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
-    whole = {
-        key: tensor.to(torch.float32 if dtype == torch.float16 and key.endswith(".wo.weight") else dtype, copy=True)
-        for key, tensor in state.items()
-    }
+    state = from_rows(pieces, left, dtype=torch.float32)
+    whole = {key: tensor.clone() for key, tensor in blocks.items()}
+    whole |= {key: tensor.to(dtype_of(key), copy=True) for key, tensor in state.items()}
     whole["encoder.embed_tokens.weight"] = whole["shared.weight"]
     model.load_state_dict(whole, strict=True, assign=True)
     return model.requires_grad_(False).eval()
