@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ from flow_checks import OPTIONS
 from lora_scripts.adapters.products import outline
 from lora_scripts.cli import main
 from lora_scripts.compute import packed
+from lora_scripts.compute.mapped import own
 from lora_scripts.compute.packed import PackedLinear, make_whole
 from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.qwen import QWEN3, QWEN3_VL, QWEN25_VL
@@ -238,6 +240,12 @@ def test_fill_up_tokens_may_have_one_axis_and_lie_in_blocks(base: Path, tmp_path
     facts.check(path, False)
     family: Any = load_family(facts, path, replace(OPTIONS, **tiny_zimage.beside(base.parent)))
     assert torch.equal(family.transformer.x_pad_token[0], whole[f"{prefix}x_pad_token"])
+    # Who writes into the file, which weights are mapped from, changes none of them.
+    key = "layers.1.feed_forward.w2.weight"
+    if sys.platform == "linux":
+        assert own(path)
+        path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(family.transformer.get_submodule(key.removesuffix(".weight")).weight, whole[prefix + key])
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
