@@ -355,8 +355,7 @@ def test_it_trains_and_goes_on_exactly(trained: Path, tmp_path: Path) -> None:
     assert "base stored as its GGUF has it (Q" in (out / "report.html").read_text("utf-8")
 
 
-def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path) -> None:
-    """Both ways in which `generate` puts LoRAs on."""
+def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [word for key, path in beside(base).items()
              for word in (f"--{key.replace('_', '-')}", *(path if isinstance(path, list) else [path]))]  # fmt: skip
     ask = ["generate", "--base", base, "--size", 64, "--steps", 2, "--seed", 3, "--precision", "fp32", *flags]
@@ -365,6 +364,8 @@ def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path) -> None
     run(*ask, "--prompt", "picture 3", "--output", tmp_path / "without.png")
     one, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("with", "without"))
     assert not np.array_equal(one, other)
+    assert main([str(word) for word in (*ask, *where, "--prompt", "a <lora:mylora:1>", "--merged")]) == 2
+    assert "--merged: nothing can be added to the numbers of a GGUF file" in capsys.readouterr().err
 
 
 # --- what is told, and what is refused --------------------------------------------------------------------------------
