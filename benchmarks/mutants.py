@@ -46,6 +46,7 @@ MUTANTS = [
     Mutant("run/build.py", "rate * config.lora_plus_ratio", "rate", "adapters"),
     Mutant("run/build.py", "rule.alpha or alpha / rank * own", "rule.alpha or alpha", "adapters"),
     Mutant("loras/on_model.py", "layer.strength = text_strength if family.facts.inside_text(path) else strength", "layer.strength = strength", "generate_more generate grid"),
+    Mutant("compute/packed.py", "block.weights, block.size, torch.float32", "block.weights, block.size, dtype", "gguf"),
     # order and seeds
     Mutant("data/loader.py", 'random.Random(f"order/{seed}/{epoch}")', 'random.Random(f"order/{seed}")', "loader feed"),
     Mutant("data/loader.py", 'f"draw/{seed}/{epoch}/{position}/{index}"', 'f"draw/{seed}/{position}/{index}"', "loader feed"),

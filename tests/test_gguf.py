@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ from flow_checks import OPTIONS
 from lora_scripts.adapters.products import outline
 from lora_scripts.cli import main
 from lora_scripts.compute import packed
+from lora_scripts.compute.mapped import own
 from lora_scripts.compute.packed import PackedLinear, make_whole
 from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.qwen import QWEN3, QWEN3_VL, QWEN25_VL
@@ -238,6 +240,12 @@ def test_fill_up_tokens_may_have_one_axis_and_lie_in_blocks(base: Path, tmp_path
     facts.check(path, False)
     family: Any = load_family(facts, path, replace(OPTIONS, **tiny_zimage.beside(base.parent)))
     assert torch.equal(family.transformer.x_pad_token[0], whole[f"{prefix}x_pad_token"])
+    # Who writes into the file, which weights are mapped from, changes none of them.
+    key = "layers.1.feed_forward.w2.weight"
+    if sys.platform == "linux":
+        assert own(path)
+        path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(family.transformer.get_submodule(key.removesuffix(".weight")).weight, whole[prefix + key])
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------
@@ -347,8 +355,7 @@ def test_it_trains_and_goes_on_exactly(trained: Path, tmp_path: Path) -> None:
     assert "base stored as its GGUF has it (Q" in (out / "report.html").read_text("utf-8")
 
 
-def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path) -> None:
-    """Both ways in which `generate` puts LoRAs on."""
+def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [word for key, path in beside(base).items()
              for word in (f"--{key.replace('_', '-')}", *(path if isinstance(path, list) else [path]))]  # fmt: skip
     ask = ["generate", "--base", base, "--size", 64, "--steps", 2, "--seed", 3, "--precision", "fp32", *flags]
@@ -357,6 +364,8 @@ def test_it_draws_with_a_lora(trained: Path, base: Path, tmp_path: Path) -> None
     run(*ask, "--prompt", "picture 3", "--output", tmp_path / "without.png")
     one, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("with", "without"))
     assert not np.array_equal(one, other)
+    assert main([str(word) for word in (*ask, *where, "--prompt", "a <lora:mylora:1>", "--merged")]) == 2
+    assert "--merged: nothing can be added to the numbers of a GGUF file" in capsys.readouterr().err
 
 
 # --- what is told, and what is refused --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.table import require_negative, require_pictures
 from lora_scripts.formats import io
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import Hashes, model_hashes
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
@@ -150,6 +151,9 @@ def _check(options: GenerateOptions, jobs: Sequence[Job]) -> None:
         faults.append(UserError(text, hint=hint))
     if options.merged and not any(job.calls for job in jobs):
         faults.append(UserError("--merged does nothing without a LoRA", hint="call one as <lora:name:0.8>"))
+    if options.merged and packed_types(options.base):
+        text = "--merged: nothing can be added to the numbers of a GGUF file"
+        faults.append(UserError(text, hint="leave it out: LoRAs are computed beside them"))
     raise_all(faults)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.compute.quantised import StoredLayer
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply, check_fits, check_words_fit, set_strength
@@ -31,12 +30,10 @@ class Worn:
 
 class LoraStack:
     """The LoRAs that are on a model. With `merged` they are added to its weights, so that drawing costs what the base
-    costs; the weights that were there are kept and put back. Nothing can be added to weights that are stored as
-    something smaller (GGUF): there they stay beside them."""
+    costs; the weights that were there are kept and put back."""
 
     def __init__(self, family: PictureFamily, *, merged: bool = False) -> None:
-        stored = any(isinstance(m, StoredLayer) for root in family.roots.values() for m in root.modules())
-        self.family, self.merged = family, merged and not stored
+        self.family, self.merged = family, merged
         self.read: dict[Path, Mapping[str, Change]] = {}
         self.worn: tuple[Worn, ...] = ()
         self.layers: list[dict[str, Adapter]] = []
