@@ -290,11 +290,9 @@ def bring(model: nn.Module, device: torch.device, room: int | None = None) -> bo
     `room`: bytes that are free there; None: those of a card; others are taken to suffice.
     """
     if room is None and device.type == "cuda":
-        room = (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        free, total = torch.cuda.mem_get_info(device)
+        allowed = torch.cuda.get_per_process_memory_fraction(device) * total  # less where a plan is told how much
+        room = round(min(free + torch.cuda.memory_reserved(device), allowed)) - torch.cuda.memory_allocated(device)
     tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
     if room is None or sum(tensors.values()) + ASKED <= room:
         model.to(device)
