@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from lora_scripts.cli import main
 from lora_scripts.compute import packed
 from lora_scripts.compute.mapped import own
 from lora_scripts.compute.packed import PackedLinear, make_whole
+from lora_scripts.config.values import model_fault
+from lora_scripts.families import download
 from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.qwen import QWEN3, QWEN3_VL, QWEN25_VL
 from lora_scripts.families.flow.qwen import find as find_qwen
@@ -431,6 +434,20 @@ def test_it_is_not_rounded_again(base: Path, data: Path, tmp_path: Path) -> None
     config = tiny.write_config(tmp_path, base_precision="fp8", **{**keys, "base_model": half})
     preflight(load_config(config, []), resume=False)
     assert "GGUF" not in memory_words(load_config(config, []))
+
+
+def test_names_of_such_files_are_offered(base: Path) -> None:
+    """On the disk, and on the hub, where a page may hold nothing else."""
+    near = base.with_name("bases.gguf")
+    shutil.copy(base, base.with_name("other.gguf"))
+    assert model_fault(near, kind="checkpoint", folder=True) == (
+        f"{near.as_posix()} does not exist",
+        f"did you mean {base.as_posix()}?",
+    )
+    listed = {"README.md": 1, "z_image-Q4_K_S.gguf": 5, "z_image-Q8_0.gguf": 9}
+    assert "did you mean hf:a/b/z_image-Q8_0.gguf?" in faults(lambda: download._one(listed, "a/b", "z_image_q8_0.gguf"))
+    assert "name one of its files: hf:a/b/z_image-Q4_K_S.gguf" in faults(lambda: download._whole(listed, "a/b"))
+    assert download._one(listed, "a/b", "z_image-Q8_0.gguf") == ["z_image-Q8_0.gguf"]
 
 
 def test_a_config_to_begin_with_leaves_rounding_out(base: Path, data: Path, tmp_path: Path) -> None:

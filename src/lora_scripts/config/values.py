@@ -15,6 +15,8 @@ SIZE_RULE = f"multiples of {SIZE_STEP} from {SIZE_MIN} to {SIZE_MAX} pixels"
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
 NAME_MAX, PATH_MAX = 255, 4096
 """Bytes of a file's name, and of a whole path, that the usual file systems take."""
+WEIGHTS = (".safetensors", ".gguf")
+"""What files of weights end in."""
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin"})
 # Line breaks, control characters and the no-break space: in a path they come from "\n", "\t", "\_" … in double quotes.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\xa0\u2028\u2029]")
@@ -74,7 +76,7 @@ def hub_name(path: Path) -> HubName | None:
     text = path.as_posix()
     if match := _HUB.fullmatch(text):
         return HubName(match[1], match[2] or "")
-    weights = path.suffix.lower() in {".safetensors", ".gguf", *PICKLES}
+    weights = path.suffix.lower() in {*WEIGHTS, *PICKLES}
     if re.fullmatch(f"{_WORD}/{_WORD}", text) and not weights and not path.exists() and not path.parent.exists():
         return HubName(text)
     return None
@@ -135,9 +137,11 @@ def base_fault(path: Path) -> tuple[str, str] | None:
 
 def _mend_of_missing(path: Path, kind: str) -> str:
     """What to do about a file of weights that is not there: the nearest name beside it, or where to put one."""
-    siblings = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    if near := did_you_mean(path.stem, [Path(name).stem for name in siblings]):
-        return f"did you mean {(path.parent / near).as_posix()}.safetensors?"
-    if siblings:
-        return f"that folder holds {', '.join(sorted(siblings)[:3])}{' …' if len(siblings) > 3 else ''}"
+    here = [p for p in path.parent.glob("*") if p.suffix in WEIGHTS]
+    siblings = {p.stem: p for p in sorted(here, key=lambda p: p.suffix == path.suffix)}  # of two, that of its kind
+    if near := did_you_mean(path.stem, list(siblings)):
+        return f"did you mean {siblings[near].as_posix()}?"
+    if here:
+        names = sorted(p.name for p in here)
+        return f"that folder holds {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
     return f"put the {kind} there, or change the path"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from lora_scripts.config.values import did_you_mean, hub_name
+from lora_scripts.config.values import WEIGHTS, did_you_mean, hub_name
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.units import size
@@ -80,7 +80,7 @@ def _listed(repo: str, mend: str) -> Mapping[str, int]:
 def _one(listed: Mapping[str, int], repo: str, file: str) -> list[str]:
     if file in listed:
         return [file]
-    weights = [name for name in listed if name.endswith(".safetensors")]
+    weights = [name for name in listed if name.endswith(WEIGHTS)]
     near = did_you_mean(file, weights)
     hint = f"did you mean hf:{repo}/{near}?" if near else _choice(repo, weights)
     raise UserError(f"{repo} has no file {file} on the hub", hint=hint)
@@ -91,7 +91,7 @@ def _whole(listed: Mapping[str, int], repo: str) -> list[str]:
     single file beside a diffusers folder. UserError where it is a collection of single files, or none."""
     top = next((file for file in _WHOLE if file in listed), None)
     if top is None:
-        weights = [name for name in listed if name.endswith(".safetensors")]
+        weights = [name for name in listed if name.endswith(WEIGHTS)]
         raise UserError(f"{repo} is no model in a folder on the hub", hint=_choice(repo, weights))
     diffusers = top == "model_index.json"
     wanted = [file for file in listed if file != top and _needed(file, inside=diffusers)]
@@ -111,7 +111,7 @@ def _needed(file: str, *, inside: bool) -> bool:
 
 def _choice(repo: str, weights: Sequence[str]) -> str:
     if not weights:
-        return "it has no .safetensors; look at its page for another model"
+        return "it has no .safetensors and no .gguf; look at its page for another model"
     return f"name one of its files: {', '.join(f'hf:{repo}/{file}' for file in weights[:3])}"
 
 
