@@ -35,7 +35,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def found(data: Path, record: Path) -> list[Sample]:
     seen = Seen(record)
-    samples = scan(data, allow_missing_captions=True, look=seen.look)
+    samples = scan(data, allow_missing_captions=True, seen=seen)
     seen.save(io.write_text)
     return samples
 

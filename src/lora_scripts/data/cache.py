@@ -50,7 +50,7 @@ class Cache:
     def path(self, key: str) -> Path:
         """Where the entry lies: 256 subfolders keep folders short."""
         assert re.fullmatch("[0-9a-f]{64}", key), key
-        return self.folder / key[:2] / f"{key[2:]}.safetensors"
+        return Path(f"{self.folder}/{key[:2]}/{key[2:]}.safetensors")
 
     def ready(self, key: str) -> bool:
         """That `get` will give the entry. Read as long as there is room to keep it; beyond that, only looked for, so a

@@ -8,11 +8,12 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from PIL import Image
 
@@ -43,6 +44,18 @@ class Sample:
     """SHA-256 of the file's bytes, 64 hex digits."""
     small: bytes = field(default=b"", compare=False, repr=False)
     """The picture squeezed into a square of a few pixels, RGB, by which copies are known; empty unless asked for."""
+
+
+class Looked(Protocol):
+    """What earlier starts found in pictures."""
+
+    def known(self, path: Path) -> Sample | None:
+        """Of a picture that has not changed since, without name, caption and `small`."""
+        ...
+
+    def look(self, path: Path, small: int) -> Sample | UserError:
+        """As `inspect`, and remembers it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,10 +105,10 @@ def scan(
     *,
     allow_missing_captions: bool = False,
     small: int = 0,
-    look: Callable[[Path, int], Sample | UserError] | None = None,
+    seen: Looked | None = None,
 ) -> list[Sample]:
     """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
-    `look`: what looks at each, in place of `inspect`.
+    `seen`: what earlier starts found, of which pictures are not opened again.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
     sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
@@ -105,9 +118,12 @@ def scan(
     faults = listing.faults
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
-        results = list(pool.map(look or inspect, listing.images.values(), repeat(small)))
+        known = {path: sample for path in listing.images.values() if seen and (sample := seen.known(path))}
+        unknown = [path for path in listing.images.values() if path not in known]
+        found = dict(zip(unknown, pool.map(seen.look if seen else inspect, unknown, repeat(small)), strict=True))
     samples: list[Sample] = []
-    for name, result in zip(listing.images, results, strict=True):
+    for name, path in listing.images.items():
+        result = known.get(path) or found[path]
         if isinstance(result, UserError):
             faults.append(result)
         else:
@@ -241,13 +257,15 @@ class _Captions:
         return f'did you mean "{near[0]}"?' if near else "remove the row, or add the image"
 
     def _sidecars(self) -> None:
+        sidecars = [name for name in sorted(self.files) if name.lower().endswith(SIDECAR_SUFFIXES)]
+        if not sidecars:
+            return
         by_stem: dict[str, list[str]] = {}
         for name in self.images:
             by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
-        for name in sorted(self.files):
-            path = PurePosixPath(name)
-            owners = by_stem.get(str(path.with_suffix("")), [])
-            if path.suffix.lower() not in SIDECAR_SUFFIXES or not owners:
+        for name in sidecars:
+            owners = by_stem.get(str(PurePosixPath(name).with_suffix("")), [])
+            if not owners:
                 continue
             try:
                 text = read_sidecar(self.files[name], allow_empty=self.allow_missing)

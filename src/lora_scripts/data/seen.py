@@ -31,14 +31,17 @@ class Seen:
         self._kept = _read(record)
         self._pictures, self._copies = dict(self._kept[0]), dict(self._kept[1])
 
+    def known(self, path: Path) -> Sample | None:
+        """As `data.scan.inspect`, without `Sample.small`; None for a picture that is to be looked at."""
+        row = self._pictures.get(str(path))
+        if row is None or row[:-3] != _mark(path):
+            return None
+        digest, width, height = row[-3:]
+        return Sample(path, "", "", width, height, digest)
+
     def look(self, path: Path, small: int) -> Sample | UserError:
-        """As `data.scan.inspect`; of one that is known without `Sample.small`."""
-        mark = _mark(path)
-        row = self._pictures.get(str(path), [])
-        if mark and row[:-3] == mark:
-            digest, width, height = row[-3:]
-            return Sample(path, "", "", width, height, digest)
-        found = inspect(path, small)
+        """As `data.scan.inspect`, and remembers it."""
+        mark, found = _mark(path), inspect(path, small)
         if isinstance(found, Sample) and mark and mark == _mark(path) and self._begun - max(mark[-2:]) > _SETTLED:
             self._pictures[str(path)] = [*mark, found.digest, found.width, found.height]
         return found

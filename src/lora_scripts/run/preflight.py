@@ -80,7 +80,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
                 config.metadata_path,
                 allow_missing_captions=config.allow_missing_captions,
                 small=GRID if config.val_split != 0 else 0,
-                look=seen.look,
+                seen=seen,
             )
         )
     )
@@ -93,7 +93,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
 
 
 def _bare(sample: Sample) -> Sample:
-    return replace(sample, small=b"")
+    return replace(sample, small=b"") if sample.small else sample
 
 
 def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str], sink: Sink) -> None:
@@ -215,8 +215,7 @@ def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore, s
     """
     known = partial(seen.copies, find=copies) if seen else copies
     if config.val_data_dir is not None:
-        look = seen.look if seen else None
-        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, look=look)
+        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, seen=seen)
         others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
         double = known([*samples, *others])
         trained, held = list(samples), [s for s in others if s.name not in double]
