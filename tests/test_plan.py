@@ -60,9 +60,18 @@ def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(config: Path) -> Plan:
     """What is planned; everything around it stays as it is."""
     before = tree(config.parent)
-    made = plan(PlanOptions(load_config(config), config, []))
+    made = plan(PlanOptions(load_config(config), config, [], profile=True))
     assert tree(config.parent) == before
     return made
+
+
+def test_it_tells_where_the_time_of_a_step_goes(made: Plan) -> None:
+    told = made.measured.profile
+    assert told is not None and planning.figures(made)["profile"] == told
+    assert told["operations"] > 500 and told["arithmetic"] > 1e6 and told["seconds"] > 0
+    assert {"convolutions", "matrix products", "optimizer"} <= set(told["kinds"])
+    assert 0 <= told["waiting"] < told["seconds"]
+    assert any(line.startswith("it goes to") for line in cli.words(made))
 
 
 def tree(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -325,7 +334,7 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
     [
         (["epochs=0", "train_data_dir=nowhere"], "nowhere does not exist"),
         (["allow_missing_captions=true", "metadata_path=empty.csv"], "empty.csv"),
-        (["targets=['*nothing*']"], "nothing"),  # known when the base is loaded
+        pytest.param(["targets=['*nothing*']"], "nothing", marks=pytest.mark.slow),  # known when the base is loaded
         (["--memory", "much"], "--memory: must be a number, not 'much'"),
     ],
 )
