@@ -282,10 +282,12 @@ class Saver:
         self.sink(Saved(what, path, p.state.step))
 
     def complete(self) -> None:
-        """The LoRA of the last state, where a kill came between the two."""
+        """What `save` had still to do when a kill came: the LoRA of the last state, and removing the oldest."""
         p = self.parts
-        if 0 < p.state.step < p.total and not p.folder.checkpoint(p.state.step).exists():
-            self.write(p.folder.checkpoint(p.state.step), "LoRA")
+        if 0 < p.state.step < p.total:
+            if not p.folder.checkpoint(p.state.step).exists():
+                self.write(p.folder.checkpoint(p.state.step), "LoRA")
+            p.folder.prune(p.config.keep_last, self.sink)
 
     def save(self) -> None:
         """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
