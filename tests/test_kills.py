@@ -67,7 +67,7 @@ def test_forty_killed_runs_end_as_one_that_was_not(base: Path, tmp_path: Path) -
         with mock.patch.multiple(story, build_model=lambda *_: model, finish=only_the_file, KEPT=0):
             story.train(config, ready.folder, ready.samples, resume=resume, sink=ignore)
 
-    ended(lambda: run(tmp_path / "first" / "x", False), 60)  # it fills the cache
+    assert ended(lambda: run(tmp_path / "first" / "x", False), 60)  # it fills the cache
     begun = time.monotonic()
     assert ended(lambda: run(tmp_path / "whole" / "x", False), 60)
     length, wanted, chance, kills = time.monotonic() - begun, end_of(tmp_path / "whole" / "x"), random.Random(0), 0

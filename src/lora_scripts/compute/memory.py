@@ -283,9 +283,9 @@ def place(
                     around(part)
 
 
-def bring(model: nn.Module, device: torch.device, room: int | None = None) -> bool:
+def bring(model: nn.Module, device: torch.device, room: int | None = None) -> None:
     """Brings a frozen model that is only asked to its device: whole if it fits there, else its blocks (of the longest
-    list in it) each for its turn. False if it did not fit.
+    list in it) each for its turn.
 
     `room`: bytes that are free there; None: those of a card; others are taken to suffice.
     """
@@ -296,12 +296,11 @@ def bring(model: nn.Module, device: torch.device, room: int | None = None) -> bo
     tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
     if room is None or sum(tensors.values()) + ASKED <= room:
         model.to(device)
-        return True
+        return
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = max(lists, key=len)
     Offloader(blocks, PlainMover(device))
     _rest_to(model, blocks, device)
-    return False
 
 
 def _rest_to(model: nn.Module, away: Iterable[nn.Module], device: torch.device) -> None:
