@@ -52,6 +52,7 @@ from lora_scripts.train.evidence import Evaluation
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.memorised import Asked
+from lora_scripts.train.passes import there_and_back
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
@@ -225,7 +226,7 @@ def train(parts: Parts, watched: Watched, deep: bool) -> str:
     hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False, measure)
     try:
         run_loop(
-            lambda b: model.family.loss(b, objective),
+            there_and_back(lambda b: model.family.loss(b, objective), parts.scaler, model.masters.gather),
             parts.feed.steps,
             model.optimizer,
             parts.scaler,

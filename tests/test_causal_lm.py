@@ -33,6 +33,7 @@ from lora_scripts.families.texts import BEGINNING, Answering, Example, TextBatch
 from lora_scripts.loras import adapter_folder
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Group, Rates, build_optimizer
+from lora_scripts.train.passes import there_and_back
 from lora_scripts.train.state import RunState
 from lora_scripts.train.text_feed import TextFeed, TextProbe, TextSettings
 
@@ -151,7 +152,7 @@ def _trained(folder: Path, feed_of: Any, steps: int, kind: type[LoraLayer] = Lor
     settings = LoopSettings(steps, Rates("constant"), 1.0, 0, 10**6, 0)
     hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    run_loop(model.loss, feed_of(model).steps, optimizer, scaler, settings, state, hooks)
+    run_loop(there_and_back(model.loss, scaler), feed_of(model).steps, optimizer, scaler, settings, state, hooks)
     return (model, layers), state
 
 

@@ -123,7 +123,8 @@ def batch_of(family: Any, texts: Mapping[str, Tensor] | None) -> tuple[Batch, Dr
     g = torch.Generator().manual_seed(3)
     latents = {"mean": torch.randn(2, 4, 8, 8, generator=g), "std": 0.1 * torch.rand(2, 4, 8, 8, generator=g)}
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    batch = Batch(latents, CAPTIONS[:2], texts, ["a", "b"], generators, PLACES)
+    places = torch.stack([place.numbers() for place in PLACES])
+    batch = Batch(latents, CAPTIONS[:2], texts, ["a", "b"], generators, places)
     return batch, draw((2, 4, 8, 8), [torch.Generator().manual_seed(seed) for seed in (1, 2)])
 
 

@@ -35,6 +35,7 @@ from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
+from lora_scripts.train.passes import there_and_back
 from lora_scripts.train.state import RunState
 from runs import stopped
 from toy import Toy
@@ -95,7 +96,9 @@ def loop(steps: list[list[Batch]], toy: Toy | None = None, stop_at: int = -1, sc
 
     hooks = Hooks(out.facts.append, lambda: note("save"), lambda: note("preview"), lambda: out.state.step == stop_at)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1, enabled=bool(scale))
-    out.done = run_loop(loss_of(toy), FixedFeed(steps).steps, optimizer, scaler, settings, out.state, hooks)
+    out.done = run_loop(
+        there_and_back(loss_of(toy), scaler), FixedFeed(steps).steps, optimizer, scaler, settings, out.state, hooks
+    )
     return out
 
 
@@ -141,7 +144,8 @@ def test_dropout_is_drawn_anew_in_each_step_and_depends_on_the_seed() -> None:
         optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
         hooks = Hooks(lambda facts: None, lambda: None, lambda: None, lambda: False)
         feed = FixedFeed([[batch_of(1)]] * 4)
-        run_loop(watched, feed.steps, optimizer, torch.amp.GradScaler("cpu", enabled=False), settings, state, hooks)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        run_loop(there_and_back(watched, scaler), feed.steps, optimizer, scaler, settings, state, hooks)
         return seen
 
     ours, others = drawn(1), drawn(2)
@@ -218,7 +222,7 @@ def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -
     hooks = Hooks(lambda f: None, lambda: out.append((state.step, toy.net.weight.clone())), lambda: None, lambda: False)
     feed = FixedFeed([[batch_of(1)], [batch_of(2, names=["sharp.png"])]])
     with pytest.raises(UserError, match=r"at sharp.png; what was learnt before it is saved"):
-        run_loop(loss_of(toy), feed.steps, optimizer, scaler, settings, state, hooks)
+        run_loop(there_and_back(loss_of(toy), scaler), feed.steps, optimizer, scaler, settings, state, hooks)
     ((step, saved),) = out
     assert step == 1 and torch.equal(saved, toy.net.weight) and torch.isfinite(saved).all()
 

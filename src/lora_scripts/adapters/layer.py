@@ -145,13 +145,13 @@ class LoraLayer(Adapter):
     @property
     def fused(self) -> bool:
         """Whether the frozen product and the change are one function: not over another adapter, a weight that is
-        trained itself, or where dropout makes their inputs two."""
-        if self.base is not self.frozen or (self.dropout and self.training):
+        trained itself, where dropout makes their inputs two, or where a compiler decides what is kept."""
+        if torch.compiler.is_compiling() or self.base is not self.frozen or (self.dropout and self.training):
             return False
         return not any(tensor.requires_grad for tensor in products.held(self.frozen))
 
     def add_change(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + strength * scale * B A x, in place."""
+        """y + strength * scale * B A x, in place but where a compiler sees to it."""
         down, up = self.factors()
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
@@ -160,9 +160,10 @@ class LoraLayer(Adapter):
         layer = self.frozen
         # In place: a sum may lie otherwise in memory than y (at 1 x 1 pixel), and what follows then rounds otherwise.
         if isinstance(layer, nn.Linear):
-            return y.add_(F.linear(F.linear(x, down), up))
-        h = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-        return y.add_(F.conv2d(h, up))
+            change = F.linear(F.linear(x, down), up)
+        else:
+            change = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
+        return y + change if torch.compiler.is_compiling() else y.add_(change)
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -214,7 +215,7 @@ class _Changed(torch.autograd.Function):
         z = x if front is None else front.value(x, *given)
         h, ys = _small(sites[0].layer, z, _stack(downs)), []
         for site, up, weight, part in zip(sites, ups, held, _columns(h, downs), strict=True):
-            y = products.product(site.layer, z, products.whole(site.layer, weight, z.dtype))
+            y = products.product(site.layer, z, weight)
             _add(y, site.layer, part, up, site.scale)
             ys.append(y)
         return tuple(ys)
@@ -233,8 +234,7 @@ class _Changed(torch.autograd.Function):
             us.append(_times(rows, up.flatten(1), site.scale))  # [places, rank]
             d_ups.append(None if h is None else _times(rows.T, h, site.scale).view(up.shape))
             if ctx.needs_input_grad[0]:
-                whole = products.whole(site.layer, weight, grad.dtype)
-                one = products.pullback(site.layer, grad, whole, z.shape)
+                one = products.pullback(site.layer, grad, weight, z.shape)
                 dz = one if dz is None else dz.add_(one)
         u = us[0] if len(us) == 1 else torch.cat(us, 1)
         if products.is_pointwise(first):

@@ -37,6 +37,28 @@ class Masters:
         for piece in self._pieces:
             piece.gather()
 
+    def holds(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether every one of the parameters is here, so that all gradients are in its places."""
+        here = {id(p) for piece in self._pieces for p in piece.parameters}
+        return all(id(p) in here for p in parameters)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no parameter has a gradient, so that the next `gather` begins a sum."""
+        return all(p.grad is None for piece in self._pieces for p in piece.parameters)
+
+    def forget(self) -> None:
+        """Drops gradients of the copies, which a pass may have left that came to no end."""
+        for piece in self._pieces:
+            for copy in piece.copies:
+                copy.grad = None
+
+    def attach(self) -> None:
+        """After a `gather` that was played back, where Python had no part in it: puts what it made into `.grad`."""
+        for piece in self._pieces:
+            for p, grad in zip(piece.parameters, piece.grads, strict=True):
+                p.grad = grad
+
 
 class _Piece:
     """Layers on one device, with products in one type."""

@@ -33,8 +33,12 @@ def outline(layer: Layer) -> Tensor:
     return layer.weight if other is None else other
 
 
-def product(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's output, never a view: adapters add to it in place. Not for autograd."""
+def product(layer: Layer, x: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+    """The layer's output, never a view: adapters add to it in place. Not for autograd. `tensors`: as `held` gives."""
+    if (own := getattr(layer, "own_product", None)) is not None:
+        y: Tensor = own(x, *tensors)
+        return y
+    weight = whole(layer, tensors, x.dtype)
     if isinstance(layer, nn.Linear):
         y, rows = x.new_empty(*x.shape[:-1], weight.shape[0]), x.reshape(-1, x.shape[-1])
         _multiply(rows, weight, layer.bias, y.view(-1, y.shape[-1]))
@@ -48,8 +52,12 @@ def product(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def pullback(layer: Layer, grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+def pullback(layer: Layer, grad: Tensor, tensors: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
     """The gradient by the layer's input, of that shape, from the one by its output. Not for autograd."""
+    if (own := getattr(layer, "own_pullback", None)) is not None:
+        dx: Tensor = own(grad, *tensors)
+        return dx
+    weight = whole(layer, tensors, grad.dtype)
     if isinstance(layer, nn.Linear):
         return (grad.reshape(-1, grad.shape[-1]) @ weight).view(shape)
     if not _as_matrix(layer, grad, shape, weight):
@@ -62,11 +70,11 @@ def pullback(layer: Layer, grad: Tensor, weight: Tensor, shape: torch.Size) -> T
     if (kh, kw, sh, sw, ph, pw) == (1, 1, 1, 1, 0, 0):
         return spread.view(n, h, w, c).permute(0, 3, 1, 2)
     spread = spread.view(n, high, wide, kh, kw, c)
-    dx = spread.new_zeros(n, h + 2 * ph, w + 2 * pw, c)
+    padded = spread.new_zeros(n, h + 2 * ph, w + 2 * pw, c)
     for i in range(kh):
         for j in range(kw):
-            dx[:, i : i + sh * high : sh, j : j + sw * wide : sw].add_(spread[:, :, :, i, j])
-    return dx[:, ph : ph + h, pw : pw + w].permute(0, 3, 1, 2)
+            padded[:, i : i + sh * high : sh, j : j + sw * wide : sw].add_(spread[:, :, :, i, j])
+    return padded[:, ph : ph + h, pw : pw + w].permute(0, 3, 1, 2)
 
 
 def rows_of(layer: Layer, x: Tensor) -> Tensor:
@@ -95,7 +103,9 @@ class Front(Protocol):
 
 
 def keep_input(x: Tensor, front: Front) -> Tensor:
-    """The front's value, with a gradient for x, which alone is kept."""
+    """The front's value, with a gradient for x, which alone is kept; compiled, the compiler sees to that."""
+    if torch.compiler.is_compiling():
+        return front.value(x, *front.tensors)
     y: Tensor = _KeepInput.apply(x, front, *front.tensors)
     return y
 
@@ -117,7 +127,7 @@ class FrozenConv2d(nn.Conv2d):
     """An `nn.Conv2d` that keeps nothing of its input; made by `freeze_convolution`. A trained one is as it was."""
 
     def forward(self, x: Tensor, *args: object) -> Tensor:
-        if self.weight.requires_grad:
+        if torch.compiler.is_compiling() or self.weight.requires_grad:
             return super().forward(x)
         return multiply(self, x)
 
@@ -129,6 +139,11 @@ def freeze_convolution(layer: nn.Conv2d) -> None:
 
 def multiply(layer: Layer, x: Tensor) -> Tensor:
     """The output of a frozen layer, with a gradient for x."""
+    if torch.compiler.is_compiling():
+        weight = whole(layer, held(layer), x.dtype)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     y: Tensor = _Product.apply(x, layer, *held(layer))
     return y
 
@@ -136,15 +151,15 @@ def multiply(layer: Layer, x: Tensor) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, *tensors: Tensor) -> Tensor:
-        ctx.layer, ctx.shape = layer, x.shape
+        ctx.layer, ctx.size = layer, x.shape
         # The tensors rather than the layer's own later on: a block may have left the card by then.
         ctx.save_for_backward(*tensors)
-        return product(layer, x, whole(layer, tensors, x.dtype))
+        return product(layer, x, tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, (grad,) = ctx.saved_tensors, grads
-        dx = pullback(ctx.layer, grad, whole(ctx.layer, tensors, grad.dtype), ctx.shape)
+        dx = pullback(ctx.layer, grad, tensors, ctx.size)
         return dx, None, *(None for _ in tensors)
 
 

@@ -13,7 +13,7 @@ _aten = torch.ops.aten
 
 def norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """silu(norm(x)) of x [n, c, h, w]; of a frozen norm x alone is kept, in place of x and of what the norm gives."""
-    if norm.weight.requires_grad:
+    if norm.weight.requires_grad or torch.compiler.is_compiling():
         return F.silu(norm(x))
     y: Tensor = _NormSilu.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return y
@@ -84,7 +84,8 @@ class Geglu:
 
     def value(self, x: Tensor, *tensors: Tensor) -> Tensor:
         hidden, gate = x.chunk(2, -1)
-        return F.gelu(gate).mul_(hidden)
+        opened = F.gelu(gate)
+        return opened * hidden if torch.compiler.is_compiling() else opened.mul_(hidden)
 
     def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
         hidden, gate = x.chunk(2, -1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lora_scripts.compute.compiled import compile_blocks, forward_of
 from lora_scripts.compute.quantised import Storage, quantise_layers
 from lora_scripts.errors import UserError
 
@@ -36,6 +37,8 @@ class MemoryOptions:
     vae_tiling: bool = False
     parking: Path | None = None
     """A folder on the disk for weights that nobody needs for a while; None: they stay in RAM."""
+    compiled: bool = False
+    """Each block as one compiled function."""
     lean: bool = True
     """Frozen layers keep nothing that only a weight's gradient needs; False: the library's own, for comparisons."""
 
@@ -64,7 +67,7 @@ def _call(block: nn.Module, before: Callable[[], None] | None, *args: Any, **kwa
     def run(*args: Any, **kwargs: Any) -> Any:
         if before is not None:
             before()
-        return type(block).forward(block, *args, **kwargs)
+        return forward_of(block, *args, **kwargs)
 
     if torch.is_grad_enabled():
         return checkpoint(run, *args, use_reentrant=False, **kwargs)
@@ -276,10 +279,12 @@ def place(
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
     _rest_to(unet, away, device)
     inside = {id(module) for block in away for module in block.modules()}
+    if options.compiled:
+        compile_blocks([part for block in blocks for part in pieces_of(block)])
     if options.checkpointing:
         for block in blocks:
             if id(block) not in inside:
-                for part in _recomputed(block):
+                for part in pieces_of(block):
                     around(part)
 
 
@@ -319,8 +324,8 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
         model.get_parameter(name).data = numbers
 
 
-def _recomputed(block: Any) -> Sequence[nn.Module]:
-    """What is computed again at a time: a deep transformer's blocks one by one, else all that they keep is there at
-    once (for ten of 1280 channels, one picture at 1024 px: 727 MiB measured on the CPU; a tenth for one)."""
+def pieces_of(block: Any) -> Sequence[nn.Module]:
+    """What is computed again, or compiled, at a time: of a deep transformer a block, else all that they keep is
+    there at once (for ten of 1280 channels, one picture at 1024 px: 727 MiB measured on the CPU; a tenth for one)."""
     inner = getattr(block, "transformer_blocks", ())
     return list(inner) if len(inner) > 1 else [block]

@@ -1,4 +1,5 @@
-"""Frozen layers whose weight is stored in 8 or 4 bits and made whole again for each product, forward and backward."""
+"""Frozen layers whose weight is stored in 8 or 4 bits: made whole again for each product, forward and backward, or
+multiplied with in 8 bits."""
 
 from __future__ import annotations
 
@@ -7,13 +8,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lora_scripts.adapters.products import multiply
 from lora_scripts.errors import UserError
 
-Storage = Literal["fp8", "int8", "nf4"]
-LARGEST = {"fp8": torch.finfo(torch.float8_e4m3fn).max, "int8": 127.0}
+Storage = Literal["fp8", "int8", "nf4", "w8a8"]
+LARGEST = {"fp8": torch.finfo(torch.float8_e4m3fn).max, "int8": 127.0, "w8a8": 127.0}
 """What the largest weight of an output channel becomes: 448, 127."""
+FEW_ROWS = 16
+"""Up to so many rows a card's product in 8 bits refuses its work (cuBLASLt)."""
 NF4_BLOCK = 64
 """Weights that share a scale (Dettmers et al. 2023, section 3)."""
 
@@ -21,7 +25,7 @@ NF4_BLOCK = 64
 def quantise(weight: Tensor, storage: Storage) -> tuple[Tensor, Tensor]:
     """Codes and scales of a weight [out, …]; no code is of a floating type, so that no cast of a model changes it.
 
-    fp8 (E4M3) and int8, symmetric: codes in the weight's shape, a float32 scale for each output channel. nf4, by
+    fp8 (E4M3), int8 and w8a8, symmetric: codes in the weight's shape, a float32 scale for each output channel. nf4, by
     bitsandbytes: two codes a byte, a scale for each 64 weights. ValueError for a weight that is not finite.
     """
     weight = weight.detach().float()
@@ -112,7 +116,74 @@ class QuantisedConv2d(QuantisedLayer, nn.Conv2d):  # type: ignore[override]  # l
     """An `nn.Conv2d` with a rounded weight."""
 
 
+class MultipliedLinear(QuantisedLinear):
+    """One that multiplies codes with codes: what it is given is rounded to 8 bits, too, each row by its own largest
+    number (W8A8, dynamic; Dettmers et al. 2022, section 2.1). So is the gradient on its way back."""
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        y: Tensor = _InCodes.apply(x, self.codes, self.scale)
+        return y if self.bias is None else y + self.bias
+
+    def own_product(self, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        y = in_codes(x, codes, scale)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def own_pullback(self, grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        return back_in_codes(grad, codes, scale)
+
+
+class _InCodes(torch.autograd.Function):
+    """For a compiler, which knows no layers here."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return in_codes(x, codes, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale = ctx.saved_tensors
+        return back_in_codes(grads[0], codes, scale), None, None
+
+
+def in_codes(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """x [..., in] by the transposed weight that codes [out, in] and scale [out, 1] stand for, in x's type."""
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= FEW_ROWS:
+        return F.linear(x, dequantise(codes, scale, "w8a8", codes.shape, x.dtype))
+    own, by_row = rounded(rows)
+    y = torch._int_mm(own, codes.T).float() * by_row * scale.view(1, -1)
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def back_in_codes(grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """grad [..., out] by that weight, in its type."""
+    rows = grad.reshape(-1, grad.shape[-1])
+    if len(rows) <= FEW_ROWS:
+        return grad @ dequantise(codes, scale, "w8a8", codes.shape, grad.dtype)
+    own, by_row = rounded(rows.float() * scale.view(1, -1))
+    return (torch._int_mm(own, codes).float() * by_row).to(grad.dtype).view(*grad.shape[:-1], -1)
+
+
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes of rows [n, width], and the float32 scale of each [n, 1]."""
+    wide = rows.float()
+    scale = wide.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * 256) / 127.0
+    return (wide / scale).round().to(torch.int8), scale
+
+
 KINDS: dict[type[nn.Module], type[QuantisedLayer]] = {nn.Linear: QuantisedLinear, nn.Conv2d: QuantisedConv2d}
+
+
+def kind_of(layer: nn.Module, storage: Storage) -> type[QuantisedLayer] | None:
+    """What a layer becomes; None: it stays as it is."""
+    if storage != "w8a8":
+        return KINDS.get(type(layer))
+    # The kernels know sides that 8 divides; and a convolution is no product of two matrices.
+    fits = type(layer) is nn.Linear and layer.in_features % 8 == 0 and layer.out_features % 8 == 0
+    return MultipliedLinear if fits else None
 
 
 def quantise_layer(layer: nn.Module, storage: Storage, dtype: torch.dtype) -> None:
@@ -120,7 +191,8 @@ def quantise_layer(layer: nn.Module, storage: Storage, dtype: torch.dtype) -> No
     weight = layer.weight
     assert isinstance(weight, Tensor)
     codes, scale = quantise(weight, storage)
-    kind = KINDS[type(layer)]
+    kind = kind_of(layer, storage)
+    assert kind is not None
     del layer.weight
     layer.__class__ = kind  # as torch's own parametrisations do: paths and parents stay as they are
     layer.register_buffer("codes", codes)
@@ -129,10 +201,11 @@ def quantise_layer(layer: nn.Module, storage: Storage, dtype: torch.dtype) -> No
 
 
 def quantise_layers(model: nn.Module, blocks: Sequence[nn.Module], storage: Storage, dtype: torch.dtype) -> None:
-    """Rounds every linear and convolution layer in these blocks of a model. UserError naming one that is not finite."""
+    """Rounds every linear and convolution layer in these blocks of a model (w8a8: every linear one). UserError naming
+    one that is not finite."""
     inside = {id(layer) for block in blocks for layer in block.modules()}
     for path, layer in model.named_modules():
-        if id(layer) in inside and type(layer) in KINDS:
+        if id(layer) in inside and kind_of(layer, storage) is not None:
             try:
                 quantise_layer(layer, storage, dtype)
             except ValueError as error:

@@ -20,6 +20,7 @@ from lora_scripts.config.keys.objective import ObjectiveKeys
 from lora_scripts.config.keys.paths import PathKeys
 from lora_scripts.config.keys.previews import PreviewKeys
 from lora_scripts.config.keys.saving import SavingKeys
+from lora_scripts.config.keys.speed import SpeedKeys
 from lora_scripts.config.keys.texts import TextKeys
 from lora_scripts.config.keys.token import TokenKeys
 from lora_scripts.config.keys.training import LrSchedule, TrainingKeys
@@ -36,6 +37,7 @@ GROUPS: tuple[type[Keys], ...] = (
     TrainingKeys,
     ObjectiveKeys,
     MemoryKeys,
+    SpeedKeys,
     SavingKeys,
     ValidationKeys,
     PreviewKeys,
@@ -52,6 +54,7 @@ class TrainConfig(
     TrainingKeys,
     ObjectiveKeys,
     MemoryKeys,
+    SpeedKeys,
     SavingKeys,
     ValidationKeys,
     PreviewKeys,

@@ -48,6 +48,12 @@ class Place:
     target: tuple[int, int]
     """(width, height) of what is seen, in pixels"""
 
+    def numbers(self) -> Tensor:
+        """[6] float32: height and width that the picture had, top and left of the cut, height and width of what is
+        seen."""
+        pairs = self.size[::-1], self.corner[::-1], self.target[::-1]
+        return torch.tensor([float(number) for pair in pairs for number in pair])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,8 +69,8 @@ class Batch:
     """n file names, for messages"""
     generators: list[torch.Generator]
     """n CPU generators: all the randomness of the step"""
-    places: Sequence[Place] = ()
-    """n, of pictures"""
+    places: Tensor | None = None
+    """[n, 6] of pictures, each as `Place.numbers` has it"""
     masks: Tensor | None = None
     """[n, 1, h, w] float32, 0 … 1: how much each place of the latents counts; None: all the same"""
     weights: Tensor | None = None

@@ -115,6 +115,8 @@ class Facts:
     """The part that LoRA goes into by default: the first word of a path."""
     text_roots: tuple[str, ...]
     """The parts that LoRA goes into with `train_text_encoder`."""
+    small_kernels: bool = field(default=False, kw_only=True)
+    """Whether a fast card computes its kernels, at small batches, sooner than Python launches them."""
     recipes: Mapping[str, Recipe]
     """Purpose -> settings to begin with, for `lora-scripts new`."""
     lora: LoraFacts

@@ -140,7 +140,7 @@ def prompt_gain(family: PictureFamily, latents: Tensor, prompt: str) -> float:
     errors = []
     for text in ("", "".join(part for part, weight in weighted(prompt) if weight > 0)):
         texts = {name: one.expand(count, *one.shape[1:]) for name, one in family.encode_text([text]).items()}
-        place = Place(size, (0, 0), size)
-        batch = Batch(encoded, [text] * count, texts, [""] * count, generators, [place] * count)
+        places = Place(size, (0, 0), size).numbers().expand(count, -1)
+        batch = Batch(encoded, [text] * count, texts, [""] * count, generators, places)
         errors.append(family.losses(batch, family.objective, draws).sum().item())
     return (errors[0] - errors[1]) / errors[0]

@@ -59,7 +59,7 @@ class Schedule:
     """A noise schedule of a number of timesteps: what a number u in [0, 1), the noisier the higher, stands for."""
 
     levels: Levels
-    """Of all timesteps, on the CPU: looked up there, so that no step waits for the device."""
+    """Of all timesteps, on the CPU."""
     first: int = 0
     """What the model is told of timestep 0."""
 
@@ -67,9 +67,18 @@ class Schedule:
         return len(self.levels.signal)
 
     def at(self, u: Tensor, device: torch.device) -> tuple[Levels, Tensor]:
-        """(the levels, what the model is told) of n numbers u on the CPU, both [n] on `device`."""
+        """(the levels, what the model is told) of n numbers u, both [n] on `device`.
+
+        They are looked up where u lies: on the CPU no step waits for the device, on the device none waits for the CPU.
+        """
         t = (u * len(self)).long().clamp(max=len(self) - 1)
-        return self.levels.at(t).to(device), (t + self.first).to(device)
+        levels = self.levels if u.device.type == "cpu" else _levels_on(self, u.device)
+        return levels.at(t).to(device), (t + self.first).to(device)
+
+
+@cache
+def _levels_on(schedule: Schedule, device: torch.device) -> Levels:
+    return schedule.levels.to(device)
 
 
 @cache

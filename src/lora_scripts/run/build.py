@@ -17,6 +17,7 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.compute.compiled import check_compiler
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.compute.memory import TILE, MemoryOptions
 from lora_scripts.config.schema import TrainConfig
@@ -181,7 +182,7 @@ def objective_of(c: TrainConfig, base: Objective) -> Objective:
 
 
 def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:
-    """Every key of the group "Memory", for a device. UserErrors for what does nothing, or cannot be, on it."""
+    """Every key of the groups "Memory" and "Speed", for a device. UserErrors for what does nothing on it, or cannot."""
     faults = []
     if config.offload_blocks and device.type != "cuda":
         where = "the CPU" if device.type == "cpu" else device.type
@@ -189,9 +190,16 @@ def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:
     if config.base_precision in ("fp8", "nf4") and device.type == "mps":
         text = f"base_precision {config.base_precision} is not known to Apple's chip"
         faults.append(UserError(text, hint="write base_precision: int8"))
+    if config.compile:
+        try:
+            check_compiler(device)
+        except UserError as fault:
+            faults.append(fault)
     raise_all(faults)
     storage = None if config.base_precision == "auto" else config.base_precision
-    return MemoryOptions(config.gradient_checkpointing, storage, config.offload_blocks, config.vae_tiling)
+    return MemoryOptions(
+        config.gradient_checkpointing, storage, config.offload_blocks, config.vae_tiling, compiled=config.compile
+    )
 
 
 def check_tiles(config: TrainConfig, buckets: Iterable[tuple[int, int]]) -> None:

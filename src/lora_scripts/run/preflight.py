@@ -139,6 +139,8 @@ def _base(config: TrainConfig) -> None:
     if config.base_precision != "auto" and (kinds := packed_types(config.base_model)):
         text = f"base_precision {config.base_precision}: this base is quantised as it is ({', '.join(kinds)})"
         raise UserError(text, file=config.base_model, hint="leave base_precision out; it is kept so in memory")
+    if config.compile and packed_types(config.base_model):
+        raise UserError("compile cannot be with a GGUF base", file=config.base_model, hint="leave compile out")
     if width * height < table.least_pixels(config.base_model):
         usual = facts.made_for(config.base_model)
         wanted = str(usual[0]) if usual[0] == usual[1] else str(list(usual))

@@ -29,7 +29,7 @@ FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
     *("training_adapter", "mask_dir", "class_data_dir"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
-    *("gradient_checkpointing", "offload_blocks"),  # the same numbers, computed or brought another way
+    *("gradient_checkpointing", "offload_blocks", "cuda_graphs"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
     *("save_steps", "keep_last", "save_precision", "metadata_captions", "trigger_word", "language"),
     *(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.compute.mapped import Leases
@@ -26,6 +25,7 @@ from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
+from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.data import UNMEASURED
 from lora_scripts.run import export
 from lora_scripts.run.after.worn import wear
@@ -52,6 +52,7 @@ from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
+from lora_scripts.train.passes import Pass, RecordedPass, there_and_back
 from lora_scripts.train.progress import Board, Smoothed
 
 
@@ -324,9 +325,6 @@ def train_steps(
     )
     previews = previews_of(c, parts.samples)
 
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        return model.family.loss(batch, objective)
-
     def told(facts: StepFacts) -> None:
         smoothed.add(facts.loss)
         rate = facts.images / facts.seconds
@@ -359,13 +357,30 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
 
+    go = passes_of(parts, objective)
+
     def run(most: int | None) -> bool:
         steps = partial(parts.feed.steps, most=most)
-        return run_loop(
-            loss, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema, model.masters.gather
-        )
+        return run_loop(go, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
 
     return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+
+
+def passes_of(parts: Parts, objective: Objective) -> Pass[Batch]:
+    """How batches are computed: recorded and played where that is quicker, and possible."""
+    c, model = parts.config, parts.model
+    trained = model.trained
+    if (
+        parts.device.type == "cuda"
+        and c.cuda_graphs == "auto"
+        and model.family.facts.small_kernels
+        and parts.feed.cache_text
+        and not (c.lora_dropout or c.offload_blocks or model.words)
+        and c.base_precision != "nf4"
+        and model.masters.holds(trained)
+    ):
+        return RecordedPass(model.family, objective, parts.scaler, model.masters)
+    return there_and_back(lambda batch: model.family.loss(batch, objective), parts.scaler, model.masters.gather)
 
 
 def show(

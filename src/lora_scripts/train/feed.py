@@ -117,7 +117,7 @@ class Feed:
             self.texts_of(captions, read),
             [p.sample.name for p in pictures],
             [generator(f"noise/{row.place}") for row in rows],
-            places=[place_of(p.sample, p.views[row.view]) for p, row in zip(pictures, rows, strict=True)],
+            places=torch.stack([_numbers(p, row.view) for p, row in zip(pictures, rows, strict=True)]),
             masks=torch.stack(masks) if masks else None,
             weights=torch.tensor(weights) if set(weights) != {1.0} else None,
         )
@@ -149,6 +149,10 @@ def place_of(sample: Sample, view: View) -> Place:
     """Where in its picture, mirrored as the view is, a view lies."""
     left = view.scaled[0] - view.bucket[0] - view.left if view.flip else view.left
     return Place((sample.width, sample.height), (left, view.top), view.bucket)
+
+
+def _numbers(picture: Picture, view: int) -> Tensor:
+    return place_of(picture.sample, picture.views[view]).numbers()
 
 
 def generator(key: str) -> torch.Generator:

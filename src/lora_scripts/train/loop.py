@@ -84,7 +84,7 @@ B = TypeVar("B", bound=Batch)
 
 
 def run_loop(
-    loss_of: Callable[[B], tuple[Tensor, int]],
+    there_and_back: Callable[[B], tuple[Tensor, int]],
     steps: Callable[[int, int], Iterator[tuple[int, list[B]]]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -92,13 +92,10 @@ def run_loop(
     state: RunState,
     hooks: Hooks,
     ema: Ema | None = None,
-    gather: Callable[[], None] = lambda: None,
 ) -> bool:
     """Trains from `state.step` to the end, keeping `state` up to date; False if `hooks.stop` ended it before.
 
-    `loss_of` gives the sum of a batch's losses, with gradient, and how many were summed; `steps(first, total)` gives
-    the epoch and the batches of each step. `gather` is called after each backward pass, and puts into `.grad` what the
-    model keeps elsewhere.
+    `there_and_back` is a `passes.Pass`; `steps(first, total)` gives the epoch and the batches of each step.
 
     All randomness is a function of (seed, step), so a run that continues equals one that never stopped. UserError for a
     loss or a gradient that is not finite, before it reaches the weights, and after what was learnt so far is saved.
@@ -113,10 +110,8 @@ def run_loop(
         total, count = torch.zeros((), device=parameters[0].device), 0
         try:
             for batch in batches:
-                loss, n = loss_of(batch)
-                scaler.scale(loss).backward()
-                gather()
-                total, count = total + loss.detach(), count + n
+                loss, n = there_and_back(batch)
+                total, count = total + loss, count + n
         except (MemoryError, RuntimeError) as error:
             if ran_out(error):
                 raise NoRoom(str(error) or "out of memory") from error

@@ -101,6 +101,6 @@ class Probe:
             self.feed.texts_of(texts),
             [picture.sample.name for picture in pictures],
             [],
-            places=[place_of(picture.sample, picture.views[0]) for picture in pictures],
+            places=torch.stack([place_of(p.sample, p.views[0]).numbers() for p in pictures]),
         )
         return batch, Draws(torch.stack(times), torch.stack(noises), torch.stack(posteriors))

@@ -25,8 +25,11 @@ class Denoiser:
         memory.place(self.unet, options, device, dtype)
         if options.lean:
             make_lean(self.unet)
-        if device.type == "cpu":
-            self.unet.to(memory_format=torch.channels_last)
+        # A card's convolutions are quickest so, too; but the library's norms there know the other way alone, and turn
+        # what they read: compiled ones do not.
+        last = device.type == "cpu" or options.compiled
+        self.layout = torch.channels_last if last else torch.contiguous_format
+        self.unet.to(memory_format=self.layout)
 
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
         """(path, layer) inside the blocks: all that the consumers of LoRA files know."""
@@ -37,8 +40,7 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Tensor, states: Tensor, added: Mapping[str, Tensor] | None = None) -> Tensor:
         """The answer [n, c, h, w] to noised latents, timesteps [n] and text states [n, tokens, width]; `added`: what
         goes to the time embedding besides."""
-        layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        x_t = x_t.to(self.dtype).contiguous(memory_format=layout)
+        x_t = x_t.to(self.dtype).contiguous(memory_format=self.layout)
         states = states.to(self.device, self.dtype)
         more = {"added_cond_kwargs": dict(added)} if added else {}
         answer: Tensor = self.unet(x_t, t, states, return_dict=False, **more)[0]

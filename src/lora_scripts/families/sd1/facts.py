@@ -82,6 +82,7 @@ FACTS = Facts(
     latent_channels=4,
     groups=groups(BLOCKS),
     image_root="unet",
+    small_kernels=True,
     text_roots=("text_encoder",),
     recipes=RECIPES,
     lora=LoraFacts(

@@ -78,6 +78,7 @@ FACTS = Facts(
     latent_channels=4,
     groups=groups(BLOCKS),
     image_root="unet",
+    small_kernels=True,
     text_roots=("text_encoder", "text_encoder_2"),
     recipes=RECIPES,
     lora=LoraFacts(

@@ -128,7 +128,8 @@ class Sdxl:
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
         texts = self._captions(batch.captions) if batch.texts is None else batch.texts
-        told = {**texts, "sizes": torch.stack([size_ids(place) for place in batch.places])}
+        assert batch.places is not None
+        told = {**texts, "sizes": batch.places}
         return steps.losses(batch, objective, draws, told, self.predict, self.device)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
@@ -154,7 +155,7 @@ class Sdxl:
         dropped in training are."""
         sampler = self.sampler(sampling.scheduler, sampling.steps)
         texts = [sampling.negative, prompt] if sampling.cfg != 1 else [prompt]
-        sizes = size_ids(Place(sampling.size, (0, 0), sampling.size))
+        sizes = Place(sampling.size, (0, 0), sampling.size).numbers()
         told = self._texts([prompts.weighted(text) for text in texts])
         told["sizes"] = sizes.expand(len(texts), -1)
         width, height = (side // FACTS.vae_factor for side in sampling.size)
@@ -169,12 +170,6 @@ class Sdxl:
         if text_encoder:
             for encoder in self.encoders.values():
                 encoder.rest()
-
-
-def size_ids(place: Place) -> Tensor:
-    """[6] float32: height and width that the picture had, top and left of the cut, height and width of what is seen."""
-    numbers = (place.size[::-1], place.corner[::-1], place.target[::-1])
-    return torch.tensor([float(number) for pair in numbers for number in pair])
 
 
 def load(path: Path, options: LoadOptions) -> Sdxl:

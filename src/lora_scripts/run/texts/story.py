@@ -37,6 +37,7 @@ from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
+from lora_scripts.train.passes import there_and_back
 from lora_scripts.train.progress import Board, Smoothed
 from lora_scripts.train.state import RunState
 from lora_scripts.train.text_feed import TextFeed
@@ -300,11 +301,11 @@ def train_steps(
         preview()
     hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
 
+    go = there_and_back(model.family.loss, p.scaler, model.masters.gather)
+
     def run(most: int | None) -> bool:
         steps = partial(p.feed.steps, most=most)
-        return run_loop(
-            model.family.loss, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema, model.masters.gather
-        )
+        return run_loop(go, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema)
 
     return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 

@@ -1,0 +1,85 @@
+"""A batch there and back: its loss, with the gradients left where the optimizer finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lora_scripts.adapters.masters import Masters
+from lora_scripts.compute.recorded import Recorded
+from lora_scripts.families.base import Batch, PictureFamily
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.noise import Draws, draw
+
+B = TypeVar("B")
+Pass = Callable[[B], tuple[Tensor, int]]
+"""A batch -> the sum of its losses, without gradient, and how many were summed. Gradients are added to `.grad`."""
+
+
+def there_and_back(
+    loss_of: Callable[[B], tuple[Tensor, int]], scaler: torch.amp.GradScaler, gather: Callable[[], None] = lambda: None
+) -> Pass[B]:
+    """`loss_of` gives the sum of a batch's losses, with gradient, and how many were summed. `gather` is called after
+    each backward pass, and puts into `.grad` what the model keeps elsewhere."""
+
+    def go(batch: B) -> tuple[Tensor, int]:
+        loss, n = loss_of(batch)
+        scaler.scale(loss).backward()
+        gather()
+        return loss.detach(), n
+
+    return go
+
+
+class RecordedPass:
+    """The same for a picture family on an NVIDIA card, recorded and played: for models of which a card is done with a
+    kernel before Python has launched the next."""
+
+    def __init__(
+        self, family: PictureFamily, objective: Objective, scaler: torch.amp.GradScaler, masters: Masters
+    ) -> None:
+        self.family, self.objective, self.scaler, self.masters = family, objective, scaler, masters
+        self.recorded = Recorded(self._compute, family.device)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+        shape, o = tuple(batch.latents["mean"].shape), self.objective
+        draws = draw(shape, batch.generators, o.timesteps, o.noise, self.family.levels(o))
+        self.masters.forget()
+        loss = self.recorded(tensors_of(batch, draws), self.masters.fresh)
+        self.masters.attach()
+        return loss.clone(), shape[0]
+
+    def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
+        batch, draws = batch_of(given)
+        loss = self.family.losses(batch, self.objective, draws).sum()
+        self.scaler.scale(loss).backward()
+        self.masters.gather()
+        return loss.detach()
+
+
+_TABLES = ("latents", "texts")
+_ALONE = ("places", "masks", "weights")
+_DRAWN = ("u", "noise", "posterior", "perturbation")
+
+
+def tensors_of(batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    """All tensors that the losses of a batch are a function of, by name."""
+    tables = {f"{name}.{key}": t for name in _TABLES for key, t in (getattr(batch, name) or {}).items()}
+    alone = {name: getattr(batch, name) for name in _ALONE} | {name: getattr(draws, name) for name in _DRAWN}
+    return tables | {name: t for name, t in alone.items() if t is not None}
+
+
+def batch_of(given: Mapping[str, Tensor]) -> tuple[Batch, Draws]:
+    """The way back; without names and captions, which no loss is a function of."""
+    tables: dict[str, dict[str, Tensor]] = {name: {} for name in _TABLES}
+    for name, t in given.items():
+        table, _, key = name.partition(".")
+        if key:
+            tables[table][key] = t
+    unnamed = [""] * len(given["u"])
+    alone = {name: given.get(name) for name in _ALONE}
+    batch = Batch(tables["latents"], unnamed, tables["texts"], unnamed, [], **alone)
+    return batch, Draws(given["u"], given["noise"], given["posterior"], given.get("perturbation"))

@@ -1,0 +1,171 @@
+"""Blocks that are compiled, products in 8 bits, a batch as plain tensors: the same numbers as the ways beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+import tiny
+import tiny_flux2
+import tiny_xl
+from lora_scripts.adapters.inject import inject
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.masters import Masters
+from lora_scripts.cli import main
+from lora_scripts.compute import compiled
+from lora_scripts.compute.memory import MemoryOptions
+from lora_scripts.compute.quantised import FEW_ROWS, MultipliedLinear, quantise_layer
+from lora_scripts.errors import UserError
+from lora_scripts.families.base import Batch, LoadOptions, Place
+from lora_scripts.families.table import load_pictures
+from lora_scripts.losses.noise import draw
+from lora_scripts.train.passes import batch_of, tensors_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    made = {"sd1": tiny.write_base, "sdxl": tiny_xl.write_base}
+    found = {name: write(folder / f"{name}.safetensors") for name, write in made.items()}
+    return found | {"flux2": tiny_flux2.write_folder(folder / "flux2")}
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of torch's compiler but the last stage, which writes C++ and takes minutes."""
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def asked(base: Path, dtype: torch.dtype = torch.float64, **memory: object) -> tuple[float, Tensor]:
+    """Loss and gradients of one fixed batch, by a LoRA that does something."""
+    family = load_pictures(base, LoadOptions(CPU, dtype, memory=MemoryOptions(**memory)))  # type: ignore[arg-type]
+    batch, objective = batch_for(family), family.objective
+    paths = [p for p in family.trainable() if p.startswith(f"{family.facts.image_root}.")]
+    chosen = [p for p in paths if any(family.facts.groups[g](p) for g in ("attention", "feed_forward"))]
+    layers = inject(family.roots, chosen, lambda _, layer: LoraLayer(layer, 2, 2.0))
+    g = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in layers.values():
+            assert isinstance(layer, LoraLayer)
+            layer.up.copy_(0.02 * torch.randn(layer.up.shape, generator=g))
+    masters = Masters(layers.values())
+    total, _ = family.loss(batch, objective)
+    total.backward()
+    masters.gather()
+    values = [p for layer in layers.values() for p in layer.values().values()]
+    return total.item(), torch.cat([p.grad.double().flatten() for p in values if p.grad is not None])
+
+
+def batch_for(family: object) -> Batch:
+    g = torch.Generator().manual_seed(1)
+    latents = family.encode_image(torch.rand(2, 3, 64, 64, generator=g) * 2 - 1)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        texts = family.encode_text(["a cat", "the weather in Paris is sunny"])  # type: ignore[attr-defined]
+    places = Place((80, 64), (8, 0), (64, 64)).numbers().expand(2, -1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    return Batch(latents, ["", ""], texts, ["", ""], generators, places, weights=torch.tensor([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("name", [pytest.param("sd1", marks=pytest.mark.slow), "flux2"])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_blocks_give_the_same_loss_and_gradients(
+    name: str, checkpointing: bool, bases: dict[str, Path], quick_compiler: None
+) -> None:
+    loss, grads = asked(bases[name])
+    assert not counters["stats"]
+    quick, others = asked(bases[name], compiled=True, checkpointing=checkpointing)
+    assert counters["stats"]["unique_graphs"] >= 2  # it was compiled, and no block went on without
+    assert not counters["graph_break"]
+    assert quick == pytest.approx(loss, rel=1e-9)  # noise levels are float32 in either
+    assert (others - grads).norm() < 1e-6 * grads.norm()
+
+
+def test_compiled_blocks_are_as_they_were_without_gradients(bases: dict[str, Path], quick_compiler: None) -> None:
+    family = load_pictures(bases["sd1"], LoadOptions(CPU, torch.float32, memory=MemoryOptions(compiled=True)))
+    plain = load_pictures(bases["sd1"], LoadOptions(CPU, torch.float32))
+    with torch.no_grad():
+        both = [one.loss(batch_for(one), one.objective)[0] for one in (family, plain)]
+    assert not counters["stats"] and torch.equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 4])
+@pytest.mark.parametrize("quick", [False, True])
+def test_products_in_8_bits_are_those_of_rounded_numbers(
+    rows: int, quick: bool, quick_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand in float64: each row of the input, and of the gradient, in 127 parts of its largest number."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 16).requires_grad_(False)
+    weight, bias = layer.weight.double(), layer.bias.double()
+    quantise_layer(layer, "w8a8", torch.float32)
+    assert type(layer) is MultipliedLinear
+    scale = (weight.abs().amax(1, keepdim=True) / 127).bfloat16().double()
+    codes = (weight / scale).round()
+    x, g = torch.randn(1, rows, 24), torch.randn(1, rows, 16)
+
+    def parts(t: Tensor) -> Tensor:
+        unit = t.double().abs().amax(-1, keepdim=True) / 127
+        return (t.double() / unit).round() * unit if rows > FEW_ROWS else t.double()
+
+    given = x.clone().requires_grad_()
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(given) if quick else layer(given)
+    y.backward(g)
+    assert given.grad is not None
+    torch.testing.assert_close(y.detach().double(), parts(x) @ (codes * scale).T + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(given.grad.double(), parts(g * scale.T) @ codes, rtol=1e-5, atol=1e-5)
+
+
+def test_in_8_bits_a_loss_is_nearly_that_of_the_whole_base(bases: dict[str, Path]) -> None:
+    loss, grads = asked(bases["flux2"], torch.float32)
+    other, others = asked(bases["flux2"], torch.float32, storage="w8a8")
+    assert 0 < abs(other - loss) < 1e-3 * loss
+    assert 1e-4 < (others - grads).norm() / grads.norm() < 0.05
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "flux2"])
+def test_a_batch_is_the_same_as_plain_tensors(name: str, bases: dict[str, Path]) -> None:
+    family = load_pictures(bases[name], LoadOptions(CPU, torch.float32))
+    batch, objective = batch_for(family), family.objective
+    noise = replace(objective.noise, perturbation=0.1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    shape = tuple(batch.latents["mean"].shape)
+    draws = draw(shape, generators, objective.timesteps, noise, family.levels(objective))
+    masks = torch.rand(2, 1, *shape[2:], generator=torch.Generator().manual_seed(2))
+    batch = replace(batch, masks=masks)
+    with torch.no_grad():
+        whole = family.losses(batch, objective, draws)
+        again = family.losses(*batch_of(tensors_of(batch, draws))[:1], objective, batch_of(tensors_of(batch, draws))[1])
+    assert torch.equal(whole, again)
+
+
+@pytest.mark.slow
+def test_a_run_with_compiled_blocks(
+    data: Path, tmp_path: Path, quick_compiler: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny.write_base(tmp_path / "base.safetensors")
+    keys = {"compile": "true", "base_precision": "w8a8", "targets": tiny.SOME}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=tmp_path / "out", **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert "base stored as w8a8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["triton", "compiler"])
+def test_what_cannot_be_compiled_is_said(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda _: None)
+    device = torch.device("cuda" if missing == "triton" else "cpu")
+    with pytest.raises(UserError, match=missing):
+        compiled.check_compiler(device)
