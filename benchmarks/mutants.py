@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("adapters/weights.py", "LoraWeights(down, up, scale * rank, weights.dora)", "LoraWeights(down, up, scale * weights.rank, weights.dora)", "kohya"),
     Mutant("adapters/weights.py", "(weights.up.double() * (weights.alpha / weights.rank))", "(weights.up.double() * (weights.rank / weights.alpha))", "kohya adapters verify"),
     Mutant("families/sd/latents.py", "(mean - shift) * scale, std * scale", "(mean - shift) * scale, std", "family sdxl"),
-    Mutant("families/sd/latents.py", "self.normal.back(latents[None])", "latents[None]", "family generate"),
+    Mutant("families/sd/latents.py", "self.normal.back(latents[None].to(self.device))", "latents[None].to(self.device)", "family generate"),
     Mutant("run/build.py", "alpha * math.sqrt(rank)", "alpha * rank", "adapters training lora"),
     Mutant("run/build.py", "rate * config.lora_plus_ratio", "rate", "adapters"),
     Mutant("run/build.py", "rule.alpha or alpha / rank * own", "rule.alpha or alpha", "adapters"),

@@ -465,6 +465,15 @@ def test_rounded_bases_answer_nearly_alike_and_pack(folders: dict[str, Path], st
     assert all(torch.isfinite(g).all() for g in _gradients(rounded))
 
 
+def test_a_model_is_rounded_before_the_device_sees_it(folders: dict[str, Path]) -> None:
+    """On torch's meta device there are no numbers to round: what comes there is rounded already."""
+    there = torch.device("meta")
+    model = load(folders["qwen3"], LoadOptions(there, torch.bfloat16, memory=MemoryOptions(storage="int8")))
+    held = [*model.model.parameters(), *model.model.buffers()]
+    assert model.device == there and {one.device for one in held} == {there}
+    assert {one.dtype for one in held if one.dim() == 2 and one.shape[1] > 1} == {torch.int8, torch.bfloat16}
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,7 @@ LAYERS = {
     "oblong": lambda: nn.Conv2d(24, 40, (1, 3), stride=(2, 1), padding=(0, 2)),
     "1 x 1": lambda: nn.Conv2d(24, 40, 1, bias=False),
 }
+CPU = torch.device("cpu")
 KINDS = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
 
 
@@ -65,7 +66,7 @@ def given(kind: str, dtype: torch.dtype, *, last: bool = True) -> Tensor:
 def answers(layer: Any, x: Tensor, *parameters: Tensor) -> list[Tensor]:
     """The output and the gradients of x and of the parameters."""
     y = layer(x)
-    weights = normal(*y.shape, seed=2).to(y.dtype)
+    weights = normal(*y.shape, seed=2).to(y)
     return [y.detach(), *torch.autograd.grad(y, [x, *parameters], weights)]
 
 
@@ -236,9 +237,11 @@ class Named:
         self.match = match
 
 
-def model(*, lean: bool, dtype: torch.dtype, sites: bool = True) -> tuple[StableDiffusion1, dict[str, LoraLayer]]:
+def model(
+    *, lean: bool, dtype: torch.dtype, sites: bool = True, device: torch.device = CPU
+) -> tuple[StableDiffusion1, dict[str, LoraLayer]]:
     """The true topology, narrow; with LoRA in the 192 layers of attention and feed-forward."""
-    options = LoadOptions(torch.device("cpu"), dtype, memory=MemoryOptions(lean=lean))
+    options = LoadOptions(device, dtype, memory=MemoryOptions(lean=lean))
     family = StableDiffusion1(*tiny.models(), options)
     rules = [Named("attention"), Named("feed_forward")]
     paths = [p for p in assign(family.trainable(), rules, family.facts.groups) if p.startswith("unet.")]

@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from lora_scripts.compute.meter import ran_out
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -82,8 +84,19 @@ def kind_of(name: str) -> str:
 
 def speeds_of(device: torch.device, dtype: torch.dtype) -> Speeds:
     """Measures a device for less than a second: each the best of several goes."""
-    card = device.type != "cpu"
-    side, numbers = (8192, 1 << 28) if card else (1024, 1 << 25)
+    if device.type == "cpu":
+        return _speeds(device, dtype, 1024, 1 << 25)
+    try:
+        return _speeds(device, dtype, 8192, 1 << 28)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+    # The run itself has left little of the card: copies of 64 MiB, which is still more than most caches hold.
+    return _speeds(device, dtype, 2048, 1 << 24)
+
+
+def _speeds(device: torch.device, dtype: torch.dtype, side: int, numbers: int) -> Speeds:
+    """By products of side x side numbers, and by copies of so many."""
     a = torch.randn(side, side, device=device).to(dtype)
     source = torch.zeros(numbers, device=device)  # float32
     target, one = torch.zeros_like(source), torch.zeros(1, device=device)

@@ -228,9 +228,11 @@ def draw(
         try:
             drawn = family.draw(prompt, some, sampling)
         except torch.OutOfMemoryError:
+            drawn = None
+        if drawn is None:  # behind the error, whose frames hold what was computed
             if len(some) == 1:
                 hint = "choose a smaller --size, or a lower --precision"
-                raise UserError("the card's memory is too small for one picture", hint=hint) from None
+                raise UserError("the card's memory is too small for one picture", hint=hint)
             batch = len(some) // 2
             torch.cuda.empty_cache()
             sink(Note(f"not enough memory for {len(some)} pictures at once; drawing {batch}"))

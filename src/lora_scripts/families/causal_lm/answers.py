@@ -37,9 +37,8 @@ def generate(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     drawn = answering.temperature > 0
     more: dict[str, Any] = {"temperature": answering.temperature, "top_p": answering.top_p} if drawn else {}
-    state = torch.get_rng_state()
-    torch.manual_seed(answering.seed)
-    try:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(answering.seed)
         out: Tensor = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -51,8 +50,6 @@ def generate(
             streamer=_Teller(tokenizer, stops, tell) if tell is not None and len(prompts) == 1 else None,
             **({"temperature": None, "top_p": None} | more),
         )
-    finally:
-        torch.set_rng_state(state)
     return [_answer(row, stops, tokenizer) for row in out[:, width:].tolist()]
 
 

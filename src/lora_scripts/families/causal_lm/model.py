@@ -319,10 +319,14 @@ def _as_is(logits: Tensor) -> Tensor:
 
 def load(path: Path, options: LoadOptions) -> LanguageModel:
     """A model as a run wants it: its blocks rounded or computed again, where the options say so. UserError as below."""
-    model, memory = open_model(path, options.device, options.dtype), options.memory
+    memory = options.memory
+    # What is to be stored in fewer bits becomes so in RAM: the whole of it may be more than a card holds.
+    model = open_model(path, torch.device("cpu") if memory.storage else options.device, options.dtype)
     blocks = blocks_of(model.model)
     if memory.storage is not None:
         quantise_layers(model.model, blocks, memory.storage, options.dtype)
+        model.model.to(options.device)
+        model.device = options.device
     if memory.checkpointing:
         for block in blocks:
             around(block)

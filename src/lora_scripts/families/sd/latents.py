@@ -93,7 +93,7 @@ class LatentCoder:
     def decode(self, latents: Tensor) -> Image.Image:
         """The picture of one [c, h, w]: at full size the VAE needs more memory than all else. UserError for NaN."""
         self.vae.to(self.device)
-        pixels = self.vae.decode(self.normal.back(latents[None]), return_dict=False)[0][0]
+        pixels = self.vae.decode(self.normal.back(latents[None].to(self.device)), return_dict=False)[0][0]
         if not torch.isfinite(pixels).all():
             raise UserError("the picture came out as NaN", hint="use precision fp32 or bf16, or a lower LoRA strength")
         array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
