@@ -34,12 +34,13 @@ from lora_scripts.adapters.layer import LoraLayer, alike
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.cli import main
-from lora_scripts.compute import memory
+from lora_scripts.compute import memory, recorded
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.compute.attention import attend
 from lora_scripts.compute.memory import CudaMover, MemoryOptions, offload
 from lora_scripts.compute.meter import GB, Meter, ran_out
 from lora_scripts.compute.profile import Watch, speeds_of
+from lora_scripts.compute.quantised import quantise_layer
 from lora_scripts.config.load import load_config
 from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Place, Sampling
@@ -99,7 +100,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 # --- families ---------------------------------------------------------------------------------------------------------
 
 SIZE = (96, 64)
-PLACES = [Place((120, 70), (0, 3), SIZE)] * 2
+PLACES = Place((120, 70), (0, 3), SIZE).numbers().expand(2, -1)
 
 
 @pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
@@ -800,3 +801,70 @@ def test_generate_and_check_with_a_base(
     (tmp_path / "data" / "metadata.csv").write_text("filename,prompt\nnoise.png,noise\n", "utf-8")
     assert main(["check", str(tmp_path / "data"), "--resolution", "64x64", "--base", str(base)]) == 0
     assert "your base cannot draw this detail" in capsys.readouterr().out
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+@card_only
+@pytest.mark.parametrize(
+    "written", [row for row in ROWS if row.name in ("sd1", "sdxl")], indirect=True, ids=lambda r: r.name
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_is_played_is_the_step(
+    written: tuple[Row, Path], accumulation: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 12 steps, of which most are played; twice as it comes, to know what a card does of itself."""
+    _, base = written
+    played: list[object] = []
+    whole = recorded._Tape.play
+    monkeypatch.setattr(recorded._Tape, "play", lambda tape, given: (played.append(tape), whole(tape, given))[1])
+
+    def learnt(name: str, graphs: str) -> dict[str, Tensor]:
+        out = tmp_path / name
+        keys = {"precision": "bf16", "device": "cuda", "cuda_graphs": graphs, "epochs": 6, "resolution": 64}
+        keys |= {"gradient_accumulation": accumulation, "save_precision": "fp32", "gradient_checkpointing": "true"}
+        config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=out, **keys)
+        assert main(["train", "--config", str(config)]) == 0
+        return load_file(out / f"{name}.safetensors")
+
+    plain, again = learnt("plain", "off"), learnt("again", "off")
+    assert not played
+    tape = learnt("tape", "auto")
+    assert len(played) >= 4
+    of_itself = max((plain[k] - again[k]).abs().max().item() for k in plain)
+    far = max((plain[k] - tape[k]).abs().max().item() for k in plain)
+    assert far <= 2 * of_itself, (far, of_itself)
+
+
+@card_only
+def test_compiled_blocks_on_a_card(
+    written: tuple[Row, Path], whole_floats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if written[0].name not in ("sd1", "flux2"):
+        pytest.skip("two speak for all: one with convolutions, one without")
+    plain, grads = learnt(load(written, DEVICE), one_batch(load(written, CPU)))
+    compiled, others = learnt(load(written, DEVICE, compiled=True), one_batch(load(written, CPU)))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    apart_by = sum((a - b).square().sum() for a, b in zip(grads, others, strict=True))
+    assert apart_by**0.5 < 2e-3 * sum(g.square().sum() for g in grads) ** 0.5
+
+
+@card_only
+@pytest.mark.parametrize("compiled", [False, True])
+def test_products_in_8_bits_on_a_card_are_those_of_a_cpu(compiled: bool) -> None:
+    layer = nn.Linear(64, 48).requires_grad_(False)
+    quantise_layer(layer, "w8a8", torch.float32)
+    x, g = normal(3, 40, 64), normal(3, 40, 48)
+
+    def both(device: torch.device) -> list[Tensor]:
+        given = x.to(device).requires_grad_()
+        layer.to(device)
+        ask = torch.compile(layer, fullgraph=True) if compiled and device.type == "cuda" else layer
+        y = ask(given)
+        y.backward(g.to(device))
+        assert given.grad is not None
+        return [y.detach().cpu(), given.grad.cpu()]
+
+    for one, other in zip(both(DEVICE), both(CPU), strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()  # a number that lies in the middle is rounded either way
