@@ -19,7 +19,6 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import calling
 from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
-from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import with_hashes
@@ -52,7 +51,7 @@ from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
-from lora_scripts.train.passes import Pass, RecordedPass, there_and_back
+from lora_scripts.train.passes import RecordedPass, there_and_back
 from lora_scripts.train.progress import Board, Smoothed
 
 
@@ -357,30 +356,35 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
 
-    go = passes_of(parts, objective)
+    tape = recorded_of(parts, objective)
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return model.family.loss(batch, objective)
+
+    plain = there_and_back(loss, parts.scaler, model.masters.gather)
 
     def run(most: int | None) -> bool:
-        steps = partial(parts.feed.steps, most=most)
-        return run_loop(go, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
+        steps, rest = partial(parts.feed.steps, most=most), (settings, state, hooks, parts.ema)
+        if tape is None:
+            return run_loop(plain, steps, model.optimizer, parts.scaler, *rest)
+        return run_loop(tape, lambda *span: tape.ahead(steps(*span)), model.optimizer, parts.scaler, *rest)
 
     return measuring.ended or adapting(run, c, state, model.optimizer, sink)
 
 
-def passes_of(parts: Parts, objective: Objective) -> Pass[Batch]:
-    """How batches are computed: recorded and played where that is quicker, and possible."""
+def recorded_of(parts: Parts, objective: Objective) -> RecordedPass | None:
+    """Batches recorded and played, where that is quicker, and possible."""
     c, model = parts.config, parts.model
-    trained = model.trained
-    if (
+    possible = (
         parts.device.type == "cuda"
         and c.cuda_graphs == "auto"
         and model.family.facts.small_kernels
         and parts.feed.cache_text
         and not (c.lora_dropout or c.offload_blocks or model.words)
         and c.base_precision != "nf4"
-        and model.masters.holds(trained)
-    ):
-        return RecordedPass(model.family, objective, parts.scaler, model.masters)
-    return there_and_back(lambda batch: model.family.loss(batch, objective), parts.scaler, model.masters.gather)
+        and model.masters.holds(model.trained)
+    )
+    return RecordedPass(model.family, objective, parts.scaler, model.masters) if possible else None
 
 
 def show(

@@ -15,7 +15,7 @@ from lora_scripts.compute.meter import ran_out
 from lora_scripts.data.loader import seed_of
 from lora_scripts.errors import UserError
 from lora_scripts.train.average import Ema
-from lora_scripts.train.optim import Rates, rest_groups, set_rates
+from lora_scripts.train.optim import Rates, guards_itself, rest_groups, set_rates
 from lora_scripts.train.state import RunState
 
 
@@ -121,21 +121,28 @@ def run_loop(
             torch._foreach_div_(grads, count)
         rest_groups(optimizer, state.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
-        summed, length = torch.stack(
-            [total, norm.to(total)]
-        ).tolist()  # the one place where a step waits for the device
-        # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
-        if not (math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))):
+        found, moved = torch.stack([total, norm.to(total)]), False
+        try:
+            if guards_itself(optimizer) and not scaler.is_enabled():
+                # A kernel that is told of numbers that are none leaves everything as it is: so it is under way before
+                # the CPU, which waits for the device below and there alone, has seen them.
+                optimizer.found_inf = (~found.isfinite().all()).float()  # type: ignore[attr-defined]
+                optimizer.step()
+                moved = True
+            summed, length = found.tolist()
+            # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
+            sound = math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))
+            if sound and not moved:
+                scaler.step(optimizer)
+            if sound and ema is not None:
+                ema.update(state.step + 1)
+        except (MemoryError, RuntimeError) as error:
+            raise Halfway(str(error) or "out of memory") from error
+        if not sound:
             if state.step:
                 state.scaler = scaler.state_dict()
                 hooks.save()
             raise _diverged(state.step + 1, batches)
-        try:
-            scaler.step(optimizer)
-            if ema is not None:
-                ema.update(state.step + 1)
-        except (MemoryError, RuntimeError) as error:
-            raise Halfway(str(error) or "out of memory") from error
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 

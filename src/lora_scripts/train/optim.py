@@ -129,6 +129,12 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak"] * share
 
 
+def guards_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step with `found_inf` set to a tensor of 1 changes nothing (torch's fused kernels, made for scaled
+    gradients)."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 def rest_groups(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Takes the gradients of groups that are not trained in `step` (0 …), so that the optimizer passes over them."""
     for group in optimizer.param_groups:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from lora_scripts.compute.recorded import Recorded
 from lora_scripts.families.base import Batch, PictureFamily
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Draws, draw
+from lora_scripts.train.ahead import ahead
 
 B = TypeVar("B")
 Pass = Callable[[B], tuple[Tensor, int]]
@@ -34,6 +36,14 @@ def there_and_back(
     return go
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A batch as the tensors that its losses are a function of, what is drawn for it among them."""
+
+    tensors: Mapping[str, Tensor]
+    names: Sequence[str]
+
+
 class RecordedPass:
     """The same for a picture family on an NVIDIA card, recorded and played: for models of which a card is done with a
     kernel before Python has launched the next."""
@@ -44,13 +54,22 @@ class RecordedPass:
         self.family, self.objective, self.scaler, self.masters = family, objective, scaler, masters
         self.recorded = Recorded(self._compute, family.device)
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, int]:
+    def ready(self, batch: Batch) -> Ready:
+        """What the CPU has to do of a batch."""
         shape, o = tuple(batch.latents["mean"].shape), self.objective
         draws = draw(shape, batch.generators, o.timesteps, o.noise, self.family.levels(o))
+        return Ready({name: t.pin_memory() for name, t in tensors_of(batch, draws).items()}, batch.names)
+
+    def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Ready]]]:
+        """Steps whose batches are made ready while the card computes the one before."""
+        for (epoch, _), batches in ahead(steps, lambda step: [self.ready(batch) for batch in step[1]]):
+            yield epoch, batches
+
+    def __call__(self, batch: Ready) -> tuple[Tensor, int]:
         self.masters.forget()
-        loss = self.recorded(tensors_of(batch, draws), self.masters.fresh)
+        loss = self.recorded(batch.tensors, self.masters.fresh)
         self.masters.attach()
-        return loss.clone(), shape[0]
+        return loss.clone(), len(batch.names)
 
     def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
         batch, draws = batch_of(given)

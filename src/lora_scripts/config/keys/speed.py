@@ -18,8 +18,8 @@ class SpeedKeys(Keys):
     """Compile the base's blocks, which takes a minute or two at every size of pictures' first step: then steps are
     quicker. Needs triton on a card (on Windows the package triton-windows)."""
     cuda_graphs: Literal["auto", "off"] = "auto"
-    """Record a step on an NVIDIA card and play it back, where launching its kernels takes longer than computing them
-    (Stable Diffusion 1.x, SDXL): auto, where possible, or off, which needs less memory."""
+    """Record a step on an NVIDIA card and play it back, with bases of which launching the kernels takes longer than
+    computing them: auto, where possible, or off, which needs less memory."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
