@@ -321,7 +321,7 @@ def step(base: Path, precision: str = "fp32", device: torch.device = DEVICE, **k
     return [loss.detach().view(1).cpu(), *(g.detach().cpu().clone() for g in grads if g is not None)]
 
 
-STORED = ["auto", "int8", "fp8", "nf4"]
+STORED = [("auto", "fp32"), ("auto", "bf16"), ("int8", "bf16"), ("fp8", "fp32"), ("nf4", "bf16")]
 SAVERS: dict[str, dict[str, Any]] = {
     "computed again": {"gradient_checkpointing": True},
     "computed again, dropout": {"gradient_checkpointing": True, "lora_dropout": 0.3, "train_text_encoder": True},
@@ -331,25 +331,22 @@ SAVERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "precision"), STORED)
 def test_what_saves_memory_changes_no_gradient(
     stored: str, precision: str, base: Path, whole_floats: None, same_bits: None
 ) -> None:
     """Of the same storage. Bits differ only where a card chooses another kernel for want of room."""
     if stored == "nf4":
         pytest.importorskip("bitsandbytes")
-    plain: dict[bool, list[Tensor]] = {}
+    plain: dict[str, list[Tensor]] = {}
     for name, keys in SAVERS.items():
-        if ("offload_blocks" in keys and not CARD) or (stored != "auto" and "dora" in name):
+        if ("offload_blocks" in keys and not CARD) or (stored != "auto" and name not in ("computed again", "in RAM")):
             continue
         more = {key: value for key, value in keys.items() if key in ("lora_dropout", "train_text_encoder", "adapter")}
-        wanted = plain.get(bool(more)) if not more else None
-        if wanted is None:
-            wanted = step(base, precision, base_precision=stored, **more)
-            plain[bool(more)] = wanted
+        if str(more) not in plain:
+            plain[str(more)] = step(base, precision, base_precision=stored, **more)
         got = step(base, precision, base_precision=stored, **keys)
-        far = max(apart(one, two) for one, two in zip(got, wanted, strict=True))
+        far = max(apart(one, two) for one, two in zip(got, plain[str(more)], strict=True))
         assert far <= (1e-5 if precision == "fp32" else 1e-2), (name, far)
 
 
@@ -594,11 +591,11 @@ def test_a_run_ends_learns_draws_and_is_proved(
     assert main(["train", "--config", str(config)]) == 0
     told, out = " ".join(capsys.readouterr().out.split()), tmp_path / "out"
     assert "verified: " in told and "failed (" not in told and (out / "report.html").is_file()
-    if CARD:
-        assert torch.cuda.get_device_name() in told
     (last,) = (out / "state").iterdir()
     state = json.loads((last / "run.json").read_text("utf-8"))
-    assert state["environment"]["device"] == DEVICE.type and state["step"] == state["total"] == 12
+    assert state["environment"]["device"].startswith(DEVICE.type) and state["step"] == state["total"] == 12
+    if CARD:
+        assert torch.cuda.get_device_name() in told and torch.cuda.get_device_name() in state["environment"]["device"]
     assert len(state["losses"]) == 12 and all(map(math.isfinite, state["losses"]))
     assert (state["scaler"].get("scale", 0) > 0) == (name == "fp16")
     measured = json.loads((out / "heldout.json").read_text("utf-8"))["evaluations"]
@@ -609,16 +606,20 @@ def test_a_run_ends_learns_draws_and_is_proved(
     assert any(value.any() for key, value in lora.items() if "lora_up" in key)
 
 
+@pytest.mark.parametrize("kernels", ["usual", "in a fixed order"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_going_on_is_as_if_it_had_never_stopped(
-    precision: str, base: Path, data: Path, tmp_path: Path, same_bits: None
+    precision: str, kernels: str, base: Path, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """To the bit, where a card repeats itself to the bit; else no further off than ten times what two unbroken runs
-    are from one another."""
+    are from one another. `pytest -rP` shows how far that is."""
+    if kernels != "usual":
+        request.getfixturevalue("same_bits")
     if precision == "fp16" and not CARD:
         pytest.skip("fp16 is for graphics cards")
-    keys = {"precision": precision, "lora_dropout": 0.2, "caption_dropout": 0.3, "flip": "true", "ema_decay": 0.9}
-    keys |= {"targets": "['*attn2*', MID]", "save_steps": 2, "epochs": 2, "device": DEVICE.type, "weight_decay": 0.1}
+    keys = {"precision": precision, "caption_dropout": 0.3, "flip": "true", "ema_decay": 0.9, "weight_decay": 0.1}
+    keys |= {"targets": "['*attn2*', MID]", "save_steps": 2, "epochs": 2, "device": DEVICE.type, "val_split": 0}
+    keys |= {"lora_dropout": 0.2 if precision == "fp16" else 0}  # with it layers are computed the plain way
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
     outs = [tmp_path / name / "out" for name in ("whole", "again", "broken")]
     for out in outs[:2]:
