@@ -619,7 +619,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
         pytest.skip("fp16 is for graphics cards")
     keys = {"precision": precision, "caption_dropout": 0.3, "flip": "true", "ema_decay": 0.9, "weight_decay": 0.1}
     keys |= {"targets": "['*attn2*', MID]", "save_steps": 2, "epochs": 2, "device": DEVICE.type, "val_split": 0}
-    keys |= {"lora_dropout": 0.2 if precision == "fp16" else 0}  # with it layers are computed the plain way
+    keys |= {"lora_dropout": 0.2 if kernels == "usual" else 0}  # with it layers are computed the plain way
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
     outs = [tmp_path / name / "out" for name in ("whole", "again", "broken")]
     for out in outs[:2]:
@@ -635,7 +635,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
         max((float((kept[0][key] - one[key]).abs().max()), key) for key in kept[0]) for one in kept[1:]
     )
     print(f"largest difference of two unbroken runs {repeated}, of one that went on {resumed}")
-    assert resumed[0] <= 10 * repeated[0], (repeated, resumed)
+    assert resumed[0] <= 10 * repeated[0] and (CARD or repeated[0] == 0), (repeated, resumed)
     scalers = [json.loads((out / "state" / "step-00000005" / "run.json").read_text("utf-8"))["scaler"] for out in outs]
     assert scalers[0] == scalers[2] and bool(scalers[0]) == (precision == "fp16")
 
