@@ -67,13 +67,11 @@ CLOSE = 1e-5 if CARD else 1e-6
 """Of float32: a card sums in other orders, and has other ways to compute a convolution."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Of one test on the card, for the next."""
-    yield
-    if CARD:
-        gc.collect()
-        torch.cuda.empty_cache()
+@pytest.fixture
+def cleared() -> None:
+    """What earlier tests left on the card is gone."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @pytest.fixture
@@ -321,7 +319,7 @@ def step(base: Path, precision: str = "fp32", device: torch.device = DEVICE, **k
     return [loss.detach().view(1).cpu(), *(g.detach().cpu().clone() for g in grads if g is not None)]
 
 
-STORED = ["auto", "int8", "fp8", "nf4"]
+STORED = [("auto", "fp32"), ("auto", "bf16"), ("int8", "bf16"), ("fp8", "fp32"), ("nf4", "bf16")]
 SAVERS: dict[str, dict[str, Any]] = {
     "computed again": {"gradient_checkpointing": True},
     "computed again, dropout": {"gradient_checkpointing": True, "lora_dropout": 0.3, "train_text_encoder": True},
@@ -331,25 +329,22 @@ SAVERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("stored", "precision"), STORED)
 def test_what_saves_memory_changes_no_gradient(
     stored: str, precision: str, base: Path, whole_floats: None, same_bits: None
 ) -> None:
     """Of the same storage. Bits differ only where a card chooses another kernel for want of room."""
     if stored == "nf4":
         pytest.importorskip("bitsandbytes")
-    plain: dict[bool, list[Tensor]] = {}
+    plain: dict[str, list[Tensor]] = {}
     for name, keys in SAVERS.items():
-        if ("offload_blocks" in keys and not CARD) or (stored != "auto" and "dora" in name):
+        if ("offload_blocks" in keys and not CARD) or (stored != "auto" and name not in ("computed again", "in RAM")):
             continue
         more = {key: value for key, value in keys.items() if key in ("lora_dropout", "train_text_encoder", "adapter")}
-        wanted = plain.get(bool(more)) if not more else None
-        if wanted is None:
-            wanted = step(base, precision, base_precision=stored, **more)
-            plain[bool(more)] = wanted
+        if str(more) not in plain:
+            plain[str(more)] = step(base, precision, base_precision=stored, **more)
         got = step(base, precision, base_precision=stored, **keys)
-        far = max(apart(one, two) for one, two in zip(got, wanted, strict=True))
+        far = max(apart(one, two) for one, two in zip(got, plain[str(more)], strict=True))
         assert far <= (1e-5 if precision == "fp32" else 1e-2), (name, far)
 
 
@@ -389,7 +384,7 @@ def blocks(count: int, width: int) -> list[nn.Module]:
 
 
 @card_only
-def test_blocks_in_ram_are_on_the_card_for_their_turn_only() -> None:
+def test_blocks_in_ram_are_on_the_card_for_their_turn_only(cleared: None) -> None:
     """Twelve of 16 MiB, forward and back: three at most are there at once, by torch's own account of what is in use."""
     count, width = 12, 2048
     whole, away = blocks(count, width), blocks(count, width)
@@ -426,7 +421,7 @@ def test_blocks_in_ram_are_on_the_card_for_their_turn_only() -> None:
 
 
 @card_only
-def test_a_text_encoder_with_too_little_room_comes_by_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_encoder_with_too_little_room_comes_by_layers(cleared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`bring` asks the card itself; a share that the process may take counts."""
     model = nn.Sequential(nn.ModuleList(blocks(4, 64)), nn.Linear(64, 64))  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (memory.ASKED // 2, 80 * GB))
@@ -446,7 +441,7 @@ def test_a_text_encoder_with_too_little_room_comes_by_layers(monkeypatch: pytest
 
 
 @card_only
-def test_the_meter_tells_the_cards_memory() -> None:
+def test_the_meter_tells_the_cards_memory(cleared: None) -> None:
     meter, size = Meter(DEVICE), 64 << 20
     before, there = meter.used(), meter.there()
     meter.restart()
@@ -466,7 +461,9 @@ def test_the_meter_tells_the_cards_memory() -> None:
 
 
 @card_only
-def test_a_language_model_is_never_whole_on_the_card_where_it_is_stored_in_fewer_bits(tmp_path: Path) -> None:
+def test_a_language_model_is_never_whole_on_the_card_where_it_is_stored_in_fewer_bits(
+    cleared: None, tmp_path: Path
+) -> None:
     from lora_scripts.families.causal_lm.model import load as load_texts
 
     folder = small_words.write_model(tmp_path / "model", hidden_size=512, intermediate_size=4096, num_hidden_layers=4)
@@ -485,10 +482,10 @@ def test_a_language_model_is_never_whole_on_the_card_where_it_is_stored_in_fewer
 
 @pytest.fixture(scope="module")
 def large(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures whose step needs some hundred MiB."""
+    """Eight pictures whose step needs some hundred MiB."""
     folder = tmp_path_factory.mktemp("large")
-    tiny.write_pictures(folder / "data", 4, (512, 512))
-    keys = {"resolution": 512, "batch_size": 4, "epochs": 2, "sample_size": 64, "targets": tiny.SOME, "val_split": 0}
+    tiny.write_pictures(folder / "data", 8, (512, 512))
+    keys = {"resolution": 512, "batch_size": 8, "epochs": 2, "sample_size": 64, "targets": tiny.SOME, "val_split": 0}
     return tiny.write_config(folder, base_model=base, **keys)
 
 
@@ -521,14 +518,14 @@ def test_a_card_that_is_too_small_is_told_in_one_line_or_gets_smaller_pieces(
     with monkeypatch.context() as patch:
         peaks = limited(patch, None)
         assert main([*argv, f"output_dir={tmp_path / 'one'}", "batch_size=1", "epochs=1"]) == 0
-        assert main([*argv, f"output_dir={tmp_path / 'four'}", "epochs=1"]) == 0
-    (_, one), (four, _) = peaks
-    assert four > 1.5 * one, peaks
-    limited(monkeypatch, lambda: (one + four) // 2)
+        assert main([*argv, f"output_dir={tmp_path / 'eight'}", "epochs=1"]) == 0
+    (_, one), (eight, _) = peaks
+    assert eight > one + (64 << 20), peaks
+    limited(monkeypatch, lambda: (one + eight) // 2)
     capsys.readouterr()
     assert main([*argv, f"output_dir={tmp_path / 'stops'}"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: memory ran out after step 0; write gradient_checkpointing: true or batch_size: 2")
+    assert told.startswith("error: memory ran out after step 0; write gradient_checkpointing: true or batch_size: 4")
     assert told.count("\n") == 1 and not (tmp_path / "stops" / "state").exists()
     assert main([*argv, f"output_dir={tmp_path / 'goes-on'}", "on_oom=adapt"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -541,7 +538,7 @@ def test_a_card_that_is_too_small_is_told_in_one_line_or_gets_smaller_pieces(
 
 @card_only
 def test_pictures_that_do_not_fit_together_are_drawn_in_smaller_batches(
-    base: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, cleared: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, count = load_family(by_name("sd1"), base, LoadOptions(DEVICE, torch.float32)), 1024
     monkeypatch.setattr(family.coder, "decode", lambda latents: None)  # they come one by one anyway
@@ -594,11 +591,11 @@ def test_a_run_ends_learns_draws_and_is_proved(
     assert main(["train", "--config", str(config)]) == 0
     told, out = " ".join(capsys.readouterr().out.split()), tmp_path / "out"
     assert "verified: " in told and "failed (" not in told and (out / "report.html").is_file()
-    if CARD:
-        assert torch.cuda.get_device_name() in told
     (last,) = (out / "state").iterdir()
     state = json.loads((last / "run.json").read_text("utf-8"))
-    assert state["environment"]["device"] == DEVICE.type and state["step"] == state["total"] == 12
+    assert state["environment"]["device"].startswith(DEVICE.type) and state["step"] == state["total"] == 12
+    if CARD:
+        assert torch.cuda.get_device_name() in told and torch.cuda.get_device_name() in state["environment"]["device"]
     assert len(state["losses"]) == 12 and all(map(math.isfinite, state["losses"]))
     assert (state["scaler"].get("scale", 0) > 0) == (name == "fp16")
     measured = json.loads((out / "heldout.json").read_text("utf-8"))["evaluations"]
@@ -609,16 +606,20 @@ def test_a_run_ends_learns_draws_and_is_proved(
     assert any(value.any() for key, value in lora.items() if "lora_up" in key)
 
 
+@pytest.mark.parametrize("kernels", ["usual", "in a fixed order"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_going_on_is_as_if_it_had_never_stopped(
-    precision: str, base: Path, data: Path, tmp_path: Path, same_bits: None
+    precision: str, kernels: str, base: Path, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """To the bit, where a card repeats itself to the bit; else no further off than ten times what two unbroken runs
-    are from one another."""
+    are from one another. `pytest -rP` shows how far that is."""
+    if kernels != "usual":
+        request.getfixturevalue("same_bits")
     if precision == "fp16" and not CARD:
         pytest.skip("fp16 is for graphics cards")
-    keys = {"precision": precision, "lora_dropout": 0.2, "caption_dropout": 0.3, "flip": "true", "ema_decay": 0.9}
-    keys |= {"targets": "['*attn2*', MID]", "save_steps": 2, "epochs": 2, "device": DEVICE.type, "weight_decay": 0.1}
+    keys = {"precision": precision, "caption_dropout": 0.3, "flip": "true", "ema_decay": 0.9, "weight_decay": 0.1}
+    keys |= {"targets": "['*attn2*', MID]", "save_steps": 2, "epochs": 2, "device": DEVICE.type, "val_split": 0}
+    keys |= {"lora_dropout": 0.2 if kernels == "usual" else 0}  # with it layers are computed the plain way
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
     outs = [tmp_path / name / "out" for name in ("whole", "again", "broken")]
     for out in outs[:2]:
@@ -634,7 +635,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
         max((float((kept[0][key] - one[key]).abs().max()), key) for key in kept[0]) for one in kept[1:]
     )
     print(f"largest difference of two unbroken runs {repeated}, of one that went on {resumed}")
-    assert resumed[0] <= 10 * repeated[0], (repeated, resumed)
+    assert resumed[0] <= 10 * repeated[0] and (CARD or repeated[0] == 0), (repeated, resumed)
     scalers = [json.loads((out / "state" / "step-00000005" / "run.json").read_text("utf-8"))["scaler"] for out in outs]
     assert scalers[0] == scalers[2] and bool(scalers[0]) == (precision == "fp16")
 
@@ -773,8 +774,7 @@ def test_a_step_is_counted_by_kernels() -> None:
 
 
 @card_only
-def test_a_card_with_little_room_is_measured_by_smaller_products() -> None:
-    torch.cuda.empty_cache()
+def test_a_card_with_little_room_is_measured_by_smaller_products(cleared: None) -> None:
     torch.cuda.set_per_process_memory_fraction(0.5 * GB / torch.cuda.mem_get_info()[1])
     try:
         speeds = speeds_of(DEVICE, torch.bfloat16)

@@ -168,7 +168,9 @@ def _digest(sample: Sample) -> str:
 
 
 def _environment(device: torch.device, precision: str) -> dict[str, str]:
-    return {"device": str(device), "precision": precision, "threads": str(torch.get_num_threads()), **versions()}
+    # Another kind of card has other kernels, which add in another order.
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return {"device": name, "precision": precision, "threads": str(torch.get_num_threads()), **versions()}
 
 
 def versions() -> dict[str, str]:
