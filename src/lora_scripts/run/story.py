@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.compute.mapped import Leases
@@ -19,6 +20,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import calling
 from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import with_hashes
