@@ -20,7 +20,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +61,14 @@ from lora_scripts.families.zimage.facts import FACTS as ZIMAGE_FACTS
 from lora_scripts.families.zimage.model import ask as ask_zimage
 from lora_scripts.losses.diffusion import alphas_cumprod
 from lora_scripts.losses.flow import Sigmas
+from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
+from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import RecordedPass, there_and_back
+from lora_scripts.train.state import RunState
 
 RANK, CARD = 16, torch.device("cuda")
-Step = Callable[[int], float]
-"""A number to draw by -> the loss of the step that was taken."""
+Way = Callable[[int], list[float]]
+"""Takes so many steps; gives their losses."""
 
 
 def made(model: Any) -> Any:
@@ -86,12 +89,20 @@ class Model:
     family: str
     build: Callable[[], Any]
     """On the meta device."""
-    batch: Callable[[int, int], Batch]
+    made: Callable[[int, int], Batch]
     """(pictures, seed)"""
     wrap: Callable[[Any, LoadOptions], Any]
     """The model as a family that can be asked for a loss."""
     large: bool = False
     """That two of them do not stand on a card together."""
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """Without end: a few, as a run reads them from memory, each time with other noise."""
+        few, seed = [self.made(count, n) for n in range(4)], 0
+        while True:
+            generators = [torch.Generator().manual_seed(100 * seed + n) for n in range(count)]
+            yield replace(few[seed % len(few)], generators=generators)
+            seed += 1
 
 
 def random_batch(shape: tuple[int, ...], texts: dict[str, tuple[int, ...]], count: int, seed: int) -> Batch:
@@ -100,11 +111,10 @@ def random_batch(shape: tuple[int, ...], texts: dict[str, tuple[int, ...]], coun
     told = {name: torch.randn(count, *rest, generator=g) for name, rest in texts.items()}
     if "states" in told:
         told |= {"lengths": torch.full((count,), told["states"].shape[1])}
-    generators = [torch.Generator().manual_seed(100 * seed + n) for n in range(count)]
     side = 8 * shape[-1]
     places = Place((side, side), (0, 0), (side, side)).numbers().expand(count, -1)
     latents = {"mean": mean, "std": 0.1 * mean.abs()}
-    return Batch(latents, [""] * count, told, [""] * count, generators, places)
+    return Batch(latents, [""] * count, told, [""] * count, [], places)
 
 
 def unet_family(kind: Any, unet: Any, options: LoadOptions) -> Any:
@@ -181,8 +191,8 @@ class PlainLayer(LoraLayer):
     fused = False  # type: ignore[assignment]
 
 
-def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memory: Any) -> Step:
-    """One step, as `train.loop` takes it. `tape`: recorded and played."""
+def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memory: Any) -> Way:
+    """By `train.loop`. `tape`: recorded and played."""
     from lora_scripts.families.table import by_name
 
     facts = by_name(model.family)
@@ -206,24 +216,42 @@ def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memo
     if tape:
         go = RecordedPass(family, objective, scaler, masters)
 
-    def step(seed: int) -> float:
-        total, n = go(model.batch(count, seed))
-        torch._foreach_div_([p.grad for p in parameters], n)  # type: ignore[misc]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        loss, _ = torch.stack([total, norm.to(total)]).tolist()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+    state, batches = RunState(0, 0, {}, {}, {}), model.batches(count)
+    hooks = Hooks(lambda _: None, lambda: None, lambda: None, lambda: False)
+
+    def steps(first: int, total: int) -> Iterator[tuple[int, list[Any]]]:
+        some = ((0, [next(batches)]) for _ in range(first, total))
+        return go.ahead(some) if tape else some  # type: ignore[no-any-return]
+
+    def run(more: int) -> list[float]:
+        settings = LoopSettings(state.step + more, Rates("constant"), 1.0, 0, 10**9, 0)
+        run_loop(go, steps, optimizer, scaler, settings, state, hooks)
         if tape and go.recorded.fault:
             raise RuntimeError(f"not recorded: {go.recorded.fault}")
-        return float(loss) / n
+        if tape and state.step == 3:  # how much of a step is the card's
+            for one in go.recorded._tapes.values():
+                print(f"    {replayed(one.graph):.1f} ms are computed in a recorded pass", flush=True)
+        return state.losses[-more:]
 
-    return step
+    return run
+
+
+def replayed(graph: torch.cuda.CUDAGraph) -> float:
+    """Milliseconds of one playing, of five in a row."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(5):
+        graph.replay()
+    torch.cuda.synchronize()
+    return 200 * (time.perf_counter() - begun)
 
 
 # --- diffusers' example -----------------------------------------------------------------------------------------------
 
 
-def example(model: Model, count: int, *, half: bool, compiled: bool = False, checkpointing: bool = False) -> Step:
+def example(model: Model, count: int, *, half: bool, compiled: bool = False, checkpointing: bool = False) -> Way:
     """`half`: the LoRA in bf16, too; else in float32, under autocast, as the script has it."""
     from lora_scripts.families.table import by_name
 
@@ -259,8 +287,7 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         out = ask(base, noised, times.float() / 1000, texts | {"lengths": batch.texts["lengths"]})
         return out
 
-    def step(seed: int) -> float:
-        batch = model.batch(count, seed)
+    def step(batch: Batch) -> float:
         latents = batch.latents["mean"].to(CARD, torch.bfloat16)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (count,), device=CARD)
         level = signal[times].view(-1, 1, 1, 1).to(latents)
@@ -274,16 +301,18 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         optimizer.zero_grad()
         return loss.item()
 
-    return step
+    batches = model.batches(count)
+    return lambda more: [step(next(batches)) for _ in range(more)]
 
 
-def kohya(make: Any, model: Model, count: int) -> Step:
+def kohya(make: Any, model: Model, count: int) -> Way:
     """Of peers.py."""
-    step, _ = make(partial(model.batch, count))
-    return step  # type: ignore[no-any-return]
+    batches = model.batches(count)
+    step, _ = make(lambda _: next(batches))
+    return lambda more: [step(n) for n in range(more)]
 
 
-def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Callable[[], Step]]]:
+def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Callable[[], Way]]]:
     """Name, and what makes its step, of every way that a row can be taken."""
     small = model.family in ("sd1", "sdxl")
     yield "diffusers' example as it comes", partial(example, model, count, half=False)
@@ -319,11 +348,30 @@ class Taken:
     fault: str = ""
 
 
-def begin(name: str, make: Callable[[], Step]) -> tuple[Taken, Step | None]:
+ORDER = torch._C._get_sdp_priority_order()
+"""Of torch's kernels for attention, before this project changes it for the process."""
+
+
+def as_it_comes(make: Callable[[], Way]) -> Way:
+    """A peer's way, with torch's own order of kernels."""
+
+    def usual(act: Callable[[], Any]) -> Any:
+        now = torch._C._get_sdp_priority_order()
+        torch._C._set_sdp_priority_order(ORDER)
+        try:
+            return act()
+        finally:
+            torch._C._set_sdp_priority_order(now)
+
+    way = usual(make)
+    return lambda more: usual(lambda: way(more))  # type: ignore[no-any-return]
+
+
+def begin(name: str, make: Callable[[], Way]) -> tuple[Taken, Way | None]:
     taken, begun = Taken(name, seconds=[], losses=[]), time.perf_counter()
     try:
         step = make()
-        taken.losses = [step(n) for n in range(3)]
+        taken.losses = step(3)
     except Exception as error:
         taken.fault = f"{type(error).__name__}: {str(error)[:300]}"
         return taken, None
@@ -332,12 +380,11 @@ def begin(name: str, make: Callable[[], Step]) -> tuple[Taken, Step | None]:
     return taken, step
 
 
-def go_round(taken: Taken, step: Step, count: int, number: int) -> None:
+def go_round(taken: Taken, step: Way, count: int) -> None:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
-    for n in range(count):
-        taken.losses.append(step(3 + number * count + n))
+    taken.losses += step(count)
     torch.cuda.synchronize()
     taken.seconds.append((time.perf_counter() - begun) / count)
     taken.allocated, taken.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -352,27 +399,28 @@ def free() -> None:
 def row(key: str, count: int, chosen: list[str], peers: Path | None, rounds: int, steps: int) -> list[Taken]:
     """All arms of one row."""
     model, found = MODELS[key], []
-    running: list[tuple[Taken, Step]] = []
+    running: list[tuple[Taken, Way]] = []
     for name, make in arms(model, count, peers):
         if chosen and name not in chosen:
             continue
+        theirs = "example" in name or "kohya" in name
         held = torch.cuda.memory_allocated()
-        taken, step = begin(name, make)
+        taken, step = begin(name, partial(as_it_comes, make) if theirs else make)
         found.append(taken)
         print(f"  {key} {count} {name}: {taken.first:.1f} s to the third step {taken.fault}", flush=True)
         if step is None:
             free()
         elif model.large:
-            for number in range(rounds):
-                go_round(taken, step, steps, number)
+            for _ in range(rounds):
+                go_round(taken, step, steps)
             taken.allocated -= held
             del step
             free()
         else:
             running.append((taken, step))
-    for number in range(rounds):
+    for _ in range(rounds):
         for taken, step in running:
-            go_round(taken, step, steps, number)
+            go_round(taken, step, steps)
     running.clear()
     free()
     return found
@@ -385,7 +433,7 @@ def alone(key: str, count: int, name: str, peers: Path | None) -> tuple[int, int
             free()
             taken, step = begin(name, make)
             if step is not None:
-                go_round(taken, step, 3, 0)
+                go_round(taken, step, 3)
             del step
             free()
             return taken.allocated, taken.reserved
@@ -397,7 +445,7 @@ def work(key: str) -> float:
     model = MODELS[key]
     family = model.wrap(made(model.build()), LoadOptions(CARD, torch.bfloat16, memory=MemoryOptions(lean=False)))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        family.loss(model.batch(1, 0), family.objective)
+        family.loss(next(model.batches(1)), family.objective)
     return 2.0 * counter.get_total_flops()
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flow_checks
 import small_words
@@ -34,7 +35,7 @@ from lora_scripts.adapters.layer import LoraLayer, alike
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.cli import main
-from lora_scripts.compute import memory, recorded
+from lora_scripts.compute import attention, memory, recorded
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.compute.attention import attend
 from lora_scripts.compute.memory import CudaMover, MemoryOptions, offload
@@ -868,3 +869,28 @@ def test_products_in_8_bits_on_a_card_are_those_of_a_cpu(compiled: bool) -> None
 
     for one, other in zip(both(DEVICE), both(CPU), strict=True):
         assert (one - other).norm() < 1e-3 * other.norm()  # a number that lies in the middle is rounded either way
+
+
+@card_only
+@pytest.mark.parametrize(
+    "shape", [(256, 256, 40), (256, 77, 40), (300, 231, 64), (96, 96, 128), (64, 77, 160)], ids=str
+)
+def test_attention_by_the_kernel_that_comes_first_is_no_further_from_the_truth(shape: tuple[int, int, int]) -> None:
+    """Forward and back, in bf16, beside the flash kernel; the truth is float64 by plain products."""
+    places, tokens, width = shape
+    given = [normal(2, 8, n, width, seed=n + k).to(DEVICE) for k, n in enumerate((places, tokens, tokens))]
+    g = normal(2, 8, places, width, seed=9).to(DEVICE)
+
+    def asked(dtype: torch.dtype) -> list[Tensor]:
+        q, k, v = (t.to(torch.bfloat16).to(dtype).requires_grad_() for t in given)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return [t.double() for t in (y, *torch.autograd.grad(y, (q, k, v), g.to(torch.bfloat16).to(dtype)))]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        true = asked(torch.float64)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        flash = asked(torch.bfloat16)
+    attention.prefer_kernels(DEVICE)
+    first = asked(torch.bfloat16)
+    for ours, usual, t in zip(first, flash, true, strict=True):
+        assert (ours - t).norm() < 1.5 * (usual - t).norm() + 1e-4 * t.norm()
