@@ -27,7 +27,7 @@ def prefer_kernels(device: torch.device) -> None:
     4608 of 128)."""
     if device.type == "cuda" and not _PREFERRED and torch.cuda.get_device_capability(device)[0] in (9, 10):
         order = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-        _PREFERRED.append(sdpa_kernel([SDPBackend[name] for name in order], set_priority=True))
+        _PREFERRED.append(sdpa_kernel([getattr(SDPBackend, name) for name in order], set_priority=True))
         _PREFERRED[0].__enter__()
 
 

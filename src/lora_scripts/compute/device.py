@@ -23,6 +23,13 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def numbered(device: torch.device) -> torch.device:
+    """A CUDA card with its number, which some of torch's functions ask for; others as they are."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def choose_precision(wanted: str, device: torch.device) -> str:
     """`auto`: bf16 where the processor computes in it, fp16 (with scaled gradients) on older CUDA cards, else fp32."""
     if wanted == "fp16" and device.type == "cpu":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lora_scripts.compute.compiled import compile_blocks, forward_of
+from lora_scripts.compute.device import numbered
 from lora_scripts.compute.quantised import Storage, quantise_layers
 from lora_scripts.errors import UserError
 
@@ -296,7 +297,9 @@ def bring(model: nn.Module, device: torch.device, room: int | None = None) -> No
     """
     if room is None and device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        allowed = torch.cuda.get_per_process_memory_fraction(device) * total  # less where a plan is told how much
+        allowed = (
+            torch.cuda.get_per_process_memory_fraction(numbered(device)) * total
+        )  # less where a plan is told how much
         room = round(min(free + torch.cuda.memory_reserved(device), allowed)) - torch.cuda.memory_allocated(device)
     tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
     if room is None or sum(tensors.values()) + ASKED <= room:

@@ -144,10 +144,13 @@ class Meter:
         if self.device.type == "cuda":
             import torch
 
+            from lora_scripts.compute.device import numbered
+
             free, total = torch.cuda.mem_get_info(self.device)
             # The driver's own part of the card is not torch's: at most 1 GB, and all that is taken on an idle card.
             own = min(total - free, GB)
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, memory - own) / total), self.device)
+            share = min(1.0, max(0, memory - own) / total)
+            torch.cuda.set_per_process_memory_fraction(share, numbered(self.device))
 
     def there(self) -> int:
         """What this process can have in all, with what it holds already; 0 if not known."""

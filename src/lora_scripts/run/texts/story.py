@@ -141,7 +141,8 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+        # The loss is a sum over tokens, often a thousand: as much scaled as a mean is by the usual 65,536.
+        scaler=torch.amp.GradScaler(device.type, init_scale=64.0, enabled=precision == "fp16"),
         state=resume_state(c, data, total, device, precision, lora_rank=model.rank),
     )
 
