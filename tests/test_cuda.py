@@ -10,7 +10,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flow_checks
 import small_words
@@ -35,7 +34,7 @@ from lora_scripts.adapters.layer import LoraLayer, alike
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.cli import main
-from lora_scripts.compute import attention, memory, recorded
+from lora_scripts.compute import memory, recorded
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.compute.attention import attend
 from lora_scripts.compute.memory import CudaMover, MemoryOptions, offload
@@ -345,7 +344,8 @@ def test_what_saves_memory_changes_no_gradient(
         if str(more) not in plain:
             plain[str(more)] = step(base, precision, base_precision=stored, **more)
         got = step(base, precision, base_precision=stored, **keys)
-        far = max(apart(one, two) for one, two in zip(got, plain[str(more)], strict=True))
+        # As a whole: where there is one place left to attend to, gradients are nothing but rounding.
+        far = apart(*(torch.cat([t.double().flatten() for t in them]) for them in (got, plain[str(more)])))
         assert far <= (1e-5 if precision == "fp32" else 1e-2), (name, far)
 
 
@@ -532,9 +532,6 @@ def test_a_card_that_is_too_small_is_told_in_one_line_or_gets_smaller_pieces(
     said = " ".join(capsys.readouterr().out.split())
     assert "memory ran out in step 1: from here on batches come in pieces of at most" in said
     assert "verified: " in said
-    limited(monkeypatch, lambda: torch.cuda.memory_allocated() + (1 << 20))
-    assert main([*argv, f"output_dir={tmp_path / 'never'}", "on_oom=adapt"]) == 2
-    assert capsys.readouterr().err.startswith("error: memory ran out after step 0; write ")
 
 
 @card_only
@@ -872,25 +869,21 @@ def test_products_in_8_bits_on_a_card_are_those_of_a_cpu(compiled: bool) -> None
 
 
 @card_only
-@pytest.mark.parametrize(
-    "shape", [(256, 256, 40), (256, 77, 40), (300, 231, 64), (96, 96, 128), (64, 77, 160)], ids=str
-)
-def test_attention_by_the_kernel_that_comes_first_is_no_further_from_the_truth(shape: tuple[int, int, int]) -> None:
-    """Forward and back, in bf16, beside the flash kernel; the truth is float64 by plain products."""
-    places, tokens, width = shape
-    given = [normal(2, 8, n, width, seed=n + k).to(DEVICE) for k, n in enumerate((places, tokens, tokens))]
-    g = normal(2, 8, places, width, seed=9).to(DEVICE)
+def test_what_cannot_be_recorded_is_computed_as_it_comes_and_the_card_goes_on() -> None:
+    weight = normal(4, 4).to(DEVICE)
 
-    def asked(dtype: torch.dtype) -> list[Tensor]:
-        q, k, v = (t.to(torch.bfloat16).to(dtype).requires_grad_() for t in given)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return [t.double() for t in (y, *torch.autograd.grad(y, (q, k, v), g.to(torch.bfloat16).to(dtype)))]
+    def waits(given: Mapping[str, Tensor]) -> Tensor:
+        return (given["x"] @ weight) * given["x"].sum().item()  # which no recording can do
 
-    with sdpa_kernel(SDPBackend.MATH):
-        true = asked(torch.float64)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        flash = asked(torch.bfloat16)
-    attention.prefer_kernels(DEVICE)
-    first = asked(torch.bfloat16)
-    for ours, usual, t in zip(first, flash, true, strict=True):
-        assert (ours - t).norm() < 1.5 * (usual - t).norm() + 1e-4 * t.norm()
+    tape, x = recorded.Recorded(waits, DEVICE), normal(3, 4)
+    wanted = waits({"x": x.to(DEVICE)})
+    for _ in range(4):
+        torch.testing.assert_close(tape({"x": x}), wanted)
+    assert tape.fault and not tape._tapes
+    torch.randn(3, device=DEVICE)  # of the generator that the recording had begun with
+
+    well = recorded.Recorded(lambda given: given["x"] @ weight, DEVICE)
+    for n in range(4):
+        some = normal(3, 4, seed=n)
+        torch.testing.assert_close(well({"x": some}).cpu(), some @ weight.cpu(), rtol=1e-3, atol=1e-3)
+    assert not well.fault and len(well._tapes) == 1

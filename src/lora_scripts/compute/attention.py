@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 KEPT, MADE_AGAIN = 1 << 21, 1 << 22
 """Scores of a layer (pictures x heads x places x tokens) up to which a CPU keeps their softmax for the backward pass,
@@ -15,20 +14,6 @@ and up to which it makes it again: above it, torch's fused kernel is faster (bf1
 products took 0.56 of its time, at 77 tokens 0.4 to 0.8, at 2^23 1.2)."""
 NARROW, FEW = 16, 1024
 """Channels of a head below which a CPU's fused kernel is slower in float32 too, up to so many places."""
-
-
-_PREFERRED: list[Any] = []
-"""Held for as long as the process lives: what is let go is undone."""
-
-
-def prefer_kernels(device: torch.device) -> None:
-    """Of torch's kernels the quickest first, for the whole process: on Hopper and its followers for data centres that
-    is cuDNN's (H200, bf16, forward and back: 0.57 of the flash kernel's time at 4096 places of 40 channels, 0.53 at
-    4608 of 128)."""
-    if device.type == "cuda" and not _PREFERRED and torch.cuda.get_device_capability(device)[0] in (9, 10):
-        order = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-        _PREFERRED.append(sdpa_kernel([getattr(SDPBackend, name) for name in order], set_priority=True))
-        _PREFERRED[0].__enter__()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

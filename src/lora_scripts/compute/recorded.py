@@ -49,16 +49,24 @@ class Recorded:
         inputs = {name: torch.empty_like(t, device=self.device) for name, t in given.items()}
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may use the card meanwhile, as a preview's or a data loader's would.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = self.compute(inputs)
         except RuntimeError as error:  # too little memory for a second copy of what a step keeps, or a step that waits
             self.fault = str(error).partition("\n")[0] or type(error).__name__
             self._tapes.clear()
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+            _mend_generator(self.device)
             return None
         self._pool = graph.pool()  # they are played one after the other, so all may use the same memory
         return _Tape(graph, inputs, output)
+
+
+def _mend_generator(device: torch.device) -> None:
+    """A recording that broke off leaves the card's generator waiting for its end: it goes on from a copy."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class RecordedPass:
         """What the CPU has to do of a batch."""
         shape, o = tuple(batch.latents["mean"].shape), self.objective
         draws = draw(shape, batch.generators, o.timesteps, o.noise, self.family.levels(o))
-        return Ready({name: t.pin_memory() for name, t in tensors_of(batch, draws).items()}, batch.names)
+        return Ready(tensors_of(batch, draws), batch.names)
 
     def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Ready]]]:
         """Steps whose batches are made ready while the card computes the one before."""

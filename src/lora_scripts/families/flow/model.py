@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
-from lora_scripts.compute.attention import prefer_kernels
 from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
@@ -99,7 +98,6 @@ class FlowFamily:
         self.facts, self.parts, self.device, self.dtype = facts, parts, options.device, options.dtype
         self.native_size, self.coder, self.encoder = parts.native_size, parts.coder, parts.encoder
         self.transformer = parts.transformer.requires_grad_(False).eval()
-        prefer_kernels(self.device)
         memory.place(self.transformer, options.memory, self.device, self.dtype, parts.blocks)
 
     @property

@@ -9,7 +9,6 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
-from lora_scripts.compute.attention import prefer_kernels
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.sd.lean import make_lean
 
@@ -23,7 +22,6 @@ class Denoiser:
         self, unet: UNet2DConditionModel, options: MemoryOptions, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.unet, self.device, self.dtype = unet.requires_grad_(False).eval(), device, dtype
-        prefer_kernels(device)
         memory.place(self.unet, options, device, dtype)
         if options.lean:
             make_lean(self.unet)
