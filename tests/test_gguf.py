@@ -25,6 +25,7 @@ import tiny_anima
 import tiny_flow
 import tiny_flux1
 import tiny_flux2
+import tiny_flux2_dev
 import tiny_gguf
 import tiny_krea2
 import tiny_qwen
@@ -38,8 +39,8 @@ from lora_scripts.compute.packed import PackedLinear, make_whole
 from lora_scripts.config.values import model_fault
 from lora_scripts.families import download
 from lora_scripts.families.flow import t5
-from lora_scripts.families.flow.qwen import QWEN3, QWEN3_VL, QWEN25_VL
-from lora_scripts.families.flow.qwen import find as find_qwen
+from lora_scripts.families.flow.llm import QWEN3, QWEN3_VL, QWEN25_VL
+from lora_scripts.families.flow.llm import find as find_qwen
 from lora_scripts.families.flow.reader import build
 from lora_scripts.families.flux1.pair_reader import build_t5
 from lora_scripts.families.table import by_name, find, identify, load_family
@@ -55,6 +56,7 @@ from tiny_gguf import gguf
 ROOMS: dict[str, ModuleType] = {
     "flux1": tiny_flux1,
     "flux2": tiny_flux2,
+    "flux2_dev": tiny_flux2_dev,
     "zimage": tiny_zimage,
     "qwen_image": tiny_qwen,
     "anima": tiny_anima,

@@ -62,7 +62,7 @@ def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
     assert sum(math.prod(row.shape) for row in layout.rows(layout.STANDARD)) == 6_154_908_736
 
 
-@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style"])
+@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style", "flux2_dev_style"])
 def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
     config = flow_checks.template(name.removesuffix("_style"))
     assert config.text_encoder == (config.base_model,) and config.base_precision == "fp8"

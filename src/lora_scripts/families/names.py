@@ -82,9 +82,16 @@ class Names:
 
     def knows(self, stem: str, rows: int, columns: int) -> bool:
         """Whether a stem may stand for a layer of so many rows and columns; 0: it is not known how many."""
-        published = self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
+        published = self._published(stem)
         fits = not (rows and columns and published) or rows * published[1] == columns * published[0]
         return fits and stem in self.stems
+
+    def is_published(self, stem: str, rows: int, columns: int) -> bool:
+        """Whether a stem stands for a layer of just so many rows and columns, of models whose shapes are told."""
+        return self._published(stem) == (rows, columns)
+
+    def _published(self, stem: str) -> tuple[int, ...]:
+        return self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
 
     @cached_property
     def stems(self) -> frozenset[str]:

@@ -47,7 +47,7 @@ _T5_ONCE = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm
 
 
 def qwen(key: str) -> str:
-    """A key of `families.flow.qwen`; one that stands in no table stays as it is."""
+    """A key of `families.flow.llm`; one that stands in no table stays as it is."""
     if (match := _LAYER.fullmatch(key)) and not match[1] and match[3] in _QWEN:
         return f"layers.{match[2]}.{_QWEN[match[3]]}.{match[4]}"
     return _once(key, _QWEN_ONCE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from lora_scripts.families.flow.black_forest import base_of, names_of
+from lora_scripts.families.black_forest.streams import base_of, names_of
 from lora_scripts.families.flux1.layout import STANDARD, Flux1Layout, rows
 from lora_scripts.families.names import Base, Names
 

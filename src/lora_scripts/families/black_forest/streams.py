@@ -6,7 +6,8 @@ diffusers' names behind `transformer.` are read by ComfyUI and diffusers; so are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.names import THIRDS, Base, Layer, Names, Share
@@ -34,8 +35,11 @@ def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: 
         yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (head,))
 
 
-def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole: bool) -> Names:
-    """Of all layers of a model; `kohya`: whether `convert` writes kohya's names, `whole`: as of `Names`."""
+def names_of(
+    name: str, words: str, table: Sequence[Row], *, kohya: bool, whole: bool, less: Iterable[Row] = ()
+) -> Names:
+    """Of all layers of a model; `kohya`: whether `convert` writes kohya's names, `whole`: as of `Names`; `less`: of a
+    smaller one that has the same names, whose LoRAs are not its own."""
     written: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -56,7 +60,13 @@ def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole:
             else:
                 fused.setdefault(key, {})[path] = row.share
                 shapes[key] = row.file_shape
-    return Names(name, words, written, {}, diffusers, others, fused, shapes, whole=whole, form="diffusers")
+    made = Names(name, words, written, {}, diffusers, others, fused, shapes, whole=whole, form="diffusers")
+    shared = {row.hf for row in less}
+    if not shared:
+        return made
+    mine = {f"{PART}.{stem(row.hf)}" for row in linear(table) if row.hf not in shared}
+    stems = {*(key for key, path in made.paths.items() if path in mine)}
+    return replace(made, own=frozenset(stems | {key for key, parts in fused.items() if mine & parts.keys()}))
 
 
 def base_of(table: Iterable[Row], text_width: int | None) -> Base:
