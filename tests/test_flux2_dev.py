@@ -5,6 +5,7 @@ What it shares with klein is held in test_flux2.py.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,18 @@ def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: Flux2
     assert torch.equal(first, ours[0, 1]) and (first - last).abs().max() > 0.1 * want.abs().max()
     assert [family.encoder.excess(caption) > 0 for caption in captions] == [False, True]
     assert len(family.encoder._model.layers) == 30 < len(theirs.text_encoder.model.language_model.layers)
+
+
+def test_for_a_card_the_text_encoder_is_mapped(base: Path) -> None:
+    """It has the same numbers, where the file's lie."""
+    source = FILES.find_text(base, [base.parent / "text" / tiny_flux2_dev.FILE])
+    copied, lent = (build(source, 2, torch.float32, mapped=mapped) for mapped in (False, True))
+    flow_checks.same(copied.state_dict(), lent.state_dict())
+    if sys.platform == "linux":
+        places = [row.split() for row in Path("/proc/self/maps").read_text().splitlines() if str(source.path) in row]
+        spans = [[int(place, 16) for place in row[0].split("-")] for row in places]
+        at = (model.layers[1].mlp.up_proj.weight.data_ptr() for model in (copied, lent))
+        assert [any(start <= place < end for start, end in spans) for place in at] == [False, True]
 
 
 def test_a_tekken_reads_as_transformers_reads_it(base: Path, tmp_path: Path) -> None:
@@ -195,8 +208,8 @@ def test_what_a_text_encoder_lacks_is_named(base: Path, tmp_path: Path) -> None:
     save_file({**load_file(path), **packed}, tmp_path / "fp4.safetensors")
     told = text_faults(base, [tmp_path / "fp4.safetensors"])
     assert "1 tensors are not floating point" in told and "give the bf16, fp16, fp32 or fp8 version" in told
-    tiny_gguf.write(tmp_path / "text.gguf", {"token_embd.weight": torch.zeros(32, 32)}, arch="mistral3")
-    assert "get the .safetensors version" in text_faults(base, [tmp_path / "text.gguf"])
+    tiny_gguf.write(tmp_path / "text.gguf", {"blk.0.attn_q.weight": torch.zeros(32, 32)}, arch="mistral3")
+    assert "this GGUF file is of the kind mistral3" in text_faults(base, [tmp_path / "text.gguf"])
 
 
 def test_an_fp8_text_encoder_is_made_whole(base: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_run_loads_the_text_encoder_once(
     asked: list[str] = []
     loads: list[int] = []
     states, build = reader.LanguageEncoder._states, reader.build
-    monkeypatch.setattr(reader, "build", lambda *words: loads.append(len(asked)) or build(*words))
+    monkeypatch.setattr(reader, "build", lambda *words, **more: loads.append(len(asked)) or build(*words, **more))
     monkeypatch.setattr(reader.LanguageEncoder, "_states", lambda self, text: asked.append(text) or states(self, text))
     keys = {"epochs": 1, "sample_every": 2, "sample_cfg": 4, "cache_dir": tmp_path / "cache"}
     config = tiny.write_config(

@@ -57,8 +57,9 @@ class Language:
     """Whether there is a norm behind its last layer that may be read; else its file may be cut off before that."""
     tekken: bool = False
     """Whether its tokenizer may be a Tekken, as a tensor of its file or as tekken.json."""
-    gguf: bool = True
-    """Whether it is read from GGUF files."""
+    turned: str = ""
+    """What its GGUF files are called inside, in which each head's rows of q and k lie in llama.cpp's order; "": they
+    are the model's, and it bears its own name."""
 
     def knows(self, shapes: Shapes, config: Mapping[str, Any]) -> bool:
         """Whether a file, or a folder with this config, is of this generation."""
@@ -90,7 +91,7 @@ MISTRAL3 = Language(
     epsilon=1e-5,
     ended=False,
     tekken=True,
-    gguf=False,
+    turned="llama",
 )
 _KNOWN = (QWEN3, QWEN3_VL, QWEN25_VL, MISTRAL3)
 
@@ -111,6 +112,8 @@ class LanguageLayout:
     vocab: int
     theta: float = ROPE_THETA
     epsilon: float = EPSILON
+    turned: bool = False
+    """Whether q and k lie in llama.cpp's order."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,11 @@ class Source:
     layout: LanguageLayout
 
     def pieces(self) -> Pieces:
-        return _pieces(self.layout.kind, self.files)
+        return _pieces(self.files)
 
 
-def _pieces(kind: Language, files: Sequence[Path]) -> Pieces:
-    return Pieces(files, _PREFIXES, gguf=llama_names.qwen if kind.gguf else None)
+def _pieces(files: Sequence[Path]) -> Pieces:
+    return Pieces(files, _PREFIXES, gguf=llama_names.language)
 
 
 def finder(
@@ -147,7 +150,7 @@ def find(kind: Language, base: Path, given: Sequence[Path], width: int, signs: S
     """
     path = _place(kind, base, given)
     files = files_of(path)
-    pieces = _pieces(kind, files)
+    pieces = _pieces(files)
     layout = _layout(kind, pieces, path)
     if layout.width != width:
         text = f"this text encoder gives states of width {layout.width}, the base reads {width}"
@@ -188,6 +191,10 @@ def _layout(kind: Language, pieces: Pieces, file: Path) -> LanguageLayout:
         hint = f"give {kind.file}, or the folder of the text encoder"
         other = next((f", but {own.words}" for own in _KNOWN if own.knows(shapes, config)), "")
         raise UserError(f"this is no {kind.words} text encoder{other}", file=file, hint=hint)
+    packed = any(pieces.is_packed(one) for one in pieces.headers)
+    if packed and kind.turned and told.get("model_type") != kind.turned:
+        text = f"this GGUF file is of the kind {told.get('model_type')}, whose order of numbers is not known here"
+        raise UserError(text, file=file, hint=f"give one of the kind {kind.turned}, or {kind.file}")
     config = {**config, **(config.get("text_config") or {})}
     width, rope = size_of(shapes, "embed_tokens.weight", 1, file), config.get("rope_parameters") or {}
     wide = size_of(shapes, "layers.0.self_attn.q_proj.weight", 0, file)
@@ -206,6 +213,7 @@ def _layout(kind: Language, pieces: Pieces, file: Path) -> LanguageLayout:
         vocab=size_of(shapes, "embed_tokens.weight", 0, file),
         theta=float(rope.get("rope_theta") or config.get("rope_theta") or kind.theta),
         epsilon=float(config.get("rms_norm_eps") or kind.epsilon),
+        turned=packed and bool(kind.turned),
     )
 
 
@@ -216,8 +224,9 @@ def rows(layout: LanguageLayout, layers: int | None = None) -> list[Row]:
     def block(n: int) -> Iterator[Row]:
         at = f"layers.{n}"
         yield _row(f"{at}.input_layernorm.weight", layout.width)
-        for name, size in (("q_proj", wide), ("k_proj", out), ("v_proj", out)):
-            yield _row(f"{at}.self_attn.{name}.weight", size, layout.width)
+        for name, size, heads in (("q_proj", wide, layout.heads), ("k_proj", out, layout.groups), ("v_proj", out, 0)):
+            row = _row(f"{at}.self_attn.{name}.weight", size, layout.width)
+            yield row._replace(heads=heads) if layout.turned else row
             if layout.kind.biased:
                 yield _row(f"{at}.self_attn.{name}.bias", size)
         yield _row(f"{at}.self_attn.o_proj.weight", layout.width, wide)

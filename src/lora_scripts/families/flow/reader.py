@@ -114,11 +114,14 @@ class LanguageEncoder(Standby):
         return [fill] * more + own if self.reading.fill_first else own + [fill] * more
 
     def _build(self) -> Any:
-        return build(self.source, max(self.taps), self.dtype)
+        return build(self.source, max(self.taps), self.dtype, mapped=self.device.type != "cpu")
 
 
-def build(source: Source, layers: int, dtype: torch.dtype) -> Any:
-    """transformers' model with no more than its first layers; where those are not all, without the norm behind them."""
+def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = False) -> Any:
+    """transformers' model with no more than its first layers; where those are not all, without the norm behind them.
+
+    `mapped`: what the file has in that type already stays there, and takes no RAM.
+    """
     import transformers
 
     layout, name = source.layout, source.layout.kind.model
@@ -130,7 +133,8 @@ def build(source: Source, layers: int, dtype: torch.dtype) -> Any:
     model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
     pieces = source.pieces()
     blocks, left = take_blocks(model, pieces, llm.rows(layout, layers), lambda key: dtype)
-    # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
-    state = {key: t.to(dtype, copy=True) for key, t in from_rows(pieces, left, dtype=dtype).items()}
-    model.load_state_dict({**{key: t.clone() for key, t in blocks.items()}, **state}, strict=True, assign=True)
+    # Else copied: on a CPU products may round differently where a matrix does not begin at a round address.
+    state = {key: t.to(dtype, copy=not mapped) for key, t in from_rows(pieces, left, dtype=dtype).items()}
+    state |= {key: t if mapped else t.clone() for key, t in blocks.items()}
+    model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()

@@ -50,6 +50,9 @@ class Row(NamedTuple):
     """That its two halves stand the other way round in the model."""
     lines: int = 0
     """Of how many lines the model's matrix is that the file has as one; 0: it is the same in both."""
+    heads: int = 0
+    """Of how many heads its rows are, of each of which the file has the two halves in turn (llama.cpp's order); 0: they
+    lie as in the model."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -214,6 +217,8 @@ def as_model(tensor: Tensor, row: Row) -> Tensor:
         tensor = tensor[row.share.rows(len(tensor))]
     if row.swapped:
         return torch.cat(tensor.chunk(2)[::-1])
+    if row.heads:
+        return tensor.unflatten(0, (row.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     if row.transposed:
         return tensor.T.contiguous()
     return tensor.reshape(row.model_shape) if row.flat or row.lines else tensor
