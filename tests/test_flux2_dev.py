@@ -5,6 +5,7 @@ What it shares with klein is held in test_flux2.py.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_a_tekken_reads_as_transformers_reads_it(base: Path, tmp_path: Path) -> 
             "的",
         ):
             assert ours.encode(words, add_special_tokens=False).ids == want.encode(words, add_special_tokens=False).ids
+        assert json.loads(ours.to_str())["model"] == json.loads(want.to_str())["model"]
         assert ours.get_vocab() == want.get_vocab() and ours.token_to_id("<SPECIAL_19>") == 19
 
 

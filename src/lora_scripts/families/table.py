@@ -125,8 +125,9 @@ def of_lora(
         usual = sum(any(name in tables.usual for name in own.names) for own in changed)
         just = sum(any(tables.is_published(name, own.rows, own.columns) for name in own.names) for own in changed)
         meant = facts.lora.base_version == told, facts is wanted
-        sure = not tables.own or any((*meant, just)) or any(name in tables.own for own in changed for name in own.names)
-        known = 0 if not sure or (tables.whole and known < len(changed)) else known
+        sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
+        strange = any(own.columns in tables.foreign_widths or own.names & tables.foreign for own in changed)
+        known = 0 if not sure or strange or (tables.whole and known < len(changed)) else known
         return known, *meant, just, usual
 
     best = max(reversed(FAMILIES), key=fit)

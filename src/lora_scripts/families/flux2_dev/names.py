@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
-from lora_scripts.families.black_forest.flux2_layout import DEV, KLEIN, Flux2Layout, rows
+from lora_scripts.families.black_forest.flux2_layout import DEV, Flux2Layout, rows
 from lora_scripts.families.black_forest.streams import base_of, names_of
 from lora_scripts.families.names import Base, Names
 
 
 @cache
 def names() -> Names:
-    """FLUX.2 dev. What has only layers that klein has, too, is taken for klein's unless something else tells."""
-    return names_of("flux2_dev", "FLUX.2 dev", rows(DEV), kohya=False, whole=True, less=rows(KLEIN))
+    """FLUX.2 dev. What has only layers that klein has, too, is klein's, unless sizes, metadata or who reads it tell."""
+    return names_of("flux2_dev", "FLUX.2 dev", rows(DEV), kohya=False, whole=True)
 
 
 def base(layout: Flux2Layout | None) -> Base:
