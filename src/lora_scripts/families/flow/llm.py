@@ -24,7 +24,7 @@ ROPE_THETA, EPSILON = 1_000_000.0, 1e-6
 HEAD = 128
 """Channels of a head of every published Qwen2.5 from 3B on, and of Mistral Small, where no config says how many."""
 _PLAIN = "get the original file"
-_BRING = "add text_encoder: its file, with tokenizer.json beside it, or its folder"
+_BRING = "add text_encoder: its file{beside}, or its folder (such as {file})"
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _TOWER = "visual."
 """What the keys of a Qwen's vision tower begin with."""
@@ -179,7 +179,8 @@ def _place(kind: Language, base: Path, given: Sequence[Path]) -> Path:
     if not given:
         if not (base / "text_encoder").is_dir():
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
-            raise UserError(f"this {what}", file=base, hint=f"{_BRING} (such as {kind.file})")
+            beside = "" if kind.tekken else ", with tokenizer.json beside it"
+            raise UserError(f"this {what}", file=base, hint=_BRING.format(beside=beside, file=kind.file))
         return base / "text_encoder"
     return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
 
