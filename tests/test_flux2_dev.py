@@ -21,6 +21,8 @@ import tiny_flux2
 import tiny_flux2_dev
 import tiny_gguf
 from flow_checks import PROMPTS, Case
+from lora_scripts.compute.memory import MemoryOptions, place
+from lora_scripts.compute.quantised import ScaledLinear
 from lora_scripts.families.black_forest import flux2_layout as layout
 from lora_scripts.families.flow.reader import build
 from lora_scripts.families.flow.standby import bare_tokenizer
@@ -214,18 +216,45 @@ def test_what_a_text_encoder_lacks_is_named(base: Path, tmp_path: Path) -> None:
     assert "this GGUF file is of the kind mistral3" in text_faults(base, [tmp_path / "text.gguf"])
 
 
-def test_an_fp8_text_encoder_is_made_whole(base: Path, tmp_path: Path) -> None:
-    """As ComfyUI's fp8 file has it: a scale and a word on the format beside a weight; a tower with scales, too."""
-    path, tensors = tmp_path / "fp8.safetensors", load_file(base.parent / "text" / tiny_flux2_dev.FILE)
-    want, most = {}, torch.finfo(torch.float8_e4m3fn).max
-    for key in [key for key in tensors if key.endswith(("_proj.weight", "linear_1.weight"))]:
-        stem, scale = key.removesuffix(".weight"), tensors[key].abs().max() / most
-        tensors[key] = (tensors[key] / scale).to(torch.float8_e4m3fn)
-        want[stem] = tensors[key].float() * scale
-        tensors |= {f"{stem}.weight_scale": scale, f"{stem}.comfy_quant": torch.zeros(24, dtype=torch.uint8)}
-    save_file(tensors, path)
-    model = build(FILES.find_text(base, [path]), 1, torch.float32)
-    assert torch.equal(model.layers[0].mlp.up_proj.weight, want["model.layers.0.mlp.up_proj"])
+def in_fp8(tensors: dict[str, torch.Tensor], ends: tuple[str, ...], *, rows: bool = False) -> dict[str, torch.Tensor]:
+    """As ComfyUI has it: beside a weight its scale, of all or of each row, and a word on the format."""
+    made, most = dict(tensors), torch.finfo(torch.float8_e4m3fn).max
+    for key in [key for key in tensors if key.endswith(ends)]:
+        stem = key.removesuffix(".weight")
+        scale = tensors[key].abs().amax(1, keepdim=True) / most if rows else tensors[key].abs().max() / most
+        made[key] = (tensors[key] / scale).to(torch.float8_e4m3fn)
+        made |= {f"{stem}.weight_scale": scale, f"{stem}.comfy_quant": torch.zeros(24, dtype=torch.uint8)}
+    return made
+
+
+@torch.no_grad()
+def test_an_fp8_text_encoder_is_made_whole_or_stays_as_it_is(base: Path, tmp_path: Path) -> None:
+    """The second for a card; it gives the same bits. Its tower may have scales, too."""
+    tensors = in_fp8(load_file(base.parent / "text" / tiny_flux2_dev.FILE), ("_proj.weight", "linear_1.weight"))
+    save_file(tensors, tmp_path / "fp8.safetensors")
+    source = FILES.find_text(base, [tmp_path / "fp8.safetensors"])
+    whole, lent = (build(source, 2, torch.bfloat16, mapped=mapped) for mapped in (False, True))
+    stem = "model.layers.0.mlp.up_proj"
+    want = (tensors[f"{stem}.weight"].float() * tensors[f"{stem}.weight_scale"]).bfloat16()
+    assert torch.equal(whole.layers[0].mlp.up_proj.weight, want)
+    assert sum(isinstance(m, ScaledLinear) for m in lent.modules()) == 14
+    one, two = (model(input_ids=torch.arange(40)[None]).last_hidden_state for model in (whole, lent))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("storage", [None, "fp8"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_an_fp8_transformer_is_made_whole_layer_by_layer(base: Path, tmp_path: Path, storage: Any, rows: bool) -> None:
+    """So that a run that stores it small never has it whole in RAM; it has the same numbers, fused layers and all."""
+    tensors = in_fp8(load_file(base), ("qkv.weight", "linear1.weight", "mlp.2.weight", "img_in.weight"), rows=rows)
+    save_file(tensors, tmp_path / "fp8.safetensors")
+    models = [FILES.load(tmp_path / "fp8.safetensors", torch.bfloat16, lent=lent) for lent in (False, True)]
+    assert sum(isinstance(m, ScaledLinear) for m in models[1].modules()) == 11
+    for model in models:
+        blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+        place(model, MemoryOptions(storage=storage), torch.device("cpu"), torch.bfloat16, blocks)
+    assert not any(isinstance(m, ScaledLinear) for m in models[1].modules())
+    flow_checks.same(models[0].state_dict(), models[1].state_dict())
 
 
 # --- LoRA files -------------------------------------------------------------------------------------------------------

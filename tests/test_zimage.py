@@ -93,7 +93,7 @@ def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: 
         order.append("captions" if encoder._model is not None else "nothing")
 
     real = Transformer.load
-    monkeypatch.setattr(Transformer, "load", lambda *words: order.append("transformer") or real(*words))
+    monkeypatch.setattr(Transformer, "load", lambda *words, **more: order.append("transformer") or real(*words, **more))
     beside: Any = tiny_zimage.beside(base.parent)
     made: Any = load_family(FACTS, base, replace(OPTIONS, first=first, **beside))
     assert order == ["captions", "transformer"] and made.encoder._model is None

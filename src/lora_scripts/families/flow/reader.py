@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.llm import Source
-from lora_scripts.families.flow.pieces import take_blocks
+from lora_scripts.families.flow.pieces import lend_scaled, take_blocks
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
@@ -120,7 +120,7 @@ class LanguageEncoder(Standby):
 def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = False) -> Any:
     """transformers' model with no more than its first layers; where those are not all, without the norm behind them.
 
-    `mapped`: what the file has in that type already stays there, and takes no RAM.
+    `mapped`: what the file has in that type already, or in float8 with a scale, stays there, and takes no RAM.
     """
     import transformers
 
@@ -133,6 +133,9 @@ def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = Fal
     model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
     pieces = source.pieces()
     blocks, left = take_blocks(model, pieces, llm.rows(layout, layers), lambda key: dtype)
+    if mapped:
+        scaled, left = lend_scaled(model, pieces, left, dtype)
+        blocks |= scaled
     # Else copied: on a CPU products may round differently where a matrix does not begin at a round address.
     state = {key: t.to(dtype, copy=not mapped) for key, t in from_rows(pieces, left, dtype=dtype).items()}
     state |= {key: t if mapped else t.clone() for key, t in blocks.items()}

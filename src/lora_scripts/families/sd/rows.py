@@ -198,15 +198,12 @@ def from_rows(
         key = names[row.ldm] if names else row.ldm
         tensor, scale = handle.get_tensor(key), scale_key(key, keys)
         if scale is not None:
-            tensor = _scaled(tensor, handle.get_tensor(scale))
+            from lora_scripts.compute.quantised import scaled
+
+            tensor = scaled(tensor, handle.get_tensor(scale))
             tensor = tensor if dtype is None else tensor.to(dtype)
         state[row.hf] = as_model(tensor, row)
     return state
-
-
-def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    numbers = scale.float().reshape(-1, *[1] * (weight.dim() - 1)) if scale.numel() > 1 else scale.float().reshape(())
-    return weight.float() * numbers
 
 
 def as_model(tensor: Tensor, row: Row) -> Tensor:
