@@ -24,9 +24,10 @@ from flow_checks import PROMPTS, Case
 from lora_scripts.compute.memory import MemoryOptions, place
 from lora_scripts.compute.quantised import ScaledLinear
 from lora_scripts.families.black_forest import flux2_layout as layout
-from lora_scripts.families.flow.reader import build
+from lora_scripts.families.flow.reader import LanguageEncoder, build
 from lora_scripts.families.flow.standby import bare_tokenizer
 from lora_scripts.families.flux2_dev.check import FILES
+from lora_scripts.families.flux2_dev.model import READING
 from lora_scripts.families.table import by_name, identify
 from lora_scripts.loras import dialects
 from lora_scripts.loras.consumers import comfyui
@@ -82,7 +83,8 @@ def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: Flux2
 def test_for_a_card_the_text_encoder_is_mapped(base: Path) -> None:
     """It has the same numbers, where the file's lie."""
     source = FILES.find_text(base, [base.parent / "text" / tiny_flux2_dev.FILE])
-    copied, lent = (build(source, 2, torch.float32, mapped=mapped) for mapped in (False, True))
+    encoders = (LanguageEncoder(READING, source, torch.device(name), torch.float32) for name in ("cpu", "cuda"))
+    copied, lent = (encoder._build() for encoder in encoders)
     flow_checks.same(copied.state_dict(), lent.state_dict())
     if sys.platform == "linux":
         places = [row.split() for row in Path("/proc/self/maps").read_text().splitlines() if str(source.path) in row]
