@@ -40,13 +40,14 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.anima.check import FILES as ANIMA
 from lora_scripts.families.anima.model import ask as ask_anima
+from lora_scripts.families.black_forest import flux2_layout as flux2
+from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
 from lora_scripts.families.flow.model import Ask, places
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
 from lora_scripts.families.flux1.model import ask as ask_flux1
-from lora_scripts.families.flux2 import layout as flux2
 from lora_scripts.families.flux2.check import FILES as FLUX2
-from lora_scripts.families.flux2.model import ask as ask_flux2
+from lora_scripts.families.flux2_dev.check import FILES as FLUX2_DEV
 from lora_scripts.families.krea2 import layout as krea2
 from lora_scripts.families.krea2.check import FILES as KREA2
 from lora_scripts.families.qwen_image import layout as qwen
@@ -129,7 +130,7 @@ def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return answer
 
 
-KLEIN_4B = replace(flux2.STANDARD, width=3072, double=5, single=20, inner=9216, text_width=7680)
+KLEIN_4B = replace(flux2.KLEIN, width=3072, double=5, single=20, inner=9216, text_width=7680)
 MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
@@ -139,6 +140,7 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
+    "dev": ("FLUX.2 dev, 1024 px", "flux2_dev", partial(flow, FLUX2_DEV, flux2.DEV, ask_flux2, (128, 64, 64), 512)),
 }
 
 

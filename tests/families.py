@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +11,7 @@ import tiny
 import tiny_anima
 import tiny_flux1
 import tiny_flux2
+import tiny_flux2_dev
 import tiny_krea2
 import tiny_qwen
 import tiny_xl
@@ -32,6 +33,8 @@ class Row:
     """Keys of the config for what `file` wrote into its folder besides: a text encoder, a VAE."""
     namings: tuple[str, ...] = ("diffusers", "original", "kohya")
     """Names that `convert` goes through, and back."""
+    slow: bool = False
+    """Whether it takes long, and shows little that another does not."""
 
 
 def _folder(path: Path) -> Path:
@@ -51,6 +54,7 @@ ROWS = (
     _flow("zimage", tiny_zimage, "diffusers", "kohya"),
     _flow("flux1", tiny_flux1, "kohya", "diffusers"),
     _flow("flux2", tiny_flux2, "diffusers"),
+    replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers"), slow=True),  # the way of flux2, with other captions
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
     _flow("krea2", tiny_krea2, "original", "diffusers", "kohya", targets="['*.0.attn.*', '*.projector']"),

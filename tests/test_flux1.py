@@ -28,6 +28,7 @@ import tiny_zimage
 from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.flux1 import layout
@@ -485,6 +486,31 @@ def test_loras_of_flux1_and_flux2_are_told_apart(tmp_path: Path) -> None:
     assert family_with("double_blocks_{}_img_mlp_2", 64, 3 * 64) == "flux2"
     assert family_with("double_blocks_{}_img_attn_proj", 64, 64) == "flux1"  # either: the one that has far more of them
     assert family_with("double_blocks_{}_img_mod_lin", 6 * 64, 64) == "flux1"
+
+
+@pytest.mark.parametrize("start", ["transformer.", "diffusion_model.", "lycoris_", ""])
+def test_a_lora_of_sd3_is_none_of_flux1(tmp_path: Path, start: str) -> None:
+    """Its attention has the same names: in 24 or 38 blocks where FLUX.1 has 19, 1536 or 2432 wide."""
+
+    def told(blocks: int, width: int) -> str:
+        tensors = {}
+        for n in range(blocks):
+            name = f"transformer_blocks.{n}.attn.to_q"
+            stem = start + (name.replace(".", "_") if start == "lycoris_" else name)
+            tensors |= {
+                f"{stem}.lora_up.weight": torch.ones(width, 1),
+                f"{stem}.lora_down.weight": torch.ones(1, width),
+            }
+        path = tmp_path / "lora.safetensors"
+        save(path, tensors, {})
+        try:
+            return read(path, FACTS).family.name
+        except UserError as error:
+            return str(error)
+
+    assert told(19, 64) == told(19, 3072) == told(4, 3072) == "flux1"
+    for blocks, width in ((24, 64), (38, 3072), (19, 1536), (4, 2432)):
+        assert "this is a LoRA for a diffusion transformer (SD3, …)" in told(blocks, width)
 
 
 @pytest.mark.parametrize("form", ["peft", "lycoris", "diffusion_model", "folder"])

@@ -19,8 +19,8 @@ import tiny_flux2
 from flow_checks import PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.black_forest import flux2_layout as layout
 from lora_scripts.families.flow.autoencoder import VAE16
-from lora_scripts.families.flux2 import layout
 from lora_scripts.families.flux2.check import FILES
 from lora_scripts.families.table import by_name, identify
 from lora_scripts.loras import dialects
@@ -173,7 +173,7 @@ def test_the_widths_of_4b_and_9b_count_as_their_names_say() -> None:
         return sum(torch.Size(row.shape).numel() for row in layout.rows(widths)) / 1e9
 
     four = layout.Flux2Layout(width=3072, double=5, single=20, text_width=7680, inner=9216)
-    assert round(count(four)) == 4 and round(count(layout.STANDARD)) == 9
+    assert round(count(four)) == 4 and round(count(layout.KLEIN)) == 9
 
 
 def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -> None:

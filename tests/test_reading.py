@@ -129,7 +129,7 @@ def test_the_family_is_told_by_the_tables(tmp_path: Path) -> None:
     for table in (names.kohya, names.diffusers):
         made = kohya.to_kohya(dict.fromkeys(table, w), table, dtype=torch.float32)
         assert file.family_of(lora_files.write(tmp_path / "xl.safetensors", made)).name == "sdxl"
-    flux = {f"lora_unet_single_blocks_47_linear2.{leaf}": torch.ones(2, 2) for leaf in ("lora_down.weight",)}
+    flux = {f"lora_unet_single_blocks_57_linear2.{leaf}": torch.ones(2, 2) for leaf in ("lora_down.weight",)}
     with pytest.raises(UserError, match="this is a LoRA for FLUX"):
         file.family_of(lora_files.write(tmp_path / "flux.safetensors", flux))
 

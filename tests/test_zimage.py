@@ -62,7 +62,7 @@ def test_the_rows_of_the_published_widths_are_its_parameters() -> None:
     assert sum(math.prod(row.shape) for row in layout.rows(layout.STANDARD)) == 6_154_908_736
 
 
-@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style"])
+@pytest.mark.parametrize("name", ["zimage_style", "flux2_klein_style", "flux2_dev_style"])
 def test_the_templates_name_what_stands_beside_the_base(name: str) -> None:
     config = flow_checks.template(name.removesuffix("_style"))
     assert config.text_encoder == (config.base_model,) and config.base_precision == "fp8"
@@ -93,7 +93,7 @@ def test_the_text_encoder_is_asked_first_and_then_gone(base: Path, monkeypatch: 
         order.append("captions" if encoder._model is not None else "nothing")
 
     real = Transformer.load
-    monkeypatch.setattr(Transformer, "load", lambda *words: order.append("transformer") or real(*words))
+    monkeypatch.setattr(Transformer, "load", lambda *words, **more: order.append("transformer") or real(*words, **more))
     beside: Any = tiny_zimage.beside(base.parent)
     made: Any = load_family(FACTS, base, replace(OPTIONS, first=first, **beside))
     assert order == ["captions", "transformer"] and made.encoder._model is None
@@ -111,7 +111,7 @@ def test_a_run_loads_the_text_encoder_once(
     asked: list[str] = []
     loads: list[int] = []
     states, build = reader.LanguageEncoder._states, reader.build
-    monkeypatch.setattr(reader, "build", lambda *words: loads.append(len(asked)) or build(*words))
+    monkeypatch.setattr(reader, "build", lambda *words, **more: loads.append(len(asked)) or build(*words, **more))
     monkeypatch.setattr(reader.LanguageEncoder, "_states", lambda self, text: asked.append(text) or states(self, text))
     keys = {"epochs": 1, "sample_every": 2, "sample_cfg": 4, "cache_dir": tmp_path / "cache"}
     config = tiny.write_config(

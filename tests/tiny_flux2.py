@@ -5,18 +5,24 @@ as people have it, in a file of its own or in a diffusers folder.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 
 from tiny_flow import Models, beside, language, write_beside, write_parts, write_transformer
 
-__all__ = ["beside", "models", "native", "scheduler", "write_base", "write_folder"]
+__all__ = ["beside", "models", "native", "parts", "scheduler", "write_base", "write_folder"]
 
 
 def models(seed: int = 0) -> Models:
     """A double and two single blocks of width 32 with heads of 16, a text encoder of 28 layers, statistics unlike 0 and
     1."""
+    return Models(*parts(seed, guidance=False), *language(seed, layers=28))
+
+
+def parts(seed: int, *, guidance: bool) -> tuple[Any, Any]:
+    """The transformer, that reads three states of width 24 side by side, and the VAE."""
     torch.manual_seed(seed)
     transformer = Flux2Transformer2DModel(
         in_channels=128,
@@ -26,12 +32,12 @@ def models(seed: int = 0) -> Models:
         num_attention_heads=2,
         joint_attention_dim=3 * 24,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        guidance_embeds=guidance,
     ).eval()
     vae = AutoencoderKLFlux2(block_out_channels=(32, 32, 32, 32), latent_channels=32, sample_size=64).eval()
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
-    return Models(transformer, vae, *language(seed, layers=28))
+    return transformer, vae
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -49,12 +55,14 @@ def native(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "context_embedder": "txt_in",
         "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
         "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+        "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
         "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
         "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
         "single_stream_modulation.linear": "single_stream_modulation.lin",
         "proj_out": "final_layer.linear",
     }
-    tensors = {f"{new}.weight": state[f"{old}.weight"] for old, new in plain.items()}
+    tensors = {f"{new}.weight": state[f"{old}.weight"] for old, new in plain.items() if f"{old}.weight" in state}
     scale, shift = state["norm_out.linear.weight"].chunk(2)
     tensors["final_layer.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
     double = {

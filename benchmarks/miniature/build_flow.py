@@ -37,8 +37,8 @@ from lora_scripts.demo import world
 from lora_scripts.demo.evaluate import draw, prompts
 from lora_scripts.demo.judge import Judge
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
 from lora_scripts.families.flow.model import FlowFamily
-from lora_scripts.families.flux2.layout import Flux2Layout
 from lora_scripts.families.sd.latents import pack
 from lora_scripts.families.sdxl.layout import SCALING
 from lora_scripts.families.table import by_name, load_family

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_scripts.compute.compiled import compile_blocks, forward_of
 from lora_scripts.compute.device import numbered
-from lora_scripts.compute.quantised import Storage, quantise_layers
+from lora_scripts.compute.quantised import Storage, quantise_layers, restore
 from lora_scripts.errors import UserError
 
 TILE = 512
@@ -276,6 +276,8 @@ def place(
     blocks = blocks_of(unet) if blocks is None else blocks
     if options.storage is not None:  # from the file's own numbers, and before the card sees them
         quantise_layers(unet, blocks, options.storage, dtype)
+    for layer in unet.modules():
+        restore(layer)
     _cast(unet, dtype)
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
     _rest_to(unet, away, device)

@@ -4,7 +4,7 @@ multiplied with in 8 bits."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,48 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale).round().to(torch.int8), scale
 
 
+class ScaledLinear(StoredLayer, nn.Linear):  # type: ignore[override]  # its weight cannot be set
+    """An `nn.Linear` whose weight stays as it lies in its file, in float8 beside what it is multiplied with; made by
+    `lend`."""
+
+    kind: torch.dtype
+    """Of its codes, which are seen as bytes."""
+    scale: Tensor
+
+    def whole(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return scaled(codes.view(self.kind), scale).to(dtype)
+
+    def held(self) -> tuple[Tensor, ...]:
+        return self.codes, self.scale
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """In float32 what float8 numbers [out, …] stand for, by one scale or one for each of their rows."""
+    each = scale.float().reshape(-1, *[1] * (weight.dim() - 1)) if scale.numel() > 1 else scale.float().reshape(())
+    return weight.float() * each
+
+
+def lend(layer: nn.Linear, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+    """Puts float8 numbers and their scale in the place of a weight, until `restore`; `dtype`: that the model computes
+    in."""
+    del layer.weight
+    layer.__class__ = ScaledLinear  # as `quantise_layer` does
+    layer.register_buffer("codes", weight.view(torch.uint8))
+    layer.register_buffer("scale", scale.float())
+    layer.kind, layer.shape, layer.dtype = weight.dtype, weight.shape, dtype  # type: ignore[assignment]
+
+
+def restore(layer: nn.Module) -> None:
+    """Makes the weight of a layer whole that `lend` had; of others nothing."""
+    if not isinstance(layer, ScaledLinear):
+        return
+    weight, plain = layer.weight, cast("Any", layer)
+    for name in ("codes", "scale", "kind", "shape", "dtype"):
+        delattr(plain, name)
+    plain.__class__ = nn.Linear
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+
+
 KINDS: dict[type[nn.Module], type[QuantisedLayer]] = {nn.Linear: QuantisedLinear, nn.Conv2d: QuantisedConv2d}
 
 
@@ -203,10 +245,11 @@ def quantise_layer(layer: nn.Module, storage: Storage, dtype: torch.dtype) -> No
 
 
 def quantise_layers(model: nn.Module, blocks: Sequence[nn.Module], storage: Storage, dtype: torch.dtype) -> None:
-    """Rounds every linear and convolution layer in these blocks of a model (w8a8: every linear one). UserError naming
-    one that is not finite."""
+    """Rounds every linear and convolution layer in these blocks of a model (w8a8: every linear one), and restores the
+    others. UserError naming one that is not finite."""
     inside = {id(layer) for block in blocks for layer in block.modules()}
     for path, layer in model.named_modules():
+        restore(layer)
         if id(layer) in inside and kind_of(layer, storage) is not None:
             try:
                 quantise_layer(layer, storage, dtype)

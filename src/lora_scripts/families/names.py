@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-# What a LoRA is for whose layers no family's tables name: (marks anywhere in a key, in words); tried from the top.
+_BLOCKS = tuple(
+    f"{start}transformer_blocks"
+    for start in ("^", "^transformer.", "^diffusion_model.", "^lycoris_", "^lora_transformer_")
+)
+# What a LoRA is for whose layers no family's tables name: (marks anywhere in "^" and a key, in words); tried from the
+# top.
 _FOREIGN = (
     (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
-    (("joint_blocks", "transformer.transformer_blocks"), "a diffusion transformer (SD3, …)"),
+    (("joint_blocks", *_BLOCKS), "a diffusion transformer (SD3, …)"),
     (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
     (("model.layers.", "transformer.h."), "a language model"),
 )
@@ -63,6 +68,10 @@ class Names:
     own: frozenset[str] = frozenset()
     """Stems that no other model has, known here or not: without one of them a file is of this family only where its
     metadata or who reads it says so. Empty: any stem will do."""
+    foreign: frozenset[str] = frozenset()
+    """Stems that only other models have, of layers like some here: a file with one is of none of this family's."""
+    foreign_widths: frozenset[int] = frozenset()
+    """Columns that layers of the same names have in other models only."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 
@@ -82,9 +91,16 @@ class Names:
 
     def knows(self, stem: str, rows: int, columns: int) -> bool:
         """Whether a stem may stand for a layer of so many rows and columns; 0: it is not known how many."""
-        published = self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
+        published = self._published(stem)
         fits = not (rows and columns and published) or rows * published[1] == columns * published[0]
         return fits and stem in self.stems
+
+    def is_published(self, stem: str, rows: int, columns: int) -> bool:
+        """Whether a stem stands for a layer of just so many rows and columns, of models whose shapes are told."""
+        return self._published(stem) == (rows, columns)
+
+    def _published(self, stem: str) -> tuple[int, ...]:
+        return self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
 
     @cached_property
     def stems(self) -> frozenset[str]:
@@ -123,7 +139,7 @@ def _old_stems(stem: str) -> Iterator[str]:
 def foreign_model(keys: Iterable[str]) -> str | None:
     """The model of a LoRA that no family's tables know, in words; None where nothing gives it away."""
     keys = list(keys)
-    return next((words for marks, words in _FOREIGN if any(mark in key for key in keys for mark in marks)), None)
+    return next((words for marks, words in _FOREIGN if any(mark in f"^{key}" for key in keys for mark in marks)), None)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
+from lora_scripts.families.flux2_dev.facts import FACTS as FLUX2_DEV
 from lora_scripts.families.krea2.facts import FACTS as KREA2
 from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
@@ -27,7 +28,7 @@ from lora_scripts.formats.header import GGUF, Header, Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, KREA2, ANIMA, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, KREA2, ANIMA, FLUX2_DEV, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -111,20 +112,23 @@ def of_lora(
 ) -> Facts | None:
     """The family whose tables know the most of a LoRA's layers, in any naming; None if none knows one.
 
-    Of families that know equally many (a file of a few layers) it is the
-    one that the metadata names, then `wanted`, then the one whose LoRAs are usually named so, then the oldest.
+    Of families that know equally many (a file of a few layers) it is the one that the metadata names, then `wanted`,
+    then the one whose published model has layers of just these sizes, then the one whose LoRAs are usually named so,
+    then the oldest.
     """
     changed, told = list(layers), (metadata or {}).get("ss_base_model_version")
 
-    def fit(facts: Facts) -> tuple[int, bool, bool, int]:
+    def fit(facts: Facts) -> tuple[int, bool, bool, int, int]:
         tables = facts.names()
         # Asked one by one: a table may know names without listing them.
         known = sum(any(tables.knows(name, own.rows, own.columns) for name in own.names) for own in changed)
         usual = sum(any(name in tables.usual for name in own.names) for own in changed)
+        just = sum(any(tables.is_published(name, own.rows, own.columns) for name in own.names) for own in changed)
         meant = facts.lora.base_version == told, facts is wanted
         sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
-        known = 0 if not sure or (tables.whole and known < len(changed)) else known
-        return known, *meant, usual
+        strange = any(own.columns in tables.foreign_widths or own.names & tables.foreign for own in changed)
+        known = 0 if not sure or strange or (tables.whole and known < len(changed)) else known
+        return known, *meant, just, usual
 
     best = max(reversed(FAMILIES), key=fit)
     return best if fit(best)[0] else None

@@ -11,11 +11,11 @@ from typing import Any
 from lora_scripts.errors import UserError
 from lora_scripts.families.anima import layout
 from lora_scripts.families.anima.layout import ADAPTER, AdapterLayout, AnimaLayout
-from lora_scripts.families.flow import qwen
+from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.film import QWEN_VAE
+from lora_scripts.families.flow.llm import QWEN3, Source
 from lora_scripts.families.flow.pieces import Pieces, as_built
 from lora_scripts.families.flow.places import require_signs
-from lora_scripts.families.flow.qwen import QWEN3, Source
 from lora_scripts.families.flow.transformer import PREFIXES, Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
@@ -77,7 +77,7 @@ class AnimaFiles(Transformer[AnimaLayout]):
         if adapter.out != self.layout_at(path).text_width:
             text = f"its adapter gives states of width {adapter.out}, which its transformer does not read"
             raise UserError(text, file=path, hint="get the original file")
-        model = qwen.find(_LANGUAGE, path, given, adapter.source, ())
+        model = llm.find(_LANGUAGE, path, given, adapter.source, ())
         return Texts(model, _t5(model.path, path, adapter), tuple(files), tuple(table), adapter)
 
 

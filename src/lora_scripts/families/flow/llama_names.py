@@ -1,7 +1,7 @@
 """What llama.cpp, and with it every GGUF file, calls the parameters of text encoders, and what transformers does.
 
 Facts: the package gguf's `tensor_mapping`, which the tests hold this against. Neither Qwen's nor T5's numbers stand in
-another order there.
+another order there; of Mistral q's and k's do (`families.flow.llm`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 _LAYER = re.compile(r"(?:(enc|dec)\.)?blk\.(\d+)\.(\w+)\.(weight|bias)")
-_QWEN = {
+_LANGUAGE = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -25,7 +25,7 @@ _QWEN = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_QWEN_ONCE = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+_LANGUAGE_ONCE = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 _CONFIG = {
     "rope_theta": "rope.freq_base",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
@@ -46,11 +46,11 @@ _T5 = {
 _T5_ONCE = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm", "output": "lm_head"}
 
 
-def qwen(key: str) -> str:
-    """A key of `families.flow.qwen`; one that stands in no table stays as it is."""
-    if (match := _LAYER.fullmatch(key)) and not match[1] and match[3] in _QWEN:
-        return f"layers.{match[2]}.{_QWEN[match[3]]}.{match[4]}"
-    return _once(key, _QWEN_ONCE)
+def language(key: str) -> str:
+    """A key of `families.flow.llm`; one that stands in no table stays as it is."""
+    if (match := _LAYER.fullmatch(key)) and not match[1] and match[3] in _LANGUAGE:
+        return f"layers.{match[2]}.{_LANGUAGE[match[3]]}.{match[4]}"
+    return _once(key, _LANGUAGE_ONCE)
 
 
 def t5(key: str) -> str:
@@ -61,7 +61,7 @@ def t5(key: str) -> str:
 
 
 def config_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Of a Qwen's transformers config what a GGUF file says; nothing of a safetensors file."""
+    """Of a language model's transformers config what a GGUF file says; nothing of a safetensors file."""
     kind = metadata.get("general.architecture", "")
     # Of one with a vision tower, which lies in a file of its own, that is all that tells it.
     found: dict[str, Any] = {"model_type": re.sub("vl$", "_vl", kind)} if kind else {}

@@ -81,7 +81,7 @@ def load(
     files.check(path, options.vae is None)
     vae = files.vae.load(options.vae or path, files.words)
     coder = LatentCoder(vae, files.vae.normal(vae), options.device, options.memory)
-    return FlowFamily(facts, parts_of(files.load(path, options.dtype), coder, encoder), options)
+    return FlowFamily(facts, parts_of(files.load(path, options.dtype, lent=True), coder, encoder), options)
 
 
 def places(*sizes: int, on: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd.rows import Row, as_model
+from lora_scripts.families.sd.rows import Row, as_model, scale_key
 from lora_scripts.formats.gguf import PACKED, is_gguf, read_gguf
 from lora_scripts.formats.header import Header, read_header
 
@@ -145,6 +145,35 @@ def take_blocks(
             state[f"{layer}.codes"] = codes
         else:
             state[row.hf] = make_whole(codes, kind, dtype_of(row.hf))
+    return state, left
+
+
+def lend_scaled(
+    model: nn.Module, pieces: Pieces, table: Iterable[Row], dtype: torch.dtype
+) -> tuple[dict[str, Tensor], list[Row]]:
+    """What a file has in float8 with a scale beside it, for a model's state dict, and the rows that are left.
+
+    Linear layers keep it so, mapped from the file, until they are restored. `dtype`: that the model computes in.
+    """
+    from torch import nn
+
+    from lora_scripts.compute.quantised import lend
+
+    keys, state, left = pieces.keys(), dict[str, Any](), list[Row]()
+    for row in table:
+        layer, _, leaf = row.hf.rpartition(".")
+        key = scale_key(row.ldm, keys) if leaf == "weight" and len(row.shape) == 2 else None
+        turned = row.transposed or row.flat or row.swapped or row.heads
+        owner = None if key is None or turned else model.get_submodule(layer)
+        weight = None if owner is None else pieces.get_tensor(row.ldm)
+        if key is None or weight is None or not isinstance(owner, nn.Linear) or weight.dtype.itemsize != 1:
+            left.append(row)
+            continue
+        scale = pieces.get_tensor(key)
+        if row.share is not None and scale.numel() > 1:
+            scale = scale[row.share.rows(len(scale))]
+        lend(owner, as_model(weight, row), scale, dtype)
+        state |= {f"{layer}.codes": owner.codes, f"{layer}.scale": owner.scale}
     return state, left
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.flow import tekken
 from lora_scripts.families.sd.whole import weights_of
 
 
@@ -18,16 +19,19 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return tuple(weights_of(path, other if (path / f"{other}.safetensors").is_file() else "model"))
 
 
-def tokenizer_of(path: Path, base: Path, folder: str, signs: Sequence[str]) -> Path:
-    """The tokenizer.json of a text encoder: beside it, in a folder of this name beside it, or in the base. UserError
-    where there is none, or for one that does not know `signs`."""
+def tokenizer_of(
+    path: Path, base: Path, folder: str, signs: Sequence[str], names: Sequence[str] = ("tokenizer.json",)
+) -> Path:
+    """The tokenizer of a text encoder, by the first of `names`: beside it, in a folder of this name beside it, or in
+    the base. UserError where there is none, or for one that does not know `signs`."""
     own = path if path.is_dir() else path.parent
     # The folder first: beside the files of several text encoders lies the tokenizer.json of one of them.
     places = [own / folder, own, own.parent / folder, *([base / folder] if base.is_dir() else [])]
-    found = next((place / "tokenizer.json" for place in places if (place / "tokenizer.json").is_file()), None)
+    found = next((place / name for place in places for name in names if (place / name).is_file()), None)
     if found is None:
-        text = "there is no tokenizer.json beside this text encoder, and without it captions cannot be read"
-        hint = f"copy tokenizer.json from the model's page (folder {folder}) beside it"
+        told = " or ".join(names)
+        text = f"there is no {told} beside this text encoder, and without it captions cannot be read"
+        hint = f"copy {told} from the model's page (folder {folder}) beside it"
         raise UserError(text, file=path, hint=hint)
     require_signs(found, signs, folder)
     return found
@@ -36,8 +40,11 @@ def tokenizer_of(path: Path, base: Path, folder: str, signs: Sequence[str]) -> P
 def require_signs(tokenizer: Path, wanted: Sequence[str], folder: str) -> None:
     """UserError unless the tokenizer knows the signs that a family's texts are made of."""
     try:
-        table = json.loads(tokenizer.read_text("utf-8"))
-        known = {str(row["content"]) for row in table["added_tokens"]}
+        if tekken.is_one(tokenizer):
+            known = set(tekken.signs(tokenizer))
+        else:
+            table = json.loads(tokenizer.read_text("utf-8"))
+            known = {str(row["content"]) for row in table["added_tokens"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError("is no tokenizer", file=tokenizer, hint="get the original file") from None
     lacking = [sign for sign in wanted if sign not in known]

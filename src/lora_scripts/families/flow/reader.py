@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import qwen
-from lora_scripts.families.flow.pieces import take_blocks
-from lora_scripts.families.flow.qwen import Source
+from lora_scripts.families.flow import llm
+from lora_scripts.families.flow.llm import Source
+from lora_scripts.families.flow.pieces import lend_scaled, take_blocks
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
@@ -42,6 +42,12 @@ class Reading:
     """Tokens; the rest of a longer text is cut off."""
     filled: bool
     """Whether every text is filled up to `most`, and what fills it is read, too."""
+    fill: str = FILL
+    """What with."""
+    fill_first: bool = False
+    """Whether that stands before the text. Then it sees nothing, and is the same for every text."""
+    unread: str = ""
+    """A sign that is taken out of texts, for the model was made for more than texts."""
     dropped: int = 0
     """Of the first tokens, whose states are not read though those behind have seen them; they count in `most`."""
     ending: int = 0
@@ -49,8 +55,8 @@ class Reading:
 
 
 class LanguageEncoder(Standby):
-    """A frozen Qwen, in the run's precision: {"states": [n, tokens, width], zeros behind the shorter ones, "lengths":
-    [n]}."""
+    """A frozen language model, in the run's precision: {"states": [n, tokens, width], zeros behind the shorter ones,
+    "lengths": [n]}."""
 
     def __init__(self, reading: Reading, source: Source, device: torch.device, dtype: torch.dtype) -> None:
         self.source, self.reading = source, reading
@@ -59,7 +65,8 @@ class LanguageEncoder(Standby):
         read = f"{reading.before!r} {reading.after!r} {self.taps} {reading.most} {dtype}"
         read += f" {reading.dropped}" if reading.dropped else ""
         read += f" ends with {reading.ending}" if reading.ending else ""
-        super().__init__((*source.files, source.tokenizer), read, device, dtype)
+        read += f" behind {reading.fill}" if reading.fill_first else ""
+        super().__init__(tuple(dict.fromkeys((*source.files, source.tokenizer))), read, device, dtype)
 
     def excess(self, text: str) -> int:
         """How many tokens of a text in its template are cut off."""
@@ -71,6 +78,7 @@ class LanguageEncoder(Standby):
 
     def _ids(self, text: str) -> list[int]:
         """All that may be cut off."""
+        text = text.replace(self.reading.unread, "")
         return self._encoded(f"{self.reading.before}{text}{'' if self.reading.ending else self.reading.after}")
 
     def _encoded(self, text: str) -> list[int]:
@@ -82,12 +90,13 @@ class LanguageEncoder(Standby):
         """[tokens, width]. UserError where they are no numbers."""
         ids = self._ids(text)[: self.reading.most - self.reading.ending]
         ids += self._encoded(self.reading.after) if self.reading.ending else []
-        there = len(ids)
+        own = [True] * len(ids)
         if self.reading.filled:
-            fill = self.tokens.token_to_id(FILL)
-            assert fill is not None  # `qwen.find` has looked
-            ids += [fill] * (self.reading.most - there)
-        mask = torch.arange(len(ids), device=self.device) < there
+            fill = self.tokens.token_to_id(self.reading.fill)
+            assert fill is not None  # `llm.find` has looked
+            more = self.reading.most - len(ids)
+            ids, own = self._filled(ids, fill, more), self._filled(own, False, more)
+        mask = torch.tensor(own, device=self.device)
         model = self._loaded()
         out = model(
             input_ids=torch.tensor([ids], device=self.device),
@@ -96,29 +105,39 @@ class LanguageEncoder(Standby):
             use_cache=False,
         )
         states = torch.cat([out.hidden_states[tap][0] for tap in self.taps], -1)
-        if not torch.isfinite(states[:there]).all():
+        if not torch.isfinite(states).all():
             hint = "use precision bf16 or fp32"
             raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
         return states[self.reading.dropped :]
 
+    def _filled(self, own: list[Any], fill: Any, more: int) -> list[Any]:
+        return [fill] * more + own if self.reading.fill_first else own + [fill] * more
+
     def _build(self) -> Any:
-        return build(self.source, max(self.taps), self.dtype)
+        return build(self.source, max(self.taps), self.dtype, mapped=self.device.type != "cpu")
 
 
-def build(source: Source, layers: int, dtype: torch.dtype) -> Any:
-    """transformers' model with no more than its first layers; where those are not all, without the norm behind them."""
+def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = False) -> Any:
+    """transformers' model with no more than its first layers; where those are not all, without the norm behind them.
+
+    `mapped`: what the file has in that type already, or in float8 with a scale, stays there, and takes no RAM.
+    """
     import transformers
 
     layout, name = source.layout, source.layout.kind.model
-    config = getattr(transformers, f"{name}Config")(**qwen.config_of(layout, layers))
+    config = getattr(transformers, f"{name}Config")(**llm.config_of(layout, layers))
     with torch.device("meta"):
         model = getattr(transformers, f"{name}Model")(config)
-    if layers < layout.layers:
+    if not llm.ends(layout, layers):
         model.norm = nn.Identity()
     model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
     pieces = source.pieces()
-    blocks, left = take_blocks(model, pieces, qwen.rows(layout, layers), lambda key: dtype)
-    # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
-    state = {key: t.to(dtype, copy=True) for key, t in from_rows(pieces, left, dtype=dtype).items()}
-    model.load_state_dict({**{key: t.clone() for key, t in blocks.items()}, **state}, strict=True, assign=True)
+    blocks, left = take_blocks(model, pieces, llm.rows(layout, layers), lambda key: dtype)
+    if mapped:
+        scaled, left = lend_scaled(model, pieces, left, dtype)
+        blocks |= scaled
+    # Else copied: on a CPU products may round differently where a matrix does not begin at a round address.
+    state = {key: t.to(dtype, copy=not mapped) for key, t in from_rows(pieces, left, dtype=dtype).items()}
+    state |= {key: t if mapped else t.clone() for key, t in blocks.items()}
+    model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()

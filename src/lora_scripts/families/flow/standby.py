@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
+from lora_scripts.families.flow import tekken
 
 
 class Standby(ABC):
@@ -78,7 +79,7 @@ class Standby(ABC):
 
 def bare_tokenizer(file: Path) -> Tokenizer:
     """Without a limit, and without what it would fill up with."""
-    tokens = Tokenizer.from_file(str(file))
+    tokens = tekken.tokenizer(file) if tekken.is_one(file) else Tokenizer.from_file(str(file))
     tokens.no_padding()
     tokens.no_truncation()
     return tokens

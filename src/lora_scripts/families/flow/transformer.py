@@ -13,7 +13,14 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Weight
 from lora_scripts.families.flow.autoencoder import Autoencoder
 from lora_scripts.families.flow.film import FilmAutoencoder
-from lora_scripts.families.flow.pieces import Pieces, as_built, require_floats, require_package, take_blocks
+from lora_scripts.families.flow.pieces import (
+    Pieces,
+    as_built,
+    lend_scaled,
+    require_floats,
+    require_package,
+    take_blocks,
+)
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
@@ -141,9 +148,10 @@ class Transformer(Generic[L]):
         """As `text`."""
         return self.text(self.layout_at(path), path, given)
 
-    def load(self, path: Path, dtype: torch.dtype) -> Any:
+    def load(self, path: Path, dtype: torch.dtype, *, lent: bool = False) -> Any:
         """The transformer with its weights in the file's own precision, memory-mapped; those that have a scale are made
-        whole in `dtype`; those of layers that a GGUF file has in blocks stay so."""
+        whole in `dtype`, with `lent` only when they are restored; those of layers that a GGUF file has in blocks stay
+        so."""
         from lora_scripts.families.sd.rows import from_rows
 
         if path.is_file():
@@ -151,7 +159,8 @@ class Transformer(Generic[L]):
             layout = self.layout_of(pieces.shapes, path)
             model = self.build(layout)
             blocks, left = take_blocks(model, pieces, self.rows(layout), lambda key: dtype)
-            return _filled(model, {**blocks, **from_rows(pieces, left, dtype=dtype)})
+            scaled, left = lend_scaled(model, pieces, left, dtype) if lent else ({}, left)
+            return _filled(model, {**blocks, **scaled, **from_rows(pieces, left, dtype=dtype)})
         config = read_config(path / "transformer") or {}
         layout = self.layout_from(config)
         pieces = Pieces(weights_of(path / "transformer", self.part.stem))

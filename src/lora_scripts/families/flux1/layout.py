@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.families.flow.black_forest import attention
+from lora_scripts.families.black_forest.streams import attention
 from lora_scripts.families.names import Share
 from lora_scripts.families.sd.rows import Row, Shapes, both, count_of, size_of
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.black_forest import INSIDE
 from lora_scripts.families.flow.model import FlowFamily, Parts, places
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux1.check import FILES

@@ -7,17 +7,23 @@ reads these behind `diffusion_model.`, too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
-from lora_scripts.families.flow.black_forest import base_of, names_of
+from lora_scripts.families.black_forest.streams import attention_of, base_of, names_of
 from lora_scripts.families.flux1.layout import STANDARD, Flux1Layout, rows
 from lora_scripts.families.names import Base, Names
+
+_BLOCKS = 60
+"""Of the deepest of the others, Qwen-Image."""
 
 
 @cache
 def names() -> Names:
-    """FLUX.1, as published: a narrower or shallower model has these layers or some of them."""
-    return names_of("flux1", "FLUX.1", rows(STANDARD), kohya=True, whole=False)
+    """FLUX.1, as published: a narrower or shallower model has these layers or some of them. The attention of SD 3 and
+    Qwen-Image has the same names, in more blocks."""
+    made = names_of("flux1", "FLUX.1", rows(STANDARD), kohya=True, whole=False)
+    return replace(made, foreign=attention_of(range(STANDARD.double, _BLOCKS)))
 
 
 def base(layout: Flux1Layout | None) -> Base:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from lora_scripts.families.black_forest.flux2_files import GROUPS
 from lora_scripts.families.facts import Setting
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flux2.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
 
-_MLP = (".ff.", ".ff_context.")
 FACTS = flow_facts(
     "flux2",
     FILES,
@@ -14,12 +14,7 @@ FACTS = flow_facts(
     mergeable=(CHECKPOINT, DISTILLED),
     kind_of=kind_of,
     folder_kind=folder_kind,
-    groups={
-        "attention": lambda path: ".attn." in path,
-        "feed_forward": lambda path: any(mark in path for mark in _MLP),
-        "double": lambda path: path.startswith("transformer.transformer_blocks."),
-        "single": lambda path: path.startswith("transformer.single_transformer_blocks."),
-    },
+    groups=GROUPS,
     lora=flow_lora("flux2_klein", "Flux.2/lora", loader="Flux2LoraLoaderMixin", civitai="Flux.2 Klein", tag="flux2"),
     previews=(
         Setting("sample_cfg", "4", "closeness of previews to the prompt"),

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from functools import cache
 
-from lora_scripts.families.flow.black_forest import base_of, names_of
-from lora_scripts.families.flux2.layout import STANDARD, Flux2Layout, rows
+from lora_scripts.families.black_forest.flux2_layout import KLEIN, Flux2Layout, rows
+from lora_scripts.families.black_forest.streams import base_of, names_of
 from lora_scripts.families.names import Base, Names
 
 
 @cache
 def names() -> Names:
     """klein 9B; 4B has some of these layers, and what has more is another model."""
-    return names_of("flux2", "FLUX.2 klein", rows(STANDARD), kohya=False, whole=True)
+    return names_of("flux2", "FLUX.2 klein", rows(KLEIN), kohya=False, whole=True)
 
 
 def base(layout: Flux2Layout | None) -> Base:
     """The layers of a FLUX.2 klein; without a layout those of 9B, without shapes."""
-    return base_of(rows(layout or STANDARD), layout.text_width if layout else None)
+    return base_of(rows(layout or KLEIN), layout.text_width if layout else None)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import qwen
+from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.film import QWEN_VAE
-from lora_scripts.families.flow.qwen import QWEN3_VL, Source
+from lora_scripts.families.flow.llm import QWEN3_VL, Source
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.krea2 import layout
@@ -40,7 +40,7 @@ class Texts:
 def _texts(own: Krea2Layout, base: Path, given: Sequence[Path]) -> Texts:
     """As `Transformer.text` asks. A file says only how many states are taken: it is taken for the published one, whose
     taps lie evenly, behind layers 2, 5, … 35 of 36."""
-    source = qwen.find(QWEN3_VL, base, given, own.text_width, _SIGNS)
+    source = llm.find(QWEN3_VL, base, given, own.text_width, _SIGNS)
     layers, told = source.layout.layers, index_of(base).get("text_encoder_select_layers")
     if told is not None and not (isinstance(told, list) and len(told) == own.taps and all(map(_is_place, told))):
         text = f"text_encoder_select_layers does not name {own.taps} layers, as many as the transformer reads"

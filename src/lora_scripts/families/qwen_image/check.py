@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.families.flow.film import QWEN_VAE
-from lora_scripts.families.flow.qwen import QWEN25_VL, finder
+from lora_scripts.families.flow.llm import QWEN25_VL, finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.qwen_image import layout

@@ -50,6 +50,9 @@ class Row(NamedTuple):
     """That its two halves stand the other way round in the model."""
     lines: int = 0
     """Of how many lines the model's matrix is that the file has as one; 0: it is the same in both."""
+    heads: int = 0
+    """Of how many heads its rows are, of each of which the file has the two halves in turn (llama.cpp's order); 0: they
+    lie as in the model."""
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -195,15 +198,12 @@ def from_rows(
         key = names[row.ldm] if names else row.ldm
         tensor, scale = handle.get_tensor(key), scale_key(key, keys)
         if scale is not None:
-            tensor = _scaled(tensor, handle.get_tensor(scale))
+            from lora_scripts.compute.quantised import scaled
+
+            tensor = scaled(tensor, handle.get_tensor(scale))
             tensor = tensor if dtype is None else tensor.to(dtype)
         state[row.hf] = as_model(tensor, row)
     return state
-
-
-def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    numbers = scale.float().reshape(-1, *[1] * (weight.dim() - 1)) if scale.numel() > 1 else scale.float().reshape(())
-    return weight.float() * numbers
 
 
 def as_model(tensor: Tensor, row: Row) -> Tensor:
@@ -214,6 +214,8 @@ def as_model(tensor: Tensor, row: Row) -> Tensor:
         tensor = tensor[row.share.rows(len(tensor))]
     if row.swapped:
         return torch.cat(tensor.chunk(2)[::-1])
+    if row.heads:
+        return tensor.unflatten(0, (row.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     if row.transposed:
         return tensor.T.contiguous()
     return tensor.reshape(row.model_shape) if row.flat or row.lines else tensor

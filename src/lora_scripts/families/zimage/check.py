@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.families.flow.autoencoder import VAE16
-from lora_scripts.families.flow.qwen import finder
+from lora_scripts.families.flow.llm import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config

@@ -7,6 +7,7 @@ diffusers' names behind `transformer.` are read by ComfyUI and diffusers; so are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.names import THIRDS, Base, Layer, Names, Share
@@ -21,6 +22,8 @@ STREAMS = {
     "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_"),
 }
 """Of each stream our names of q, k, v and of what follows, and what those of the norms begin with."""
+_SD3 = frozenset({1536, 2432})
+"""Widths of SD 3 and 3.5, medium and large, whose attention has the same names."""
 
 
 def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: int) -> Iterator[Row]:
@@ -45,18 +48,19 @@ def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole:
         hf, ldm = stem(row.hf), stem(row.ldm)
         if not hf.startswith(INSIDE):
             continue
-        path, flat = f"{PART}.{hf}", hf.replace(".", "_")
+        path = f"{PART}.{hf}"
         diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
         if kohya:
             written[path] = _kohya(ldm)
-        others |= dict.fromkeys((hf, f"diffusion_model.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"), path)
+        others |= dict.fromkeys(_spelt(hf), path)
         for key in _published(ldm):
             if row.share is None:
                 others[key] = path
             else:
                 fused.setdefault(key, {})[path] = row.share
                 shapes[key] = row.file_shape
-    return Names(name, words, written, {}, diffusers, others, fused, shapes, whole=whole, form="diffusers")
+    form: Any = {"whole": whole, "foreign_widths": _SD3, "form": "diffusers"}
+    return Names(name, words, written, {}, diffusers, others, fused, shapes, **form)
 
 
 def base_of(table: Iterable[Row], text_width: int | None) -> Base:
@@ -70,6 +74,19 @@ def base_of(table: Iterable[Row], text_width: int | None) -> Base:
         shape = () if text_width is None else row.shape
         layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked)))
     return Base(tuple(layers), text_width or 0)
+
+
+def attention_of(blocks: range) -> frozenset[str]:
+    """What the attention of double blocks of these numbers is called: other models have these names, too."""
+    leaves = [leaf for own, out, _ in STREAMS.values() for leaf in (*own, out)]
+    names = [f"transformer_blocks.{n}.attn.{leaf}" for n in blocks for leaf in leaves]
+    return frozenset(stem for name in names for stem in (f"transformer.{name}", *_spelt(name)))
+
+
+def _spelt(hf: str) -> tuple[str, ...]:
+    """What a layer of diffusers' layout is called in LoRA files, but for diffusers' own."""
+    flat = hf.replace(".", "_")
+    return hf, f"diffusion_model.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"
 
 
 def _published(ldm: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Qwen's language models as text encoders, as facts that need no torch: parameters, place on the disk, tokenizer.
+"""Language models as text encoders, as facts that need no torch: parameters, place on the disk, tokenizer.
 
-Facts: transformers' `Qwen3Model` and `Qwen2Model`, which are also what reads texts in Qwen3-VL and Qwen2.5-VL: without
-pictures their positions are those of any text. The published configurations share the norms' epsilon, and those of a
-generation the rotation's base. A single file says nothing of these two.
+Facts: transformers' `Qwen3Model`, `Qwen2Model` and `MistralModel`, which are also what reads texts in Qwen3-VL,
+Qwen2.5-VL and Mistral Small 3: without pictures their positions are those of any text. The published configurations of
+a generation share the norms' epsilon and the rotation's base. A single file says nothing of these two.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import llama_names
+from lora_scripts.families.flow import llama_names, tekken
 from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
-from lora_scripts.families.flow.places import files_of, tokenizer_of
+from lora_scripts.families.flow.places import files_of, require_signs, tokenizer_of
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
 
 L = TypeVar("L")
 ROPE_THETA, EPSILON = 1_000_000.0, 1e-6
 HEAD = 128
-"""Channels of a head of every published Qwen2.5 from 3B on, where no config says how many."""
+"""Channels of a head of every published Qwen2.5 from 3B on, and of Mistral Small, where no config says how many."""
 _PLAIN = "get the original file"
-_BRING = "add text_encoder: its file, with tokenizer.json beside it, or its folder"
-_PREFIXES = ("model.language_model.", "language_model.", "model.")
+_BRING = "add text_encoder: its file{beside}, or its folder (such as {file})"
+_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _TOWER = "visual."
-"""What the keys of a vision tower begin with."""
+"""What the keys of a Qwen's vision tower begin with."""
+_MARKS = ("q_proj.weight", "q_norm.weight", "q_proj.bias")
 
 
 @dataclass(frozen=True)
-class Qwen:
+class Language:
     """What tells one generation from another."""
 
     words: str
@@ -40,24 +41,35 @@ class Qwen:
     """As people know it."""
     model: str
     """Of its classes in transformers, what stands before `Model` and `Config`."""
-    normed: bool
-    """Whether q and k have norms; else q, k and v have biases."""
+    normed: bool = False
+    """Whether q and k have norms."""
+    biased: bool = False
+    """Whether q, k and v have biases."""
     unread: tuple[str, ...] = ("lm_head.",)
     """What keys begin with that nobody reads."""
     sees: bool | None = False
     """Whether there is a vision tower: of two with the same layers that alone tells which it is. None: either."""
     theta: float = ROPE_THETA
     """The rotation's base, of one that does not say."""
+    epsilon: float = EPSILON
+    """Of the norms, likewise."""
+    ended: bool = True
+    """Whether there is a norm behind its last layer that may be read; else its file may be cut off before that."""
+    tekken: bool = False
+    """Whether its tokenizer may be a Tekken, as a tensor of its file or as tekken.json."""
+    turned: str = ""
+    """What its GGUF files are called inside, in which each head's rows of q and k lie in llama.cpp's order; "": they
+    are the model's, and it bears its own name."""
 
     def knows(self, shapes: Shapes, config: Mapping[str, Any]) -> bool:
         """Whether a file, or a folder with this config, is of this generation."""
-        normed, biased = (f"layers.0.self_attn.{name}" in shapes for name in ("q_norm.weight", "q_proj.bias"))
+        there, normed, biased = (f"layers.0.self_attn.{name}" in shapes for name in _MARKS)
         sees = any(key.startswith(_TOWER) for key in shapes) or "_vl" in str(config.get("model_type", ""))
-        return (normed, biased) == (self.normed, not self.normed) and self.sees in (None, sees)
+        return there and (normed, biased) == (self.normed, self.biased) and self.sees in (None, sees)
 
 
-QWEN3 = Qwen("Qwen3", "qwen_3_4b.safetensors", "Qwen3", normed=True)
-QWEN3_VL = Qwen(
+QWEN3 = Language("Qwen3", "qwen_3_4b.safetensors", "Qwen3", normed=True)
+QWEN3_VL = Language(
     "Qwen3-VL",
     "qwen3vl_4b_bf16.safetensors",
     "Qwen3",
@@ -66,16 +78,29 @@ QWEN3_VL = Qwen(
     sees=True,
     theta=5_000_000.0,
 )
-QWEN25_VL = Qwen(
-    "Qwen2.5-VL", "qwen_2.5_vl_7b.safetensors", "Qwen2", normed=False, unread=("lm_head.", _TOWER), sees=None
+QWEN25_VL = Language(
+    "Qwen2.5-VL", "qwen_2.5_vl_7b.safetensors", "Qwen2", biased=True, unread=("lm_head.", _TOWER), sees=None
 )
+MISTRAL3 = Language(
+    "Mistral Small 3",
+    "mistral_3_small_flux2_bf16.safetensors",
+    "Mistral",
+    unread=("lm_head.", "vision_tower.", "multi_modal_projector.", "norm.", tekken.KEY),
+    sees=None,
+    theta=1_000_000_000.0,
+    epsilon=1e-5,
+    ended=False,
+    tekken=True,
+    turned="llama",
+)
+_KNOWN = (QWEN3, QWEN3_VL, QWEN25_VL, MISTRAL3)
 
 
 @dataclass(frozen=True)
-class QwenLayout:
+class LanguageLayout:
     """What tells one of a generation from another."""
 
-    kind: Qwen
+    kind: Language
     width: int
     layers: int
     intermediate: int
@@ -87,6 +112,8 @@ class QwenLayout:
     vocab: int
     theta: float = ROPE_THETA
     epsilon: float = EPSILON
+    turned: bool = False
+    """Whether q and k lie in llama.cpp's order."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +124,25 @@ class Source:
     """A file, or the folder of a part."""
     files: tuple[Path, ...]
     tokenizer: Path
-    layout: QwenLayout
+    layout: LanguageLayout
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, _PREFIXES, gguf=llama_names.qwen)
+        return _pieces(self.files)
+
+
+def _pieces(files: Sequence[Path]) -> Pieces:
+    return Pieces(files, _PREFIXES, gguf=llama_names.language)
 
 
 def finder(
-    width: Callable[[L], int], signs: Sequence[str], kind: Qwen = QWEN3
+    width: Callable[[L], int], signs: Sequence[str], kind: Language = QWEN3
 ) -> Callable[[L, Path, Sequence[Path]], Source]:
     """As `Transformer.text` asks. `width`: of the states that a base reads; `signs`: of the captions' template, and
     what fills it up."""
     return lambda layout, base, given: find(kind, base, given, width(layout), signs)
 
 
-def find(kind: Qwen, base: Path, given: Sequence[Path], width: int, signs: Sequence[str]) -> Source:
+def find(kind: Language, base: Path, given: Sequence[Path], width: int, signs: Sequence[str]) -> Source:
     """The text encoder of a base: what `text_encoder` names, else the base's own.
 
     `width`: of the states that the rest of the model reads. UserErrors for one that is not there, not whole, not of its
@@ -119,35 +150,52 @@ def find(kind: Qwen, base: Path, given: Sequence[Path], width: int, signs: Seque
     """
     path = _place(kind, base, given)
     files = files_of(path)
-    pieces = Pieces(files, _PREFIXES, gguf=llama_names.qwen)
+    pieces = _pieces(files)
     layout = _layout(kind, pieces, path)
     if layout.width != width:
         text = f"this text encoder gives states of width {layout.width}, the base reads {width}"
         raise UserError(text, file=path, hint="give the one that the base was made with")
     unknown = [key for key in pieces.keys() if not (is_spare(key) or key.startswith(kind.unread))]  # noqa: SIM118
+    require_floats(pieces, {pieces.key_in_file(key) for key in unknown})  # first: blocks have other shapes, too
     check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)
-    require_floats(pieces, {pieces.key_in_file(key) for key in unknown})
     require_package(pieces)
-    return Source(path, files, tokenizer_of(path, base, "tokenizer", signs), layout)
+    return Source(path, files, _tokenizer(kind, pieces, path, base, signs), layout)
 
 
-def _place(kind: Qwen, base: Path, given: Sequence[Path]) -> Path:
+def _tokenizer(kind: Language, pieces: Pieces, path: Path, base: Path, signs: Sequence[str]) -> Path:
+    """Of one that lies in the file of the text encoder, that file: beside it there may be another model's."""
+    if not kind.tekken:
+        return tokenizer_of(path, base, "tokenizer", signs)
+    for file, header in pieces.headers.items():
+        if tekken.KEY in header.tensors:
+            require_signs(file, signs, "tokenizer")
+            return file
+    return tokenizer_of(path, base, "tokenizer", signs, ("tokenizer.json", tekken.FILE))
+
+
+def _place(kind: Language, base: Path, given: Sequence[Path]) -> Path:
     if len(given) > 1:
         raise UserError("this base has one text encoder", file=base, hint=f"write text_encoder: {given[0].as_posix()}")
     if not given:
         if not (base / "text_encoder").is_dir():
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
-            raise UserError(f"this {what}", file=base, hint=f"{_BRING} (such as {kind.file})")
+            beside = "" if kind.tekken else ", with tokenizer.json beside it"
+            raise UserError(f"this {what}", file=base, hint=_BRING.format(beside=beside, file=kind.file))
         return base / "text_encoder"
     return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
 
 
-def _layout(kind: Qwen, pieces: Pieces, file: Path) -> QwenLayout:
+def _layout(kind: Language, pieces: Pieces, file: Path) -> LanguageLayout:
     shapes, told = pieces.shapes, llama_names.config_of(next(iter(pieces.headers.values())).metadata)
     config: dict[str, Any] = (read_config(file) or {}) if file.is_dir() else told
     if not kind.knows(shapes, config):
         hint = f"give {kind.file}, or the folder of the text encoder"
-        raise UserError(f"this is no {kind.words} text encoder", file=file, hint=hint)
+        other = next((f", but {own.words}" for own in _KNOWN if own.knows(shapes, config)), "")
+        raise UserError(f"this is no {kind.words} text encoder{other}", file=file, hint=hint)
+    packed = any(pieces.is_packed(one) for one in pieces.headers)
+    if packed and kind.turned and told.get("model_type") != kind.turned:
+        text = f"this GGUF file is of the kind {told.get('model_type')}, whose order of numbers is not known here"
+        raise UserError(text, file=file, hint=f"give one of the kind {kind.turned}, or {kind.file}")
     config = {**config, **(config.get("text_config") or {})}
     width, rope = size_of(shapes, "embed_tokens.weight", 1, file), config.get("rope_parameters") or {}
     wide = size_of(shapes, "layers.0.self_attn.q_proj.weight", 0, file)
@@ -155,7 +203,7 @@ def _layout(kind: Qwen, pieces: Pieces, file: Path) -> QwenLayout:
         head = size_of(shapes, "layers.0.self_attn.q_norm.weight", 0, file)
     else:
         head = wide // int(config["num_attention_heads"]) if config.get("num_attention_heads") else HEAD
-    return QwenLayout(
+    return LanguageLayout(
         kind=kind,
         width=width,
         layers=count_of(shapes, "layers."),
@@ -165,20 +213,22 @@ def _layout(kind: Qwen, pieces: Pieces, file: Path) -> QwenLayout:
         head=head,
         vocab=size_of(shapes, "embed_tokens.weight", 0, file),
         theta=float(rope.get("rope_theta") or config.get("rope_theta") or kind.theta),
-        epsilon=float(config.get("rms_norm_eps") or EPSILON),
+        epsilon=float(config.get("rms_norm_eps") or kind.epsilon),
+        turned=packed and bool(kind.turned),
     )
 
 
-def rows(layout: QwenLayout, layers: int | None = None) -> list[Row]:
-    """Every parameter; with fewer `layers` only those of the first so many, and no norm behind them."""
+def rows(layout: LanguageLayout, layers: int | None = None) -> list[Row]:
+    """Every parameter that is read; with fewer `layers` only those of the first so many, and no norm behind them."""
     wide, out = layout.heads * layout.head, layout.groups * layout.head
 
     def block(n: int) -> Iterator[Row]:
         at = f"layers.{n}"
         yield _row(f"{at}.input_layernorm.weight", layout.width)
-        for name, size in (("q_proj", wide), ("k_proj", out), ("v_proj", out)):
-            yield _row(f"{at}.self_attn.{name}.weight", size, layout.width)
-            if not layout.kind.normed:
+        for name, size, heads in (("q_proj", wide, layout.heads), ("k_proj", out, layout.groups), ("v_proj", out, 0)):
+            row = _row(f"{at}.self_attn.{name}.weight", size, layout.width)
+            yield row._replace(heads=heads) if layout.turned else row
+            if layout.kind.biased:
                 yield _row(f"{at}.self_attn.{name}.bias", size)
         yield _row(f"{at}.self_attn.o_proj.weight", layout.width, wide)
         if layout.kind.normed:
@@ -191,14 +241,19 @@ def rows(layout: QwenLayout, layers: int | None = None) -> list[Row]:
 
     count = layout.layers if layers is None else layers
     table = [_row("embed_tokens.weight", layout.vocab, layout.width), *(row for n in range(count) for row in block(n))]
-    return [*table, *([_row("norm.weight", layout.width)] if count == layout.layers else [])]
+    return [*table, *([_row("norm.weight", layout.width)] if ends(layout, count) else [])]
+
+
+def ends(layout: LanguageLayout, layers: int) -> bool:
+    """Whether a norm stands behind the first so many layers."""
+    return layout.kind.ended and layers == layout.layers
 
 
 def _row(key: str, *shape: int) -> Row:
     return Row(key, key, shape)
 
 
-def config_of(layout: QwenLayout, layers: int) -> dict[str, Any]:
+def config_of(layout: LanguageLayout, layers: int) -> dict[str, Any]:
     """Arguments of transformers' configuration, of the first so many layers."""
     return {
         "vocab_size": layout.vocab,
@@ -210,6 +265,7 @@ def config_of(layout: QwenLayout, layers: int) -> dict[str, Any]:
         "head_dim": layout.head,
         "rms_norm_eps": layout.epsilon,
         "rope_parameters": {"rope_type": "default", "rope_theta": layout.theta},
+        "sliding_window": None,
         "tie_word_embeddings": True,
         "use_cache": False,
     }

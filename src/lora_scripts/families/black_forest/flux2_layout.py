@@ -1,7 +1,8 @@
 """The topology of FLUX.2's transformer, and a row for every parameter, generated from the widths.
 
 Facts: Black Forest Labs' flux2 and diffusers' `Flux2Transformer2DModel`: no biases, one modulation for all blocks of a
-kind, q, k and v as one matrix in the published file, in the single blocks together with the first layer of the MLP.
+kind, q, k and v as one matrix in the published file, in the single blocks together with the first layer of the MLP. dev
+is told its guidance, klein is not.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.families.flow.black_forest import attention
+from lora_scripts.families.black_forest.streams import attention
 from lora_scripts.families.sd.rows import Row, Shapes, count_of, size_of
 
 TIME = 256
 """Width of what is told of the noise level."""
+GUIDED = "guidance_in.in_layer.weight"
+"""Which a file has that is told its guidance."""
 SIDE = 1024
 """Pixels along the sides of a square picture, as the base was made for."""
 
 
 @dataclass(frozen=True)
 class Flux2Layout:
-    """What tells one FLUX.2 klein from another."""
+    """What tells one FLUX.2 from another."""
 
     width: int = 4096
     double: int = 8
@@ -34,10 +37,13 @@ class Flux2Layout:
     """Of the packed latents."""
     inner: int = 12288
     """Of the MLP, 3 x the width."""
+    guidance: bool = False
+    """Whether it is told how close to the prompt to draw."""
 
 
-STANDARD = Flux2Layout()
-"""klein 9B; 4B has 3072 channels, 5 double and 20 single blocks."""
+KLEIN = Flux2Layout()
+"""9B; 4B has 3072 channels, 5 double and 20 single blocks."""
+DEV = Flux2Layout(width=6144, single=48, text_width=15360, inner=18432, guidance=True)
 
 
 def rows(layout: Flux2Layout) -> list[Row]:
@@ -49,9 +55,10 @@ def _rows(layout: Flux2Layout) -> Iterator[Row]:
     wide, inner = layout.width, layout.inner
     yield _row("img_in", "x_embedder", (wide, layout.channels))
     yield _row("txt_in", "context_embedder", (wide, layout.text_width))
-    time = "time_guidance_embed.timestep_embedder"
-    yield _row("time_in.in_layer", f"{time}.linear_1", (wide, TIME))
-    yield _row("time_in.out_layer", f"{time}.linear_2", (wide, wide))
+    for told, embedder in (("time", "timestep"), ("guidance", "guidance"))[: 1 + layout.guidance]:
+        at = f"time_guidance_embed.{embedder}_embedder"
+        yield _row(f"{told}_in.in_layer", f"{at}.linear_1", (wide, TIME))
+        yield _row(f"{told}_in.out_layer", f"{at}.linear_2", (wide, wide))
     for name, sets in (("double_stream_modulation_img", 2), ("double_stream_modulation_txt", 2)):
         yield _row(f"{name}.lin", f"{name}.linear", (3 * sets * wide, wide))
     yield _row("single_stream_modulation.lin", "single_stream_modulation.linear", (3 * wide, wide))
@@ -87,6 +94,7 @@ def layout_of(shapes: Shapes, file: Path | None) -> Flux2Layout:
         text_width=size_of(shapes, "txt_in.weight", 1, file),
         channels=size_of(shapes, "img_in.weight", 1, file),
         inner=size_of(shapes, "double_blocks.0.img_mlp.2.weight", 1, file),
+        guidance=GUIDED in shapes,
     )
 
 
@@ -105,7 +113,8 @@ def layout_from(config: Mapping[str, Any]) -> Flux2Layout:
     """The widths of a diffusers folder. KeyError and the like for a config that says them not."""
     heads, head, double, single, text_width, channels = (config[key] for key in CONFIG)
     inner = int(heads * head * config.get("mlp_ratio", 3.0))
-    return Flux2Layout(heads * head, double, single, head, text_width, channels, inner)
+    guidance = bool(config.get("guidance_embeds", True))
+    return Flux2Layout(heads * head, double, single, head, text_width, channels, inner, guidance)
 
 
 def config_of(layout: Flux2Layout) -> dict[str, Any]:
@@ -120,5 +129,5 @@ def config_of(layout: Flux2Layout) -> dict[str, Any]:
         "timestep_guidance_channels": TIME,
         "mlp_ratio": layout.inner / layout.width,
         "axes_dims_rope": (layout.head // 4,) * 4,
-        "guidance_embeds": False,
+        "guidance_embeds": layout.guidance,
     }
