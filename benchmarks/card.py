@@ -1,6 +1,6 @@
 """A graphics card: seconds a step, memory, share of the card's rate; this project's ways and its peers', in turn.
 
-    python benchmarks/card.py [--rows sd15:1,sd15:4,sdxl:1,flux1:1] [--arms …] [--peers DIR] [--rounds 5] [--out FOLDER]
+    python benchmarks/card.py [--rows "sd15:1|sdxl:1|flux1:1=usual;compile"] [--peers DIR] [--rounds 5] [--out FOLDER]
 
 Models of the true size with random weights, made on the card; bf16, rank 16 in the layers of attention and
 feed-forward, AdamW, gradients clipped, the loss read at every step as all of these trainers do. Latents and texts are
@@ -9,8 +9,7 @@ which come one after the other. It writes card.json and card.md.
 
 The peers: the step of diffusers' example (its model as it comes, LoRA by peft), once as the script has it, LoRA in
 float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, kohya's
-sd-scripts (see peers.py). What a model computes at least is counted by torch's flop counter on the frozen model: its
-forward pass, and again as much for the gradient by its inputs.
+sd-scripts (see peers.py).
 """
 
 from __future__ import annotations
@@ -34,13 +33,14 @@ from memory import SD15
 from peers import arms as peer_arms
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions, Place
+from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
@@ -48,7 +48,6 @@ from lora_scripts.families.flux1.facts import FACTS as FLUX1_FACTS
 from lora_scripts.families.flux1.model import ask as ask_flux1
 from lora_scripts.families.flux2.check import FILES as FLUX2
 from lora_scripts.families.flux2.facts import FACTS as FLUX2_FACTS
-from lora_scripts.families.flux2.model import ask as ask_flux2
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.load import build_unet
 from lora_scripts.families.sd.settings import Settings
@@ -93,8 +92,12 @@ class Model:
     """(pictures, seed)"""
     wrap: Callable[[Any, LoadOptions], Any]
     """The model as a family that can be asked for a loss."""
+    work: float
+    """Floating point operations of one picture's step at least: those of its products and convolutions twice (forward,
+    and back to the inputs alone), of its attention three times; counted by torch's flop counter on fake tensors, but
+    attention's by hand (4 x places x tokens x width), as that counter knows only some of its kernels."""
     large: bool = False
-    """That two of them do not stand on a card together."""
+    """That its ways come one after the other, each with the card for itself; else they take their steps in turn."""
 
     def batches(self, count: int) -> Iterator[Batch]:
         """Without end: a few, as a run reads them from memory, each time with other noise."""
@@ -141,6 +144,7 @@ MODELS = {
         lambda: build_unet(SD15.unet, 64),
         partial(random_batch, (4, 64, 64), {"states": (77, 768)}),
         partial(unet_family, StableDiffusion1),
+        1.73e12,
     ),
     "sdxl": Model(
         "SDXL, 1024 px",
@@ -148,6 +152,8 @@ MODELS = {
         lambda: build_unet(SDXL.unet, 128),
         partial(random_batch, (4, 128, 128), {"states": (77, 2048), "pooled": (1280,)}),
         partial(unet_family, Sdxl),
+        14.3e12,
+        large=True,
     ),
     "zimage": Model(
         "Z-Image, 1024 px",
@@ -155,6 +161,7 @@ MODELS = {
         lambda: ZIMAGE.build(zimage.STANDARD),
         partial(random_batch, (16, 128, 128), {"states": (128, 2560)}),
         partial(flow_family, ZIMAGE_FACTS, ask_zimage, Sigmas(3.0), 2),
+        122e12,
         large=True,
     ),
     "klein": Model(
@@ -163,6 +170,7 @@ MODELS = {
         lambda: FLUX2.build(KLEIN_4B),
         partial(random_batch, (128, 64, 64), {"states": (512, 7680)}),
         partial(flow_family, FLUX2_FACTS, ask_flux2, Sigmas(3.0), 1),
+        76e12,
         large=True,
     ),
     "flux1": Model(
@@ -171,6 +179,7 @@ MODELS = {
         lambda: FLUX1.build(flux1.STANDARD),
         partial(random_batch, (16, 128, 128), {"states": (512, 4096), "pooled": (768,)}),
         partial(flow_family, FLUX1_FACTS, ask_flux1, Sigmas(3.0), 2),
+        164e12,
         large=True,
     ),
 }
@@ -323,6 +332,7 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
             yield name, partial(kohya, make, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
+    yield "usual, attention by cuDNN", partial(by_cudnn, partial(project, model, count, tape=small))
     yield "unrecorded", partial(project, model, count, tape=False)
     yield "compile", partial(project, model, count, tape=small, compiled=True)
     yield "compile, w8a8", partial(project, model, count, tape=small, compiled=True, storage="w8a8")
@@ -348,23 +358,16 @@ class Taken:
     fault: str = ""
 
 
-ORDER = torch._C._get_sdp_priority_order()
-"""Of torch's kernels for attention, before this project changes it for the process."""
+def by_cudnn(make: Callable[[], Way]) -> Way:
+    """A way with cuDNN's attention, where it has one, before torch's others."""
 
-
-def as_it_comes(make: Callable[[], Way]) -> Way:
-    """A peer's way, with torch's own order of kernels."""
-
-    def usual(act: Callable[[], Any]) -> Any:
-        now = torch._C._get_sdp_priority_order()
-        torch._C._set_sdp_priority_order(ORDER)
-        try:
+    def first(act: Callable[[], Any]) -> Any:
+        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(kernels, set_priority=True):
             return act()
-        finally:
-            torch._C._set_sdp_priority_order(now)
 
-    way = usual(make)
-    return lambda more: usual(lambda: way(more))  # type: ignore[no-any-return]
+    way = first(make)
+    return lambda more: first(lambda: way(more))  # type: ignore[no-any-return]
 
 
 def begin(name: str, make: Callable[[], Way]) -> tuple[Taken, Way | None]:
@@ -403,9 +406,8 @@ def row(key: str, count: int, chosen: list[str], peers: Path | None, rounds: int
     for name, make in arms(model, count, peers):
         if chosen and name not in chosen:
             continue
-        theirs = "example" in name or "kohya" in name
         held = torch.cuda.memory_allocated()
-        taken, step = begin(name, partial(as_it_comes, make) if theirs else make)
+        taken, step = begin(name, make)
         found.append(taken)
         print(f"  {key} {count} {name}: {taken.first:.1f} s to the third step {taken.fault}", flush=True)
         if step is None:
@@ -438,15 +440,6 @@ def alone(key: str, count: int, name: str, peers: Path | None) -> tuple[int, int
             free()
             return taken.allocated, taken.reserved
     return 0, 0
-
-
-def work(key: str) -> float:
-    """Floating point operations of a picture's step, forward and back to the inputs, by torch's counter."""
-    model = MODELS[key]
-    family = model.wrap(made(model.build()), LoadOptions(CARD, torch.bfloat16, memory=MemoryOptions(lean=False)))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        family.loss(next(model.batches(1)), family.objective)
-    return 2.0 * counter.get_total_flops()
 
 
 def rate() -> float:
@@ -485,8 +478,7 @@ def page(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="sd15:1,sd15:4,sd15:16,sdxl:1", help="model:batch")
-    parser.add_argument("--arms", default="", help="names of ways, separated by ;")
+    parser.add_argument("--rows", default="sd15:1|sd15:4|sd15:16|sdxl:1", help="model:batch or model:batch=way;way")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of a round")
     parser.add_argument("--memory", action="store_true", help="measure each arm's memory alone, too")
@@ -496,16 +488,14 @@ def main() -> None:
     about: dict[str, Any] = {"card": torch.cuda.get_device_name(), "rate": rate()}
     about |= {package: version(package) for package in ("torch", "diffusers", "peft", "transformers")}
     rows: list[dict[str, Any]] = []
-    chosen = [name.strip() for name in o.arms.split(";") if name.strip()]
-    needed: dict[str, float] = {}
-    for key, _, count in (entry.partition(":") for entry in o.rows.split(",")):
-        if key not in needed:
-            needed[key] = work(key)
-            free()
+    for entry in o.rows.split("|"):
+        which, _, names = entry.partition("=")
+        key, _, count = which.partition(":")
+        chosen = [name.strip() for name in names.split(";") if name.strip()]
         for taken in row(key, int(count), chosen, o.peers, o.rounds, o.steps):
             if o.memory and not taken.fault and not MODELS[key].large:
                 taken.allocated, taken.reserved = alone(key, int(count), taken.name, o.peers)
-            rows.append({"words": MODELS[key].words, "batch": int(count), "work": needed[key], **vars(taken)})
+            rows.append({"words": MODELS[key].words, "batch": int(count), "work": MODELS[key].work, **vars(taken)})
             if not MODELS[key].large and not o.memory:
                 rows[-1]["allocated"] = 0  # others stood beside it
         o.out.mkdir(parents=True, exist_ok=True)
