@@ -62,7 +62,7 @@ from lora_scripts.losses.diffusion import alphas_cumprod
 from lora_scripts.losses.flow import Sigmas
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Rates
-from lora_scripts.train.passes import RecordedPass, there_and_back
+from lora_scripts.train.passes import LaunchedPasses, RecordedPasses
 from lora_scripts.train.state import RunState
 
 RANK, CARD = 16, torch.device("cuda")
@@ -220,10 +220,7 @@ def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memo
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     optimizer.register_step_post_hook(lambda *_: masters.refresh())
     scaler = torch.amp.GradScaler("cuda", enabled=False)
-    objective = family.objective
-    go: Any = there_and_back(lambda batch: family.loss(batch, objective), scaler, masters.gather)
-    if tape:
-        go = RecordedPass(family, objective, scaler, masters)
+    go: Any = (RecordedPasses if tape else LaunchedPasses)(family, family.objective, scaler, masters)
 
     for group in optimizer.param_groups:
         group["peak"] = group["lr"]
@@ -231,14 +228,13 @@ def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memo
     hooks = Hooks(lambda _: None, lambda: None, lambda: None, lambda: False)
 
     def steps(first: int, total: int) -> Iterator[tuple[int, list[Any]]]:
-        some = ((0, [next(batches)]) for _ in range(first, total))
-        return go.ahead(some) if tape else some  # type: ignore[no-any-return]
+        return go.ahead((0, [next(batches)]) for _ in range(first, total))  # type: ignore[no-any-return]
 
     def run(more: int) -> list[float]:
         settings = LoopSettings(state.step + more, Rates("constant"), 1.0, 0, 10**9, 0)
         run_loop(go, steps, optimizer, scaler, settings, state, hooks)
-        if tape and go.recorded.fault:
-            raise RuntimeError(f"not recorded: {go.recorded.fault}")
+        if go.fault:
+            raise RuntimeError(f"not recorded: {go.fault}")
         if tape and state.step == 3:  # how much of a step is the card's
             for one in go.recorded._tapes.values():
                 print(f"    {replayed(one.graph):.1f} ms are computed in a recorded pass", flush=True)

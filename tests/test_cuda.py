@@ -810,7 +810,12 @@ def test_generate_and_check_with_a_base(
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_that_is_played_is_the_step(
-    written: tuple[Row, Path], accumulation: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: tuple[Row, Path],
+    accumulation: int,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A run of 12 steps, of which most are played; twice as it comes, to know what a card does of itself."""
     _, base = written
@@ -829,7 +834,7 @@ def test_a_step_that_is_played_is_the_step(
     plain, again = learnt("plain", "off"), learnt("again", "off")
     assert not played
     tape = learnt("tape", "auto")
-    assert len(played) >= 4
+    assert len(played) >= 4 and "not recorded" not in capsys.readouterr().out
     of_itself = max((plain[k] - again[k]).abs().max().item() for k in plain)
     far = max((plain[k] - tape[k]).abs().max().item() for k in plain)
     assert far <= 2 * of_itself, (far, of_itself)

@@ -45,6 +45,14 @@ class Recorded:
         self._seen.add(key)
         return self.compute({name: t.to(self.device) for name, t in given.items()})
 
+    def release(self) -> None:
+        """Gives back the memory that the recordings hold, which nothing else can use; the next of each kind is recorded
+        anew."""
+        self._tapes.clear()
+        self._pool = None
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+
     def _record(self, given: Given) -> _Tape | None:
         inputs = {name: torch.empty_like(t, device=self.device) for name, t in given.items()}
         graph = torch.cuda.CUDAGraph()
@@ -54,9 +62,7 @@ class Recorded:
                 output = self.compute(inputs)
         except RuntimeError as error:  # too little memory for a second copy of what a step keeps, or a step that waits
             self.fault = str(error).partition("\n")[0] or type(error).__name__
-            self._tapes.clear()
-            torch.cuda.synchronize(self.device)
-            torch.cuda.empty_cache()
+            self.release()
             _mend_generator(self.device)
             return None
         self._pool = graph.pool()  # they are played one after the other, so all may use the same memory

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import assign, inject
@@ -37,6 +38,7 @@ from lora_scripts.run.init_lora import Size, default_size, fit_all, read_adapter
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
 from lora_scripts.train.optim import Group, build_optimizer
+from lora_scripts.train.passes import LaunchedPasses, Passes, RecordedPasses
 
 DIGESTS = "digests.json"
 
@@ -181,6 +183,25 @@ def objective_of(c: TrainConfig, base: Objective) -> Objective:
     )
 
 
+def passes_of(c: TrainConfig, model: Model, objective: Objective, scaler: GradScaler, *, cached: bool) -> Passes:
+    """How batches are computed: recorded and played, where that is quicker and possible, else kernel by kernel.
+
+    `cached`: whether captions come encoded.
+    """
+    family = model.family
+    recorded = (
+        family.device.type == "cuda"
+        and c.cuda_graphs == "auto"
+        and family.facts.small_kernels
+        and cached
+        and not (c.lora_dropout or c.offload_blocks or model.words)
+        and c.base_precision != "nf4"
+        and model.masters.holds(model.trained)
+    )
+    kind = RecordedPasses if recorded else LaunchedPasses
+    return kind(family, objective, scaler, model.masters)
+
+
 def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:
     """Every key of the groups "Memory" and "Speed", for a device. UserErrors for what does nothing on it, or cannot."""
     faults = []
@@ -223,4 +244,6 @@ def memory_words(config: TrainConfig) -> str:
         parts.append(f"{config.offload_blocks} blocks in RAM")
     if config.vae_tiling:
         parts.append("pictures in tiles")
+    if config.compile:
+        parts.append("blocks compiled")
     return ", ".join(parts)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.compute.mapped import Leases
@@ -26,12 +24,11 @@ from lora_scripts.formats.gguf import packed_types
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
-from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.data import UNMEASURED
 from lora_scripts.run import export
 from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
-from lora_scripts.run.build import build_model, check_tiles, objective_of
+from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
@@ -53,7 +50,7 @@ from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
-from lora_scripts.train.passes import RecordedPass, there_and_back
+from lora_scripts.train.passes import Ready
 from lora_scripts.train.progress import Board, Smoothed
 
 
@@ -342,7 +339,10 @@ def train_steps(
         numbers = (facts.loss, smoothed.value, peak, facts.grad_norm, rate, facts.seconds)
         sink(Stepped(facts.step, state.total, facts.epoch, *numbers))
 
+    go = passes_of(c, model, objective, parts.scaler, cached=parts.feed.cache_text)
+
     def preview() -> None:
+        go.release()  # drawing needs the room
         show(parts, previews, saver, board, sink)
 
     def keep_best() -> None:
@@ -358,35 +358,18 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
 
-    tape = recorded_of(parts, objective)
-
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        return model.family.loss(batch, objective)
-
-    plain = there_and_back(loss, parts.scaler, model.masters.gather)
-
     def run(most: int | None) -> bool:
-        steps, rest = partial(parts.feed.steps, most=most), (settings, state, hooks, parts.ema)
-        if tape is None:
-            return run_loop(plain, steps, model.optimizer, parts.scaler, *rest)
-        return run_loop(tape, lambda *span: tape.ahead(steps(*span)), model.optimizer, parts.scaler, *rest)
+        def steps(first: int, total: int) -> Iterator[tuple[int, list[Batch | Ready]]]:
+            return go.ahead(parts.feed.steps(first, total, most))
 
-    return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+        return run_loop(go, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
 
-
-def recorded_of(parts: Parts, objective: Objective) -> RecordedPass | None:
-    """Batches recorded and played, where that is quicker, and possible."""
-    c, model = parts.config, parts.model
-    possible = (
-        parts.device.type == "cuda"
-        and c.cuda_graphs == "auto"
-        and model.family.facts.small_kernels
-        and parts.feed.cache_text
-        and not (c.lora_dropout or c.offload_blocks or model.words)
-        and c.base_precision != "nf4"
-        and model.masters.holds(model.trained)
-    )
-    return RecordedPass(model.family, objective, parts.scaler, model.masters) if possible else None
+    try:
+        return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+    finally:
+        if go.fault:
+            sink(Note(f"note: steps were not recorded, but launched one kernel at a time: {go.fault}"))
+        go.release()
 
 
 def show(

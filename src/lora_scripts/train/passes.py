@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute.recorded import Recorded
@@ -22,7 +22,7 @@ Pass = Callable[[B], tuple[Tensor, int]]
 
 
 def there_and_back(
-    loss_of: Callable[[B], tuple[Tensor, int]], scaler: torch.amp.GradScaler, gather: Callable[[], None] = lambda: None
+    loss_of: Callable[[B], tuple[Tensor, int]], scaler: GradScaler, gather: Callable[[], None] = lambda: None
 ) -> Pass[B]:
     """`loss_of` gives the sum of a batch's losses, with gradient, and how many were summed. `gather` is called after
     each backward pass, and puts into `.grad` what the model keeps elsewhere."""
@@ -44,32 +44,79 @@ class Ready:
     names: Sequence[str]
 
 
-class RecordedPass:
-    """The same for a picture family on an NVIDIA card, recorded and played: for models of which a card is done with a
-    kernel before Python has launched the next."""
+class Passes(Protocol):
+    """Of a picture family: a `Pass`, and what is done around it."""
 
-    def __init__(
-        self, family: PictureFamily, objective: Objective, scaler: torch.amp.GradScaler, masters: Masters
-    ) -> None:
+    @property
+    def fault(self) -> str:
+        """Why it could not work as it was meant to; empty while all is well."""
+        ...
+
+    def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch | Ready]]]:
+        """Steps with their batches as `__call__` takes them."""
+        ...
+
+    def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]: ...
+
+    def release(self) -> None:
+        """Gives back memory that nothing else could use meanwhile."""
+        ...
+
+
+class LaunchedPasses:
+    """Kernel by kernel, as Python comes to them."""
+
+    fault = ""
+
+    def __init__(self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters) -> None:
+        def loss(batch: Batch) -> tuple[Tensor, int]:
+            return family.loss(batch, objective)
+
+        self._go = there_and_back(loss, scaler, masters.gather)
+
+    def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch | Ready]]]:
+        for epoch, batches in steps:
+            yield epoch, [*batches]
+
+    def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:
+        assert isinstance(batch, Batch)
+        return self._go(batch)
+
+    def release(self) -> None:
+        pass
+
+
+class RecordedPasses:
+    """Recorded and played, on an NVIDIA card: for models of which a card is done with a kernel before Python has
+    launched the next. While it computes a step the CPU makes the next one ready."""
+
+    def __init__(self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters) -> None:
         self.family, self.objective, self.scaler, self.masters = family, objective, scaler, masters
         self.recorded = Recorded(self._compute, family.device)
 
-    def ready(self, batch: Batch) -> Ready:
+    @property
+    def fault(self) -> str:
+        return self.recorded.fault
+
+    def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch | Ready]]]:
+        for (epoch, _), batches in ahead(steps, lambda step: [self._ready(batch) for batch in step[1]]):
+            yield epoch, [*batches]
+
+    def _ready(self, batch: Batch) -> Ready:
         """What the CPU has to do of a batch."""
         shape, o = tuple(batch.latents["mean"].shape), self.objective
         draws = draw(shape, batch.generators, o.timesteps, o.noise, self.family.levels(o))
         return Ready(tensors_of(batch, draws), batch.names)
 
-    def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Ready]]]:
-        """Steps whose batches are made ready while the card computes the one before."""
-        for (epoch, _), batches in ahead(steps, lambda step: [self.ready(batch) for batch in step[1]]):
-            yield epoch, batches
-
-    def __call__(self, batch: Ready) -> tuple[Tensor, int]:
+    def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:
+        ready = self._ready(batch) if isinstance(batch, Batch) else batch
         self.masters.forget()
-        loss = self.recorded(batch.tensors, self.masters.fresh)
+        loss = self.recorded(ready.tensors, self.masters.fresh)
         self.masters.attach()
-        return loss.clone(), len(batch.names)
+        return loss.clone(), len(ready.names)
+
+    def release(self) -> None:
+        self.recorded.release()
 
     def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
         batch, draws = batch_of(given)
