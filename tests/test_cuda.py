@@ -808,10 +808,12 @@ def test_generate_and_check_with_a_base(
 @pytest.mark.parametrize(
     "written", [row for row in ROWS if row.name in ("sd1", "sdxl")], indirect=True, ids=lambda r: r.name
 )
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_that_is_played_is_the_step(
     written: tuple[Row, Path],
     accumulation: int,
+    checkpointing: bool,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -826,7 +828,11 @@ def test_a_step_that_is_played_is_the_step(
     def learnt(name: str, graphs: str) -> dict[str, Tensor]:
         out = tmp_path / name
         keys = {"precision": "bf16", "device": "cuda", "cuda_graphs": graphs, "epochs": 6, "resolution": 64}
-        keys |= {"gradient_accumulation": accumulation, "save_precision": "fp32", "gradient_checkpointing": "true"}
+        keys |= {
+            "gradient_accumulation": accumulation,
+            "save_precision": "fp32",
+            "gradient_checkpointing": checkpointing,
+        }
         config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=out, **keys)
         assert main(["train", "--config", str(config)]) == 0
         return load_file(out / f"{name}.safetensors")

@@ -71,7 +71,9 @@ def _call(block: nn.Module, before: Callable[[], None] | None, *args: Any, **kwa
         return forward_of(block, *args, **kwargs)
 
     if torch.is_grad_enabled():
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
+        # What is recorded draws nothing, and a card's generator cannot be asked for its state meanwhile.
+        draws = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
     return run(*args, **kwargs)
 
 
