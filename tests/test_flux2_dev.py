@@ -213,7 +213,7 @@ def test_what_a_text_encoder_lacks_is_named(base: Path, tmp_path: Path) -> None:
     packed = {weight: torch.zeros(256, 12, dtype=torch.uint8), f"{weight}_scale_2": torch.ones(())}
     save_file({**load_file(path), **packed}, tmp_path / "fp4.safetensors")
     told = text_faults(base, [tmp_path / "fp4.safetensors"])
-    assert "1 tensors are not floating point" in told and "give the bf16, fp16, fp32 or fp8 version" in told
+    assert "1 tensors are not floating point" in told and "give the bf16, fp16, fp32, fp8 or int8 version" in told
     tiny_gguf.write(tmp_path / "text.gguf", {"blk.0.attn_q.weight": torch.zeros(32, 32)}, arch="mistral3")
     assert "this GGUF file is of the kind mistral3" in text_faults(base, [tmp_path / "text.gguf"])
 

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import UserError
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd.rows import Row, as_model, scale_key
+from lora_scripts.formats.comfy import BESIDE, turned_together
 from lora_scripts.formats.gguf import PACKED, is_gguf, read_gguf
 from lora_scripts.formats.header import Header, read_header
 
@@ -78,6 +79,11 @@ class Pieces:
         tensor: Tensor = self._handle(file).get_tensor(key)
         return tensor.view(self._widened[name]) if name in self._widened else tensor
 
+    def read(self, file: Path, key: str) -> Tensor:
+        """A tensor by its key in a file."""
+        tensor: Tensor = self._handle(file).get_tensor(key)
+        return tensor
+
     def get_slice(self, name: str) -> Any:
         file, key = self._places[name]
         return self._handle(file).get_slice(key)
@@ -103,13 +109,33 @@ def require_floats(pieces: Pieces, read: Collection[str]) -> None:
 
     for file, header in pieces.headers.items():
         known = (*FLOATS, *PACKED) if pieces.is_packed(file) else FLOATS
-        odd = [(k, t.dtype) for k, t in header.tensors.items() if t.dtype not in known and k in read]
+        codes = [k for k, t in header.tensors.items() if t.dtype == "I8" and k in read and scale_key(k, header.tensors)]
+        raise_all(_faults_of_codes(pieces, file, codes)[:10])
+        odd = [(k, t.dtype) for k, t in header.tensors.items() if t.dtype not in known and k in {*read} - {*codes}]
         if odd and pieces.is_packed(file):
             text = f"{len(odd)} tensors are of types that are not read here, first {odd[0][0]} ({odd[0][1]})"
             raise UserError(text, file=file, hint="give a Q8_0, Q6_K, Q5_K, Q4_K or BF16 version")
         if odd:
             text = f"{len(odd)} tensors are not floating point, first {odd[0][0]} ({odd[0][1]})"
-            raise UserError(text, file=file, hint="this is a quantised file; give the bf16, fp16, fp32 or fp8 version")
+            hint = "this is a quantised file; give the bf16, fp16, fp32, fp8 or int8 version"
+            raise UserError(text, file=file, hint=hint)
+
+
+def _faults_of_codes(pieces: Pieces, file: Path, weights: Sequence[str]) -> list[UserError]:
+    """What is wrong with weights of int8 codes and their scales, by their keys in the file."""
+    faults, shown = [], pieces.headers[file].tensors
+    for key in weights:
+        beside, shape = key.removesuffix(".weight") + BESIDE, shown[key].shape
+        try:
+            size = turned_together(pieces.read(file, beside).numpy().tobytes()) if beside in shown else 0
+            if len(shape) != 2:
+                raise ValueError(f"a weight of shape {list(shape)}")
+            if size and shape[1] % size:
+                raise ValueError(f"{shape[1]} inputs turned in groups of {size}")
+        except ValueError as error:
+            text = f"{key} is kept in a way that is not read here: {error}"
+            faults.append(UserError(text, file=file, hint="give the bf16, fp16 or fp8 version"))
+    return faults
 
 
 def require_package(pieces: Pieces) -> None:
@@ -166,7 +192,8 @@ def lend_scaled(
         turned = row.transposed or row.flat or row.swapped or row.heads
         owner = None if key is None or turned else model.get_submodule(layer)
         weight = None if owner is None else pieces.get_tensor(row.ldm)
-        if key is None or weight is None or not isinstance(owner, nn.Linear) or weight.dtype.itemsize != 1:
+        lendable = weight is not None and weight.dtype.itemsize == 1 and weight.dtype.is_floating_point
+        if key is None or weight is None or not isinstance(owner, nn.Linear) or not lendable:
             left.append(row)
             continue
         scale = pieces.get_tensor(key)

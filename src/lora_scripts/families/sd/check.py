@@ -32,7 +32,7 @@ def refuse_scales(path: Path, header: Header) -> None:
     """UserError for a file whose weights are numbers times a scale: nothing can be added to such a number."""
     scaled = [key for key in header.tensors if scale_key(key, header.tensors) is not None]
     if scaled:
-        text = f"{len(scaled)} weights have a scale beside them (fp8_scaled), first {scaled[0]}"
+        text = f"{len(scaled)} weights have a scale beside them (fp8_scaled, int8), first {scaled[0]}"
         raise UserError(text, file=path, hint="it can be trained on; here give the fp32, fp16 or bf16 version")
 
 

@@ -3,7 +3,8 @@ back. A key that stands in no row is a fault, and so is a row without a key. Not
 
 An `fp8_scaled` file (ComfyUI's convention) keeps a layer's weight in float8, and beside it what it is multiplied with,
 `<layer>.scale_weight` (`<layer>.weight_scale` from late 2025 on): one number for the whole weight or one for each of
-its rows. What else stands there (the inputs' scale, a word on the format) concerns only how products are computed.
+its rows. What else stands there (the inputs' scale, a word on the format) concerns only how products are computed; but
+of int8 codes the word on the format says whether they were turned, see `formats.comfy`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Share
+from lora_scripts.formats.comfy import BESIDE, turn_back, turned_together
 
 if TYPE_CHECKING:
     import torch
@@ -192,6 +194,8 @@ def from_rows(
     The tensors are in the file's own dtype and stay memory-mapped; but one with a scale is made whole in float32, and
     rounded once to `dtype` if there is one.
     """
+    import torch
+
     keys = set(handle.keys())
     state = {}
     for row in rows:
@@ -200,7 +204,11 @@ def from_rows(
         if scale is not None:
             from lora_scripts.compute.quantised import scaled
 
-            tensor = scaled(tensor, handle.get_tensor(scale))
+            rounded = tensor
+            tensor = scaled(rounded, handle.get_tensor(scale))
+            if rounded.dtype == torch.int8 and (beside := key.removesuffix(".weight") + BESIDE) in keys:
+                size = turned_together(handle.get_tensor(beside).numpy().tobytes())
+                tensor = turn_back(tensor, size) if size else tensor
             tensor = tensor if dtype is None else tensor.to(dtype)
         state[row.hf] = as_model(tensor, row)
     return state
