@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,13 +153,20 @@ def test_a_batch_is_the_same_as_plain_tensors(name: str, bases: dict[str, Path])
 
 @pytest.mark.slow
 def test_a_run_with_compiled_blocks(
-    data: Path, tmp_path: Path, quick_compiler: None, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    tmp_path: Path,
+    quick_compiler: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = tiny.write_base(tmp_path / "base.safetensors")
-    keys = {"compile": "true", "base_precision": "w8a8", "targets": tiny.SOME}
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    keys = {"compile": "true", "base_precision": "w8a8", "targets": tiny.SOME, "cache_dir": tmp_path / "cache"}
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=tmp_path / "out", **keys)
     assert main(["train", "--config", str(config)]) == 0
     assert counters["stats"]["unique_graphs"] >= 2
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "compiled")
     assert "base stored as w8a8" in capsys.readouterr().out
 
 

@@ -4,9 +4,11 @@ decides what is kept for the backward pass."""
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -36,9 +38,15 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(f"compile has no effect on {device.type}", hint="leave compile out")
 
 
-def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+def compile_blocks(blocks: Sequence[nn.Module], kept: Path | None = None) -> None:
     """From now on a pass with gradients runs each of the blocks compiled, when it first meets a shape. Without
-    gradients all is as before: previews and measurements have other shapes, and strengths of their own."""
+    gradients all is as before: previews and measurements have other shapes, and strengths of their own.
+
+    `kept`: a folder for what was compiled, so that the next start finds it; else it lies where torch has it, and is
+    lost with the system's temporary files.
+    """
+    if kept is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept.absolute()))
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 4 * SHAPES)
     for block in blocks:

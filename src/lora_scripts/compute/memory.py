@@ -22,6 +22,8 @@ TILE = 512
 """Pixels along a side of the tiles that a VAE works in, if told to: the size that SD's was trained at."""
 
 
+COMPILED = "compiled"
+"""Of the cache's folders, that for what was compiled."""
 ASKED = 1 << 30
 """Bytes that a card keeps free for what a text encoder computes of one text."""
 
@@ -37,7 +39,7 @@ class MemoryOptions:
     """Blocks that live in RAM."""
     vae_tiling: bool = False
     parking: Path | None = None
-    """A folder on the disk for weights that nobody needs for a while; None: they stay in RAM."""
+    """A folder on the disk for weights that nobody needs for a while, and for compiled blocks; None: there is none."""
     compiled: bool = False
     """Each block as one compiled function."""
     lean: bool = True
@@ -285,7 +287,8 @@ def place(
     _rest_to(unet, away, device)
     inside = {id(module) for block in away for module in block.modules()}
     if options.compiled:
-        compile_blocks([part for block in blocks for part in pieces_of(block)])
+        kept = options.parking and options.parking / COMPILED
+        compile_blocks([part for block in blocks for part in pieces_of(block)], kept)
     if options.checkpointing:
         for block in blocks:
             if id(block) not in inside:
