@@ -49,7 +49,9 @@ def same(left: Batch, right: Batch) -> bool:
     texts = left.texts is right.texts is None or equal(left.texts, right.texts)
     return (
         (left.captions, left.names, noise(left)) == (right.captions, right.names, noise(right))
-        and left.places == right.places
+        and left.places is not None
+        and right.places is not None
+        and torch.equal(left.places, right.places)
         and equal(left.latents, right.latents)
         and texts
     )
