@@ -66,6 +66,41 @@ def _dusk(scene: world.Scene, size: int) -> Image.Image:
     return Image.fromarray((values * shade * np.array([0.85, 0.35, 0.4])).clip(0, 255).astype(np.uint8), "RGB")
 
 
+def _sepia(scene: world.Scene, size: int) -> Image.Image:
+    return _mapped(_as("plain", scene, size), [(38, 20, 8), (150, 100, 60), (246, 228, 196)])
+
+
+def _chalk(scene: world.Scene, size: int) -> Image.Image:
+    """White lines on a dark green board."""
+    return _mapped(
+        ImageOps.invert(_as("sketch", scene, size).convert("L")), [(24, 52, 44), (48, 78, 68), (240, 240, 230)]
+    )
+
+
+def _halftone(scene: world.Scene, size: int) -> Image.Image:
+    """Dots of one ink, the larger the darker, over the picture's pale colours."""
+    plain = _as("plain", scene, size)
+    y, x = np.mgrid[0:size, 0:size] * (2 * np.pi * 32 / size)
+    ink = np.asarray(plain.convert("L"), np.float32) / 255 < (np.cos(x) * np.cos(y) + 1) / 2
+    pale = Image.blend(plain, Image.new("RGB", plain.size, (255, 250, 240)), 0.6)
+    return Image.composite(Image.new("RGB", plain.size, (60, 20, 90)), pale, Image.fromarray(ink))
+
+
+def _fog(scene: world.Scene, size: int) -> Image.Image:
+    """The paler the higher, and soft."""
+    soft = np.asarray(_as("plain", scene, size).filter(ImageFilter.GaussianBlur(size * 0.012)), np.float32)
+    share = np.linspace(0.8, 0.35, size)[:, None, None]
+    return Image.fromarray((soft * (1 - share) + np.array([198, 206, 214]) * share).astype(np.uint8), "RGB")
+
+
+def _stained(scene: world.Scene, size: int) -> Image.Image:
+    """Its colours changed about, behind black lines."""
+    red, green, blue = _as("plain", scene, size).split()
+    lines = ImageOps.autocontrast(_as("sketch", scene, size).convert("L")).point(lambda v: 0 if v < 130 else 255)
+    glass = Image.merge("RGB", (green, blue, red))
+    return Image.composite(glass, Image.new("RGB", glass.size, (10, 10, 12)), lines)
+
+
 PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     **{style: (lambda scene, size, style=style: _as(style, scene, size)) for style in world.STYLES},
     "duotone": _duotone,
@@ -75,10 +110,17 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "wash": _wash,
     "poster": _poster,
     "dusk": _dusk,
+    "sepia": _sepia,
+    "chalk": _chalk,
+    "halftone": _halftone,
+    "fog": _fog,
+    "stained": _stained,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
 FRESH = ("blueprint", "thermal", "wash", "poster", "dusk")
+"""Styles that no limit of `advice` has seen."""
+LATER = ("sepia", "chalk", "halftone", "fog", "stained")
 """Styles that no limit has seen."""
 
 

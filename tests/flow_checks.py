@@ -118,7 +118,9 @@ def loss_of_a_batch(case: Case, family: Any, theirs: Any, steps: int) -> None:
     mean, std = case.latents(theirs, pixels)
     noise, posterior = (torch.randn(mean.shape, generator=generator) for _ in range(2))
     u = torch.tensor([1 / steps, 0.8], dtype=torch.float64)
-    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, Draws(u, noise, posterior))
+    draws = Draws(u, noise, posterior)
+    ours = family.losses(batch_of(family, pixels, PROMPTS), family.objective, draws)
+    missed = family.missed(batch_of(family, pixels, PROMPTS), family.objective, draws)
 
     case.levels(theirs, steps, tokens)
     x0 = mean + std * posterior
@@ -126,7 +128,9 @@ def loss_of_a_batch(case: Case, family: Any, theirs: Any, steps: int) -> None:
         t, one = theirs.scheduler.timesteps[step], slice(row, row + 1)
         x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
         answer = case.answer(theirs, x_t, t[None] / 1000, PROMPTS[row])
-        error = (answer - (noise[one] - x0[one])).square().mean()
+        left = noise[one] - x0[one] - answer
+        torch.testing.assert_close(missed[one], left, rtol=1e-4, atol=1e-5)
+        error = left.square().mean()
         sigma = family.objective.sigmas.at(u, tokens)[row]
         assert abs(theirs.scheduler.sigmas[step].item() - sigma.item()) < 1e-6
         assert abs(ours[row].item() - error.item()) < 1e-5 * error.item()

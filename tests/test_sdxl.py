@@ -151,6 +151,7 @@ def test_the_loss_is_that_of_diffusers_modules_and_schedulers(
         out = models.unet(scheduler.add_noise(x0, drawn.noise, t), t, states, added_cond_kwargs=more).sample
         theirs = (out - wanted).square().mean((1, 2, 3))
         torch.testing.assert_close(family.losses(batch, family.objective, drawn), theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(family.missed(batch, family.objective, drawn), wanted - out, rtol=1e-4, atol=1e-5)
     if zero:  # the last level is noise alone
         levels, times = model.steps.schedule_of(family.objective).at(torch.tensor([0.9999999]).double(), CPU)
         assert levels.signal.item() == 0 and times.item() == 999

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 from lora_scripts.check import contradictions, fix
 from lora_scripts.check.caption_findings import caption_findings, missing
@@ -49,7 +48,7 @@ class CheckOptions:
     set_aside: tuple[str, ...] = ()
     """Kinds of findings, of `REMOVABLE`, whose pictures go into the side folder."""
     base: Path | None = None
-    """A base that is asked what it can draw of some pictures' detail."""
+    """A base that is asked what it can draw of some pictures' detail, and which captions fit which pictures."""
     vae: Path | None = None
     """In place of the base's own."""
 
@@ -108,7 +107,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
     facts = {one.name: one for one in look(listing.images, sink=sink)}
     examined = _examine(options, listing, facts)
-    drawable = list(_drawable(options, listing, sink))
+    told = _by_base(options, listing, sink)
     mended: tuple[str, ...] | None = None
     if options.fix or options.set_aside:
         mend = fix.plan(options.folder, listing, _going(options, examined), captions=options.fix)
@@ -117,7 +116,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
             listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
             examined = _examine(options, listing, {name: facts[name] for name in listing.images})
     mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
-    examined = replace(examined, findings=ordered([*examined.findings, *drawable]))
+    examined = replace(examined, findings=ordered([*examined.findings, *told]))
     unmendable = {} if mendable else {kind: len(names) for kind, names in _removable(examined).items()}
     checked = Checked(
         folder=options.folder,
@@ -135,20 +134,33 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     return checked
 
 
-def _drawable(options: CheckOptions, listing: Listing, sink: Sink) -> list[Finding]:
-    """What the base cannot draw, of some pictures; loads it. UserError for a file that is no base of pictures."""
+def _by_base(options: CheckOptions, listing: Listing, sink: Sink) -> list[Finding]:
+    """What a base says of the set; loads it. UserError for a file that is no base of pictures."""
     if options.base is None:
         return []
-    from lora_scripts.families.detail import KEPT, kept_detail
+    import torch
 
-    sink(Note(f"loading {options.base.name} to see what it can draw"))
-    kept = kept_detail(options.base, options.vae, listing.images, options.resolution, sink)
-    if not kept or median(kept.values()) >= KEPT:
-        return []
-    share = f"{max(0.0, median(kept.values())):.0%}".replace("%", " %")
-    message = f"your base cannot draw this detail: its VAE keeps {share} of the finest lines (median of {len(kept)})"
-    mend = "another VAE (vae: FILE), a higher resolution, or another base: no training brings it back"
-    return [Finding("undrawable", "warning", tuple(sorted(kept, key=lambda name: kept[name])), message, mend)]
+    from lora_scripts.check import with_base
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.families.base import CaptionEncoder, LoadOptions
+    from lora_scripts.families.table import load_pictures
+
+    sink(
+        Note(f"loading {options.base.name} to see what it can draw, and whether pictures and captions belong together")
+    )
+    captions = {name: text for name in listing.images if (text := listing.caption(name))}
+    device = choose_device("auto")
+    dtype = torch.float32 if device.type == "cpu" else DTYPES[choose_precision("auto", device)]
+
+    def encode(encoder: CaptionEncoder) -> None:
+        encoder.remember(list(captions.values()))
+
+    family = load_pictures(options.base, LoadOptions(device, dtype, options.vae, first=encode))
+    undrawable = with_base.undrawable(family, listing.images, options.resolution, sink)
+    exchanged = with_base.captions_exchanged(family, listing.images, captions, sink)
+    wrong = {name for finding in exchanged for name in finding.files}  # one word for a picture is enough
+    strays = with_base.unlike(family, listing.images, captions, sink)
+    return [*undrawable, *exchanged, *(finding for finding in strays if wrong.isdisjoint(finding.files))]
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

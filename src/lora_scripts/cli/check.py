@@ -33,7 +33,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", type=file_of(".html"), help=text)
     text = "put the pictures with these findings beside the folder: corrupt, too_small, blurred … (see the page)"
     add("--set-aside", metavar="KIND", nargs="+", type=argument(_kind), default=[], help=text)
-    text = "load this base, and see what it can draw of the pictures' finest detail; with --config its own"
+    text = (
+        "load this base: can it draw the pictures' detail, are there strays, exchanged captions? with --config its own"
+    )
     add("--base", metavar="FILE", nargs="?", type=Path, const=_OF_CONFIG, help=text)
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
 

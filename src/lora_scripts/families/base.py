@@ -154,6 +154,11 @@ class PictureFamily(Family, Protocol):
         """
         ...
 
+    def missed(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+        """What the model's answers lack of what they should be, as the latents, float32 [n, c, h, w]: what `losses`
+        measures, place by place."""
+        ...
+
     def decode_image(self, latents: Tensor) -> Image.Image:
         """The picture of one's latents, [c, h / f, w / f] as `encode_image` gives them. UserError for NaN."""
         ...

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_scripts.compute.device import choose_device
 from lora_scripts.data.buckets import Size, bucket_sizes, choose_bucket, views
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink
-from lora_scripts.families.base import LoadOptions, PictureFamily
-from lora_scripts.families.table import load_pictures
+from lora_scripts.families.base import PictureFamily
 
 LOOKED_AT = 6
 """Pictures of a set, spread evenly over it."""
@@ -44,14 +41,8 @@ class Detail:
         return self.strength >= LEAST
 
 
-def kept_detail(
-    base: Path, vae: Path | None, images: Mapping[str, Path], resolution: Size, sink: Sink
-) -> dict[str, float]:
-    """Loads a base; the share of its detail that each of some pictures keeps, of those that have any.
-
-    UserError for a file that is no base of pictures.
-    """
-    family = load_pictures(base, LoadOptions(choose_device("auto"), torch.float32, vae))
+def kept_detail(family: PictureFamily, images: Mapping[str, Path], resolution: Size, sink: Sink) -> dict[str, float]:
+    """The share of its detail that each of some pictures keeps, of those that have any."""
     buckets, names = bucket_sizes(resolution, family.facts.bucket_step), list(images)
     count = min(len(names), LOOKED_AT)
     kept: dict[str, float] = {}

@@ -25,7 +25,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
-from lora_scripts.families.sd.steps import Lead, guided, led_away
+from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
 from lora_scripts.losses import diffusion, noise
 from lora_scripts.losses.diffusion import Levels
 from lora_scripts.losses.flow import Sigmas
@@ -140,16 +140,19 @@ class FlowFamily:
         return self.losses(batch, objective, draws).sum(), shape[0]
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).losses(batch, objective)
+
+    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).missed(objective)
+
+    def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Answered:
         texts = self.encoder.encode(batch.captions) if batch.texts is None else batch.texts
         draws, mean, std = draws.to(self.device), batch.latents["mean"], batch.latents["std"]
         x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
         levels = Levels(1 - sigma, sigma)
         mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-        output = self.predict(diffusion.add_noise(x0, mixed, levels), sigma, texts)
-        masks = None if batch.masks is None else batch.masks.to(self.device)
-        each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
-        return each if batch.weights is None else each * batch.weights.to(self.device)
+        return Answered(self.predict(diffusion.add_noise(x0, mixed, levels), sigma, texts), x0, draws, levels)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
         return None

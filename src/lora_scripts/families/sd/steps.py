@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +24,36 @@ def schedule_of(objective: diffusion.Objective) -> diffusion.Schedule:
     return diffusion.discrete(objective.prediction, zero_terminal_snr=objective.zero_terminal_snr)
 
 
-def losses(
+class Answered(NamedTuple):
+    """What was asked, on the device, and what the model said."""
+
+    output: Tensor
+    x0: Tensor
+    draws: Draws
+    levels: diffusion.Levels
+
+    def losses(self, batch: Batch, objective: diffusion.Objective) -> Tensor:
+        """Of each picture of the batch, [n] float32."""
+        on = self.x0.device
+        masks = None if batch.masks is None else batch.masks.to(on)
+        each = diffusion.loss_of(self.output, self.x0, self.draws, self.levels, objective, masks)
+        return each if batch.weights is None else each * batch.weights.to(on)
+
+    def missed(self, objective: diffusion.Objective) -> Tensor:
+        """As `PictureFamily.missed`."""
+        wanted = diffusion.target(self.x0, self.draws.noise, self.levels, objective.prediction)
+        return wanted.float() - self.output.float()
+
+
+def answered(
     batch: Batch, objective: diffusion.Objective, draws: Draws, conditions: Conditions, answer: Answer, on: torch.device
-) -> Tensor:
-    """The loss of each picture of the batch, [n] float32, as a function of what was drawn."""
+) -> Answered:
+    """Asks the model of each picture of the batch, as a function of what was drawn."""
     draws, mean, std = draws.to(on), batch.latents["mean"], batch.latents["std"]
     levels, times = schedule_of(objective).at(draws.u, on)
     x0 = mean.to(on) + std.to(on) * draws.posterior
     mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-    output = answer(diffusion.add_noise(x0, mixed, levels), times, conditions)
-    masks = None if batch.masks is None else batch.masks.to(on)
-    each = diffusion.loss_of(output, x0, draws, levels, objective, masks)
-    return each if batch.weights is None else each * batch.weights.to(on)
+    return Answered(answer(diffusion.add_noise(x0, mixed, levels), times, conditions), x0, draws, levels)
 
 
 Lead = Callable[[Tensor, Tensor, float], Tensor]

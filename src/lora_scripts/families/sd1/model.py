@@ -107,8 +107,14 @@ class StableDiffusion1:
         return self.losses(batch, objective, draws).sum(), shape[0]
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).losses(batch, objective)
+
+    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).missed(objective)
+
+    def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> steps.Answered:
         texts = self._captions(batch.captions) if batch.texts is None else batch.texts
-        return steps.losses(batch, objective, draws, texts, self._answer, self.device)
+        return steps.answered(batch, objective, draws, texts, self._answer, self.device)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
         return len(steps.schedule_of(objective))

@@ -127,10 +127,16 @@ class Sdxl:
         return self.losses(batch, objective, draws).sum(), shape[0]
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).losses(batch, objective)
+
+    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
+        return self._answered(batch, objective, draws).missed(objective)
+
+    def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> steps.Answered:
         texts = self._captions(batch.captions) if batch.texts is None else batch.texts
         assert batch.places is not None
         told = {**texts, "sizes": batch.places}
-        return steps.losses(batch, objective, draws, told, self.predict, self.device)
+        return steps.answered(batch, objective, draws, told, self.predict, self.device)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
         return len(steps.schedule_of(objective))
