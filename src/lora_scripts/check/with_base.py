@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 MINUTES = 20
 """That the base may be asked about captions; where it would take longer, nothing is said of them."""
-SURE = 0.8
-"""As docs/check.md has it."""
+SURE, STRAY_SURE = 0.8, 0.6
+"""Of exchanged captions, and of strays: as docs/check.md has it."""
 
 
 def undrawable(family: PictureFamily, images: Mapping[str, Path], resolution: Size, sink: Sink) -> list[Finding]:
@@ -75,7 +75,7 @@ def unlike(family: PictureFamily, images: Mapping[str, Path], captions: Mapping[
         return []
     message = "unlike the others to the base, in style, in what it shows, or in what its caption says"
     mend = "look whether it belongs to this set, and its caption to it"
-    return [Finding("stray", "warning", (names[i],), message, mend, SURE) for i in strays.strays(found)]
+    return [Finding("stray", "note", (names[i],), message, mend, STRAY_SURE) for i in strays.strays(found)]
 
 
 def neighbours(names: Sequence[str]) -> list[Sequence[str]]:

@@ -21,7 +21,7 @@ LEVELS = (0.1, 0.3, 0.5, 0.65)
 """Noise levels, as shares of the range."""
 LEAST = 12
 """Pictures: among fewer none is unlike the others."""
-LIMIT = 2.25
+LIMIT = 2.75
 """Deviations, on average over the three descriptions, by which a stray is farther from the others."""
 SHARE = 0.3
 """Of a set: more strays are none."""
