@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from benchmarks import styles
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_scripts.demo import world
@@ -92,9 +93,9 @@ def table(folder: Path, which: str) -> str:
     rows: dict[str, list[tuple[bool, int, int, bool]]] = {}
     for number in range(SETS[which][1]):
         one = drawn(which, number)
-        if not (path := folder / f"{one.name}.pt").exists():
+        if not (path := folder / f"{one.name}.safetensors").exists():
             continue
-        missed, order = torch.load(path, weights_only=True), planted(one)
+        missed, order = load_file(path)["missed"], planted(one)
         at_fault = {i for i, j in enumerate(order) if one.captions[i] != one.captions[j]}
         told, told_planted = named(missed, range(len(order))), named(missed, order)
         judged = bool(told), len(at_fault), len(at_fault & told_planted), bool(told_planted - at_fault)
@@ -131,14 +132,14 @@ def main() -> int:
     part, of = map(int, args.part.split("/"))
     for number in range(SETS[args.set][1]):
         one = drawn(args.set, number)
-        path = args.folder / f"{one.name}.pt"
+        path = args.folder / f"{one.name}.safetensors"
         if number % of != part - 1 or path.exists():
             continue
         begun = time.time(), time.process_time()
         pictures = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.scenes]
         missed = asked(family, pictures, one.captions, lambda: True)
         assert missed is not None
-        torch.save(missed, path)
+        save_file({"missed": missed.contiguous()}, path)
         spent = f"{time.time() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} s of computing"
         print(path.name, one.style, one.kind, len(pictures), "pictures,", spent, flush=True)
     return 0

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from benchmarks import styles
 from benchmarks.exchanged_captions import BASE, share
+from safetensors.torch import load_file, save_file
 
 from lora_scripts.demo import world
 from lora_scripts.families.base import LoadOptions
@@ -66,9 +67,12 @@ def table(folder: Path, which: str) -> str:
     rows: dict[str, list[tuple[bool, int, int, bool]]] = {}
     for number in range(SETS[which][1]):
         one = drawn(which, number)
-        if not (path := folder / f"{one.name}.pt").exists():
+        if not (path := folder / f"{one.name}.safetensors").exists():
             continue
-        healthy, planted = (set(strays(found)) for found in torch.load(path, weights_only=True))
+        kept = load_file(path)
+        healthy, planted = (
+            set(strays([kept[f"{which}.{n}"] for n in range(len(kept) // 2)])) for which in ("healthy", "planted")
+        )
         bad = set(one.planted)
         judged = bool(healthy), len(bad), len(bad & planted), bool(planted - bad)
         for row in (one.style, "all"):
@@ -96,7 +100,7 @@ def main() -> int:
     part, of = map(int, args.part.split("/"))
     for number in range(SETS[args.set][1]):
         one = drawn(args.set, number)
-        path = args.folder / f"{one.name}.pt"
+        path = args.folder / f"{one.name}.safetensors"
         if number % of != part - 1 or path.exists():
             continue
         begun = time.process_time()
@@ -107,7 +111,8 @@ def main() -> int:
         assert healthy is not None and alien is not None
         places = torch.tensor(list(one.planted))
         planted = [whole.index_copy(0, places, some) for whole, some in zip(healthy, alien, strict=True)]
-        torch.save([healthy, planted], path)
+        both = {"healthy": healthy, "planted": planted}
+        save_file({f"{which}.{n}": t.contiguous() for which, some in both.items() for n, t in enumerate(some)}, path)
         print(path.name, one.style, len(pictures), f"pictures, {time.process_time() - begun:.0f} s", flush=True)
     return 0
 

@@ -129,7 +129,7 @@ def loss_of_a_batch(case: Case, family: Any, theirs: Any, steps: int) -> None:
         x_t = theirs.scheduler.scale_noise(x0[one], t[None], noise[one])
         answer = case.answer(theirs, x_t, t[None] / 1000, PROMPTS[row])
         left = noise[one] - x0[one] - answer
-        torch.testing.assert_close(missed[one], left, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(missed[one], left, rtol=1e-4, atol=5e-5)  # of numbers around 1
         error = left.square().mean()
         sigma = family.objective.sigmas.at(u, tokens)[row]
         assert abs(theirs.scheduler.sigmas[step].item() - sigma.item()) < 1e-6
