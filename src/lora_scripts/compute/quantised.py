@@ -54,7 +54,10 @@ def dequantise(codes: Tensor, scale: Tensor, storage: Storage, shape: torch.Size
         return dequantize_4bit(codes, state).view(shape)
     # Every code is exact in 16 bits, and every scale in bf16; in fp16 a small one is not, so it stays as it is.
     values = (codes.view(torch.float8_e4m3fn) if storage == "fp8" else codes).to(dtype)
-    return torch.mul(values, scale if dtype == torch.float16 else scale.to(dtype), out=values)
+    scale = scale if dtype == torch.float16 else scale.to(dtype)
+    if torch.compiler.is_compiling():  # which knows no `out` that lies otherwise, as a convolution's may
+        return (values * scale).to(dtype)
+    return torch.mul(values, scale, out=values)
 
 
 class StoredLayer(nn.Module):
