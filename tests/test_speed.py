@@ -29,7 +29,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch, LoadOptions, Place
 from lora_scripts.families.table import load_pictures
 from lora_scripts.losses.noise import draw
-from lora_scripts.train.passes import batch_of, tensors_of
+from lora_scripts.train.passes import LaunchedPasses, Passes, RecordedPasses, batch_of, tensors_of
 
 CPU = torch.device("cpu")
 
@@ -171,6 +171,53 @@ def test_a_batch_is_the_same_as_plain_tensors(name: str, bases: dict[str, Path])
         whole = family.losses(batch, objective, draws)
         again = family.losses(*batch_of(tensors_of(batch, draws))[:1], objective, batch_of(tensors_of(batch, draws))[1])
     assert torch.equal(whole, again)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_recording_that_breaks_off_leaves_nothing_behind(
+    before: int, bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients that were set while it was recorded were never computed. `before`: passes that came before it in the
+    step, whose gradients must stay."""
+    family = load_pictures(bases["sd1"], LoadOptions(CPU, torch.bfloat16))
+    paths = [p for p in family.trainable() if "attn2.to_q" in p and p.startswith("unet.")]
+    layers = inject(family.roots, paths, lambda _, layer: LoraLayer(layer, 2, 2.0))
+    values = [p for layer in layers.values() for p in layer.values().values()]
+    with torch.no_grad():
+        for p in values:
+            p.copy_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))
+    masters = Masters(layers.values())
+    masters.refresh()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    batches = [
+        replace(batch_for(family), generators=[torch.Generator().manual_seed(n + k) for k in (0, 9)]) for n in (1, 2)
+    ]
+
+    def taken(passes: Passes, count: int) -> list[Tensor]:
+        masters.detach()
+        for batch in batches[:count]:
+            again = [torch.Generator().manual_seed(g.initial_seed()) for g in batch.generators]
+            passes(replace(batch, generators=again))
+        return [p.grad.clone() for p in values if p.grad is not None]
+
+    wanted = taken(LaunchedPasses(family, family.objective, scaler, masters), before + 1)
+    passes = RecordedPasses(family, family.objective, scaler, masters)
+    taken(passes, before + 1)  # the first of each kind is computed as it comes
+
+    def broken(given: Mapping[str, Tensor]) -> None:
+        passes.recorded.fault = "no room"
+        for layer in layers.values():
+            assert isinstance(layer, LoraLayer) and layer.copies is not None
+            for copy in layer.copies:
+                copy.grad = torch.full_like(copy, 1e3)
+        for p in values:
+            p.grad = torch.full_like(p, 1e3) if p.grad is None else p.grad
+
+    monkeypatch.setattr(passes.recorded, "_record", broken)
+    got = taken(passes, before + 1)
+    assert passes.fault and len(got) == len(wanted) == len(values)
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.slow

@@ -53,6 +53,12 @@ class Masters:
             for copy in piece.copies:
                 copy.grad = None
 
+    def detach(self) -> None:
+        """No parameter has a gradient."""
+        for piece in self._pieces:
+            for p in piece.parameters:
+                p.grad = None
+
     def attach(self) -> None:
         """After a `gather` that was played back, where Python had no part in it: puts what it made into `.grad`."""
         for piece in self._pieces:

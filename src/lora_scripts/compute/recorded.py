@@ -24,8 +24,12 @@ class Recorded:
     their own. It may not look at a number, nor wait, nor draw at random.
     """
 
-    def __init__(self, compute: Callable[[Given], Tensor], device: torch.device) -> None:
-        self.compute, self.device = compute, device
+    def __init__(
+        self, compute: Callable[[Given], Tensor], device: torch.device, undo: Callable[[], None] = lambda: None
+    ) -> None:
+        """`undo`: takes back what `compute` did besides on the CPU, where a recording broke off: on the card it did
+        nothing."""
+        self.compute, self.device, self.undo = compute, device, undo
         self._seen: set[Hashable] = set()
         self._tapes: dict[Hashable, _Tape] = {}
         self._pool: Any = None
@@ -42,6 +46,7 @@ class Recorded:
             if made is not None:
                 self._tapes[key] = made
                 return made.play(given)
+            self.undo()
         self._seen.add(key)
         return self.compute({name: t.to(self.device) for name, t in given.items()})
 

@@ -92,7 +92,8 @@ class RecordedPasses:
 
     def __init__(self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters) -> None:
         self.family, self.objective, self.scaler, self.masters = family, objective, scaler, masters
-        self.recorded = Recorded(self._compute, family.device)
+        self.recorded = Recorded(self._compute, family.device, self._undo)
+        self._fresh = True
 
     @property
     def fault(self) -> str:
@@ -111,12 +112,18 @@ class RecordedPasses:
     def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:
         ready = self._ready(batch) if isinstance(batch, Batch) else batch
         self.masters.forget()
-        loss = self.recorded(ready.tensors, self.masters.fresh)
+        self._fresh = self.masters.fresh
+        loss = self.recorded(ready.tensors, self._fresh)
         self.masters.attach()
         return loss.clone(), len(ready.names)
 
     def release(self) -> None:
         self.recorded.release()
+
+    def _undo(self) -> None:
+        self.masters.forget()
+        if self._fresh:
+            self.masters.detach()
 
     def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
         batch, draws = batch_of(given)
