@@ -97,6 +97,7 @@ print((peak() - start) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read as Linux counts it")
 def test_peak() -> None:
     """2000 places and a vocabulary of 60,000: 458 MB of logits."""
