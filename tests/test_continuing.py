@@ -94,6 +94,7 @@ def test_the_rank_is_the_files_unless_it_is_written(base: Path, data: Path, tmp_
     assert "# lora_rank: 16  # taken over from init_lora" in dump_config(kept)
 
 
+@pytest.mark.slow
 def test_before_and_after_on_the_old_pictures(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

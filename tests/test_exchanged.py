@@ -109,6 +109,7 @@ def write(folder: Path, captions: Sequence[str], scenes: Sequence[world.Scene]) 
     return ["check", str(folder), "--resolution", "128x128", "--base", str(BASE)]
 
 
+@pytest.mark.slow
 def test_the_doctor_names_captions_and_a_stray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
