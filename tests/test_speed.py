@@ -72,7 +72,9 @@ def asked(
     total.backward()
     masters.gather()
     values = [p for layer in layers.values() for p in layer.values().values()]
-    return total.item(), torch.cat([p.grad.double().flatten() for p in values if p.grad is not None])
+    # A layer that takes no part has no gradient, or one of zeros.
+    grads = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in values]
+    return total.item(), torch.cat([grad.double().flatten() for grad in grads])
 
 
 def batch_for(family: object) -> Batch:
@@ -110,8 +112,8 @@ def test_the_blocks_of_every_family_compile_whole(
     loss, grads = asked(base, torch.float32, beside, storage=storage)
     quick, others = asked(base, torch.float32, beside, storage=storage, compiled=True, checkpointing=True)
     assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
-    assert quick == pytest.approx(loss, rel=1e-5)
     # Where a number lies in the middle of two codes, rounding of float32 decides, and the rest follows.
+    assert quick == pytest.approx(loss, rel=1e-3 if storage == "w8a8" else 1e-5)
     assert (others - grads).norm() < (0.02 if storage == "w8a8" else 5e-3) * grads.norm()
 
 
