@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,10 @@ def test_scaled_gradients_change_nothing_but_an_overflow_is_left_out() -> None:
         loop([[batch_of(3, mean=float("nan"), names=["dark.png"])]], scale=2.0)
 
 
-def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -> None:
+@pytest.mark.parametrize("kind", [torch.optim.SGD, partial(torch.optim.AdamW, fused=True)], ids=["plain", "fused"])
+def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved(kind: Any) -> None:
+    """A fused update is begun before the CPU has seen the gradient, and must leave weights and moments alone."""
+
     class Sharp(Toy):
         """The root of 0 has no gradient; its value is a fine 0."""
 
@@ -217,7 +221,7 @@ def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -
 
     toy, out = Sharp(), []
     settings = LoopSettings(2, Rates("constant"), 1.0, 1, 100, 0)
-    optimizer = torch.optim.SGD([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
+    optimizer = kind([{"params": list(toy.net.parameters()), "lr": 0.1, "peak": 0.1}])
     state, scaler = RunState(0, 2, {}, {}, {}), torch.amp.GradScaler("cpu", enabled=False)
     hooks = Hooks(lambda f: None, lambda: out.append((state.step, toy.net.weight.clone())), lambda: None, lambda: False)
     feed = FixedFeed([[batch_of(1)], [batch_of(2, names=["sharp.png"])]])
@@ -225,6 +229,9 @@ def test_a_gradient_that_is_no_number_stops_too_and_what_was_learnt_is_saved() -
         run_loop(there_and_back(loss_of(toy), scaler), feed.steps, optimizer, scaler, settings, state, hooks)
     ((step, saved),) = out
     assert step == 1 and torch.equal(saved, toy.net.weight) and torch.isfinite(saved).all()
+    for moments in optimizer.state.values():
+        assert all(torch.isfinite(value).all() for value in moments.values() if isinstance(value, Tensor))
+        assert moments.get("step", torch.tensor(1.0)).item() == 1
 
 
 def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:

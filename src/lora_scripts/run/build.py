@@ -208,7 +208,7 @@ def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:
     if config.offload_blocks and device.type != "cuda":
         where = "the CPU" if device.type == "cpu" else device.type
         faults.append(UserError(f"offload_blocks has no effect on {where}", hint="leave offload_blocks out"))
-    if config.base_precision in ("fp8", "nf4") and device.type == "mps":
+    if config.base_precision in ("fp8", "nf4", "w8a8") and device.type == "mps":
         text = f"base_precision {config.base_precision} is not known to Apple's chip"
         faults.append(UserError(text, hint="write base_precision: int8"))
     if config.compile:

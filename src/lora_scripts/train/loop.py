@@ -121,19 +121,8 @@ def run_loop(
             torch._foreach_div_(grads, count)
         rest_groups(optimizer, state.step)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
-        found, moved = torch.stack([total, norm.to(total)]), False
         try:
-            if guards_itself(optimizer) and not scaler.is_enabled():
-                # A kernel that is told of numbers that are none leaves everything as it is: so it is under way before
-                # the CPU, which waits for the device below and there alone, has seen them.
-                optimizer.found_inf = (~found.isfinite().all()).float()  # type: ignore[attr-defined]
-                optimizer.step()
-                moved = True
-            summed, length = found.tolist()
-            # With fp16 a gradient may overflow: the scaler leaves such a step out by itself.
-            sound = math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))
-            if sound and not moved:
-                scaler.step(optimizer)
+            summed, length, sound = _update(optimizer, scaler, torch.stack([total, norm.to(total)]))
             if sound and ema is not None:
                 ema.update(state.step + 1)
         except (MemoryError, RuntimeError) as error:
@@ -165,6 +154,22 @@ def run_loop(
         if settings.preview_every and state.step % settings.preview_every == 0:
             hooks.preview()
     return True
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, found: Tensor) -> tuple[float, float, bool]:
+    """Moves the weights, unless what was `found` [2], loss and length of the gradient, is no number: both, and whether
+    they are. With fp16 a gradient may overflow: the scaler leaves such a step out by itself."""
+    guarded = guards_itself(optimizer) and not scaler.is_enabled()
+    if guarded:
+        # A kernel that is told of numbers that are none leaves everything as it is: so it is under way before the CPU,
+        # which waits for the device below and there alone, has seen them.
+        optimizer.found_inf = (~found.isfinite().all()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    summed, length = found.tolist()
+    sound = math.isfinite(summed) and (scaler.is_enabled() or math.isfinite(length))
+    if sound and not guarded:
+        scaler.step(optimizer)
+    return summed, length, sound
 
 
 def _diverged(step: int, batches: Sequence[Batch]) -> UserError:

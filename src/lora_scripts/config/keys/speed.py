@@ -26,5 +26,7 @@ class SpeedKeys(Keys):
         stored = values.get("base_precision")
         if values.get("compile") and stored == "nf4":
             yield "compile", "cannot be with base_precision: nf4", "leave compile out, or write base_precision: int8"
+        if values.get("compile") and values.get("adapter") == "oft":
+            yield "compile", "cannot be with adapter: oft", "leave compile out, or take adapter: lora"
         if values.get("compile") and values.get("device") == "mps":
             yield "compile", "has no effect on Apple's chip", "leave compile out"
