@@ -241,6 +241,17 @@ def test_a_run_with_compiled_blocks(
     assert "base stored as w8a8" in capsys.readouterr().out
 
 
+def test_a_block_that_cannot_be_compiled_is_one_line() -> None:
+    def odd(x: Tensor) -> Tensor:
+        print(x.tolist())  # of which no graph can be made
+        return x
+
+    with pytest.raises(UserError, match=r"could not be compiled: .*; leave compile out"), compiled.told_in_a_line():
+        torch.compile(odd, backend="aot_eager", fullgraph=True)(torch.ones(2))
+    with pytest.raises(RuntimeError, match="another"), compiled.told_in_a_line():
+        raise RuntimeError("another")
+
+
 @pytest.mark.parametrize("missing", ["triton", "compiler"])
 def test_what_cannot_be_compiled_is_said(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled.shutil, "which", lambda _: None)

@@ -7,7 +7,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -36,6 +37,18 @@ def check_compiler(device: torch.device) -> None:
             raise UserError("compile needs a C++ compiler on a CPU", hint="install one, such as g++, or leave it out")
     else:
         raise UserError(f"compile has no effect on {device.type}", hint="leave compile out")
+
+
+@contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """Within it a block that the compiler fails at is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"a block of the base could not be compiled: {first}", hint="leave compile out") from error
 
 
 def compile_blocks(blocks: Sequence[nn.Module], kept: Path | None = None) -> None:

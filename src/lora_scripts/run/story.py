@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 
+from lora_scripts.compute.compiled import told_in_a_line
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.compute.meter import give_back
@@ -365,7 +367,8 @@ def train_steps(
         return run_loop(go, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
 
     try:
-        return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+        with told_in_a_line() if c.compile else nullcontext():
+            return measuring.ended or adapting(run, c, state, model.optimizer, sink)
     finally:
         if go.fault:
             sink(Note(f"note: steps were not recorded, but launched one kernel at a time: {go.fault}"))
