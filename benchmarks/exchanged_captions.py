@@ -12,28 +12,20 @@ with the captions of a fifth or a tenth of it (two at least) exchanged or handed
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from benchmarks import styles
-from safetensors.torch import load_file, save_file
+from benchmarks.planted import Judged, Kept, command
 from torch import Tensor
 
 from lora_scripts.demo import world
-from lora_scripts.demo.evaluate import wilson
-from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.exchanged import asked, exchanged
-from lora_scripts.families.table import load_pictures
 from lora_scripts.grid.measures import as_pixels
 
-BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SETS = {"tune": (7000, 20, styles.TUNING), "fresh": (31000, 40, styles.FRESH), "later": (52000, 40, styles.LATER)}
 """First seed, how many, and the styles."""
 KINDS = ("sentence", "tags", "one thing", "parts")
@@ -88,61 +80,23 @@ def named(missed: Tensor, order: Sequence[int]) -> set[int]:
     return {i for one in exchanged(missed[:, :, list(order)]) or [] for i in one.cycle}
 
 
-def table(folder: Path, which: str) -> str:
-    """Shares with 95 % intervals (Wilson), as Markdown."""
-    rows: dict[str, list[tuple[bool, int, int, bool]]] = {}
-    for number in range(SETS[which][1]):
-        one = drawn(which, number)
-        if not (path := folder / f"{one.name}.safetensors").exists():
-            continue
-        missed, order = load_file(path)["missed"], planted(one)
-        at_fault = {i for i, j in enumerate(order) if one.captions[i] != one.captions[j]}
-        told, told_planted = named(missed, range(len(order))), named(missed, order)
-        judged = bool(told), len(at_fault), len(at_fault & told_planted), bool(told_planted - at_fault)
-        for row in (one.style, one.kind, "all"):
-            rows.setdefault(row, []).append(judged)
-    lines = [
-        "| sets | healthy: something was named | exchanged captions named | planted: others named |",
-        "|---|---|---|---|",
-    ]
-    for row, found in sorted(rows.items(), key=lambda item: item[0] == "all"):
-        n = len(found)
-        cells = [share(sum(f[0] for f in found), n), share(sum(f[2] for f in found), sum(f[1] for f in found))]
-        lines.append(f"| {row} ({n}) | {' | '.join([*cells, share(sum(f[3] for f in found), n)])} |")
-    return "\n".join(lines)
+def ask(family: Any, one: Drawn) -> Kept:
+    pictures = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.scenes]
+    missed = asked(family, pictures, one.captions, lambda: True)
+    assert missed is not None
+    return {"missed": missed}
 
 
-def share(hits: int, count: int) -> str:
-    low, high = wilson(hits, count)
-    return f"{hits} of {count} = {hits / count:.0%} ({low:.0%} to {high:.0%})".replace("%", " %")
+def judge(one: Drawn, kept: Kept) -> Judged:
+    missed, order = kept["missed"], planted(one)
+    at_fault = {i for i, j in enumerate(order) if one.captions[i] != one.captions[j]}
+    told, told_planted = named(missed, range(len(order))), named(missed, order)
+    rows, right = (one.style, one.kind, "all"), at_fault & told_planted
+    return Judged(rows, bool(told), len(at_fault), len(right), bool(told_planted - at_fault))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", choices=SETS, default="fresh")
-    parser.add_argument("--part", default="1/1", help="which of how many parts, for several at a time")
-    args = parser.parse_args()
-    if args.what == "table":
-        print(table(args.folder, args.set))
-        return 0
-    args.folder.mkdir(parents=True, exist_ok=True)
-    family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
-    part, of = map(int, args.part.split("/"))
-    for number in range(SETS[args.set][1]):
-        one = drawn(args.set, number)
-        path = args.folder / f"{one.name}.safetensors"
-        if number % of != part - 1 or path.exists():
-            continue
-        begun = time.time(), time.process_time()
-        pictures = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.scenes]
-        missed = asked(family, pictures, one.captions, lambda: True)
-        assert missed is not None
-        save_file({"missed": missed.contiguous()}, path)
-        spent = f"{time.time() - begun[0]:.0f} s, {time.process_time() - begun[1]:.0f} s of computing"
-        print(path.name, one.style, one.kind, len(pictures), "pictures,", spent, flush=True)
-    return 0
+    return command(__doc__, "exchanged captions", SETS, "fresh", drawn, ask, judge)
 
 
 if __name__ == "__main__":

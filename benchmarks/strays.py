@@ -10,23 +10,17 @@ it is, and with a tenth or a fifth of it, two at least, drawn in other styles; c
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from benchmarks import styles
-from benchmarks.exchanged_captions import BASE, share
-from safetensors.torch import load_file, save_file
+from benchmarks.planted import Judged, Kept, command
 
 from lora_scripts.demo import world
-from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.strays import described, strays
-from lora_scripts.families.table import load_pictures
 from lora_scripts.grid.measures import as_pixels
 
 SETS = {"tune": (61000, 40, ("plain", *styles.TUNING, *styles.FRESH)), "later": (73000, 40, styles.LATER)}
@@ -62,59 +56,28 @@ def drawn(which: str, number: int) -> Drawn:
     return Drawn(f"{which}-{number:03d}", style, scenes, captions, planted)
 
 
-def table(folder: Path, which: str) -> str:
-    """Shares with 95 % intervals (Wilson), as Markdown."""
-    rows: dict[str, list[tuple[bool, int, int, bool]]] = {}
-    for number in range(SETS[which][1]):
-        one = drawn(which, number)
-        if not (path := folder / f"{one.name}.safetensors").exists():
-            continue
-        kept = load_file(path)
-        healthy, planted = (
-            set(strays([kept[f"{which}.{n}"] for n in range(len(kept) // 2)])) for which in ("healthy", "planted")
-        )
-        bad = set(one.planted)
-        judged = bool(healthy), len(bad), len(bad & planted), bool(planted - bad)
-        for row in (one.style, "all"):
-            rows.setdefault(row, []).append(judged)
-    lines = ["| sets | healthy: something was named | strays named | planted: others named |", "|---|---|---|---|"]
-    for row, found in sorted(rows.items(), key=lambda item: item[0] == "all"):
-        n = len(found)
-        cells = [share(sum(f[0] for f in found), n), share(sum(f[2] for f in found), sum(f[1] for f in found))]
-        lines.append(f"| {row} ({n}) | {' | '.join([*cells, share(sum(f[3] for f in found), n)])} |")
-    return "\n".join(lines)
+def ask(family: Any, one: Drawn) -> Kept:
+    pictures = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.scenes]
+    others = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.planted.values()]
+    healthy = described(family, pictures, one.captions, lambda: True)
+    alien = described(family, others, [one.captions[i] for i in one.planted], lambda: True)
+    assert healthy is not None and alien is not None
+    places = torch.tensor(list(one.planted))
+    planted = [whole.index_copy(0, places, some) for whole, some in zip(healthy, alien, strict=True)]
+    both = {"healthy": healthy, "planted": planted}
+    return {f"{name}.{n}": t for name, some in both.items() for n, t in enumerate(some)}
+
+
+def judge(one: Drawn, kept: Kept) -> Judged:
+    healthy, planted = (
+        set(strays([kept[f"{name}.{n}"] for n in range(len(kept) // 2)])) for name in ("healthy", "planted")
+    )
+    bad = set(one.planted)
+    return Judged((one.style, "all"), bool(healthy), len(bad), len(bad & planted), bool(planted - bad))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", choices=SETS, default="later")
-    parser.add_argument("--part", default="1/1", help="which of how many parts, for several at a time")
-    args = parser.parse_args()
-    if args.what == "table":
-        print(table(args.folder, args.set))
-        return 0
-    args.folder.mkdir(parents=True, exist_ok=True)
-    family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))
-    part, of = map(int, args.part.split("/"))
-    for number in range(SETS[args.set][1]):
-        one = drawn(args.set, number)
-        path = args.folder / f"{one.name}.safetensors"
-        if number % of != part - 1 or path.exists():
-            continue
-        begun = time.process_time()
-        pictures = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.scenes]
-        others = [as_pixels(styles.paint(scene, family.native_size[0])) for scene in one.planted.values()]
-        healthy = described(family, pictures, one.captions, lambda: True)
-        alien = described(family, others, [one.captions[i] for i in one.planted], lambda: True)
-        assert healthy is not None and alien is not None
-        places = torch.tensor(list(one.planted))
-        planted = [whole.index_copy(0, places, some) for whole, some in zip(healthy, alien, strict=True)]
-        both = {"healthy": healthy, "planted": planted}
-        save_file({f"{which}.{n}": t.contiguous() for which, some in both.items() for n, t in enumerate(some)}, path)
-        print(path.name, one.style, len(pictures), f"pictures, {time.process_time() - begun:.0f} s", flush=True)
-    return 0
+    return command(__doc__, "strays", SETS, "later", drawn, ask, judge)
 
 
 if __name__ == "__main__":
