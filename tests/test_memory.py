@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,14 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
 from lora_scripts.compute import memory, meter
 from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
-from lora_scripts.compute.parked import park
 from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
+from lora_scripts.compute.resting import Resting
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.sd1 import model as sd1
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.plan import command, forecast
@@ -477,31 +477,69 @@ def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
     assert held() < 400 and torch.equal(mapped, values)
 
 
-def test_parked_weights_are_the_same_and_lie_in_a_file(tmp_path: Path) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        pytest.skip("not on this system")
+# --- what rests -------------------------------------------------------------------------------------------------------
+
+
+def test_what_rests_is_its_file_again_and_what_wakes_is_float32(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 7, bias=False)).requires_grad_(False)
-    model[1].weight.requires_grad_()  # trained: it stays where it is
-    before, x, trained = model(normal(3, 24)), normal(3, 24), model[1].weight.data_ptr()
-    assert park(model, tmp_path)
-    assert torch.equal(model(x), before) and model[1].weight.data_ptr() == trained
-    assert not list(tmp_path.iterdir())  # it has no name: whatever ends the process, nothing is left
-    places = [p.data_ptr() for p in model[0].parameters()]
-    assert all(place % 64 == 0 for place in places)
-    rows = [row.split() for row in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in row]
-    spans = [tuple(int(end, 16) for end in row[0].split("-")) for row in rows]
-    assert all(any(begin <= place < end for begin, end in spans) for place in places)
-    assert not park(model, tmp_path / "nowhere") and torch.equal(model(x), before)
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 7, bias=False))
+    save_file({"odd": torch.zeros(1, dtype=torch.uint8), **model.half().state_dict()}, tmp_path / "half.safetensors")
+    save_file(model.float().state_dict(), tmp_path / "whole.safetensors")
+    for name in ("half", "whole"):
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            mapped = {key: file.get_tensor(key) for key in file.keys() if key != "odd"}  # noqa: SIM118
+        model.load_state_dict(mapped, assign=True)
+        resting, places = Resting(model), [p.data_ptr() for p in model.parameters()]
+        x, truth = normal(3, 24), {key: one.double() for key, one in mapped.items()}
+        expected = (x.double() @ truth["0.weight"].T + truth["0.bias"]) @ truth["1.weight"].T
+        for _ in range(2):
+            resting.wake(CPU)
+            assert all(p.dtype == torch.float32 and p.data_ptr() % 64 == 0 for p in model.parameters())
+            assert (model(x).double() - expected).abs().max() < 1e-6
+            resting.rest()
+            assert [p.data_ptr() for p in model.parameters()] == places
+        resting.wake(CPU)
+        model[1] = nn.Sequential(model[1])  # a layer put in, which may have changed what it lies on
+        model[1][0].weight.data += 1
+        changed = model(x)
+        resting.rest()
+        resting.wake(CPU)
+        assert torch.equal(model(x), changed)
+        model[1] = model[1][0]
 
 
-def test_a_run_with_parked_weights_is_the_run_without(tmp_path: Path, base: Path, data: Path) -> None:
-    family = [
-        load_family(by_name("sd1"), base, LoadOptions(CPU, torch.float32, memory=MemoryOptions(parking=folder)))
-        for folder in (None, tmp_path)
-    ]
-    for one in family:
-        one.rest(text_encoder=True)
-    texts = [one.encode_text(["a house, red"])["states"] for one in family]
-    assert torch.equal(*texts)
-    assert family[0].fingerprint("text") == family[1].fingerprint("text")
+def test_a_base_that_rests_gives_what_one_does_that_is_awake(base: Path) -> None:
+    options = [LoadOptions(CPU, torch.float32, memory=MemoryOptions(resting=resting)) for resting in (False, True)]
+    awake, rests = (sd1.load(base, one) for one in options)
+    assert not rests.coder._resting.awake and not rests.encoder._resting.awake
+    assert [awake.fingerprint(part) for part in ("vae", "text")] == [rests.fingerprint(p) for p in ("vae", "text")]
+    assert torch.equal(awake.vectors_of(""), rests.vectors_of(""))
+    for _ in range(2):
+        rests.rest(text_encoder=True)
+        assert torch.equal(*(one.encode_text(["a house, red"])["states"] for one in (awake, rests)))
+        pixels = normal(1, 3, 64, 64).clamp(-1, 1)
+        assert torch.equal(*(one.encode_image(pixels)["mean"] for one in (awake, rests)))
+
+
+def test_a_start_that_finds_everything_cached_wakes_neither(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.write_config(
+        tmp_path, base_model=base, train_data_dir=tiny.write_pictures(tmp_path / "data", 3), targets=tiny.SOME
+    )
+    stopped(config, 1)
+    woken, wake = [], Resting.wake
+    monkeypatch.setattr(Resting, "wake", lambda self, device: (woken.append(self.model), wake(self, device)))
+    stopped(config, 2, resume=True)
+    assert woken == []
+
+
+def test_a_cast_has_the_numbers_of_torchs_own() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)  # all there are
+    for t in (every, every.view(64, 1024), every.view(16, 64, 8, 8), every[:0], every[:1].view(())):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            got, expected = memory.cast(t, torch.bfloat16, layout), t.to(torch.bfloat16)
+            assert got.shape == t.shape and torch.equal(got.isnan(), expected.isnan())
+            assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+            assert t.ndim != 4 or got.is_contiguous(memory_format=layout)
+    assert memory.cast(every, torch.float16) is every

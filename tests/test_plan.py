@@ -222,7 +222,9 @@ def test_a_rung_that_cannot_help_is_not_rehearsed() -> None:
 
 
 def test_time_goes_by_the_line_through_two_batches() -> None:
-    m = Measured(kinds=[Kind(64, 64, 4, 3), Kind(64, 32, 1, 2)], steps=10, prompts=2, captions=7, shown=6, drawn=3)
+    m = Measured(
+        kinds=[Kind(64, 64, 4, 3), Kind(64, 32, 1, 2)], steps=10, prompts=2, captions=7, shown=6, drawn=3, previews=3
+    )
     m.measuring = 0.2
     m.views = [Views(64, 64, 12, 24), Views(64, 32, 2, 2)]
     m.seconds = {"largest": 4.0, "smallest": 0.5, "picture": 1.0, "view": 0.5, "caption": 0.1}

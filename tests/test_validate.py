@@ -35,7 +35,7 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import overview, story
-from lora_scripts.run.heldout import SHARE, STEP_COST, Measuring, share
+from lora_scripts.run.heldout import STEP_COST, Measuring, passes, trained
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
@@ -342,7 +342,7 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
 
 def test_what_takes_less_is_named_where_it_can_take_less() -> None:
     shares = {"held-out loss": 0.1, "previews": 0.0, "report": 0.2}
-    for report, mend in (("full", "report: short"), ("short", "sample_steps")):
+    for report, mend in (("full", "report: short"), ("short", "sample_steps; report: full draws more")):
         told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
         assert told == ("besides", f"about 30% of the time: held-out loss 10% (val_every), report 20% ({mend})")
     assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
@@ -405,15 +405,25 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
     assert split(copied, scan(copied.train_data_dir)).held_out == []
 
 
-def test_a_run_is_measured_about_ten_times_by_itself_and_three_at_least(base: Path, tmp_path: Path) -> None:
-    config = config_with(tmp_path, base)
-    held = stopped(config, 1, "epochs=400").held  # 800 steps
-    assert held.every == 80 and share(held, load_config(config, ["epochs=400"]), 800) <= SHARE
-    tmp_path.joinpath("slow").mkdir()
-    few = stopped(
-        config, 1, "epochs=3", f"output_dir={tmp_path / 'slow' / 'out'}"
-    ).held  # 6 steps: measuring costs more
-    assert few.every == 2
+def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: Path) -> None:
+    """The service, and that all of it takes at most 15 % of the passes, as counted by hand."""
+    config = config_with(tmp_path, base, sample_steps=10, save_steps=100, report="auto", sample_every="null")
+    parts = stopped(config, 1)
+    open_ = load_config(config)
+    found = []
+    for total in (6000, 1500, 700, 400, 300, 6):
+        c, held = overview.settled(open_, parts.feed, parts.held, parts.samples, total, guided=True)
+        rounds = (total - 1) // c.sample_every if c.sample_every else 0
+        found.append((-(-total // held.every), rounds, c.report))
+        assert held.looks_at_whole == (c.report == "full" and parts.held.looks_at_whole)
+        drawn = 4 if c.report == "short" else 4 + 2 * 3 + 2 + 2  # strengths, and captions trained and held out
+        taken = passes(held, c, total) + 2 * 10 * (2 * rounds + drawn)
+        assert taken / (taken + trained(c, total)) <= 0.15 or total == 6
+    full = [(10, 59, "full"), (6, 4, "full"), (3, 1, "full")]
+    assert found == [*full, (3, 1, "short"), (3, 0, "short"), (3, 0, "short")]
+    wished = load_config(config, ["report=full", "sample_every=2", "val_every=1"])
+    c, held = overview.settled(wished, parts.feed, parts.held, parts.samples, 6, guided=True)
+    assert (c, held.every) == (wished, 1)
 
 
 def test_the_base_is_a_candidate() -> None:

@@ -24,6 +24,8 @@ TILE = 512
 
 COMPILED = "compiled"
 """Of the cache's folders, that for what was compiled."""
+PIECE = 1 << 18
+"""Numbers that are cast at a time: they stay in the CPU's own memory in between."""
 ASKED = 1 << 30
 """Bytes that a card keeps free for what a text encoder computes of one text."""
 
@@ -38,10 +40,12 @@ class MemoryOptions:
     offloaded: int = 0
     """Blocks that live in RAM."""
     vae_tiling: bool = False
-    parking: Path | None = None
-    """A folder on the disk for weights that nobody needs for a while, and for compiled blocks; None: there is none."""
+    resting: bool = False
+    """VAE and text encoders are in RAM only while they are asked."""
     compiled: bool = False
     """Each block as one compiled function."""
+    cache: Path | None = None
+    """A folder on the disk in which what was compiled is kept."""
     lean: bool = True
     """Frozen layers keep nothing that only a weight's gradient needs; False: the library's own, for comparisons."""
 
@@ -272,22 +276,23 @@ def place(
     device: torch.device,
     dtype: torch.dtype,
     blocks: Sequence[nn.Module] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> None:
     """Brings a model in RAM to its device and type, storing and keeping no more than it is told to.
 
-    `blocks`: of a model that is no UNet, in the order in which they are run.
+    `blocks`: of a model that is no UNet, in the order in which they are run. `layout`: of its convolutions.
     """
     blocks = blocks_of(unet) if blocks is None else blocks
     if options.storage is not None:  # from the file's own numbers, and before the card sees them
         quantise_layers(unet, blocks, options.storage, dtype)
     for layer in unet.modules():
         restore(layer)
-    _cast(unet, dtype)
+    _cast(unet, dtype, layout)
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
     _rest_to(unet, away, device)
     inside = {id(module) for block in away for module in block.modules()}
     if options.compiled:
-        kept = options.parking and options.parking / COMPILED
+        kept = options.cache and options.cache / COMPILED
         compile_blocks([part for block in blocks for part in pieces_of(block)], kept)
     if options.checkpointing:
         for block in blocks:
@@ -325,13 +330,29 @@ def _rest_to(model: nn.Module, away: Iterable[nn.Module], device: torch.device) 
             module._apply(lambda t: t.to(device), recurse=False)
 
 
-def _cast(model: Any, dtype: torch.dtype) -> None:
+def _cast(model: Any, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """To a type. What its library keeps in float32, such as the scales of norms around 0, stays that precise."""
     words = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     whole = {name: p.detach().float() for name, p in model.named_parameters() if words & set(name.split("."))}
-    nn.Module.to(model, dtype)
+    model._apply(lambda t: cast(t, dtype, layout) if t.is_floating_point() else t)
     for name, numbers in whole.items():
         model.get_parameter(name).data = numbers
+
+
+def cast(t: Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A tensor in a type, and one of four dimensions in a layout: the numbers of `to`.
+
+    From float16 to bfloat16 it goes by float32, piece by piece: on a CPU half of the time or less, since torch has each
+    of the two steps by vectors, and the one that is both not.
+    """
+    layout = layout if t.ndim == 4 else torch.contiguous_format
+    if t.device.type != "cpu" or (t.dtype, dtype) != (torch.float16, torch.bfloat16) or t.ndim == 0:
+        return t.to(dtype, memory_format=layout) if t.ndim == 4 else t.to(dtype)
+    out = torch.empty(t.shape, dtype=dtype, memory_format=layout)
+    rows = max(1, PIECE // max(1, t[:1].numel()))
+    for begin in range(0, len(t), rows):
+        out[begin : begin + rows] = t[begin : begin + rows].float()
+    return out
 
 
 def pieces_of(block: Any) -> Sequence[nn.Module]:

@@ -86,6 +86,8 @@ class Measured:
     thumbnails: int = 0
     """Pixels of the training pictures that the report shows."""
     prompts: int = 1
+    previews: int = 0
+    """How often they are drawn between the first step and the last."""
     shown: int = 4
     """Pictures that are drawn for the report."""
     best: bool = False
@@ -176,8 +178,7 @@ def times(config: TrainConfig, m: Measured, before: float) -> dict[str, float]:
 
 def _previews(config: TrainConfig, m: Measured) -> int:
     """How often preview pictures are drawn."""
-    every = config.preview_steps(m.steps // config.epochs)
-    return ((m.steps - 1) // every if every else 0) + config.sample_first
+    return m.previews + config.sample_first
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------

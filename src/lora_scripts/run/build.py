@@ -53,11 +53,11 @@ def build_model(
 ) -> Model:
     """Loads the base and puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
 
-    `first`: as of `LoadOptions`; `cache`: a folder in which digests of files are remembered, and weights parked.
+    `first`: as of `LoadOptions`; `cache`: a folder in which digests of files are remembered, and what was compiled.
     """
     aid = read_adapter(config)
     settings = table.settings(config.base_model, config.family_settings)
-    memory = replace(memory_options(config, device), parking=cache)
+    memory = replace(memory_options(config, device), resting=True, cache=cache)
     options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder or (), first, memory, settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
@@ -70,6 +70,9 @@ def build_model(
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
+    below = [*initial, *(aid.modules if aid is not None else ())]
+    if any(path.partition(".")[0] in facts.text_roots for path in below):
+        family.encode_text([""])  # awake: what is put in lies on its own numbers
     if aid is not None:  # under what is trained, whose paths are known by now
         family = aided(family, aid.modules, aid.path)
     image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)

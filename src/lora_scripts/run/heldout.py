@@ -34,10 +34,8 @@ LONG = 10
 """Epochs from which on every training picture is looked at, once, in the end."""
 WHOLE_STRATA, WHOLE_PARTS, WHOLE_TIMES = 4, (0, 2), 2
 """The noise levels at which it is: textures and layout; with the base, and with the LoRA."""
-TIMES, LEAST = 10, 3
-"""Measurements in a run where `val_every` says nothing: as many, and not fewer than the second number."""
-SHARE = 0.15
-"""Of a run's time that they may take."""
+TIMES = 10
+"""Measurements in a run where nothing else is said."""
 STEP_COST = 2.3
 """A step's time for one picture, in forward passes; measured: 2.1 to 2.3 on a CPU."""
 
@@ -66,17 +64,7 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
         every=0,
         looks_at_whole=measures and c.epochs * c.repeats >= LONG,
     )
-    return replace(held, every=(c.val_every or _often(held, c, total)) if measures else 0)
-
-
-def _often(held: HeldOut, config: TrainConfig, total: int) -> int:
-    """Steps from one measurement to the next, so that a run has about ten of them, fewer where they would take more
-    than their share of its time, the last look at all pictures apart, and three at least: advice needs as many."""
-    for times in range(TIMES, LEAST, -1):
-        every = -(-total // times)
-        if share(replace(held, every=every, looks_at_whole=False), config, total) <= SHARE:
-            return every
-    return -(-total // LEAST)
+    return replace(held, every=(c.val_every or -(-total // TIMES)) if measures else 0)
 
 
 def share(held: HeldOut, config: TrainConfig, total: int) -> float:

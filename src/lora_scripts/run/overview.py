@@ -1,10 +1,11 @@
-"""The table before the first step: what will happen."""
+"""What a run will do, before its first step: how much besides training, and the table."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,9 @@ SHORT = 40
 """and steps, that are told as few."""
 FAR = 0.45
 """Of the base's pixels, or its inverse: beyond, a base draws badly."""
+
+HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"
+"""What takes time besides training."""
 
 
 def table_rows(
@@ -76,6 +80,63 @@ def table_rows(
     return rows
 
 
+@dataclass(frozen=True)
+class Service:
+    """How much a run does besides training, where its config does not say."""
+
+    times: int
+    """Measurements of the held-out loss; three at least, as advice needs them."""
+    rounds: int | None
+    """Of previews between the first step and the last, at most; None: as often as is saved."""
+    full: bool
+    """Whether the report draws all that it can, and every training picture is looked at in the end."""
+
+
+SERVICES = (
+    Service(10, None, True),
+    Service(6, 4, True),
+    Service(3, 1, True),
+    Service(3, 1, False),
+    Service(3, 0, False),
+)
+"""From the most on. The first that takes no more than"""
+SHARE = 0.15
+"""of a run's time is taken, or the last."""
+
+
+def settled(
+    config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int, *, guided: bool
+) -> tuple[TrainConfig, HeldOut]:
+    """The config with what it leaves open filled in (val_every, sample_every, report), and what is measured.
+
+    What a key asks for is not counted: it is somebody's wish. The rest as of `besides`.
+    """
+    c = config
+    for service in SERVICES:
+        measured = held.every and (c.val_every or -(-steps // service.times))
+        shown = "full" if service.full else "short"
+        report = shown if c.report == "auto" else c.report
+        filled = c.model_copy(update={"sample_every": _rounds(c, service, steps), "report": report})
+        found = replace(held, every=measured, looks_at_whole=held.looks_at_whole and service.full)
+        shares = besides(filled, feed, found, samples, steps, guided=guided)
+        open_ = {HELD: c.val_every is None, PREVIEWS: filled.sample_every != c.sample_every, REPORT: c.report == "auto"}
+        if sum(share for what, share in shares.items() if open_[what]) <= SHARE:
+            break
+    return filled, found
+
+
+def _rounds(config: TrainConfig, service: Service, steps: int) -> int | None:
+    """`sample_every` of a run of so many steps."""
+    c = config
+    if c.sample_every is not None or c.sample_every_epochs is not None:
+        return c.sample_every
+    if service.rounds is None:
+        return c.save_steps
+    if service.rounds == 0:
+        return 0
+    return c.save_steps * max(1, -(-steps // (c.save_steps * (service.rounds + 1))))
+
+
 def besides(
     config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int, *, guided: bool
 ) -> dict[str, float]:
@@ -97,12 +158,9 @@ def besides(
     return {what: count / whole for what, count in passes.items()}
 
 
-HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"
-
-
 def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, str]:
     """Of the table: what takes time, and each with the key with which it takes less."""
-    drawn = "sample_steps" if config.report == "short" else "report: short"
+    drawn = "sample_steps; report: full draws more" if config.report == "short" else "report: short"
     less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
     each = ", ".join(f"{what} {share:.0%} ({less[what]})" for what, share in shares.items() if share)
     return "besides", f"about {sum(shares.values()):.0%} of the time: {each}" if each else "nothing"

@@ -37,7 +37,7 @@ from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.finish import REPORTED, look, report, report_pictures, save_last_previews, save_strength
 from lora_scripts.run.heldout import Measuring, build_held_out
 from lora_scripts.run.init_lora import read_initial
-from lora_scripts.run.overview import table_rows
+from lora_scripts.run.overview import settled, table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
@@ -150,15 +150,18 @@ def assemble(
     check_tiles(c, [p.bucket for p in feed.pictures])
     total = feed.steps_per_epoch * c.epochs
     set_stop(model.optimizer, c.token_stop, total)
+    held, guided = build_held_out(c, model, feed, samples.held_out, total), "negative" in model.family.facts.features
+    own = [p.sample for p in feed.pictures if not p.of_class]
+    filled, held = settled(c, feed, held, own, total, guided=guided)
     return Parts(
-        config=c,
+        config=filled,
         folder=folder,
         samples=samples.trained,
         device=device,
         precision=precision,
         model=model,
         feed=feed,
-        held=build_held_out(c, model, feed, samples.held_out, total),
+        held=held,
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,

@@ -21,8 +21,7 @@ class ValidationKeys(Keys):
     val_data_dir: ConfigPath | None = None
     """A folder with pictures and captions to measure instead, so that all of train_data_dir is trained."""
     val_every: Count | None = None
-    """Measured every so many steps. Without it, about ten times a run, fewer where that would take over 15 % of the
-    time."""
+    """Measured every so many steps. Without it, ten times a run, fewer in a short one, whose time that would take."""
     patience: Count | None = None
     """End the run after so many measurements without a new lowest loss. Without it, all epochs are trained."""
 

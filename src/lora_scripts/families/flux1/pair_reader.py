@@ -65,8 +65,9 @@ class FluxEncoder(Standby):
 
     def _build(self) -> Any:
         source = self.texts.clip
-        clip = build_text(source.layout, from_rows(source.pieces(), source.rows()))
-        return nn.ModuleList([clip.to(self.dtype).requires_grad_(False).eval(), build_t5(self.texts.t5, self.dtype)])
+        numbers = from_rows(source.pieces(), source.rows())
+        clip = build_text(source.layout, {key: one.to(self.dtype, copy=True) for key, one in numbers.items()})
+        return nn.ModuleList([clip.requires_grad_(False).eval(), build_t5(self.texts.t5, self.dtype)])
 
 
 def build_t5(source: T5Source, dtype: torch.dtype) -> Any:

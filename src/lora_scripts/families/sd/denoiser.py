@@ -22,14 +22,13 @@ class Denoiser:
         self, unet: UNet2DConditionModel, options: MemoryOptions, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.unet, self.device, self.dtype = unet.requires_grad_(False).eval(), device, dtype
-        memory.place(self.unet, options, device, dtype)
-        if options.lean:
-            make_lean(self.unet)
         # A card's convolutions are quickest so, too; but the library's norms there know the other way alone, and turn
         # what they read: compiled ones do not.
         last = device.type == "cpu" or options.compiled
         self.layout = torch.channels_last if last else torch.contiguous_format
-        self.unet.to(memory_format=self.layout)
+        memory.place(self.unet, options, device, dtype, layout=self.layout)
+        if options.lean:
+            make_lean(self.unet)
 
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
         """(path, layer) inside the blocks: all that the consumers of LoRA files know."""

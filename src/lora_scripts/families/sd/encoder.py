@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lora_scripts.compute import memory
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.compute.parked import park
+from lora_scripts.compute.resting import Resting
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.word_table import WordTable, numbered
@@ -33,16 +33,16 @@ class TextEncoder:
 
     def __init__(self, model: Any, device: torch.device, options: MemoryOptions, *, pad: int | None = None) -> None:
         """`pad`: the token that chunks are filled up with; None: the one that ends them."""
-        self.model = model.float().requires_grad_(False).eval()
-        self.device, self.pad = device, pad
-        self._where = torch.device("cpu")
+        self.model, self.device, self.pad = model, device, pad
         # Published configs of CLIP-G say 2, for which transformers takes the largest token as the end: new words are
         # larger.
         self.inner.eos_token_id = prompts.END
-        self._parking = options.parking if device.type == "cpu" else None
         if options.checkpointing:
             for layer in self.inner.encoder.layers:
                 memory.around(layer)
+        self._resting = Resting(model)
+        if not options.resting:
+            self._resting.wake(torch.device("cpu"))
 
     @property
     def inner(self) -> Any:
@@ -67,7 +67,7 @@ class TextEncoder:
         All rows get `length` chunks; what a row lacks is the empty prompt. Weights count for the states alone.
         UserError for a layer that is not there.
         """
-        self.to(self.device)
+        self.wake()
         empty = prompts.chunks(prompts.plain(""), pad=self.pad)
         flat = [chunk for row in rows for chunk in [*row, *empty * (length - len(row))]]
         ids = torch.tensor([c.ids for c in flat], device=self.device)
@@ -93,6 +93,8 @@ class TextEncoder:
 
         `columns`: which of a vector's numbers are this encoder's.
         """
+        if words:
+            self.wake()
         embeddings = self.inner.embeddings
         table = embeddings.token_embedding
         if isinstance(table, WordTable):
@@ -104,20 +106,17 @@ class TextEncoder:
     @torch.no_grad()
     def vectors_of(self, text: str) -> Tensor:
         """[n, width] float32 on the CPU: the vectors of the n tokens of a text; of "" the mean."""
+        self.wake()
         table = self.inner.embeddings.token_embedding.weight
         (chunk, *_) = prompts.chunks(prompts.plain(text))
         ids = [token for token in chunk.ids[1:-1] if token != chunk.ids[-1]]
         rows: Tensor = table[ids] if ids else table.mean(0, keepdim=True)
         return rows.detach().float().cpu()
 
+    def wake(self) -> None:
+        """Somebody will ask it, or put something into it."""
+        self._resting.wake(self.device)
+
     def rest(self) -> None:
         """Nobody needs it for a while."""
-        self.to(torch.device("cpu"))
-        if self._parking is not None:
-            park(self.model, self._parking)
-            self._parking = None
-
-    def to(self, device: torch.device) -> None:
-        if self._where != device:
-            self.model.to(device)
-            self._where = device
+        self._resting.rest()

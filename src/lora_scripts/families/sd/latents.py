@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from lora_scripts.compute import memory
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.compute.parked import park
+from lora_scripts.compute.resting import Resting
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.vae import FACTOR
 
 
 def digest_of(model: nn.Module, *settings: str) -> str:
-    """A digest of a model's numbers, and of settings that change what it gives; empty ones count as none."""
+    """A digest of a model's numbers in float32, and of settings that change what it gives; empty ones count as none."""
     digest = hashlib.sha256()
     for words in settings:
         digest.update(words.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        whole = tensor.detach().float() if tensor.is_floating_point() else tensor
+        digest.update(whole.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -68,14 +69,16 @@ def unpack(x: Tensor) -> Tensor:
 
 
 class LatentCoder:
-    """The VAE of a family. It goes to the device when it is needed, and stays there until it may `rest`."""
+    """The VAE of a family. It comes to the device when it is needed, and stays there until it may `rest`."""
 
     def __init__(self, vae: Any, normal: Normal, device: torch.device, options: MemoryOptions) -> None:
-        self._parking = options.parking if vae.dtype != torch.float32 and device.type == "cpu" else None
         tiling = options.vae_tiling
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
-        self.vae = vae.float().requires_grad_(False).eval()
-        self.normal, self.device, self.tiling, self._digest = normal, device, tiling, ""
+        self._resting = Resting(vae)
+        self.vae, self.device = self._resting.model, device
+        if not options.resting:
+            self._resting.wake(torch.device("cpu"))
+        self.normal, self.tiling, self._digest = normal, tiling, ""
         if tiling:
             self.vae.enable_tiling()
             if hasattr(self.vae, "tile_latent_min_size"):  # else it has tiles of this size
@@ -84,7 +87,7 @@ class LatentCoder:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, h, w] in [-1, 1] -> {"mean", "std"} of the posterior, as `Normal.into`, float32 on the CPU."""
-        self.vae.to(self.device)
+        self._resting.wake(self.device)
         posterior = self.vae.encode(pixels.to(self.device)).latent_dist
         mean, std = self.normal.into(posterior.mean, posterior.std)
         return {"mean": mean.cpu(), "std": std.cpu()}
@@ -92,7 +95,7 @@ class LatentCoder:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image.Image:
         """The picture of one [c, h, w]: at full size the VAE needs more memory than all else. UserError for NaN."""
-        self.vae.to(self.device)
+        self._resting.wake(self.device)
         pixels = self.vae.decode(self.normal.back(latents[None].to(self.device)), return_dict=False)[0][0]
         if not torch.isfinite(pixels).all():
             raise UserError("the picture came out as NaN", hint="use precision fp32 or bf16, or a lower LoRA strength")
@@ -102,7 +105,7 @@ class LatentCoder:
     @torch.no_grad()
     def features(self, pixels: Tensor) -> list[Tensor]:
         """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] of the encoder's levels, fine to coarse, float32."""
-        self.vae.to(self.device)
+        self._resting.wake(self.device)
         if hasattr(self.vae, "levels"):
             return [level.float().cpu() for level in self.vae.levels(pixels.to(self.device))]
         maps: list[Tensor] = []
@@ -124,7 +127,5 @@ class LatentCoder:
         return self._digest
 
     def rest(self) -> None:
-        self.vae.to("cpu")
-        if self._parking is not None:  # what was read as float32 is mapped already
-            park(self.vae, self._parking)
-            self._parking = None
+        """Nobody needs it for a while."""
+        self._resting.rest()

@@ -32,14 +32,11 @@ def build_vae(config: Mapping[str, object], state: Mapping[str, Tensor]) -> Auto
 
 
 def build_text(layout: TextLayout, state: Mapping[str, Tensor]) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """The text encoder of a layout in float32, from a state dict in the published names. It is copied: on a CPU
-    products may round differently where a matrix does not begin at a round address, as in a mapped file.
-    """
+    """The text encoder of a layout, with the weights of a state dict in the published names."""
     kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
     with torch.device("meta"):
         model = kind(CLIPTextConfig(**text_config(layout)))
-    whole = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
-    _filled(model, text_keys_like(whole, model.state_dict().keys()))
+    _filled(model, text_keys_like(state, model.state_dict().keys()))
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(layout.positions)[None]  # the one tensor that no file need have
     return model
