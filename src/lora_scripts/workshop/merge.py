@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -208,9 +208,19 @@ def _opened(
     text = "a DoRA scales weights, and what they were cannot be told from what they are"
     doras = [file for file in files if any(w.dora is not None for w in file.mergeable.values())]
     raise_all([UserError(text, file=file.path, hint=hint) for file in doras if out])
+    raise_all([fault for file in files for fault in _texts_elsewhere(checkpoint, file)])
     shapes = {name: checkpoint.shape(name) for name in checkpoint.places}
     raise_all([fault for file in files for fault in algebra.check_fits(file.mergeable, shapes, str(file.path))])
     return checkpoint, files
+
+
+def _texts_elsewhere(base: Checkpoint, lora: LoraFile) -> Iterator[UserError]:
+    """For a LoRA of a text encoder that is no part of the base."""
+    held = {module.partition(".")[0] for module in base.places}
+    lacking = {path.partition(".")[0] for path in lora.modules if base.family.inside_text(path)} - held
+    if lacking:
+        text = f"this LoRA changes the text encoder, too, and there is none in {base.path.name}"
+        yield UserError(text, file=lora.path, hint="merge it into a diffusers folder, which has both")
 
 
 def _check_suffix(base: Checkpoint, output: Path) -> None:

@@ -35,14 +35,19 @@ def build_text(layout: TextLayout, state: Mapping[str, Tensor]) -> CLIPTextModel
     """The text encoder of a layout in float32, from a state dict in the published names. It is copied: on a CPU
     products may round differently where a matrix does not begin at a round address, as in a mapped file.
     """
-    kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
-    with torch.device("meta"):
-        model = kind(CLIPTextConfig(**text_config(layout)))
+    model = bare_text(layout)
     whole = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
     _filled(model, text_keys_like(whole, model.state_dict().keys()))
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(layout.positions)[None]  # the one tensor that no file need have
     return model
+
+
+def bare_text(layout: TextLayout) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """The same on the meta device."""
+    kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
+    with torch.device("meta"):
+        return kind(CLIPTextConfig(**text_config(layout)))
 
 
 def _filled(model: Any, state: Mapping[str, Tensor]) -> Any:
