@@ -15,7 +15,7 @@ from diffusers import FluxPipeline
 from diffusers.loaders import lora_conversion_utils
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import flow_checks
@@ -34,6 +34,8 @@ from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.noise import Draws
+from lora_scripts.workshop.common import Weighted
+from lora_scripts.workshop.merge import merge, unmerge
 from runs import faults, stopped
 from test_flux1 import CASE, answer, drawn, narrow, pipeline_of
 
@@ -187,14 +189,46 @@ def test_comfyui_and_diffusers_read_every_layer(base: Path, tmp_path: Path, caps
     assert main(["verify", str(tmp_path / "lora.safetensors"), "--base", str(base)]) == 2
 
 
-def test_merging_into_a_file_without_clip_is_refused(base: Path, tmp_path: Path) -> None:
-    from lora_scripts.workshop.common import Weighted
-    from lora_scripts.workshop.merge import merge
+def test_merged_into_two_files_both_are_the_base_plus_their_change(base: Path, tmp_path: Path) -> None:
+    """The transformer's and CLIP's; without the second the LoRA is refused, and nothing written."""
+    weights = both()
+    save(tmp_path / "lora.safetensors", in_kohya(weights), {})
+    merged, lora = tmp_path / "merged.safetensors", Weighted(tmp_path / "lora.safetensors", 0.5)
+    told = faults(lambda: merge(base, [lora], merged))
+    assert "changes the text encoder, too, and there is none in base.safetensors" in told and "--text-encoder" in told
+    clip = base.parent / "text" / "clip_l.safetensors"
+    assert "this CLIP" in faults(lambda: merge(base, [lora], merged, text_encoder=wide_clip(tmp_path)))
+    assert "leave it out" in faults(lambda: merge(tiny.write_base(tmp_path / "sd.safetensors"), [lora], merged,
+                                                  text_encoder=clip))  # fmt: skip
+    assert not merged.exists()
+    result = merge(base, [lora], merged, text_encoder=clip)
+    second = tmp_path / "merged-clip_l.safetensors"
+    assert {part.file for part in result.files} == {merged, second} and result.changed == len(weights)
+    before, after = load_file(clip), load_file(second)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        path = CLIP + key.removeprefix("text_model.").removesuffix(".weight")
+        want = change(weights[path]) / 2 if path in weights and key.endswith(".weight") else 0
+        assert (after[key].double() - tensor.double() - want).abs().max() < 1e-6, key
+    # They are read as a base, which draws what the LoRA draws at half its strength.
+    options = replace(OPTIONS, text_encoder=[second, clip.with_name("t5xxl_fp16.safetensors")],
+                      vae=base.parent / "ae.safetensors")  # fmt: skip
+    model: Any = load_family(FACTS, merged, options)
+    worn: Any = load_family(FACTS, base, replace(OPTIONS, **tiny_flux1.beside(base.parent)))
+    apply(worn, read(lora.path, FACTS).modules, 0.5)
+    asked = (PROMPTS[0], 7, Sampling(2, 3.5, size=(64, 64)))
+    flow_checks.alike(model.generate(*asked), worn.generate(*asked))
+    unmerge(merged, [lora], tmp_path / "back.safetensors", text_encoder=second)
+    back = load_file(tmp_path / "back-merged-clip_l.safetensors")
+    assert all((back[key] - before[key]).abs().max() < 1e-6 for key in before)
 
-    save(tmp_path / "lora.safetensors", in_kohya(both()), {})
-    told = faults(lambda: merge(base, [Weighted(tmp_path / "lora.safetensors", 1.0)], tmp_path / "out.safetensors"))
-    assert "changes the text encoder, too, and there is none in base.safetensors" in told
-    assert "merge it into a diffusers folder" in told and not (tmp_path / "out.safetensors").exists()
+
+def wide_clip(folder: Path) -> Path:
+    """A CLIP of another width."""
+    state = CLIPTextModel(CLIPTextConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=1)).state_dict()
+    named = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in state.items()}
+    save_file(named, folder / "wide.safetensors")
+    return folder / "wide.safetensors"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -334,3 +368,17 @@ def test_without_the_key_clip_is_left_alone(base: Path, data: Path, tmp_path: Pa
     parts = stopped(config, 1)
     encoder: Any = parts.model.family.encoder  # type: ignore[attr-defined]
     assert encoder._clip is None and not any(path.startswith(CLIP) for path in parts.model.layers)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_clip(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_flux1.write_base(tmp_path / "base.safetensors")
+    keys = {"train_text_encoder": "true", "targets": "['*.0.attn.*']", **tiny_flux1.beside(tmp_path)}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
+    stopped(config, 1)
+    made = tiny_flux1.models()
+    tiny_flux1.write_texts(tmp_path / "text", made._replace(clip=tiny_flux1.models(seed=1).clip))
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    assert "something changed: text_encoder" in capsys.readouterr().err
+    tiny_flux1.write_texts(tmp_path / "text", made)
+    assert main(["train", "--config", str(config), "--resume"]) == 0

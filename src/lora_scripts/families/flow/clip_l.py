@@ -91,6 +91,14 @@ def layers(layout: TextLayout, *, shapes: bool) -> Iterator[Layer]:
             yield Layer(path, hf, hf, f"lora_te1_{flat}", row.shape if shapes else ())
 
 
+def weights(path: Path, width: int) -> dict[str, str]:
+    """Our module path -> the key of its weight in a file. UserErrors as `look`."""
+    source = look(path, width)
+    pieces = source.pieces()
+    own = layers(source.layout, shapes=False)
+    return {layer.path: pieces.key_in_file(layer.ldm.removeprefix(_PREFIX) + ".weight") for layer in own}
+
+
 def with_clip(names: Names, refused: dict[str, str]) -> Names:
     """A family's names with those of CLIP-L, its first text encoder.
 

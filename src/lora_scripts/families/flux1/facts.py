@@ -25,6 +25,10 @@ def _wrapped() -> dict[str, str]:
     return {PART: "", clip_l.PART: library_prefix(projection=False)}
 
 
+def _text_weights(base: Path, file: Path) -> dict[str, str]:
+    return clip_l.weights(file, FILES.layout_at(base).pooled_width)
+
+
 def _build(path: Path) -> dict[str, nn.Module]:
     from lora_scripts.families.sd.load import bare_text
 
@@ -60,5 +64,6 @@ FACTS = replace(
     parts={PART: "", clip_l.PART: "text_model."},
     wrapped=_wrapped,
     build=_build,
+    text_weights=_text_weights,
 )
 """CLIP-L takes a LoRA, too; T5 does not."""
