@@ -4,7 +4,7 @@
 
 A random LoRA of rank 4, alpha 2, in all layers of attention and feed-forward, and of CLIP-L, is written in our names
 and in kohya's, where q, k and v (and the MLP) are one layer. diffusers' converter of the latter has these widths
-written into it. The models' memory is asked for and never written to, so that 1.1 GB of RAM are enough; it takes minutes.
+written into it. The models' memory is asked for and never written to: 1.1 GB of RAM are enough; it takes minutes.
 """
 
 from __future__ import annotations

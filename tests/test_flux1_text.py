@@ -33,6 +33,7 @@ from lora_scripts.families.table import by_name, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.loras.on_model import apply
+from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.noise import Draws
 from lora_scripts.workshop.common import Weighted
 from lora_scripts.workshop.merge import merge, unmerge
@@ -198,8 +199,6 @@ def test_merged_into_two_files_both_are_the_base_plus_their_change(base: Path, t
     assert "changes the text encoder, too, and there is none in base.safetensors" in told and "--text-encoder" in told
     clip = base.parent / "text" / "clip_l.safetensors"
     assert "this CLIP" in faults(lambda: merge(base, [lora], merged, text_encoder=wide_clip(tmp_path)))
-    assert "leave it out" in faults(lambda: merge(tiny.write_base(tmp_path / "sd.safetensors"), [lora], merged,
-                                                  text_encoder=clip))  # fmt: skip
     assert not merged.exists()
     result = merge(base, [lora], merged, text_encoder=clip)
     second = tmp_path / "merged-clip_l.safetensors"
@@ -210,17 +209,26 @@ def test_merged_into_two_files_both_are_the_base_plus_their_change(base: Path, t
         path = CLIP + key.removeprefix("text_model.").removesuffix(".weight")
         want = change(weights[path]) / 2 if path in weights and key.endswith(".weight") else 0
         assert (after[key].double() - tensor.double() - want).abs().max() < 1e-6, key
-    # They are read as a base, which draws what the LoRA draws at half its strength.
-    options = replace(OPTIONS, text_encoder=[second, clip.with_name("t5xxl_fp16.safetensors")],
-                      vae=base.parent / "ae.safetensors")  # fmt: skip
-    model: Any = load_family(FACTS, merged, options)
+    unmerge(merged, [lora], tmp_path / "back.safetensors", text_encoder=second)
+    back = load_file(tmp_path / "back-merged-clip_l.safetensors")
+    assert all((back[key] - before[key]).abs().max() < 1e-6 for key in before)
+
+
+@pytest.mark.slow
+def test_two_merged_files_are_a_base_that_draws_so(base: Path, tmp_path: Path) -> None:
+    """As the LoRA draws at that strength; a base without a CLIP of its own in a file is told to leave it out."""
+    flow_checks.save_own(FACTS, both(), tmp_path / "lora.safetensors")
+    merged, lora = tmp_path / "merged.safetensors", Weighted(tmp_path / "lora.safetensors", 0.5)
+    clip = base.parent / "text" / "clip_l.safetensors"
+    folder = tiny_flux1.write_folder(tmp_path / "folder")
+    assert "leave it out" in faults(lambda: merge(folder, [lora], tmp_path / "out", text_encoder=clip))
+    merge(base, [lora], merged, text_encoder=clip)
+    texts = [tmp_path / "merged-clip_l.safetensors", clip.with_name("t5xxl_fp16.safetensors")]
+    model: Any = load_family(FACTS, merged, replace(OPTIONS, text_encoder=texts, vae=base.parent / "ae.safetensors"))
     worn: Any = load_family(FACTS, base, replace(OPTIONS, **tiny_flux1.beside(base.parent)))
     apply(worn, read(lora.path, FACTS).modules, 0.5)
     asked = (PROMPTS[0], 7, Sampling(2, 3.5, size=(64, 64)))
     flow_checks.alike(model.generate(*asked), worn.generate(*asked))
-    unmerge(merged, [lora], tmp_path / "back.safetensors", text_encoder=second)
-    back = load_file(tmp_path / "back-merged-clip_l.safetensors")
-    assert all((back[key] - before[key]).abs().max() < 1e-6 for key in before)
 
 
 def wide_clip(folder: Path) -> Path:
@@ -262,8 +270,25 @@ def test_a_preview_with_it_is_the_pipelines(
     flow_checks.preview(CASE, family, theirs, draw, cfg=3.5)
 
 
-def test_clip_is_there_only_while_it_is_worn(base: Path) -> None:
-    """What was read of a prompt without a LoRA is kept, and counts only without one; neither T5 nor CLIP stay."""
+def test_merged_for_drawing_it_counts_as_it_does_beside_the_weights(family: Any, tmp_path: Path) -> None:
+    """As `generate` wears LoRAs, where nothing that is on CLIP tells of them; and taken off, it is the base again."""
+    path, pictures = tmp_path / "lora.safetensors", list[Any]()
+    flow_checks.save_own(FACTS, clip_lora(), path)
+    asked = (PROMPTS[0], 7, Sampling(2, 3.5, size=(64, 64)))
+    bare = family.generate(*asked)
+    for merged in (False, True):
+        stack = LoraStack(family, merged=merged)
+        stack.wear([Worn(path, 1.0, 1.0)])
+        family.encoder.rest()
+        pictures.append(family.generate(*asked))
+        stack.take_off()
+        flow_checks.alike(family.generate(*asked), bare)
+    flow_checks.alike(*pictures)
+    assert abs(np.asarray(pictures[0], dtype=int) - np.asarray(bare, dtype=int)).max() > 4
+
+
+def test_clip_is_there_once_it_is_worn(base: Path) -> None:
+    """Before, what was read of a prompt is kept, and neither T5 nor CLIP stay; afterwards that counts for T5 alone."""
     family: Any = load_family(FACTS, base, replace(OPTIONS, **tiny_flux1.beside(base.parent)))
     encoder = family.encoder
     encoder.remember(["hello"])
@@ -280,8 +305,7 @@ def test_clip_is_there_only_while_it_is_worn(base: Path) -> None:
     assert torch.equal(family.encode_text(["hello"])["pooled"], bare)
     assert torch.equal(encoder.told(["hello"])["pooled"], worn)
     remove(family.roots, layers)
-    encoder.rest()
-    assert encoder._clip is None
+    assert torch.equal(encoder.told(["hello"])["pooled"], bare)
 
 
 # --- the loss and its gradients ---------------------------------------------------------------------------------------

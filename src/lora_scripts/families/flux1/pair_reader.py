@@ -50,8 +50,8 @@ class PooledClip(TextEncoder):
 class FluxEncoder(Standby):
     """Both, frozen, T5 in the run's precision and CLIP in float32: {"states": [n, 512, width], "pooled": [n, width]}.
 
-    T5 goes when it may rest. So does CLIP, but for the time that a LoRA is on it: its pooled state then is another one
-    with each step, and is read anew whenever it is needed; T5's states stay those that are kept.
+    T5 goes when it may rest. So does CLIP, until somebody asks for it, to put a LoRA on it or to merge one into it:
+    from then on its pooled state is read anew whenever it is needed; T5's states stay those that are kept.
     """
 
     def __init__(self, texts: Pair, device: torch.device, dtype: torch.dtype) -> None:
@@ -67,6 +67,7 @@ class FluxEncoder(Standby):
         files = (*texts.clip.files, *texts.t5.files, texts.t5.tokenizer)
         super().__init__(files, f"{MOST} {MAX_LENGTH} {dtype}, CLIP in float32", device, dtype)
         self._clip: PooledClip | None = None
+        self._lent = False
 
     def excess(self, text: str) -> int:
         """How many of T5's tokens are cut off."""
@@ -87,28 +88,33 @@ class FluxEncoder(Standby):
 
     @property
     def roots(self) -> Mapping[str, Callable[[], nn.Module]]:
-        return {clip_l.PART: lambda: self.clip.inner}
+        return {clip_l.PART: self._lend}
+
+    def _lend(self) -> nn.Module:
+        self._lent = True
+        inner: nn.Module = self.clip.inner
+        return inner
 
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
         return ((f"{clip_l.PART}.{path}", layer) for path, layer in self.clip.trainable())
 
     def told(self, captions: Sequence[str], encoded: Conditions | None = None) -> Conditions:
         texts = super().told(captions, encoded)
-        return {**texts, "pooled": self.clip.pooled(captions)} if self._clip and self._clip.worn else texts
+        return {**texts, "pooled": self.clip.pooled(captions)} if self._lent else texts
 
     def rest(self) -> None:
-        if self._clip and not self._clip.worn:
+        if not self._lent:
             self._clip = None
         super().rest()
 
     @torch.no_grad()
     def _read(self, text: str) -> dict[str, Tensor]:
+        with _off(self.clip.worn):
+            pooled = self.clip.pooled([text])[0]  # first: T5 then takes the room that CLIP leaves
         language = self._loaded()
         ids = [*self._ids(text)[: MOST - 1], self._end]
         ids += [self._fill] * (MOST - len(ids))
         states = language(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]
-        with _off(self.clip.worn):
-            pooled = self.clip.pooled([text])[0]
         for name, source, tensor in (("T5's", self.texts.t5, states), ("CLIP's", self.texts.clip, pooled)):
             if not torch.isfinite(tensor).all():
                 hint = "use precision bf16 or fp32"
