@@ -1,10 +1,10 @@
-"""FLUX.1's LoRA files at the published widths, through diffusers' own loader: 19 and 38 blocks, no weights.
+"""FLUX.1's LoRA files at the published widths, through diffusers' own loader: 19 and 38 blocks and CLIP-L, no weights.
 
     python benchmarks/flux1_names.py
 
-A random LoRA of rank 4, alpha 2, in all layers of attention and feed-forward is written in our names and in kohya's,
-where q, k and v (and the MLP) are one layer. diffusers' converter of the latter has these widths written into it. The
-transformer's memory is asked for and never written to, so that 1.1 GB of RAM are enough; it takes minutes.
+A random LoRA of rank 4, alpha 2, in all layers of attention and feed-forward, and of CLIP-L, is written in our names
+and in kohya's, where q, k and v (and the MLP) are one layer. diffusers' converter of the latter has these widths
+written into it. The models' memory is asked for and never written to: 1.1 GB of RAM are enough; it takes minutes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.layout import STANDARD, rows
 from lora_scripts.families.flux1.names import base
+from lora_scripts.families.sd.load import bare_text
 from lora_scripts.families.table import by_name
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui, run_diffusers
@@ -33,13 +35,14 @@ SEEN = 64
 
 def lora() -> dict[str, LoraWeights]:
     facts, generator = by_name("flux1"), torch.Generator().manual_seed(0)
+    shapes = {f"{PART}.{stem(row.hf)}": row.shape for row in linear(rows(STANDARD))}
+    trained = [facts.groups[group] for group in ("attention", "feed_forward")]
+    shapes = {p: shape for p, shape in shapes.items() if p in facts.names().written and any(g(p) for g in trained)}
     weights = {}
-    for row in linear(rows(STANDARD)):
-        path = f"{PART}.{stem(row.hf)}"
-        if path in facts.names().written and any(facts.groups[g](path) for g in ("attention", "feed_forward")):
-            out, inner = row.shape
-            down, up = (torch.randn(*shape, generator=generator) / 8 for shape in ((RANK, inner), (out, RANK)))
-            weights[path] = LoraWeights(down, up, ALPHA)
+    shapes |= {layer.path: layer.shape for layer in clip_l.layers(clip_l.STANDARD, shapes=True)}
+    for path, (out, inner) in shapes.items():
+        down, up = (torch.randn(*shape, generator=generator) / 8 for shape in ((RANK, inner), (out, RANK)))
+        weights[path] = LoraWeights(down, up, ALPHA)
     return weights
 
 
@@ -61,8 +64,9 @@ def main() -> None:
             save(path, tensors, metadata)
             back = read(path).weights
             same = all(torch.equal(back[p].up, w.up) and torch.equal(back[p].down, w.down) for p, w in weights.items())
-            there = FILES.build(STANDARD).to_empty(device="cpu")
-            reading = run_diffusers.read(path, {PART: there}, by_name("flux1").lora.loader)
+            models = {PART: FILES.build(STANDARD), clip_l.PART: bare_text(clip_l.STANDARD)}
+            there = {part: model.to_empty(device="cpu") for part, model in models.items()}
+            reading = run_diffusers.read(path, there, by_name("flux1").lora.loader)
             off = [
                 (change(reading.changes[p].change) - change(w)).abs().max().item() / change(w).abs().max().item()
                 if p in reading.changes

@@ -47,6 +47,8 @@ MUTANTS = [
     Mutant("run/build.py", "rule.alpha or alpha / rank * own", "rule.alpha or alpha", "adapters"),
     Mutant("loras/on_model.py", "layer.strength = text_strength if family.facts.inside_text(path) else strength", "layer.strength = strength", "generate_more generate grid"),
     Mutant("compute/packed.py", "block.weights, block.size, torch.float32", "block.weights, block.size, dtype", "gguf"),
+    Mutant("families/flux1/pair_reader.py", "if self._lent else texts", "if False else texts", "flux1_text"),
+    Mutant("families/flux1/pair_reader.py", "with _off(self.clip.worn):", "with _off([]):", "flux1_text"),
     # order and seeds
     Mutant("data/loader.py", 'random.Random(f"order/{seed}/{epoch}")', 'random.Random(f"order/{seed}")', "loader feed"),
     Mutant("data/loader.py", 'f"draw/{seed}/{epoch}/{position}/{index}"', 'f"draw/{seed}/{position}/{index}"', "loader feed"),

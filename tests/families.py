@@ -44,7 +44,7 @@ def _folder(path: Path) -> Path:
 
 
 def _flow(name: str, made: ModuleType, *namings: str, **keys: object) -> Row:
-    """Of a module of narrow models; its text encoders are never trained."""
+    """Of a module of narrow models; its text encoder is trained where `keys` say so."""
     return Row(name, made.write_base, made.write_folder, keys=keys, beside=made.beside, namings=namings)
 
 
@@ -52,7 +52,7 @@ ROWS = (
     Row("sd1", tiny.write_base, _folder),
     Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
     _flow("zimage", tiny_zimage, "diffusers", "kohya"),
-    _flow("flux1", tiny_flux1, "kohya", "diffusers"),
+    _flow("flux1", tiny_flux1, "kohya", "diffusers", train_text_encoder="true"),
     _flow("flux2", tiny_flux2, "diffusers"),
     replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers"), slow=True),  # the way of flux2, with other captions
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),

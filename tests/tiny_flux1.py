@@ -46,7 +46,7 @@ def models(seed: int = 0, *, guidance: bool = True, channels: int = 64) -> Model
     tok = T5Tokenizer(vocab=[(piece, -float(n > 2)) for n, piece in enumerate(pieces)], extra_ids=0)
     shape = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 2}
     t5 = T5EncoderModel(T5Config(vocab_size=len(tok) + 4, feed_forward_proj="gated-gelu", **shape)).eval()
-    own = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    own = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     clip = CLIPTextModel(CLIPTextConfig(**own, eos_token_id=49407, bos_token_id=49406)).eval()
     return Models(transformer, autoencoder(seed), clip, t5, tok)
 

@@ -31,7 +31,8 @@ def rewritten(model: Rewritten) -> list[str]:
     """A model that was written with other weights, and the hashes of its files."""
     lines = [f"written: {model.output} ({model.changed} weights changed)"]
     for part in model.files:
-        name = part.file.name if part.file == model.output else part.file.relative_to(model.output).as_posix()
+        inside = model.output in part.file.parents
+        name = part.file.relative_to(model.output).as_posix() if inside else part.file.name
         lines.append(f"{name}: sha256 {part.sha256} (AutoV2 {part.autov2}, AutoV3 {part.autov3})")
     if model.left_out:
         lines.append(f"left out, because they hold the weights as they were: {', '.join(model.left_out)}")

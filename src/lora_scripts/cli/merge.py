@@ -22,6 +22,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", type=path, required=True, help="the model to write, in the layout of the base")
     text = "of a language model: held-out records, on which the merged model is held against the LoRAs"
     add("--data", metavar="PATH", type=path, help=text)
+    text = "of a base in one file: that of its text encoder, if LoRAs change it, too; written beside the output"
+    add("--text-encoder", metavar="FILE", type=path, help=text)
     add_writing(parser, "auto (default): as the base; fp32, bf16, fp16")
 
 

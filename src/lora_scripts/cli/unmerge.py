@@ -21,6 +21,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="FILE", type=path, required=True, help="the merged model, file or folder")
     add("--output", metavar="FILE", type=path, required=True, help="the model to write, in the layout it came in")
     add("--compare", metavar="FILE", type=path, help="the base as it was: tells the true difference")
+    text = "of a base in one file: that of its text encoder, if LoRAs change it, too; written beside the output"
+    add("--text-encoder", metavar="FILE", type=path, help=text)
     add_writing(parser, "auto (default): as the model; fp32, bf16, fp16")
 
 

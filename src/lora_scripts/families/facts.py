@@ -167,6 +167,10 @@ class Facts:
     """(base, what the config's `text_encoder` names) of a family whose text encoder may lie elsewhere. UserErrors with
     every fault of what is to be read, or with the key that brings what is missing."""
 
+    text_weights: Callable[[Path, Path], Mapping[str, str]] | None = None
+    """(base in one file, file of its text encoder that takes LoRA) -> our module path -> the key of its weight there.
+    UserErrors for another file."""
+
     beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
     """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
 

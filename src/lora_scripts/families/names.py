@@ -66,12 +66,14 @@ class Names:
     whole: bool = False
     """That a file with a layer that no table knows is of another model: one that has the same names for more blocks."""
     own: frozenset[str] = frozenset()
-    """Stems that no other model has, known here or not: without one of them a file is of this family only where its
-    metadata or who reads it says so. Empty: any stem will do."""
+    """Stems that tell this model from others, known here or not, which have the rest of its stems, too: without one of
+    them a file is of this family only where its metadata or who reads it says so. Empty: any stem will do."""
     foreign: frozenset[str] = frozenset()
     """Stems that only other models have, of layers like some here: a file with one is of none of this family's."""
     foreign_widths: frozenset[int] = frozenset()
     """Columns that layers of the same names have in other models only."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """What stems begin with of a text encoder that takes no LoRA here -> what it is called."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,7 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
         other = next((key for key in strangers if any(mark in key for mark in marks)), None)
         if other is not None:
             raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
-    text = next((key for key in strangers if key.startswith(_TEXTS)), None)
-    if text is not None and not any(part.startswith("text_encoder") for part in names.parts):
-        words = (
-            f"this LoRA changes a text encoder, too (it has {shown(text)}), and of {names.words} none takes a LoRA here"
-        )
-        raise UserError(words, file=file, hint="give one of the transformer alone")
+    _refuse_texts(strangers, names, file)
     errors = [_unknown(key, names, file) for key in strangers[:10]]
     changes: dict[str, Change] = {}
     for path, module in modules.items():
@@ -187,6 +182,21 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
         errors.append(UserError("the LoRA file holds no tensors", file=file, hint="give another file"))
     raise_all(errors[:10])
     return changes
+
+
+def _refuse_texts(strangers: Sequence[str], names: Names, file: Path | None) -> None:
+    """UserError for a LoRA of a text encoder that takes none."""
+    for start, part in names.refused.items():
+        other = next((key for key in strangers if key.startswith(start)), None)
+        if other is not None:
+            words = f"this LoRA changes {part}, too (it has {shown(other)}), which takes none here"
+            raise UserError(words, file=file, hint=f"give one that was trained without {part}")
+    text = next((key for key in strangers if key.startswith(_TEXTS)), None)
+    if text is not None and not any(part.startswith("text_encoder") for part in names.parts):
+        words = (
+            f"this LoRA changes a text encoder, too (it has {shown(text)}), and of {names.words} none takes a LoRA here"
+        )
+        raise UserError(words, file=file, hint="give one of the transformer alone")
 
 
 def _change(path: str, module: Module, alphas: Alphas) -> Change:

@@ -70,7 +70,9 @@ def build_feed(
         masks=_masks(samples, c),
     )
     pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
-    return Feed(family, pictures, settings, cache_text=not (c.train_text_encoder or c.new_token))
+    # Of a base with a language model, whose states never change, that is cached whatever else is trained.
+    cached = "language" in family.facts.features or not (c.train_text_encoder or c.new_token)
+    return Feed(family, pictures, settings, cache_text=cached)
 
 
 def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:

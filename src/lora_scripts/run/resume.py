@@ -154,6 +154,8 @@ def _digests(
         "vae": model.family.fingerprint("vae"),
         "init_lora": model_hashes(initial).sha256 if initial else "",
     }
+    if config.train_text_encoder and "language" in model.family.facts.features:
+        digests["text_encoder"] = model.family.fingerprint("text")  # of files that may lie beside the base
     if model.training_adapter:
         digests["training_adapter"] = model.training_adapter
     for s in held_out:

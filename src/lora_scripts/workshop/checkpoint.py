@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from lora_scripts.families.table import FAMILIES, identify
 from lora_scripts.formats.gguf import is_gguf
 from lora_scripts.formats.header import Header, read_header
 
+BESIDE = "text_encoder"
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
@@ -47,13 +48,23 @@ class Checkpoint:
     those that no LoRA file has a name for."""
     left_out: list[str] = field(default_factory=list)
     """Of a folder: other copies of the weights, which a merge would leave as they were."""
+    beside: Path | None = None
+    """Of a single file: that of the text encoder, where LoRAs go into that, too; in `files` it is called BESIDE."""
 
     @property
     def is_folder(self) -> bool:
         return self.path.is_dir()
 
     def file(self, name: str) -> Path:
+        if name == BESIDE and self.beside is not None:
+            return self.beside
         return self.path / name if name else self.path
+
+    def written(self, name: str, output: Path) -> Path:
+        """Where the file is written to when the model is written to `output`."""
+        if name == BESIDE and self.beside is not None:
+            return output.with_name(f"{output.stem}-{self.beside.name}")
+        return output / name if name else output
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Of the layer's weight."""
@@ -73,12 +84,15 @@ class Checkpoint:
                 yield name
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, text_encoder: Path | None = None) -> Checkpoint:
     """Finds the weights by the headers alone. UserError for a model that no LoRA goes into, saying what it is.
 
-    Keys that no table knows are no fault here: they are copied as they are.
+    `text_encoder`: of a base in one file, the file of the text encoder that takes LoRA, too. Keys that no table knows
+    are no fault here: they are copied as they are.
     """
     model = _folder(path) if path.is_dir() else _single(path)
+    if text_encoder is not None:
+        model = _with_text(model, text_encoder)
     quantised = []
     for places in model.places.values():
         for place in places:
@@ -97,6 +111,18 @@ def _single(path: Path) -> Checkpoint:
     weights = family.weights(header, path)
     places = {module: [Place("", weight.key, weight.share)] for module, weight in weights.items()}
     return Checkpoint(path, family, {"": header}, places)
+
+
+def _with_text(model: Checkpoint, path: Path) -> Checkpoint:
+    find = model.family.text_weights
+    if find is None or model.is_folder:
+        what = "a folder, which has its own" if find else f"{model.family.words}, of which no such file takes a LoRA"
+        raise UserError(f"text_encoder: the base is {what}", file=path, hint="leave it out")
+    if not path.is_file():
+        raise UserError("text_encoder must be a file", file=path, hint="give the one of the text encoder, .safetensors")
+    places = {module: [Place(BESIDE, key)] for module, key in find(model.path, path).items()}
+    files = {**model.files, BESIDE: read_header(path)}
+    return replace(model, files=files, places={**model.places, **places}, beside=path)
 
 
 def _family(path: Path) -> Facts:
@@ -135,6 +161,8 @@ def _folder(path: Path) -> Checkpoint:
         left_out += [
             f"{part}/{p.name}" for p in sorted((path / part).glob("*")) if p.suffix in _WEIGHTS and p not in shards
         ]
+        if not shards and part in family.text_roots and family.check_text is not None:
+            continue  # it lies elsewhere
         if not shards:
             hint = "it needs .safetensors weights; pickle files are not read, because they can run code"
             faults.append(UserError("there are no .safetensors weights", file=path / part, hint=hint))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop import merge_proof, merge_record
-from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
+from lora_scripts.workshop.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Faults,
     Weighted,
@@ -115,6 +115,7 @@ def merge(
     loras: Sequence[Weighted],
     output: Path,
     *,
+    text_encoder: Path | None = None,
     precision: str = "auto",
     overwrite: bool = False,
     data: Path | None = None,
@@ -123,9 +124,10 @@ def merge(
     """Adds LoRAs to a base model and writes it as it came. UserErrors for a person's mistakes, all at once and before
     anything is written.
 
-    A language model is then held against its base with the LoRAs on it, on records of `data` if they are given.
+    `text_encoder`: of a base in one file, that of its text encoder, which is written beside the output. A language
+    model is then held against its base with the LoRAs on it, on records of `data` if they are given.
     """
-    model, files = _opened(base, loras, output, overwrite=overwrite)
+    model, files = _opened(base, loras, output, text_encoder, overwrite=overwrite)
     records = merge_record.of(files, loras)
     metadata = {name: merge_record.added(header.metadata, records) for name, header in model.files.items()}
     additions = _additions(model, files, [lora.weight for lora in loras])
@@ -151,13 +153,14 @@ def unmerge(
     loras: Sequence[Weighted],
     output: Path,
     *,
+    text_encoder: Path | None = None,
     compare: Path | None = None,
     precision: str = "auto",
     overwrite: bool = False,
     sink: Sink = ignore,
 ) -> Unmerged:
     """Takes LoRAs out of a model that they were merged into; `compare` is the base as it was. UserErrors as `merge`."""
-    merged, files = _opened(model, loras, output, overwrite=overwrite, compare=compare, out=True)
+    merged, files = _opened(model, loras, output, text_encoder, overwrite=overwrite, compare=compare, out=True)
     records, metadata, notes = merge_record.of(files, loras), dict[str, dict[str, str]](), list[str]()
     for name, header in merged.files.items():
         metadata[name], foreign = merge_record.taken_out(header.metadata, records)
@@ -179,6 +182,7 @@ def _opened(
     model: Path,
     loras: Sequence[Weighted],
     output: Path,
+    text_encoder: Path | None,
     *,
     overwrite: bool,
     compare: Path | None = None,
@@ -186,7 +190,7 @@ def _opened(
 ) -> tuple[Checkpoint, list[LoraFile]]:
     """The model and the LoRAs, after everything that can be wrong was looked at. `out`: to take them out of it."""
     paths, faults = [lora.path for lora in loras], Faults()
-    checkpoint = faults.attempt(lambda: open_checkpoint(model))
+    checkpoint = faults.attempt(lambda: open_checkpoint(model, text_encoder))
     if compare is not None:
         faults.attempt(lambda: open_checkpoint(compare))
     family = one_family(paths, faults)
@@ -195,7 +199,15 @@ def _opened(
         faults.errors.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
     check_weights(loras, faults)
     inputs = [model, *paths, *([compare] if compare else [])]
+    if text_encoder is not None:
+        inputs.append(text_encoder)
     faults.attempt(lambda: check_output(output, inputs, overwrite=overwrite))
+    if checkpoint is not None and (beside := checkpoint.beside) is not None:
+        written = checkpoint.written(BESIDE, output)
+        faults.attempt(lambda: check_output(written, inputs, overwrite=overwrite))
+        if out and compare is not None:
+            text = "tells the difference of the base alone, without its text encoder's file"
+            faults.errors.append(UserError(f"--compare {text}", file=beside, hint="leave --compare out"))
     if checkpoint is not None:
         faults.attempt(lambda: _check_suffix(checkpoint, output))
     raise_all(faults.errors)
@@ -208,9 +220,20 @@ def _opened(
     text = "a DoRA scales weights, and what they were cannot be told from what they are"
     doras = [file for file in files if any(w.dora is not None for w in file.mergeable.values())]
     raise_all([UserError(text, file=file.path, hint=hint) for file in doras if out])
+    raise_all([fault for file in files for fault in _texts_elsewhere(checkpoint, file)])
     shapes = {name: checkpoint.shape(name) for name in checkpoint.places}
     raise_all([fault for file in files for fault in algebra.check_fits(file.mergeable, shapes, str(file.path))])
     return checkpoint, files
+
+
+def _texts_elsewhere(base: Checkpoint, lora: LoraFile) -> Iterator[UserError]:
+    """For a LoRA of a text encoder that is no part of the base."""
+    held = {module.partition(".")[0] for module in base.places}
+    lacking = {path.partition(".")[0] for path in lora.modules if base.family.inside_text(path)} - held
+    if lacking:
+        text = f"this LoRA changes the text encoder, too, and there is none in {base.path.name}"
+        hint = "add --text-encoder with the file that it is in, or take a diffusers folder, which has both"
+        yield UserError(text, file=lora.path, hint=hint)
 
 
 def _check_suffix(base: Checkpoint, output: Path) -> None:
@@ -281,7 +304,8 @@ def _rewrite(
     io.remove_stale_temps(output.parent)  # of a merge that was killed: as large as the model
     check_space(output, size)
     if not model.is_folder:
-        io.write_atomic(output, plans[""].data(model.path))
+        for name, one in reversed(plans.items()):  # the base last: where that is there, all is
+            io.write_atomic(model.written(name, output), one.data(model.file(name)))
         return rounding
     content: dict[str, io.Data] = {name: stream.whole(model.file(name)) for name in others}
     io.write_folder(output, {**content, **more, **{name: plan.data(model.file(name)) for name, plan in plans.items()}})
@@ -310,7 +334,7 @@ def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, ro
     """The fields of `Rewritten`; every file's header is read once more."""
     rows = []
     for name in model.files:
-        path = output / name if name else output
+        path = model.written(name, output)
         read_header(path)
         hashes = model_hashes(path)
         rows.append(ModelFile(path, hashes.sha256, hashes.autov3))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.clip.tokenizer import VOCABULARY
+from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY
 from lora_scripts.families.flow.pieces import Pieces, require_floats
 from lora_scripts.families.flow.places import files_of
+from lora_scripts.families.names import Base, Layer, Names
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
 from lora_scripts.families.sd.text import TextLayout, clip_rows
 
@@ -17,6 +19,12 @@ FILE = "clip_l.safetensors"
 MARK = "text_model.encoder.layers.0.self_attn.q_proj.weight"
 _PREFIX = "text_model."
 _UNREAD = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
+PART = "text_encoder"
+"""What our paths of its layers begin with."""
+LAYERS, MLP = 12, 4
+"""How deep it is, and how many times its width its MLPs are."""
+STANDARD = TextLayout(768, LAYERS, MLP * 768, VOCABULARY, MAX_LENGTH)
+"""As published."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,9 @@ def look(path: Path, width: int) -> ClipSource:
     if (layout.width, layout.vocab) != (width, VOCABULARY):
         text = f"this CLIP has {layout.vocab} tokens of width {layout.width}, the base reads {VOCABULARY} of {width}"
         raise UserError(text, file=path, hint=f"give CLIP-L, {FILE}")
+    if layout.intermediate != MLP * width or layout.layers > LAYERS:
+        text = f"this CLIP has {layout.layers} layers with MLPs {layout.intermediate} wide"
+        raise UserError(f"{text}, CLIP-L has {LAYERS} of {MLP * width}", file=path, hint=f"give {FILE}")
     read = [key for key in pieces.keys() if not (is_spare(key) or key in _UNREAD)]  # noqa: SIM118  it is no mapping
     plain = f"get the original file, {FILE}"
     check_rows(pieces.shapes, {"CLIP text encoder": source.rows()}, read, file=path, plain=plain)
@@ -61,3 +72,49 @@ def _layout(shapes: Shapes, file: Path) -> TextLayout:
         vocab=size_of(shapes, "embeddings.token_embedding.weight", 0, file),
         positions=size_of(shapes, "embeddings.position_embedding.weight", 0, file),
     )
+
+
+# --- what a LoRA may change -------------------------------------------------------------------------------------------
+
+
+def of_width(width: int) -> TextLayout:
+    """The CLIP-L whose pooled state is so wide: the published one, or one as narrow as its base."""
+    return replace(STANDARD, width=width, intermediate=MLP * width)
+
+
+def layers(layout: TextLayout, *, shapes: bool) -> Iterator[Layer]:
+    """Every linear layer; without `shapes` only their names."""
+    for row in clip_rows(layout, ""):
+        if row.hf.endswith(".weight") and len(row.shape) == 2 and ".embeddings." not in row.hf:
+            hf = row.hf.removesuffix(".weight")
+            path, flat = f"{PART}.{hf.removeprefix('text_model.')}", hf.replace(".", "_")
+            yield Layer(path, hf, hf, f"lora_te1_{flat}", row.shape if shapes else ())
+
+
+def weights(path: Path, width: int) -> dict[str, str]:
+    """Our module path -> the key of its weight in a file. UserErrors as `look`."""
+    source = look(path, width)
+    pieces = source.pieces()
+    own = layers(source.layout, shapes=False)
+    return {layer.path: pieces.key_in_file(layer.ldm.removeprefix(_PREFIX) + ".weight") for layer in own}
+
+
+def with_clip(names: Names, refused: dict[str, str]) -> Names:
+    """A family's names with those of CLIP-L, its first text encoder.
+
+    Other models have the same CLIP: a file is of this family by its other layers, or by what it says of itself. Facts:
+    kohya's sd-scripts (`lora_te1_`), diffusers (`text_encoder.`), ComfyUI's generic names, and what trainers derive
+    from the flatter modules of transformers 5.6. `refused`: as of `Names`.
+    """
+    kohya, diffusers, others = dict(names.kohya), dict(names.diffusers), dict(names.others)
+    for layer in layers(STANDARD, shapes=False):
+        kohya[layer.path], diffusers[layer.path] = layer.kohya, f"{PART}.{layer.hf}"
+        flat = layer.kohya.replace("_text_model_", "_")
+        others |= dict.fromkeys((*layer.native, flat, layer.kohya.replace("lora_te1_", "lora_te_")), layer.path)
+    return replace(names, kohya=kohya, diffusers=diffusers, others=others, own=names.stems, refused=refused)
+
+
+def with_layers(base: Base, layout: TextLayout | None) -> Base:
+    """A base with the layers of its CLIP-L; without a layout those of the published one, without shapes."""
+    own = layers(layout or STANDARD, shapes=layout is not None)
+    return replace(base, layers=(*base.layers, *own))

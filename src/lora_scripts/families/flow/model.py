@@ -22,7 +22,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.standby import Late, Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
@@ -90,7 +90,7 @@ def places(*sizes: int, on: torch.device) -> Tensor:
 
 
 class FlowFamily:
-    """As `families.base.PictureFamily`; its text encoder takes no LoRA and no words."""
+    """As `families.base.PictureFamily`; its text encoder takes no words."""
 
     def __init__(self, facts: Facts, parts: Parts, options: LoadOptions) -> None:
         if (asked := options.settings.get("prediction", "flow")) != "flow":
@@ -106,10 +106,10 @@ class FlowFamily:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"transformer": self.transformer}
+        return Late({"transformer": lambda: self.transformer, **self.encoder.roots})
 
     def trainable(self) -> dict[str, nn.Module]:
-        return dict(self._layers())
+        return {**dict(self._layers()), **dict(self.encoder.trainable())}
 
     def _layers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.transformer.named_modules():
@@ -129,7 +129,7 @@ class FlowFamily:
         return self.coder.features(pixels)
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """As `Standby.encode`."""
+        """As `Standby.encode`: what is worth keeping, for no LoRA counts in it."""
         return self.encoder.encode(captions)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class FlowFamily:
         return self._answered(batch, objective, draws).missed(objective)
 
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Answered:
-        texts = self.encoder.encode(batch.captions) if batch.texts is None else batch.texts
+        texts = self.encoder.told(batch.captions, batch.texts)
         draws, mean, std = draws.to(self.device), batch.latents["mean"], batch.latents["std"]
         x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
@@ -185,7 +185,7 @@ class FlowFamily:
         cfg = 1.0 if self.parts.distilled else sampling.cfg
         texts = [sampling.negative, prompt] if cfg != 1 else [prompt]
         self.encoder.remember(texts)
-        told = self.encoder.encode(texts)
+        told = dict(self.encoder.told(texts))
         if self.parts.distilled:
             told["guidance"] = torch.tensor([sampling.cfg])
         width, height = (side // self.facts.vae_factor for side in sampling.size)

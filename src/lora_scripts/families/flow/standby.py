@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
+from lora_scripts.families.base import Conditions
 from lora_scripts.families.flow import tekken
 
 
@@ -38,9 +39,23 @@ class Standby(ABC):
         return self._digest
 
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones."""
+        """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones. No LoRA counts."""
         rows = [self._kept[text] if text in self._kept else self._on_cpu(text) for text in captions]
         return {name: _together([row[name] for row in rows]) for name in rows[0]}
+
+    def told(self, captions: Sequence[str], encoded: Conditions | None = None) -> Conditions:
+        """What the model is told of captions as the encoder stands, with whatever LoRA on it; `encoded`: what `encode`
+        gave of them, where that is there."""
+        return self.encode(captions) if encoded is None else encoded
+
+    @property
+    def roots(self) -> Mapping[str, Callable[[], nn.Module]]:
+        """Its parts that take LoRA, by the first word of a path, each loaded when it is asked for."""
+        return {}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Module]]:
+        """(path, layer) of the layers in them that LoRA files have names for."""
+        yield from ()
 
     def remember(self, texts: Sequence[str]) -> None:
         """Encodes texts, and keeps what they gave."""
@@ -75,6 +90,22 @@ class Standby(ABC):
             self._model = self._build()
             memory.bring(self._model, self.device)
         return self._model
+
+
+class Late(Mapping[str, nn.Module]):
+    """Parts of a model by name, each there when it is asked for."""
+
+    def __init__(self, parts: Mapping[str, Callable[[], nn.Module]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._parts[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def bare_tokenizer(file: Path) -> Tokenizer:

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from lora_scripts.families.facts import Setting
+from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.flow.transformer import PART
 from lora_scripts.families.flux1.check import CHECKPOINT, FILES, KONTEXT, folder_kind, kind_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MLP = (".ff.", ".ff_context.", ".proj_mlp", ".proj_out")
 _MODULATION = (".norm1.", ".norm1_context.", ".norm.linear")
-FACTS = flow_facts(
+
+
+def _wrapped() -> dict[str, str]:
+    from lora_scripts.families.sd.text import library_prefix
+
+    return {PART: "", clip_l.PART: library_prefix(projection=False)}
+
+
+def _text_weights(base: Path, file: Path) -> dict[str, str]:
+    return clip_l.weights(file, FILES.layout_at(base).pooled_width)
+
+
+def _build(path: Path) -> dict[str, nn.Module]:
+    from lora_scripts.families.sd.load import bare_text
+
+    clip = bare_text(clip_l.of_width(FILES.layout_at(path).pooled_width))
+    return {**FILES.skeleton(path), clip_l.PART: clip.to_empty(device="cpu")}
+
+
+_TRANSFORMER = flow_facts(
     "flux1",
     FILES,
     example="flux1-dev.safetensors",
@@ -29,3 +57,13 @@ FACTS = flow_facts(
     ),
     negative=False,
 )
+FACTS = replace(
+    _TRANSFORMER,
+    features=_TRANSFORMER.features | {"text_encoder"},
+    text_roots=(clip_l.PART,),
+    parts={PART: "", clip_l.PART: "text_model."},
+    wrapped=_wrapped,
+    build=_build,
+    text_weights=_text_weights,
+)
+"""CLIP-L takes a LoRA, too; T5 does not."""

@@ -33,13 +33,18 @@ def build_vae(config: Mapping[str, object], state: Mapping[str, Tensor]) -> Auto
 
 def build_text(layout: TextLayout, state: Mapping[str, Tensor]) -> CLIPTextModel | CLIPTextModelWithProjection:
     """The text encoder of a layout, with the weights of a state dict in the published names."""
-    kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
-    with torch.device("meta"):
-        model = kind(CLIPTextConfig(**text_config(layout)))
+    model = bare_text(layout)
     _filled(model, text_keys_like(state, model.state_dict().keys()))
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(layout.positions)[None]  # the one tensor that no file need have
     return model
+
+
+def bare_text(layout: TextLayout) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """The same on the meta device."""
+    kind = CLIPTextModelWithProjection if layout.projection else CLIPTextModel
+    with torch.device("meta"):
+        return kind(CLIPTextConfig(**text_config(layout)))
 
 
 def _filled(model: Any, state: Mapping[str, Tensor]) -> Any:

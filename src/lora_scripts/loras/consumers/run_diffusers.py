@@ -29,6 +29,7 @@ def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
     import diffusers.loaders
 
     Loader = getattr(diffusers.loaders, loader)
+    texts = {part: root for part, root in roots.items() if part.startswith("text_encoder")}
     try:
         if "transformer" in roots:
             with quiet():
@@ -39,9 +40,13 @@ def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
                 Loader.load_lora_into_transformer(
                     tensors, *alphas, transformer=roots["transformer"], adapter_name="proof", metadata=metadata
                 )
+                for part, text in texts.items():
+                    Loader.load_lora_into_text_encoder(
+                        tensors, *alphas, text_encoder=text, prefix=part, adapter_name="proof", metadata=metadata
+                    )
             return Reading(dict(applied(roots, "proof")))
-        unet, texts = roots["unet"], {part: root for part, root in roots.items() if part != "unet"}
         with quiet():
+            unet = roots["unet"]
             tensors, alphas, metadata = Loader.lora_state_dict(
                 str(path), local_files_only=True, unet_config=unet.config, return_lora_metadata=True
             )
