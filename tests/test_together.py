@@ -19,12 +19,14 @@ import flow_checks
 import tiny
 import tiny_flux1
 import tiny_zimage
+from flow_checks import OPTIONS
 from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.together import Together, share_down
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
+from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.flux1.model import ask
 from lora_scripts.families.table import FAMILIES, by_name, load_family
 from lora_scripts.loras import dialects
@@ -217,15 +219,18 @@ def sizes(path: str) -> int:
     return 256 if path.endswith("proj_mlp") else 64
 
 
-def test_a_flux1_learns_as_diffusers_own_with_q_k_and_v_fused(base: Path) -> None:
-    """`fuse_qkv_projections` makes one matrix of them; the single blocks' MLP gets the same A by hand."""
-    own: Any = load_family(FACTS, base, replace(flow_checks.OPTIONS, **tiny_flux1.beside(base.parent)))  # type: ignore[arg-type]
+@pytest.mark.parametrize("again", [False, True])
+def test_a_flux1_learns_as_diffusers_own_with_q_k_and_v_fused(again: bool, base: Path) -> None:
+    """`fuse_qkv_projections` makes one matrix of them; the single blocks' MLP gets the same A by hand. `again`: blocks
+    are computed again in the backward pass."""
+    beside: Any = tiny_flux1.beside(base.parent)
+    own: Any = load_family(FACTS, base, replace(OPTIONS, memory=MemoryOptions(checkpointing=again), **beside))
     rules = assign(own.trainable(), [SimpleNamespace(match=m) for m in ("attention", "feed_forward")], FACTS.groups)
     layers: Any = inject(own.roots, rules, lambda _, layer: LoraLayer(layer, 4, 2.0), seed=1)
     config: Any = SimpleNamespace(fused_qkv=True)
     groups = one_a_each(config, layers, rules, FACTS)  # type: ignore[arg-type]
     assert sorted(map(len, groups)) == [3, 3, 4, 4]
-    share_down(layers, groups)
+    made = share_down(layers, groups)
     alone = [path for path in layers if not any(path in group for group in groups)]
     for layer in [layers[path] for path in alone]:
         layer.strength = 0.0
@@ -254,6 +259,7 @@ def test_a_flux1_learns_as_diffusers_own_with_q_k_and_v_fused(base: Path) -> Non
         loss.backward()
         found.append(loss.detach())
     close(found[:1], found[1:])
+    assert not any(one._waiting for one in made)
     for group, plain in zip(groups, wrapped, strict=True):
         close([layers[group[0]].down.grad], [plain[0].a.grad], 2e-6)
         ups = torch.cat([layers[path].up.grad for path in group])
@@ -288,6 +294,8 @@ def test_a_run_goes_on_exactly_and_its_file_is_one_lora_in_the_published_names(
     change = torch.cat([held[f"{inside}{leaf}.up"] for leaf in LINEAR1]) @ a
     got = native[f"{stem}.lora_up.weight"] @ native[f"{stem}.lora_down.weight"] * native[f"{stem}.alpha"] / 2
     assert change.shape == (448, 64) and (got - change / 2).abs().max() <= 1e-6 * change.abs().max()
+    begun = read_initial(load_config(config, [f"init_lora={kohya}"]))  # so is a file of theirs where a run goes on
+    assert torch.equal(begun[f"{at}to_k"].down, downs[0]) and len(begun) == 22
     back = tmp_path / "back.safetensors"
     assert main(["convert", str(kohya), "--to", "diffusers", "--output", str(back)]) == 0
     again = load_file(back)

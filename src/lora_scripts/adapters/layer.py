@@ -157,7 +157,7 @@ class LoraLayer(Adapter):
     def add_change(self, y: Tensor, x: Tensor) -> Tensor:
         """y + strength * scale * B A x, in place but where a compiler sees to it."""
         compiling = torch.compiler.is_compiling()  # then who compiles sees that some products are the same
-        h = self.narrowed(x) if self.group is None or compiling else self.group.narrowed(self, x)
+        h = self.narrowed(x) if compiling or self.group is None else self.group.narrowed(self, x)
         # The factor goes onto the smallest tensor of the three: B.
         _, up = self.factors()
         up = (up * (self.scale * self.strength)).to(x.dtype)
