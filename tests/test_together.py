@@ -302,6 +302,25 @@ def test_a_run_goes_on_exactly_and_its_file_is_one_lora_in_the_published_names(
     assert again.keys() == own.keys() and all(torch.equal(again[key], own[key]) for key in own)
 
 
+@pytest.mark.parametrize(
+    ("name", "to"), [("flux1", "kohya"), ("flux2", "kohya"), ("flux2_dev", "kohya"), ("zimage", "original")]
+)
+def test_equal_as_are_one_lora_in_the_published_names_whoever_wrote_them(name: str, to: str, tmp_path: Path) -> None:
+    names = by_name(name).names()
+    a, rows = normal(3, 32), [128 if "mlp" in path else 32 for path in names.together[-1]]
+    ups = [normal(n, 3, seed=n + i) for i, n in enumerate(rows)]
+    weights = {path: LoraWeights(a, up, 1.5) for path, up in zip(names.together[-1], ups, strict=True)}
+    own = dialects.own_form(weights, names, torch.float32)
+    save(tmp_path / "own.safetensors", own.tensors, own.metadata)
+    file = tmp_path / "published.safetensors"
+    assert main(["convert", str(tmp_path / "own.safetensors"), "--to", to, "--output", str(file)]) == 0
+    down, up, alpha = (next(t for k, t in load_file(file).items() if k.endswith(end)) for end in ENDS)
+    assert len(load_file(file)) == 3 and torch.equal(down, a) and torch.equal(up, torch.cat(ups)) and alpha == 1.5
+    for path, w in read(file).weights.items():
+        assert torch.equal(w.down, a) and torch.equal(w.up, weights[path].up) and w.alpha == 1.5
+
+
+ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
 LINEAR1 = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
 
 
