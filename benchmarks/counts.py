@@ -1,6 +1,6 @@
 """What a step computes and keeps, counted: operations, and bytes for the backward pass, at true size without weights.
 
-    python benchmarks/counts.py [--only sdxl] [--out counts.json]
+    python benchmarks/counts.py [--only sdxl] [--fused-qkv] [--out counts.json]
 
 Nothing is computed: torch's fake tensors have shapes and no memory, so the counts are exact, need neither a card nor
 the base, and are the same on every machine. The choices are those that are made on a card (one kernel for attention,
@@ -35,6 +35,7 @@ from lora_scripts.adapters import products
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
+from lora_scripts.adapters.together import share_down
 from lora_scripts.compute import attention, memory
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.anima import layout as anima
@@ -168,7 +169,7 @@ class Watched(TorchDispatchMode):
         return sum(size for piece, size in self.pieces.values() if not piece.expired())
 
 
-def count(name: str, *, lean: bool, checkpointing: bool) -> dict[str, int]:
+def count(name: str, *, lean: bool, checkpointing: bool, fused: bool = False) -> dict[str, int]:
     _, family, make = MODELS[name]
     with FakeTensorMode(), patch.object(nn.Module, "_apply", lambda self, *_, **__: self):  # nothing is to be moved
         model, answer = make(MemoryOptions(lean=lean, checkpointing=checkpointing))
@@ -178,8 +179,10 @@ def count(name: str, *, lean: bool, checkpointing: bool) -> dict[str, int]:
         paths = [f"{root}.{path}" for path in layers]
         chosen = [path for path in paths if any(groups[group](path) for group in ("attention", "feed_forward"))]
         loras: Any = inject({root: model}, chosen, lambda _, layer: LoraLayer(layer, RANK, RANK), reset=False)
+        if fused:
+            share_down(loras, [group for group in by_name(family).names().together if loras.keys() >= {*group}])
         masters = Masters(loras.values())
-        parameters = [p for layer in loras.values() for p in layer.values().values()]
+        parameters = list(dict.fromkeys(p for layer in loras.values() for p in layer.values().values()))
         optimizer = torch.optim.AdamW(parameters, fused=True)
         kept, operations = 0, 0
         for _ in range(2):  # the first makes the moments
@@ -196,27 +199,33 @@ def count(name: str, *, lean: bool, checkpointing: bool) -> dict[str, int]:
                 optimizer.zero_grad(set_to_none=True)
                 masters.refresh()
             operations = sum(step.names.values())
-    return {"sites": len(chosen), "operations": operations, "kept": kept}
+    return {
+        "sites": len(chosen),
+        "numbers": sum(p.numel() for p in parameters),
+        "operations": operations,
+        "kept": kept,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--fused-qkv", action="store_true", help="one A where the published file has one layer")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     products.FEW_PLACES = attention.MADE_AGAIN = 0  # as on a card
     found = {}
-    print(f"{'':32} {'sites':>6} {'operations':>11} {'kept, MiB':>10} {'with checkpoints':>17}")
+    print(f"{'':32} {'sites':>6} {'numbers, M':>11} {'operations':>11} {'kept, MiB':>10} {'with checkpoints':>17}")
     for name in [chosen.only] if chosen.only else MODELS:
         for lean in (False, True):
             with plain_layers(not lean):
-                whole = count(name, lean=lean, checkpointing=False)
-                again = count(name, lean=lean, checkpointing=True)
+                whole = count(name, lean=lean, checkpointing=False, fused=chosen.fused_qkv)
+                again = count(name, lean=lean, checkpointing=True, fused=chosen.fused_qkv)
             found[f"{name}, {'lean' if lean else 'plain'}"] = whole | {"checkpointed": again["kept"]}
             words = MODELS[name][0] if lean else "  the plain way"
             print(
-                f"{words:32} {whole['sites']:6} {whole['operations']:11,} {whole['kept'] / 2**20:10,.0f}"
-                f" {again['kept'] / 2**20:17,.0f}",
+                f"{words:32} {whole['sites']:6} {whole['numbers'] / 1e6:11.2f} {whole['operations']:11,}"
+                f" {whole['kept'] / 2**20:10,.0f} {again['kept'] / 2**20:17,.0f}",
                 flush=True,
             )
     if chosen.out:

@@ -51,10 +51,11 @@ def _flow(name: str, made: ModuleType, *namings: str, **keys: object) -> Row:
 ROWS = (
     Row("sd1", tiny.write_base, _folder),
     Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
-    _flow("zimage", tiny_zimage, "diffusers", "kohya"),
+    _flow("zimage", tiny_zimage, "diffusers", "original", "kohya"),
     _flow("flux1", tiny_flux1, "kohya", "diffusers", train_text_encoder="true"),
-    _flow("flux2", tiny_flux2, "diffusers"),
-    replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers"), slow=True),  # the way of flux2, with other captions
+    _flow("flux2", tiny_flux2, "diffusers", "kohya"),
+    # the way of flux2, with other captions
+    replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers", "kohya"), slow=True),
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
     _flow("krea2", tiny_krea2, "original", "diffusers", "kohya", targets="['*.0.attn.*', '*.projector']"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class LoraLayer(Adapter):
 
     copies: tuple[Tensor, Tensor] | None = None
     """A and B in the type of the products, kept up to date by `masters.Masters`."""
+    group: Group | None = None
+    """The layers that its A is also theirs; None: it has an A of its own."""
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__(base)
@@ -135,7 +137,9 @@ class LoraLayer(Adapter):
         """W x + strength * scale * B A x; or of front(x)."""
         if not self.fused:
             return self.add_change(self.base(x), x)
-        return _joined(x, [self], front)[0]
+        if self.group is not None and front is None:
+            return self.group.whole(self, x)
+        return joined(x, [self], front)[0]
 
     @property
     def shares(self) -> bool:
@@ -152,23 +156,44 @@ class LoraLayer(Adapter):
 
     def add_change(self, y: Tensor, x: Tensor) -> Tensor:
         """y + strength * scale * B A x, in place but where a compiler sees to it."""
-        down, up = self.factors()
+        compiling = torch.compiler.is_compiling()  # then who compiles sees that some products are the same
+        h = self.narrowed(x) if compiling or self.group is None else self.group.narrowed(self, x)
+        # The factor goes onto the smallest tensor of the three: B.
+        _, up = self.factors()
+        up = (up * (self.scale * self.strength)).to(x.dtype)
+        # In place: a sum may lie otherwise in memory than y (at 1 x 1 pixel), and what follows then rounds otherwise.
+        change = F.linear(h, up) if isinstance(self.frozen, nn.Linear) else F.conv2d(h, up)
+        return y + change if compiling else y.add_(change)
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """A x, of what dropout leaves of x."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        # The factor goes onto the smallest tensor of the three: B.
-        down, up = down.to(x.dtype), (up * (self.scale * self.strength)).to(x.dtype)
-        layer = self.frozen
-        # In place: a sum may lie otherwise in memory than y (at 1 x 1 pixel), and what follows then rounds otherwise.
+        layer, down = self.frozen, self.factors()[0].to(x.dtype)
         if isinstance(layer, nn.Linear):
-            change = F.linear(F.linear(x, down), up)
-        else:
-            change = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
-        return y + change if torch.compiler.is_compiling() else y.add_(change)
+            return F.linear(x, down)
+        return F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
 
     @torch.no_grad()
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         up, down = self.up.detach().to(dtype), self.down.detach().to(dtype)
         return (self.scale * (up.flatten(1) @ down.flatten(1))).view(products.outline(self.frozen).shape)
+
+
+class Group(Protocol):
+    """Layers of one A, which are asked one after the other for the same input; `together.Together` is it."""
+
+    def whole(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        """What the layer gives of x, the frozen product and the change as one function."""
+        ...
+
+    def narrowed(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        """A x"""
+        ...
+
+    def forget(self) -> None:
+        """Drops what a pass may have left that came to no end."""
+        ...
 
 
 def alike(x: Tensor, layers: Sequence[nn.Module], front: products.Front | None = None) -> list[Tensor]:
@@ -177,17 +202,20 @@ def alike(x: Tensor, layers: Sequence[nn.Module], front: products.Front | None =
     Those that can be one function share their first product, in both directions, and keep x once.
     """
     if all(isinstance(layer, LoraLayer) and layer.shares for layer in layers):
-        return _joined(x, [layer for layer in layers if isinstance(layer, LoraLayer)], front)
+        return joined(x, [layer for layer in layers if isinstance(layer, LoraLayer)], front)
     z = x if front is None else products.keep_input(x, front)
     return [layer(z) for layer in layers]
 
 
-def _joined(x: Tensor, layers: Sequence[LoraLayer], front: products.Front | None) -> list[Tensor]:
+def joined(x: Tensor, layers: Sequence[LoraLayer], front: products.Front | None = None) -> list[Tensor]:
+    """What each of the layers gives of front(x), as one function. They all have one A, or each its own."""
     sites = [_Site(layer.frozen, layer.scale * layer.strength) for layer in layers]
-    pairs = [t.to(x.dtype) for layer in layers for t in layer.factors()]
+    factors = [layer.factors() for layer in layers]
+    downs = [down.to(x.dtype) for down in {id(down): down for down, _ in factors}.values()]
+    ups = [up.to(x.dtype) for _, up in factors]
     held = [t for site in sites for t in products.held(site.layer)]
     given: tuple[Tensor, ...] = () if front is None else front.tensors
-    return list(_Changed.apply(x, sites, front, *pairs, *given, *held))
+    return list(_Changed.apply(x, sites, front, len(downs), *downs, *ups, *given, *held))
 
 
 @dataclass(frozen=True)
@@ -202,19 +230,20 @@ class _Changed(torch.autograd.Function):
     """W z + s B A z of z = front(x), for each of some layers; more than one only where each place is one product.
 
     Of what it computes it keeps nothing: x is kept, and z and A z are made again. With g the gradient by an output and
-    u = s B' g: dz = W' g + A' u, dA = u z', dB = s g (A z)'. The A of all layers are one matrix.
+    u = s B' g: dz = W' g + A' u, dA = u z', dB = s g (A z)'. The A of all layers are one matrix, one under the other;
+    where it is the same for all, u is the sum of theirs.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, sites: Sequence[_Site], front: products.Front | None, *tensors: Tensor
+        ctx: Any, x: Tensor, sites: Sequence[_Site], front: products.Front | None, own: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.sites, ctx.front = sites, front
+        ctx.sites, ctx.front, ctx.own = sites, front, own
         ctx.save_for_backward(x, *tensors)
-        downs, ups, given, held = _sorted(sites, front, tensors)
+        downs, ups, given, held = _sorted(sites, front, own, tensors)
         z = x if front is None else front.value(x, *given)
         h, ys = _small(sites[0].layer, z, _stack(downs)), []
-        for site, up, weight, part in zip(sites, ups, held, _columns(h, downs), strict=True):
+        for site, up, weight, part in zip(sites, ups, held, _columns(h, downs, sites), strict=True):
             y = products.product(site.layer, z, weight)
             _add(y, site.layer, part, up, site.scale)
             ys.append(y)
@@ -223,15 +252,19 @@ class _Changed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, *tensors), sites, front = ctx.saved_tensors, ctx.sites, ctx.front
-        downs, ups, given, held = _sorted(sites, front, tensors)
+        downs, ups, given, held = _sorted(sites, front, ctx.own, tensors)
         z = x if front is None else front.value(x, *given)
-        trained = any(ctx.needs_input_grad[3 : 3 + 2 * len(sites)])
+        trained = any(ctx.needs_input_grad[4 : 4 + len(downs) + len(ups)])
         down, first = _stack(downs), sites[0].layer
-        us, d_ups, dz = [], [], None
-        parts = _columns(_small(first, z, down), downs) if trained else [None] * len(sites)
+        us: list[Tensor] = []
+        d_ups, dz = [], None
+        parts = _columns(_small(first, z, down), downs, sites) if trained else [None] * len(sites)
         for site, grad, up, weight, h in zip(sites, grads, ups, held, parts, strict=True):
             rows = products.rows_of(site.layer, grad)
-            us.append(_times(rows, up.flatten(1), site.scale))  # [places, rank]
+            if us and len(downs) == 1:
+                us[0].addmm_(rows, up.flatten(1), alpha=site.scale)
+            else:
+                us.append(_times(rows, up.flatten(1), site.scale))  # [places, rank]
             d_ups.append(None if h is None else _times(rows.T, h, site.scale).view(up.shape))
             if ctx.needs_input_grad[0]:
                 one = products.pullback(site.layer, grad, weight, z.shape)
@@ -246,28 +279,29 @@ class _Changed(torch.autograd.Function):
         if front is not None and dz is not None:
             dz = front.pullback(x, dz, *given)
         d_downs = [None] * len(downs) if d_down is None else d_down.split([len(one) for one in downs])
-        pairs = [grad for pair in zip(d_downs, d_ups, strict=True) for grad in pair]
-        return dz, None, None, *pairs, *(None for _ in tensors[len(pairs) :])
+        factors = [*d_downs, *d_ups]
+        return dz, None, None, None, *factors, *(None for _ in tensors[len(factors) :])
 
 
 Sorted = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...], list[tuple[Tensor, ...]]]
 
 
-def _sorted(sites: Sequence[_Site], front: products.Front | None, tensors: Sequence[Tensor]) -> Sorted:
-    """The A of each layer, its B, what the front is given, what each frozen layer holds: as `_joined` laid them."""
+def _sorted(sites: Sequence[_Site], front: products.Front | None, own: int, tensors: Sequence[Tensor]) -> Sorted:
+    """So many A, the B of each layer, what the front is given, what each frozen layer holds: as `joined` laid them."""
     rest = iter(tensors)
-    pairs = [(next(rest), next(rest)) for _ in sites]
+    downs, ups = [next(rest) for _ in range(own)], [next(rest) for _ in sites]
     given = tuple(next(rest) for _ in (() if front is None else front.tensors))
     held = [tuple(next(rest) for _ in products.held(site.layer)) for site in sites]
-    return [down for down, _ in pairs], [up for _, up in pairs], given, held
+    return downs, ups, given, held
 
 
 def _stack(downs: Sequence[Tensor]) -> Tensor:
     return downs[0] if len(downs) == 1 else torch.cat(list(downs))
 
 
-def _columns(h: Tensor, downs: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [h] if len(downs) == 1 else h.split([len(down) for down in downs], 1)
+def _columns(h: Tensor, downs: Sequence[Tensor], sites: Sequence[_Site]) -> Sequence[Tensor]:
+    """Of A z what each layer's B is multiplied with."""
+    return [h] * len(sites) if len(downs) == 1 else h.split([len(down) for down in downs], 1)
 
 
 def _through_convolution(

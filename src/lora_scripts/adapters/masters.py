@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.adapters.layer import Adapter, LoraLayer
+from lora_scripts.adapters.layer import Adapter, Group, LoraLayer
 from lora_scripts.adapters.products import outline
 
 
@@ -21,7 +21,10 @@ class Masters:
 
     def __init__(self, layers: Iterable[Adapter]) -> None:
         kinds: dict[tuple[torch.device, torch.dtype], list[LoraLayer]] = {}
+        self._groups: set[Group] = set()
         for layer in layers:
+            if isinstance(layer, LoraLayer) and layer.group is not None:
+                self._groups.add(layer.group)
             dtype = outline(layer.frozen).dtype
             if isinstance(layer, LoraLayer) and dtype != torch.float32 and layer.down.requires_grad:
                 kinds.setdefault((layer.down.device, dtype), []).append(layer)
@@ -48,7 +51,9 @@ class Masters:
         return all(p.grad is None for piece in self._pieces for p in piece.parameters)
 
     def forget(self) -> None:
-        """Drops gradients of the copies, which a pass may have left that came to no end."""
+        """Drops what a pass may have left that came to no end: gradients of the copies, and what groups have ready."""
+        for group in self._groups:
+            group.forget()
         for piece in self._pieces:
             for copy in piece.copies:
                 copy.grad = None
@@ -71,15 +76,17 @@ class _Piece:
 
     def __init__(self, layers: Iterable[LoraLayer], dtype: torch.dtype) -> None:
         self.layers = list(layers)
-        self.parameters: list[nn.Parameter] = [p for layer in self.layers for p in (layer.down, layer.up)]
+        every = {id(p): p for layer in self.layers for p in (layer.down, layer.up)}  # an A may be that of several
+        self.parameters: list[nn.Parameter] = list(every.values())
         self.flat = torch.cat([p.detach().flatten() for p in self.parameters])
         self.cast, self.sum = self.flat.to(dtype), torch.zeros_like(self.flat)
         for p, part in zip(self.parameters, self._parts(self.flat), strict=True):
             p.data = part
         self.copies = [part.detach().requires_grad_() for part in self._parts(self.cast)]
         self.grads = self._parts(self.sum)
-        for layer, down, up in zip(self.layers, self.copies[::2], self.copies[1::2], strict=True):
-            layer.copies = down, up
+        copy_of = dict(zip(every, self.copies, strict=True))
+        for layer in self.layers:
+            layer.copies = copy_of[id(layer.down)], copy_of[id(layer.up)]
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """A view of each parameter's place, in its shape."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +23,7 @@ FEATURES = {
     "unet": "models with a UNet",
     "negative": "models that read a negative prompt",
     "language": "models whose text encoder is a language model",
+    "fused": "models whose published file keeps q, k and v as one layer",
     "texts": "language models",
 }
 """What a key may need of the base's family, and whom it is for, in words."""
@@ -72,6 +74,15 @@ class TargetRule(BaseModel):
     rank: Annotated[int, Field(ge=1, le=128)] | None = None
     alpha: Annotated[float, Field(gt=0, le=1024)] | None = None
     lr: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+def rule_for(path: str, rules: Sequence[TargetRule], groups: Mapping[str, Callable[[str], bool]]) -> TargetRule | None:
+    """The one that a layer would get, as `adapters.inject.assign` gives them; None: it is not trained."""
+    for rule in reversed(rules):
+        group = groups.get(rule.match)
+        if group(path) if group else fnmatchcase(path, rule.match):
+            return rule
+    return None
 
 
 def _targets(value: tuple[str | TargetRule, ...]) -> tuple[str | TargetRule, ...]:

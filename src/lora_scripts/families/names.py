@@ -78,6 +78,11 @@ class Names:
     """The names that our own files have: those that the most programs read right."""
 
     @cached_property
+    def together(self) -> tuple[tuple[str, ...], ...]:
+        """Our paths of the layers that the published layout keeps as one, in the order of their rows."""
+        return tuple(dict.fromkeys(tuple(shares) for shares in self.fused.values()))
+
+    @cached_property
     def paths(self) -> dict[str, str]:
         """Stem -> our path, of every stem that may stand for a layer in a file of any naming and age."""
         result = dict(self.others)

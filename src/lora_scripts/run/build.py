@@ -17,6 +17,7 @@ from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.lycoris import KINDS, LycorisLayer
 from lora_scripts.adapters.pissa import PissaLayer
+from lora_scripts.adapters.together import share_down
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.compiled import check_compiler
 from lora_scripts.compute.device import DTYPES
@@ -26,6 +27,7 @@ from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import CaptionEncoder, LoadOptions
+from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.loras.on_model import check_fits, values_of
 from lora_scripts.loras.training_adapter import aided
@@ -87,6 +89,7 @@ def build_model(
     injected = inject(family.roots, dict.fromkeys([*rules, *initial]), make, seed=config.seed)
     for layer in injected.values():
         layer.place(device)  # the frozen one may be in RAM
+    share_down(injected, one_a_each(config, injected, rules, facts))
     begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
     for path, weights in begun.items():
         injected[path].load(values_of(weights))
@@ -131,6 +134,25 @@ def maker(
     return make
 
 
+def one_a_each(
+    config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], facts: Facts
+) -> list[list[str]]:
+    """With `fused_qkv` the paths of the trained layers that are one in the published file. UserError where there are no
+    two of one, or two of different sizes."""
+    if not config.fused_qkv:
+        return []
+    trained = [[path for path in group if path in rules] for group in facts.names().together]
+    found = [paths for paths in trained if len(paths) > 1]
+    if not found:
+        text = "fused_qkv has no effect: of the layers that would have one A, targets train one at most"
+        raise UserError(text, hint="leave it out")
+    for paths in found:
+        if len({(layers[path].rank, layers[path].alpha) for path in paths}) > 1:
+            text = f"fused_qkv: {paths[0]} and its neighbours have different ranks or alphas"
+            raise UserError(text, hint="give them the same, or leave fused_qkv out")
+    return found
+
+
 def groups_of(
     config: TrainConfig, layers: Mapping[str, Adapter], rules: Mapping[str, TargetRule], text: Mapping[str, float]
 ) -> Iterable[Group]:
@@ -148,7 +170,8 @@ def groups_of(
         late = [p for path in paths for p in layers[path].late()] if config.lora_plus_ratio != 1 else []
         ids = {id(p) for p in late}
         window = (config.text_encoder_start, config.text_encoder_stop) if part in text else (0, None)
-        early = [p for path in paths for p in layers[path].values().values() if id(p) not in ids]
+        every = {id(p): p for path in paths for p in layers[path].values().values()}  # an A may be that of several
+        early = [p for key, p in every.items() if key not in ids]
         yield Group(label, early, rate, *window)
         if late:  # Hayou et al. 2024: B needs a higher rate than A
             yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)

@@ -9,7 +9,7 @@ from typing import Any
 from lora_scripts.config import load
 from lora_scripts.config.load import ItemFault
 from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
-from lora_scripts.config.types import FEATURES
+from lora_scripts.config.types import FEATURES, TargetRule, rule_for
 from lora_scripts.config.values import did_you_mean, hub_name
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink, ignore
@@ -56,6 +56,30 @@ def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
         if fault not in before:
             yield (*fault, None)
     yield from _targets(values.get("targets") or (), facts)
+    if values.get("fused_qkv") is True and facts.names().fused:
+        yield from _fused(values.get("targets") or (), facts)
+
+
+def _fused(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:
+    """Of layers that shall have one A: rules that give them two sizes or rates, or that train one of them alone.
+
+    Held against all layers that the family's LoRA files have names for: a base has those, or some of them.
+    """
+    rules = [TargetRule(match=one) if isinstance(one, str) else TargetRule.model_validate(one) for one in targets]
+    alone = True
+    for group in facts.names().together:
+        own = {path: rule for path in group if (rule := rule_for(path, rules, facts.groups))}
+        alone = alone and len(own) < 2
+        if len({(rule.rank, rule.alpha, rule.lr) for rule in own.values()}) > 1:
+            named = " and ".join(dict.fromkeys(rule.match for rule in own.values()))
+            fault = (
+                f"gives layers that have one A (fused_qkv) two ranks, alphas or rates: {named}, at {next(iter(own))}"
+            )
+            yield "targets", fault, "give them the same, or leave fused_qkv out", None
+            return
+    if alone:
+        fault = "has no effect: of the layers that would have one A, targets train one at most"
+        yield "fused_qkv", fault, "add attention to targets, or leave it out", None
 
 
 def _targets(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:

@@ -4,7 +4,7 @@ the same, and a training adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.types import TargetRule
-from lora_scripts.errors import UserError
+from lora_scripts.config.types import TargetRule, rule_for
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
+from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
 
@@ -32,7 +33,30 @@ def read_initial(config: TrainConfig) -> dict[str, LoraWeights]:
     """The weights of `init_lora`; none without it. UserError for a file that is not for the base's family."""
     if config.init_lora is None:
         return {}
-    return loras.read(config.init_lora, table.find(config.base_model)).weights
+    facts = table.find(config.base_model)
+    initial = loras.read(config.init_lora, facts).weights
+    if config.fused_qkv:
+        raise_all(list(_of_several(config, initial, facts))[:1])
+    return initial
+
+
+def _of_several(config: TrainConfig, initial: Mapping[str, LoraWeights], facts: Facts) -> Iterator[UserError]:
+    """What stands against one A for layers that have one LoRA each in `init_lora`."""
+    file, hint = config.init_lora, "leave fused_qkv out"
+    for group in facts.names().together:
+        rules = {
+            path: rule for path in group if path in initial if (rule := rule_for(path, config.rules, facts.groups))
+        }
+        if len(rules) < 2:
+            continue
+        (path, first), *others = ((path, initial[path]) for path in rules)
+        for other, w in others:
+            if w.alpha != first.alpha or not torch.equal(w.down, first.down):
+                text = f"init_lora has an A of its own for {path} and for {other}, which fused_qkv would make one"
+                yield UserError(text, file=file, hint=hint)
+        if size_of(config, first, rules[path]).rank < first.rank:
+            text = f"a smaller lora_rank cuts {path} and its neighbours each for itself, so they would not have one A"
+            yield UserError(text, file=file, hint=f"{hint}, or lora_rank")
 
 
 def read_adapter(config: TrainConfig) -> LoraFile | None:

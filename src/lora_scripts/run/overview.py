@@ -47,6 +47,8 @@ def table_rows(
     batches, views = len(feed.batches(0)), len(feed.pictures[0].views)
     count = sum(p.numel() for p in model.trained)
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
+    shared = {id(one.group) for one in model.layers.values() if isinstance(one, LoraLayer) and one.group is not None}
+    one_a = f", one A in {len(shared)} places of several layers" if shared else ""
     rows = [
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
@@ -58,7 +60,7 @@ def table_rows(
             f"{len(feed.pictures)} images x {c.repeats} repeats / batch {c.batch_size} = {batches} batches"
             f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
-        ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters"),
+        ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
         ("precision", f"{precision}, LoRA fp32"),
         ("device", device_name(model.family.device)),

@@ -53,11 +53,14 @@ class Trained:
         self.optimizer.register_step_post_hook(lambda *_: self.masters.refresh())
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The adapters' values by "path.name", and those of new words, as a resume state keeps them."""
+        """The adapters' values by "path.name", and those of new words, as a resume state keeps them: each once, also
+        where several layers have it."""
         words = {f"new_token.{word}": p for word, p in self.words.items()}
-        return {
-            f"{path}.{name}": p for path, layer in self.layers.items() for name, p in layer.values().items()
-        } | words
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for path, layer in self.layers.items():
+            for name, p in layer.values().items():
+                found.setdefault(id(p), (f"{path}.{name}", p))
+        return dict(found.values()) | words
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:

@@ -22,14 +22,21 @@ Pass = Callable[[B], tuple[Tensor, int]]
 
 
 def there_and_back(
-    loss_of: Callable[[B], tuple[Tensor, int]], scaler: GradScaler, gather: Callable[[], None] = lambda: None
+    loss_of: Callable[[B], tuple[Tensor, int]],
+    scaler: GradScaler,
+    gather: Callable[[], None] = lambda: None,
+    forget: Callable[[], None] = lambda: None,
 ) -> Pass[B]:
     """`loss_of` gives the sum of a batch's losses, with gradient, and how many were summed. `gather` is called after
-    each backward pass, and puts into `.grad` what the model keeps elsewhere."""
+    each backward pass, and puts into `.grad` what the model keeps elsewhere; `forget` after one that came to no end."""
 
     def go(batch: B) -> tuple[Tensor, int]:
-        loss, n = loss_of(batch)
-        scaler.scale(loss).backward()
+        try:
+            loss, n = loss_of(batch)
+            scaler.scale(loss).backward()
+        except BaseException:
+            forget()
+            raise
         gather()
         return loss.detach(), n
 
@@ -72,7 +79,7 @@ class LaunchedPasses:
         def loss(batch: Batch) -> tuple[Tensor, int]:
             return family.loss(batch, objective)
 
-        self._go = there_and_back(loss, scaler, masters.gather)
+        self._go = there_and_back(loss, scaler, masters.gather, masters.forget)
 
     def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch | Ready]]]:
         for epoch, batches in steps:

@@ -17,7 +17,11 @@ class AdapterKeys(Keys):
     """What is trained: layers, size, start."""
 
     TITLE: ClassVar[str] = "LoRA"
-    NEEDS: ClassVar[Mapping[str, str]] = {"train_text_encoder": "text_encoder", "training_adapter": "pictures"}
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        "train_text_encoder": "text_encoder",
+        "training_adapter": "pictures",
+        "fused_qkv": "fused",
+    }
 
     adapter: Literal["lora", "dora", "pissa", "loha", "lokr", "oft"] = "lora"
     """The form of the change. lora is read everywhere; dora trains lengths apart; the rest are for experiments."""
@@ -34,6 +38,9 @@ class AdapterKeys(Keys):
     {match: OUT03, rank: 4, alpha: 4, lr: 1e-4}, the last that matches a layer being its own."""
     lora_plus_ratio: Annotated[float, Field(ge=1, le=100)] = 1.0
     """LoRA+ (arXiv:2402.12354): how much faster B is trained than A; 16 is usual, with a lower learning_rate."""
+    fused_qkv: bool = False
+    """One A for the layers that the base's published file keeps as one (q, k and v, in some blocks an MLP with them),
+    and a B for each, as the LoRAs of kohya's tools have it: fewer numbers, in that layout at the same rank."""
     train_text_encoder: bool = False
     """Train the text encoder too."""
     text_encoder_lr: Rates | None = None
@@ -68,6 +75,8 @@ class AdapterKeys(Keys):
             for key, idle in (("lora_dropout", 0.0), ("lora_plus_ratio", 1.0)):
                 if values.get(key) not in (None, idle):
                     yield key, f"has no effect with adapter: {adapter}", f"leave {key} out"
+        if adapter in ("dora", "pissa", *LYCORIS) and values.get("fused_qkv") is True:
+            yield "fused_qkv", f"cannot be with adapter: {adapter}: only a plain LoRA has one A", "write adapter: lora"
         if adapter == "pissa" and values.get("lora_plus_ratio") not in (None, 1.0):
             yield "lora_plus_ratio", "has no effect with adapter: pissa, whose A and B begin alike", "leave it out"
         if adapter == "oft":

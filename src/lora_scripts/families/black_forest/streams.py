@@ -37,8 +37,8 @@ def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: 
         yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (head,))
 
 
-def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole: bool) -> Names:
-    """Of all layers of a model; `kohya`: whether `convert` writes kohya's names, `whole`: as of `Names`."""
+def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool) -> Names:
+    """Of all layers of a model; `whole`: as of `Names`."""
     written: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -50,8 +50,7 @@ def names_of(name: str, words: str, table: Iterable[Row], *, kohya: bool, whole:
             continue
         path = f"{PART}.{hf}"
         diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
-        if kohya:
-            written[path] = _kohya(ldm)
+        written[path] = _kohya(ldm)
         others |= dict.fromkeys(_spelt(hf), path)
         for key in _published(ldm):
             if row.share is None:

@@ -32,6 +32,7 @@ def flow_facts(
     previews: tuple[Setting, ...],
     rank: str = "32",
     negative: bool = True,
+    fused: bool = False,
     least_share: float = 0.2,
     bucket_step: int = 32,
     vae_factor: int = 8,
@@ -40,7 +41,8 @@ def flow_facts(
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
     `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`: as of `recipes`;
-    `negative`: whether a negative prompt counts; `least_share`: by default it is trained from 512 x 512 on.
+    `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its layers as one;
+    `least_share`: by default it is trained from 512 x 512 on.
     """
     room = f"lora_scripts.families.{name}"
 
@@ -59,7 +61,7 @@ def flow_facts(
         checkpoint=mergeable[0],
         mergeable=frozenset(mergeable),
         model=f"{room}.model",
-        features=frozenset({"pictures", "vae", "language", *(["negative"] if negative else [])}),
+        features=frozenset({"pictures", "vae", "language", *["negative"] * negative, *["fused"] * fused}),
         native_size=(files.side, files.side),
         made_for=files.made_for,
         least_share=least_share,

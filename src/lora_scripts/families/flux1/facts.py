@@ -55,6 +55,7 @@ _TRANSFORMER = flow_facts(
         Setting("sample_cfg", "3.5", "guidance of previews, which dev is told; schnell knows none"),
         Setting("sample_steps", "28", "of previews; of schnell 4"),
     ),
+    fused=True,
     negative=False,
 )
 FACTS = replace(

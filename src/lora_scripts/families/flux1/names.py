@@ -25,7 +25,7 @@ _BLOCKS = 60
 def names() -> Names:
     """FLUX.1, as published: a narrower or shallower model has these layers or some of them. The attention of SD 3 and
     Qwen-Image has the same names, in more blocks."""
-    made = names_of("flux1", "FLUX.1", rows(STANDARD), kohya=True, whole=False)
+    made = names_of("flux1", "FLUX.1", rows(STANDARD), whole=False)
     made = replace(made, foreign=attention_of(range(STANDARD.double, _BLOCKS)))
     return clip_l.with_clip(made, refused=_T5)
 

@@ -20,6 +20,7 @@ FACTS = flow_facts(
         Setting("sample_cfg", "4", "closeness of previews to the prompt"),
         Setting("sample_steps", "28", "of previews"),
     ),
+    fused=True,
     vae_factor=16,
     latent_channels=128,
 )

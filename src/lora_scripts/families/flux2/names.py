@@ -17,7 +17,7 @@ from lora_scripts.families.names import Base, Names
 @cache
 def names() -> Names:
     """klein 9B; 4B has some of these layers, and what has more is another model."""
-    return names_of("flux2", "FLUX.2 klein", rows(KLEIN), kohya=False, whole=True)
+    return names_of("flux2", "FLUX.2 klein", rows(KLEIN), whole=True)
 
 
 def base(layout: Flux2Layout | None) -> Base:

@@ -20,6 +20,7 @@ FACTS = flow_facts(
         Setting("sample_cfg", "4", "guidance of previews, which dev is told"),
         Setting("sample_steps", "28", "of previews; 50 draw finer"),
     ),
+    fused=True,
     negative=False,
     vae_factor=16,
     latent_channels=128,

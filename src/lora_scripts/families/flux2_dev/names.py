@@ -12,7 +12,7 @@ from lora_scripts.families.names import Base, Names
 @cache
 def names() -> Names:
     """FLUX.2 dev. What has only layers that klein has, too, is klein's, unless sizes, metadata or who reads it tell."""
-    return names_of("flux2_dev", "FLUX.2 dev", rows(DEV), kohya=False, whole=True)
+    return names_of("flux2_dev", "FLUX.2 dev", rows(DEV), whole=True)
 
 
 def base(layout: Flux2Layout | None) -> Base:

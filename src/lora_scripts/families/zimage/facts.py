@@ -25,4 +25,5 @@ FACTS = flow_facts(
         Setting("sample_cfg", "5", "closeness of previews to the prompt; of Turbo 1"),
         Setting("sample_steps", "28", "of previews; of Turbo 8"),
     ),
+    fused=True,
 )

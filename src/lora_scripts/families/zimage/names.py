@@ -2,7 +2,7 @@
 
 Facts: diffusers' names behind `transformer.` or `diffusion_model.` are read by ComfyUI and diffusers (ai-toolkit writes
 the latter); kohya's, `lora_unet_` with "_" for ".", by diffusers. Trainers on the published layout (musubi-tuner) train
-q, k and v as one layer, `attention_qkv`.
+q, k and v as one layer, `attention_qkv`; ComfyUI reads those, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
 def names() -> Names:
     """Z-Image, as published: a narrower or shallower model has these layers or some of them."""
     kohya: dict[str, str] = {}
+    original: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
     fused: dict[str, dict[str, Share]] = {}
@@ -29,6 +30,7 @@ def names() -> Names:
         if not hf.startswith(INSIDE):
             continue
         path = f"{PART}.{hf}"
+        original[path] = f"diffusion_model.{ldm}"
         kohya[path], diffusers[path] = f"lora_unet_{hf.replace('.', '_')}", f"diffusion_model.{hf}"
         others |= dict.fromkeys((hf, f"transformer.{hf}", f"lycoris_{hf.replace('.', '_')}"), path)
         own = (f"diffusion_model.{ldm}", ldm, f"lora_unet_{ldm.replace('.', '_')}")
@@ -37,7 +39,7 @@ def names() -> Names:
         else:
             for key in own:
                 fused.setdefault(key, {})[path] = row.share
-    return Names("zimage", "Z-Image", kohya, {}, diffusers, others, fused, form="diffusers")
+    return Names("zimage", "Z-Image", kohya, original, diffusers, others, fused, form="diffusers")
 
 
 def base(layout: ZImageLayout | None) -> Base:

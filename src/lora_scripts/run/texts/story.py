@@ -302,7 +302,7 @@ def train_steps(
         preview()
     hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
 
-    go = there_and_back(model.family.loss, p.scaler, model.masters.gather)
+    go = there_and_back(model.family.loss, p.scaler, model.masters.gather, model.masters.forget)
 
     def run(most: int | None) -> bool:
         steps = partial(p.feed.steps, most=most)
