@@ -178,7 +178,9 @@ class Fails(torch.autograd.Function):
 def test_a_pass_that_came_to_no_end_leaves_nothing(where: str) -> None:
     """Gradients of the copies would be added to the next pass's, and what waits would keep a graph."""
     layers = parts_of(Native(torch.bfloat16))
-    masters, scaler = Masters(layers), torch.amp.GradScaler(enabled=False)
+    last = LoraLayer(nn.Linear(32, 8).bfloat16().requires_grad_(False), RANK, 3.0)
+    last.load({"down": normal(RANK, 32), "up": normal(8, RANK)})
+    masters, scaler = Masters([*layers, last]), torch.amp.GradScaler(enabled=False)
     x = normal(1, 3, 32).bfloat16()
 
     def loss_of(broken: bool) -> tuple[Tensor, int]:
@@ -186,7 +188,7 @@ def test_a_pass_that_came_to_no_end_leaves_nothing(where: str) -> None:
             layers[0](x)
             raise RuntimeError("out of memory")
         first = layers[3](x)[..., :32]
-        again = layers[0](Fails.apply(first) if broken else first)
+        again = last(Fails.apply(first) if broken else first)
         return again.sum(), 1
 
     go = there_and_back(loss_of, scaler, masters.gather, masters.forget)
@@ -197,8 +199,8 @@ def test_a_pass_that_came_to_no_end_leaves_nothing(where: str) -> None:
                 go(True)
             assert not layers[0].group._waiting and layers[0].group._x is None  # type: ignore[union-attr]
         go(False)
-        wanted.append([layer.up.grad.clone() for layer in (layers[0], layers[3])])  # type: ignore[union-attr]
-        for layer in layers:
+        wanted.append([layer.up.grad.clone() for layer in (last, layers[3])])  # type: ignore[union-attr]
+        for layer in (*layers, last):
             layer.down.grad = layer.up.grad = None
     assert all(torch.equal(a, b) for a, b in zip(*wanted, strict=True))
 
