@@ -38,6 +38,11 @@ MUTANTS = [
     Mutant("adapters/layer.py", "us[0].addmm_(rows, up.flatten(1), alpha=site.scale)", "us[0].addmm_(rows, up.flatten(1))", "together"),
     Mutant("adapters/together.py", "layer.down, layer.group = self.layers[0].down, self", "layer.group = self", "together"),
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
+    # what is in RAM, and what a run does besides
+    Mutant("compute/resting.py", "if self._modules == {id(module) for module in self.model.modules()}:", "if True:", "memory"),
+    Mutant("compute/resting.py", "self.awake = False\n", "pass\n", "memory"),
+    Mutant("run/overview.py", "if open_[what]) <= SHARE:", "if open_[what]) <= 2 * SHARE:", "validate"),
+    Mutant("run/overview.py", "filled.sample_every != c.sample_every", "True", "validate"),
     Mutant("adapters/masters.py", "every = {id(p): p for", "every = {(layer, id(p)): p for", "together"),
     Mutant("train/passes.py", "            forget()\n", "", "together"),
     Mutant("run/init_lora.py", "w.alpha != first.alpha or not torch.equal(w.down, first.down)", "w.alpha != first.alpha", "together"),

@@ -424,6 +424,9 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     wished = load_config(config, ["report=full", "sample_every=2", "val_every=1"])
     c, held = overview.settled(wished, parts.feed, parts.held, parts.samples, 6, guided=True)
     assert (c, held.every) == (wished, 1)
+    often = load_config(config, ["sample_every=2"])  # somebody's wish takes nothing from the rest
+    c, held = overview.settled(often, parts.feed, parts.held, parts.samples, 6000, guided=True)
+    assert (c.sample_every, c.report, held.every) == (2, "full", 600)
 
 
 def test_the_base_is_a_candidate() -> None:
