@@ -24,21 +24,24 @@ from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise,
 from lora_scripts.compute.resting import Resting
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.demo import world
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.sd import latents
 from lora_scripts.families.sd1 import model as sd1
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.plan import command, forecast
 from lora_scripts.run import story
-from lora_scripts.run.build import build_model
+from lora_scripts.run.build import build_model, encoding
 from lora_scripts.run.parts import Model
 from lora_scripts.run.preflight import preflight
 from movers import CopyMover
 from runs import stopped
 
 CPU = torch.device("cpu")
+BUNDLED = Path(world.__file__).parent / "assets" / "base.safetensors"
 NF4 = torch.tensor(
     [
         *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
@@ -532,6 +535,29 @@ def test_a_start_that_finds_everything_cached_wakes_neither(
     monkeypatch.setattr(Resting, "wake", lambda self, device: (woken.append(self.model), wake(self, device)))
     stopped(config, 2, resume=True)
     assert woken == []
+
+
+def test_latents_are_made_in_bf16_where_they_agree_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against diffusers' own VAE in float32; the limit is the bound, and what is beyond it is not taken."""
+
+    def encoded(dtype: torch.dtype) -> tuple[Tensor, str]:
+        options = LoadOptions(CPU, torch.bfloat16, memory=MemoryOptions(encoding=dtype))
+        coder = sd1.load(BUNDLED, options).coder
+        return coder.encode(pixels)["mean"], coder.fingerprint()
+
+    pixels = normal(2, 3, 64, 64).clamp(-1, 1)
+    (whole, of_whole), (quick, of_quick) = encoded(torch.float32), encoded(torch.bfloat16)
+    vae = sd1.load(BUNDLED, LoadOptions(CPU, torch.float32)).vae
+    assert torch.equal(whole, vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
+    off = (quick - whole).square().mean().sqrt() / whole.std()
+    assert 0 < off < latents.AGREES and of_quick != of_whole
+    monkeypatch.setattr(latents, "AGREES", float(off) / 100)
+    assert torch.equal(encoded(torch.bfloat16)[0], whole)
+    monkeypatch.setattr(latents, "AGREES", float("nan"))
+    assert torch.equal(encoded(torch.bfloat16)[0], whole)
+    taken = {("bf16", "cpu"): True, ("bf16", "cuda"): True, ("bf16", "mps"): False, ("fp16", "cuda"): False}
+    for (precision, device), is_quick in taken.items():
+        assert (encoding(precision, torch.device(device)) == torch.bfloat16) == is_quick
 
 
 def test_a_cast_has_the_numbers_of_torchs_own() -> None:

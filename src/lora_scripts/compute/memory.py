@@ -40,6 +40,8 @@ class MemoryOptions:
     offloaded: int = 0
     """Blocks that live in RAM."""
     vae_tiling: bool = False
+    encoding: torch.dtype = torch.float32
+    """In which a VAE makes latents, where they then agree with those in float32."""
     resting: bool = False
     """VAE and text encoders are in RAM only while they are asked."""
     compiled: bool = False

@@ -59,7 +59,7 @@ def build_model(
     """
     aid = read_adapter(config)
     settings = table.settings(config.base_model, config.family_settings)
-    memory = replace(memory_options(config, device), resting=True, cache=cache)
+    memory = replace(memory_options(config, device), resting=True, cache=cache, encoding=encoding(precision, device))
     options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder or (), first, memory, settings)
     files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
     family = table.load_pictures(config.base_model, options)
@@ -100,6 +100,11 @@ def build_model(
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
     of_aid = aid.sha256 if aid else ""
     return Model(injected, optimizer, rank, alpha, digest, files, resized, words, of_aid, family=family)
+
+
+def encoding(precision: str, device: torch.device) -> torch.dtype:
+    """In which a VAE is to make latents. float16 would give some VAEs' NaN."""
+    return torch.bfloat16 if precision == "bf16" and device.type in ("cpu", "cuda") else torch.float32
 
 
 def maker(

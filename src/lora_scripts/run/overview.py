@@ -62,7 +62,7 @@ def table_rows(
         ),
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-        ("precision", f"{precision}, LoRA fp32"),
+        ("precision", f"{precision}, LoRA fp32" + (", VAE bf16 if its latents agree" if precision == "bf16" else "")),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
         *plain_way(model, c),
