@@ -42,6 +42,7 @@ MUTANTS = [
     Mutant("compute/resting.py", "if self._modules == {id(module) for module in self.model.modules()}:", "if True:", "memory"),
     Mutant("compute/resting.py", "self.awake = False\n", "pass\n", "memory"),
     Mutant("run/overview.py", "if open_[what]) <= SHARE:", "if open_[what]) <= 2 * SHARE:", "validate"),
+    Mutant("run/overview.py", 'held.looks_at_whole and report == "full"', "held.looks_at_whole and service.full", "validate"),
     Mutant("run/overview.py", "filled.sample_every != c.sample_every", "True", "validate"),
     Mutant("adapters/masters.py", "every = {id(p): p for", "every = {(layer, id(p)): p for", "together"),
     Mutant("train/passes.py", "            forget()\n", "", "together"),

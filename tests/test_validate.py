@@ -409,23 +409,26 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     """The service, and that all of it takes at most 15 % of the passes, as counted by hand."""
     config = config_with(tmp_path, base, sample_steps=10, save_steps=100, report="auto", sample_every="null")
     parts = stopped(config, 1)
-    open_ = load_config(config)
-    found = []
+    open_, found = load_config(config), []
+    measured = replace(parts.held, looks_at_whole=True)  # as from ten epochs on
     for total in (6000, 1500, 700, 400, 300, 6):
-        c, held = overview.settled(open_, parts.feed, parts.held, parts.samples, total, guided=True)
+        c, held = overview.settled(open_, parts.feed, measured, parts.samples, total, guided=True)
         rounds = (total - 1) // c.sample_every if c.sample_every else 0
         found.append((-(-total // held.every), rounds, c.report))
-        assert held.looks_at_whole == (c.report == "full" and parts.held.looks_at_whole)
+        assert held.looks_at_whole == (c.report == "full")
         drawn = 4 if c.report == "short" else 4 + 2 * 3 + 2 + 2  # strengths, and captions trained and held out
         taken = passes(held, c, total) + 2 * 10 * (2 * rounds + drawn)
         assert taken / (taken + trained(c, total)) <= 0.15 or total == 6
     full = [(10, 59, "full"), (6, 4, "full"), (3, 1, "full")]
     assert found == [*full, (3, 1, "short"), (3, 0, "short"), (3, 0, "short")]
     wished = load_config(config, ["report=full", "sample_every=2", "val_every=1"])
-    c, held = overview.settled(wished, parts.feed, parts.held, parts.samples, 6, guided=True)
+    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6, guided=True)
     assert (c, held.every) == (wished, 1)
+    wished = load_config(config, ["report=full"])  # pictures that do not fit are part of it, however short the run
+    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6, guided=True)
+    assert held.looks_at_whole and (c.sample_every, held.every) == (0, 2)
     often = load_config(config, ["sample_every=2"])  # somebody's wish takes nothing from the rest
-    c, held = overview.settled(often, parts.feed, parts.held, parts.samples, 6000, guided=True)
+    c, held = overview.settled(often, parts.feed, measured, parts.samples, 6000, guided=True)
     assert (c.sample_every, c.report, held.every) == (2, "full", 600)
 
 

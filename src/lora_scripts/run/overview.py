@@ -14,7 +14,7 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
-from lora_scripts.run.build import memory_words
+from lora_scripts.run.build import encoding, memory_words
 from lora_scripts.run.finish import REPORTED, drawn_in_all
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
@@ -62,7 +62,7 @@ def table_rows(
         ),
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-        ("precision", f"{precision}, LoRA fp32" + (", VAE bf16 if its latents agree" if precision == "bf16" else "")),
+        ("precision", f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
         *plain_way(model, c),
@@ -119,7 +119,7 @@ def settled(
         shown = "full" if service.full else "short"
         report = shown if c.report == "auto" else c.report
         filled = c.model_copy(update={"sample_every": _rounds(c, service, steps), "report": report})
-        found = replace(held, every=measured, looks_at_whole=held.looks_at_whole and service.full)
+        found = replace(held, every=measured, looks_at_whole=held.looks_at_whole and report == "full")
         shares = besides(filled, feed, found, samples, steps, guided=guided)
         open_ = {HELD: c.val_every is None, PREVIEWS: filled.sample_every != c.sample_every, REPORT: c.report == "auto"}
         if sum(share for what, share in shares.items() if open_[what]) <= SHARE:
@@ -166,6 +166,11 @@ def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, 
     less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
     each = ", ".join(f"{what} {share:.0%} ({less[what]})" for what, share in shares.items() if share)
     return "besides", f"about {sum(shares.values()):.0%} of the time: {each}" if each else "nothing"
+
+
+def vae_words(precision: str, device: torch.device) -> str:
+    """Of the precision's row."""
+    return ", VAE bf16 if its latents agree" if encoding(precision, device) == torch.bfloat16 else ""
 
 
 def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, steps: int) -> list[str]:
