@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -540,19 +541,23 @@ def test_a_start_that_finds_everything_cached_wakes_neither(
 def test_latents_are_made_in_bf16_where_they_agree_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against diffusers' own VAE in float32; the limit is the bound, and what is beyond it is not taken."""
 
-    def encoded(dtype: torch.dtype) -> tuple[Tensor, str]:
+    def encoded(dtype: torch.dtype) -> tuple[Tensor, str, str]:
         options = LoadOptions(CPU, torch.bfloat16, memory=MemoryOptions(encoding=dtype))
-        coder = sd1.load(BUNDLED, options).coder
-        return coder.encode(pixels)["mean"], coder.fingerprint()
+        family = sd1.load(BUNDLED, options)
+        assert family.told_of_latents() == ""  # nothing is measured before it is needed
+        return family.encode_image(pixels)["mean"], family.fingerprint("vae"), family.told_of_latents()
 
     pixels = normal(2, 3, 64, 64).clamp(-1, 1)
-    (whole, of_whole), (quick, of_quick) = encoded(torch.float32), encoded(torch.bfloat16)
+    (whole, of_whole, nothing), (quick, of_quick, told) = encoded(torch.float32), encoded(torch.bfloat16)
     vae = sd1.load(BUNDLED, LoadOptions(CPU, torch.float32)).vae
     assert torch.equal(whole, vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
     off = (quick - whole).square().mean().sqrt() / whole.std()
     assert 0 < off < latents.AGREES and of_quick != of_whole
+    share = re.search(r"latents in bf16: of a test picture (\d\.\d)% off those in fp32 \(limit 1\.5%\)", told)
+    assert share and 0.5 < float(share[1]) / (float(off) * 100) < 2 and nothing == ""  # as far off as these pictures
     monkeypatch.setattr(latents, "AGREES", float(off) / 100)
-    assert torch.equal(encoded(torch.bfloat16)[0], whole)
+    taken_back, _, told = encoded(torch.bfloat16)
+    assert torch.equal(taken_back, whole) and f"in fp32: in bf16 those of a test picture would be {share[1]}%" in told
     monkeypatch.setattr(latents, "AGREES", float("nan"))
     assert torch.equal(encoded(torch.bfloat16)[0], whole)
     taken = {("bf16", "cpu"): True, ("bf16", "cuda"): True, ("bf16", "mps"): False, ("fp16", "cuda"): False}

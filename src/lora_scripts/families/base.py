@@ -154,6 +154,10 @@ class PictureFamily(Family, Protocol):
         """
         ...
 
+    def told_of_latents(self) -> str:
+        """A sentence on how far those of `encode_image` are from float32's; "" where nothing of that was measured."""
+        ...
+
     def missed(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
         """What the model's answers lack of what they should be, as the latents, float32 [n, c, h, w]: what `losses`
         measures, place by place."""

@@ -203,6 +203,8 @@ def encode(parts: Parts, cache: Cache, sink: Sink) -> None:
     parts.feed.fill(cache, progress)
     if parts.held.on and parts.held.samples:
         parts.held.feed.fill(cache, progress)
+    if told := parts.model.family.told_of_latents():
+        sink(Note(told))
     parts.model.family.rest(text_encoder=parts.feed.cache_text)
 
 

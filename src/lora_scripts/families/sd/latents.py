@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ class LatentCoder:
             self._resting.wake(torch.device("cpu"))
         self.normal, self.tiling, self._digest = normal, tiling, ""
         self.quick = options.encoding
-        self._agrees: bool | None = True if self.quick == torch.float32 else None
+        self._off: float | None = None
         if tiling:
             self.vae.enable_tiling()
             if hasattr(self.vae, "tile_latent_min_size"):  # else it has tiles of this size
@@ -103,13 +104,26 @@ class LatentCoder:
     def precision(self) -> torch.dtype:
         """In which latents are made: the one that is asked for, if it gives those of float32, but for `AGREES`, of a
         picture with smooth parts and fine ones: a property of the VAE, and of the machine, not of a data set."""
-        if self._agrees is None:
+        if self.quick == torch.float32:
+            return self.quick
+        if self._off is None:
             g = torch.Generator().manual_seed(0)
             smooth = F.interpolate(torch.rand(1, 3, 5, 5, generator=g), size=(128, 128), mode="bicubic")
             picture = (2 * smooth - 1 + 0.2 * torch.randn(1, 3, 128, 128, generator=g)).clamp(-1, 1)
             (whole, _), (other, _) = (self._posterior(picture, dtype) for dtype in (torch.float32, self.quick))
-            self._agrees = bool((other - whole).square().mean().sqrt() <= AGREES * whole.std())  # not if one is NaN
-        return self.quick if self._agrees else torch.float32
+            self._off = float((other - whole).square().mean().sqrt() / whole.std())
+        return self.quick if self._off <= AGREES else torch.float32  # not if it is NaN
+
+    def told(self) -> str:
+        """How far latents in the type that was asked for are from float32's, if that was measured, and what follows."""
+        if self._off is None:
+            return ""
+        kind = str(self.quick).removeprefix("torch.").replace("bfloat", "bf")
+        if self.precision == self.quick:
+            off = f"of a test picture {self._off:.1%} off those in fp32"
+            return f"the VAE makes latents in {kind}: {off} (limit {AGREES:.1%})"
+        off = "NaN" if math.isnan(self._off) else f"{self._off:.1%} off"
+        return f"the VAE makes latents in fp32: in {kind} those of a test picture would be {off} (limit {AGREES:.1%})"
 
     def _posterior(self, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32, computed in a type."""

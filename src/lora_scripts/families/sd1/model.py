@@ -71,6 +71,9 @@ class StableDiffusion1:
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         return self.coder.encode(pixels)
 
+    def told_of_latents(self) -> str:
+        return self.coder.told()
+
     def decode_image(self, latents: Tensor) -> Image.Image:
         return self.coder.decode(latents)
 
