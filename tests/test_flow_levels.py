@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from lora_scripts.families.anima import layout as anima
+from lora_scripts.families.black_forest.flux2_model import empirical_mu
+from lora_scripts.families.flux1.model import sigmas as flux1
+from lora_scripts.families.krea2.model import TURBO
+from lora_scripts.families.zimage.check import sampler_shift
 from lora_scripts.losses.flow import Sigmas, by_resolution
 from lora_scripts.losses.noise import Timesteps
 
@@ -64,3 +70,29 @@ def test_continuous_levels_reach_all_of_the_range() -> None:
 def test_shifts_of_two_kinds_are_one_formula() -> None:
     constant, exponential = Sigmas(math.e), Sigmas(mu=lambda tokens, steps: 1.0)
     assert constant.factor(1) == exponential.factor(1)
+
+
+FILE = Path("base.safetensors")
+SHIFTED_BY_3 = (1.0, 0.98276, 0.75, 0.13636)
+COMFYUI = {
+    "FLUX.1 dev": (flux1(FILE, guidance=True), 4096, (1.0, 0.98361, 0.75951, 0.14253)),
+    "FLUX.1 dev, its node ModelSamplingFlux at 512 x 512": (
+        flux1(FILE, guidance=True),
+        1024,
+        (1.0, 0.97273, 0.65249, 0.08993),
+    ),
+    "FLUX.1 schnell": (flux1(FILE, guidance=False), 4096, (1.0, 0.95, 0.5, 0.05)),
+    "FLUX.2, its node Flux2Scheduler": (Sigmas(mu=empirical_mu), 4096, (1.0, 0.99419, 0.90007, 0.3216)),
+    "FLUX.2, that node at 512 x 512": (Sigmas(mu=empirical_mu), 1024, (1.0, 0.99232, 0.87173, 0.26345)),
+    "Z-Image": (Sigmas(sampler_shift(FILE)), 4096, SHIFTED_BY_3),
+    "Anima": (Sigmas(anima.SAMPLER_SHIFT), 4096, SHIFTED_BY_3),
+    "Krea 2 Turbo": (TURBO, 4096, (1.0, 0.98361, 0.75951, 0.14253)),
+}
+"""The first, second, eleventh and last of 20 levels of ComfyUI 0.33.0 (commit 783545f6), run on 26 November 2026."""
+
+
+@pytest.mark.parametrize("model", COMFYUI)
+def test_levels_are_comfyuis_where_docs_say_so(model: str) -> None:
+    sigmas, tokens, recorded = COMFYUI[model]
+    ours = sigmas.steps(20, tokens)
+    assert [ours[n] for n in (0, 1, 10, 19)] == pytest.approx(recorded, rel=0, abs=1e-5)

@@ -134,7 +134,10 @@ def maker(
         if config.adapter in KINDS:
             return LycorisLayer(layer, config.adapter, rank, alpha)
         kinds: dict[str, type[LoraLayer]] = {"lora": LoraLayer, "dora": dora, "pissa": PissaLayer}
-        return kinds[config.adapter](layer, rank, alpha, dropout)
+        made = kinds[config.adapter](layer, rank, alpha, dropout)
+        # Of a layer with one output ComfyUI takes a length for each input for the one of its output.
+        one_row = isinstance(made, DoraLayer) and made.frozen.weight.shape[0] == 1
+        return LoraLayer(layer, rank, alpha, dropout) if one_row else made
 
     return make
 

@@ -1,7 +1,8 @@
 """What the models of Black Forest Labs share. A double block has two streams, one of the picture and one of the text,
 each with layers of its own; in the published file q, k and v of a stream are one matrix.
 
-diffusers' names behind `transformer.` are read by ComfyUI and diffusers; so are kohya's on the published layout.
+diffusers' names behind `transformer.` are read by ComfyUI and diffusers; so are kohya's on the published layout. What
+ComfyUI asks a file for was seen in its own table of keys (0.33.0).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ STREAMS = {
     "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_"),
 }
 """Of each stream our names of q, k, v and of what follows, and what those of the norms begin with."""
+_NEW = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
+"""What diffusers' names begin with of the layers of FLUX.2 around its blocks: ComfyUI knows them as published alone."""
 _SD3 = frozenset({1536, 2432})
 """Widths of SD 3 and 3.5, medium and large, whose attention has the same names."""
 
@@ -67,9 +70,10 @@ def base_of(table: Iterable[Row], text_width: int | None) -> Base:
     layers = []
     for row in linear(table):
         hf, ldm, flat = stem(row.hf), stem(row.ldm), stem(row.hf).replace(".", "_")
-        asked = [f"transformer.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"]
+        known = not hf.startswith(_NEW)
+        asked = [f"transformer.{hf}", hf, f"lycoris_{flat}", f"lora_transformer_{flat}"] if known else []
         if row.share is None:
-            asked += _published(ldm)
+            asked += [f"diffusion_model.{ldm}", _kohya(ldm)]
         shape = () if text_width is None else row.shape
         layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked)))
     return Base(tuple(layers), text_width or 0)

@@ -1,4 +1,4 @@
-"""ComfyUI 0.3.64.
+"""ComfyUI 0.3.64; of diffusion transformers 0.33.0.
 
 It walks over the layers of the base and asks the file for each of several names: kohya's with published or diffusers'
 block names, `lora_te_` and `lora_te1_` (of a second text encoder `lora_te2_`), `unet.…` with the `.processor.` of old
@@ -7,9 +7,10 @@ nobody asked for are logged as not loaded. An `up` without its `down` stops the 
 leaves the layer unchanged, with a log line. LoHa, LoKr and OFT are read under the same names; matrices may lie flat.
 Bundled words are read only from its folder of embeddings.
 
-Of a diffusion transformer (its tables of late 2025, read, not run) it asks for diffusers' names behind `transformer.`
-and, flat, `lycoris_`, of some families behind other words, too; kohya's `lora_unet_` only with the published layout's
-layers, in which q, k and v are one. The families' tables have them (`Layer.asked`).
+Of a diffusion transformer it asks for diffusers' names behind `transformer.` and, flat, `lycoris_`, of some families
+behind other words or none, too; kohya's `lora_unet_` only with the published layout's layers, in which q, k and v are
+one. The families' tables have them (`Layer.asked`); what it did with our files is in `tests/test_consumers_flow.py`.
+Lengths of a DoRA [1, in] it takes for a row's own where there is but one row.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def read_as(
             why = rules.misfit(change, layer.shape)
             if why:
                 reading.faults.append(Fault(first, f"this layer is not changed: {why}"))
+                continue
+            if isinstance(change, LoraWeights) and change.dora is not None and layer.shape[:1] == (1,):
+                reading.faults.append(Fault(f"{name}.{DORA}", "misread: taken for the length of the layer's one row"))
                 continue
             reading.changes[layer.path] = Delta(change)
     left = [key for key in tensors if key not in used]
