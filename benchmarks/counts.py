@@ -49,6 +49,9 @@ from lora_scripts.families.flux1.check import FILES as FLUX1
 from lora_scripts.families.flux1.model import ask as ask_flux1
 from lora_scripts.families.flux2.check import FILES as FLUX2
 from lora_scripts.families.flux2_dev.check import FILES as FLUX2_DEV
+from lora_scripts.families.flux3 import layout as flux3
+from lora_scripts.families.flux3.check import FILES as FLUX3
+from lora_scripts.families.flux3.model import ask_alike as ask_flux3
 from lora_scripts.families.krea2 import layout as krea2
 from lora_scripts.families.krea2.check import FILES as KREA2
 from lora_scripts.families.qwen_image import layout as qwen
@@ -98,7 +101,8 @@ def flow(files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int,
     """Of latents of that shape, and so many tokens of text."""
     pooled = bf16(1, layout.pooled_width) if hasattr(layout, "pooled_width") else None
     model = filled(files.build(layout)).requires_grad_(False).eval()
-    lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
+    early = getattr(model, "mode_blocks", {})  # of each kind of pictures, of which one is drawn
+    lists = [child for child in (*model.children(), *early.values()) if isinstance(child, nn.ModuleList)]
     memory.place(model, options, CPU, torch.bfloat16, [block for blocks in lists for block in blocks])
     width = layout.text_width * getattr(layout, "taps", 1)
     texts: Any = {"states": bf16(1, tokens, width), "pooled": pooled}
@@ -131,6 +135,11 @@ def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return answer
 
 
+def ask_klein3(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As the family does, with texts of one length."""
+    return ask_flux3(model, x, sigma, texts["states"])
+
+
 KLEIN_4B = replace(flux2.KLEIN, width=3072, double=5, single=20, inner=9216, text_width=7680)
 MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
@@ -141,6 +150,7 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),
+    "klein3": ("FLUX.3 klein, 1024 px", "flux3", partial(flow, FLUX3, flux3.STANDARD, ask_klein3, (128, 64, 64), 400)),
     "dev": ("FLUX.2 dev, 1024 px", "flux2_dev", partial(flow, FLUX2_DEV, flux2.DEV, ask_flux2, (128, 64, 64), 512)),
 }
 

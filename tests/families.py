@@ -12,6 +12,7 @@ import tiny_anima
 import tiny_flux1
 import tiny_flux2
 import tiny_flux2_dev
+import tiny_flux3
 import tiny_krea2
 import tiny_qwen
 import tiny_xl
@@ -56,6 +57,8 @@ ROWS = (
     _flow("flux2", tiny_flux2, "diffusers", "kohya"),
     # the way of flux2, with other captions
     replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers", "kohya"), slow=True),
+    # the way of flux2, with the text encoder of krea2
+    replace(_flow("flux3", tiny_flux3, "diffusers", "kohya"), slow=True),
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
     _flow("krea2", tiny_krea2, "original", "diffusers", "kohya", targets="['*.0.attn.*', '*.projector']"),

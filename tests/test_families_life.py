@@ -224,7 +224,8 @@ def test_inspect_and_verify_say_what_it_is(life: Life, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["problems"] == []
     run("verify", life.lora, "--base", life.base)
     count, lines = len(read(life.lora).weights), capsys.readouterr().out.splitlines()
-    assert len(lines) >= 3 and all(f"{count} of {count} modules, ΔW equal" in line for line in lines)
+    least = 2 + ("ComfyUI" not in facts.lora.unread_by)
+    assert len(lines) >= least and all(f"{count} of {count} modules, ΔW equal" in line for line in lines)
 
 
 def test_it_can_be_trained_further(life: Life, tmp_path: Path) -> None:

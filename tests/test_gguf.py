@@ -26,6 +26,7 @@ import tiny_flow
 import tiny_flux1
 import tiny_flux2
 import tiny_flux2_dev
+import tiny_flux3
 import tiny_gguf
 import tiny_krea2
 import tiny_qwen
@@ -60,6 +61,7 @@ ROOMS: dict[str, ModuleType] = {
     "zimage": tiny_zimage,
     "qwen_image": tiny_qwen,
     "anima": tiny_anima,
+    "flux3": tiny_flux3,
     "krea2": tiny_krea2,
 }
 

@@ -60,8 +60,10 @@ def words(result: Converted) -> list[str]:
         lines.append("alpha / rank is no power of two: folding it into the weights rounds their last bit")
     if result.read_by:
         lines.append(f"every key is read by {', '.join(result.read_by)}")
-    elif not result.parts:
+    elif result.to == "diffusers":
         lines.append("these names are read by diffusers")
+    elif not result.parts:
+        lines.append("no program whose rules are stated here reads these names")
     for part in result.parts:
         lines.append(f"load it with PeftModel.from_pretrained(pipeline.{part}, '{result.output / part}')")
     return [*lines, f"written: {result.output}"]

@@ -279,10 +279,12 @@ def place(
     dtype: torch.dtype,
     blocks: Sequence[nn.Module] | None = None,
     layout: torch.memory_format = torch.contiguous_format,
+    idle: Sequence[nn.Module] = (),
 ) -> None:
     """Brings a model in RAM to its device and type, storing and keeping no more than it is told to.
 
-    `blocks`: of a model that is no UNet, in the order in which they are run. `layout`: of its convolutions.
+    `blocks`: of a model that is no UNet, in the order in which they are run. `layout`: of its convolutions. `idle`:
+    modules that are never run, and stay in RAM.
     """
     blocks = blocks_of(unet) if blocks is None else blocks
     if options.storage is not None:  # from the file's own numbers, and before the card sees them
@@ -291,7 +293,7 @@ def place(
         restore(layer)
     _cast(unet, dtype, layout)
     away = offload(blocks, options.offloaded, CudaMover(device)).blocks if options.offloaded else ()
-    _rest_to(unet, away, device)
+    _rest_to(unet, [*away, *idle], device)
     inside = {id(module) for block in away for module in block.modules()}
     if options.compiled:
         kept = options.cache and options.cache / COMPILED

@@ -17,6 +17,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
 from lora_scripts.families.flux2_dev.facts import FACTS as FLUX2_DEV
+from lora_scripts.families.flux3.facts import FACTS as FLUX3
 from lora_scripts.families.krea2.facts import FACTS as KREA2
 from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
@@ -28,7 +29,7 @@ from lora_scripts.formats.header import GGUF, Header, Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, KREA2, ANIMA, FLUX2_DEV, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, KREA2, ANIMA, FLUX3, FLUX2_DEV, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 

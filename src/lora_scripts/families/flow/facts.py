@@ -16,7 +16,8 @@ from lora_scripts.formats.header import Kind
 if TYPE_CHECKING:
     from lora_scripts.families.names import Base, Names
 
-_UNREAD_BY = frozenset({"A1111", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"})
+UNREAD_BY = frozenset({"A1111", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"})
+"""As of `LoraFacts`."""
 
 
 def flow_facts(
@@ -91,13 +92,21 @@ def flow_facts(
     )
 
 
-def flow_lora(base_version: str, architecture: str, *, loader: str, civitai: str, tag: str) -> LoraFacts:
+def flow_lora(
+    base_version: str,
+    architecture: str,
+    *,
+    loader: str,
+    civitai: str,
+    tag: str,
+    unread_by: frozenset[str] = UNREAD_BY,
+) -> LoraFacts:
     """A LoRA in diffusers' names."""
     return LoraFacts(
         base_version,
         architecture,
         "https://github.com/huggingface/diffusers",
-        unread_by=_UNREAD_BY,
+        unread_by=unread_by,
         loader=loader,
         civitai=civitai,
         hub_tags=(tag,),

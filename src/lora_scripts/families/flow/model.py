@@ -59,6 +59,8 @@ class Parts:
     as "guidance" among the texts, or it knows no such thing."""
     lead: Lead = led_away
     """How previews follow their prompt."""
+    idle: Sequence[nn.Module] = ()
+    """Modules that are never asked here."""
 
 
 def load(
@@ -98,7 +100,7 @@ class FlowFamily:
         self.facts, self.parts, self.device, self.dtype = facts, parts, options.device, options.dtype
         self.native_size, self.coder, self.encoder = parts.native_size, parts.coder, parts.encoder
         self.transformer = parts.transformer.requires_grad_(False).eval()
-        memory.place(self.transformer, options.memory, self.device, self.dtype, parts.blocks)
+        memory.place(self.transformer, options.memory, self.device, self.dtype, parts.blocks, idle=parts.idle)
 
     @property
     def objective(self) -> diffusion.Objective:

@@ -42,6 +42,9 @@ class Reading:
     """Tokens; the rest of a longer text is cut off."""
     filled: bool
     """Whether every text is filled up to `most`, and what fills it is read, too."""
+    window: int = 0
+    """Then not to `most`, but to a whole number of so many tokens; what fills a text stands where its second token
+    stands."""
     fill: str = FILL
     """What with."""
     fill_first: bool = False
@@ -66,6 +69,7 @@ class LanguageEncoder(Standby):
         read += f" {reading.dropped}" if reading.dropped else ""
         read += f" ends with {reading.ending}" if reading.ending else ""
         read += f" behind {reading.fill}" if reading.fill_first else ""
+        read += f" in windows of {reading.window}" if reading.window else ""
         super().__init__(tuple(dict.fromkeys((*source.files, source.tokenizer))), read, device, dtype)
 
     def excess(self, text: str) -> int:
@@ -94,13 +98,15 @@ class LanguageEncoder(Standby):
         if self.reading.filled:
             fill = self.tokens.token_to_id(self.reading.fill)
             assert fill is not None  # `llm.find` has looked
-            more = self.reading.most - len(ids)
+            more = self._room(len(ids)) - len(ids)
             ids, own = self._filled(ids, fill, more), self._filled(own, False, more)
         mask = torch.tensor(own, device=self.device)
+        places = torch.arange(len(ids), device=self.device).where(mask, 1)
         model = self._loaded()
         out = model(
             input_ids=torch.tensor([ids], device=self.device),
             attention_mask=mask[None] if self.reading.filled else None,
+            position_ids=places[None] if self.reading.window else None,
             output_hidden_states=True,
             use_cache=False,
         )
@@ -109,6 +115,11 @@ class LanguageEncoder(Standby):
             hint = "use precision bf16 or fp32"
             raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
         return states[self.reading.dropped :]
+
+    def _room(self, length: int) -> int:
+        """How many tokens a text of so many is filled up to."""
+        most, window = self.reading.most, self.reading.window
+        return min(most, -(-length // window) * window) if window else most
 
     def _filled(self, own: list[Any], fill: Any, more: int) -> list[Any]:
         return [fill] * more + own if self.reading.fill_first else own + [fill] * more

@@ -1,0 +1,87 @@
+"""FLUX.3 klein: how its transformer is asked, and how its captions are read.
+
+Facts: diffusers' modular pipeline for FLUX.3 (it has no other). A caption stands in Qwen3-VL's chat template, filled up
+to a whole number of windows of 80 tokens; what fills it is read by the transformer, which therefore takes texts of one
+length at a time. Pictures stand on a grid of half steps. The sampler's shift is the same for every size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.flow import model
+from lora_scripts.families.flow.levels import sigmas_of
+from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.reader import LanguageEncoder, Reading
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flux3.check import FILES, TAPS
+from lora_scripts.families.flux3.facts import FACTS
+from lora_scripts.families.flux3.names import INSIDE
+from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.losses.flow import Sigmas
+
+READING = Reading(
+    before="<|im_start|>user\n",
+    after="<|im_end|>\n<|im_start|>assistant\n",
+    taps=lambda layers: TAPS,
+    most=8192,
+    filled=True,
+    window=80,
+)
+SIGMAS = Sigmas(6.93)
+"""Of the published sampler."""
+_GRID = 0.5
+"""From one token of a picture to the next, where 1 is from one of a text to the next."""
+
+
+def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`. Texts that fill as many windows go together."""
+    lengths: list[int] = texts["lengths"].tolist()
+    groups = [[row for row, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
+    answers = [ask_alike(transformer, x[g], sigma[g], texts["states"][g, : lengths[g[0]]]) for g in groups]
+    order = torch.tensor([row for group in groups for row in group]).argsort()
+    return torch.cat(answers)[order.to(x.device)]
+
+
+def ask_alike(transformer: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
+    """As `ask`, with texts [n, tokens, width] to the last of which all is read."""
+    n, channels, height, width = x.shape
+    grid = places(1, height, width, 1, on=x.device).float()
+    grid[:, 1:3] *= _GRID
+    answer: Tensor = transformer(
+        hidden_states=x.flatten(2).transpose(1, 2),
+        encoder_hidden_states=states,
+        timestep=sigma,
+        img_ids=grid,
+        txt_ids=places(1, 1, 1, states.shape[1], on=x.device),
+        return_dict=False,
+    )[0]
+    return answer.transpose(1, 2).reshape(n, channels, height, width)
+
+
+def load(path: Path, options: LoadOptions) -> FlowFamily:
+    """As `flow.model.load`."""
+
+    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+        early = (transformer.txt_mode_blocks, transformer.mode_blocks["image"])
+        return Parts(
+            transformer=transformer,
+            blocks=[block for blocks in (*early, transformer.single_transformer_blocks) for block in blocks],
+            inside=INSIDE,
+            coder=coder,
+            channels=transformer.config.in_channels,
+            encoder=encoder,
+            ask=ask,
+            sigmas=sigmas_of(path, SIGMAS),
+            patch=1,
+            native_size=FILES.made_for(path),
+            idle=[module for name, module in transformer.named_modules() if name.endswith(".image_cond")],
+        )
+
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
