@@ -42,7 +42,7 @@ from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.llm import MISTRAL3, QWEN3, QWEN3_VL, QWEN25_VL
 from lora_scripts.families.flow.llm import find as find_qwen
 from lora_scripts.families.flow.reader import build
-from lora_scripts.families.flux1.pair_reader import build_t5
+from lora_scripts.families.flow.t5_reader import build_t5
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.formats.gguf import PACKED, packed_types, read_gguf
 from lora_scripts.formats.numbers import sound_digest

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora_scripts.families.black_forest.flux1_blocks import CHANNELS, SIDE
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.flux1 import layout, pair
-from lora_scripts.families.flux1.layout import CHANNELS, Flux1Layout
+from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.formats.header import Kind
@@ -41,7 +42,7 @@ FILES = Transformer[Flux1Layout](
     rows=layout.rows,
     text=pair.find,
     vae=VAE16,
-    side=layout.SIDE,
+    side=SIDE,
 )
 
 
