@@ -22,6 +22,7 @@ from transformers import T5Config, T5EncoderModel
 
 import tiny
 import tiny_anima
+import tiny_chroma
 import tiny_flow
 import tiny_flux1
 import tiny_flux2
@@ -55,6 +56,7 @@ from tiny_gguf import gguf
 
 ROOMS: dict[str, ModuleType] = {
     "flux1": tiny_flux1,
+    "chroma": tiny_chroma,
     "flux2": tiny_flux2,
     "flux2_dev": tiny_flux2_dev,
     "zimage": tiny_zimage,
