@@ -42,7 +42,10 @@ from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.anima.check import FILES as ANIMA
 from lora_scripts.families.anima.model import ask as ask_anima
 from lora_scripts.families.black_forest import flux2_layout as flux2
+from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
+from lora_scripts.families.chroma import layout as chroma
+from lora_scripts.families.chroma.check import FILES as CHROMA
 from lora_scripts.families.flow.model import Ask, places
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
@@ -125,6 +128,11 @@ def ask_qwen(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return answer
 
 
+def ask_chroma(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As the family does, likewise."""
+    return asked(model, x, texts["states"], timestep=sigma, attention_mask=None)
+
+
 def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     """As the family does, likewise."""
     packed, states = pack(x), texts["states"].unflatten(-1, (model.config.num_text_layers, -1))
@@ -146,6 +154,7 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
     "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
     "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),
+    "chroma": ("Chroma, 1024 px", "chroma", partial(flow, CHROMA, chroma.STANDARD, ask_chroma, (16, 128, 128), 128)),
     "qwen": ("Qwen-Image, 1024 px", "qwen_image", partial(flow, QWEN, qwen.STANDARD, ask_qwen, (16, 128, 128), 128)),
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import tiny
 import tiny_anima
+import tiny_chroma
 import tiny_flux1
 import tiny_flux2
 import tiny_flux2_dev
@@ -54,6 +55,8 @@ ROWS = (
     Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
     _flow("zimage", tiny_zimage, "diffusers", "original", "kohya"),
     _flow("flux1", tiny_flux1, "kohya", "diffusers", train_text_encoder="true"),
+    # the way of flux1 without its CLIP
+    replace(_flow("chroma", tiny_chroma, "kohya", "diffusers"), slow=True),
     _flow("flux2", tiny_flux2, "diffusers", "kohya"),
     # the way of flux2, with other captions
     replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers", "kohya"), slow=True),

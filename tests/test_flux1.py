@@ -118,7 +118,7 @@ def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: FluxP
 
 def test_in_half_precision_t5_keeps_what_would_overflow(family: Any) -> None:
     """As transformers loads it: the last layers of its MLPs in fp32."""
-    from lora_scripts.families.flux1.pair_reader import build_t5
+    from lora_scripts.families.flow.t5_reader import build_t5
 
     made = build_t5(family.encoder.texts.t5, torch.float16)
     kinds = {key: value.dtype for key, value in made.state_dict().items()}

@@ -22,6 +22,7 @@ from transformers import T5Config, T5EncoderModel
 
 import tiny
 import tiny_anima
+import tiny_chroma
 import tiny_flow
 import tiny_flux1
 import tiny_flux2
@@ -43,7 +44,7 @@ from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.llm import MISTRAL3, QWEN3, QWEN3_VL, QWEN25_VL
 from lora_scripts.families.flow.llm import find as find_qwen
 from lora_scripts.families.flow.reader import build
-from lora_scripts.families.flux1.pair_reader import build_t5
+from lora_scripts.families.flow.t5_reader import build_t5
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.formats.gguf import PACKED, packed_types, read_gguf
 from lora_scripts.formats.numbers import sound_digest
@@ -56,6 +57,7 @@ from tiny_gguf import gguf
 
 ROOMS: dict[str, ModuleType] = {
     "flux1": tiny_flux1,
+    "chroma": tiny_chroma,
     "flux2": tiny_flux2,
     "flux2_dev": tiny_flux2_dev,
     "zimage": tiny_zimage,

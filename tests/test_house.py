@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "lora_scripts"
 ROOM = 20
 """Files in one room."""
 FAMILY = re.compile(
-    r"\bsd[-_ ]?\d|sdxl|stable[-_ ]diffusion|flux|qwen[-_ ]?image|z[-_ ]?image|\bkrea|\banima\b|causal_lm",
+    r"\bsd[-_ ]?\d|sdxl|stable[-_ ]diffusion|flux|qwen[-_ ]?image|z[-_ ]?image|\bkrea|\banima\b|\bchroma\b|causal_lm",
     re.IGNORECASE,
 )
 # A WebUI bears the name, and so does one captioner's model; both are programs here, not families.

@@ -76,6 +76,8 @@ class LoraFacts:
     """What civitai calls it."""
     hub_tags: tuple[str, ...] = ()
     """Of a model card on Hugging Face."""
+    architectures: frozenset[str] = frozenset()
+    """What other trainers write in place of `architecture`."""
 
 
 @dataclass(frozen=True)

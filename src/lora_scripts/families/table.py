@@ -13,6 +13,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.anima.facts import FACTS as ANIMA
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
+from lora_scripts.families.chroma.facts import FACTS as CHROMA
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
@@ -29,7 +30,20 @@ from lora_scripts.formats.header import GGUF, Header, Kind, read_header, sniff
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
 
-FAMILIES: tuple[Facts, ...] = (CAUSAL_LM, KREA2, ANIMA, FLUX3, FLUX2_DEV, FLUX2, ZIMAGE, QWEN_IMAGE, FLUX1, SDXL, SD1)
+FAMILIES: tuple[Facts, ...] = (
+    CAUSAL_LM,
+    KREA2,
+    ANIMA,
+    FLUX3,
+    FLUX2_DEV,
+    FLUX2,
+    ZIMAGE,
+    QWEN_IMAGE,
+    CHROMA,
+    FLUX1,
+    SDXL,
+    SD1,
+)
 """In the order in which they are asked whether a file is theirs: the more particular first."""
 
 
@@ -118,6 +132,7 @@ def of_lora(
     then the oldest.
     """
     changed, told = list(layers), (metadata or {}).get("ss_base_model_version")
+    said = None if told else (metadata or {}).get("modelspec.architecture")
 
     def fit(facts: Facts) -> tuple[int, bool, bool, int, int]:
         tables = facts.names()
@@ -125,7 +140,9 @@ def of_lora(
         known = sum(any(tables.knows(name, own.rows, own.columns) for name in own.names) for own in changed)
         usual = sum(any(name in tables.usual for name in own.names) for own in changed)
         just = sum(any(tables.is_published(name, own.rows, own.columns) for name in own.names) for own in changed)
-        meant = facts.lora.base_version == told, facts is wanted
+        lora = facts.lora
+        named = lora.base_version == told or said in lora.architectures | {lora.architecture}
+        meant = named, facts is wanted
         sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
         strange = any(own.columns in tables.foreign_widths or own.names & tables.foreign for own in changed)
         known = 0 if not sure or strange or (tables.whole and known < len(changed)) else known

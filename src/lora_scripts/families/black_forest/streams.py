@@ -40,8 +40,8 @@ def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: 
         yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (head,))
 
 
-def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool) -> Names:
-    """Of all layers of a model; `whole`: as of `Names`."""
+def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool, inside: tuple[str, ...] = INSIDE) -> Names:
+    """Of all layers of a model whose paths begin so; `whole`: as of `Names`."""
     written: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -49,13 +49,13 @@ def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool) -> Nam
     shapes: dict[str, tuple[int, ...]] = {}
     for row in linear(table):
         hf, ldm = stem(row.hf), stem(row.ldm)
-        if not hf.startswith(INSIDE):
+        if not hf.startswith(inside):
             continue
         path = f"{PART}.{hf}"
         diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
         written[path] = _kohya(ldm)
         others |= dict.fromkeys(_spelt(hf), path)
-        for key in _published(ldm):
+        for key in published(ldm):
             if row.share is None:
                 others[key] = path
             else:
@@ -92,7 +92,7 @@ def _spelt(hf: str) -> tuple[str, ...]:
     return hf, f"diffusion_model.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"
 
 
-def _published(ldm: str) -> tuple[str, ...]:
+def published(ldm: str) -> tuple[str, ...]:
     """What a layer of the published layout is called in LoRA files."""
     return f"diffusion_model.{ldm}", ldm, _kohya(ldm)
 

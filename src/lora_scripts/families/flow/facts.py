@@ -32,6 +32,7 @@ def flow_facts(
     lora: LoraFacts,
     previews: tuple[Setting, ...],
     rank: str = "32",
+    rate: str = "1e-4",
     negative: bool = True,
     fused: bool = False,
     least_share: float = 0.2,
@@ -41,9 +42,9 @@ def flow_facts(
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
-    `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`: as of `recipes`;
-    `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its layers as one;
-    `least_share`: by default it is trained from 512 x 512 on.
+    `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`, `rate`: as of
+    `recipes`; `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its
+    layers as one; `least_share`: by default it is trained from 512 x 512 on.
     """
     room = f"lora_scripts.families.{name}"
 
@@ -72,7 +73,7 @@ def flow_facts(
         groups=groups,
         image_root=PART,
         text_roots=(),
-        recipes=recipes(*previews, rank=rank),
+        recipes=recipes(*previews, rank=rank, rate=rate),
         lora=lora,
         names=names,
         kind_of=kind_of,

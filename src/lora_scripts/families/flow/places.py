@@ -20,18 +20,29 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def tokenizer_of(
-    path: Path, base: Path, folder: str, signs: Sequence[str], names: Sequence[str] = ("tokenizer.json",)
+    path: Path,
+    base: Path,
+    folder: str,
+    signs: Sequence[str],
+    names: Sequence[str] = ("tokenizer.json",),
+    *,
+    also: Sequence[str] = (),
+    page: str = "the model's page",
 ) -> Path:
     """The tokenizer of a text encoder, by the first of `names`: beside it, in a folder of this name beside it, or in
-    the base. UserError where there is none, or for one that does not know `signs`."""
-    own = path if path.is_dir() else path.parent
-    # The folder first: beside the files of several text encoders lies the tokenizer.json of one of them.
-    places = [own / folder, own, own.parent / folder, *([base / folder] if base.is_dir() else [])]
+    the base. UserError where there is none, or for one that does not know `signs`.
+
+    `also`: other names that the folder may have; `page`: where people find it.
+    """
+    own, folders = path if path.is_dir() else path.parent, (folder, *also)
+    # The folders first: beside the files of several text encoders lies the tokenizer.json of one of them.
+    parents = [own.parent, *([base] if base.is_dir() else [])]
+    places = [*(own / name for name in folders), own, *(place / name for place in parents for name in folders)]
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
     if found is None:
         told = " or ".join(names)
         text = f"there is no {told} beside this text encoder, and without it captions cannot be read"
-        hint = f"copy {told} from the model's page (folder {folder}) beside it"
+        hint = f"copy {told} from {page} (folder {folder}) beside it"
         raise UserError(text, file=path, hint=hint)
     require_signs(found, signs, folder)
     return found

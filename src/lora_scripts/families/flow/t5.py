@@ -6,7 +6,7 @@ attention has no scale; places of tokens are told by their distance, in 32 bucke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ FILE = "t5xxl_fp16.safetensors"
 """As people know it."""
 END, FILL = "</s>", "<pad>"
 """Signs of its texts."""
+_FOLDERS = ("text_encoder_2", "text_encoder")
+"""Of a diffusers folder, in which it may be the second."""
 MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _SHARED, _COPY = "shared.weight", "encoder.embed_tokens.weight"
 _UNREAD = (_COPY, "spiece_model", "lm_head.weight")
@@ -59,11 +61,28 @@ class T5Source:
         return Pieces(self.files, gguf=llama_names.t5)
 
 
-def look(path: Path, base: Path, width: int) -> T5Source:
+def find_alone(base: Path, given: Sequence[Path], width: int) -> T5Source:
+    """The T5 of a base that has no other text encoder: the one that `text_encoder` names, else the base's own.
+    UserErrors as `look`, and for what is not there."""
+    if len(given) > 1:
+        text = "this base has one text encoder, T5"
+        raise UserError(text, file=base, hint=f"leave the others out of text_encoder: write {FILE} alone")
+    place = given[0] if given else base
+    inside = next((place / name for name in _FOLDERS if (place / name).is_dir()), place)
+    if not given and inside is place:
+        what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
+        hint = f"add text_encoder: its file, with tokenizer.json beside it, or its folder (such as {FILE})"
+        raise UserError(f"this {what}", file=base, hint=hint)
+    return look(inside, base, width, also=("tokenizer",), page="FLUX.1's page")
+
+
+def look(path: Path, base: Path, width: int, *, also: Sequence[str] = (), page: str = "the model's page") -> T5Source:
     """A file or folder with a T5. UserErrors for one that is not whole, or gives states of another width than a base
-    reads."""
+    reads. `also`, `page`: of its tokenizer, as of `tokenizer_of`."""
     files = files_of(path)
     pieces = Pieces(files, gguf=llama_names.t5)
+    if MARK not in pieces.keys():  # noqa: SIM118  it is no mapping
+        raise UserError("this is no T5", file=path, hint=f"give {FILE}, or the folder of the text encoder")
     layout = _layout(pieces.shapes, path)
     if layout.width != width:
         text = f"this T5 gives states of width {layout.width}, the base reads {width}"
@@ -77,7 +96,8 @@ def look(path: Path, base: Path, width: int) -> T5Source:
     check_rows(pieces.shapes, {"T5": rows(layout)}, read, file=path, plain=f"get the original file, {FILE}")
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
     require_package(pieces)
-    return T5Source(path, files, tokenizer_of(path, base, "tokenizer_2", (END, FILL)), layout)
+    tokenizer = tokenizer_of(path, base, "tokenizer_2", (END, FILL), also=also, page=page)
+    return T5Source(path, files, tokenizer, layout)
 
 
 def _layout(shapes: Shapes, file: Path) -> T5Layout:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lora_scripts.families.black_forest.flux1_blocks import CHANNELS, SIDE
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.flux1 import layout, pair
-from lora_scripts.families.flux1.layout import CHANNELS, Flux1Layout
+from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.formats.header import Kind
@@ -19,7 +20,6 @@ KONTEXT = Kind("a FLUX.1 Kontext, which edits pictures", f"{_BASE}; a LoRA of th
 FILL = Kind("a FLUX.1 Fill, which fills in pictures", _BASE)
 CONTROL = Kind("a FLUX.1 that is led by a second picture (Canny, Depth)", _BASE)
 RELATIVE = Kind("a relative of FLUX.1 with other latents", _BASE)
-CHROMA = Kind("a Chroma checkpoint", _BASE)
 BARE = Kind(
     "only a FLUX.1 transformer, in diffusers' layout", "give the whole diffusers folder, or flux1-dev.safetensors"
 )
@@ -41,7 +41,7 @@ FILES = Transformer[Flux1Layout](
     rows=layout.rows,
     text=pair.find,
     vae=VAE16,
-    side=layout.SIDE,
+    side=SIDE,
 )
 
 
@@ -50,8 +50,6 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
     keys = {stripped(key): key for key in shapes}
     if "single_transformer_blocks.0.proj_mlp.weight" in keys:
         return BARE
-    if any(key.startswith("distilled_guidance_layer.") for key in keys):
-        return CHROMA
     if not {"double_blocks.0.img_mod.lin.weight", "img_in.weight"} <= keys.keys():
         return None
     if any(".quant_state.bitsandbytes" in key for key in keys):
@@ -64,10 +62,7 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
-    name = class_of(path)
-    if name == "ChromaTransformer2DModel":
-        return CHROMA
-    if name != FILES.model:
+    if class_of(path) != FILES.model:
         return None
     pipeline = str((read_config(path, "model_index.json") or {}).get("_class_name", ""))
     channels = (read_config(path / "transformer") or {}).get("in_channels", 4 * CHANNELS)

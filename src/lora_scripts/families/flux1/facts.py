@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.families.black_forest.flux1_blocks import BLOCKS, LAYERS
 from lora_scripts.families.facts import Setting
 from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
@@ -15,7 +16,6 @@ from lora_scripts.families.flux1.check import CHECKPOINT, FILES, KONTEXT, folder
 if TYPE_CHECKING:
     from torch import nn
 
-_MLP = (".ff.", ".ff_context.", ".proj_mlp", ".proj_out")
 _MODULATION = (".norm1.", ".norm1_context.", ".norm.linear")
 
 
@@ -43,13 +43,7 @@ _TRANSFORMER = flow_facts(
     mergeable=(CHECKPOINT, KONTEXT),
     kind_of=kind_of,
     folder_kind=folder_kind,
-    groups={
-        "attention": lambda path: ".attn." in path,
-        "feed_forward": lambda path: any(mark in path for mark in _MLP),
-        "modulation": lambda path: any(mark in path for mark in _MODULATION),
-        "double": lambda path: path.startswith("transformer.transformer_blocks."),
-        "single": lambda path: path.startswith("transformer.single_transformer_blocks."),
-    },
+    groups={**LAYERS, "modulation": lambda path: any(mark in path for mark in _MODULATION), **BLOCKS},
     lora=flow_lora("flux1", "flux-1-dev/lora", loader="FluxLoraLoaderMixin", civitai="Flux.1 D", tag="flux"),
     previews=(
         Setting("sample_cfg", "3.5", "guidance of previews, which dev is told; schnell knows none"),

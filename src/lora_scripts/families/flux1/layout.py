@@ -1,8 +1,7 @@
 """The topology of FLUX.1's transformer, and a row for every parameter, generated from the widths.
 
-Facts: Black Forest Labs' flux and diffusers' `FluxTransformer2DModel`: every layer has a bias, each block its own
-modulation; q, k and v are one matrix in the published file, in the single blocks together with the first layer of the
-MLP. dev is told how close to the prompt it shall draw (`guidance_in`), schnell is not.
+Facts: Black Forest Labs' flux and diffusers' `FluxTransformer2DModel`: each block has its own modulation. dev is told
+how close to the prompt it shall draw (`guidance_in`), schnell is not.
 """
 
 from __future__ import annotations
@@ -12,20 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.families.black_forest.streams import attention
-from lora_scripts.families.names import Share
+from lora_scripts.families.black_forest.flux1_blocks import CHANNELS, axes, double, single
 from lora_scripts.families.sd.rows import Row, Shapes, both, count_of, size_of
 
 TIME = 256
 """Width of what is told of the noise level."""
-MLP = 4
-"""Times the width: its MLPs."""
-CHANNELS = 16
-"""Of the latents, which are packed 2 x 2 on the way in."""
-SIDE = 1024
-"""Pixels along the sides of a square picture, as the base was made for."""
-_PARTS = 3 + MLP
-"""Of the first layer of a single block: q, k and v, and the MLP."""
 
 
 @dataclass(frozen=True)
@@ -65,37 +55,13 @@ def _rows(layout: Flux1Layout) -> Iterator[Row]:
         yield from both(f"{ldm}.in_layer", f"time_text_embed.{hf}.linear_1", (wide, width))
         yield from both(f"{ldm}.out_layer", f"time_text_embed.{hf}.linear_2", (wide, wide))
     for n in range(layout.double):
-        yield from _double(layout, f"double_blocks.{n}", f"transformer_blocks.{n}")
+        yield from double(n, wide, layout.head, modulated=True)
     for n in range(layout.single):
-        yield from _single(layout, f"single_blocks.{n}", f"single_transformer_blocks.{n}")
+        yield from single(n, wide, layout.head, modulated=True)
     # Published with the shift first, built with the scale first.
     last = both("final_layer.adaLN_modulation.1", "norm_out.linear", (2 * wide, wide))
     yield from (row._replace(swapped=True) for row in last)
     yield from both("final_layer.linear", "proj_out", (layout.channels, wide))
-
-
-def _double(layout: Flux1Layout, ldm: str, hf: str) -> Iterator[Row]:
-    wide, inner = layout.width, MLP * layout.width
-    for stream, ff, modulation in (("img", "ff", "norm1"), ("txt", "ff_context", "norm1_context")):
-        yield from attention(both, stream, ldm, hf, wide, layout.head)
-        yield from both(f"{ldm}.{stream}_mlp.0", f"{hf}.{ff}.net.0.proj", (inner, wide))
-        yield from both(f"{ldm}.{stream}_mlp.2", f"{hf}.{ff}.net.2", (wide, inner))
-        yield from both(f"{ldm}.{stream}_mod.lin", f"{hf}.{modulation}.linear", (6 * wide, wide))
-
-
-def _single(layout: Flux1Layout, ldm: str, hf: str) -> Iterator[Row]:
-    wide, inner = layout.width, MLP * layout.width
-    for n, leaf in enumerate(("to_q", "to_k", "to_v")):
-        yield from _shared(f"{ldm}.linear1", f"{hf}.attn.{leaf}", (wide, wide), Share(n, n + 1, _PARTS))
-    yield from _shared(f"{ldm}.linear1", f"{hf}.proj_mlp", (inner, wide), Share(3, _PARTS, _PARTS))
-    yield from both(f"{ldm}.linear2", f"{hf}.proj_out", (wide, wide + inner))
-    for name, leaf in (("query_norm", "q"), ("key_norm", "k")):
-        yield Row(f"{ldm}.norm.{name}.scale", f"{hf}.attn.norm_{leaf}.weight", (layout.head,))
-    yield from both(f"{ldm}.modulation.lin", f"{hf}.norm.linear", (3 * wide, wide))
-
-
-def _shared(ldm: str, hf: str, shape: tuple[int, int], share: Share) -> Iterator[Row]:
-    return (row._replace(share=share) for row in both(ldm, hf, shape))
 
 
 def layout_of(shapes: Shapes, file: Path | None) -> Flux1Layout:
@@ -132,9 +98,7 @@ def layout_from(config: Mapping[str, Any]) -> Flux1Layout:
 
 
 def config_of(layout: Flux1Layout) -> dict[str, Any]:
-    """Arguments of diffusers' FluxTransformer2DModel. The rotation's axes share a head as 16, 56 and 56 of 128."""
-    first = layout.head // 8
-    other = (layout.head - first) // 2
+    """Arguments of diffusers' FluxTransformer2DModel."""
     return {
         "in_channels": layout.channels,
         "num_layers": layout.double,
@@ -144,5 +108,5 @@ def config_of(layout: Flux1Layout) -> dict[str, Any]:
         "joint_attention_dim": layout.text_width,
         "pooled_projection_dim": layout.pooled_width,
         "guidance_embeds": layout.guidance,
-        "axes_dims_rope": (first, other, other),
+        "axes_dims_rope": axes(layout.head),
     }

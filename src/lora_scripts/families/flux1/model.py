@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
+from lora_scripts.families.black_forest.flux1_blocks import CHANNELS
+from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
-from lora_scripts.families.flux1.layout import CHANNELS
 from lora_scripts.families.flux1.pair_reader import FluxEncoder
 from lora_scripts.families.sd.check import read_config
-from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
 _LINE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
@@ -32,24 +33,12 @@ _LINE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_i
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
-    packed = pack(x)
-    n, channels, height, width = packed.shape
-    states = texts["states"]
     guidance = None
     if transformer.config.guidance_embeds:
         guidance = texts["guidance"] if "guidance" in texts else torch.ones_like(sigma)
-        guidance = guidance.expand(n)
-    answer: Tensor = transformer(
-        hidden_states=packed.flatten(2).transpose(1, 2),
-        timestep=sigma,
-        guidance=guidance,
-        pooled_projections=texts["pooled"],
-        encoder_hidden_states=states,
-        txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
-        img_ids=places(1, height, width, on=x.device),
-        return_dict=False,
-    )[0]
-    return unpack(answer.transpose(1, 2).reshape(n, channels, height, width))
+        guidance = guidance.expand(len(x))
+    told = {"timestep": sigma, "guidance": guidance, "pooled_projections": texts["pooled"]}
+    return asked(transformer, x, texts["states"], **told)
 
 
 def sigmas(path: Path, *, guidance: bool) -> Sigmas:

@@ -18,10 +18,9 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
-from lora_scripts.families.flow import clip_l, t5
-from lora_scripts.families.flow.pieces import take_blocks
-from lora_scripts.families.flow.standby import Standby, bare_tokenizer
-from lora_scripts.families.flow.t5 import T5Source
+from lora_scripts.families.flow import clip_l
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
 from lora_scripts.families.flux1.pair import Pair
 from lora_scripts.families.sd.encoder import TextEncoder
 from lora_scripts.families.sd.load import build_text
@@ -56,14 +55,7 @@ class FluxEncoder(Standby):
 
     def __init__(self, texts: Pair, device: torch.device, dtype: torch.dtype) -> None:
         self.texts = texts
-        self.tokens = bare_tokenizer(texts.t5.tokenizer)
-        end, fill = self.tokens.token_to_id(t5.END), self.tokens.token_to_id(t5.FILL)
-        assert end is not None and fill is not None  # `t5.look` has looked
-        self._end, self._fill = end, fill
-        if (known := self.tokens.get_vocab_size()) > texts.t5.layout.vocab:
-            text = f"this tokenizer knows {known} tokens, the T5 {texts.t5.layout.vocab}: it is of another model"
-            hint = "copy the one from the model's page into a folder tokenizer_2 beside the text encoder"
-            raise UserError(text, file=texts.t5.tokenizer, hint=hint)
+        self.tokens = T5Tokens(texts.t5)
         files = (*texts.clip.files, *texts.t5.files, texts.t5.tokenizer)
         super().__init__(files, f"{MOST} {MAX_LENGTH} {dtype}, CLIP in float32", device, dtype)
         self._clip: PooledClip | None = None
@@ -71,11 +63,7 @@ class FluxEncoder(Standby):
 
     def excess(self, text: str) -> int:
         """How many of T5's tokens are cut off."""
-        return max(0, len(self._ids(text)) + 1 - MOST)
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokens.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.tokens.excess(text, MOST)
 
     @property
     def clip(self) -> PooledClip:
@@ -112,8 +100,8 @@ class FluxEncoder(Standby):
         with _off(self.clip.worn):
             pooled = self.clip.pooled([text])[0]  # first: T5 then takes the room that CLIP leaves
         language = self._loaded()
-        ids = [*self._ids(text)[: MOST - 1], self._end]
-        ids += [self._fill] * (MOST - len(ids))
+        ids = self.tokens.of(text, MOST)
+        ids += [self.tokens.fill] * (MOST - len(ids))
         states = language(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]
         for name, source, tensor in (("T5's", self.texts.t5, states), ("CLIP's", self.texts.clip, pooled)):
             if not torch.isfinite(tensor).all():
@@ -136,25 +124,3 @@ def _off(layers: Sequence[Adapter]) -> Iterator[None]:
     finally:
         for layer, strength in zip(layers, strengths, strict=True):
             layer.strength = strength
-
-
-def build_t5(source: T5Source, dtype: torch.dtype) -> Any:
-    """transformers' T5EncoderModel. In fp16 the last layers of its MLPs stay in fp32, as there: their sums go beyond
-    what fp16 holds."""
-    from transformers import T5Config, T5EncoderModel
-
-    with torch.device("meta"):
-        model = T5EncoderModel(T5Config(**t5.config_of(source.layout)))
-
-    def dtype_of(key: str) -> torch.dtype:
-        return torch.float32 if dtype == torch.float16 and key.endswith(".wo.weight") else dtype
-
-    pieces = source.pieces()
-    blocks, left = take_blocks(model, pieces, t5.rows(source.layout), dtype_of)
-    # Copied: on a CPU products may round differently where a matrix does not begin at a round address.
-    state = from_rows(pieces, left, dtype=torch.float32)
-    whole = {key: tensor.clone() for key, tensor in blocks.items()}
-    whole |= {key: tensor.to(dtype_of(key), copy=True) for key, tensor in state.items()}
-    whole["encoder.embed_tokens.weight"] = whole["shared.weight"]
-    model.load_state_dict(whole, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
