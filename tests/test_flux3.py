@@ -27,6 +27,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.families.flux3 import layout
 from lora_scripts.families.flux3.check import FILES
+from lora_scripts.families.flux3.model import READING, reading_of
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
@@ -131,6 +132,29 @@ def test_captions_are_read_as_the_pipeline_reads_them(family: Any, theirs: Any) 
     assert len(family.encoder._model.layers) == 32 < len(theirs.text_encoder.model.language_model.layers)
 
 
+def test_a_folder_says_how_a_chat_is_written(theirs: Any, tmp_path: Path) -> None:
+    """A published folder whose template is another one would be read wrongly by the usual one."""
+    folder = tiny_flux3.write_folder(tmp_path / "base")
+    template = folder / "tokenizer" / "chat_template.jinja"
+    assert reading_of(folder) == reading_of(tmp_path) == READING
+    tokens = tiny_flux3.language()[1]
+    tokens.chat_template = tokens.chat_template.replace("assistant", "assistant <think>")
+    template.write_text(tokens.chat_template, encoding="utf-8")
+    family: Any = load_family(FACTS, folder, OPTIONS)
+    encoder, caption = block(theirs, "text_encoder"), PROMPTS[0]
+    ours, plain = family.encode_text([caption])["states"], encoded(theirs, caption)
+    want = encoder._get_qwen3_vl_prompt_embeds(theirs.text_encoder, tokens, caption)
+    assert (ours - want).abs().max() < 1e-4 * want.abs().max() < (ours - plain).abs().max()
+    for damage, words in (("{% for %}", "is no chat template"), ("{{- 1 }}", "leaves out what is asked")):
+        template.write_text(damage, encoding="utf-8")
+        assert words in faults(lambda: load_family(FACTS, folder, OPTIONS))
+
+
+def test_a_caption_is_short_by_its_own_tokens(family: Any) -> None:
+    assert len(family.encoder.tokens.encode(" hello", add_special_tokens=False).ids) == 1
+    assert family.encoder.is_short(" hello" * 99) and not family.encoder.is_short(" hello" * 100)
+
+
 def test_a_caption_that_is_too_long_is_cut_and_told(family: Any, theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 8192 tokens; here, so that it does not take long, at fewer than two windows."""
     assert family.encoder.reading.most == 8192
@@ -163,10 +187,14 @@ def test_the_loss_of_a_batch_is_that_of_their_modules(family: Any, theirs: Any) 
 @torch.no_grad()
 def test_a_longer_caption_in_the_batch_changes_nothing(family: Any) -> None:
     """Though all that fills a text is read: a text never gets more of it than its own window holds."""
-    pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    u = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
-    draws = Draws(u, torch.ones(3, 128, 4, 4), torch.zeros(3, 128, 4, 4))
-    captions = [PROMPTS[0], LONG, "hello"]
+    generator = torch.Generator().manual_seed(1)
+    pixels, noise = (
+        torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1,
+        torch.randn(4, 128, 4, 4, generator=generator),
+    )
+    u = torch.tensor([0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    draws = Draws(u, noise, torch.zeros(4, 128, 4, 4))
+    captions = [PROMPTS[0], LONG, f"{LONG} hello", "hello"]
     batch = flow_checks.batch_of(family, pixels, captions)
     together = family.losses(batch, family.objective, draws)
     for n, caption in enumerate(captions):
@@ -206,6 +234,17 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, prefi
 
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
     assert flow_checks.misplaced(FACTS, base, tiny_flux3.beside) == []
+
+
+def test_a_file_in_fp8_with_scales_is_read(base: Path, tmp_path: Path) -> None:
+    tensors, key = load_file(base), "content_mode_blocks.image.0.q_proj.weight"
+    scale = tensors[key].abs().max() / 448
+    tensors[key] = (tensors[key] / scale).to(torch.float8_e4m3fn)
+    path = tmp_path / "fp8.safetensors"
+    save_file({**tensors, key.replace(".weight", ".weight_scale"): scale}, path)
+    FACTS.check(path, False)
+    state = FILES.load(path, torch.float32).state_dict()
+    assert torch.equal(state["mode_blocks.image.0.attn.to_q.weight"], tensors[key].float() * scale)
 
 
 def test_the_groups_hold_the_layers_that_they_name() -> None:
@@ -354,6 +393,11 @@ def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_pat
     assert "this LoRA is for FLUX.3 klein, the base model is FLUX.2 klein" in told_wrong
 
 
-def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It tells that captions are shorter than those that the base was made for."""
     path = flow_checks.trained(tiny_flux3.write_folder(tmp_path / "base"), data, tmp_path)
+    told = capsys.readouterr()
+    assert "captions say less than those that the base was made for" in told.out + told.err
     assert len(read(path).weights) == 4 * 6

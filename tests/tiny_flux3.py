@@ -53,10 +53,14 @@ def language(layers: int = LAYERS, width: int = WIDTH) -> tuple[Any, Any]:
     return model, tok
 
 
-@cache
 def models(seed: int = 0, *, jumps: bool = False) -> Models:
-    """A block of each mode and two that all share, of width 32 with heads of 16, whose norms are not as they begin.
-    Nothing changes it, so it is made once."""
+    """Of width 32 with heads of 16, norms not as they begin. Nothing changes them, so each is made once."""
+    return Models(_transformer(seed, jumps), *_others(seed))
+
+
+@cache
+def _transformer(seed: int, jumps: bool) -> Any:
+    """A block of each mode, and two that all share."""
     torch.manual_seed(seed)
     transformer = Flux3Transformer2DModel(
         num_layers=1,
@@ -72,7 +76,12 @@ def models(seed: int = 0, *, jumps: bool = False) -> Models:
             torch.nn.init.normal_(parameter, 1.0, 0.3)
         else:  # so that texts and places make a difference that can be seen
             parameter.data *= 2
-    return Models(transformer, tiny_flux2.parts(seed, guidance=False)[1], *language())
+    return transformer
+
+
+@cache
+def _others(seed: int) -> tuple[Any, Any, Any]:
+    return tiny_flux2.parts(seed, guidance=False)[1], *language()
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:

@@ -219,6 +219,10 @@ class CaptionEncoder(Protocol):
         """How many tokens of a text are cut off."""
         ...
 
+    def is_short(self, text: str) -> bool:
+        """Whether a text says less than those that the base was made for."""
+        ...
+
 
 @dataclass(frozen=True)
 class LoadOptions:

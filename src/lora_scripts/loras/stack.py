@@ -92,7 +92,8 @@ class LoraStack:
             for adapter in layers.values():
                 if adapter.strength != 0.0:
                     layer = adapter.frozen
-                    whole[layer] = _with_change(adapter, whole.get(layer, layer.weight.detach().float()))
+                    inner = whole.get(layer, layer.weight.detach())  # which may be in RAM, the change on a card
+                    whole[layer] = _with_change(adapter, inner.to(self.family.device, torch.float32))
         self._unwrap()
         for layer, weight in whole.items():
             self.kept[layer] = layer.weight.data

@@ -41,6 +41,9 @@ def captions_first(
         if cut := [caption for caption in captions if encoder.excess(caption)]:
             text = f"{len(cut)} captions are longer than the text encoder reads; their ends are cut off, first: "
             sink(Note(f"note: {text}{cut[0][:60]}"))
+        if short := [caption for caption in captions if caption and encoder.is_short(caption)]:
+            text = "say less than those that the base was made for (docs/models.md), and may be learned worse, first: "
+            sink(Note(f"note: {len(short)} captions {text}{short[0][:60]}"))
 
     return encode
 

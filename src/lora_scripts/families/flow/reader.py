@@ -45,6 +45,8 @@ class Reading:
     window: int = 0
     """Then not to `most`, but to a whole number of so many tokens; what fills a text stands where its second token
     stands."""
+    least: int = 0
+    """Tokens, without the template's, of the texts that the base was made for."""
     fill: str = FILL
     """What with."""
     fill_first: bool = False
@@ -75,6 +77,9 @@ class LanguageEncoder(Standby):
     def excess(self, text: str) -> int:
         """How many tokens of a text in its template are cut off."""
         return max(0, len(self._ids(text)) - self.reading.most + self.reading.ending)
+
+    def is_short(self, text: str) -> bool:
+        return len(self._encoded(text)) < self.reading.least
 
     def _read(self, text: str) -> dict[str, Tensor]:
         states = self._states(text)

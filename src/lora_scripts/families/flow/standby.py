@@ -74,6 +74,10 @@ class Standby(ABC):
     def excess(self, text: str) -> int:
         """How many tokens of a text are cut off."""
 
+    def is_short(self, text: str) -> bool:
+        """Whether a text says less than those that the base was made for."""
+        return False
+
     @abstractmethod
     def _read(self, text: str) -> dict[str, Tensor]:
         """What the model is told of one text."""

@@ -7,13 +7,17 @@ length at a time. Pictures stand on a grid of half steps. The sampler's shift is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
+from transformers import Qwen2Tokenizer
 
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
@@ -24,6 +28,7 @@ from lora_scripts.families.flux3.check import FILES, TAPS
 from lora_scripts.families.flux3.facts import FACTS
 from lora_scripts.families.flux3.names import INSIDE
 from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.families.sd.whole import PLAIN
 from lora_scripts.losses.flow import Sigmas
 
 READING = Reading(
@@ -33,11 +38,31 @@ READING = Reading(
     most=8192,
     filled=True,
     window=80,
+    least=100,
 )
+"""Of the published model; its makers' own prompt upsampler writes 100 to 350 words."""
+_TEXT = "\N{WHITE SQUARE}"
+"""In place of a text."""
 SIGMAS = Sigmas(6.93)
 """Of the published sampler."""
 _GRID = 0.5
 """From one token of a picture to the next, where 1 is from one of a text to the next."""
+
+
+def reading_of(base: Path) -> Reading:
+    """With the chat template that a diffusers folder brings. UserError for one that is none."""
+    file = base / "tokenizer" / "chat_template.jinja"
+    if not file.is_file():
+        return READING
+    asked, how = [{"role": "user", "content": _TEXT}], {"tokenize": False, "add_generation_prompt": True}
+    try:
+        told = str(Qwen2Tokenizer().apply_chat_template(asked, chat_template=file.read_text("utf-8"), **how))
+    except (TemplateError, ValueError, TypeError) as error:
+        raise UserError(f"is no chat template: {error}", file=file, hint=PLAIN) from None
+    before, found, after = told.partition(_TEXT)
+    if not found:
+        raise UserError("this chat template leaves out what is asked", file=file, hint=PLAIN)
+    return replace(READING, before=before, after=after)
 
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
@@ -84,4 +109,4 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             idle=[module for name, module in transformer.named_modules() if name.endswith(".image_cond")],
         )
 
-    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, reading_of(path)), path, options, parts_of)

@@ -8,7 +8,6 @@ and, flat, `lora_unet_`; that these are the published ones is likely and could n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -19,8 +18,6 @@ from lora_scripts.families.names import Base, Layer, Names
 INSIDE = ("mode_blocks.image.", "txt_mode_blocks.", "single_transformer_blocks.")
 """What the paths of layers begin with that are trained: the blocks, but for those of reference pictures."""
 _BLOCKS = (*INSIDE, "mode_blocks.image_cond.")
-_SHARED = re.compile(r"single_transformer_blocks\.\d+\.attn\.to_[qkv]")
-"""diffusers' names that FLUX.1 has, too."""
 
 
 @cache
@@ -29,15 +26,13 @@ def names() -> Names:
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
-    own: set[str] = set()
     for hf, ldm in _layers(STANDARD):
         path = f"{PART}.{hf}"
         kohya[path], diffusers[path] = _flat("lora_unet_", ldm), f"diffusion_model.{ldm}"
         published = (kohya[path], diffusers[path], ldm, _flat("lycoris_", ldm))
         modern = (f"transformer.{hf}", f"diffusion_model.{hf}", hf, _flat("lycoris_", hf))
         others |= dict.fromkeys((*published, *modern), path)
-        own |= {*published, *(() if _SHARED.fullmatch(hf) else modern)}
-    return Names("flux3", "FLUX.3 klein", kohya, {}, diffusers, others, own=frozenset(own), form="diffusers")
+    return Names("flux3", "FLUX.3 klein", kohya, {}, diffusers, others, form="diffusers")
 
 
 def base(layout: Flux3Layout | None) -> Base:
