@@ -23,8 +23,12 @@ STREAMS = {
     "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_"),
 }
 """Of each stream our names of q, k, v and of what follows, and what those of the norms begin with."""
-_NEW = ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation.")
-"""What diffusers' names begin with of the layers of FLUX.2 around its blocks: ComfyUI knows them as published alone."""
+_NEW = (
+    *("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation."),
+    "distilled_guidance_layer.",
+)
+"""What diffusers' names begin with of layers of FLUX.2, and of Chroma, around the blocks: ComfyUI knows them as
+published alone."""
 _SD3 = frozenset({1536, 2432})
 """Widths of SD 3 and 3.5, medium and large, whose attention has the same names."""
 
@@ -55,7 +59,7 @@ def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool, inside
         diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
         written[path] = _kohya(ldm)
         others |= dict.fromkeys(_spelt(hf), path)
-        for key in published(ldm):
+        for key in _published(ldm):
             if row.share is None:
                 others[key] = path
             else:
@@ -92,7 +96,7 @@ def _spelt(hf: str) -> tuple[str, ...]:
     return hf, f"diffusion_model.{hf}", f"lycoris_{flat}", f"lora_transformer_{flat}"
 
 
-def published(ldm: str) -> tuple[str, ...]:
+def _published(ldm: str) -> tuple[str, ...]:
     """What a layer of the published layout is called in LoRA files."""
     return f"diffusion_model.{ldm}", ldm, _kohya(ldm)
 

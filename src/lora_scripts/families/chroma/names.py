@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from lora_scripts.families.black_forest.streams import attention_of, base_of, names_of, published
+from lora_scripts.families.black_forest.streams import attention_of, base_of, names_of
 from lora_scripts.families.chroma.layout import MODULATION, STANDARD, ChromaLayout, rows
-from lora_scripts.families.flow.transformer import PART
-from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.names import Base, Names
 
 _BLOCKS = 60
 """Of the deepest of the others, Qwen-Image."""
@@ -29,11 +28,4 @@ def names() -> Names:
 
 def base(layout: ChromaLayout | None) -> Base:
     """The layers of a Chroma; without a layout those of the published one, without shapes."""
-    made = base_of(rows(layout or STANDARD), layout.text_width if layout else None)
-    return replace(made, layers=tuple(_as_asked(layer) for layer in made.layers))
-
-
-def _as_asked(layer: Layer) -> Layer:
-    """In ComfyUI's table of diffusers' names there is no network of modulations."""
-    inside = layer.path.startswith(f"{PART}.{MODULATION}")
-    return replace(layer, asked=published(layer.ldm)) if inside else layer
+    return base_of(rows(layout or STANDARD), layout.text_width if layout else None)
