@@ -20,6 +20,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.families.anima.layout import AnimaLayout
 from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
+from lora_scripts.families.chroma.layout import ChromaLayout
 from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.krea2.layout import Krea2Layout
 from lora_scripts.families.names import Base, Layer, Names
@@ -50,6 +51,12 @@ class Ran(NamedTuple):
 RUNS = {
     # The first 40 of the transformer, the others of CLIP-L.
     "flux1": Ran(Flux1Layout(width=8, double=2, single=2, text_width=8, pooled_width=8), 40 + 72),
+    # 20 of them are known by diffusers' names, too; the network of modulations is not. DoRA and LyCORIS were not run.
+    "chroma": Ran(
+        ChromaLayout(width=8, double=1, single=1, text_width=8, told=8, hidden=8),
+        32,
+        dict.fromkeys(("own", "one A", "diffusers", "dora", "lengths everywhere", "lokr", "loha", "oft"), 12),
+    ),
     "flux2": Ran(Flux2Layout(width=8, double=2, single=2, text_width=8, inner=24), 28),
     "flux2_dev": Ran(Flux2Layout(width=8, double=2, single=2, text_width=8, inner=24, guidance=True), 28),
     "zimage": Ran(ZImageLayout(width=8, layers=1, refiners=2, text_width=8), 38, {"kohya": 20}),
@@ -160,6 +167,8 @@ ASKED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("flux1", "transformer_blocks.0.attn.to_q"): (_FLUX, ""),
     ("flux1", "transformer_blocks.0.attn.to_out.0"): (_FLUX, "double_blocks.0.img_attn.proj"),
     ("flux1", "x_embedder"): (_FLUX, "img_in"),
+    ("chroma", "single_transformer_blocks.0.proj_mlp"): (_FLUX, ""),
+    ("chroma", "distilled_guidance_layer.layers.0.linear_1"): ((), "distilled_guidance_layer.layers.0.in_layer"),
     ("flux2", "transformer_blocks.0.attn.add_q_proj"): (_FLUX, ""),
     ("flux2", "single_transformer_blocks.0.attn.to_qkv_mlp_proj"): (_FLUX, "single_blocks.0.linear1"),
     ("flux2", "double_stream_modulation_img.linear"): ((), "double_stream_modulation_img.lin"),

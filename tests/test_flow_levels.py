@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.black_forest.flux2_model import empirical_mu
+from lora_scripts.families.chroma.model import SIGMAS as CHROMA
 from lora_scripts.families.flux1.model import sigmas as flux1
 from lora_scripts.families.krea2.model import TURBO
 from lora_scripts.families.zimage.check import sampler_shift
@@ -82,6 +83,7 @@ COMFYUI = {
         (1.0, 0.97273, 0.65249, 0.08993),
     ),
     "FLUX.1 schnell": (flux1(FILE, guidance=False), 4096, (1.0, 0.95, 0.5, 0.05)),
+    "Chroma": (CHROMA, 4096, (1.0, 0.98361, 0.75951, 0.14253)),
     "FLUX.2, its node Flux2Scheduler": (Sigmas(mu=empirical_mu), 4096, (1.0, 0.99419, 0.90007, 0.3216)),
     "FLUX.2, that node at 512 x 512": (Sigmas(mu=empirical_mu), 1024, (1.0, 0.99232, 0.87173, 0.26345)),
     "Z-Image": (Sigmas(sampler_shift(FILE)), 4096, SHIFTED_BY_3),

@@ -36,6 +36,8 @@ MOST = 512
 """Tokens of T5, its sign for the end among them."""
 PATCH = 2
 """Latents that a token stands for, along each side."""
+SIGMAS = Sigmas(mu=by_resolution())
+"""Of its publisher's sampler."""
 
 
 class ChromaEncoder(Standby):
@@ -87,7 +89,7 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             channels=CHANNELS,
             encoder=encoder,
             ask=ask,
-            sigmas=sigmas_of(path, Sigmas(mu=by_resolution())),
+            sigmas=sigmas_of(path, SIGMAS),
             patch=PATCH,
             native_size=FILES.made_for(path),
         )
