@@ -70,7 +70,7 @@ def feed(count: int, folder: Path, *, fill: bool) -> dict[str, Any]:
     samples = [
         Sample(folder / f"{n}.png", f"{n}.png", f"picture {n % CAPTIONS}", 512, 448, f"{n:064x}") for n in range(count)
     ]
-    pictures = plan_pictures(samples, (512, 448), 64, flip=False, random_crop=False, seed=0)
+    pictures = plan_pictures(samples, (512, 448), (64, 8), flip=False, random_crop=False, seed=0)
     family: Any = Family()
     made = Feed(family, pictures, Settings(4, 1, 1, 0, 0.1, False, 1), cache_text=True)
     listed = anonymous()

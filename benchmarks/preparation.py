@@ -74,7 +74,7 @@ def main() -> None:
         data.mkdir()
         write_pictures(data, args.pictures)
         samples = scan(data, allow_missing_captions=True)
-        pictures = plan_pictures(samples, (SIDE, SIDE), 64, flip=False, random_crop=False, seed=0)
+        pictures = plan_pictures(samples, (SIDE, SIDE), (64, 8), flip=False, random_crop=False, seed=0)
         ready = [apply_view(load_rgb(p.sample.path), p.views[0])[None].half() for p in pictures]  # 6 MB each
 
         def alone(cache: Cache) -> None:

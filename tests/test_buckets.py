@@ -49,6 +49,15 @@ def test_known_sizes() -> None:
     assert (128, 128) in bucket_sizes((128, 128)) and (96, 160) in bucket_sizes((128, 128))
 
 
+@pytest.mark.parametrize("side", [64, 96, 192, 208, 256, 320, 512, 1024])
+@pytest.mark.parametrize("step", [16, 32])
+def test_sizes_of_a_base_that_wants_multiples_of_16(side: int, step: int) -> None:
+    sizes = bucket_sizes((side, side), step, 16)
+    assert len(sizes) >= 3 and all(width % 16 == height % 16 == 0 for width, height in sizes)
+    with pytest.raises(UserError, match="multiples of 16"):
+        bucket_sizes((side, side + 8), step, 16)
+
+
 @pytest.mark.parametrize("resolution", [(100, 100), (512, 500), (32, 512), (0, 0), (-64, 64)])
 def test_bad_resolution(resolution: tuple[int, int]) -> None:
     with pytest.raises(UserError, match="multiples of 8"):

@@ -199,7 +199,7 @@ def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path
 
 def test_all_views_of_a_data_set_are_planned_by_their_numbers(tmp_path: Path) -> None:
     """A crop's place depends on the picture's number, so that two pictures of one size are not cut alike."""
-    planned = plan_pictures(samples(tmp_path, 2), (64, 64), 8, flip=False, random_crop=True, seed=1)
+    planned = plan_pictures(samples(tmp_path, 2), (64, 64), (8, 8), flip=False, random_crop=True, seed=1)
     assert planned[0].bucket == planned[1].bucket
     assert planned[0].views[0] == planned[1].views[0] and planned[0].views[1:] != planned[1].views[1:]
 
@@ -242,7 +242,7 @@ def test_a_picture_whose_latents_are_no_numbers_is_named_and_not_kept(
 
 def test_a_view_lies_where_it_is_seen(tmp_path: Path) -> None:
     """Cut at the place that is told out of the resized picture, mirrored first where the view is, it is the view."""
-    (picture,) = plan_pictures(samples(tmp_path, 1), (64, 64), 8, flip=True, random_crop=True, seed=1)
+    (picture,) = plan_pictures(samples(tmp_path, 1), (64, 64), (8, 8), flip=True, random_crop=True, seed=1)
     image = load_rgb(picture.sample.path)
     assert picture.views[3].flip and len({place_of(picture.sample, view).corner for view in picture.views}) > 4
     for view in picture.views:

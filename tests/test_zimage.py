@@ -273,12 +273,14 @@ def test_parts_of_another_model_are_refused_by_name(base: Path, tmp_path: Path) 
 def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, sample_size=72)
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, resolution=104, sample_size=72)
     assert main(["train", "--config", str(config)]) == 2
     told = capsys.readouterr().err
-    assert "add vae:" in told and "add text_encoder:" in told and "multiples of 16" in told
+    assert "add vae:" in told and "add text_encoder:" in told
+    assert "resolution 104 x 104: sides must be multiples of 16 for this base; write resolution: [96, 96]" in told
+    assert "sample_size 72 x 72: sides must be multiples of 16 for this base; write sample_size: [64, 64]" in told
     more = [f"{key}={tiny.written(path)}" for key, path in tiny_zimage.beside(base.parent).items()]
-    assert main(["train", "--config", str(config), "sample_size=64", "min_snr_gamma=5", *more]) == 2
+    assert main(["train", "--config", str(config), "resolution=64", "sample_size=64", "min_snr_gamma=5", *more]) == 2
     assert "min_snr_gamma=5: is for models that predict noise or v" in capsys.readouterr().err
 
 
@@ -358,7 +360,8 @@ def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path:
     assert (tmp_path / "out" / "out.safetensors").exists()
 
 
-def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -> None:
-    folder = tiny_zimage.write_folder(tmp_path / "base")
+def test_a_stored_base_and_recomputed_blocks_train(tmp_path: Path) -> None:
+    """Pictures that are no squares, at a resolution whose eighth is no multiple of what a token covers."""
+    folder, data = tiny_zimage.write_folder(tmp_path / "base"), tiny.write_pictures(tmp_path / "data", 2, (96, 72))
     flow_checks.trained(folder, data, tmp_path, batch_size=2)
     assert find(folder) is FACTS

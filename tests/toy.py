@@ -142,6 +142,6 @@ def feed(
     defaults = {"batch_size": 2, "accumulation": 1, "repeats": 1, "seed": 1, "caption_dropout": 0.0}
     values = {**defaults, "shuffle_tags": False, "keep_tags": 1, **settings}
     planned: list[Picture] = plan_pictures(
-        pictures, resolution, family.facts.bucket_step, flip=flip, random_crop=random_crop, seed=1
+        pictures, resolution, family.facts.bucket_steps, flip=flip, random_crop=random_crop, seed=1
     )
     return Feed(family, planned, Settings(**values), cache_text)  # type: ignore[arg-type]

@@ -30,17 +30,18 @@ class View:
     flip: bool
 
 
-def bucket_sizes(resolution: Size, step: int = 64) -> list[Size]:
+def bucket_sizes(resolution: Size, step: int = 64, least: int = 8) -> list[Size]:
     """The sizes at which images are trained, sorted by width / height; `resolution` itself is always among them.
 
     Every other size has sides that are multiples of `step`, an area at most that of `resolution` that a further step
-    would exceed, and a ratio up to `MAX_RATIO` : 1. For small resolutions the step is finer, an eighth of the side.
-    Raises UserError for a resolution that is not made of multiples of 8 from 64 on.
+    would exceed, and a ratio up to `MAX_RATIO` : 1. For small resolutions the step is finer, an eighth of the side and
+    no less than `least`, of which it is a multiple, as `step` is.
+    Raises UserError for a resolution that is not made of multiples of `least` from 64 on.
     """
     width, height = resolution
-    if min(resolution) < 64 or width % 8 or height % 8:
-        raise UserError(f"resolution {width} x {height}: both sides must be multiples of 8, and at least 64")
-    step = min(step, max(8, min(resolution) // 64 * 8))
+    if min(resolution) < 64 or width % least or height % least:
+        raise UserError(f"resolution {width} x {height}: both sides must be multiples of {least}, and at least 64")
+    step = min(step, max(least, min(resolution) // 8 // least * least))
     area = width * height
     sizes = {resolution}
     for side in range(step, math.isqrt(int(area * MAX_RATIO)) + 1, step):

@@ -43,7 +43,7 @@ class Detail:
 
 def kept_detail(family: PictureFamily, images: Mapping[str, Path], resolution: Size, sink: Sink) -> dict[str, float]:
     """The share of its detail that each of some pictures keeps, of those that have any."""
-    buckets, names = bucket_sizes(resolution, family.facts.bucket_step), list(images)
+    buckets, names = bucket_sizes(resolution, *family.facts.bucket_steps), list(images)
     count = min(len(names), LOOKED_AT)
     kept: dict[str, float] = {}
     for done, name in enumerate([names[i * len(names) // count] for i in range(count)], 1):

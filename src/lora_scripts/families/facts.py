@@ -163,7 +163,7 @@ class Facts:
     """Whether a base has a chat template, so that conversations can be written for it."""
 
     size_step: int = 8
-    """Sides of pictures that are drawn are multiples of this, in pixels."""
+    """Sides of pictures, drawn or trained on, are multiples of this at least, in pixels."""
 
     check_text: Callable[[Path, Sequence[Path]], None] | None = None
     """(base, what the config's `text_encoder` names) of a family whose text encoder may lie elsewhere. UserErrors with
@@ -175,6 +175,11 @@ class Facts:
 
     beside_merged: Callable[[Path, Sequence[Path]], Mapping[str, bytes]] | None = None
     """(base, LoRAs) -> files by name that a folder with the LoRAs merged in has in place of the base's, or besides."""
+
+    @property
+    def bucket_steps(self) -> tuple[int, int]:
+        """Of what the sides of training pictures are multiples: mostly, and at small resolutions at least."""
+        return self.bucket_step, self.size_step
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

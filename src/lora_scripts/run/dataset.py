@@ -76,8 +76,8 @@ def build_feed(
 
 
 def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:
-    step = family.facts.bucket_step
-    return plan_pictures(samples, c.size, step, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
+    steps = family.facts.bucket_steps
+    return plan_pictures(samples, c.size, steps, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
 
 
 def _as_class(c: TrainConfig, picture: Picture) -> Picture:

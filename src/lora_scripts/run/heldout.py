@@ -44,8 +44,8 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
     """What is measured of a run of `total` steps that `feed` feeds; `samples` are held out."""
     c, family = config, model.family
     settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
-    step, at_a_time = family.facts.bucket_step, 4 * c.batch_size
-    pictures = plan_pictures(samples, c.size, step, flip=False, random_crop=False, seed=c.seed)
+    steps, at_a_time = family.facts.bucket_steps, 4 * c.batch_size
+    pictures = plan_pictures(samples, c.size, steps, flip=False, random_crop=False, seed=c.seed)
     outside = Feed(family, pictures, settings, cache_text=feed.cache_text)
 
     def probe(feed: Feed, indices: Sequence[int], strata: int) -> Probe:

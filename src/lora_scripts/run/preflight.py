@@ -70,7 +70,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _base(config))
     attempt(lambda: _vae(config))
     attempt(lambda: _text_encoder(config))
-    attempt(lambda: _sample_size(config))
+    attempt(lambda: _sizes(config))
     attempt(lambda: _initial(config))
     attempt(lambda: _prompts(config))
     attempt(
@@ -178,12 +178,18 @@ def _prompts(config: TrainConfig) -> None:
         table.require_negative(facts, [line.negative for line in lines])
 
 
-def _sample_size(config: TrainConfig) -> None:
-    facts, (width, height) = _family(config), config.effective_sample_size
+def _sizes(config: TrainConfig) -> None:
+    """Of the pictures that are trained on, and of previews where they have a size of their own."""
+    facts, given = _family(config), {"resolution": config.size}
     step = facts.size_step if facts else 1
-    if width % step or height % step:
-        hint = f"write sample_size: [{_near(width, step)}, {_near(height, step)}]"
-        raise UserError(f"sample_size {width} x {height}: sides must be multiples of {step} for this base", hint=hint)
+    if config.sample_size is not None:
+        given["sample_size"] = config.effective_sample_size
+    faults = []
+    for key, (width, height) in given.items():
+        if width % step or height % step:
+            text = f"{key} {width} x {height}: sides must be multiples of {step} for this base"
+            faults.append(UserError(text, hint=f"write {key}: [{_near(width, step)}, {_near(height, step)}]"))
+    raise_all(faults)
 
 
 def _near(side: int, step: int) -> int:

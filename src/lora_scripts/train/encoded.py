@@ -67,10 +67,10 @@ class Masks:
 
 
 def plan_pictures(
-    samples: Sequence[Sample], resolution: Size, step: int, *, flip: bool, random_crop: bool, seed: int
+    samples: Sequence[Sample], resolution: Size, steps: tuple[int, int], *, flip: bool, random_crop: bool, seed: int
 ) -> list[Picture]:
-    """Gives each sample its bucket and views."""
-    buckets, out = bucket_sizes(resolution, step), []
+    """Gives each sample its bucket and views; `steps`: as `Facts.bucket_steps`."""
+    buckets, out = bucket_sizes(resolution, *steps), []
     for index, sample in enumerate(samples):
         size = (sample.width, sample.height)
         bucket = choose_bucket(size, buckets)
