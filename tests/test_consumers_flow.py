@@ -51,7 +51,7 @@ class Ran(NamedTuple):
 RUNS = {
     # The first 40 of the transformer, the others of CLIP-L.
     "flux1": Ran(Flux1Layout(width=8, double=2, single=2, text_width=8, pooled_width=8), 40 + 72),
-    # 20 of them are known by diffusers' names, too; the network of modulations is not. DoRA and LyCORIS were not run.
+    # 20 of them are known by diffusers' names, too; the network of modulations is not.
     "chroma": Ran(
         ChromaLayout(width=8, double=1, single=1, text_width=8, told=8, hidden=8),
         32,
