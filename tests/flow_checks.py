@@ -195,7 +195,7 @@ def one_file(
     prefix: str,
     own: Any,
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
-    aside: str = "no key",
+    aside: str | tuple[str, ...] = "no key",
 ) -> None:
     """The file `path` of the transformer `own` is known, read as their converter reads it, and goes back as it was.
 

@@ -80,6 +80,11 @@ def check(name: str, weights: LoraWeights) -> None:
         )
 
 
+def halved(up: Tensor, down: Tensor) -> bool:
+    """Whether a LoRA's layer has just twice as many rows as columns."""
+    return up.dim() == down.dim() == 2 and up.shape[0] == 2 * down.shape[1]
+
+
 def finite(tensor: Tensor) -> bool:
     """Also of fp8, for which torch has no test."""
     return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
