@@ -287,6 +287,8 @@ def misplaced(facts: Facts, base: Path, parts: Callable[[Path], dict[str, object
         held = tensors[at.key]
         if at.share is not None:
             held = held[at.share.rows(len(held))]
+        if at.swapped:
+            held = torch.cat(held.chunk(2)[::-1])
         if not torch.equal(held, state[f"{path.removeprefix('transformer.')}.weight"]):
             wrong.append(path)
     return wrong

@@ -181,7 +181,7 @@ def test_a_single_file_is_read_as_their_converter_reads_it(tmp_path: Path, name:
 
 
 def test_one_file_with_everything_is_what_the_separate_files_are(family: Any, tmp_path: Path) -> None:
-    """Its VAE, its text encoders; and one of them in fp8, as people have T5 there."""
+    """Its VAE, its text encoders; and weights in fp8, as people have T5 there, and with a scale beside them."""
     path = tiny_sd3.write_base(tmp_path / "base.safetensors", whole=True)
     FACTS.check(path, True)
     whole: Any = load_family(FACTS, path, OPTIONS)
@@ -192,9 +192,21 @@ def test_one_file_with_everything_is_what_the_separate_files_are(family: Any, tm
     flow_checks.same(whole.encode_text(PROMPTS), family.encode_text(PROMPTS))
     tensors, key = load_file(path), f"{tiny_sd3.INSIDE['t5xxl']}encoder.block.1.layer.1.DenseReluDense.wo.weight"
     tensors[key] = tensors[key].to(torch.float8_e4m3fn)
+    last = "model.diffusion_model.joint_blocks.2.context_block.adaLN_modulation.1"
+    qkv = "model.diffusion_model.joint_blocks.0.x_block.attn2.qkv"
+    wanted = []
+    for stem in (qkv, last):
+        scale = tensors[f"{stem}.weight"].abs().max() / 448
+        tensors[f"{stem}.weight"] = (tensors[f"{stem}.weight"] / scale).to(torch.float8_e4m3fn)
+        tensors[f"{stem}.scale_weight"] = scale
+        wanted.append(tensors[f"{stem}.weight"].float() * scale)
     save_file({**tensors, f"{tiny_sd3.INSIDE['t5xxl']}scaled_fp8": torch.zeros(2)}, path)
     FACTS.check(path, True)
     small: Any = load_family(FACTS, path, OPTIONS)
+    made = small.transformer.state_dict()
+    parts = [made[f"transformer_blocks.0.attn2.to_{leaf}.weight"] for leaf in "qkv"]
+    assert torch.equal(torch.cat(parts), wanted[0])
+    assert torch.equal(made["transformer_blocks.2.norm1_context.linear.weight"], torch.cat(wanted[1].chunk(2)[::-1]))
     small.encode_text(["hello"])
     held = small.encoder._model.state_dict()[key.removeprefix(tiny_sd3.INSIDE["t5xxl"])]
     assert torch.equal(held, tensors[key].float())
@@ -411,6 +423,14 @@ def test_a_file_on_the_published_layout_is_added_to_the_published_weights(base: 
     for path, w in weights.items():
         key = f"{path.removeprefix('transformer.')}.weight"
         torch.testing.assert_close(state[key], made[key] + w.alpha / w.rank * (w.up @ w.down))
+    # So it is merged, too.
+    flow_checks.save_own(FACTS, weights, tmp_path / "own.safetensors")
+    words = ["merge", "--base", base, "--output", tmp_path / "merged.safetensors", f"{tmp_path / 'own.safetensors'}:1"]
+    assert main([str(word) for word in words]) == 0
+    merged = load_file(tmp_path / "merged.safetensors")
+    assert merged.keys() == after.keys()
+    for key, wanted in after.items():
+        torch.testing.assert_close(merged[key], wanted)
     # And such a file is read as it was.
     for start, more in (("lora_unet_", 0), ("diffusion_model.", 1)):
         written = tensors
@@ -450,6 +470,15 @@ def test_loras_of_sd3_and_flux1_are_told_apart(
         tensors |= {f"{stem}.lora_up.weight": torch.ones(width, 1), f"{stem}.lora_down.weight": torch.ones(1, width)}
     save(tmp_path / "lora.safetensors", tensors, {})
     assert family_of(tmp_path / "lora.safetensors").name == family
+
+
+def test_a_lora_of_another_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    """As wide as FLUX.1's, with more blocks."""
+    stems = [f"transformer.transformer_blocks.{n}.attn.to_q" for n in (0, 30)]
+    tensors = {f"{stem}.lora_A.weight": torch.ones(1, 3072) for stem in stems}
+    tensors |= {f"{stem}.lora_B.weight": torch.ones(3072, 1) for stem in stems}
+    save(tmp_path / "lora.safetensors", tensors, {})
+    assert "a diffusion transformer that is not known here" in faults(lambda: family_of(tmp_path / "lora.safetensors"))
 
 
 def test_a_lora_of_its_text_encoders_is_refused(tmp_path: Path) -> None:

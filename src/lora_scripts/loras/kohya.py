@@ -8,12 +8,12 @@ Leaves of a module: `.lora_down.weight` [rank, in] or [rank, in, k, k], `.lora_u
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, folded, halved, uniform
+from lora_scripts.adapters.weights import turned as with_turned
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Share
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
@@ -54,7 +54,7 @@ def to_kohya(
     for path, weights in written.items():
         check_shapes(path, weights)
         if table[path] in turned and halved(weights.up, weights.down):
-            weights = replace(weights, up=torch.cat(weights.up.chunk(2)[::-1]))
+            weights = with_turned(weights)
         down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
         if not (finite(down) and finite(up)):
             hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
