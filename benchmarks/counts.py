@@ -63,6 +63,9 @@ from lora_scripts.families.sd import load
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.latents import pack
 from lora_scripts.families.sd.unet import UnetLayout
+from lora_scripts.families.sd3 import layout as sd3
+from lora_scripts.families.sd3.check import FILES as SD3
+from lora_scripts.families.sd3.model import ask as ask_sd3
 from lora_scripts.families.sdxl.layout import STANDARD as SDXL
 from lora_scripts.families.table import by_name
 from lora_scripts.families.zimage import layout as zimage
@@ -155,6 +158,8 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
     "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),
     "chroma": ("Chroma, 1024 px", "chroma", partial(flow, CHROMA, chroma.STANDARD, ask_chroma, (16, 128, 128), 128)),
+    "sd35m": ("SD 3.5 Medium, 1024 px", "sd3", partial(flow, SD3, sd3.MEDIUM, ask_sd3, (16, 128, 128), 333)),
+    "sd35l": ("SD 3.5 Large, 1024 px", "sd3", partial(flow, SD3, sd3.LARGE, ask_sd3, (16, 128, 128), 333)),
     "qwen": ("Qwen-Image, 1024 px", "qwen_image", partial(flow, QWEN, qwen.STANDARD, ask_qwen, (16, 128, 128), 128)),
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),

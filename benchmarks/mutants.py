@@ -65,6 +65,8 @@ MUTANTS = [
     Mutant("families/flux3/model.py", ", : lengths[g[0]]]", "]", "flux3"),
     Mutant("families/flow/reader.py", ".where(mask, 1)", ".where(mask, 0)", "flux3"),
     Mutant("families/flux1/pair_reader.py", "with _off(self.clip.worn):", "with _off([]):", "flux1_text"),
+    Mutant("families/sd3/trio_reader.py", "PAD_G = 0", "PAD_G = 49407", "sd3"),
+    Mutant("families/sd3/names.py", "turned={**turned, **native}", "turned={}", "sd3"),
     # order and seeds
     Mutant("data/loader.py", 'random.Random(f"order/{seed}/{epoch}")', 'random.Random(f"order/{seed}")', "loader feed"),
     Mutant("data/loader.py", 'f"draw/{seed}/{epoch}/{position}/{index}"', 'f"draw/{seed}/{position}/{index}"', "loader feed"),

@@ -16,6 +16,7 @@ import tiny_flux2_dev
 import tiny_flux3
 import tiny_krea2
 import tiny_qwen
+import tiny_sd3
 import tiny_xl
 import tiny_zimage
 
@@ -57,6 +58,7 @@ ROWS = (
     _flow("flux1", tiny_flux1, "kohya", "diffusers", train_text_encoder="true"),
     # the way of flux1 without its CLIP
     replace(_flow("chroma", tiny_chroma, "kohya", "diffusers"), slow=True),
+    replace(_flow("sd3", tiny_sd3, "kohya", "diffusers", targets="['*.0.attn*', '*.2.attn.*']"), slow=True),
     _flow("flux2", tiny_flux2, "diffusers", "kohya"),
     # the way of flux2, with other captions
     replace(_flow("flux2_dev", tiny_flux2_dev, "diffusers", "kohya"), slow=True),

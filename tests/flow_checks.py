@@ -195,7 +195,7 @@ def one_file(
     prefix: str,
     own: Any,
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
-    aside: str = "no key",
+    aside: str | tuple[str, ...] = "no key",
 ) -> None:
     """The file `path` of the transformer `own` is known, read as their converter reads it, and goes back as it was.
 
@@ -287,6 +287,8 @@ def misplaced(facts: Facts, base: Path, parts: Callable[[Path], dict[str, object
         held = tensors[at.key]
         if at.share is not None:
             held = held[at.share.rows(len(held))]
+        if at.swapped:
+            held = torch.cat(held.chunk(2)[::-1])
         if not torch.equal(held, state[f"{path.removeprefix('transformer.')}.weight"]):
             wrong.append(path)
     return wrong

@@ -509,8 +509,9 @@ def test_a_lora_of_sd3_is_none_of_flux1(tmp_path: Path, start: str) -> None:
             return str(error)
 
     assert told(19, 64) == told(19, 3072) == told(4, 3072) == "flux1"
-    for blocks, width in ((24, 64), (38, 3072), (19, 1536), (4, 2432)):
-        assert "this is a LoRA for a diffusion transformer (SD3, …)" in told(blocks, width)
+    for blocks, width in ((24, 64), (19, 1536), (4, 2432)):
+        assert "this LoRA is for Stable Diffusion 3.5, the base model is FLUX.1" in told(blocks, width)
+    assert "this is a LoRA for a diffusion transformer that is not known here" in told(38, 3072)
 
 
 @pytest.mark.parametrize("form", ["peft", "lycoris", "diffusion_model", "folder"])

@@ -120,7 +120,6 @@ NAMES = {
     "refiner": (sdxl.REFINER, UNET | {"conditioner.embedders.0.model.ln_final.bias": (1280,)}),
     "sd2": (kinds.SD2, UNET | {"cond_stage_model.model.ln_final.bias": (1024,)}),
     "sd2 unet": (kinds.SD2, UNET | {ATTENTION: (640, 1024)}),
-    "sd3": (kinds.SD3, {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}),
     "flux": (kinds.FLUX, {"double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     "flux in a checkpoint": (kinds.FLUX, {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     "inpainting": (check.INPAINTING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}),

@@ -397,7 +397,8 @@ def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_pat
         save(tmp_path / f"{blocks}.safetensors", tensors, metadata)
         return tmp_path / f"{blocks}.safetensors"
 
-    assert "this is a LoRA for a diffusion transformer (SD3, …)" in faults(lambda: family_of(file(24)))
+    assert family_of(file(24)) is by_name("sd3")
+    assert "this is a LoRA for a diffusion transformer that is not known here" in faults(lambda: family_of(file(61)))
     assert family_of(file(60)) is FACTS
     assert family_of(file(24, ss_base_model_version="qwen_image")) is FACTS
     # Our own of its attention alone says what it is for.

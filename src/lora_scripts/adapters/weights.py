@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,19 @@ def check(name: str, weights: LoraWeights) -> None:
         raise UserError(
             f"{name} holds values that are not finite numbers", hint="the file is spoilt; take an earlier one"
         )
+
+
+def halved(up: Tensor, down: Tensor) -> bool:
+    """Whether a LoRA's layer has just twice as many rows as columns."""
+    return up.dim() == down.dim() == 2 and up.shape[0] == 2 * down.shape[1]
+
+
+def turned(weights: LoraWeights) -> LoraWeights:
+    """The same of a layer whose two halves of rows stand the other way round."""
+    up, dora = torch.cat(weights.up.chunk(2)[::-1]), weights.dora
+    if dora is not None and weights.by_output:
+        dora = torch.cat(dora.chunk(2)[::-1])
+    return replace(weights, up=up, dora=dora)
 
 
 def finite(tensor: Tensor) -> bool:

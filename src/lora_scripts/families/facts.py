@@ -22,6 +22,8 @@ class Weight(NamedTuple):
     key: str
     share: Share | None = None
     """Which of its rows, where it is the weight of several layers."""
+    swapped: bool = False
+    """Whether its two halves stand the other way round there."""
 
 
 class FolderWeight(NamedTuple):

@@ -20,7 +20,6 @@ TEXT_ENCODER = Kind("only a text encoder", _WHOLE)
 EMBEDDING = Kind("a textual inversion embedding")
 LANGUAGE_MODEL = Kind("a language model")
 SD2 = Kind("a Stable Diffusion 2.x checkpoint")
-SD3 = Kind("a Stable Diffusion 3 checkpoint")
 FLUX = Kind("a FLUX checkpoint")
 UNKNOWN = Kind("a safetensors file of an unknown model")
 
@@ -33,7 +32,6 @@ _FIRST: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (CONTROLNET, ("control_model.", "controlnet_cond_embedding.", "input_hint_block.", "controlnet_blocks.")),
 )
 _OTHERS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-    (SD3, ("model.diffusion_model.joint_blocks.", "joint_blocks.")),
     (FLUX, ("model.diffusion_model.double_blocks.", "double_blocks.", "single_transformer_blocks.")),
     (SD2, ("cond_stage_model.model.",)),
     (FILM_VAE, ("encoder.downsamples.", "encoder.down_blocks.0.norm1.")),

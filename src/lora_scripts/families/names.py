@@ -17,7 +17,7 @@ _BLOCKS = tuple(
 # top.
 _FOREIGN = (
     (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
-    (("joint_blocks", *_BLOCKS), "a diffusion transformer (SD3, …)"),
+    (("joint_blocks", *_BLOCKS), "a diffusion transformer that is not known here"),
     (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
     (("model.layers.", "transformer.h."), "a language model"),
 )
@@ -74,6 +74,9 @@ class Names:
     """Columns that layers of the same names have in other models only."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """What stems begin with of a text encoder that takes no LoRA here -> what it is called."""
+    turned: Mapping[str, str] = field(default_factory=dict)
+    """Stem -> our path of a layer that in some models has its two halves the other way round in the published layout:
+    in those in which it has just twice as many rows as columns."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 

@@ -22,6 +22,7 @@ from lora_scripts.families.flux3.facts import FACTS as FLUX3
 from lora_scripts.families.krea2.facts import FACTS as KREA2
 from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
+from lora_scripts.families.sd3.facts import FACTS as SD3
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
 from lora_scripts.formats.gguf import read_gguf
@@ -39,6 +40,7 @@ FAMILIES: tuple[Facts, ...] = (
     FLUX2,
     ZIMAGE,
     QWEN_IMAGE,
+    SD3,
     CHROMA,
     FLUX1,
     SDXL,

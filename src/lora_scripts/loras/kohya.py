@@ -7,12 +7,13 @@ Leaves of a module: `.lora_down.weight` [rank, in] or [rank, in, k, k], `.lora_u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
-from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, folded, uniform
+from lora_scripts.adapters.weights import LoraWeights, check_shapes, finite, folded, halved, uniform
+from lora_scripts.adapters.weights import turned as with_turned
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Share
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
@@ -32,12 +33,14 @@ def to_kohya(
     dtype: torch.dtype = torch.float16,
     mixed: bool = False,
     fused: Mapping[str, Mapping[str, Share]] | None = None,
+    turned: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """The tensors of a kohya file: down, up and alpha of every module, one rank and one alpha for all (see `uniform`).
 
     `table`: our module path -> the stem of its keys, `Names.kohya` or `Names.original`. `mixed=True` leaves ranks and
     alphas as they are, which not every consumer reads right. `fused`: of a stem that several modules have, as
     `Names.fused`; they are written as one, of the sum of their ranks, or of one rank where their A is the same.
+    `turned`: the stems of `Names.turned`.
 
     UserError for a module that the table has no name for, and for values that are not finite, also after rounding to
     `dtype`.
@@ -50,6 +53,8 @@ def to_kohya(
         written, table = joined(written, table, fused)
     for path, weights in written.items():
         check_shapes(path, weights)
+        if table[path] in turned and halved(weights.up, weights.down):
+            weights = with_turned(weights)
         down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
         if not (finite(down) and finite(up)):
             hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")

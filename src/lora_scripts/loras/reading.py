@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lora_scripts.adapters import lycoris
-from lora_scripts.adapters.weights import LoraWeights, check
+from lora_scripts.adapters.weights import LoraWeights, check, halved
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names, Share
@@ -86,18 +87,22 @@ def by_output(lengths: Tensor) -> Tensor:
 
 def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """The same with a LoRA for each of the layers that the published layout keeps as one: A is every one's, and B is
-    cut into theirs. Exact. What has no such form stays under its key.
+    cut into theirs; and with the halves of B as in the model, where that has them the other way round. Exact. What has
+    no such form stays under its key.
     """
     result: dict[str, Tensor] = {}
     fused: dict[str, Module] = {}
     for key, tensor in tensors.items():
         stem, leaf = naming.split(key)
-        if stem in names.fused and leaf in (DOWN, UP, ALPHA):
+        if (stem in names.fused or stem in names.turned) and leaf in (DOWN, UP, ALPHA):
             module = fused.setdefault(stem, Module(stem, {}, {}))
             module.leaves[leaf], module.keys[leaf] = tensor, key
         else:
             result[key] = tensor
     for stem, module in fused.items():
+        if stem in names.turned:
+            result |= _turned_back(module, names.written[names.turned[stem]])
+            continue
         shares, up = names.fused[stem], module.leaves.get(UP)
         if up is not None and up.shape[0] % next(iter(shares.values())).of:
             result |= {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
@@ -106,6 +111,15 @@ def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
             for leaf, tensor in _part_of(module.leaves, share).items():
                 result[names.written[path] + module.keys[leaf].removeprefix(stem)] = tensor.contiguous()
     return result
+
+
+def _turned_back(module: Module, stem: str) -> dict[str, Tensor]:
+    """Of a layer of `Names.turned`: under the stem of our own files, where it is one of those."""
+    up, down = module.leaves.get(UP), module.leaves.get(DOWN)
+    if up is None or down is None or not halved(up, down):
+        return {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
+    leaves = {**module.leaves, UP: torch.cat(up.chunk(2)[::-1])}
+    return {stem + module.keys[leaf].removeprefix(module.stem): tensor for leaf, tensor in leaves.items()}
 
 
 def _part_of(leaves: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:

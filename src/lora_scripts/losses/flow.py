@@ -46,6 +46,8 @@ class Sigmas:
     """Whether the shift is e^mu, or mu itself."""
     terminal: float = 0.0
     """The lowest level; 0: no stretching."""
+    least: float = 0.0
+    """What a sampler's numbers end at before they are shifted, however many there are; 0: 1 / n."""
 
     def factor(self, tokens: int, steps: int = STEPS) -> float:
         """The shift for a picture of so many tokens."""
@@ -62,7 +64,8 @@ class Sigmas:
     def steps(self, count: int, tokens: int) -> list[float]:
         """The levels that a sampler of so many steps begins each of them with, from 1 down; the 0 at the end is not
         among them."""
-        sigma = self._shifted(torch.linspace(1, 1 / count, count, dtype=torch.float64), self.factor(tokens, count))
+        u = torch.linspace(1, self.least or 1 / count, count, dtype=torch.float64)
+        sigma = self._shifted(u, self.factor(tokens, count))
         if self.terminal and count > 1:
             sigma = 1 - (1 - sigma) * (1 - self.terminal) / (1 - sigma[-1])
         levels: list[float] = sigma.tolist()

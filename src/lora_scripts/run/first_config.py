@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -93,10 +94,20 @@ def _size(facts: Facts, base: Path, samples: Sequence[Sample]) -> Setting:
 
 
 def _beside(facts: Facts, base: Path) -> list[str]:
-    """Of a base in separate files."""
+    """Of a base in separate files: the keys for what it has not in it."""
     if facts.check_text is None or base.is_dir():
         return []
-    return ["add text_encoder: and vae: to it, for the files that this base comes without"]
+    looks = {"text_encoder:": partial(facts.check_text, base, ()), "vae:": partial(facts.check, base, True)}
+    keys = [key for key, look in looks.items() if not _is_whole(look)]
+    return [f"add {' and '.join(keys)} to it, for the files that this base comes without"] if keys else []
+
+
+def _is_whole(look: Callable[[], None]) -> bool:
+    try:
+        look()
+    except UserError:
+        return False
+    return True
 
 
 def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:

@@ -29,6 +29,8 @@ class Place(NamedTuple):
     """Which of its rows, where it is the weight of several layers."""
     flipped: bool = False
     """Whether the weight lies [in, out] there."""
+    swapped: bool = False
+    """Whether its two halves stand the other way round there."""
 
     def rows(self, length: int) -> slice:
         """The rows of the tensor [length, …] that are meant."""
@@ -109,7 +111,9 @@ def open_checkpoint(path: Path, text_encoder: Path | None = None) -> Checkpoint:
 def _single(path: Path) -> Checkpoint:
     family, header = _family(path), read_header(path)
     weights = family.weights(header, path)
-    places = {module: [Place("", weight.key, weight.share)] for module, weight in weights.items()}
+    places = {
+        module: [Place("", weight.key, weight.share, swapped=weight.swapped)] for module, weight in weights.items()
+    }
     return Checkpoint(path, family, {"": header}, places)
 
 

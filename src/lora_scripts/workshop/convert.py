@@ -170,7 +170,7 @@ def _write(
         if not table:
             text = f"files of {family.words} have no {naming.value} names"
             raise UserError(text, hint="write --to diffusers, which most programs read")
-        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True, fused=names.fused)
+        tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True, fused=names.fused, turned=names.turned)
     save(path, tensors, carried)
     base = family.base(None)
     known = [(name, read) for name, read in MATCHERS.items() if name not in family.lora.unread_by]

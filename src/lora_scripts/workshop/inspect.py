@@ -23,7 +23,12 @@ from lora_scripts.loras.portrait import Portrait, portrait, triggers
 from lora_scripts.loras.reading import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.verify import MATCHERS
 
-_PARTS = (("UNet", "model.diffusion_model."), ("VAE", "first_stage_model."), ("text encoder", "cond_stage_model."))
+_PARTS = (
+    ("UNet", "model.diffusion_model."),
+    ("VAE", "first_stage_model."),
+    ("text encoder", "cond_stage_model."),
+    ("text encoders", "text_encoders."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

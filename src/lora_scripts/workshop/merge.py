@@ -251,12 +251,15 @@ Additions = dict[str, dict[str, list[Addition]]]
 
 
 def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence[float]) -> Additions:
+    from lora_scripts.adapters.weights import turned
+
     additions: Additions = {name: {} for name in model.files}
     held = [file.mergeable for file in files]
     for path in dict.fromkeys(path for own in held for path in own):
         parts = [(own[path], s) for own, s in zip(held, strengths, strict=True) if path in own]
         for place in model.places[path]:
-            here = [(_flipped(w), s) for w, s in parts] if place.flipped else parts
+            turn = _flipped if place.flipped else turned if place.swapped else None
+            here = parts if turn is None else [(turn(w), s) for w, s in parts]
             additions[place.file].setdefault(place.key, []).append((place, here))
     return additions
 

@@ -119,6 +119,8 @@ def read_module(model: Checkpoint, module: str) -> Tensor:
     place = model.places[module][0]
     with opened(model.file(place.file)) as file:
         tensor = read_tensor(file, model.files[place.file], place.key)
+    if place.swapped:
+        return torch.cat(tensor.chunk(2)[::-1])
     return tensor.T if place.flipped else tensor[place.rows(len(tensor))]
 
 

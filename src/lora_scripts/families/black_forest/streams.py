@@ -44,8 +44,16 @@ def attention(layer: MakeRows, stream: str, ldm: str, hf: str, wide: int, head: 
         yield Row(f"{ldm}.{stream}_attn.norm.{name}.scale", f"{hf}.attn.{norm}{leaf}.weight", (head,))
 
 
-def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool, inside: tuple[str, ...] = INSIDE) -> Names:
-    """Of all layers of a model whose paths begin so; `whole`: as of `Names`."""
+def names_of(
+    name: str,
+    words: str,
+    table: Iterable[Row],
+    *,
+    whole: bool,
+    inside: tuple[str, ...] = INSIDE,
+    foreign_widths: frozenset[int] = _SD3,
+) -> Names:
+    """Of all layers of a model whose paths begin so; `whole`, `foreign_widths`: as of `Names`."""
     written: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
@@ -65,7 +73,7 @@ def names_of(name: str, words: str, table: Iterable[Row], *, whole: bool, inside
             else:
                 fused.setdefault(key, {})[path] = row.share
                 shapes[key] = row.file_shape
-    form: Any = {"whole": whole, "foreign_widths": _SD3, "form": "diffusers"}
+    form: Any = {"whole": whole, "foreign_widths": foreign_widths, "form": "diffusers"}
     return Names(name, words, written, {}, diffusers, others, fused, shapes, **form)
 
 
@@ -76,7 +84,7 @@ def base_of(table: Iterable[Row], text_width: int | None) -> Base:
         hf, ldm, flat = stem(row.hf), stem(row.ldm), stem(row.hf).replace(".", "_")
         known = not hf.startswith(_NEW)
         asked = [f"transformer.{hf}", hf, f"lycoris_{flat}", f"lora_transformer_{flat}"] if known else []
-        if row.share is None:
+        if row.share is None and not row.swapped:
             asked += [f"diffusion_model.{ldm}", _kohya(ldm)]
         shape = () if text_width is None else row.shape
         layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked)))

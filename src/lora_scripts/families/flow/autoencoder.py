@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _QUANT = ("use_quant_conv", "use_post_quant_conv")
 _COUNT = "bn.num_batches_tracked"
+_SCALE_APART = 0.01
+"""From here on the numbers of two folders' configs are those of two models."""
 _MOVED = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
 """Where Black Forest Labs' files have the two convolutions."""
 
@@ -46,6 +48,8 @@ class Autoencoder:
     """Of latents that are not `normed`."""
     side: int = 1024
     """Pixels along the sides of a picture that it is told to be made for."""
+    inside: bool = False
+    """Whether it may also lie in the base's own file, behind `first_stage_model.`"""
 
     def rows(self, widths: tuple[int, ...]) -> list[Row]:
         """Every parameter, published names without a prefix."""
@@ -77,21 +81,31 @@ class Autoencoder:
             latents = config.get("latent_channels")
             if isinstance(latents, int) and latents != self.channels:
                 self._refuse(latents, words, path)
+            scaling = config.get("scaling_factor")
+            if not self.normed and isinstance(scaling, float) and abs(scaling / self.scaling - 1) > _SCALE_APART:
+                text = f"this VAE scales latents by {scaling}, that of {words} by {self.scaling}"
+                raise UserError(text, file=path, hint=self._hint)
             check_part(folder_of(path), self.part())
             return None
         header = read_header(path)
-        kind = kinds.addition(header.shapes) or kinds.other(header.shapes)
+        own = self._own(header.shapes)
+        kind = kinds.addition(header.shapes) or kinds.other(own)
         if kind is not kinds.VAE:
             raise UserError(f"this is {kind.words}, not a VAE of {words}", file=path, hint=self._hint)
-        names = self._names(header.shapes, path)
+        names = self._names(own, path)
         shapes = {name: header.shapes[key] for name, key in names.items()}
         latents = size_of(shapes, "decoder.conv_in.weight", 1, path)
         if latents != self.channels:
             self._refuse(latents, words, path)
         unknown = [name for name in shapes if not (is_spare(name) or name == _COUNT)]
         check_rows(shapes, {"VAE": self.rows(widths_in(shapes, path))}, unknown, file=path, plain=self._hint)
-        check_floats(path, header, ("",), lambda key: key.endswith(_COUNT) or is_spare(key))
+        check_floats(path, header, tuple(own), lambda key: key.endswith(_COUNT) or is_spare(key))
         return header
+
+    def _own(self, shapes: Shapes) -> Shapes:
+        """Of a file with everything in it, what is the VAE's."""
+        own = {key: shape for key, shape in shapes.items() if key.startswith(VAE_PREFIX)} if self.inside else {}
+        return own or shapes
 
     @property
     def _hint(self) -> str:
@@ -127,7 +141,7 @@ class Autoencoder:
         header = self.check(path, words)
         if header is None:
             return pretrained(kind, folder_of(path))
-        names = self._names(header.shapes, path)
+        names = self._names(self._own(header.shapes), path)
         widths = widths_in({name: header.shapes[key] for name, key in names.items()}, path)
         with safe_open(path, "pt") as handle:
             state: dict[str, Tensor] = from_rows(handle, self.rows(widths), names)

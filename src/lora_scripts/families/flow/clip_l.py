@@ -1,10 +1,11 @@
-"""CLIP-L as a text encoder in a file of its own, as facts that need no torch."""
+"""CLIP-L, and CLIP-G in the same names, as text encoders in files of their own, as facts that need no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY
@@ -18,13 +19,30 @@ FILE = "clip_l.safetensors"
 """As people know it."""
 MARK = "text_model.encoder.layers.0.self_attn.q_proj.weight"
 _PREFIX = "text_model."
-_UNREAD = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
+_PROJECTION = "text_projection.weight"
+_UNREAD = ("embeddings.position_ids", _PROJECTION, "logit_scale")
 PART = "text_encoder"
 """What our paths of its layers begin with."""
 LAYERS, MLP = 12, 4
 """How deep it is, and how many times its width its MLPs are."""
 STANDARD = TextLayout(768, LAYERS, MLP * 768, VOCABULARY, MAX_LENGTH)
 """As published."""
+
+
+class Clip(NamedTuple):
+    """What tells one published CLIP from the other."""
+
+    words: str
+    file: str
+    """As people know it."""
+    layers: int
+    activation: str
+    projected: bool
+    """Whether its pooled state goes through a projection, which the file then has."""
+
+
+CLIP_L = Clip("CLIP-L", FILE, LAYERS, "quick_gelu", projected=False)
+CLIP_G = Clip("CLIP-G", "clip_g.safetensors", 32, "gelu", projected=True)
 
 
 @dataclass(frozen=True)
@@ -35,30 +53,40 @@ class ClipSource:
     """A file, or the folder of a part."""
     files: tuple[Path, ...]
     layout: TextLayout
+    inside: str = ""
+    """What its keys begin with in a file of several models."""
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, (_PREFIX,))
+        return Pieces(self.files, (_PREFIX,), inside=self.inside)
 
     def rows(self) -> list[Row]:
         """Every parameter."""
-        return clip_rows(self.layout, "")
+        width = self.layout.projection
+        return [*clip_rows(self.layout, ""), *([Row(_PROJECTION, _PROJECTION, (width, width))] if width else [])]
 
 
-def look(path: Path, width: int) -> ClipSource:
-    """A file or folder with CLIP-L. UserErrors for one that is not whole, or whose pooled state has another width than
-    a base reads."""
+def look(path: Path, width: int, kind: Clip = CLIP_L, *, inside: str = "", projected: bool = False) -> ClipSource:
+    """A file or folder with a CLIP. UserErrors for one that is not whole, or whose pooled state has another width than
+    a base reads.
+
+    `inside`: as of `ClipSource`; `projected`: that a projection is read where there is one, though the CLIP is one
+    without.
+    """
     files = files_of(path)
-    pieces = Pieces(files, (_PREFIX,))
-    source = ClipSource(path, files, _layout(pieces.shapes, path))
-    layout = source.layout
+    pieces = Pieces(files, (_PREFIX,), inside=inside)
+    has = kind.projected or (projected and _PROJECTION in pieces.shapes)
+    layout = replace(_layout(pieces.shapes, path), activation=kind.activation, projection=width if has else 0)
+    source = ClipSource(path, files, layout, inside)
     if (layout.width, layout.vocab) != (width, VOCABULARY):
         text = f"this CLIP has {layout.vocab} tokens of width {layout.width}, the base reads {VOCABULARY} of {width}"
-        raise UserError(text, file=path, hint=f"give CLIP-L, {FILE}")
-    if layout.intermediate != MLP * width or layout.layers > LAYERS:
+        raise UserError(text, file=path, hint=f"give {kind.words}, {kind.file}")
+    if layout.intermediate != MLP * width or layout.layers > kind.layers:
         text = f"this CLIP has {layout.layers} layers with MLPs {layout.intermediate} wide"
-        raise UserError(f"{text}, CLIP-L has {LAYERS} of {MLP * width}", file=path, hint=f"give {FILE}")
-    read = [key for key in pieces.keys() if not (is_spare(key) or key in _UNREAD)]  # noqa: SIM118  it is no mapping
-    plain = f"get the original file, {FILE}"
+        words = f"{text}, {kind.words} has {kind.layers} of {MLP * width}"
+        raise UserError(words, file=path, hint=f"give {kind.file}")
+    unread = [key for key in _UNREAD if not (has and key == _PROJECTION)]
+    read = [key for key in pieces.keys() if not (is_spare(key) or key in unread)]  # noqa: SIM118  it is no mapping
+    plain = f"get the original file, {kind.file}"
     check_rows(pieces.shapes, {"CLIP text encoder": source.rows()}, read, file=path, plain=plain)
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
     return source

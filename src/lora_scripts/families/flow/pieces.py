@@ -22,10 +22,16 @@ class Pieces:
     """What `sd.rows.Handle` asks for, over several files; tensors stay memory-mapped."""
 
     def __init__(
-        self, files: Sequence[Path], dropped: Sequence[str] = (), *, gguf: Callable[[str], str] | None = None
+        self,
+        files: Sequence[Path],
+        dropped: Sequence[str] = (),
+        *,
+        gguf: Callable[[str], str] | None = None,
+        inside: str = "",
     ) -> None:
         """`dropped`: what keys may begin with in the files, and do not here; the first that fits. `gguf`: what keys of
-        GGUF files are called here; without it these are refused."""
+        GGUF files are called here; without it these are refused. `inside`: what keys begin with in a file of several
+        models; those of the others are left out."""
         self._packed = {file for file in files if gguf is not None and is_gguf(file)}
         self.headers: Mapping[Path, Header] = {f: (read_gguf if f in self._packed else read_header)(f) for f in files}
         self._widened: dict[str, tuple[int, ...]] = {}
@@ -33,8 +39,11 @@ class Pieces:
         self._open: dict[Path, Any] = {}
         for file, header in self.headers.items():
             for key in header.tensors:
-                prefix = next((start for start in dropped if key.startswith(start)), "")
-                name = key.removeprefix(prefix)
+                if not key.startswith(inside):
+                    continue
+                name = key.removeprefix(inside)
+                prefix = next((start for start in dropped if name.startswith(start)), "")
+                name = name.removeprefix(prefix)
                 self._places[gguf(name) if gguf is not None and file in self._packed else name] = (file, key)
 
     def keys(self) -> Collection[str]:

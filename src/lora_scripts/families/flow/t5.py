@@ -55,10 +55,14 @@ class T5Source:
     """A file, or the folder of a part."""
     files: tuple[Path, ...]
     tokenizer: Path
+    folder: str
+    """Of the tokenizer, in a diffusers folder."""
     layout: T5Layout
+    inside: str = ""
+    """What its keys begin with in a file of several models."""
 
     def pieces(self) -> Pieces:
-        return Pieces(self.files, gguf=llama_names.t5)
+        return Pieces(self.files, gguf=llama_names.t5, inside=self.inside)
 
 
 def find_alone(base: Path, given: Sequence[Path], width: int) -> T5Source:
@@ -76,11 +80,20 @@ def find_alone(base: Path, given: Sequence[Path], width: int) -> T5Source:
     return look(inside, base, width, also=("tokenizer",), page="FLUX.1's page")
 
 
-def look(path: Path, base: Path, width: int, *, also: Sequence[str] = (), page: str = "the model's page") -> T5Source:
+def look(
+    path: Path,
+    base: Path,
+    width: int,
+    *,
+    folder: str = "tokenizer_2",
+    also: Sequence[str] = (),
+    page: str = "the model's page",
+    inside: str = "",
+) -> T5Source:
     """A file or folder with a T5. UserErrors for one that is not whole, or gives states of another width than a base
-    reads. `also`, `page`: of its tokenizer, as of `tokenizer_of`."""
+    reads. `folder`, `also`, `page`: of its tokenizer, as of `tokenizer_of`; `inside`: as of `T5Source`."""
     files = files_of(path)
-    pieces = Pieces(files, gguf=llama_names.t5)
+    pieces = Pieces(files, gguf=llama_names.t5, inside=inside)
     if MARK not in pieces.keys():  # noqa: SIM118  it is no mapping
         raise UserError("this is no T5", file=path, hint=f"give {FILE}, or the folder of the text encoder")
     layout = _layout(pieces.shapes, path)
@@ -96,8 +109,8 @@ def look(path: Path, base: Path, width: int, *, also: Sequence[str] = (), page: 
     check_rows(pieces.shapes, {"T5": rows(layout)}, read, file=path, plain=f"get the original file, {FILE}")
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
     require_package(pieces)
-    tokenizer = tokenizer_of(path, base, "tokenizer_2", (END, FILL), also=also, page=page)
-    return T5Source(path, files, tokenizer, layout)
+    tokenizer = tokenizer_of(path, base, folder, (END, FILL), also=also, page=page)
+    return T5Source(path, files, tokenizer, folder, layout, inside)
 
 
 def _layout(shapes: Shapes, file: Path) -> T5Layout:

@@ -24,7 +24,7 @@ class T5Tokens:
         self.end, self.fill = end, fill
         if (known := self._tokens.get_vocab_size()) > source.layout.vocab:
             text = f"this tokenizer knows {known} tokens, the T5 {source.layout.vocab}: it is of another model"
-            hint = "copy the one from the model's page into a folder tokenizer_2 beside the text encoder"
+            hint = f"copy the one from the model's page into a folder {source.folder} beside the text encoder"
             raise UserError(text, file=source.tokenizer, hint=hint)
 
     def of(self, text: str, most: int) -> list[int]:

@@ -115,10 +115,10 @@ class Transformer(Generic[L]):
         return (side, side) if isinstance(side, int) else (self.side, self.side)
 
     def weights(self, header: Header, path: Path) -> dict[str, Weight]:
-        """Every linear layer, but the one whose halves stand otherwise in the file."""
+        """Every linear layer."""
         refuse_scales(path, header)
         keys, table = {stripped(key): key for key in header.tensors}, self.rows(self.layout_at(path))
-        return {f"{PART}.{stem(r.hf)}": Weight(keys[r.ldm], r.share) for r in linear(table) if not r.swapped}
+        return {f"{PART}.{stem(r.hf)}": Weight(keys[r.ldm], r.share, r.swapped) for r in linear(table)}
 
     def unread(self, key: str, vae: bool) -> bool:
         return self._is_tolerated(stripped(key))
