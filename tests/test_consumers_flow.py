@@ -25,6 +25,7 @@ from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.krea2.layout import Krea2Layout
 from lora_scripts.families.names import Base, Layer, Names
 from lora_scripts.families.qwen_image.layout import QwenImageLayout
+from lora_scripts.families.sd3.layout import Sd3Layout
 from lora_scripts.families.table import by_name
 from lora_scripts.families.zimage.layout import ZImageLayout
 from lora_scripts.loras import dialects, kohya
@@ -49,6 +50,8 @@ class Ran(NamedTuple):
 
 
 RUNS = {
+    # One OFT is misread, that of the layer whose halves the published file has the other way round.
+    "sd3": Ran(Sd3Layout(width=8, blocks=3, dual=(0,), text_width=8, pooled_width=8, positions=2), 43, {"oft": 1}),
     # The first 40 of the transformer, the others of CLIP-L.
     "flux1": Ran(Flux1Layout(width=8, double=2, single=2, text_width=8, pooled_width=8), 40 + 72),
     # 20 of them are known by diffusers' names, too; the network of modulations is not.
@@ -124,7 +127,7 @@ def convert(modules: Modules, names: Names, to: str) -> Tensors:
     table = getattr(names, to)
     if not table:
         pytest.skip("has no such names")
-    return kohya.to_kohya(modules, table, dtype=torch.float32, mixed=True, fused=names.fused)
+    return kohya.to_kohya(modules, table, dtype=torch.float32, mixed=True, fused=names.fused, turned=names.turned)
 
 
 FORMS: dict[str, Callable[[list[Layer], Names], Tensors]] = {
@@ -163,7 +166,12 @@ def test_forms_as_comfyui_took_them(form: str, name: str) -> None:
 
 _FLUX = ("transformer.{0}", "{0}", "lycoris_{1}", "lora_transformer_{1}")
 _Z_IMAGE = ("diffusion_model.{0}", "transformer.{0}", "{0}", "lycoris_{1}")
+_SD3 = ("transformer.{0}", "lycoris_{1}", "lora_transformer_{1}")
 ASKED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("sd3", "transformer_blocks.0.attn2.to_q"): (_SD3, ""),
+    ("sd3", "transformer_blocks.1.norm1_context.linear"): (_SD3, "joint_blocks.1.context_block.adaLN_modulation.1"),
+    # Under its published name it asks for this one, too, with the halves as they stand in that file.
+    ("sd3", "transformer_blocks.2.norm1_context.linear"): (_SD3, ""),
     ("flux1", "transformer_blocks.0.attn.to_q"): (_FLUX, ""),
     ("flux1", "transformer_blocks.0.attn.to_out.0"): (_FLUX, "double_blocks.0.img_attn.proj"),
     ("flux1", "x_embedder"): (_FLUX, "img_in"),

@@ -14,6 +14,7 @@ from lora_scripts.families.black_forest.flux2_model import empirical_mu
 from lora_scripts.families.chroma.model import SIGMAS as CHROMA
 from lora_scripts.families.flux1.model import sigmas as flux1
 from lora_scripts.families.krea2.model import TURBO
+from lora_scripts.families.sd3.model import sigmas as sd3
 from lora_scripts.families.zimage.check import sampler_shift
 from lora_scripts.losses.flow import Sigmas, by_resolution
 from lora_scripts.losses.noise import Timesteps
@@ -86,6 +87,7 @@ COMFYUI = {
     "Chroma": (CHROMA, 4096, (1.0, 0.98361, 0.75951, 0.14253)),
     "FLUX.2, its node Flux2Scheduler": (Sigmas(mu=empirical_mu), 4096, (1.0, 0.99419, 0.90007, 0.3216)),
     "FLUX.2, that node at 512 x 512": (Sigmas(mu=empirical_mu), 1024, (1.0, 0.99232, 0.87173, 0.26345)),
+    'Stable Diffusion 3.5, its scheduler "normal"': (sd3(FILE), 4096, (1.0, 0.98187, 0.73097, 0.00893)),
     "Z-Image": (Sigmas(sampler_shift(FILE)), 4096, SHIFTED_BY_3),
     "Anima": (Sigmas(anima.SAMPLER_SHIFT), 4096, SHIFTED_BY_3),
     "Krea 2 Turbo": (TURBO, 4096, (1.0, 0.98361, 0.75951, 0.14253)),

@@ -168,6 +168,8 @@ class Layer:
     """Of the weight; () where no base was given."""
     asked: tuple[str, ...] = ()
     """Of a diffusion transformer: the stems under which ComfyUI asks a file for it."""
+    swapped: bool = False
+    """That its halves stand the other way round in the published file."""
 
     @property
     def unet(self) -> bool:

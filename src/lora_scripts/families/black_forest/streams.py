@@ -87,7 +87,7 @@ def base_of(table: Iterable[Row], text_width: int | None) -> Base:
         if row.share is None and not row.swapped:
             asked += [f"diffusion_model.{ldm}", _kohya(ldm)]
         shape = () if text_width is None else row.shape
-        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked)))
+        layers.append(Layer(f"{PART}.{hf}", hf, ldm if row.share is None else hf, "", shape, tuple(asked), row.swapped))
     return Base(tuple(layers), text_width or 0)
 
 

@@ -10,7 +10,8 @@ Bundled words are read only from its folder of embeddings.
 Of a diffusion transformer it asks for diffusers' names behind `transformer.` and, flat, `lycoris_`, of some families
 behind other words or none, too; kohya's `lora_unet_` only with the published layout's layers, in which q, k and v are
 one. The families' tables have them (`Layer.asked`); what it did with our files is in `tests/test_consumers_flow.py`.
-Lengths of a DoRA [1, in] it takes for a row's own where there is but one row.
+Lengths of a DoRA [1, in] it takes for a row's own where there is but one row. Where the published file has a layer's
+halves the other way round it turns what is added to the weight; an OFT has by then turned the wrong rows.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ def read_as(
                 continue
             if isinstance(change, LoraWeights) and change.dora is not None and layer.shape[:1] == (1,):
                 reading.faults.append(Fault(f"{name}.{DORA}", "misread: taken for the length of the layer's one row"))
+                continue
+            if layer.swapped and not isinstance(change, LoraWeights) and lycoris.kind_of(change) == "oft":
+                reading.faults.append(Fault(first, "misread: it turns each half's rows as the other's"))
                 continue
             reading.changes[layer.path] = Delta(change)
     left = [key for key in tensors if key not in used]
