@@ -62,7 +62,7 @@ RUNS = {
     ),
     "flux2": Ran(Flux2Layout(width=8, double=2, single=2, text_width=8, inner=24), 28),
     "flux2_dev": Ran(Flux2Layout(width=8, double=2, single=2, text_width=8, inner=24, guidance=True), 28),
-    "zimage": Ran(ZImageLayout(width=8, layers=1, refiners=2, text_width=8), 38, {"kohya": 20}),
+    "zimage": Ran(ZImageLayout(width=8, layers=1, refiners=2, text_width=8), 38),
     "qwen_image": Ran(QwenImageLayout(width=8, blocks=1, text_width=8), 20),
     "anima": Ran(AnimaLayout(width=8, blocks=2, text_width=8, modulation=4), 38),
     "krea2": Ran(

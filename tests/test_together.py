@@ -305,7 +305,8 @@ def test_a_run_goes_on_exactly_and_its_file_is_one_lora_in_the_published_names(
 
 
 @pytest.mark.parametrize(
-    ("name", "to"), [("flux1", "kohya"), ("flux2", "kohya"), ("flux2_dev", "kohya"), ("zimage", "original")]
+    ("name", "to"),
+    [("flux1", "kohya"), ("flux2", "kohya"), ("flux2_dev", "kohya"), ("zimage", "original"), ("zimage", "kohya")],
 )
 def test_equal_as_are_one_lora_in_the_published_names_whoever_wrote_them(name: str, to: str, tmp_path: Path) -> None:
     names = by_name(name).names()

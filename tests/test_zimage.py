@@ -29,9 +29,10 @@ from lora_scripts.families.sd.rows import to_rows
 from lora_scripts.families.table import by_name, find, load_family
 from lora_scripts.families.zimage import layout
 from lora_scripts.families.zimage.check import FILES
-from lora_scripts.loras import dialects
+from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import open_lora, read, save
+from lora_scripts.loras.reading import unfused
 from runs import faults
 
 FACTS = by_name("zimage")
@@ -287,10 +288,42 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 
-def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: ZImagePipeline, tmp_path: Path) -> None:
-    tensors = flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
-    assert not any(key.endswith(".alpha") for key in tensors)
+def in_kohya(weights: dict[str, LoraWeights]) -> dict[str, torch.Tensor]:
+    names = FACTS.names()
+    return kohya.to_kohya(weights, names.kohya, dtype=torch.float32, fused=names.fused)
+
+
+@pytest.mark.parametrize("names", ["own", "kohya"])
+def test_diffusers_draws_with_the_file_what_we_draw(
+    family: Any, theirs: ZImagePipeline, tmp_path: Path, names: str
+) -> None:
+    """Also with kohya's names, in which q, k and v are one layer."""
+    if names == "own":
+        tensors = flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+        assert not any(key.endswith(".alpha") for key in tensors)
+    else:
+        save(tmp_path / "lora.safetensors", in_kohya(lora_of()), {})
     flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_in_kohyas_names_comes_back_as_it_was(tmp_path: Path, old: bool) -> None:
+    """Also one of the names that were written before, which are diffusers' with "_"."""
+    weights, names = lora_of(), FACTS.names()
+    table = {path: f"lora_unet_{path.removeprefix('transformer.').replace('.', '_')}" for path in weights}
+    tensors = kohya.to_kohya(weights, table, dtype=torch.float32) if old else in_kohya(weights)
+    whole = tensors.get("lora_unet_layers_0_attention_qkv.lora_up.weight")
+    assert old or (whole is not None and whole.shape == (96, 6))
+    assert any("_to_q." in key for key in tensors) == old
+    save(tmp_path / "lora.safetensors", tensors, {})
+    back = read(tmp_path / "lora.safetensors").weights
+    assert back.keys() == weights.keys()
+    for path, w in weights.items():
+        assert torch.equal(back[path].up, w.up) and torch.equal(back[path].down, w.down) and w.alpha == back[path].alpha
+    if not old:  # one A for the three stays one layer of its rank
+        first = {path: group[0] for group in names.together for path in group}
+        alike = {p: LoraWeights(weights[first.get(p, p)].down, w.up, w.alpha) for p, w in weights.items()}
+        assert in_kohya(alike)["lora_unet_layers_0_attention_qkv.lora_down.weight"].shape == (2, 32)
 
 
 def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
@@ -307,7 +340,7 @@ def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
             flat = f"{at}.{name}".replace(".", "_")
             stems = (f"diffusion_model.{at}.{name}", f"transformer.{at}.{name}", f"lycoris_{flat}", f"{at}.{name}")
             table |= dict.fromkeys(stems, (f"{at}.{own}", row))
-            if row == 0 and name != "attention.to_q":
+            if row == 0:
                 table[f"lora_unet_{at}.{own}".replace(".", "_")] = (f"{at}.{own}", 0)
     return table
 
@@ -319,10 +352,13 @@ def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 31
     reading = comfyui.read(form.tensors, FACTS.base(base))
     assert not reading.faults and reading.changes.keys() == lora_of().keys()
-    # kohya's names of q, k and v are none that it asks for.
-    from lora_scripts.loras import kohya
-
-    flat = kohya.to_kohya(lora_of(), FACTS.names().kohya, dtype=torch.float32)
+    flat = in_kohya(lora_of())
+    assert {key.partition(".")[0] for key in flat} <= table.keys()
+    reading = comfyui.read(unfused(flat, FACTS.names()), FACTS.base(base))
+    assert not reading.faults and reading.changes.keys() == lora_of().keys()
+    # Those with diffusers' layers are none that it asks for.
+    old = {path: f"lora_unet_{path.removeprefix('transformer.').replace('.', '_')}" for path in lora_of()}
+    flat = kohya.to_kohya(lora_of(), old, dtype=torch.float32)
     left = {fault.key.partition(".")[0] for fault in comfyui.read(flat, FACTS.base(base)).faults}
     assert left == {k.partition(".")[0] for k in flat if k.partition(".")[0] not in table}
     assert len(left) == 4 * 4  # and attention.to_out.0, which it knows as attention.out

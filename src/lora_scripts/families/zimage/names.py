@@ -1,8 +1,9 @@
 """The names of the layers of Z-Image that a LoRA may change, by the tables of the layout.
 
 Facts: diffusers' names behind `transformer.` or `diffusion_model.` are read by ComfyUI and diffusers (ai-toolkit writes
-the latter); kohya's, `lora_unet_` with "_" for ".", by diffusers. Trainers on the published layout (musubi-tuner) train
-q, k and v as one layer, `attention_qkv`; ComfyUI reads those, too.
+the latter). So are kohya's on the published layout (`lora_unet_layers_0_attention_qkv`, as musubi-tuner trains), in
+which q, k and v are one layer; behind `diffusion_model.` ComfyUI reads these, diffusers leaves q, k and v out. Kohya's
+with diffusers' layers (`lora_unet_layers_0_attention_to_q`) are read by diffusers; ComfyUI knows half of them.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def names() -> Names:
         hf, ldm = stem(row.hf), stem(row.ldm)
         if not hf.startswith(INSIDE):
             continue
-        path = f"{PART}.{hf}"
-        original[path] = f"diffusion_model.{ldm}"
-        kohya[path], diffusers[path] = f"lora_unet_{hf.replace('.', '_')}", f"diffusion_model.{hf}"
-        others |= dict.fromkeys((hf, f"transformer.{hf}", f"lycoris_{hf.replace('.', '_')}"), path)
-        own = (f"diffusion_model.{ldm}", ldm, f"lora_unet_{ldm.replace('.', '_')}")
+        path, flat = f"{PART}.{hf}", hf.replace(".", "_")
+        original[path], kohya[path] = f"diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}"
+        diffusers[path] = f"diffusion_model.{hf}"
+        others |= dict.fromkeys((hf, f"transformer.{hf}", f"lycoris_{flat}", f"lora_unet_{flat}"), path)
+        own = (original[path], ldm, kohya[path])
         if row.share is None:
             others |= dict.fromkeys(own, path)
         else:
