@@ -21,6 +21,8 @@ _FOREIGN = (
     (("lora_te2_", "text_encoder_2."), "a model with several text encoders"),
     (("model.layers.", "transformer.h."), "a language model"),
 )
+_ASKED = ("diffusion_model.", "lora_unet_")
+"""What stems of the published layout begin with that ComfyUI asks a file for."""
 _OLD_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out.0": "to_out"}
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
@@ -97,7 +99,13 @@ class Names:
             result |= dict.fromkeys((stem, path, *alone, *_old_stems(stem)), path)
         for table in (self.original, self.kohya):
             result |= {stem: path for path, stem in table.items() if stem not in self.fused}
-        return result
+        result |= {self.cut(stem, path): path for stem, shares in self.fused.items() for path in shares}
+        return result | {self.cut(stem, path): path for stem, path in self.turned.items()}
+
+    def cut(self, stem: str, path: str) -> str:
+        """What a layer that is taken out of a stem of `fused` or `turned` is called: as in our own files, or, where
+        nothing stands before that stem and ComfyUI passes it over, by a name that no program asks for."""
+        return self.written[path] if stem.startswith(_ASKED) else f"{stem}[{path.rpartition('.')[2]}]"
 
     def knows(self, stem: str, rows: int, columns: int) -> bool:
         """Whether a stem may stand for a layer of so many rows and columns; 0: it is not known how many."""

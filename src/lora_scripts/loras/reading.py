@@ -101,7 +101,7 @@ def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
             result[key] = tensor
     for stem, module in fused.items():
         if stem in names.turned:
-            result |= _turned_back(module, names.written[names.turned[stem]])
+            result |= _turned_back(module, names.cut(stem, names.turned[stem]))
             continue
         shares, up = names.fused[stem], module.leaves.get(UP)
         if up is not None and up.shape[0] % next(iter(shares.values())).of:
@@ -109,12 +109,12 @@ def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
             continue
         for path, share in shares.items():
             for leaf, tensor in _part_of(module.leaves, share).items():
-                result[names.written[path] + module.keys[leaf].removeprefix(stem)] = tensor.contiguous()
+                result[names.cut(stem, path) + module.keys[leaf].removeprefix(stem)] = tensor.contiguous()
     return result
 
 
 def _turned_back(module: Module, stem: str) -> dict[str, Tensor]:
-    """Of a layer of `Names.turned`: under the stem of our own files, where it is one of those."""
+    """Of a layer of `Names.turned`: under another stem, where it is one of those."""
     up, down = module.leaves.get(UP), module.leaves.get(DOWN)
     if up is None or down is None or not halved(up, down):
         return {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
