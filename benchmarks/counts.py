@@ -63,6 +63,7 @@ from lora_scripts.families.sd import load
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.latents import pack
 from lora_scripts.families.sd.unet import UnetLayout
+from lora_scripts.families.sd1.names import STANDARD_2 as SD21
 from lora_scripts.families.sd3 import layout as sd3
 from lora_scripts.families.sd3.check import FILES as SD3
 from lora_scripts.families.sd3.model import ask as ask_sd3
@@ -154,6 +155,7 @@ def ask_klein3(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
 KLEIN_4B = replace(flux2.KLEIN, width=3072, double=5, single=20, inner=9216, text_width=7680)
 MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
+    "sd21": ("Stable Diffusion 2.1, 768 px", "sd2", partial(unet, SD21.unet, 96)),
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
     "zimage": ("Z-Image, 1024 px", "zimage", partial(flow, ZIMAGE, zimage.STANDARD, ask_zimage, (16, 128, 128), 128)),
     "flux1": ("FLUX.1, 1024 px", "flux1", partial(flow, FLUX1, flux1.STANDARD, ask_flux1, (16, 128, 128), 512)),

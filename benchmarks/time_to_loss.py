@@ -106,7 +106,7 @@ def make_base(folder: Path) -> None:
     from lora_scripts.families.clip.tokenizer import clip_tokenizer
     from lora_scripts.families.sd1.load import from_file
 
-    unet, vae, text, _ = from_file(BASE, with_vae=True)
+    unet, vae, text = from_file(BASE, with_vae=True)
     assert vae is not None
     for name, model in {"unet": unet, "vae": vae, "text_encoder": text}.items():
         model.float().save_pretrained(folder / name)

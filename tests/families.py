@@ -16,6 +16,7 @@ import tiny_flux2_dev
 import tiny_flux3
 import tiny_krea2
 import tiny_qwen
+import tiny_sd2
 import tiny_sd3
 import tiny_xl
 import tiny_zimage
@@ -53,6 +54,7 @@ def _flow(name: str, made: ModuleType, *namings: str, **keys: object) -> Row:
 
 ROWS = (
     Row("sd1", tiny.write_base, _folder),
+    Row("sd2", tiny_sd2.write_base, tiny_sd2.write_folder, slow=True),  # the way of sd1
     Row("sdxl", tiny_xl.write_base, tiny_xl.write_folder),
     _flow("zimage", tiny_zimage, "diffusers", "original", "kohya"),
     _flow("flux1", tiny_flux1, "kohya", "diffusers", train_text_encoder="true"),

@@ -228,15 +228,16 @@ def as_refiner(base: Path) -> bytes:
     return io_bytes({**load_file(base), "conditioner.embedders.0.model.x.weight": torch.ones(1)})
 
 
-def as_sd2(base: Path) -> bytes:
+def as_sd2_inpainting(base: Path) -> bytes:
     tensors = {k: v for k, v in load_file(base).items() if not k.startswith("cond_stage_model.")}
-    return io_bytes({**tensors, "cond_stage_model.model.ln_final.bias": torch.ones(1)})
+    wide = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)}
+    return io_bytes({**tensors, **wide, "cond_stage_model.model.ln_final.bias": torch.ones(1)})
 
 
 WRONG: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "SD 2.x": (
-        as_sd2,
-        "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x",
+    "SD 2.x inpainting": (
+        as_sd2_inpainting,
+        "this is a Stable Diffusion 2.x for inpainting, depth or enlarging (more than 4 input channels); give",
     ),
     "SDXL refiner": (as_refiner, "this is an SDXL refiner; give the SDXL base, such as sd_xl_base_1.0.safetensors"),
     "LoRA": (as_lora, "this is a LoRA; give it as init_lora"),
@@ -280,19 +281,23 @@ def test_a_ckpt_is_refused_with_the_way_to_convert_it(
 
 
 @pytest.mark.parametrize(
-    ("width", "text", "words"),
+    ("unet", "text", "words"),
     [
-        (1024, "text_encoder", "this is a Stable Diffusion 2.x checkpoint; give a checkpoint of Stable Diffusion 1.x"),
-        (16, "text_encoder_2", "this is an SDXL refiner; give the SDXL base"),
+        (
+            {"use_linear_projection": True, "in_channels": 9},
+            "text_encoder",
+            "this is a Stable Diffusion 2.x for inpainting, depth or enlarging (more than 4 input channels); give",
+        ),
+        ({}, "text_encoder_2", "this is an SDXL refiner; give the SDXL base"),
     ],
-    ids=["SD 2.x", "SDXL refiner"],
+    ids=["SD 2.x inpainting", "SDXL refiner"],
 )
 def test_a_folder_of_another_family_is_refused(
-    width: int, text: str, words: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    unet: dict[str, object], text: str, words: str, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("unet", "vae", text):
         (tmp_path / "base" / part).mkdir(parents=True)
-        (tmp_path / "base" / part / "config.json").write_text(json.dumps({"cross_attention_dim": width}))
+        (tmp_path / "base" / part / "config.json").write_text(json.dumps(unet))
     config = tiny.write_config(tmp_path, train_data_dir=data, base_model=tmp_path / "base")
     assert main(["train", "--config", str(config)]) == 2
     assert words in capsys.readouterr().err

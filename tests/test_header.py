@@ -118,8 +118,8 @@ NAMES = {
     "sdxl": (sdxl.CHECKPOINT, UNET | {"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (768,)}),
     "sdxl unet": (sdxl.CHECKPOINT, UNET | {ATTENTION: (640, 2048)}),
     "refiner": (sdxl.REFINER, UNET | {"conditioner.embedders.0.model.ln_final.bias": (1280,)}),
-    "sd2": (kinds.SD2, UNET | {"cond_stage_model.model.ln_final.bias": (1024,)}),
-    "sd2 unet": (kinds.SD2, UNET | {ATTENTION: (640, 1024)}),
+    "sd2": (check.CHECKPOINT_2, UNET | {"cond_stage_model.model.ln_final.bias": (1024,)}),
+    "sd2 unet": (check.CHECKPOINT_2, UNET | {ATTENTION: (640, 1024)}),
     "flux": (kinds.FLUX, {"double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     "flux in a checkpoint": (kinds.FLUX, {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)}),
     "inpainting": (check.INPAINTING, {"model.diffusion_model.input_blocks.0.0.weight": (32, 9, 3, 3)}),
@@ -141,7 +141,7 @@ def test_other_models(tmp_path: Path, name: str) -> None:
     kind, shapes = NAMES[name]
     path = saved({key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}, tmp_path)
     assert identify(path) is kind
-    if kind is sdxl.CHECKPOINT:  # a base that can be trained, but here only a part of one
+    if kind in (sdxl.CHECKPOINT, check.CHECKPOINT_2):  # a base that can be trained, but here only a part of one
         assert "the file holds no" in told(path)
     else:
         assert kind.words in told(path)

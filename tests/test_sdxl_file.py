@@ -263,7 +263,7 @@ def test_what_is_no_base_is_named_in_one_line(kind: str, tensors: State, tmp_pat
 def test_what_a_base_answers_with(tensors: State, tmp_path: Path) -> None:
     def told(more: State, **metadata: str) -> dict[str, object]:
         path = written(tmp_path / "a.safetensors", {TIME: tensors[TIME]} | more, **metadata)
-        return check.told(path)
+        return dict(table.by_name("sdxl").told(path))
 
     epsilon = {"prediction": "epsilon", "zero_terminal_snr": False}
     v, zero = epsilon | {"prediction": "v"}, {"prediction": "v", "zero_terminal_snr": True}
@@ -278,7 +278,7 @@ def test_what_a_base_answers_with(tensors: State, tmp_path: Path) -> None:
         ({}, epsilon),
     ):
         (folder / "scheduler_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        assert check.told(tmp_path / "folder") == answer
+        assert table.by_name("sdxl").told(tmp_path / "folder") == answer
 
 
 def test_a_base_with_v_pred_keys_is_whole(tmp_path: Path) -> None:

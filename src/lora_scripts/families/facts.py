@@ -66,6 +66,10 @@ class LoraFacts:
     """Of ModelSpec."""
     implementation: str
     """Of ModelSpec: whose layer names the file follows."""
+    v2: bool = False
+    """kohya's `ss_v2`."""
+    of_v: tuple[str, str] | None = None
+    """`base_version` and `architecture` for a base that answers with v, where that has its own."""
     folder: bool = False
     """That they are PEFT's folders, and not single files."""
     unread_by: frozenset[str] = frozenset()
@@ -132,6 +136,8 @@ class Facts:
     """What a diffusers folder is, by its configs; None: nothing of this family."""
     told: Callable[[Path], Mapping[str, Any]]
     """What a base says of itself, by keys of the config: {"prediction": "v"}."""
+    guessed: Callable[[Path], str] = field(default=lambda path: "", kw_only=True)
+    """How `told` knows what a base answers with that does not say; "" where it says, or where there is one answer."""
     check: Callable[[Path, bool], None]
     """A base, file or folder, from its header and configs alone; with False it need not hold a VAE. UserErrors with
     every fault."""

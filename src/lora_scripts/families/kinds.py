@@ -19,7 +19,6 @@ UNET = Kind("only a UNet, in diffusers' layout", _WHOLE)
 TEXT_ENCODER = Kind("only a text encoder", _WHOLE)
 EMBEDDING = Kind("a textual inversion embedding")
 LANGUAGE_MODEL = Kind("a language model")
-SD2 = Kind("a Stable Diffusion 2.x checkpoint")
 FLUX = Kind("a FLUX checkpoint")
 UNKNOWN = Kind("a safetensors file of an unknown model")
 
@@ -33,7 +32,6 @@ _FIRST: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 )
 _OTHERS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (FLUX, ("model.diffusion_model.double_blocks.", "double_blocks.", "single_transformer_blocks.")),
-    (SD2, ("cond_stage_model.model.",)),
     (FILM_VAE, ("encoder.downsamples.", "encoder.down_blocks.0.norm1.")),
     (VAE, ("encoder.down_blocks.", "encoder.down.", "first_stage_model.")),
     (UNET, ("down_blocks.", "unet.down_blocks.")),

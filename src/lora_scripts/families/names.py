@@ -178,6 +178,8 @@ class Layer:
     """Of a diffusion transformer: the stems under which ComfyUI asks a file for it."""
     swapped: bool = False
     """That its halves stand the other way round in the published file."""
+    clip: str = ""
+    """What ComfyUI calls its text encoder; "": "clip_l", or "clip_g" of the second."""
 
     @property
     def unet(self) -> bool:
@@ -203,8 +205,13 @@ class Layer:
         """
         if self.unet:
             return f"diffusion_model.{self.ldm}", self.ldm
-        prefix = f"text_encoders.{'clip_l' if self.encoder == 1 else 'clip_g'}.transformer"
+        prefix = f"text_encoders.{self.comfy}.transformer"
         return f"{prefix}.{self.hf}", f"{prefix}.{self.hf.removeprefix('text_model.')}"
+
+    @property
+    def comfy(self) -> str:
+        """What ComfyUI calls the text encoder that it is in."""
+        return self.clip or ("clip_l" if self.encoder == 1 else "clip_g")
 
     @property
     def hf_flat(self) -> str:

@@ -22,6 +22,7 @@ from lora_scripts.families.flux3.facts import FACTS as FLUX3
 from lora_scripts.families.krea2.facts import FACTS as KREA2
 from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
 from lora_scripts.families.sd1.facts import FACTS as SD1
+from lora_scripts.families.sd1.facts import FACTS_2 as SD2
 from lora_scripts.families.sd3.facts import FACTS as SD3
 from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
@@ -44,6 +45,7 @@ FAMILIES: tuple[Facts, ...] = (
     CHROMA,
     FLUX1,
     SDXL,
+    SD2,
     SD1,
 )
 """In the order in which they are asked whether a file is theirs: the more particular first."""
@@ -143,7 +145,8 @@ def of_lora(
         usual = sum(any(name in tables.usual for name in own.names) for own in changed)
         just = sum(any(tables.is_published(name, own.rows, own.columns) for name in own.names) for own in changed)
         lora = facts.lora
-        named = lora.base_version == told or said in lora.architectures | {lora.architecture}
+        words = {lora.base_version, lora.architecture, *(lora.of_v or ())}
+        named = told in words or said in lora.architectures | words
         meant = named, facts is wanted
         sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
         strange = any(own.columns in tables.foreign_widths or own.names & tables.foreign for own in changed)

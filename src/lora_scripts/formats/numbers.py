@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats.gguf import PACKED, read_model
-from lora_scripts.formats.header import DOWNLOAD, Header, TensorInfo
+from lora_scripts.formats.header import DOWNLOAD, Header, TensorInfo, opened
 from lora_scripts.formats.io import Buffer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Type -> the integer that is as wide, and the bits that are all set in NaN and infinity, and in no other number.
 _NOT_FINITE = {
@@ -21,6 +24,7 @@ _NOT_FINITE = {
     "F8_E5M2": ("u1", 0x1F << 2),
     "F8_E4M3": ("u1", 0x7F),  # it has no infinity, and one NaN
 }
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _PIECE = 1 << 20  # bytes: as they come from the disk, and stay in the processor's cache
 _ZEROS = 4096
 """Bytes of zeros at the end of a file from which on it may be a download that did not end: a page of its disk."""
@@ -41,6 +45,25 @@ def finite(piece: Buffer, dtype: str) -> bool:
     kind, mask = _NOT_FINITE[dtype]
     numbers = np.frombuffer(piece, kind)
     return int((numbers & numbers.dtype.type(mask)).max()) != mask
+
+
+def read_floats(path: Path, header: Header, name: str) -> NDArray[Any]:
+    """A small tensor of floats in a safetensors file, flat, as float64."""
+    import numpy as np
+
+    info = header.tensors[name]
+    with opened(path), path.open("rb") as file:
+        file.seek(header.body + info.span[0])
+        raw = file.read(info.span[1] - info.span[0])
+    if info.dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype("f8")
+    if info.dtype in _NUMPY:
+        return np.frombuffer(raw, _NUMPY[info.dtype]).astype("f8")
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:  # float8, which NumPy has not
+        floats: NDArray[Any] = handle.get_tensor(name).flatten().double().numpy()
+    return floats
 
 
 def sound_digest(path: Path, unread: Callable[[str], bool] = lambda name: False) -> str:

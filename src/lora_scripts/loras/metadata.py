@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_scripts.data.trigger import Trigger
@@ -98,7 +98,10 @@ def tag_counts(captions: Iterable[str]) -> dict[str, int]:
 
 def of_training(facts: TrainingFacts) -> dict[str, str]:
     """The `ss_*` and `modelspec.*` of a LoRA that was trained; the same facts give the same texts."""
-    least = _least(facts.lora, facts.output_name, facts.rank, facts.alpha, _args(facts))
+    lora = facts.lora
+    if facts.v_prediction and lora.of_v is not None:
+        lora = replace(lora, base_version=lora.of_v[0], architecture=lora.of_v[1])
+    least = _least(lora, facts.output_name, facts.rank, facts.alpha, _args(facts))
     return dict(sorted((least | _ss(facts) | _modelspec(facts)).items()))
 
 
@@ -131,7 +134,7 @@ def shared(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def _least(lora: LoraFacts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
     """What programs need to list a LoRA and to tell what it is for."""
     return {
-        "ss_v2": "False",
+        "ss_v2": str(lora.v2),
         "ss_base_model_version": lora.base_version,
         "ss_network_module": "lycoris.kohya" if "algo" in args else "networks.lora",
         "ss_network_dim": str(rank),

@@ -68,6 +68,9 @@ def table_rows(
         *plain_way(model, c),
         ("output", str(output)),
     ]
+    if c.prediction is None and (how := model.family.facts.guessed(c.base_model)):
+        told = f"{model.family.objective.prediction}: {how}; if that is wrong, set prediction"
+        rows.insert(1, ("answers with", told))
     if c.new_token:
         rows.insert(-4, ("new words", tell_new_words(c, samples)))
     if not 0.25 <= alpha / rank <= 2:

@@ -133,7 +133,7 @@ def _where_it_loads(source: Contents, family: Facts) -> tuple[list[str], dict[st
     unknown = published.read(source.tensors, base, family.names(), source.metadata).faults
     strange = [fault for fault in unknown if fault.why.startswith("names no layer")]
     problems = [f"{len(strange)} keys name no layer of {family.words}, first {strange[0].key}"] if strange else []
-    if hidden := a1111.hidden(source.metadata, family.lora.base_version):
+    if hidden := a1111.hidden(source.metadata, family.lora.base_version, family.lora.v2):
         problems.append(hidden)
     loads = {}
     for name, read in MATCHERS.items():

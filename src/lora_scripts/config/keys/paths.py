@@ -29,8 +29,8 @@ class PathKeys(Keys):
     beside it (Mistral's has it inside), or a folder. Of a base with several of them a list, in any
     order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
     prediction: Literal["epsilon", "v", "flow"] | None = None
-    """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file says, else
-    epsilon."""
+    """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file or folder says,
+    or its weights give away (a run tells); else epsilon."""
     output_dir: OutputPath
     """Where everything goes; the LoRA is named after this folder."""
     cache_dir: ConfigPath | None = None

@@ -45,6 +45,39 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | Non
     return values if isinstance(values, dict) else None
 
 
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+"""Empty tensors by which a file says that it answers with v, and that its noise schedule ends in pure noise."""
+
+
+def scheduler_of(path: Path) -> dict[str, Any]:
+    """The scheduler's config of a diffusers folder; {} where there is none."""
+    return read_config(path / "scheduler", "scheduler_config.json") or {}
+
+
+def said(path: Path) -> tuple[str, bool]:
+    """("epsilon", "v", or "" where a base does not say; whether it says that its schedule ends in pure noise).
+
+    A single file says it by empty tensors, `v_pred` and `ztsnr`, or in its ModelSpec; a folder in its scheduler's
+    config.
+    """
+    if path.is_dir():
+        scheduler = scheduler_of(path)
+        word, zero = str(scheduler.get("prediction_type", "")), scheduler.get("rescale_betas_zero_snr") is True
+    else:
+        header = read_header(path)
+        word = "v" if V_PREDICTION in header.tensors else header.metadata.get("modelspec.prediction_type", "").lower()
+        zero = ZERO_SNR in header.tensors
+    word = "v" if word in ("v", "v_prediction", "v-prediction") else word
+    return word if word in ("v", "epsilon") else "", zero
+
+
+def told(path: Path) -> dict[str, Any]:
+    """As `Facts.told`: what a base answers with, and whether its schedule ends in pure noise. One that says nothing is
+    as the first of them was: epsilon."""
+    word, zero = said(path)
+    return {"prediction": word or "epsilon", "zero_terminal_snr": word == "v" and zero}
+
+
 def native_size(metadata: Mapping[str, str], usual: tuple[int, int]) -> tuple[int, int]:
     """(width, height) from ModelSpec's "512x512"; the family's usual size where the file does not say."""
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""))

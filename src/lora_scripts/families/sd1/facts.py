@@ -1,12 +1,13 @@
-"""Stable Diffusion 1.x, as facts."""
+"""Stable Diffusion 1.x and 2.x, as facts: two families of one topology, but for what `layout` says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.sd.check import refuse_scales, size_made_for
+from lora_scripts.families.sd.check import refuse_scales, size_made_for, told
 from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
 from lora_scripts.families.sd1.recipes import RECIPES
@@ -27,6 +28,18 @@ def _names() -> Names:
     return names.sd1()
 
 
+def _names_2() -> Names:
+    from lora_scripts.families.sd1 import names
+
+    return names.sd2()
+
+
+def _base_2(path: Path | None) -> Base:
+    from lora_scripts.families.sd1 import names
+
+    return names.sd1_base(names.STANDARD_2, shapes=False) if path is None else _base(path)
+
+
 def _base(path: Path | None) -> Base:
     from lora_scripts.families.sd1 import names, skeleton
 
@@ -40,7 +53,7 @@ def _weights(header: Header, path: Path) -> dict[str, Weight]:
     layout = singlefile.layout_of(header.shapes, file=path, vae=False)
     parts = (("unet", singlefile.unet_rows(layout)), ("text_encoder", singlefile.text_rows(layout)))
     return {
-        f"{part}.{row.hf.removesuffix('.weight').removeprefix('text_model.')}": Weight(row.ldm)
+        f"{part}.{row.hf.removesuffix('.weight').removeprefix('text_model.')}": Weight(row.ldm, row.share)
         for part, rows in parts
         for row in rows
         if row.hf.endswith(".weight") and row.ldm in header.tensors
@@ -91,7 +104,7 @@ FACTS = Facts(
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,
-    told=lambda path: {"prediction": "epsilon", "zero_terminal_snr": False},
+    told=told,
     check=check.check,
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model."},
@@ -100,4 +113,32 @@ FACTS = Facts(
     unread=_unread,
     base=_base,
     build=_build,
+)
+
+FACTS_2 = replace(
+    FACTS,
+    name="sd2",
+    words="Stable Diffusion 2.x",
+    example="v2-1_768-ema-pruned.safetensors",
+    checkpoint=check.CHECKPOINT_2,
+    published=None,
+    mergeable=frozenset({check.CHECKPOINT_2}),
+    native_size=check.SIZES_2["v"],
+    made_for=check.made_for_2,
+    lora=LoraFacts(
+        "sd_v2",
+        "stable-diffusion-v2-512/lora",
+        "diffusers",
+        v2=True,
+        # kohya's tools have proj_in and proj_out as convolutions, whose files diffusers does not load.
+        unread_by=frozenset({"kohya", "additional-networks"}),
+        of_v=("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        webui="SD2",
+        civitai="SD 2.1",
+        hub_tags=("stable-diffusion",),
+    ),
+    names=_names_2,
+    told=check.told_2,
+    guessed=check.guessed_2,
+    base=_base_2,
 )

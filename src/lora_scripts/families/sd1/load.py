@@ -1,33 +1,26 @@
-"""Stable Diffusion 1.x, from a checkpoint to its three parts: UNet, VAE and text encoder."""
+"""Stable Diffusion 1.x or 2.x, from a checkpoint to its three parts: UNet, VAE and text encoder."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextModel
 
-from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.check import native_size
 from lora_scripts.families.sd1 import check, singlefile
 
-_WORDS = "Stable Diffusion 1.x"
 
-
-def from_file(
-    path: Path, *, with_vae: bool
-) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel, tuple[int, int]]:
-    """One file in the published layout, memory-mapped; the last is the size it was made for, (width, height)."""
+def from_file(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
+    """One file in the published layout, memory-mapped."""
     head = check.require_file(path, vae=with_vae)
     layout = singlefile.layout_of(head.shapes, file=path, vae=with_vae)
     with safe_open(path, "pt") as handle:
         unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout, file=path)
     unet = load.build_unet(layout.unet, 64, unet_sd)
     vae = load.build_vae(singlefile.vae_config(layout), vae_sd) if with_vae else None
-    return unet, vae, load.build_text(layout.text, text_sd), native_size(head.metadata, (512, 512))
+    return unet, vae, load.build_text(layout.text, text_sd)
 
 
 def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:
@@ -38,9 +31,6 @@ def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:
 def from_folder(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
     """A diffusers folder: unet/, vae/, text_encoder/, each with a config.json and safetensors weights."""
     check.check(path, with_vae)
-    width = json.loads((path / "unet" / "config.json").read_text("utf-8")).get("cross_attention_dim")
-    if (path / "text_encoder_2").exists() or width == 1024:
-        raise UserError(f"this is not {_WORDS}", file=path, hint="SDXL and SD 2.x are not supported yet")
     vae = load.pretrained(AutoencoderKL, path / "vae") if with_vae else None
     unet = load.pretrained(UNet2DConditionModel, path / "unet")
     return unet, vae, load.pretrained(CLIPTextModel, path / "text_encoder")

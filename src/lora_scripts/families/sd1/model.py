@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x: loading, what LoRA may wrap, encoding, the loss and previews."""
+"""Stable Diffusion 1.x and 2.x: loading, what LoRA may wrap, encoding, the loss and previews."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import Rows, TextEncoder
 from lora_scripts.families.sd.latents import LatentCoder, Normal, digest_of
 from lora_scripts.families.sd.settings import Settings
-from lora_scripts.families.sd1.facts import FACTS
+from lora_scripts.families.sd1.facts import FACTS, FACTS_2
 from lora_scripts.families.sd1.layout import SCALING
 from lora_scripts.families.sd1.load import from_file, from_folder, load_vae
 from lora_scripts.losses import diffusion, noise
 
+PAD_2 = 0
+"""2.x fills its chunks up with this token, an exclamation mark (as published: tokenizer/tokenizer_config.json)."""
+
 
 class StableDiffusion1:
-    """A UNet, a VAE and a CLIP text encoder, all frozen; LoRA layers come from outside."""
-
-    facts = FACTS
+    """A UNet, a VAE and a CLIP text encoder, all frozen, of a 1.x or a 2.x; LoRA layers come from outside."""
 
     def __init__(
         self,
@@ -43,9 +44,11 @@ class StableDiffusion1:
     ) -> None:
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
+        second = bool(unet.config.use_linear_projection)
+        self.facts = FACTS_2 if second else FACTS
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
         self.coder = LatentCoder(vae, Normal(SCALING), self.device, options.memory)
-        self.encoder = TextEncoder(text_encoder, self.device, options.memory)
+        self.encoder = TextEncoder(text_encoder, self.device, options.memory, pad=PAD_2 if second else None)
         self.unet, self.vae, self.text_encoder = self.denoiser.unet, self.coder.vae, self.encoder.model
         self.native_size = native_size
 
@@ -88,10 +91,13 @@ class StableDiffusion1:
     def _captions(self, captions: Sequence[str]) -> Conditions:
         """Captions as they stand, cut off at `caption_tokens`."""
         most = self.settings.chunks
-        return self._states([prompts.chunks(prompts.plain(c), most, self.words) for c in captions], most)
+        return self._states([self._chunks(prompts.plain(c), most) for c in captions], most)
+
+    def _chunks(self, stretches: list[tuple[str, float]], most: int | None = None) -> list[prompts.Chunk]:
+        return prompts.chunks(stretches, most, self.words, pad=self.encoder.pad)
 
     def _states(self, rows: Rows, length: int) -> Conditions:
-        """The hidden states after the final norm, as SD 1.x and WebUIs read them."""
+        """The hidden states after the final norm, as SD 1.x, 2.x and WebUIs read them."""
         return {"states": self.encoder.encode(rows, length, self.settings.clip_skip, normed=True).states}
 
     @property
@@ -141,11 +147,11 @@ class StableDiffusion1:
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
         sampler = self.sampler(sampling.scheduler, sampling.steps)
         texts = [sampling.negative, prompt] if sampling.cfg != 1 else [prompt]
-        rows = [prompts.chunks(prompts.weighted(text), words=self.words) for text in texts]
+        rows = [self._chunks(prompts.weighted(text)) for text in texts]
         ask = steps.guided(self._answer, self._states(rows, max(map(len, rows))), len(seeds), sampling.cfg)
-        width, height = (side // FACTS.vae_factor for side in sampling.size)
+        width, height = (side // self.facts.vae_factor for side in sampling.size)
         start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"]
-        shape = (FACTS.latent_channels, height, width)
+        shape = (self.facts.latent_channels, height, width)
         x = steps.draw(ask, seeds, sampling, sampler, self.objective, shape, start=start, on=self.device)
         return [self.coder.decode(latents) for latents in x]
 
@@ -160,12 +166,10 @@ def load(path: Path, options: LoadOptions) -> StableDiffusion1:
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    size = (512, 512)
-    if path.is_dir():
-        unet, vae, text = from_folder(path, with_vae=options.vae is None)
-    else:
-        unet, vae, text, size = from_file(path, with_vae=options.vae is None)
+    unet, vae, text = (from_folder if path.is_dir() else from_file)(path, with_vae=options.vae is None)
     if options.vae is not None:
         vae = load_vae(options.vae)
     assert vae is not None
-    return StableDiffusion1(unet, vae, text, options, size)
+    family = StableDiffusion1(unet, vae, text, options)
+    family.native_size = family.facts.made_for(path)
+    return family

@@ -1,14 +1,15 @@
-"""The names of the layers of Stable Diffusion 1.x that a LoRA may change, by explicit tables: they are never derived
-from a library's module names.
+"""The names of the layers of Stable Diffusion 1.x and 2.x that a LoRA may change, by explicit tables: they are never
+derived from a library's module names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from lora_scripts.families.names import Base, Layer, Names
-from lora_scripts.families.sd1.layout import TEXT_PREFIX, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
+from lora_scripts.families.sd1.layout import LAYERS_2, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
 
 _BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")  # the UNet's: kohya's tools train no layer outside of them
 _TRANSFORMER = {
@@ -37,7 +38,7 @@ _TEXT_LAYER = {
 
 
 def sd1_table(text_layers: int = 12) -> dict[str, str]:
-    """Our module path -> kohya's name, of every module of SD 1.x that a LoRA may change.
+    """Our module path -> kohya's name, of every module of SD 1.x or 2.x that a LoRA may change.
 
     Paths are `unet.<diffusers path>` and `text_encoder.<transformers path without text_model.>`.
     """
@@ -70,9 +71,20 @@ def sd1_table(text_layers: int = 12) -> dict[str, str]:
 @cache
 def sd1() -> Names:
     """Stable Diffusion 1.x."""
-    kohya = sd1_table()
+    return replace(_names(STANDARD), foreign_widths=frozenset({STANDARD_2.context_width}))
+
+
+@cache
+def sd2() -> Names:
+    """Stable Diffusion 2.x: the same names, of more layers of the text encoder."""
+    foreign = frozenset({STANDARD.context_width})
+    return replace(_names(STANDARD_2), family="sd2", words="Stable Diffusion 2.x", foreign_widths=foreign)
+
+
+def _names(standard: Sd1Layout) -> Names:
+    kohya = sd1_table(standard.text_layers)
     # Widths that all differ, so that every shortcut that any model of this shape could have is in the table.
-    layout = Sd1Layout((32, 64, 96, 128), 16, 4, 4, (), 4, 16, 12, 32, 1, 1)
+    layout = replace(standard, unet_widths=(32, 64, 96, 128))
     ldm = {
         f"unet.{row.hf.removesuffix('.weight')}": row.ldm.removeprefix(UNET_PREFIX).removesuffix(".weight")
         for row in unet_rows(layout)
@@ -87,7 +99,7 @@ def sd1() -> Names:
     # The text encoder as the first of two, and as derived from the module names of transformers 5.6.
     odd = (("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"))
     others = {s.replace(a, b): path for path, s in kohya.items() if s.startswith("lora_te_") for a, b in odd}
-    for layer in sd1_base(STANDARD, shapes=False).layers:
+    for layer in sd1_base(standard, shapes=False).layers:
         others |= dict.fromkeys(layer.native, layer.path)
         if layer.unet and not layer.kohya:  # conv_in and the like, which some trainers train
             others |= dict.fromkeys((f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}"), layer.path)
@@ -95,13 +107,15 @@ def sd1() -> Names:
 
 
 def sd1_base(layout: Sd1Layout, *, shapes: bool = True) -> Base:
-    """The layers of a Stable Diffusion 1.x."""
+    """The layers of a Stable Diffusion 1.x or 2.x."""
     layers = tuple(_sd1_layers(layout, shapes))
     return Base(layers, layout.context_width if shapes else 0)
 
 
 STANDARD = Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (), 4, 768, 12, 3072, 49408, 77)
 """v1-5, for a look at a file without a base."""
+STANDARD_2 = Sd1Layout((320, 640, 1280, 1280), 1024, 4, 4, (), 4, 1024, LAYERS_2, 4096, 49408, 77, second=True)
+"""v2-1."""
 
 
 def _sd1_layers(layout: Sd1Layout, shapes: bool) -> Iterator[Layer]:
@@ -113,6 +127,7 @@ def _sd1_layers(layout: Sd1Layout, shapes: bool) -> Iterator[Layer]:
     for row in text_rows(layout):
         if row.hf.endswith(".weight") and len(row.shape) > 1 and ".embeddings." not in row.hf:
             hf = row.hf.removesuffix(".weight")
-            ldm = "transformer.text_model." + row.ldm.removeprefix(TEXT_PREFIX).removesuffix(".weight")
-            path = "text_encoder." + hf.removeprefix("text_model.")
-            yield Layer(path, hf, ldm, f"lora_te_{hf.replace('.', '_')}", row.shape if shapes else ())
+            # open_clip's q, k and v: attn.in_proj_weight
+            ldm = row.ldm.removeprefix("cond_stage_model.").removesuffix("_weight").removesuffix(".weight")
+            path, kohya = "text_encoder." + hf.removeprefix("text_model."), f"lora_te_{hf.replace('.', '_')}"
+            yield Layer(path, hf, ldm, kohya, row.shape if shapes else (), clip="clip_h" if layout.second else "")

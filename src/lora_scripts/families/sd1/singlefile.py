@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x: the published single-file (LDM) layout <-> diffusers and transformers state dicts, by tables.
+"""Stable Diffusion 1.x and 2.x: the published single-file (LDM) layout <-> diffusers and transformers state dicts, by
+tables.
 
 The tables (layout.py) are generated from the widths, which are read from the shapes in the file. A key that stands
 in no row raises, and so does a row without a key. Nothing here reads or writes files.
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import vae as sd_vae
+from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR
 from lora_scripts.families.sd.rows import (
     Handle,
     Shapes,
@@ -26,7 +28,9 @@ from lora_scripts.families.sd.rows import (
 from lora_scripts.families.sd.text import published_text_keys, text_keys_like, text_layout_of
 from lora_scripts.families.sd.unet import GROUPS
 from lora_scripts.families.sd1.layout import (
+    LAYERS_2,
     LEVELS,
+    TEXT_2_PREFIX,
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -53,7 +57,7 @@ __all__ = [
     "unet_rows", "unet_table", "vae_config", "vae_config_of", "vae_from", "vae_rows", "vae_table",
 ]  # fmt: skip
 
-_NOT_PLAIN = "this is not a plain Stable Diffusion 1.x model; get the original file"
+_NOT_PLAIN = "this is not a plain Stable Diffusion model; get the original file"
 _TOLERATED = {
     TEXT_PREFIX + "embeddings.position_ids",
     "cond_stage_model.logit_scale",
@@ -61,12 +65,32 @@ _TOLERATED = {
     "cond_stage_model.transformer.logit_scale",
     "cond_stage_model.transformer.text_projection.weight",
     "logit_scale",
+    V_PREDICTION,
+    ZERO_SNR,
+    *(TEXT_2_PREFIX + name for name in ("attn_mask", "logit_scale", "text_projection")),
+    TEXT_2_PREFIX + "transformer.text_model.embeddings.position_ids",  # in Waifu Diffusion 1.4
 }
+_TEXT = (
+    TEXT_PREFIX + "embeddings.token_embedding.weight",
+    TEXT_PREFIX + "embeddings.position_embedding.weight",
+    TEXT_PREFIX + "encoder.layers.",
+    "fc1",
+)
+_TEXT_2 = (
+    TEXT_2_PREFIX + "token_embedding.weight",
+    TEXT_2_PREFIX + "positional_embedding",
+    TEXT_2_PREFIX + "transformer.resblocks.",
+    "c_fc",
+)
+"""Where the widths of the text encoder are told: its tokens, its places, its layers, the first matrix of their MLPs."""
+_UNREAD_LAYER = f"{TEXT_2_PREFIX}transformer.resblocks.{LAYERS_2}."
 
 
 def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> Sd1Layout:
     """Reads the widths from the shapes of a single-file checkpoint. UserError when a part is missing that is needed."""
-    parts = {"UNet": UNET_PREFIX, "text encoder": TEXT_PREFIX} | ({"VAE": VAE_PREFIX} if vae else {})
+    second = any(key.startswith(TEXT_2_PREFIX) for key in shapes)
+    parts = {"UNet": UNET_PREFIX, "text encoder": TEXT_2_PREFIX if second else TEXT_PREFIX}
+    parts |= {"VAE": VAE_PREFIX} if vae else {}
     absent = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in shapes)]
     if absent:
         hint = "give the full checkpoint" + (", or the file of a VAE as vae" if absent == ["VAE"] else "")
@@ -75,7 +99,9 @@ def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> 
     def size(key: str, axis: int) -> int:
         return size_of(shapes, key, axis, file)
 
-    u, t = UNET_PREFIX, TEXT_PREFIX
+    u = UNET_PREFIX
+    table, places, blocks, inner = _TEXT_2 if second else _TEXT
+    count = max(1, count_of(shapes, blocks))
     layout = Sd1Layout(
         unet_widths=tuple(size(f"{u}input_blocks.{3 * level + 1}.0.out_layers.3.weight", 0) for level in range(LEVELS)),
         context_width=size(u + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", 1),
@@ -83,11 +109,12 @@ def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> 
         out_channels=size(u + "out.2.weight", 0),
         vae_widths=sd_vae.vae_widths(shapes, file) if vae else (),
         latent_channels=sd_vae.vae_latents(shapes, file) if vae else size(u + "out.2.weight", 0),
-        text_width=size(t + "embeddings.token_embedding.weight", 1),
-        text_layers=max(1, count_of(shapes, t + "encoder.layers.")),
-        text_intermediate=size(t + "encoder.layers.0.mlp.fc1.weight", 0),
-        vocab=size(t + "embeddings.token_embedding.weight", 0),
-        positions=size(t + "embeddings.position_embedding.weight", 0),
+        text_width=size(table, 1),
+        text_layers=min(count, LAYERS_2) if second else count,
+        text_intermediate=size(f"{blocks}0.mlp.{inner}.weight", 0),
+        vocab=size(table, 0),
+        positions=size(places, 0),
+        second=second,
     )
     if layout.context_width != layout.text_width:
         wide = f"the UNet reads text of width {layout.context_width}, the text encoder gives {layout.text_width}"
@@ -99,8 +126,9 @@ def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> 
 
 
 def is_tolerated(key: str) -> bool:
-    """Whether a checkpoint may hold this key unused: EMA copies, schedule buffers, position ids, the VAE's loss."""
-    return key in _TOLERATED or is_spare(key)
+    """Whether a checkpoint may hold this key unused: EMA copies, schedule buffers, position ids, the VAE's loss, and of
+    2.x the text encoder's last layer and projection."""
+    return key in _TOLERATED or key.startswith(_UNREAD_LAYER) or is_spare(key)
 
 
 def check(shapes: Shapes, layout: Sd1Layout, *, file: Path | None = None) -> None:
@@ -159,6 +187,7 @@ def to_ldm(unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[
         text_intermediate=encoder.intermediate,
         vocab=encoder.vocab,
         positions=encoder.positions,
+        second=unet["down_blocks.0.attentions.0.proj_in.weight"].dim() == 2,
     )
     tensors = to_rows(unet_rows(layout), unet)
     tensors |= to_rows(vae_rows(widths, latents), vae)

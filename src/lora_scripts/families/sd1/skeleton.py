@@ -52,9 +52,10 @@ def _folder(path: Path) -> Sd1Layout:
             text_intermediate=text["intermediate_size"],
             vocab=text["vocab_size"],
             positions=text["max_position_embeddings"],
+            second=bool(unet.get("use_linear_projection")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "give a diffusers folder of Stable Diffusion 1.x, or a single .safetensors file"
+        hint = "give a diffusers folder of Stable Diffusion, or a single .safetensors file"
         raise UserError(
             f"this is no diffusers folder with a UNet and a text encoder ({error})", file=path, hint=hint
         ) from None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
-from lora_scripts.families.sd.check import check_floats, read_config
+from lora_scripts.families.sd.check import check_floats, read_config, scheduler_of
 from lora_scripts.families.sd.vae import check_vae as check_vae_rows
 from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part
 from lora_scripts.families.sdxl import singlefile
@@ -51,8 +50,8 @@ def _sort_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind:
     channels = axis(shapes, f"{UNET_PREFIX}input_blocks.0.0.weight", 1)
     if channels in (8, 9):
         return INPAINTING if channels == 9 else EDITING
-    said = " ".join(metadata.get(f"modelspec.{key}", "") for key in ("architecture", "title")).replace("_", " ")
-    return TURBO if _FEW_STEPS.search(said) else CHECKPOINT
+    words = " ".join(metadata.get(f"modelspec.{key}", "") for key in ("architecture", "title")).replace("_", " ")
+    return TURBO if _FEW_STEPS.search(words) else CHECKPOINT
 
 
 def folder_kind(path: Path) -> Kind | None:
@@ -62,7 +61,7 @@ def folder_kind(path: Path) -> Kind | None:
     unet = read_config(path / "unet") or {}  # `check` says what is wrong with it
     if not (path / "text_encoder").is_dir():
         return REFINER
-    channels, scheduler = unet.get("in_channels"), _scheduler(path)
+    channels, scheduler = unet.get("in_channels"), scheduler_of(path)
     if channels in (8, 9):
         return INPAINTING if channels == 9 else EDITING
     # As sdxl-turbo and the LCMs are published; the base has EulerDiscreteScheduler with "leading" steps.
@@ -70,28 +69,6 @@ def folder_kind(path: Path) -> Kind | None:
     if name == "LCMScheduler" or (name == "EulerAncestralDiscreteScheduler" and spacing == "trailing"):
         return TURBO
     return EDM if name.startswith("EDM") else CHECKPOINT
-
-
-def _scheduler(path: Path) -> dict[str, Any]:
-    return read_config(path / "scheduler", "scheduler_config.json") or {}
-
-
-def told(path: Path) -> dict[str, Any]:
-    """As `Facts.told`: what a base answers with, and whether its schedule ends in pure noise.
-
-    A single file says it by empty tensors, `v_pred` and `ztsnr`, or in its ModelSpec; a folder in its scheduler's
-    config. One that says nothing is as the first of them was: epsilon.
-    """
-    if path.is_dir():
-        scheduler = _scheduler(path)
-        said, zero = scheduler.get("prediction_type"), scheduler.get("rescale_betas_zero_snr") is True
-    else:
-        header = read_header(path)
-        said = header.metadata.get("modelspec.prediction_type", "").lower()
-        said = "v" if singlefile.V_PREDICTION in header.tensors else said
-        zero = singlefile.ZERO_SNR in header.tensors
-    v = said in ("v", "v_prediction", "v-prediction")
-    return {"prediction": "v" if v else "epsilon", "zero_terminal_snr": v and zero}
 
 
 def require_file(path: Path, *, vae: bool = True) -> Header:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.facts import Facts, LoraFacts, Weight
-from lora_scripts.families.sd.check import refuse_scales, size_made_for
+from lora_scripts.families.sd.check import refuse_scales, size_made_for, told
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
 from lora_scripts.families.sdxl.layout import SIDE
@@ -93,7 +93,7 @@ FACTS = Facts(
     names=_names,
     kind_of=check.kind_of,
     folder_kind=check.folder_kind,
-    told=check.told,
+    told=told,
     check=check.check,
     weights=_weights,
     parts={"unet": "", "text_encoder": "text_model.", "text_encoder_2": "text_model."},

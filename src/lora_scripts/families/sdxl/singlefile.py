@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd import vae as sd_vae
+from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR
 from lora_scripts.families.sd.rows import (
     Handle,
     Shapes,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_PLAIN = "this is not a plain SDXL model; get the original file"
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
-"""Empty tensors by which a file says that it answers with v, and that its noise schedule ends in pure noise."""
 _TOLERATED = {
     V_PREDICTION,
     ZERO_SNR,

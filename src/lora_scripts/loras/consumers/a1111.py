@@ -63,10 +63,11 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     return reading
 
 
-def hidden(metadata: Mapping[str, str], base_version: str) -> str | None:
-    """Why its list does not show the file beside a model of the family with this version; None when it does."""
+def hidden(metadata: Mapping[str, str], base_version: str, v2: bool = False) -> str | None:
+    """Why its list does not show the file beside a model of the family with this version; None when it does. `v2`: that
+    family's `ss_v2`."""
     says = _listed_for(metadata)
-    if not metadata or says == _listed_for({_VERSION: base_version}):
+    if not metadata or says == _listed_for({_VERSION: base_version, "ss_v2": str(v2)}):
         return None
     key = {"": "", "2": "ss_v2"}.get(says, _VERSION)
     reason = f"{key} is {metadata[key]!r}" if key else f"{_VERSION} does not begin as {base_version} does"

@@ -86,7 +86,7 @@ def names(layer: Layer) -> Iterator[str]:
         yield from (old, f"unet.{old}")
     else:
         first = layer.encoder == 1
-        yield f"text_encoders.{'clip_l' if first else 'clip_g'}.transformer.{layer.hf}"
+        yield f"text_encoders.{layer.comfy}.transformer.{layer.hf}"
         if first:
             yield f"lora_te_{layer.hf_flat}"
         yield from (f"lora_te{layer.encoder}_{layer.hf_flat}", f"text_encoder{'' if first else '_2'}.{layer.hf}")
