@@ -269,3 +269,5 @@ def test_programs_find_every_layer_under_its_name() -> None:
     stem = "text_encoders.clip_h.transformer.text_model.encoder.layers.1.self_attn.q_proj"
     generic = {f"{stem}.{key.partition('.')[2]}": value for key, value in one.items()}
     assert len(comfyui.read(generic, base).changes) == 1
+    first = {key.replace("lora_te_", "lora_te1_"): value for key, value in tensors.items() if "lora_te_" in key}
+    assert not a1111.read(first, base).changes and len(comfyui.read(first, base).changes) == 12

@@ -91,7 +91,8 @@ def _table(base: Base) -> dict[str, Layer]:
         if layer.unet:
             table |= {f"lora_unet_{layer.hf_flat}": layer, f"lora_unet_{layer.ldm_flat}": layer}
             continue
-        table[f"lora_te{layer.encoder}_{layer.hf_flat}"] = layer
+        if several or not layer.clip:  # not where open_clip's encoder is the only one
+            table[f"lora_te{layer.encoder}_{layer.hf_flat}"] = layer
         if matrices[layer.ldm] == 1:
             table[layer.ldm_flat] = layer
         if not several:
