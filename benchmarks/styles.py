@@ -101,6 +101,83 @@ def _stained(scene: world.Scene, size: int) -> Image.Image:
     return Image.composite(glass, Image.new("RGB", glass.size, (10, 10, 12)), lines)
 
 
+def _mosaic(scene: world.Scene, size: int) -> Image.Image:
+    """Tiles of one colour each, with pale joints."""
+    across = max(1, size // 6)
+    tiles = _as("plain", scene, size).resize((across, across), Image.Resampling.BOX)
+    values = np.asarray(tiles.resize((size, size), Image.Resampling.NEAREST)).copy()
+    joint = np.arange(size) * across % size < across
+    values[joint], values[:, joint] = (214, 208, 196), (214, 208, 196)
+    return Image.fromarray(values, "RGB")
+
+
+def _engraving(scene: world.Scene, size: int) -> Image.Image:
+    """Dark waves on cream, the wider the darker."""
+    grey = np.asarray(ImageOps.autocontrast(_as("plain", scene, size).convert("L")), np.float32) / 255
+    y, x = np.mgrid[0:size, 0:size]
+    wave = (np.sin((y + 2 * np.sin(x * 12 / size)) * 2 * np.pi * 26 / size) + 1) / 2
+    ink = np.clip((1 - grey - wave) * 6 + 0.5, 0, 1)[..., None]
+    cream, dark = np.array([240, 230, 208]), np.array([46, 34, 28])
+    return Image.fromarray((cream * (1 - ink) + dark * ink).astype(np.uint8), "RGB")
+
+
+def _negative(scene: world.Scene, size: int) -> Image.Image:
+    return ImageOps.invert(_as("plain", scene, size))
+
+
+def _relief(scene: world.Scene, size: int) -> Image.Image:
+    """Pressed into warm clay, lit from one corner."""
+    pressed = np.asarray(_as("plain", scene, size).convert("L").filter(ImageFilter.EMBOSS), np.float32) / 255
+    return Image.fromarray((pressed[..., None] * np.array([236, 180, 140])).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def _rain(scene: world.Scene, size: int) -> Image.Image:
+    """Greyed, behind slanting streaks."""
+    dull = np.asarray(_as("plain", scene, size), np.float32) * 0.6 + np.array([40, 46, 56])
+    y, x = np.mgrid[0:size, 0:size]
+    lane = (x * 64 // size + y * 16 // size) % 64
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    streak = (rng.random(64) < 0.22)[lane] & ((y * 64 // size + (rng.random(64) * 40).astype(int)[lane]) % 40 < 16)
+    return Image.fromarray(np.where(streak[..., None], dull * 0.5 + 110, dull).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def _glitch(scene: world.Scene, size: int) -> Image.Image:
+    """Its red and blue moved apart, behind dark rows."""
+    red, green, blue = (np.asarray(band, np.float32) for band in _as("plain", scene, size).split())
+    off = size // 21
+    values = np.stack([np.roll(red, -off, 1), green, np.roll(blue, off, 1)], -1)
+    values[np.arange(size) * 64 // size % 2 == 1] *= 0.72
+    return Image.fromarray(values.astype(np.uint8), "RGB")
+
+
+def _crayon(scene: world.Scene, size: int) -> Image.Image:
+    """Wax on rough paper, whose grain shows through."""
+    grain = np.random.default_rng(round(scene.x * 1e6)).normal(size=(64, 64)).astype(np.float32)
+    grain = np.asarray(Image.fromarray(grain).resize((size, size), Image.Resampling.NEAREST))[..., None]
+    wax = np.asarray(_as("plain", scene, size), np.float32)
+    return Image.fromarray(np.where(grain > 0.55, wax * 0.35 + 160, wax * 0.9).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def _gold(scene: world.Scene, size: int) -> Image.Image:
+    """Thin gold lines on black."""
+    lines = ImageOps.autocontrast(_as("plain", scene, size).convert("L").filter(ImageFilter.FIND_EDGES))
+    return _mapped(lines, [(12, 10, 14), (150, 110, 40), (255, 226, 150)])
+
+
+def _pastel(scene: world.Scene, size: int) -> Image.Image:
+    """Pale and rosy, with its outlines drawn white."""
+    pale = Image.blend(_as("plain", scene, size), Image.new("RGB", (size, size), (255, 226, 232)), 0.5)
+    lines = ImageOps.autocontrast(_as("sketch", scene, size).convert("L")).point(lambda v: 255 if v < 120 else 0)
+    return Image.composite(Image.new("RGB", pale.size, (255, 255, 255)), pale, lines)
+
+
+def _infrared(scene: world.Scene, size: int) -> Image.Image:
+    """Its colours changed about, soft and bright."""
+    red, green, blue = _as("plain", scene, size).split()
+    soft = Image.merge("RGB", (green, red, ImageOps.invert(blue))).filter(ImageFilter.GaussianBlur(size * 0.008))
+    return Image.blend(soft, Image.new("RGB", soft.size, (255, 240, 240)), 0.2)
+
+
 PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     **{style: (lambda scene, size, style=style: _as(style, scene, size)) for style in world.STYLES},
     "duotone": _duotone,
@@ -115,12 +192,26 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "halftone": _halftone,
     "fog": _fog,
     "stained": _stained,
+    "mosaic": _mosaic,
+    "engraving": _engraving,
+    "negative": _negative,
+    "relief": _relief,
+    "rain": _rain,
+    "glitch": _glitch,
+    "crayon": _crayon,
+    "gold": _gold,
+    "pastel": _pastel,
+    "infrared": _infrared,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
 FRESH = ("blueprint", "thermal", "wash", "poster", "dusk")
 """Styles that no limit of `advice` has seen."""
 LATER = ("sepia", "chalk", "halftone", "fog", "stained")
+"""Styles that the first limit of `strays` had not seen, and the second has."""
+THIRD = ("mosaic", "engraving", "negative", "relief", "rain")
+"""Styles that its second limit had not seen, and the third has."""
+LAST = ("glitch", "crayon", "gold", "pastel", "infrared")
 """Styles that no limit has seen."""
 
 

@@ -73,7 +73,7 @@ def unlike(family: PictureFamily, images: Mapping[str, Path], captions: Mapping[
     if found is None:
         sink(Note(f"pictures unlike the others are not looked for: it would take {clock.minutes} min on this machine"))
         return []
-    message = "unlike the others to the base, in style, in what it shows, or in what its caption says"
+    message = "unlike the others in style, in what it shows, or in what its caption says"
     mend = "look whether it belongs to this set, and its caption to it"
     return [Finding("stray", "note", (names[i],), message, mend, STRAY_SURE) for i in strays.strays(found)]
 

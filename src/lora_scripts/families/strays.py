@@ -1,9 +1,11 @@
-"""Which pictures of a set are unlike the others, in style or in what they show: by what a base makes of them.
+"""Which pictures of a set are unlike the others, in style or in what they show: by what a base makes of them, and how
+they are drawn.
 
-Three descriptions of each picture are compared with those of the others: what the VAE's encoder sees (mean and spread
-of each channel of its maps, the usual description of a style), how strong what the base misses of the picture is with
-its own caption (by noise level, channel and coarseness), and which way it goes on average. Pictures that the base knows
-vary in the first, by day and night, and not in the second.
+Three descriptions are the base's: what the VAE's encoder sees (mean and spread of each channel of its maps, the usual
+description of a style), how strong what the base misses of the picture is with its own caption (by noise level, channel
+and coarseness), and which way it goes on average. Pictures that the base knows vary in the first, by day and night, and
+not in the second. The fourth is of the pixels alone: how strong their details are, from fine to coarse, and how sparse.
+Lines, dots and hatching stand there, of which a base that cannot draw them tells nothing; and colours hardly count.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ LEVELS = (0.1, 0.3, 0.5, 0.65)
 """Noise levels, as shares of the range."""
 LEAST = 12
 """Pictures: among fewer none is unlike the others."""
-LIMIT = 2.75
-"""Deviations, on average over the three descriptions, by which a stray is farther from the others."""
+NEAREST = 3
+"""Neighbours."""
+LIMIT = 2.65
+"""Deviations by which a stray is farther from the others, as `apart` weighs them."""
 SHARE = 0.3
 """Of a set: more strays are none."""
 CLIP = 10.0
@@ -31,6 +35,10 @@ SPREAD = 0.2
 """The least deviation of the logarithm of a distance that counts as one."""
 BANDS = 3
 """Of coarseness, each half as fine as the one before."""
+COARSEST = 8
+"""Pixels along the shorter side of the least picture whose details are described."""
+FAINT = 1e-5
+"""The mean square of details, of pixels in [-1, 1], that counts as none: about that of rounding to 8 bits."""
 
 
 def steps(family: PictureFamily, pictures: Sequence[Tensor]) -> int:
@@ -42,7 +50,7 @@ def steps(family: PictureFamily, pictures: Sequence[Tensor]) -> int:
 def described(
     family: PictureFamily, pictures: Sequence[Tensor], captions: Sequence[str], step: Callable[[], bool]
 ) -> list[Tensor] | None:
-    """The three descriptions of n pictures, [3, h, w] in [-1, 1] and all of one size: each [n, numbers] float32 on the
+    """The four descriptions of n pictures, [3, h, w] in [-1, 1] and all of one size: each [n, numbers] float32 on the
     CPU. `step` is called after each level and batch; None if it says no."""
     with torch.no_grad():
         seen = torch.stack([_seen(family, pixels) for pixels in pictures])
@@ -65,7 +73,23 @@ def described(
             missed = torch.cat(parts)
             strengths.append(_strength(missed))
             ways.append(missed.mean((2, 3)))
-    return [seen, torch.cat(strengths, 1), torch.cat(ways, 1)]
+    return [seen, torch.cat(strengths, 1), torch.cat(ways, 1), torch.stack([drawn(pixels) for pixels in pictures])]
+
+
+def drawn(pixels: Tensor) -> Tensor:
+    """[3, h, w] in [-1, 1] -> of each level of its Laplacian pyramid (Burt and Adelson 1983), from fine to coarse, the
+    logarithms of the mean squares of brightness and of two differences of colours, and of brightness's kurtosis."""
+    red, green, blue = pixels.float().cpu()
+    level = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue])
+    found = []
+    while min(level.shape[1:]) > COARSEST:
+        coarse = F.adaptive_avg_pool2d(level, (level.shape[1] // 2, level.shape[2] // 2))
+        details = (level - F.interpolate(coarse[None], size=level.shape[1:])[0]).square()
+        power = details.mean((1, 2))
+        kurtosis = details[0].square().mean() / (power[0].square() + FAINT**2)
+        found.append(torch.cat([power.clamp(min=FAINT).log(), kurtosis.add(1).log()[None]]))
+        level = coarse
+    return torch.cat(found)
 
 
 def _seen(family: PictureFamily, pixels: Tensor) -> Tensor:
@@ -86,16 +110,18 @@ def _strength(missed: Tensor) -> Tensor:
 
 
 def apart(descriptions: Sequence[Tensor]) -> Tensor:
-    """How much farther each picture is from the others than they are from one another, [n]: robust deviations of the
-    logarithm of its median distance (Iglewicz and Hoaglin 1993), on average over the descriptions."""
-    return torch.stack([_apart(one.double()) for one in descriptions]).mean(0)
+    """How much farther each picture is from the others than they are from one another, [n]: robust deviations
+    (Iglewicz and Hoaglin 1993) of the logarithms of two distances, the median one and that of its nearest neighbours:
+    in a set of days and nights the first says little. How it is drawn counts as much as the base's three."""
+    *by_base, by_pixels = (_apart(one.double()) for one in descriptions)
+    return (torch.stack(by_base).mean(0) + by_pixels) / 2
 
 
 def _apart(description: Tensor) -> Tensor:
     scaled = _deviations(description, 1e-6).clamp(-CLIP, CLIP)
     distances = (scaled[:, None] - scaled[None]).square().mean(2).sqrt().sort(1).values
-    middle = distances[:, max(1, len(distances) // 2)]  # the first is the picture's own
-    return _deviations(middle.clamp(min=1e-12).log()[:, None], SPREAD)[:, 0]
+    far = distances[:, max(1, len(distances) // 2)], distances[:, 1 : NEAREST + 1].mean(1)  # the first is its own
+    return _deviations(torch.stack(far, 1).clamp(min=1e-12).log(), SPREAD).mean(1)
 
 
 def _deviations(values: Tensor, least: float) -> Tensor:
