@@ -344,11 +344,12 @@ def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
 
 def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_path: Path) -> None:
     def told(name: str, *stems: str) -> Any:
-        tensors = {f"{stem}.lora_{one}.weight": torch.ones(2, 2) for stem in stems for one in "AB"}
+        tensors = {f"{stem}.lora_A.weight": torch.ones(2, 6144) for stem in stems}
+        tensors |= {f"{stem}.lora_B.weight": torch.ones(6144, 2) for stem in stems}
         save(tmp_path / f"{name}.safetensors", tensors, {})
         return family_of(tmp_path / f"{name}.safetensors")
 
-    block = "transformer.transformer_blocks.25.attn"  # FLUX.1 has 19 of the name
+    block = "transformer.transformer_blocks.25.attn"  # FLUX.1 has 19 of the name, SD 3.5 Large narrower ones
     shared = faults(lambda: told("shared", f"{block}.to_q", f"{block}.to_k"))
     assert "this is a LoRA for a diffusion transformer" in shared
     assert told("gate", f"{block}.to_q", f"{block}.to_gate") is FACTS
