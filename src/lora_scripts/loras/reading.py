@@ -190,6 +190,7 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
     for path, module in modules.items():
         try:
             changes[path] = _change(path, module, alphas)
+            _refuse_turned(module, names)
         except UserError as error:
             errors.append(UserError(error.message, file=file, hint=error.hint))
     if not tensors:
@@ -237,6 +238,16 @@ def _change(path: str, module: Module, alphas: Alphas) -> Change:
         weights = LoraWeights(down, up, float(rank) if told is None else told, leaves.get(DORA))
     check(stem, weights)
     return weights
+
+
+def _refuse_turned(module: Module, names: Names) -> None:
+    """UserError for a LoHa, LoKr or OFT of a layer of `Names.turned`: its factors have no halves to be put right. Of an
+    OFT, which goes on any number of columns, it cannot be told whether they would have to be."""
+    if module.stem in names.turned and any(leaf in naming.LYCORIS for leaf in module.leaves):
+        rows, columns = lycoris.shape_of(module.leaves)
+        if columns is None or rows == 2 * columns:
+            text = f"{module.stem} may have its halves the other way round than the model, and is no plain LoRA"
+            raise UserError(text, hint="give one without this layer, or a plain LoRA")
 
 
 def _halves(module: Module) -> str:
