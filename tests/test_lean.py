@@ -229,6 +229,51 @@ def test_plain_attention_is_no_further_from_the_truth_than_torchs(
         assert (ours - true).norm() < max(1.1 * (theirs - true).norm(), 3e-3 * true.norm())
 
 
+def far(count: int, seed: int, dtype: torch.dtype, sharp: float = 1.0) -> Tensor:
+    """[1, 2, count, 40] of a head's variance `sharp`, whose keys (seed 2) share a direction besides."""
+    values = sharp**0.5 * normal(1, count, 80, seed=seed) + (3 * normal(80, seed=9) if seed == 2 else 0)
+    return values.bfloat16().to(dtype).view(1, count, 2, 40).transpose(1, 2).requires_grad_()
+
+
+def in_parts(attend: Any, dtype: torch.dtype, sharp: float = 1.0) -> list[Tensor]:
+    q, k, v = far(160, 1, dtype, sharp), far(600, 2, dtype, sharp), far(600, 3, dtype)
+    y = attend(q, k, v)
+    return [y, *torch.autograd.grad(y, (q, k, v), normal(1, 2, 160, 40, seed=4).bfloat16().to(dtype))]
+
+
+def test_attention_in_parts_is_the_fused_kernels_and_is_taken_where_scores_are_flat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "ROWS", 64)  # two parts and a half
+    monkeypatch.setattr(attention, "MADE_AGAIN", 0)
+    monkeypatch.setattr(attention, "cpu_has_matrix_units", lambda: False)
+    taken: list[int] = []
+    parts = attention._InParts.apply
+    monkeypatch.setattr(attention._InParts, "apply", lambda *given: (taken.append(1), parts(*given))[1])
+    exact = in_parts(F.scaled_dot_product_attention, torch.float64)
+    close(in_parts(parts, torch.float64), exact, 1e-12)
+    close(in_parts(parts, torch.float32), in_parts(F.scaled_dot_product_attention, torch.float32), 2e-5)
+    half = in_parts(attention.attend, torch.bfloat16)
+    assert len(taken) == 1
+    for ours, true in zip(half, exact, strict=True):
+        assert (ours - true).norm() < 8e-3 * true.norm()
+    in_parts(attention.attend, torch.bfloat16, sharp=6.0)  # a variance of 36: left to the fused kernel
+    in_parts(attention.attend, torch.float32)
+    assert len(taken) == 1
+
+
+def test_scores_are_about_their_middle() -> None:
+    q, k = (x.detach()[0] for x in (far(50, 1, torch.float64, 2.0), far(600, 2, torch.float64, 2.0)))
+    scores = q @ k.mT / 40**0.5
+    mean, variance = attention._scores(q, k)
+    torch.testing.assert_close(mean, scores.mean(-1, keepdim=True))
+    torch.testing.assert_close(variance, scores.var(-1, correction=0, keepdim=True))
+    places, tokens = attention._about_middle(q, k)
+    torch.testing.assert_close(places @ tokens.mT, scores - mean - variance)
+    middle = (scores.softmax(-1) * (places @ tokens.mT)).sum(-1)
+    assert middle.abs().mean() < 0.2 * variance.mean()  # those that count are about 0
+
+
 # --- a whole model ----------------------------------------------------------------------------------------------------
 
 

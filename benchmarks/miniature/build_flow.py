@@ -47,13 +47,16 @@ from lora_scripts.losses.noise import Draws
 
 LAYOUTS: dict[str, Any] = {
     "zimage": ZImageLayout(width=160, layers=5, refiners=1, head=32, text_width=TEXT_WIDTH),
-    "flux2": Flux2Layout(width=160, double=1, single=4, head=32, text_width=3 * TEXT_WIDTH, inner=480),
+    "flux2": Flux2Layout(width=160, double=2, single=8, head=32, text_width=3 * TEXT_WIDTH, inner=480),
 }
 TEXT_LAYERS = {"zimage": 4, "flux2": 28}
 """FLUX.2 reads behind layer 27."""
 PIPELINES = {"zimage": "ZImagePipeline", "flux2": "Flux2KleinPipeline"}
 SHORT = 40
-"""Tokens that FLUX.2's captions are filled up to in all but the last steps: 512 make a step ten times as long."""
+"""Tokens that FLUX.2's captions are filled up to in the first steps: 512 make a step ten times as long."""
+LENGTHS = {SHORT: 1, 128: 2, 512: 4}
+"""And in those that follow, by chance: tokens -> by what a batch is smaller. A base that saw 512 in its last steps
+alone finds the words among so many fillings, but loses them under a LoRA."""
 MATRICES = (".attn", ".attention", ".ff", ".feed_forward")
 """Of the blocks' parameters."""
 SAMPLING = Sampling(steps=20, cfg=4.0, size=(128, 128))
@@ -189,15 +192,14 @@ def train(args: argparse.Namespace) -> None:
     mean, std = family.coder.normal.into(*raw_latents(*bundled_latents(args.work), old_vae(), files.vae))
     mean, std = mean.bfloat16(), std.bfloat16()
     trainer = Trainer(family.transformer, args.work / f"{args.family}.pt", args.peak)
-    begun, total, long = time.time(), 0.0, False
-    if reading.filled:
-        family.encoder.reading = replace(reading, most=SHORT)
+    begun, total = time.time(), 0.0
     while trainer.step < args.steps:
-        left = args.steps - trainer.step
-        if reading.filled and left <= args.long_steps and not long:
-            family.encoder.reading, family.encoder._kept, long = reading, {}, True
-        share = min(1.0, (trainer.step + 1) / 100, left / (args.steps * 0.35))
-        loss = drawn_batch(family, scenes, mean, std, trainer.step, args.batch // 4 if long else args.batch)
+        share = min(1.0, (trainer.step + 1) / 100, (args.steps - trainer.step) / (args.steps * 0.35))
+        length = SHORT if trainer.step < args.short_steps else random.Random(trainer.step).choice(list(LENGTHS))
+        if reading.filled and family.encoder.reading.most != length:
+            family.encoder.reading, family.encoder._kept = replace(reading, most=length), {}
+        n = args.batch // (LENGTHS[length] if reading.filled else 1)
+        loss = drawn_batch(family, scenes, mean, std, trainer.step, n)
         trainer.update(loss, share)
         total += loss.item()
         if trainer.step % 25 == 0:
@@ -218,7 +220,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--family", choices=tuple(LAYOUTS), required=True)
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--long-steps", type=int, default=150, help="of FLUX.2: the last, with captions of 512 tokens")
+    parser.add_argument("--short-steps", type=int, default=1500, help="of FLUX.2: the first, with short captions alone")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--peak", type=float, default=2e-3)
     parser.add_argument("--text-steps", type=int, default=600)

@@ -43,9 +43,16 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX); elsewhere it is emulated, and slower than float32."""
-    cpu = torch.cpu
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(cpu, name)()) for name in checks if hasattr(cpu, name))
+    return _cpu_has("_is_avx512_bf16_supported") or cpu_has_matrix_units()
+
+
+def cpu_has_matrix_units() -> bool:
+    """AMX."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
+def _cpu_has(check: str) -> bool:
+    return hasattr(torch.cpu, check) and bool(getattr(torch.cpu, check)())
 
 
 def peak_memory(device: torch.device) -> float:
