@@ -494,6 +494,16 @@ def test_a_lora_of_another_model_is_not_taken_for_it(tmp_path: Path) -> None:
     assert "a diffusion transformer that is not known here" in faults(lambda: family_of(tmp_path / "lora.safetensors"))
 
 
+def test_a_lora_of_mediums_mlp_is_not_taken_for_one_of_another_model(tmp_path: Path) -> None:
+    """Inside, it is as wide as Krea 2."""
+    tensors = {}
+    for leaf, rows, columns in (("attn.to_q", 1536, 1536), ("ff.net.2", 1536, 6144)):
+        stem = f"transformer.transformer_blocks.3.{leaf}"
+        tensors |= {f"{stem}.lora_A.weight": torch.ones(1, columns), f"{stem}.lora_B.weight": torch.ones(rows, 1)}
+    save(tmp_path / "lora.safetensors", tensors, {})
+    assert family_of(tmp_path / "lora.safetensors") is FACTS
+
+
 def test_a_lora_of_its_text_encoders_is_refused(tmp_path: Path) -> None:
     tensors = kohya.to_kohya(lora_of(), FACTS.names().kohya, dtype=torch.float32, fused=FACTS.names().fused)
     stem = "lora_te2_text_model_encoder_layers_0_mlp_fc1"

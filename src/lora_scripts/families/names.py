@@ -73,7 +73,8 @@ class Names:
     foreign: frozenset[str] = frozenset()
     """Stems that only other models have, of layers like some here: a file with one is of none of this family's."""
     foreign_widths: frozenset[int] = frozenset()
-    """Columns that layers of the same names have in other models only."""
+    """Columns that layers of the same names have in other models only; of layers that read a model's width, not those
+    that read the inside of its MLP."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """What stems begin with of a text encoder that takes no LoRA here -> what it is called."""
     turned: Mapping[str, str] = field(default_factory=dict)
@@ -116,6 +117,11 @@ class Names:
     def is_published(self, stem: str, rows: int, columns: int) -> bool:
         """Whether a stem stands for a layer of just so many rows and columns, of models whose shapes are told."""
         return self._published(stem) == (rows, columns)
+
+    def is_foreign(self, stem: str, columns: int) -> bool:
+        """Whether a layer of so many columns is another model's, if the stem is its name."""
+        published = self._published(stem)
+        return columns in self.foreign_widths and not (published and published[1] > published[0])
 
     def _published(self, stem: str) -> tuple[int, ...]:
         return self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())

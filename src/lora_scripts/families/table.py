@@ -149,7 +149,10 @@ def of_lora(
         named = told in words or said in lora.architectures | words
         meant = named, facts is wanted
         sure = not tables.own or any(meant) or any(name in tables.own for own in changed for name in own.names)
-        strange = any(own.columns in tables.foreign_widths or own.names & tables.foreign for own in changed)
+        strange = any(
+            own.names & tables.foreign or all(tables.is_foreign(name, own.columns) for name in own.names)
+            for own in changed
+        )
         known = 0 if not sure or strange or (tables.whole and known < len(changed)) else known
         return known, *meant, just, usual
 
