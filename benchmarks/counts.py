@@ -59,6 +59,8 @@ from lora_scripts.families.krea2 import layout as krea2
 from lora_scripts.families.krea2.check import FILES as KREA2
 from lora_scripts.families.qwen_image import layout as qwen
 from lora_scripts.families.qwen_image.check import FILES as QWEN
+from lora_scripts.families.qwen_image21 import layout as qwen21
+from lora_scripts.families.qwen_image21.check import FILES as QWEN21
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.latents import pack
@@ -137,6 +139,21 @@ def ask_chroma(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     return asked(model, x, texts["states"], timestep=sigma, attention_mask=None)
 
 
+def ask_qwen21(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
+    """As their transformer does inside, which asks numbers where the picture stands: a fake tensor has none."""
+    text, picture = model.txt_in(texts["states"]), model.img_in(x.flatten(2).transpose(1, 2))
+    joint, words = torch.cat([text, picture], 1), text.shape[1]
+    told = model.time_text_embed(torch.cat([sigma, sigma.new_zeros(1)]).to(x.dtype), joint)
+    there = torch.ones(joint.shape[1], dtype=torch.bool)
+    turned = torch.empty(joint.shape[1], model.config.attention_head_dim // 2, dtype=torch.complex64)
+    more = {"rotary_emb": turned, "target_token_mask": there, "segments": [(0, words, True)]}
+    modulation = model.modulation(told)
+    for block in model.transformer_blocks:
+        joint = block(hidden_states=joint, modulation=modulation, **more)
+    answer: Tensor = model.proj_out(model.norm_out(joint, told, there))
+    return answer[:, words:]
+
+
 def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     """As the family does, likewise."""
     packed, states = pack(x), texts["states"].unflatten(-1, (model.config.num_text_layers, -1))
@@ -149,7 +166,7 @@ def ask_krea2(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
 
 def ask_klein3(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
     """As the family does, with texts of one length."""
-    return ask_flux3(model, x, sigma, texts["states"])
+    return ask_flux3(model, x, sigma, texts)
 
 
 KLEIN_4B = replace(flux2.KLEIN, width=3072, double=5, single=20, inner=9216, text_width=7680)
@@ -163,6 +180,11 @@ MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
     "sd35m": ("SD 3.5 Medium, 1024 px", "sd3", partial(flow, SD3, sd3.MEDIUM, ask_sd3, (16, 128, 128), 333)),
     "sd35l": ("SD 3.5 Large, 1024 px", "sd3", partial(flow, SD3, sd3.LARGE, ask_sd3, (16, 128, 128), 333)),
     "qwen": ("Qwen-Image, 1024 px", "qwen_image", partial(flow, QWEN, qwen.STANDARD, ask_qwen, (16, 128, 128), 128)),
+    "qwen21": (
+        "Qwen-Image-2.1, 1024 px",
+        "qwen_image21",
+        partial(flow, QWEN21, qwen21.STANDARD, ask_qwen21, (64, 64, 64), 128),
+    ),
     "anima": ("Anima, 1024 px", "anima", partial(flow, ANIMA, anima.STANDARD, ask_anima, (16, 128, 128), 512)),
     "krea2": ("Krea 2, 1024 px", "krea2", partial(flow, KREA2, krea2.STANDARD, ask_krea2, (16, 128, 128), 128)),
     "klein": ("FLUX.2 klein 4B, 1024 px", "flux2", partial(flow, FLUX2, KLEIN_4B, ask_flux2, (128, 64, 64), 512)),

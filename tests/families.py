@@ -16,6 +16,7 @@ import tiny_flux2_dev
 import tiny_flux3
 import tiny_krea2
 import tiny_qwen
+import tiny_qwen21
 import tiny_sd2
 import tiny_sd3
 import tiny_xl
@@ -67,6 +68,8 @@ ROWS = (
     # the way of flux2, with the text encoder of krea2
     replace(_flow("flux3", tiny_flux3, "diffusers", "kohya"), slow=True),
     _flow("qwen_image", tiny_qwen, "diffusers", "kohya"),
+    # the way of zimage, with the text encoder of krea2
+    replace(_flow("qwen_image21", tiny_qwen21, "original", "diffusers", "kohya"), slow=True),
     _flow("anima", tiny_anima, "diffusers", "kohya"),
     _flow("krea2", tiny_krea2, "original", "diffusers", "kohya", targets="['*.0.attn.*', '*.projector']"),
 )

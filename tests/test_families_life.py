@@ -150,7 +150,7 @@ def test_generate_draws_with_it(life: Life, tmp_path: Path) -> None:
     run("generate", *ask, *where, "--prompt", "picture 3 <lora:mylora:1>", "--output", tmp_path / "with.png")
     run("generate", *ask, "--prompt", "picture 3", "--output", tmp_path / "without.png")
     pictures = [np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("with", "without")]
-    assert pictures[0].shape == (64, 64, 3) and not np.array_equal(*pictures)
+    assert pictures[0].shape[:2] == (64, 64) and not np.array_equal(*pictures)
 
 
 def test_a_negative_prompt_counts_or_is_refused(life: Life, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

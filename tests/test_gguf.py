@@ -31,6 +31,7 @@ import tiny_flux3
 import tiny_gguf
 import tiny_krea2
 import tiny_qwen
+import tiny_qwen21
 import tiny_zimage
 from flow_checks import OPTIONS
 from lora_scripts.adapters.products import outline
@@ -62,6 +63,7 @@ ROOMS: dict[str, ModuleType] = {
     "flux2_dev": tiny_flux2_dev,
     "zimage": tiny_zimage,
     "qwen_image": tiny_qwen,
+    "qwen_image21": tiny_qwen21,
     "anima": tiny_anima,
     "flux3": tiny_flux3,
     "krea2": tiny_krea2,

@@ -29,10 +29,10 @@ LAYERS, TAPS, WIDTH = 4, (1, 3), 32
 """Of the text encoder: as many, two of them tapped as evenly as the published twelve of 36, and its width."""
 
 
-def language(seed: int = 0, layers: int = LAYERS, width: int = WIDTH) -> tuple[Any, Any]:
-    """A Qwen3-VL, vision tower and all, and a tokenizer for it."""
+def language(seed: int = 0, layers: int = LAYERS, width: int = WIDTH, more: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """A Qwen3-VL, vision tower and all, and a tokenizer for it, which knows `more` signs."""
     torch.manual_seed(seed)
-    tok = tokenizer(SIGNS, eos="<|endoftext|>")
+    tok = tokenizer((*SIGNS, *more), eos="<|endoftext|>")
     tok.pad_token = "<|endoftext|>"
     tok.padding_side = "right"
     text = {

@@ -21,6 +21,7 @@ from lora_scripts.families.flux2_dev.facts import FACTS as FLUX2_DEV
 from lora_scripts.families.flux3.facts import FACTS as FLUX3
 from lora_scripts.families.krea2.facts import FACTS as KREA2
 from lora_scripts.families.qwen_image.facts import FACTS as QWEN_IMAGE
+from lora_scripts.families.qwen_image21.facts import FACTS as QWEN_IMAGE21
 from lora_scripts.families.sd1.facts import FACTS as SD1
 from lora_scripts.families.sd1.facts import FACTS_2 as SD2
 from lora_scripts.families.sd3.facts import FACTS as SD3
@@ -40,6 +41,7 @@ FAMILIES: tuple[Facts, ...] = (
     FLUX2_DEV,
     FLUX2,
     ZIMAGE,
+    QWEN_IMAGE21,
     QWEN_IMAGE,
     SD3,
     CHROMA,

@@ -39,6 +39,7 @@ def flow_facts(
     bucket_step: int = 32,
     vae_factor: int = 8,
     latent_channels: int = 16,
+    size_step: int = 16,
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
@@ -88,7 +89,7 @@ def flow_facts(
         base=base,
         build=files.skeleton,
         gguf=True,
-        size_step=16,
+        size_step=size_step,
         check_text=files.check_text,
     )
 

@@ -165,7 +165,7 @@ def find(kind: Language, base: Path, given: Sequence[Path], width: int, signs: S
 def _tokenizer(kind: Language, pieces: Pieces, path: Path, base: Path, signs: Sequence[str]) -> Path:
     """Of one that lies in the file of the text encoder, that file: beside it there may be another model's."""
     if not kind.tekken:
-        return tokenizer_of(path, base, "tokenizer", signs)
+        return tokenizer_of(path, base, "tokenizer", signs, also=("processor",))
     for file, header in pieces.headers.items():
         if tekken.KEY in header.tensors:
             require_signs(file, signs, "tokenizer")

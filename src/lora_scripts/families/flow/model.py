@@ -86,6 +86,20 @@ def load(
     return FlowFamily(facts, parts_of(files.load(path, options.dtype, lent=True), coder, encoder), options)
 
 
+def by_length(alike: Ask) -> Ask:
+    """For a transformer that takes texts of one length at a time: `alike` is given those of a batch together that are
+    as long, without what stands behind them."""
+
+    def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+        lengths: list[int] = texts["lengths"].tolist()
+        groups = [[row for row, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
+        answers = [alike(transformer, x[g], sigma[g], {"states": texts["states"][g, : lengths[g[0]]]}) for g in groups]
+        order = torch.tensor([row for group in groups for row in group]).argsort()
+        return torch.cat(answers)[order.to(x.device)]
+
+    return ask
+
+
 def places(*sizes: int, on: torch.device) -> Tensor:
     """[tokens, axes]: where each token stands, along axes of these sizes."""
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))

@@ -51,10 +51,13 @@ class Reading:
     """What with."""
     fill_first: bool = False
     """Whether that stands before the text. Then it sees nothing, and is the same for every text."""
+    empty: str = ""
+    """What stands in place of an empty text."""
     unread: str = ""
     """A sign that is taken out of texts, for the model was made for more than texts."""
-    dropped: int = 0
-    """Of the first tokens, whose states are not read though those behind have seen them; they count in `most`."""
+    dropped: int | str = 0
+    """Of the first tokens, whose states are not read though those behind have seen them: so many, or those of this
+    beginning of `before`; they count in `most`."""
     ending: int = 0
     """Of `most`, so many are for what stands after a text, which is then never cut off; 0: it is cut with the text."""
 
@@ -69,6 +72,7 @@ class LanguageEncoder(Standby):
         self.tokens = bare_tokenizer(source.tokenizer)
         read = f"{reading.before!r} {reading.after!r} {self.taps} {reading.most} {dtype}"
         read += f" {reading.dropped}" if reading.dropped else ""
+        read += f" or {reading.empty!r}" if reading.empty else ""
         read += f" ends with {reading.ending}" if reading.ending else ""
         read += f" behind {reading.fill}" if reading.fill_first else ""
         read += f" in windows of {reading.window}" if reading.window else ""
@@ -87,7 +91,7 @@ class LanguageEncoder(Standby):
 
     def _ids(self, text: str) -> list[int]:
         """All that may be cut off."""
-        text = text.replace(self.reading.unread, "")
+        text = text.replace(self.reading.unread, "") or self.reading.empty
         return self._encoded(f"{self.reading.before}{text}{'' if self.reading.ending else self.reading.after}")
 
     def _encoded(self, text: str) -> list[int]:
@@ -119,7 +123,8 @@ class LanguageEncoder(Standby):
         if not torch.isfinite(states).all():
             hint = "use precision bf16 or fp32"
             raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
-        return states[self.reading.dropped :]
+        dropped = self.reading.dropped
+        return states[len(self._encoded(dropped)) if isinstance(dropped, str) else dropped :]
 
     def _room(self, length: int) -> int:
         """How many tokens a text of so many is filled up to."""

@@ -7,12 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Weight
-from lora_scripts.families.flow.autoencoder import Autoencoder
-from lora_scripts.families.flow.film import FilmAutoencoder
 from lora_scripts.families.flow.pieces import (
     Pieces,
     as_built,
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lora_scripts.families.sd.latents import Normal
+
 L = TypeVar("L")
 """What tells one transformer of the family from another: its widths and depths."""
 PART = "transformer"
@@ -40,6 +40,20 @@ PREFIXES = ("model.diffusion_model.net.", "model.diffusion_model.", "diffusion_m
 """What keys begin with in some single files."""
 _OTHERS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.")
 """Of a file with everything in it, what is read from files of its own."""
+
+
+class Vae(Protocol):
+    """What a family says of its VAE: `autoencoder.Autoencoder`, `film.FilmAutoencoder` or one of its own."""
+
+    @property
+    def file(self) -> str:
+        """As people know it."""
+        ...
+
+    def part(self) -> Part: ...
+    def check(self, path: Path, words: str) -> Header | None: ...
+    def load(self, path: Path, words: str) -> Any: ...
+    def normal(self, vae: Any) -> Normal: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Transformer(Generic[L]):
     text: Callable[[L, Path, Sequence[Path]], Any]
     """(layout, base, what `text_encoder` names) -> where the text encoder lies. UserErrors where it is not whole, or
     not that of the base."""
-    vae: Autoencoder | FilmAutoencoder
+    vae: Vae
     side: int
     """Pixels along the sides of a square picture, as the base was made for."""
     unused: tuple[str, ...] = ()

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import Qwen2Tokenizer
@@ -21,7 +20,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.model import FlowFamily, Parts, by_length, places
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux3.check import FILES, TAPS
@@ -65,17 +64,9 @@ def reading_of(base: Path) -> Reading:
     return replace(READING, before=before, after=after)
 
 
-def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
-    """As `flow.model.Ask`. Texts that fill as many windows go together."""
-    lengths: list[int] = texts["lengths"].tolist()
-    groups = [[row for row, own in enumerate(lengths) if own == length] for length in dict.fromkeys(lengths)]
-    answers = [ask_alike(transformer, x[g], sigma[g], texts["states"][g, : lengths[g[0]]]) for g in groups]
-    order = torch.tensor([row for group in groups for row in group]).argsort()
-    return torch.cat(answers)[order.to(x.device)]
-
-
-def ask_alike(transformer: Any, x: Tensor, sigma: Tensor, states: Tensor) -> Tensor:
-    """As `ask`, with texts [n, tokens, width] to the last of which all is read."""
+def ask_alike(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
+    """As `flow.model.Ask`, of texts that fill as many windows."""
+    states = texts["states"]
     n, channels, height, width = x.shape
     grid = places(1, height, width, 1, on=x.device).float()
     grid[:, 1:3] *= _GRID
@@ -102,7 +93,7 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             coder=coder,
             channels=transformer.config.in_channels,
             encoder=encoder,
-            ask=ask,
+            ask=by_length(ask_alike),
             sigmas=sigmas_of(path, SIGMAS),
             patch=1,
             native_size=FILES.made_for(path),

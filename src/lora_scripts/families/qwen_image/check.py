@@ -26,7 +26,6 @@ _BASE = "give Qwen-Image or Qwen-Image-2512"
 CHECKPOINT = Kind("a Qwen-Image checkpoint")
 EDIT = Kind("a Qwen-Image that edits pictures (Edit)", _BASE)
 LAYERED = Kind("a Qwen-Image that draws in layers (Layered)", _BASE)
-NEXT = Kind("a Qwen-Image-2.1 checkpoint", _BASE)
 PACKED = Kind("a Qwen-Image in 4 bits (SVDQuant)", "give the bf16, fp16 or fp8 version")
 FILES = Transformer[QwenImageLayout](
     words="Qwen-Image",
@@ -47,8 +46,6 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
     """What a single file is: its marks are the norm of its texts and the two streams of a block. An Edit of before 2511
     has nothing that tells it from the base."""
     keys = {stripped(key) for key in shapes}
-    if "txt_in.text_norm.weight" in keys:
-        return NEXT
     if not {"txt_norm.weight", "img_in.weight", "transformer_blocks.0.txt_mod.1.bias"} <= keys:
         return None
     if any(key.endswith((".qweight", ".wscales")) for key in keys):
@@ -60,10 +57,7 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
 
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
-    name = class_of(path)
-    if name == "QwenImage21Transformer2DModel":
-        return NEXT
-    if name != FILES.model:
+    if class_of(path) != FILES.model:
         return None
     config, pipeline = read_config(path / "transformer") or {}, str(_index(path).get("_class_name", ""))
     if config.get("use_layer3d_rope") or config.get("use_additional_t_cond") or "Layered" in pipeline:

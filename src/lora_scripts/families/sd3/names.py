@@ -19,8 +19,8 @@ from lora_scripts.families.sd3.layout import LARGE, Sd3Layout, rows
 
 _ALL = replace(LARGE, dual=tuple(range(LARGE.blocks)))
 """The deepest one, with a second attention in every block: all published ones have these layers or some of them."""
-_OTHERS = frozenset({3072, 6144})
-"""Widths of other models, whose attention has the same names: FLUX.1 and Qwen-Image, and Krea 2."""
+_OTHERS = frozenset({3072, 4096, 6144})
+"""Widths of other models, whose attention has the same names: FLUX.1 and Qwen-Image, Qwen-Image-2.1, and Krea 2."""
 _DEEPEST = 60
 """Blocks of the deepest of them."""
 _LAST = ("attn.to_", "attn.add_k_proj", "attn.add_v_proj", "attn2.", "ff.", "norm1.")

@@ -1,0 +1,35 @@
+"""Qwen-Image-2.1, as facts."""
+
+from __future__ import annotations
+
+from lora_scripts.families.facts import Setting
+from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.qwen_image21.check import CHECKPOINT, FILES, TURBO, folder_kind, kind_of
+
+FACTS = flow_facts(
+    "qwen_image21",
+    FILES,
+    example="qwen_image_2.1_bf16.safetensors",
+    mergeable=(CHECKPOINT, TURBO),
+    kind_of=kind_of,
+    folder_kind=folder_kind,
+    groups={
+        "attention": lambda path: ".attn." in path,
+        "feed_forward": lambda path: ".img_mlp." in path,
+        "modulation": lambda path: path.startswith("transformer.modulation."),
+        "text": lambda path: path.startswith("transformer.txt_in."),
+    },
+    lora=flow_lora(
+        "qwen_image_21", "Qwen-Image-2.1/lora", loader="QwenImageLoraLoaderMixin", civitai="Qwen", tag="qwen-image-2.1"
+    ),
+    previews=(
+        Setting("sample_cfg", "1", "the base is made to be drawn with without guidance"),
+        Setting("sample_steps", "28", "of previews; 40 draw finer"),
+    ),
+    rank="16",
+    fused=True,
+    bucket_step=32,
+    vae_factor=16,
+    latent_channels=64,
+    size_step=32,
+)
