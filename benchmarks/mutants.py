@@ -65,6 +65,9 @@ MUTANTS = [
     Mutant("families/flow/model.py", ", : lengths[g[0]]]", "]", "flux3 qwen_image21"),
     Mutant("families/qwen_image21/check.py", "ended=False, ", "", "qwen_image21"),
     Mutant("families/qwen_image21/frame.py", ", first_chunk=True", "", "qwen_image21"),
+    Mutant("train/encoded.py", '"latents of four" if self.transparency', '"latents" if self.transparency', "qwen_image21"),
+    Mutant("run/heldout.py", ", transparency=not c.mask_alpha", "", "qwen_image21"),
+    Mutant("data/image.py", "pixels[..., 3:] == 0", "pixels[..., 3:] < 0", "image"),
     Mutant("families/names.py", " and not (published and published[1] > published[0])", "", "sd3"),
     Mutant("families/flow/reader.py", ".where(mask, 1)", ".where(mask, 0)", "flux3"),
     Mutant("families/flux1/pair_reader.py", "with _off(self.clip.worn):", "with _off([]):", "flux1_text"),
@@ -113,9 +116,9 @@ MUTANTS = [
     Mutant("families/clip/prompts.py", 'close("[", 1 / 1.1)', 'close("[", 1.1)', "prompts"),
     Mutant("families/clip/prompts.py", "before / after", "after / before", "prompts words generate_more"),
     # cache keys and what must be the same
-    Mutant("train/encoded.py", 'cache_key("latents", picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, repr(view))', "feed"),
+    Mutant("train/encoded.py", 'cache_key(kind, picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, repr(view))', "feed"),
     Mutant("train/encoded.py", 'cache_key("text", fingerprint, caption)', 'cache_key("text", caption)', "feed"),
-    Mutant("train/encoded.py", 'cache_key("latents", picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, vae, repr((view.bucket, view.left, view.top)))', "feed"),
+    Mutant("train/encoded.py", 'cache_key(kind, picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, vae, repr((view.bucket, view.left, view.top)))', "feed"),
     Mutant("data/cache.py", "if _stored_digest(data) != _digest(key, tensors):", "if False:", "cache"),
     Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),
     Mutant("run/resume.py", '| {f"mask of {name}": one for name, one in masks.items()}', "", "masks"),
@@ -133,7 +136,7 @@ MUTANTS = [
     Mutant("adapters/algebra/merge.py", "factors.of(w, strength)", "factors.of(w, 1.0)", "merge"),
     Mutant("adapters/algebra/bake.py", "weights.dora.double().reshape(shape) / norms.reshape(shape)", "norms.reshape(shape) / weights.dora.double().reshape(shape)", "convert adapters"),
     Mutant("data/split.py", "times[s.digest] == 1 and s.name not in copied", "times[s.digest] == 1", "validate"),
-    Mutant("data/image.py", "white.paste(opaque, mask=alpha)", "white.paste(opaque)", "image"),
+    Mutant("data/image.py", "white.paste(image, mask=image.getchannel(\"A\"))", "white.paste(image.convert(\"RGB\"))", "image"),
     Mutant("formats/numbers.py", "int((numbers & numbers.dtype.type(mask)).max()) != mask", "int((numbers[:1] & numbers.dtype.type(mask)).max()) != mask", "broken_weights header"),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageCms, ImageDraw
 
 from lora_scripts.data.buckets import View, bucket_sizes, choose_bucket, views
-from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.image import apply_view, load_rgb, load_rgba, on_white
 from lora_scripts.errors import UserError
 
 
@@ -171,6 +171,29 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
     assert pixels(tmp_path / "one.png")[0, [5, 15, 25]].tolist() == [[255, 0, 0], [255] * 3, [0, 0, 255]]
 
 
+def test_transparency_stays_for_a_vae_that_has_it(tmp_path: Path) -> None:
+    """Of every kind of file; on white it is the picture without."""
+    rgba = np.random.default_rng(1).integers(0, 256, (16, 16, 4), np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    assert np.array_equal(np.asarray(load_rgba(tmp_path / "rgba.png")), rgba)
+    Image.fromarray(rgba[..., 2:]).save(tmp_path / "la.png")
+    clear = Image.fromarray(rgba[..., 0] % 3, "P")
+    clear.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    clear.save(tmp_path / "palette.png", transparency=bytes([0, 255, 51]))
+    quarters().save(tmp_path / "key.png", transparency=(0, 255, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    quarters().save(tmp_path / "none.jpg", exif=turned)
+    for name in ("rgba.png", "la.png", "palette.png", "key.png", "none.jpg"):
+        image = load_rgba(tmp_path / name)
+        assert image.mode == "RGBA" and np.array_equal(np.asarray(on_white(image)), pixels(tmp_path / name)), name
+        assert (image.getchannel("A").getextrema() == (255, 255)) == (name == "none.jpg")
+    assert load_rgba(tmp_path / "none.jpg").size == load_rgb(tmp_path / "none.jpg").size == quarters().size[::-1]
+    Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(tmp_path / "nothing.png")
+    with pytest.raises(UserError, match="wholly transparent"):
+        load_rgba(tmp_path / "nothing.png")
+
+
 def test_a_camera_s_multi_picture_jpeg_gives_its_first(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))], quality=95)
     assert np.abs(pixels(tmp_path / "a.jpg")[8, 12] - (255, 0, 0)).max() <= 4
@@ -254,6 +277,19 @@ def test_apply_view_is_a_slice() -> None:
         assert np.abs(tensor.numpy() - expected).max() < 1e-6
     green = apply_view(Image.new("RGB", (64, 64), (0, 255, 0)), View((64, 64), (64, 64), 0, 0, False))
     assert green[:, 0, 0].tolist() == [-1, 1, -1]
+
+
+def test_what_is_transparent_gives_no_colour_to_what_is_beside_it() -> None:
+    """Reduced or not, what is wholly transparent is white."""
+    rgba = np.zeros((60, 60, 4), np.uint8)
+    rgba[:, :25] = (0, 0, 255, 0)  # hidden blue
+    rgba[:, 25:] = (255, 0, 0, 255)
+    for side in (60, 32):
+        view = apply_view(Image.fromarray(rgba), View((32, 32), (side, side), 0, 0, False))
+        shown = np.rint((view.numpy().transpose(1, 2, 0) + 1) * 127.5)
+        assert view.shape == (4, 32, 32) and set(shown[..., 3].ravel().tolist()) >= {0.0, 255.0}
+        seen = shown[..., 3] > 0
+        assert (np.abs(shown[seen][:, :3] - (255, 0, 0)) <= 8).all() and (shown[~seen][:, :3] == 255).all()
 
 
 def test_shrinking_does_not_alias() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from diffusers import (
 )
 from diffusers.loaders.single_file_utils import convert_qwen_image21_transformer_checkpoint_to_diffusers
 from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_shift
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 import flow_checks
+import tiny
 import tiny_flow
 import tiny_krea2
 import tiny_qwen
@@ -29,18 +33,26 @@ import tiny_qwen21
 from flow_checks import OPTIONS, PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.cli import main
 from lora_scripts.compute.memory import TILE, MemoryOptions
+from lora_scripts.data.buckets import View
+from lora_scripts.data.cache import Cache
+from lora_scripts.data.image import apply_view, load_rgb, load_rgba
+from lora_scripts.data.masks import alpha_mask
+from lora_scripts.data.scan import scan
 from lora_scripts.families.qwen_image21 import layout, rgba
 from lora_scripts.families.qwen_image21.check import FILES
 from lora_scripts.families.qwen_image21.frame import Frame
 from lora_scripts.families.qwen_image21.rgba import RGBA_VAE
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.table import by_name, find, identify, load_family
+from lora_scripts.formats import io
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.losses.noise import Draws
-from runs import faults
+from lora_scripts.train.encoded import Encoded, Masks, plan_pictures
+from runs import faults, stopped
 
 FACTS = by_name("qwen_image21")
 LONG = f"{PROMPTS[0]} {PROMPTS[0]} how are you hello hello"
@@ -52,7 +64,7 @@ _CHAT = (
 base, family = flow_checks.fixtures(FACTS, tiny_qwen21)
 
 
-class Processor(Qwen3VLProcessor):  # type: ignore[misc]
+class Processor(Qwen3VLProcessor):
     """Without what reads pictures and films, which needs torchvision."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -235,6 +247,84 @@ def test_a_preview_is_the_pipelines_picture(family: Any, theirs: Any, cfg: float
         return picture.images[0]
 
     flow_checks.preview(CASE, family, theirs, draw, cfg=cfg, negative=LONG)
+
+
+# --- transparency -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clear(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of `data`, four and one twice, from left to right more opaque, nowhere wholly transparent."""
+    folder = tmp_path_factory.mktemp("clear")
+    ramp = Image.fromarray(np.tile(np.linspace(1, 255, 64, dtype=np.uint8), (64, 1)))
+    for path in data.iterdir():
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.putalpha(ramp)
+                image.save(folder / path.name)
+        else:
+            shutil.copy(path, folder)
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_picture_is_trained_with_its_transparency(
+    family: Any, theirs: Any, clear: Path, tmp_path: Path, masked: bool
+) -> None:
+    """Its latents are those that their pipeline makes of it; but where transparency is the mask, those of the picture
+    on white. The cache tells them apart."""
+    (sample, *_), cache = scan(clear), Cache(tmp_path, io.write_atomic)
+    (picture,) = plan_pictures([sample], (64, 64), FACTS.bucket_steps, flip=False, random_crop=False, seed=0)
+    masks = Masks(lambda one: alpha_mask(one.path)) if masked else None
+    entries = {}
+    for transparency in (not masked, masked):
+        encoded = Encoded(family, [picture], masks, texts=False, transparency=transparency)
+        encoded.fill(cache, lambda *_: None)
+        entries[transparency] = encoded.latents(0)["mean"]
+    with Image.open(sample.path) as image:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        shown = {True: image.copy(), False: white}
+    for transparency, picture_shown in shown.items():
+        pixels = theirs.image_processor.preprocess(picture_shown)
+        assert pixels.shape == (1, 4, 64, 64)
+        want, _ = flow_checks.film_latents(theirs, pixels)
+        assert (entries[transparency] - want[0]).abs().max() < 1e-4
+    assert (entries[True] - entries[False]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("masked", ["false", "true"])
+def test_a_run_on_transparent_pictures_trains_them_so_and_draws_them(
+    base: Path, clear: Path, tmp_path: Path, masked: str
+) -> None:
+    """Previews are PNGs with transparency; with `mask_alpha` latents are those of opaque pictures."""
+    keys = {"sample_every": 1, "sample_prompts": "[hello]", "mask_alpha": masked, "val_split": 0.2}
+    parts: Any = tiny_qwen21.beside(base.parent)
+    stopped(tiny.write_config(tmp_path, base_model=base, train_data_dir=clear, **parts, **keys), 2)
+    drawn = sorted((tmp_path / "out" / "samples").glob("*.png"))
+    with Image.open(drawn[-1]) as image:
+        assert image.mode == "RGBA" and image.size == (64, 64) and np.asarray(image)[..., 3].std() > 0
+    family: Any = load_family(FACTS, base, replace(OPTIONS, **parts))
+    view, kinds = View((64, 64), (64, 64), 0, 0, False), {"false": load_rgba, "true": load_rgb}
+    cached = [load_file(path) for path in (tmp_path / "out" / "cache").rglob("*.safetensors")]
+    means = torch.stack([entry["mean"] for entry in cached if "mean" in entry])
+    assert len(means) == 4
+    for sample in scan(clear):  # the one that is held out, too
+        for kind, load in kinds.items():
+            mean = family.encode_image(apply_view(load(sample.path), view)[None])["mean"]
+            assert ((means - mean).abs().amax((1, 2, 3)).min() < 1e-5) == (kind == masked)
+
+
+def test_a_picture_to_begin_with_keeps_its_transparency(base: Path, clear: Path, tmp_path: Path) -> None:
+    load_rgb(clear / "0.png").save(tmp_path / "white.png")
+    parts: Any = tiny_qwen21.beside(base.parent)
+    flags = ["--text-encoder", *parts["text_encoder"], "--vae", parts["vae"], "--precision", "fp32"]
+    for name, start in (("clear", clear / "0.png"), ("white", tmp_path / "white.png")):
+        ask = ["generate", "--base", base, "--prompt", "hello", "--image", start, "--denoise", "0.5", "--steps", "2"]
+        assert main([str(word) for word in (*ask, *flags, "--output", tmp_path / f"{name}-drawn.png")]) == 0
+    one, two = (np.asarray(Image.open(tmp_path / f"{name}-drawn.png"), int) for name in ("clear", "white"))
+    assert one.shape == two.shape == (64, 64, 4) and np.abs(one - two).max() > 2
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """From an image file to upright 8-bit RGB, and from that to the tensor of one view.
 
 What a viewer shows is what is trained: EXIF orientation is applied, transparency lies on white (so that colour hidden
-under it never shows), 16-bit and float values are scaled instead of clipped, and an embedded colour profile other than
-sRGB is converted to sRGB. Animations give their first frame.
+under it never shows) or, for a VAE that has transparency, stays; 16-bit and float values are scaled instead of clipped,
+and an embedded colour profile other than sRGB is converted to sRGB. Animations give their first frame.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,9 +61,27 @@ def load_rgb(path: Path, digest: str = "") -> Image.Image:
 
     `digest`: as `read_same`; without one, whatever lies there.
     """
+    return _load(path, digest, _to_rgb)
+
+
+def load_rgba(path: Path, digest: str = "") -> Image.Image:
+    """As `load_rgb`, mode RGBA: with its transparency, opaque where it has none."""
+    return _load(path, digest, _to_rgba)
+
+
+def _load(path: Path, digest: str, convert: Callable[[Image.Image, Path], Image.Image]) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, for example on EXIF that does not matter
-        return decode_rgb(read_same(path, digest) if digest else read_bytes(path), path)
+        return _decode(read_same(path, digest) if digest else read_bytes(path), path, convert)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture that was drawn, mode RGB, as a viewer shows it on white paper."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
 
 
 def read_same(path: Path, digest: str) -> bytes:
@@ -78,6 +97,10 @@ def read_same(path: Path, digest: str) -> bytes:
 
 def decode_rgb(data: bytes, path: Path) -> Image.Image:
     """As `load_rgb`, from bytes at hand; `path` is only for the error."""
+    return _decode(data, path, _to_rgb)
+
+
+def _decode(data: bytes, path: Path, convert: Callable[[Image.Image, Path], Image.Image]) -> Image.Image:
     if not data:
         raise UserError("the file is empty (0 bytes)", file=path, hint="copy or download it again")
     other = _other_kind(data) or _unfinished(data)
@@ -93,7 +116,7 @@ def decode_rgb(data: bytes, path: Path) -> Image.Image:
                     hint="scale it down",
                 )
             image.load()
-            return _to_rgb(_upright(image), path)
+            return convert(_upright(image), path)
     except Image.DecompressionBombError:
         raise UserError("has more pixels than are read", file=path, hint="scale it down") from None
     except UnidentifiedImageError:
@@ -116,15 +139,18 @@ def load_alpha(path: Path, digest: str = "") -> Image.Image | None:
 
 
 def apply_view(image: Image.Image, view: View) -> torch.Tensor:
-    """The pixels of `view` of an RGB image: float32 [3, height, width] in [-1, 1].
+    """The pixels of `view` of an RGB image, float32 [3, height, width] in [-1, 1], or of an RGBA one, [4, …].
 
-    Lanczos resampling with a support that widens when shrinking, so that nothing aliases.
+    Lanczos resampling with a support that widens when shrinking, so that nothing aliases; what is transparent gives no
+    colour to what is beside it (Pillow resamples RGBA so), and is white where it is wholly transparent.
     """
     import torch
 
     width, height = view.bucket
     scaled = image.resize(view.scaled, Image.Resampling.LANCZOS) if image.size != view.scaled else image
-    pixels = np.asarray(scaled)[view.top : view.top + height, view.left : view.left + width]  # [h, w, 3]
+    pixels = np.asarray(scaled)[view.top : view.top + height, view.left : view.left + width]  # [h, w, 3 or 4]
+    if image.mode == "RGBA":
+        pixels = np.where(pixels[..., 3:] == 0, np.array((255, 255, 255, 0), np.uint8), pixels)
     if view.flip:
         pixels = pixels[:, ::-1]
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1.0)
@@ -175,16 +201,22 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey(image, path)
     if image.has_transparency_data:
-        colour = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        alpha = colour.getchannel("A")
-        if alpha.getextrema() == (0, 0):
-            raise UserError("is wholly transparent: there is nothing to see", file=path, hint="remove it")
-        opaque = _to_srgb(colour.convert("RGB"), image.info.get("icc_profile"))
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(opaque, mask=alpha)
-        return white
+        return on_white(_to_rgba(image, path))
     flat = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
     return _to_srgb(flat, image.info.get("icc_profile"))
+
+
+def _to_rgba(image: Image.Image, path: Path) -> Image.Image:
+    """The one grey of 16 bits that a PNG may name as transparent is white and opaque."""
+    if image.mode.startswith("I") or image.mode == "F" or not image.has_transparency_data:
+        return _to_rgb(image, path).convert("RGBA")
+    colour = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    alpha = colour.getchannel("A")
+    if alpha.getextrema() == (0, 0):
+        raise UserError("is wholly transparent: there is nothing to see", file=path, hint="remove it")
+    opaque = _to_srgb(colour.convert("RGB"), image.info.get("icc_profile"))
+    opaque.putalpha(alpha)
+    return opaque
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lora_scripts.data.buckets import Size, bucket_sizes, choose_bucket, views
-from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.image import apply_view, load_rgb, on_white
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink
 from lora_scripts.families.base import PictureFamily
@@ -63,7 +63,7 @@ def detail_of(family: PictureFamily, pixels: Tensor) -> Detail:
     """Encodes and decodes one picture, [3, h, w] in [-1, 1]."""
     again = family.decode_image(family.encode_image(pixels[None])["mean"][0])
     before = _fine((pixels.permute(1, 2, 0).numpy() + 1) * 127.5)
-    after = _fine(np.asarray(again.convert("RGB"), np.float64))
+    after = _fine(np.asarray(on_white(again), np.float64))
     energy = float((before**2).mean())
     return Detail(energy**0.5, float((before * after).mean() / energy) if energy else 1.0)
 

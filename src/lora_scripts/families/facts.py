@@ -170,6 +170,9 @@ class Facts:
     has_template: Callable[[Path], bool] = lambda path: True
     """Whether a base has a chat template, so that conversations can be written for it."""
 
+    transparent: bool = False
+    """Whether its VAE takes and gives pictures with transparency."""
+
     size_step: int = 8
     """Sides of pictures, drawn or trained on, are multiples of this at least, in pixels."""
 

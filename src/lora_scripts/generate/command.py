@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL.PngImagePlugin import PngInfo
 
 from lora_scripts.data.buckets import views
-from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.table import require_negative, require_pictures
@@ -69,8 +69,9 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     """Draws `options.count` pictures of each prompt as numbered PNGs. UserErrors for mistakes, before a model loads."""
     jobs = _jobs(options)
     _check(options, jobs)
-    require_negative(require_pictures(options.base), [_negative(options, job.line) for job in jobs])
-    start = load_rgb(options.image) if options.image is not None else None
+    facts = require_pictures(options.base)
+    require_negative(facts, [_negative(options, job.line) for job in jobs])
+    start = (load_rgba if facts.transparent else load_rgb)(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
@@ -176,7 +177,7 @@ class _Start:
     denoise: float
 
     def at(self, size: tuple[int, int]) -> Tensor | None:
-        """[3, height, width]: scaled to cover the size, and cut to it."""
+        """[3 or 4, height, width]: scaled to cover the size, and cut to it."""
         if self.image is None:
             return None
         (view, *_) = views(self.image.size, size, flip=False, random_crop=False, seed=0, index=0)

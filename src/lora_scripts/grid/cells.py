@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from lora_scripts.config.values import check_size
+from lora_scripts.data.image import on_white
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.formats import io
 from lora_scripts.generate.command import file_hash, lora_hash, parameters, save
@@ -198,7 +199,7 @@ def draw_missing(painter: Painter, cells: Mapping[str, tuple[Cell, Point]], sink
 def opened(path: Path) -> Image.Image:
     """A cell's picture, RGB."""
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return on_white(image)
 
 
 def _by_loras(cells: Mapping[str, tuple[Cell, Point]]) -> Iterator[tuple[Cell, Point]]:

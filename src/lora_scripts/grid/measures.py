@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from lora_scripts.data.image import on_white
 from lora_scripts.families.base import Batch, PictureFamily, Place
 from lora_scripts.families.clip.prompts import weighted
 from lora_scripts.losses.noise import STEPS, Draws, middle
@@ -43,7 +44,7 @@ class Look:
 
 def as_pixels(image: Image.Image) -> Tensor:
     """RGB -> [3, h, w] in [-1, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def look(family: PictureFamily, pixels: Tensor) -> Look:
@@ -64,7 +65,7 @@ def latent_difference(one: Look, other: Look) -> float:
 
 def pixel_difference(one: Image.Image, other: Image.Image) -> float:
     """The mean of |difference| over all pixels and channels, 0 … 1 (black against white)."""
-    pair = [np.asarray(image.convert("RGB")).astype(np.float64) for image in (one, other)]
+    pair = [np.asarray(on_white(image)).astype(np.float64) for image in (one, other)]
     return float(np.abs(pair[0] - pair[1]).mean() / 255)
 
 

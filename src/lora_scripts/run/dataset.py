@@ -68,6 +68,7 @@ def build_feed(
         c.keep_tags,
         tag_dropout=c.tag_dropout,
         masks=_masks(samples, c),
+        transparency=not c.mask_alpha,
     )
     pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
     # Of a base with a language model, whose states never change, that is cached whatever else is trained.

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import Trigger, calling, holds
 from lora_scripts.events import Note, Saved, Sink
@@ -182,6 +183,6 @@ def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list
     rows = []
     for step in steps:
         paths = [(prompt, folder.sample(step, n)) for n, prompt in enumerate(prompts, 1)]
-        rows.append((step, [(prompt, Image.open(p).convert("RGB")) for prompt, p in paths if p.exists()]))
+        rows.append((step, [(prompt, on_white(Image.open(p))) for prompt, p in paths if p.exists()]))
     most = 8
     return rows if len(rows) <= most else [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]

@@ -43,7 +43,7 @@ STEP_COST = 2.3
 def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Sequence[Sample], total: int) -> HeldOut:
     """What is measured of a run of `total` steps that `feed` feeds; `samples` are held out."""
     c, family = config, model.family
-    settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1)
+    settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1, transparency=not c.mask_alpha)
     steps, at_a_time = family.facts.bucket_steps, 4 * c.batch_size
     pictures = plan_pictures(samples, c.size, steps, flip=False, random_crop=False, seed=c.seed)
     outside = Feed(family, pictures, settings, cache_text=feed.cache_text)

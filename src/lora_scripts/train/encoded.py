@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.cache import Cache, cache_key
-from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
@@ -96,9 +96,18 @@ class Encoded:
     that memory does not grow with the pictures; Unfed for what can then neither be read nor be encoded again.
     """
 
-    def __init__(self, family: PictureFamily, pictures: Sequence[Picture], masks: Masks | None, *, texts: bool) -> None:
-        """`texts`: captions, too."""
+    def __init__(
+        self,
+        family: PictureFamily,
+        pictures: Sequence[Picture],
+        masks: Masks | None,
+        *,
+        texts: bool,
+        transparency: bool = True,
+    ) -> None:
+        """`texts`: captions, too. `transparency`: as of pictures, if the family's VAE takes it."""
         self.family, self.pictures, self.masks, self.texts = family, pictures, masks, texts
+        self.transparency = transparency and family.facts.transparent
         self.captions = frozenset(p.sample.caption for p in pictures) | {""} if texts else frozenset[str]()
         """All that are cached."""
         self._cache: Cache | None = None
@@ -157,14 +166,17 @@ class Encoded:
     def _preparing(self) -> Callable[[_Missing], tuple[Tensor | None, Entry | None]]:
         """What gives the pixels and the mask that are missing: a picture is decoded once for views that follow one
         another."""
-        load, load_mask = lru_cache(1)(load_rgb), lru_cache(1)(self._whole_mask)
+        load, load_mask = lru_cache(1)(self._load), lru_cache(1)(self._whole_mask)
 
         def prepare(one: _Missing) -> tuple[Tensor | None, Entry | None]:
             sample = one.picture.sample
-            pixels = apply_view(load(sample.path, sample.digest), one.view) if one.latents else None
+            pixels = apply_view(load(sample), one.view) if one.latents else None
             return pixels, self._cut_mask(load_mask(sample), one.view) if one.mask else None
 
         return prepare
+
+    def _load(self, sample: Sample) -> Image.Image:
+        return (load_rgba if self.transparency else load_rgb)(sample.path, sample.digest)
 
     def _encoded(self, picture: Picture, pixels: Tensor) -> Entry:
         entry = _only(self.family.encode_image(pixels[None]))
@@ -192,8 +204,7 @@ class Encoded:
         view = picture.views[variant]
 
         def again() -> Entry:
-            image = load_rgb(picture.sample.path, picture.sample.digest)
-            return self._encoded(picture, apply_view(image, view))
+            return self._encoded(picture, apply_view(self._load(picture.sample), view))
 
         return self._entry(self._latents_key(picture, view), read, again)
 
@@ -222,8 +233,8 @@ class Encoded:
         return entry
 
     def _latents_key(self, picture: Picture, view: View) -> str:
-        vae = self._vae
-        return cache_key("latents", picture.sample.digest, vae, repr(view))
+        vae, kind = self._vae, "latents of four" if self.transparency else "latents"
+        return cache_key(kind, picture.sample.digest, vae, repr(view))
 
     def _text_key(self, caption: str) -> str:
         return text_key(self._text, caption)

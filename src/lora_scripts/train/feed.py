@@ -32,6 +32,8 @@ class Settings:
     tag_dropout: float = 0.0
     masks: Masks | None = None
     """Where there are any."""
+    transparency: bool = True
+    """As of `Encoded`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Feed:
     encoded: Encoded = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.encoded = Encoded(self.family, self.pictures, self.settings.masks, texts=self.cache_text)
+        masks, transparency = self.settings.masks, self.settings.transparency
+        self.encoded = Encoded(self.family, self.pictures, masks, texts=self.cache_text, transparency=transparency)
 
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
         """As `Encoded.fill`."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import list_data
 from lora_scripts.data.trigger import trigger_of
 from lora_scripts.errors import UserError, raise_all
@@ -163,7 +164,7 @@ def _json(value: object) -> bytes:
 
 def _preview(path: Path) -> bytes:
     with Image.open(path) as image:
-        small = image.convert("RGB")
+        small = on_white(image)
     small.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
     buffer = memory.BytesIO()
     small.save(buffer, "PNG")

@@ -40,6 +40,7 @@ def flow_facts(
     vae_factor: int = 8,
     latent_channels: int = 16,
     size_step: int = 16,
+    transparent: bool = False,
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
@@ -90,6 +91,7 @@ def flow_facts(
         build=files.skeleton,
         gguf=True,
         size_step=size_step,
+        transparent=transparent,
         check_text=files.check_text,
     )
 

@@ -32,4 +32,5 @@ FACTS = flow_facts(
     vae_factor=16,
     latent_channels=64,
     size_step=32,
+    transparent=True,
 )
