@@ -25,6 +25,7 @@ from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.krea2.layout import Krea2Layout
 from lora_scripts.families.names import Base, Layer, Names
 from lora_scripts.families.qwen_image.layout import QwenImageLayout
+from lora_scripts.families.qwen_image21.layout import QwenImage21Layout
 from lora_scripts.families.sd3.layout import Sd3Layout
 from lora_scripts.families.table import by_name
 from lora_scripts.families.zimage.layout import ZImageLayout
@@ -64,6 +65,8 @@ RUNS = {
     "flux2_dev": Ran(Flux2Layout(width=8, double=2, single=2, text_width=8, inner=24, guidance=True), 28),
     "zimage": Ran(ZImageLayout(width=8, layers=1, refiners=2, text_width=8), 38),
     "qwen_image": Ran(QwenImageLayout(width=8, blocks=1, text_width=8), 20),
+    # With the lines that later versions have for it.
+    "qwen_image21": Ran(QwenImage21Layout(width=8, blocks=2, head=8, text_width=8, channels=8, inner=24), 22),
     "anima": Ran(AnimaLayout(width=8, blocks=2, text_width=8, modulation=4), 38),
     "krea2": Ran(
         Krea2Layout(width=8, blocks=2, shared=8, inner=8, time=8, text_width=8, text_shared=8, text_inner=8),
