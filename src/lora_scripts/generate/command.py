@@ -100,7 +100,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     total, pictures = len(jobs) * options.count, list[Picture]()
     for job in jobs:
         stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
-        sampling = _sampling(options, job.line, family.native_size, sampler, _Start(start, denoise))
+        sampling = _sampling(options, job.line, family, sampler, _Start(start, denoise))
         first = options.seed if job.line.seed is None else job.line.seed
         seeds = range(first, first + options.count)
         for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
@@ -185,13 +185,15 @@ class _Start:
 
 
 def _sampling(
-    options: GenerateOptions, line: PromptLine, native: tuple[int, int], sampler: Sampler, start: _Start
+    options: GenerateOptions, line: PromptLine, family: PictureFamily, sampler: Sampler, start: _Start
 ) -> Sampling:
     from lora_scripts.families.base import Sampling
 
     size = options.size
     if size is None:
-        size = native if start.image is None else (_to_8(start.image.width), _to_8(start.image.height))
+        size, step = family.native_size, family.facts.size_step
+        if start.image is not None:
+            size = (_to_step(start.image.width, step), _to_step(start.image.height, step))
     size = (line.width or size[0], line.height or size[1])
     return Sampling(
         steps=line.steps or options.steps,
@@ -213,8 +215,8 @@ def _remember(texts: Sequence[str], encoder: CaptionEncoder) -> None:
     encoder.remember(list(dict.fromkeys(texts)))
 
 
-def _to_8(side: int) -> int:
-    return max(64, round(side / 8) * 8)
+def _to_step(side: int, step: int) -> int:
+    return max(64, round(side / step) * step)
 
 
 def draw(

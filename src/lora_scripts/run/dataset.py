@@ -33,7 +33,8 @@ def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink
     samples = _of_class(config.class_data_dir, config) if config.class_data_dir else []
     missing = max(0, config.class_images - len(samples))
     if missing:
-        size = (config.size[0] // 8 * 8, config.size[1] // 8 * 8)
+        step = family.facts.size_step
+        size = (config.size[0] // step * step, config.size[1] // step * step)
         sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
         for n in range(missing):
             path = folder / f"{n:05}.png"

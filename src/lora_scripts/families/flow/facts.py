@@ -46,7 +46,7 @@ def flow_facts(
 
     `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`, `rate`: as of
     `recipes`; `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its
-    layers as one; `least_share`: by default it is trained from 512 x 512 on.
+    layers as one; `least_share`: by default it is trained from 512 x 512 on; the last ones: as of `Facts`.
     """
     room = f"lora_scripts.families.{name}"
 

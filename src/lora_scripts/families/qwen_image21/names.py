@@ -61,8 +61,8 @@ def base(layout: QwenImage21Layout | None) -> Base:
     """The layers of a Qwen-Image-2.1; without a layout those of the published one, without shapes."""
     layers = []
     for row in linear(rows(layout or STANDARD)):
-        hf, ldm = stem(row.hf), stem(row.ldm)
-        whole = "gate_up" not in ldm and not hf.endswith(("gate_layer", "img_mlp.proj"))
+        hf = stem(row.hf)
+        whole = not hf.endswith((".img_mlp.gate_layer", ".img_mlp.proj"))
         asked = [f"transformer.{hf}", hf, _flat("lycoris_", hf)]
         asked += [f"diffusion_model.{hf}", _flat("lora_unet_", hf)] if whole else []
         kohya, shape = _flat("lora_unet_", hf) if whole else "", row.shape if layout else ()
