@@ -29,7 +29,9 @@ from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.base_files import BaseFiles
-from lora_scripts.run.overview import plain_way
+from lora_scripts.run.build import maker
+from lora_scripts.run.init_lora import Size
+from lora_scripts.run.overview import not_dora, plain_way
 from lora_scripts.run.parts import Trained
 from lora_scripts.train.optim import Group, build_optimizer
 from test_memory import counted
@@ -435,6 +437,17 @@ def test_the_table_says_which_layers_are_computed_the_plain_way() -> None:
     config = SimpleNamespace(lora_dropout=0.0, adapter="lora", training_adapter="turbo.safetensors")
     ((_, words),) = plain_way(SimpleNamespace(layers={"a": over}), config)  # type: ignore[arg-type]
     assert words.startswith("1 of 1 layers") and "(training_adapter)" in words
+
+
+def test_the_table_says_which_layers_have_no_dora() -> None:
+    config: Any = SimpleNamespace(adapter="dora", lora_dropout=0.0, rank_stabilised=False)
+    make = maker(config, {}, {}, Size(2, 2.0))
+    layers = {"wide": make("wide", nn.Linear(24, 40)), "last": make("last", nn.Linear(24, 1))}
+    one: Any = SimpleNamespace(layers=layers)
+    ((name, words),) = not_dora(one, config)
+    assert name == "adapter" and words.startswith("lora in place of dora for last:")
+    config.adapter = "lora"
+    assert not_dora(one, config) == []
 
 
 @pytest.mark.parametrize(

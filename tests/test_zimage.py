@@ -278,8 +278,11 @@ def test_every_fault_of_a_config_is_told_before_anything_is_loaded(
     assert main(["train", "--config", str(config)]) == 2
     told = capsys.readouterr().err
     assert "add vae:" in told and "add text_encoder:" in told
-    assert "resolution 104 x 104: sides must be multiples of 16 for this base; write resolution: [96, 96]" in told
-    assert "sample_size 72 x 72: sides must be multiples of 16 for this base; write sample_size: [64, 64]" in told
+    assert (
+        "resolution 104 x 104: sides must be multiples of 16 for this base; write resolution: 96" in told
+        and "96]" not in told
+    )
+    assert "sample_size 72 x 72: sides must be multiples of 16 for this base; write sample_size: 64" in told
     more = [f"{key}={tiny.written(path)}" for key, path in tiny_zimage.beside(base.parent).items()]
     assert main(["train", "--config", str(config), "resolution=64", "sample_size=64", "min_snr_gamma=5", *more]) == 2
     assert "min_snr_gamma=5: is for models that predict noise or v" in capsys.readouterr().err

@@ -66,6 +66,7 @@ def table_rows(
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
         *plain_way(model, c),
+        *not_dora(model, c),
         ("output", str(output)),
     ]
     if c.prediction is None and (how := model.family.facts.guessed(c.base_model)):
@@ -212,6 +213,14 @@ def plain_way(model: Model, config: TrainConfig) -> list[tuple[str, str]]:
     named = {"lora_dropout": config.lora_dropout, "training_adapter": config.training_adapter}
     why = ", ".join(key for key, value in named.items() if value) or f"adapter: {config.adapter}"
     return [("speed", f"{len(plain)} of {len(model.layers)} layers are computed the plain, slower way ({why})")]
+
+
+def not_dora(model: Model, config: TrainConfig) -> list[tuple[str, str]]:
+    """A row where `run.build` gives layers a plain LoRA in place of a DoRA."""
+    plain = [path for path, one in model.layers.items() if type(one) is LoraLayer]
+    if config.adapter != "dora" or not plain:
+        return []
+    return [("adapter", f"lora in place of dora for {', '.join(plain)}: of one output, where ComfyUI misreads a DoRA")]
 
 
 def device_name(device: torch.device) -> str:

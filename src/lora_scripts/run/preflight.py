@@ -188,7 +188,8 @@ def _sizes(config: TrainConfig) -> None:
     for key, (width, height) in given.items():
         if width % step or height % step:
             text = f"{key} {width} x {height}: sides must be multiples of {step} for this base"
-            faults.append(UserError(text, hint=f"write {key}: [{_near(width, step)}, {_near(height, step)}]"))
+            near = [_near(width, step), _near(height, step)]
+            faults.append(UserError(text, hint=f"write {key}: {near[0] if near[0] == near[1] else near}"))
     raise_all(faults)
 
 
