@@ -433,6 +433,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", choices=SETS, default="fresh")
     parser.add_argument("--part", default="1/1", help="which of how many parts, for several at a time")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="which runs, if not all")
     args = parser.parse_args()
     if args.what == "table":
         print(table(args.folder, args.set))
@@ -443,7 +444,7 @@ def main() -> int:
     part, of = map(int, args.part.split("/"))
     for number, spec in enumerate(specs(args.set)):
         path = args.folder / f"{spec.name}.pt"
-        if number % of != part - 1 or path.exists():
+        if number % of != part - 1 or spec.kind not in args.kinds or path.exists():
             continue
         begun = time.time()
         torch.save(run_one(spec, args.folder), path)
