@@ -1,12 +1,11 @@
 """How often `check --base` is right about strays: healthy and planted sets of the miniature world.
 
-python -m benchmarks.strays run FOLDER [--set tune|later|third|last]     asks the base, a file for each set; goes on
-                                                                         where it was
-python -m benchmarks.strays table FOLDER [--set tune|later|third|last]   what was named, as a table
+python -m benchmarks.strays run FOLDER [--set SET]     asks the base, a file for each set; goes on where it was
+python -m benchmarks.strays table FOLDER [--set SET]   what was named, as a table
 
 A set has 14 to 24 pictures of one style at the base's own size, every fourth one thing in many places. It is judged as
 it is, and with a tenth or a fifth of it, two at least, drawn in other styles; captions stay. Limits are set on `tune`,
-`later` and `third`; `last`, of other seeds and styles, is for the figures alone.
+`later`, `third` and `last`; `final`, of other seeds and styles, is for the figures alone.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ SETS = {
     "later": (73000, 40, styles.LATER),
     "third": (87000, 40, styles.THIRD),
     "last": (99000, 40, styles.LAST),
+    "final": (113000, 80, styles.FINAL),
 }
 """First seed, how many, and the styles."""
 
@@ -83,7 +83,7 @@ def judge(one: Drawn, kept: Kept) -> Judged:
 
 
 def main() -> int:
-    return command(__doc__, "strays", SETS, "last", drawn, ask, judge)
+    return command(__doc__, "strays", SETS, "final", drawn, ask, judge)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from lora_scripts.demo import world
 
@@ -178,6 +178,61 @@ def _infrared(scene: world.Scene, size: int) -> Image.Image:
     return Image.blend(soft, Image.new("RGB", soft.size, (255, 240, 240)), 0.2)
 
 
+def _points(scene: world.Scene, size: int) -> Image.Image:
+    """Round dabs of its colours, each a little off, on white paper."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    plain = _as("plain", scene, 64)
+    large = Image.new("RGB", (4 * size, 4 * size), (252, 250, 244))
+    draw = ImageDraw.Draw(large)
+    for x, y in rng.uniform(0, 64, (3000, 2)):
+        red, green, blue = plain.getpixel((int(x), int(y)))  # type: ignore[misc]
+        off = rng.integers(-26, 27, 3)
+        x0, y0, r = x * size / 16, y * size / 16, size * 0.045
+        draw.ellipse((x0 - r, y0 - r, x0 + r, y0 + r), (red + off[0], green + off[1], blue + off[2]))
+    return large.resize((size, size), Image.Resampling.BOX)
+
+
+def _oil(scene: world.Scene, size: int) -> Image.Image:
+    """Patches of one colour with torn edges, in strokes from side to side."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+
+    def rough(height: int, width: int) -> np.ndarray:
+        values = Image.fromarray(rng.normal(size=(height, width)).astype(np.float32))
+        return np.asarray(values.resize((size, size), Image.Resampling.BILINEAR))
+
+    y, x = ((at + rough(22, 22) * size * 0.018).round().astype(int).clip(0, size - 1) for at in np.mgrid[:size, :size])
+    torn = Image.fromarray(np.asarray(_as("plain", scene, size))[y, x])
+    patches = np.asarray(torn.filter(ImageFilter.ModeFilter(max(3, size // 24 | 1))), np.float32)
+    return Image.fromarray((patches * (1 + 0.09 * rough(size, size // 10)[..., None])).clip(0, 255).astype(np.uint8))
+
+
+def _contours(scene: world.Scene, size: int) -> Image.Image:
+    """As a map: brown lines of equal brightness over pale tints."""
+    grey = _as("plain", scene, size).convert("L").filter(ImageFilter.GaussianBlur(size * 0.02))
+    height = np.asarray(grey, np.float32) / 20
+    step = np.floor(height)
+    lines = (step != np.roll(step, 1, 0)) | (step != np.roll(step, 1, 1))
+    tint = _mapped(grey, [(150, 196, 150), (226, 232, 180), (250, 240, 224)])
+    return Image.composite(Image.new("RGB", tint.size, (140, 84, 50)), tint, Image.fromarray(lines))
+
+
+def _cinema(scene: world.Scene, size: int) -> Image.Image:
+    """Its shadows turned teal and its lights orange; nothing but colours changes."""
+    values = np.asarray(_as("plain", scene, size), np.float32)
+    grey = values.mean(-1, keepdims=True) / 255
+    graded = grey * np.array([255, 196, 140]) + (1 - grey) * np.array([10, 60, 72])
+    return Image.fromarray((values * 0.4 + graded * 0.6).clip(0, 255).astype(np.uint8))
+
+
+def _ripple(scene: world.Scene, size: int) -> Image.Image:
+    """Seen through ribbed glass."""
+    y, x = np.mgrid[0:size, 0:size]
+    across = (x + size * 0.03 * np.sin(x * 2 * np.pi * 12 / size)).round().astype(int).clip(0, size - 1)
+    seen = np.asarray(_as("plain", scene, size), np.float32)[y, across]
+    rib = 1 + 0.12 * np.cos(x * 2 * np.pi * 12 / size)[..., None]
+    return Image.fromarray((seen * rib).clip(0, 255).astype(np.uint8))
+
+
 PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     **{style: (lambda scene, size, style=style: _as(style, scene, size)) for style in world.STYLES},
     "duotone": _duotone,
@@ -202,6 +257,11 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "gold": _gold,
     "pastel": _pastel,
     "infrared": _infrared,
+    "points": _points,
+    "oil": _oil,
+    "contours": _contours,
+    "cinema": _cinema,
+    "ripple": _ripple,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
@@ -212,6 +272,8 @@ LATER = ("sepia", "chalk", "halftone", "fog", "stained")
 THIRD = ("mosaic", "engraving", "negative", "relief", "rain")
 """Styles that its second limit had not seen, and the third has."""
 LAST = ("glitch", "crayon", "gold", "pastel", "infrared")
+"""Styles that its third limit had not seen, and the rule that stands has."""
+FINAL = ("points", "oil", "contours", "cinema", "ripple")
 """Styles that no limit has seen."""
 
 
