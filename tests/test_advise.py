@@ -89,26 +89,44 @@ def test_a_held_out_loss_that_stands_still_while_training_pictures_go_on() -> No
     found = one(measured(lambda x: (1 - x) ** 2 + 0.1, lambda x: max(0.7, 1 - 2 * x), pictures=3))
     assert found.kind == "memorises" and "since step 20" in found.message
     # both stand still: nothing is learnt by heart
-    assert advise(measured(lambda x: max(0.3, 1 - 4 * x), lambda x: max(0.7, 1 - 2 * x), pictures=3), FACTS) == []
-    # the gap alone is no sign while held-out pictures get better
-    assert advise(measured(falling(0.2), falling(0.5), pictures=3), FACTS) == []
+    assert advise(measured(lambda x: max(0.45, 1 - 4 * x), lambda x: max(0.7, 1 - 2 * x), pictures=3), FACTS) == []
+    # a gap is no sign while held-out pictures get better, too
+    assert advise(measured(falling(0.2), falling(0.3), pictures=3), FACTS) == []
+
+
+def test_pictures_that_are_learnt_by_heart_while_others_still_get_better() -> None:
+    found = one(measured(falling(0.2), falling(0.5), pictures=3))
+    # (0.5 + 0.5 y³) / (0.2 + 0.8 y³), y what is left of the run, is above e^0.5 from y = 0.5 on, not yet at 0.6
+    assert (found.kind, found.step, found.change) == ("memorises", 50, "more pictures")
+    assert "by heart: their loss fell by 70 %, that of held-out ones by 44 %" in found.message
 
 
 def test_a_run_that_would_be_better_stronger() -> None:
-    *_, last = measured(falling(0.6), falling(0.7))
+    start, *_, last = measured(falling(0.6), falling(0.7))
 
     def ahead(train: float, held: float) -> Evaluation:
         return Evaluation(last.step, [held * x for x in last.held], [train * x for x in last.train])
 
-    found = too_short(last, ahead(0.96, 0.95), FACTS)
+    found = too_short(start, last, ahead(0.96, 0.95), FACTS)
     assert found is not None and found.kind == "too_short"
     assert found.change == "learning_rate: 0.004, or epochs: 20"
-    assert "a loss 4.5 % lower, and 5.0 % on held-out pictures" in found.message
-    assert too_short(last, ahead(1.0, 0.97), FACTS) is None
-    assert too_short(last, ahead(0.96, 1.0), FACTS) is None  # the others are none the better for it
+    assert "a loss 4.5 % lower, and 5.0 % on held-out pictures, and so have gained" in found.message
+    assert too_short(start, last, ahead(1.0, 0.97), FACTS) is None
+    assert too_short(start, last, ahead(0.96, 1.0), FACTS) is None  # the others are none the better for it
+    assert too_short(start, last, ahead(0.985, 0.985), FACTS) is None  # 1.5 % of it, and 2 and 3 of what was gained
     some = [x * (0.7 if i == 0 else 1.0) for i, x in enumerate(last.train)]
     held = [x * (0.7 if i == 0 else 1.0) for i, x in enumerate(last.held)]
-    assert too_short(last, Evaluation(last.step, held, some), FACTS) is None  # two pictures alone say so
+    assert too_short(start, last, Evaluation(last.step, held, some), FACTS) is None  # two pictures alone say so
+
+
+def test_a_rate_far_too_low_is_told_however_little_was_gained() -> None:
+    before, after, ahead = (Evaluation(n, [0.2 * x] * 3, [0.1 * x] * 6) for n, x in ((0, 1.0), (9, 0.98), (9, 0.975)))
+    found = too_short(before, after, ahead, FACTS)
+    assert found is not None and found.message.endswith(
+        "a loss 0.5 % lower, and 0.5 % on held-out pictures, and so have gained 25 % more"
+    )
+    assert too_short(after, before, ahead, FACTS) is not None  # nothing was gained, and 2.5 % could be
+    assert too_short(after, before, Evaluation(9, [0.199] * 3, [0.0995] * 6), FACTS) is None
 
 
 def test_too_little_is_not_judged() -> None:

@@ -218,9 +218,10 @@ class Measuring:
         self.late = self.held.strays(self.model, self.ema, self.state.step)
         last, told = self.evaluations[-1], {one.kind for one in advise(self.evaluations, self.facts)}
         if not last.name and not told & {"rises", "oscillates", "does_not_fall", "memorises"}:
+            start = [one for one in self.evaluations if one.name][-1]
             with self.model.at(AHEAD):
                 ahead = self._evaluation("")
-            self.late += filter(None, [too_short(last, ahead, self.facts)])
+            self.late += filter(None, [too_short(start, last, ahead, self.facts)])
         self.seconds += time.perf_counter() - begun
         for one in self.late:
             self.sink(Advised(one.kind, str(one)))
