@@ -189,13 +189,9 @@ class RgbaAutoencoder:
 
     def normal(self, vae: Any) -> Normal:
         """How its latents are normalised: by mean and deviation of each channel."""
-        import torch
-
         from lora_scripts.families.sd.latents import Normal
 
-        numbers = vae.config.latents_mean, vae.config.latents_std
-        mean, std = (torch.tensor(row).view(-1, 1, 1) for row in numbers)
-        return Normal(1 / std, mean)
+        return Normal.of_channels(vae)
 
 
 def _names(shapes: Shapes) -> dict[str, str]:

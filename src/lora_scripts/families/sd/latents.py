@@ -46,6 +46,13 @@ class Normal:
     shift: float | Tensor = 0.0
     packed: bool = False
 
+    @classmethod
+    def of_channels(cls, vae: Any) -> Normal:
+        """By the mean and the deviation of each channel, which the VAE's config lists."""
+        numbers = vae.config.latents_mean, vae.config.latents_std
+        mean, std = (torch.tensor(row).view(-1, 1, 1) for row in numbers)
+        return cls(1 / std, mean)
+
     def into(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [n, c, h, w] of a VAE's latents, or [n, 4 c, h / 2, w / 2] of packed ones."""
         if self.packed:
