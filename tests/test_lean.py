@@ -243,12 +243,14 @@ def in_parts(attend: Any, dtype: torch.dtype, sharp: float = 1.0) -> list[Tensor
     return [y, *torch.autograd.grad(y, (q, k, v), normal(1, 2, 160, 40, seed=4).bfloat16().to(dtype))]
 
 
+@pytest.mark.parametrize("units", [False, True])
 def test_attention_in_parts_is_the_fused_kernels_and_is_taken_where_scores_are_flat(
-    monkeypatch: pytest.MonkeyPatch,
+    units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "ROWS", 64)  # two parts and a half
+    monkeypatch.setattr(attention, "MOST", 600)
     monkeypatch.setattr(attention, "MADE_AGAIN", 0)
-    monkeypatch.setattr(attention, "cpu_has_matrix_units", lambda: False)
+    monkeypatch.setattr(attention, "cpu_has_matrix_units", lambda: units)
     taken: list[int] = []
     parts = attention._InParts.apply
     monkeypatch.setattr(attention._InParts, "apply", lambda *given: (taken.append(1), parts(*given))[1])

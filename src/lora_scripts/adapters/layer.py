@@ -253,7 +253,7 @@ class _Changed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, *tensors), sites, front = ctx.saved_tensors, ctx.sites, ctx.front
         downs, ups, given, held = _sorted(sites, front, ctx.own, tensors)
-        z = x if front is None else front.value(x, *given)
+        z, made = (x, ()) if front is None else front.again(x, *given)
         trained = any(ctx.needs_input_grad[4 : 4 + len(downs) + len(ups)])
         down, first = _stack(downs), sites[0].layer
         us: list[Tensor] = []
@@ -277,7 +277,7 @@ class _Changed(torch.autograd.Function):
         else:
             dz, d_down = _through_convolution(first, u, z, down, grads[0].shape, dz, trained)
         if front is not None and dz is not None:
-            dz = front.pullback(x, dz, *given)
+            dz = front.pullback(x, dz, made, *given)
         d_downs = [None] * len(downs) if d_down is None else d_down.split([len(one) for one in downs])
         factors = [*d_downs, *d_ups]
         return dz, None, None, None, *factors, *(None for _ in tensors[len(factors) :])

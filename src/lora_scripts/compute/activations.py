@@ -61,20 +61,17 @@ class Normed:
         return self._norm.weight, self._norm.bias
 
     def value(self, x: Tensor, *tensors: Tensor) -> Tensor:
-        return self._forward(x, *tensors)[0]
+        return self.again(x, *tensors)[0]
 
-    def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
-        _, mean, rstd = self._forward(x, *tensors)
+    def again(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The value; mean and deviation of each place."""
+        y, *made = _aten.native_layer_norm(x, self._norm.normalized_shape, *tensors, self._norm.eps)
+        return y, tuple(made)
+
+    def pullback(self, x: Tensor, grad: Tensor, made: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
         shape, which = self._norm.normalized_shape, (True, False, False)
-        dx: Tensor = _aten.native_layer_norm_backward(grad, x, shape, mean, rstd, *tensors, which)[0]
+        dx: Tensor = _aten.native_layer_norm_backward(grad, x, shape, *made, *tensors, which)[0]
         return dx
-
-    def _forward(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value, mean and deviation of each place."""
-        made: tuple[Tensor, Tensor, Tensor] = _aten.native_layer_norm(
-            x, self._norm.normalized_shape, *tensors, self._norm.eps
-        )
-        return made
 
 
 class Geglu:
@@ -87,10 +84,15 @@ class Geglu:
         opened = F.gelu(gate)
         return opened * hidden if torch.compiler.is_compiling() else opened.mul_(hidden)
 
-    def pullback(self, x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
+    def again(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        hidden, gate = x.chunk(2, -1)
+        opened = F.gelu(gate)
+        return opened * hidden, (opened,)
+
+    def pullback(self, x: Tensor, grad: Tensor, made: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
         hidden, gate = x.chunk(2, -1)
         dx = torch.empty_like(x)
         for_hidden, for_gate = dx.chunk(2, -1)
-        torch.mul(grad, F.gelu(gate), out=for_hidden)
+        torch.mul(grad, made[0], out=for_hidden)
         _aten.gelu_backward.grad_input(grad * hidden, gate, grad_input=for_gate)
         return dx

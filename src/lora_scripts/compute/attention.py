@@ -20,6 +20,8 @@ NARROW, FEW = 16, 1024
 MANY, ROWS = 512, 512
 """Tokens from which a CPU takes scores in parts, and the places of a part, whose scores stay near the core: at 4096
 places 0.70 to 0.82 of the fused kernel's time, at 1024 0.90 to 0.98."""
+MOST, SLIM = 2048, 80
+"""Tokens from which that is quicker with matrix units, too, and channels of a head up to which it is."""
 FLAT = 9.0
 """Variance of a place's scores, on average, up to which they are kept in bf16 about their middle: their gradients are
 off by 0.3 to 0.7 % then, 0.9 to 1.9 times as much as the fused kernel's; of 36 by 1 to 2.2 %, 1.6 to 5 times."""
@@ -42,8 +44,8 @@ def _slow_fused(q: Tensor) -> bool:
 
 
 def _flat_in_bf16(q: Tensor, k: Tensor) -> bool:
-    # With matrix units nothing was measured.
-    if q.dtype != torch.bfloat16 or k.shape[2] < MANY or cpu_has_matrix_units():
+    units = cpu_has_matrix_units()
+    if q.dtype != torch.bfloat16 or k.shape[2] < (MOST if units else MANY) or (units and q.shape[3] > SLIM):
         return False
     with torch.no_grad():
         return bool(_scores(_flat(q), _flat(k))[1].mean() <= FLAT)
@@ -74,11 +76,14 @@ class _Plain(torch.autograd.Function):
 
 class _InParts(torch.autograd.Function):
     """Plain products in q's own type, some places at a time, of scores about their middle. Nothing but q, k and v is
-    kept. What is narrow is computed lying, [width, tokens], which is quicker; gradients are added up in float32."""
+    kept. What is narrow is computed lying, [width, tokens], which is quicker, and added up in float32. Matrix units
+    are used well by the fused kernel's forward pass, and not by its backward one."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
+        if cpu_has_matrix_units():
+            return F.scaled_dot_product_attention(q, k, v)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for head, places, tokens, lying in zip(
             _flat(out), *_about_middle(_flat(q), _flat(k)), _flat(v).mT, strict=True
@@ -92,7 +97,7 @@ class _InParts(torch.autograd.Function):
         whole = ctx.saved_tensors
         flat = [_flat(x) for x in (*whole, grads[0])]
         wide = torch.promote_types(whole[0].dtype, torch.float32)
-        dq, dk, dv = (torch.zeros(x.mT.shape, dtype=wide) for x in flat[:3])
+        dq, (dk, dv) = torch.empty_like(flat[0]), (torch.zeros(x.mT.shape, dtype=wide) for x in flat[1:3])
         for n, (places, tokens) in enumerate(zip(*_about_middle(*flat[:2]), strict=True)):
             q, k, v, grad = (x[n] for x in flat)
             room = torch.empty(min(ROWS, len(q)), len(k), dtype=q.dtype)
@@ -100,14 +105,11 @@ class _InParts(torch.autograd.Function):
                 dv[n] += torch.mm(grad[some].mT, p)
                 ds = torch.mm(grad[some], v.mT, out=room[: len(p)])
                 torch._softmax_backward_data(ds, p, -1, p.dtype, grad_input=ds)
-                dq[n, :, some] = torch.mm(k.mT, ds.mT)
+                torch.mm(ds, k, out=dq[n, some])
                 dk[n] += torch.mm(q[some].mT, ds)
         scale = flat[0].shape[2] ** -0.5
-        dq, dk, dv = (
-            x.mul_(by).mT.to(of.dtype).view(of.shape)
-            for x, by, of in zip((dq, dk, dv), (scale, scale, 1.0), whole, strict=True)
-        )
-        return dq, dk, dv
+        dk, dv = (x.mul_(by).mT.to(q.dtype) for x, by in ((dk, scale), (dv, 1.0)))
+        return dq.mul_(scale).view(whole[0].shape), dk.view(whole[1].shape), dv.view(whole[2].shape)
 
 
 def _about_middle(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
