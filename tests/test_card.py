@@ -73,8 +73,8 @@ def test_a_card_with_a_grid(lora: Path, tmp_path: Path) -> None:
     assert widget["text"] == "a: red | house"
     picture = lora.parent / "neon-card" / widget["output"]["url"]
     assert picture.read_bytes() == (folder / "cells" / "2.png").read_bytes()
-    assert "<lora:neon:1>" in body and "Recommended: **1** (90% of the training style" in body
-    assert "| 0.5 | 10.0% | 50% | 9.0% |" in body and "| steps | 104 |" in body and "| rank | 4 |" in body
+    assert "<lora:neon:1>" in body and "Recommended: **1** (90 % of the training style" in body
+    assert "| 0.5 | 10.0 % | 50 % | 9.0 % |" in body and "| steps | 104 |" in body and "| rank | 4 |" in body
     with Image.open(lora.with_name("neon.preview.png")) as preview:
         assert preview.size == (512, 256)
     user = json.loads(lora.with_name("neon.json").read_text())

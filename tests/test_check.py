@@ -263,7 +263,7 @@ def test_the_crop_is_drawn_where_training_crops() -> None:
     assert enlarged == pytest.approx(bucket[1] / 500)
     page = Page(render(replace(data(), findings=[])))
     assert [a["style"] for a in page.all("i")] == ["left: 25.00%; top: 0.00%; width: 50.00%; height: 100.00%"]
-    assert "−50%" in page.text("b") and "cannot be read" in page.text("span")
+    assert "−50 %" in page.text("b") and "cannot be read" in page.text("span")
 
 
 def test_one_line_for_each_kind_the_worst_first() -> None:

@@ -33,8 +33,8 @@ def report() -> str:
     curve = HeldOutCurve([(1, 0.3), (2, 0.2)], [(1, 0.3), (2, 0.1)], ["the last step is the best"])
     advice = ["step 5: the loss goes up and down: on the same training pictures it rose twice, so the learning rate "
               "is too high; try learning_rate: 1e-5"]  # fmt: skip
-    return page.render(replace(full, verification="verified: 192 of 192 modules in A1111; ΔW read to 1e-7, 0.03% of it "
-                               "lost in fp16", nearest=near, held_out=curve, advice=advice))  # fmt: skip
+    return page.render(replace(full, verification="verified: 192 of 192 modules in A1111; ΔW read to 1e-7, 0.03 % of "
+                               "it lost in fp16", nearest=near, held_out=curve, advice=advice))  # fmt: skip
 
 
 def shown(html: str) -> list[str]:
@@ -103,12 +103,12 @@ def test_both_languages_have_the_same_holes() -> None:
             "12 pictures, 3 with a caption: 1 error, 2 warnings, 1 note",
             "12 张图片，3 张有描述：1 个错误，2 个警告，1 条提示",
         ),
-        ("bars of one colour: left 5%, right 6%", "纯色边条：左 5%，右 6%"),
+        ("bars of one colour: left 5 %, right 6 %", "纯色边条：左 5 %，右 6 %"),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (
-            "12% of the pictures lean towards red (a* +9, b* +1): the LoRA will learn that",
-            "12% 的图片偏红（a* +9，b* +1）：LoRA 会学到这一点",
+            "12 % of the pictures lean towards red (a* +9, b* +1): the LoRA will learn that",
+            "12 % 的图片偏红（a* +9，b* +1）：LoRA 会学到这一点",
         ),
     ],
 )

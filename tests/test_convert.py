@@ -224,7 +224,7 @@ def test_precision_is_told_and_never_destroys() -> None:
     real = max(float((dense(got[p]) - dense(w)).norm() / dense(w).norm()) for p, w in lora_files.weights().items())
     assert loss.worst == pytest.approx(real, rel=1e-9) and 1e-3 < loss.worst < 1e-2
     small = {Q: LoraWeights(torch.full((4, 64), 1e-4), torch.full((64, 4), 1e-9), 4.0)}
-    with pytest.raises(UserError, match=r"fp16 would destroy unet\.mid_block.*100%.*use bf16"):
+    with pytest.raises(UserError, match=r"fp16 would destroy unet\.mid_block.*100 %.*use bf16"):
         precision.cast(small, torch.float16)
     large = {Q: LoraWeights(torch.full((4, 64), 1e5), torch.ones(64, 4), 4.0)}
     with pytest.raises(UserError, match="holds values too large for fp16"):
@@ -289,7 +289,7 @@ def test_the_command_bakes_a_dora(base: Path, tmp_path: Path, capsys: pytest.Cap
         modules[path] = LoraWeights(modules[path].down, modules[path].up, 2.0, shaped)
     start = lora_files.write(tmp_path / "dora.safetensors", tensors(modules))
     run(start, "--to", "kohya", "--bake-dora", "--base", base, "--rank", 64, "--output", tmp_path / "plain.safetensors")
-    assert "DoRA baked: 3 modules at rank 64 keep 100.0%" in capsys.readouterr().out
+    assert "DoRA baked: 3 modules at rank 64 keep 100.0 %" in capsys.readouterr().out
     plain = open_lora(tmp_path / "plain.safetensors").modules()
     for path, key in keys.items():
         torch.testing.assert_close(dense(plain[path]), dora_by_hand(modules[path], held[key]), rtol=1e-4, atol=1e-6)

@@ -106,8 +106,8 @@ def test_the_table_counts_and_the_sheet_names_what_is_wrong() -> None:
     found = [evaluate.Judged(scene, image, right)] * 3 + [evaluate.Judged(scene, image, wrong)]
     rows = dict(line.rsplit("  ", 1) for line in evaluate.table({"base": found}).splitlines())
     rows = {name.strip(): share for name, share in rows.items()}
-    assert rows["object right"].startswith("75.0% (30.1% to 95.4%)")
-    assert rows["colour right"].startswith("100.0%") and rows["neon"].startswith("25.0%")
+    assert rows["object right"].startswith("75.0 % (30.1 % to 95.4 %)")
+    assert rows["colour right"].startswith("100.0 %") and rows["neon"].startswith("25.0 %")
     assert found[0].wrong() == [] and found[3].wrong() == ["object", "ground", "style"]
     sheet = evaluate.contact_sheet({"base": found})
     under = np.asarray(sheet)[17 + 128 : 17 + 128 + 50]

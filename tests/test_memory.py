@@ -553,7 +553,7 @@ def test_latents_are_made_in_bf16_where_they_agree_with_float32(monkeypatch: pyt
     assert torch.equal(whole, vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor)
     off = (quick - whole).square().mean().sqrt() / whole.std()
     assert 0 < off < latents.AGREES and of_quick != of_whole
-    share = re.search(r"latents in bf16: of a test picture (\d\.\d)% off those in fp32 \(limit 1\.5%\)", told)
+    share = re.search(r"latents in bf16: of a test picture (\d\.\d) % off those in fp32 \(limit 1\.5 %\)", told)
     assert share and 0.5 < float(share[1]) / (float(off) * 100) < 2 and nothing == ""  # as far off as these pictures
     monkeypatch.setattr(latents, "AGREES", float(off) / 100)
     taken_back, _, told = encoded(torch.bfloat16)

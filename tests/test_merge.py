@@ -109,7 +109,7 @@ def test_the_sum_is_rounded_once_and_the_rest_is_untouched(
             size += (changed[key] ** 2).sum().item()
         else:
             assert torch.equal(after[key], tensor), key
-    assert f"{(lost / size) ** 0.5:.2%} of what the LoRAs change" in out
+    assert f"{100 * (lost / size) ** 0.5:.2f} % of what the LoRAs change" in out
     one, two = header.read_header(wide), header.read_header(output)
     assert [*one.tensors] == [*two.tensors]  # also the order in the file
     told = json.loads(two.metadata.pop(merge_record.MERGED))

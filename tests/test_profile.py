@@ -62,11 +62,11 @@ def test_in_words() -> None:
         **{"kinds": {"convolutions": 1.2, "matrix products": 0.6, "norms": 0.001}, "waiting": 0.199},
     }
     assert profile_rows(profile) == [
-        ("a step", "2.0 s; at the speeds of this machine at least 1.2 s, 61% of it"),
+        ("a step", "2.0 s; at the speeds of this machine at least 1.2 s, 61 % of it"),
         ("  arithmetic", "1.0 s: 0.2 TFLOP at 0.2 a second"),
         ("  memory", "200 ms: 4.0 GB to and fro at 16.0 GB a second"),
         ("  launches", "13 ms: 2,683 operations, 5.0 µs of nothing each"),
-        ("it goes to", "convolutions 60%, matrix products 30%, waiting 10%"),
+        ("it goes to", "convolutions 60 %, matrix products 30 %, waiting 10 %"),
         ("so", "arithmetic decides: fewer pixels or a quicker device; larger batches take as much longer"),
     ]
     assert "waits for the program" in profile_rows({**profile, "waiting": 1.5})[-1][1]

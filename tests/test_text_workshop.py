@@ -88,7 +88,7 @@ def test_extracted_from_what_was_merged_it_is_the_same(base: Path, loras: list[P
     merged, back = tmp_path / "merged", tmp_path / "back"
     run("merge", f"{loras[0]}:1", "--base", base, "--output", merged)
     told = run("extract", "--base", base, "--tuned", merged, "--output", back, "--rank", 2, "--precision", "fp32")
-    assert "energy kept: 100.00% in all" in told
+    assert "energy kept: 100.00 % in all" in told
     assert torch.allclose(logits(base, (back, 1.0)), logits(base, (loras[0], 1.0)), atol=1e-3)
     run("unmerge", f"{loras[0]}:1", "--model", merged, "--output", tmp_path / "again", "--compare", base)
     assert torch.allclose(logits(tmp_path / "again"), logits(base), atol=1e-4)

@@ -344,7 +344,7 @@ def test_what_takes_less_is_named_where_it_can_take_less() -> None:
     shares = {"held-out loss": 0.1, "previews": 0.0, "report": 0.2}
     for report, mend in (("full", "report: short"), ("short", "sample_steps; report: full draws more")):
         told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
-        assert told == ("besides", f"about 30% of the time: held-out loss 10% (val_every), report 20% ({mend})")
+        assert told == ("besides", f"about 30 % of the time: held-out loss 10 % (val_every), report 20 % ({mend})")
     assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
 
 

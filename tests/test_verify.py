@@ -193,7 +193,7 @@ def test_the_proof_compares_with_what_was_trained(base: Path, tmp_path: Path) ->
     assert proof.rounding == 0 and proof.reading < 1e-6 and "10 of 10 modules" in str(proof)
     trained = modules | {FEW[3]: lora_files.weights(size=1.001e-4)[FEW[3]]}
     for spoilt, words in (
-        (trained, "off by 0.1% of the ΔW that was trained, where fp32 loses 0.0% at most"),
+        (trained, "off by 0.1 % of the ΔW that was trained, where fp32 loses 0.0 % at most"),
         (dict(list(modules.items())[1:]), f"{FEW[0]} was not trained"),
         (modules | {"unet.mid_block.resnets.1.conv1": modules[FEW[5]]}, "unet.mid_block.resnets.1.conv1 is not in it"),
     ):

@@ -28,6 +28,11 @@ def size(count: float) -> str:
     return f"{count / 1024:.0f} kB"
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """ "12 %" of 0.12."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def typed(words: Sequence[str], *, windows: bool = os.name == "nt") -> str:
     """A command as it is typed: what holds a blank in quotes, on Windows in double ones: the command prompt knows no
     others."""

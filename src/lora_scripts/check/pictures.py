@@ -19,6 +19,7 @@ from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.data.scan import MIN_SIDE
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.units import percent
 
 DUPLICATES = ("exact_duplicate", "near_duplicate")
 """Kinds of findings whose first file is the copy to keep, and whose others can go."""
@@ -140,7 +141,7 @@ def _additions(fact: PictureFacts) -> Iterator[Finding]:
     if fact.border is not None:
         bars = {"left": fact.border.left, "top": fact.border.top, "right": fact.border.right}
         bars["bottom"] = fact.border.bottom
-        widths = ", ".join(f"{side} {part:.0%}" for side, part in bars.items() if part)
+        widths = ", ".join(f"{side} {percent(part)}" for side, part in bars.items() if part)
         severity: Severity = "warning" if fact.border.sure > 0.5 else "note"
         mend = "crop the bars away, or they will be learned"
         yield Finding("border", severity, (fact.name,), f"bars of one colour: {widths}", mend, fact.border.sure)

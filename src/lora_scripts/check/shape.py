@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lora_scripts.data.buckets import Size, choose_bucket, views
 from lora_scripts.data.findings import Finding
+from lora_scripts.units import percent
 
 ENLARGED = 1.1
 """A picture that its bucket enlarges by more than this has too few pixels; by less, it is noted."""
@@ -32,5 +33,5 @@ def shape_findings(name: str, size: Size, buckets: Sequence[Size]) -> Iterator[F
         yield Finding("too_small", "warning" if enlarged > ENLARGED else "note", (name,), message, mend)
     lost = 1 - across * down
     if lost > CROPPED:
-        message = f"{shape} px is an odd shape: its bucket {wanted} cuts {lost:.0%} away"
+        message = f"{shape} px is an odd shape: its bucket {wanted} cuts {percent(lost)} away"
         yield Finding("odd_aspect", "warning", (name,), message, "crop it yourself to what matters")

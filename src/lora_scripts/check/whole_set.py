@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.overlays import Box
 from lora_scripts.data.findings import Finding
+from lora_scripts.units import percent
 
 _ENOUGH = 6
 """Pictures from which on something can be called common."""
@@ -35,7 +36,7 @@ def _cast(facts: Sequence[PictureFacts]) -> Iterator[Finding]:
     if share >= 0.85:
         angle = float(np.degrees(np.arctan2(middle[1], middle[0])))
         message = (
-            f"{share:.0%} of the pictures lean towards {_hue(angle)} "
+            f"{percent(share)} of the pictures lean towards {_hue(angle)} "
             f"(a* {middle[0]:+.0f}, b* {middle[1]:+.0f}): the LoRA will learn that"
         )
         yield Finding("colour_cast", "note", (), message, "correct the white balance, unless it is the style", share)

@@ -17,6 +17,7 @@ from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families import strays
 from lora_scripts.families.detail import KEPT, kept_detail
 from lora_scripts.families.exchanged import LEAST, LEVELS, MOST, Exchanged, asked, exchanged
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +35,7 @@ def undrawable(family: PictureFamily, images: Mapping[str, Path], resolution: Si
     kept = kept_detail(family, images, resolution, sink)
     if not kept or median(kept.values()) >= KEPT:
         return []
-    share = f"{max(0.0, median(kept.values())):.0%}".replace("%", " %")
+    share = f"{percent(max(0.0, median(kept.values())))}"
     message = f"your base cannot draw this detail: its VAE keeps {share} of the finest lines (median of {len(kept)})"
     mend = "another VAE (vae: FILE), a higher resolution, or another base: no training brings it back"
     return [Finding("undrawable", "warning", tuple(sorted(kept, key=lambda name: kept[name])), message, mend)]

@@ -11,6 +11,7 @@ from lora_scripts.cli.options import add_loras, add_writing, asked, number, path
 from lora_scripts.cli.show import as_json, columns
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.combine import Combination, CombinedFile, Meeting
@@ -110,7 +111,7 @@ def _written(file: CombinedFile) -> list[str]:
     if file.off_the_sum is not None:
         lines.append(
             f"note: linear adds the matrices, not the changes; this differs from the sum of the LoRAs by "
-            f"{file.off_the_sum:.0%} of that sum. concat and svd keep the sum"
+            f"{percent(file.off_the_sum)} of that sum. concat and svd keep the sum"
         )
     if file.widened:
         lines.append(f"in {file.precision}, so that the sum is exact; --precision fp16 halves the file and rounds it")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli.options import asked, number, path, require_models
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.convert import Converted, Sizes
@@ -47,8 +48,8 @@ def words(result: Converted) -> list[str]:
     lines = [f"{result.file}: {result.modules} modules, {result.naming} names, {_sizes(result.sizes)}"]
     if baked := result.baked:
         lines.append(
-            f"DoRA baked: {baked.modules} modules at rank {baked.rank} keep {baked.mean_kept:.1%} of their change's "
-            f"energy on average, {baked.least_kept:.1%} at least ({baked.worst_module})"
+            f"DoRA baked: {baked.modules} modules at rank {baked.rank} keep {percent(baked.mean_kept, 1)} of their "
+            f"change's energy on average, {percent(baked.least_kept, 1)} at least ({baked.worst_module})"
         )
     if result.padded is not None:
         lines.append(f"ranks and alphas differ: all padded to {_sizes(result.padded)}")

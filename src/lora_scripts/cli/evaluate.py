@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli.options import add_device, argument, asked, default, number, path, weighted
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.evaluate.command import Evaluated
@@ -70,7 +71,7 @@ def words(result: Evaluated) -> list[str]:
 
 
 def _share(share: Share) -> str:
-    return f"{share.share:.1%} ({share.low:.1%} to {share.high:.1%})".replace("%", " %")
+    return f"{percent(share.share, 1)} ({percent(share.low, 1)} to {percent(share.high, 1)})"
 
 
 def _interval(interval: Interval) -> str:

@@ -9,6 +9,7 @@ from lora_scripts.cli import files
 from lora_scripts.cli.options import add_writing, asked, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.extract import ExtractedLora
@@ -44,8 +45,8 @@ def words(result: ExtractedLora) -> list[str]:
         lines.append("note: the two models lie in different layouts, so biases and norms were not compared")
     if others := result.others:
         lines.append(
-            f"note: {len(others)} other weights differ too, with {result.elsewhere_share:.1%} of the whole difference, "
-            f"which this LoRA does not hold; first {others[0]}"
+            f"note: {len(others)} other weights differ too, with {percent(result.elsewhere_share, 1)} of the whole "
+            f"difference, which this LoRA does not hold; first {others[0]}"
         )
     if result.vae_differs:
         lines.append("note: the VAE differs too; use that of the fine-tuned model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_scripts import units
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.common import Written
@@ -24,7 +25,7 @@ def written(lora: Written) -> list[str]:
 
 def energy(share: float, worst_share: float, worst_module: str) -> str:
     """How much of |ΔW|² a file of smaller rank holds."""
-    return f"energy kept: {share:.2%} in all; least {worst_share:.2%}, in {worst_module}"
+    return f"energy kept: {percent(share, 2)} in all; least {percent(worst_share, 2)}, in {worst_module}"
 
 
 def rewritten(model: Rewritten) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli import files
 from lora_scripts.cli.options import add_loras, add_writing, asked, path, weighted_loras
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.merge import Merged
@@ -37,13 +38,14 @@ def call(options: argparse.Namespace, sink: Sink) -> Merged:
 def words(result: Merged) -> list[str]:
     lines = [
         *files.rewritten(result),
-        f"rounding: at most {result.rounding_largest:.1e} in a weight; {result.rounding_lost:.2%} of what the LoRAs "
-        "change",
+        f"rounding: at most {result.rounding_largest:.1e} in a weight; {percent(result.rounding_lost, 2)} of what the "
+        "LoRAs change",
     ]
     if (proof := result.proof) is not None:
         lines.append(
             f"proved on {proof.tokens} tokens: the largest difference of a logit is {proof.largest:.1e}, "
-            f"{proof.share:.2%} of what the LoRAs change; another token is likeliest in {proof.changed_answers} places"
+            f"{percent(proof.share, 2)} of what the LoRAs change; another token is likeliest in "
+            f"{proof.changed_answers} places"
         )
     if result.too_coarse:
         lines.append(

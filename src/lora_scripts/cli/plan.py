@@ -10,7 +10,7 @@ from lora_scripts.cli.options import number
 from lora_scripts.cli.show import facts
 from lora_scripts.cli.train import add_config
 from lora_scripts.events import Sink
-from lora_scripts.units import duration, size
+from lora_scripts.units import duration, percent, size
 
 if TYPE_CHECKING:
     from lora_scripts.plan.command import Plan, Proposal
@@ -97,10 +97,11 @@ def profile_rows(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "a step",
-            f"{_fine(seconds)}; at the speeds of this machine at least {_fine(floor)}, {floor / seconds:.0%} of it",
+            f"{_fine(seconds)}; at the speeds of this machine at least {_fine(floor)}, "
+            f"{percent(floor / seconds)} of it",
         ),
         *((f"  {limit}", f"{_fine(least[limit])}: {rates[limit]}") for limit in least),
-        ("it goes to", ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)),
+        ("it goes to", ", ".join(f"{name} {percent(share)}" for name, share in shares if share >= 0.005)),
         ("so", _meaning(seconds, least, profile["waiting"])),
     ]
 

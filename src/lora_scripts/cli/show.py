@@ -23,6 +23,7 @@ from lora_scripts.cli.gauge import STEPS, Bar, Lines
 from lora_scripts.cli.printing import say
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
+from lora_scripts.units import percent
 
 JSON_EVERY = 0.5
 """Seconds between two JSON lines of one kind of progress; the first and the last are always told."""
@@ -172,9 +173,10 @@ def usual_words(event: Event) -> str:
             return f"{what}: {path}"
         case Measured(step, name, loss, lower, perplexity):
             place = {"base": "base model", "init": "init_lora as it is"}.get(name, f"step {step}")
-            than = "" if name == "base" else f", {abs(lower):.1%} {'lower' if lower >= 0 else 'higher'} than the base's"
+            less = f"{percent(abs(lower), 1)} {'lower' if lower >= 0 else 'higher'}"
+            than = "" if name == "base" else f", {less} than the base's"
             per_token = "" if perplexity is None else f" (perplexity {perplexity:.4g})"
-            return f"held-out loss at {place}: {loss:.4f}{per_token}{than.replace('%', ' %')}"
+            return f"held-out loss at {place}: {loss:.4f}{per_token}{than}"
         case Table(title, rows):
             return "\n".join([title] * bool(title) + facts(rows))
     return ""

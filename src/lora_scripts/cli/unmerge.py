@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli import files
 from lora_scripts.cli.options import add_loras, add_writing, asked, path, weighted_loras
 from lora_scripts.events import Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.merge import Unmerged
@@ -43,6 +44,6 @@ def words(result: Unmerged) -> list[str]:
         far = result.compared
         lines.append(
             f"compared with {result.compared_with.name}: largest difference {far.largest:.1e}, mean {far.mean:.1e}, "
-            f"{far.equal:.1%} of the weights are bit for bit the same"
+            f"{percent(far.equal, 1)} of the weights are bit for bit the same"
         )
     return [*lines, *(f"note: {note}" for note in result.notes)]

@@ -27,6 +27,7 @@ from lora_scripts.families.table import load_pictures
 from lora_scripts.formats.io import save_png
 from lora_scripts.loras import file as loras
 from lora_scripts.loras import on_model
+from lora_scripts.units import percent
 
 SIDE = 128
 """Pixels of the pictures: what the world is drawn at."""
@@ -88,7 +89,7 @@ def table(columns: Mapping[str, Sequence[Judged]]) -> str:
         for found in columns.values():
             hits = sum(map(test, found))
             low, high = wilson(hits, len(found))
-            cells.append(f"{hits / len(found):.1%} ({low:.1%} to {high:.1%})")
+            cells.append(f"{percent(hits / len(found), 1)} ({percent(low, 1)} to {percent(high, 1)})")
         lines.append(f"{name:38}" + "".join(f"{cell:>28}" for cell in cells))
     return "\n".join(lines)
 

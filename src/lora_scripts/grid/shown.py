@@ -11,6 +11,7 @@ from lora_scripts.grid.axes import Place
 from lora_scripts.grid.cells import Cells, Painter
 from lora_scripts.grid.scores import Score, Training
 from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
+from lora_scripts.units import percent
 
 THUMBNAIL = 192
 """Pixels of the longer side."""
@@ -71,10 +72,10 @@ def _blocks(
 
 def _values(one: Score, *, base: bool) -> list[tuple[str, str]]:
     """Words and numbers of one picture."""
-    rows = [] if base else [("difference from the base", f"{one.pixels:.1%}")]
+    rows = [] if base else [("difference from the base", percent(one.pixels, 1))]
     if one.style is not None and not base:
-        rows.append(("likeness to the training style", f"{one.style:.0%}"))
-    rows.append(("prompt found", f"{one.prompt:.1%}"))
+        rows.append(("likeness to the training style", percent(one.style)))
+    rows.append(("prompt found", percent(one.prompt, 1)))
     if one.nearest is not None and one.similarity is not None:
         rows.append(("nearest training picture", f"{one.nearest} ({one.similarity:.2f})"))
     return rows

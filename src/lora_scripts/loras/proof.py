@@ -25,6 +25,7 @@ from lora_scripts.loras.embedding import bundled
 from lora_scripts.loras.file import open_lora
 from lora_scripts.loras.reading import Change
 from lora_scripts.loras.verify import Skeleton, check, expected_by
+from lora_scripts.units import percent
 
 BOUNDS = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}
 """Of |rounding| / |ΔW| of the whole file, by its precision."""
@@ -59,7 +60,7 @@ class Proof:
 
     def __str__(self) -> str:
         names, count = ", ".join(self.consumers), f"{self.modules} of {self.modules}"
-        lost = f"{self.rounding:.2%} of it lost in" if self.rounding else "no bit of it lost in"
+        lost = f"{percent(self.rounding, 2)} of it lost in" if self.rounding else "no bit of it lost in"
         return f"verified: {count} modules in {names}; ΔW read to {self.reading:.0e}, {lost} {self.precision}"
 
 
@@ -132,6 +133,7 @@ def _require(path: Path, rounding: float, worst: tuple[float, str], precision: s
     if rounding <= bound and share <= _MODULE * bound:
         return
     what, lost = ("the file", rounding) if not rounding <= bound else (name, share)
-    text = f"{what} is off by {lost:.1%} of the ΔW that was trained, where {precision} loses {bound:.1%} at most"
+    most = f"{precision} loses {percent(bound, 1)} at most"
+    text = f"{what} is off by {percent(lost, 1)} of the ΔW that was trained, where {most}"
     hint = "its weights are too small or too large for that precision: save_precision: fp32"
     raise UserError(text, file=path, hint=hint if precision != "fp32" else "check the disk, and write it again")

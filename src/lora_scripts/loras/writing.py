@@ -14,6 +14,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
 from lora_scripts.loras import adapter_folder, dialects, reading
 from lora_scripts.loras.file import LoraFile, plain, read, save
+from lora_scripts.units import percent
 
 
 def write(
@@ -42,7 +43,7 @@ def write(
     size = math.hypot(*(factors.norm(meant) for meant, _ in pairs))
     off = math.hypot(*(factors.distance(meant, there) for meant, there in pairs)) / size if size else 0.0
     if off > 8 * torch.finfo(dtype).eps:
-        text = f"{str(dtype).removeprefix('torch.')} would change ΔW by {off:.1%}"
+        text = f"{str(dtype).removeprefix('torch.')} would change ΔW by {percent(off, 1)}"
         raise UserError(text, file=path, hint="write it with --precision fp32")
     if family.lora.folder:
         adapter_folder.write(path, adapter_folder.like(origin, weights, dtype, values))

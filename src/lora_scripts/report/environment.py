@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from lora_scripts.report import data_uris
 from lora_scripts.report.chinese import translated, with_chinese
+from lora_scripts.units import percent
 
 
 def fill(template: str, **values: object) -> str:
@@ -46,6 +47,7 @@ def _html() -> Environment:
         "breakable": _breakable,
         "sentence": _sentence,
         "percent": _percent,
+        "share": percent,
         "pixels": _pixels,
         "data_uri": lambda image: Markup(data_uris.data_uri(image)),
         "reduced_uri": lambda image: Markup(data_uris.reduced_uri(image)),
@@ -77,7 +79,7 @@ def _sentence(text: str) -> str:
 
 
 def _percent(share: float, digits: int = 0) -> str:
-    """ "12%" for 0.12."""
+    """ "12%" for 0.12, as style sheets have it."""
     return f"{share:.{digits}%}"
 
 

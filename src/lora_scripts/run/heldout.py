@@ -25,6 +25,7 @@ from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap,
 from lora_scripts.train.feed import Feed, Settings
 from lora_scripts.train.probe import Probe, Range
 from lora_scripts.train.state import RunState
+from lora_scripts.units import percent
 
 STRATA, TRAIN_STRATA = 8, 4
 """Noise levels at which a held-out picture, and a training picture, is measured."""
@@ -228,7 +229,7 @@ class Measuring:
         for line in self.words:
             self.sink(Note(line))
         taken = self.seconds / (time.perf_counter() - self.begun)
-        self.sink(Note(f"measuring took {taken:.0%} of the time".replace("%", " %")))
+        self.sink(Note(f"measuring took {percent(taken)} of the time"))
 
     @property
     def warning(self) -> str:
@@ -237,7 +238,7 @@ class Measuring:
         if verdict is None or not verdict.worse:
             return ""
         base = self.evaluations[0].loss
-        higher = f"{-verdict.improvement.mean / base:.0%}".replace("%", " %")
+        higher = percent(-verdict.improvement.mean / base)
         what = "the pictures and captions" if self.facts.samples == "pictures" else f"the {self.facts.samples}"
         mend = f"lower learning_rate, or look at {what}, and train again"
         return f"this LoRA is worse than the base: its held-out loss is {higher} higher at the best; {mend}"

@@ -19,6 +19,7 @@ from lora_scripts.families import table
 from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
+from lora_scripts.units import percent
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,6 @@ def fit_all(
             narrower.add(change)
             kept, whole = kept + part, whole + of
     told = [f"rank {a} widened to {b} by fresh directions, its effect unchanged" for a, b in sorted(wider)]
-    energy = f"{kept / whole if whole else 1.0:.1%} of its energy kept".replace("%", " %")
+    energy = f"{percent(kept / whole if whole else 1.0, 1)} of its energy kept"
     told += [f"rank {a} cut to {b} by SVD, {energy}" for a, b in sorted(narrower)]
     return found, "; ".join(told)

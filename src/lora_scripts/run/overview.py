@@ -20,6 +20,7 @@ from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.run.previews import previews_of
 from lora_scripts.train.feed import Feed
+from lora_scripts.units import percent
 
 USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5, "schedule_free": 1e-3}
 """Learning rates to begin with; prodigy finds its own."""
@@ -168,8 +169,8 @@ def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, 
     """Of the table: what takes time, and each with the key with which it takes less."""
     drawn = "sample_steps; report: full draws more" if config.report == "short" else "report: short"
     less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
-    each = ", ".join(f"{what} {share:.0%} ({less[what]})" for what, share in shares.items() if share)
-    return "besides", f"about {sum(shares.values()):.0%} of the time: {each}" if each else "nothing"
+    each = ", ".join(f"{what} {percent(share)} ({less[what]})" for what, share in shares.items() if share)
+    return "besides", f"about {percent(sum(shares.values()))} of the time: {each}" if each else "nothing"
 
 
 def vae_words(precision: str, device: torch.device) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lora_scripts.units import percent
+
 FEWEST = 4
 """Pictures below which an interval would promise more than it holds."""
 RESAMPLES = 4000
@@ -132,7 +134,7 @@ def stalled(evaluations: Sequence[Evaluation], patience: int) -> bool:
 
 def change(won: float, base: float) -> str:
     """ "3.1 % lower" """
-    return f"{abs(won) / base:.1%}".replace("%", " %") + (" lower" if won >= 0 else " higher")
+    return percent(abs(won) / base, 1) + (" lower" if won >= 0 else " higher")
 
 
 def words(verdict: Verdict, taken: Sequence[Evaluation], samples: str = "pictures") -> list[str]:

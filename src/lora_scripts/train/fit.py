@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_scripts.train.advise import Advice
+from lora_scripts.units import percent
 
 LEAST = 10
 """Pictures of a set in which outliers are looked for."""
@@ -42,9 +43,9 @@ def strays(step: int, names: Sequence[str], before: Losses, after: Losses) -> Ad
     found = [name for name, out in zip(names, bad, strict=True) if out]
     if len(names) < LEAST or middle > -GAIN or not found or len(found) > SHARE * len(names):
         return None
-    share = f"{100 * float(missed[bad].mean()):.0f} %"
+    share = percent(float(missed[bad].mean()))
     message = (
-        f"{listed(found)} did not fit: the loss of the others fell by {100 * (1 - np.exp(middle)):.0f} %, and they "
+        f"{listed(found)} did not fit: the loss of the others fell by {percent(1 - float(np.exp(middle)))}, and they "
         f"missed {share} of it, so look whether they belong to this set"
     )
     return Advice("never_fit", step, message, "a train_data_dir without them", tuple(found))

@@ -12,6 +12,7 @@ from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.records import read_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
+from lora_scripts.units import percent
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,8 @@ def prove(base: Path, loras: Sequence[tuple[Path, float]], merged: Path, data: P
     )
     if proof.share > MOST:
         shutil.rmtree(merged)
-        text = f"the merged model is not what the LoRAs made of the base: it is off by {proof.share:.0%} of the change"
+        far = f"it is off by {percent(proof.share)} of the change"
+        text = f"the merged model is not what the LoRAs made of the base: {far}"
         raise UserError(f"{text} (largest difference of a logit {proof.largest:.2g})", hint="use --precision fp32")
     return proof
 

@@ -27,6 +27,7 @@ from lora_scripts.loras.metadata import AGREEMENT
 from lora_scripts.report.card import Card, CardPicture, StrengthLine, civitai_info, readme, webui_json
 from lora_scripts.report.data import UNMEASURED
 from lora_scripts.report.usage import measured as of_run
+from lora_scripts.units import percent
 from lora_scripts.workshop.inspect import report_of
 
 PREVIEW = 512
@@ -249,7 +250,7 @@ def recommended(lines: Sequence[StrengthLine]) -> tuple[float, str] | None:
         return max(line.strength for line in usable), "the strongest at which the prompt is kept"
     top = max(styles.values())
     chosen = min(strength for strength, style in styles.items() if style >= top - STYLE_NEAR)
-    return chosen, f"{styles[chosen]:.0%} of the training style, with the prompt kept"
+    return chosen, f"{percent(styles[chosen])} of the training style, with the prompt kept"
 
 
 def _triggers(words: Sequence[tuple[str, int | None]], config: TrainConfig | None) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.units import percent
 
 DTYPES = {
     "fp32": torch.float32,
@@ -70,7 +71,7 @@ def cast(modules: Mapping[str, LoraWeights], dtype: torch.dtype) -> tuple[dict[s
         if off > worst:
             worst, where = off, path
         if off > DESTROYED:
-            text = f"{_word(dtype)} would destroy {path}: ΔW off by {off:.0%} of its size"
+            text = f"{_word(dtype)} would destroy {path}: ΔW off by {percent(off)} of its size"
             errors.append(UserError(text, hint="use bf16 or fp16"))
     raise_all(errors[:10])
     return result, Loss(worst, where, vanished, total)

@@ -12,6 +12,7 @@ from lora_scripts.grid import measures
 from lora_scripts.report.data import Strength
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.strength import Point, averaged, recommended
+from lora_scripts.units import percent
 
 MOST = 16
 """Training pictures that stand for the style, spread evenly over all."""
@@ -73,9 +74,9 @@ def words(best: Point, full: Point, prompts: int) -> str:
 
 
 def _share(best: Point, full: Point) -> str:
-    return f"{best.style / full.style:.0%}".replace("%", " %") if full.style > 0 else "as much"
+    return percent(best.style / full.style) if full.style > 0 else "as much"
 
 
 def note(point: Point) -> str:
     """Beside a strength."""
-    return f"style {point.style:.0%}, the base's composition {point.content:.0%}".replace("%", " %")
+    return f"style {percent(point.style)}, the base's composition {percent(point.content)}"

@@ -22,6 +22,7 @@ from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply
 from lora_scripts.run.parts import TextModel
 from lora_scripts.train.average import Ema, averaged
+from lora_scripts.units import percent
 
 BOUND = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Of the change that the LoRA makes to the logits, how much the file may be off by: its numbers are rounded."""
@@ -88,7 +89,8 @@ def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, ex
     for name, logits in (("the reader of this program", ours), ("PEFT", theirs)):
         off = _length(logits, trained)
         if off > BOUND[config.save_precision] * change + NOISE * noise:
-            text = f"{name} makes another model of it: off by {off / change if change else 1:.1%} of what was learnt"
+            far = percent(off / change if change else 1, 1)
+            text = f"{name} makes another model of it: off by {far} of what was learnt"
             raise UserError(text, file=path, hint="write save_precision: fp32")
     off = max(_length(ours, trained), _length(theirs, trained)) / change if change else 0.0
     count = f"{len(model.layers)} layers"
