@@ -101,12 +101,12 @@ class Training:
 # --- what both train on, and the held-out loss ------------------------------------------------------------------------
 
 
-def make_base(folder: Path) -> None:
-    """The bundled base as a diffusers folder, which the script reads."""
+def make_base(folder: Path, file: Path = BASE) -> None:
+    """The base as a diffusers folder, which the script reads."""
     from lora_scripts.families.clip.tokenizer import clip_tokenizer
     from lora_scripts.families.sd1.load import from_file
 
-    unet, vae, text = from_file(BASE, with_vae=True)
+    unet, vae, text = from_file(file, with_vae=True)
     assert vae is not None
     for name, model in {"unet": unet, "vae": vae, "text_encoder": text}.items():
         model.float().save_pretrained(folder / name)

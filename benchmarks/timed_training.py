@@ -36,6 +36,8 @@ class Watch:
         self.loaded = 0.0
         """When the models are there and nothing is encoded yet."""
         self.steps: list[float] = []
+        self.clock: list[float] = []
+        """Of each step, what the clock on the wall said."""
         self.parts: dict[str, float] = {}
         """Seconds within the steps, by what took them."""
         self.saving = 0.0
@@ -56,7 +58,7 @@ class Watch:
         return inner
 
     def write(self, path: Path) -> None:
-        told = {"loaded": self.loaded, "steps": self.steps, "saving": self.saving, "parts": self.parts}
+        told = {"loaded": self.loaded, "steps": self.steps, "clock": self.clock, "saving": self.saving, "parts": self.parts}
         path.write_text(json.dumps({**told, "files": self.files}) + "\n")
 
 
@@ -116,6 +118,7 @@ def diffusers(script: Path, sites: str, arguments: list[str], watch: Watch) -> N
         def update(self, n: float | None = 1) -> bool | None:
             if self.counts:
                 watch.steps.append(watch.now())
+                watch.clock.append(time.time())
             return super().update(n)
 
     def save(self: Any, folder: str, *args: Any, **kwargs: Any) -> Any:
