@@ -29,7 +29,7 @@ from typing import Any
 import peft
 import torch
 from counts import KLEIN_4B
-from memory import SD15
+from memory import SD15, library_unet
 from peers import arms as peer_arms
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,8 +96,14 @@ class Model:
     """Floating point operations of one picture's step at least: those of its products and convolutions twice (forward,
     and back to the inputs alone), of its attention three times; counted by torch's flop counter on fake tensors, but
     attention's by hand (4 x places x tokens x width), as that counter knows only some of its kernels."""
+    library: Callable[[], Any] | None = None
+    """As diffusers has it, where ours is another."""
     large: bool = False
     """That its ways come one after the other, each with the card for itself; else they take their steps in turn."""
+
+    def theirs(self) -> Any:
+        """As diffusers has it."""
+        return (self.library or self.build)()
 
     def batches(self, count: int) -> Iterator[Batch]:
         """Without end: a few, as a run reads them from memory, each time with other noise."""
@@ -141,18 +147,20 @@ MODELS = {
     "sd15": Model(
         "Stable Diffusion 1.5, 512 px",
         "sd1",
-        lambda: build_unet(SD15.unet, 64),
+        lambda: build_unet(SD15.unet),
         partial(random_batch, (4, 64, 64), {"states": (77, 768)}),
         partial(unet_family, StableDiffusion1),
         1.73e12,
+        lambda: library_unet(SD15.unet),
     ),
     "sdxl": Model(
         "SDXL, 1024 px",
         "sdxl",
-        lambda: build_unet(SDXL.unet, 128),
+        lambda: build_unet(SDXL.unet),
         partial(random_batch, (4, 128, 128), {"states": (77, 2048), "pooled": (1280,)}),
         partial(unet_family, Sdxl),
         14.3e12,
+        lambda: library_unet(SDXL.unet),
         large=True,
     ),
     "zimage": Model(
@@ -205,9 +213,9 @@ def project(model: Model, count: int, *, tape: bool, plain: bool = False, **memo
     from lora_scripts.families.table import by_name
 
     facts = by_name(model.family)
-    base = made(model.build())
+    base = made(model.theirs() if plain else model.build())
     chosen = sites(base, facts.image_root, facts.groups)
-    family = model.wrap(base, LoadOptions(CARD, torch.bfloat16, memory=MemoryOptions(lean=not plain, **memory)))
+    family = model.wrap(base, LoadOptions(CARD, torch.bfloat16, memory=MemoryOptions(**memory)))
     kind = PlainLayer if plain else LoraLayer
     roots = {facts.image_root: base}
     layers: Any = inject(
@@ -261,7 +269,7 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
     from lora_scripts.families.table import by_name
 
     facts = by_name(model.family)
-    base = made(model.build())
+    base = made(model.theirs())
     if checkpointing:
         base.enable_gradient_checkpointing()
         base.train()

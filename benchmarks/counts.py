@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from memory import SD15
+from memory import SD15, library_unet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -84,6 +84,8 @@ VIEWS = {
 }
 
 
+Make = Callable[[MemoryOptions, bool], "Pass"]
+"""The bool: our way, where that is not the library's."""
 Pass = tuple[nn.Module, Callable[[], Tensor]]
 """A frozen model, and what gives its answer for one picture."""
 
@@ -98,16 +100,20 @@ def filled(model: Any) -> Any:
     return model
 
 
-def unet(layout: UnetLayout, latents: int, options: MemoryOptions) -> Pass:
+def unet(layout: UnetLayout, latents: int, options: MemoryOptions, lean: bool) -> Pass:
     """Of so many latents along a side, and 77 tokens of text."""
-    denoiser = Denoiser(filled(load.build_unet(layout, 64)), options, CPU, torch.bfloat16)
+    bare = load.build_unet(layout) if lean else library_unet(layout)
+    denoiser = Denoiser(filled(bare), options, CPU, torch.bfloat16)
     added = {"text_embeds": bf16(1, layout.pooled_width), "time_ids": bf16(1, 6)} if layout.pooled_width else None
     noised, told = bf16(1, 4, latents, latents), bf16(1, 77, layout.context_width)
     return denoiser.unet, lambda: denoiser(noised, torch.full((1,), 500), told, added)
 
 
-def flow(files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions) -> Pass:
+def flow(
+    files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions, _: bool
+) -> Pass:
     """Of latents of that shape, and so many tokens of text."""
+    options: MemoryOptions = made[0]
     pooled = bf16(1, layout.pooled_width) if hasattr(layout, "pooled_width") else None
     model = filled(files.build(layout)).requires_grad_(False).eval()
     early = getattr(model, "mode_blocks", {})  # of each kind of pictures, of which one is drawn
@@ -170,7 +176,7 @@ def ask_klein3(model: Any, x: Tensor, sigma: Tensor, texts: Any) -> Tensor:
 
 
 KLEIN_4B = replace(flux2.KLEIN, width=3072, double=5, single=20, inner=9216, text_width=7680)
-MODELS: dict[str, tuple[str, str, Callable[[MemoryOptions], Pass]]] = {
+MODELS: dict[str, tuple[str, str, Make]] = {
     "sd15": ("Stable Diffusion 1.5, 512 px", "sd1", partial(unet, SD15.unet, 64)),
     "sd21": ("Stable Diffusion 2.1, 768 px", "sd2", partial(unet, SD21.unet, 96)),
     "sdxl": ("SDXL, 1024 px", "sdxl", partial(unet, SDXL.unet, 128)),
@@ -220,7 +226,7 @@ class Watched(TorchDispatchMode):
 def count(name: str, *, lean: bool, checkpointing: bool, fused: bool = False) -> dict[str, int]:
     _, family, make = MODELS[name]
     with FakeTensorMode(), patch.object(nn.Module, "_apply", lambda self, *_, **__: self):  # nothing is to be moved
-        model, answer = make(MemoryOptions(lean=lean, checkpointing=checkpointing))
+        model, answer = make(MemoryOptions(checkpointing=checkpointing), lean)
         root = "unet" if family in ("sd1", "sdxl") else "transformer"
         groups = by_name(family).groups
         layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}

@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -33,6 +33,7 @@ from lora_scripts.compute.meter import peak_ram, restart_ram, used_ram
 from lora_scripts.compute.quantised import dequantise, quantise
 from lora_scripts.demo import world
 from lora_scripts.families.base import Batch, LoadOptions
+from lora_scripts.families.sd.unet import UnetLayout, unet_config
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.load import build_unet
 from lora_scripts.families.sd1.model import StableDiffusion1
@@ -64,9 +65,16 @@ ROWS: dict[str, MemoryOptions] = {
 BASE = Path(str(resources.files("lora_scripts.demo"))) / "assets" / "base.safetensors"
 
 
-def random_unet() -> nn.Module:
+def library_unet(layout: UnetLayout) -> UNet2DConditionModel:
+    """diffusers' own, on the meta device."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**unet_config(layout, 64))
+
+
+def random_unet(*, library: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    unet = build_unet(SD15).to(torch.bfloat16).to_empty(device="cpu")
+    bare = library_unet(SD15.unet) if library else build_unet(SD15)
+    unet: nn.Module = bare.to(torch.bfloat16).to_empty(device="cpu")
     for name, p in unet.named_parameters():
         with torch.no_grad():
             p.fill_(1.0) if "norm" in name and name.endswith("weight") else p.uniform_(-0.03, 0.03)
@@ -78,7 +86,7 @@ def one_step(name: str, size: int, batch: int) -> dict[str, float]:
     vae = AutoencoderKL(**singlefile.vae_config(SD15))
     text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(SD15)))
     options = LoadOptions(torch.device("cpu"), torch.bfloat16, memory=ROWS[name])
-    family = StableDiffusion1(random_unet(), vae, text, options)  # type: ignore[arg-type]
+    family = StableDiffusion1(random_unet(), vae, text, options)
     paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.facts.groups)
     layers = inject(
         family.roots, [p for p in paths if p.startswith("unet.")], lambda _, layer: LoraLayer(layer, 16, 16.0)

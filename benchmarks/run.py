@@ -38,7 +38,6 @@ from lora_scripts.adapters.inject import assign, inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute.device import cpu_has_bf16
-from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.model import StableDiffusion1
@@ -61,8 +60,7 @@ def project(size: int, count: int, *, plain: bool) -> tuple[Step, nn.Module]:
     """One step, as `train.loop` takes it."""
     vae = AutoencoderKL(**singlefile.vae_config(SD15))
     text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(SD15)))
-    options = LoadOptions(torch.device("cpu"), torch.bfloat16, memory=MemoryOptions(lean=not plain))
-    family = StableDiffusion1(random_unet(), vae, text, options)  # type: ignore[arg-type]
+    family = StableDiffusion1(random_unet(library=plain), vae, text, LoadOptions(torch.device("cpu"), torch.bfloat16))
     paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.facts.groups)
     kind = PlainLayer if plain else LoraLayer
     inside = [path for path in paths if path.startswith("unet.")]
@@ -91,7 +89,7 @@ class PlainLayer(LoraLayer):
 
 
 def peer(size: int, count: int) -> tuple[Step, nn.Module]:
-    unet = random_unet().requires_grad_(False)
+    unet = random_unet(library=True).requires_grad_(False)
     assert isinstance(unet, UNet2DConditionModel)
     ends = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
     unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=ends))

@@ -104,11 +104,13 @@ class Training:
 def make_base(folder: Path, file: Path = BASE) -> None:
     """The base as a diffusers folder, which the script reads."""
     from lora_scripts.families.clip.tokenizer import clip_tokenizer
-    from lora_scripts.families.sd1.load import from_file
+    from lora_scripts.families.sd.unet import unet_config
+    from lora_scripts.families.sd1.load import load_parts
 
-    unet, vae, text = from_file(file, with_vae=True)
-    assert vae is not None
-    for name, model in {"unet": unet, "vae": vae, "text_encoder": text}.items():
+    parts = load_parts(file, None)
+    unet = UNet2DConditionModel(**unet_config(parts.unet.layout, 64))
+    unet.load_state_dict(parts.unet.state_dict())
+    for name, model in {"unet": unet, "vae": parts.vae.build(), "text_encoder": parts.text.build()}.items():
         model.float().save_pretrained(folder / name)
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(

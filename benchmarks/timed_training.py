@@ -58,8 +58,8 @@ class Watch:
         return inner
 
     def write(self, path: Path) -> None:
-        told = {"loaded": self.loaded, "steps": self.steps, "clock": self.clock, "saving": self.saving, "parts": self.parts}
-        path.write_text(json.dumps({**told, "files": self.files}) + "\n")
+        told = {"loaded": self.loaded, "steps": self.steps, "clock": self.clock, "saving": self.saving}
+        path.write_text(json.dumps({**told, "parts": self.parts, "files": self.files}) + "\n")
 
 
 def ours(config: Path, watch: Watch) -> None:

@@ -24,8 +24,8 @@ from lora_scripts.adapters.pissa import PissaLayer
 from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.compute import attention
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
-from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions
+from lora_scripts.families.sd.load import build_unet
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.base_files import BaseFiles
@@ -290,8 +290,9 @@ def model(
     *, lean: bool, dtype: torch.dtype, sites: bool = True, device: torch.device = CPU
 ) -> tuple[StableDiffusion1, dict[str, LoraLayer]]:
     """The true topology, narrow; with LoRA in the 192 layers of attention and feed-forward."""
-    options = LoadOptions(device, dtype, memory=MemoryOptions(lean=lean))
-    family = StableDiffusion1(*tiny.models(), options)
+    unet, vae, text = tiny.models()
+    own = build_unet(tiny.LAYOUT.unet, unet.state_dict()) if lean else unet
+    family = StableDiffusion1(own, vae, text, LoadOptions(device, dtype))
     rules = [Named("attention"), Named("feed_forward")]
     paths = [p for p in assign(family.trainable(), rules, family.facts.groups) if p.startswith("unet.")]
     layers: Any = inject(family.roots, paths, lambda _, layer: LoraLayer(layer, 2, 2.0)) if sites else {}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 Floats = NDArray[np.float32]
 
@@ -56,6 +55,8 @@ def _compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[Floats, Floats
 
 
 def _smooth(stack: Floats, sigma: float) -> Floats:
+    from scipy.ndimage import gaussian_filter
+
     return gaussian_filter(stack, (0, sigma, sigma), mode="nearest")
 
 
@@ -93,6 +94,8 @@ def _align(a: Floats, b: Floats, place: Floats, rounds: int) -> Floats:
 
 
 def _differences(a: Floats, b: Floats, place: Floats) -> tuple[Floats, Floats]:
+    from scipy.ndimage import gaussian_filter
+
     across, down = _weights(place[:, 0], place[:, 1], GRID), _weights(place[:, 2], place[:, 3], GRID)
     seen = (down.sum(-1)[:, :, None] * across.sum(-1)[:, None, :] > 0.99).astype(np.float32)
     first, second = (gaussian_filter(g, (0, 0.7, 0.7, 0), mode="nearest") for g in (a, b))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import dctn
 
 from lora_scripts.check.align import GRID, compare
 from lora_scripts.check.facts import PictureFacts
@@ -76,6 +75,8 @@ def _same(facts: Sequence[PictureFacts]) -> Iterator[tuple[int, int]]:
 
 def _frequencies(grids: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Unit vectors [pictures, 63]; zero for pictures without content."""
+    from scipy.fft import dctn
+
     grey = grids.mean(-1)
     values = dctn(grey, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW]
     down, across = np.mgrid[:_LOW, :_LOW]

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 Box = tuple[float, float, float, float]
 
@@ -45,6 +42,8 @@ class Overlay:
 
 def find(grey: NDArray[np.uint8]) -> tuple[Overlay, ...]:
     """The likeliest lines in a grey picture of about 512 x 512 px, best first."""
+    from scipy import ndimage
+
     values = grey.astype(np.float32)
     stands_out = values - ndimage.uniform_filter(values, _WINDOW, mode="nearest")
     lines = [line for side in (stands_out, -stands_out) for line in _lines(side, values)]
@@ -52,6 +51,9 @@ def find(grey: NDArray[np.uint8]) -> tuple[Overlay, ...]:
 
 
 def _lines(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> list[Overlay]:
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     letters = _letters(stands_out, grey)
     if len(letters) < _LETTERS:
         return []
@@ -71,6 +73,8 @@ def _lines(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> list[O
 
 def _letters(stands_out: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """Shapes as large as letters: [letters, (left, top, right, bottom, shade)]."""
+    from scipy import ndimage
+
     labels, count = ndimage.label(stands_out > _STROKE)
     y, x = np.nonzero(labels)
     of = labels[y, x]

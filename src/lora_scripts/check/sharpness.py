@@ -15,8 +15,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import fft
-from scipy.ndimage import gaussian_filter, maximum_filter
 
 from lora_scripts.check.weights import DETAIL, FOCUS, NAME, Weights
 
@@ -102,6 +100,8 @@ def detail_features(native: Floats) -> Floats | None:
 
 def _edge_ratios(stack: Floats, sigmas: tuple[float, ...]) -> list[Floats] | None:
     """At the strongest fifth of the ridges of gradient: its ratio from each deviation to the next."""
+    from scipy.ndimage import maximum_filter
+
     if not len(stack):
         return None
     slopes = [_slope(stack, sigma) for sigma in sigmas]
@@ -118,6 +118,8 @@ def _edge_ratios(stack: Floats, sigmas: tuple[float, ...]) -> list[Floats] | Non
 
 
 def _slope(stack: Floats, sigma: float) -> Floats:
+    from scipy.ndimage import gaussian_filter
+
     across = gaussian_filter(stack, (0, sigma, sigma), order=(0, 0, 1), truncate=3)
     down = gaussian_filter(stack, (0, sigma, sigma), order=(0, 1, 0), truncate=3)
     return np.hypot(across, down)
@@ -125,6 +127,8 @@ def _slope(stack: Floats, sigma: float) -> Floats:
 
 def _spectrum(stack: Floats) -> Floats:
     """log10 of the power in each of `_BANDS`, of the tiles under a Hann window."""
+    from scipy import fft
+
     window = np.outer(np.hanning(_TILE + 2)[1:-1], np.hanning(_TILE + 2)[1:-1]).astype(np.float32)
     flat = (stack - stack.mean((1, 2), keepdims=True)) * window
     power = (np.abs(fft.rfft2(flat)) ** 2).mean(0) / (window**2).sum()

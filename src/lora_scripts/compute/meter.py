@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 GB = 2**30
 """Bytes. Memory is sold by this unit, whatever its name."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_PAGEOUT = 21
-"""MADV_PAGEOUT (man madvise)."""
+_DONTNEED, _PAGEOUT = 4, 21
+"""MADV_DONTNEED, MADV_PAGEOUT (man madvise)."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -52,28 +52,31 @@ def restart_ram() -> None:
 
 
 def give_back(files: Iterable[Path]) -> None:
-    """Tells the system that what is mapped of these files, and what was freed, need not stay in RAM (Linux 5.4;
+    """Tells the system that what is mapped of these files, and what was freed, need not stay with this process (Linux;
     elsewhere nothing is done).
 
-    Nothing is lost: what is read again comes again from the file.
+    Nothing is lost: what is read again comes again from the file, which the system keeps in its cache as long as it has
+    room, so that the next start need not wait for the disk.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what was freed
         ctypes.CDLL(None).malloc_trim(0)
     names = {str(path.resolve()) for path in files}
     try:
-        rows = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+        rows = [line.split(maxsplit=5) for line in Path("/proc/self/smaps").read_text().splitlines()]
     except OSError:
         return
+    place: tuple[int, int] | None = None
     for row in rows:
-        if len(row) == 6 and row[5] in names:
-            begin, end = (int(place, 16) for place in row[0].split("-"))
-            page_out(begin, end - begin)
+        if len(row) > 1 and "-" in row[0]:  # 7f00-7f01 r--p 00000000 fe:00 42 /a/file
+            begin, end = (int(number, 16) for number in row[0].split("-"))
+            place = (begin, end - begin) if len(row) == 6 and row[5] in names else None
+        elif place is not None and row[0] == "Anonymous:":
+            # Pages that were written to are this process's own, and stand in no file: those may only be swapped.
+            _advise(*place, _DONTNEED if row[1] == "0" else _PAGEOUT)
 
 
-def page_out(begin: int, size: int) -> None:
-    """Tells the system that these bytes of a mapped file need not stay in RAM. Nothing is lost, and none must."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _PAGEOUT)
+def _advise(begin: int, size: int, advice: int) -> None:
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), advice)
 
 
 def free_ram() -> int:

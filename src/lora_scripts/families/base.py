@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,6 +144,11 @@ class Family(Protocol):
 class PictureFamily(Family, Protocol):
     """A family whose samples are pictures: what preparing, previews and reports need."""
 
+    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
+        """Path -> layer, for every layer that LoRA may wrap and the export has a name for; of these parts alone, the
+        first words of paths, where they are given: the others need not be loaded for it."""
+        ...
+
     native_size: tuple[int, int]
     """(width, height) in pixels of the pictures that the base was made for"""
 
@@ -237,5 +242,8 @@ class LoadOptions:
     """Of a family whose text encoder is large: called with it before the rest is loaded, so that both are never there
     at once; the encoder is gone afterwards. Other families do not call it."""
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    remembered: Callable[[str, Callable[[], str]], str] = lambda what, make: make()
+    """Gives the digest of something that stands in the files of the base and of another VAE, by a name for it that
+    says all that it is made of besides: one that was found before, or else what `make` gives."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config that a family has a use for, such as `prediction`; each takes its own and leaves the rest."""

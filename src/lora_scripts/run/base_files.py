@@ -92,6 +92,18 @@ class BaseFiles:
             _remember(record, known)
         return self.digests
 
+    def remembered(self, record: Path | None, what: str, make: Callable[[], str]) -> str:
+        """A digest that follows from what these files hold: the one that a record has of them, or what `make` gives,
+        which is then kept there. `what`: a name for it that tells it from others of the same files."""
+        if record is None or not self.digests:
+            return make()
+        key, known = " ".join([what, *sorted(self.digests.values())]), _known(record)
+        found = known.get(key, [])
+        if len(found) != 1 or not isinstance(found[0], str):
+            known[key] = found = [make()]
+            _remember(record, known)
+        return str(found[0])
+
     def lend(self, leases: Leases, sink: Sink) -> None:
         """From here on, who writes into a file waits until the run has what it needs of it in memory of its own.
         UserError for one that was written to before."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,14 +61,16 @@ def build_model(
     aid = read_adapter(config)
     settings = table.settings(config.base_model, config.family_settings)
     memory = replace(memory_options(config, device), resting=True, cache=cache, encoding=encoding(precision, device))
-    options = LoadOptions(device, DTYPES[precision], config.vae, config.text_encoder or (), first, memory, settings)
-    files = BaseFiles(model_files(config, table.find(config.base_model)))  # seen before they are opened
+    facts, record = table.find(config.base_model), cache and cache / DIGESTS
+    files = BaseFiles(model_files(config, facts))  # seen before they are opened
+    known = partial(files.remembered, record)
+    texts = config.text_encoder or ()
+    options = LoadOptions(device, DTYPES[precision], config.vae, texts, first, memory, known, settings)
     family = table.load_pictures(config.base_model, options)
-    facts, layers = family.facts, family.trainable()
+    facts, rates = family.facts, config.text_encoder_rates(facts.text_roots)
+    layers = family.trainable((facts.image_root, *rates))
     whole = config.vae is None
-    read = files.read(
-        lambda key: facts.unread(key, whole), record=cache and cache / DIGESTS, kind="" if whole else "its VAE unread"
-    )
+    read = files.read(lambda key: facts.unread(key, whole), record=record, kind="" if whole else "its VAE unread")
     digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None
@@ -78,7 +81,6 @@ def build_model(
     if aid is not None:  # under what is trained, whose paths are known by now
         family = aided(family, aid.modules, aid.path)
     image = assign([p for p in layers if p.startswith(facts.image_root + ".")], config.rules, facts.groups)
-    rates = config.text_encoder_rates(facts.text_roots)
     text = [p for p in layers if p.partition(".")[0] in rates]
     rules = {**image, **dict.fromkeys(text, TargetRule(match="*"))}
     usual = default_size(config, initial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -60,10 +61,26 @@ class Rates:
 Rows = list[dict[str, Any]]
 
 
+def _bare(method: Any) -> Any:
+    """A method of torch's optimizers without what keeps the compiler out of it: that imports all of the compiler when
+    it is first called (1.1 s of a start), and here nobody compiles one."""
+    return inspect.unwrap(method)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, which is never compiled."""
+
+    step = torch.no_grad()(_bare(torch.optim.AdamW.step))
+    add_param_group = _bare(torch.optim.AdamW.add_param_group)
+    zero_grad = _bare(torch.optim.AdamW.zero_grad)
+    state_dict = _bare(torch.optim.AdamW.state_dict)
+    load_state_dict = _bare(torch.optim.AdamW.load_state_dict)
+
+
 def adamw(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), one fused kernel over all tensors where the device has it."""
     device = rows[0]["params"][0].device.type
-    return torch.optim.AdamW(rows, weight_decay=weight_decay, fused=device in ("cpu", "cuda"))
+    return AdamW(rows, weight_decay=weight_decay, fused=device in ("cpu", "cuda"))
 
 
 def _adamw8bit(rows: Rows, weight_decay: float) -> torch.optim.Optimizer:

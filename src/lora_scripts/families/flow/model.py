@@ -6,7 +6,7 @@ draws with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
+from lora_scripts.compute.resting import Late
 from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.flow.standby import Late, Standby
+from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
@@ -124,8 +125,9 @@ class FlowFamily:
     def roots(self) -> Mapping[str, nn.Module]:
         return Late({"transformer": lambda: self.transformer, **self.encoder.roots})
 
-    def trainable(self) -> dict[str, nn.Module]:
-        return {**dict(self._layers()), **dict(self.encoder.trainable())}
+    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
+        alone = parts is not None and set(parts) == {"transformer"}
+        return dict(self._layers()) | ({} if alone else dict(self.encoder.trainable()))
 
     def _layers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.transformer.named_modules():

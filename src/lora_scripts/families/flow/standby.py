@@ -96,22 +96,6 @@ class Standby(ABC):
         return self._model
 
 
-class Late(Mapping[str, nn.Module]):
-    """Parts of a model by name, each there when it is asked for."""
-
-    def __init__(self, parts: Mapping[str, Callable[[], nn.Module]]) -> None:
-        self._parts = parts
-
-    def __getitem__(self, name: str) -> nn.Module:
-        return self._parts[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
 def bare_tokenizer(file: Path) -> Tokenizer:
     """Without a limit, and without what it would fill up with."""
     tokens = tekken.tokenizer(file) if tekken.is_one(file) else Tokenizer.from_file(str(file))

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.compute import memory
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.families.sd.lean import make_lean
+from lora_scripts.families.sd.network import Unet
 
 _BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
 class Denoiser:
-    """A UNet on its device, stored and kept as the memory options say."""
+    """A UNet on its device, stored and kept as the memory options say.
 
-    def __init__(
-        self, unet: UNet2DConditionModel, options: MemoryOptions, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    It is one of ours, or diffusers' UNet2DConditionModel, which keeps more for the backward pass: of a folder whose
+    topology no table knows.
+    """
+
+    def __init__(self, unet: Any, options: MemoryOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.unet, self.device, self.dtype = unet.requires_grad_(False).eval(), device, dtype
         # A card's convolutions are quickest so, too; but the library's norms there know the other way alone, and turn
         # what they read: compiled ones do not.
         last = device.type == "cpu" or options.compiled
         self.layout = torch.channels_last if last else torch.contiguous_format
         memory.place(self.unet, options, device, dtype, layout=self.layout)
-        if options.lean:
-            make_lean(self.unet)
+        for module in self.unet.modules() if isinstance(unet, Unet) else ():
+            if type(module) is nn.Conv2d:
+                freeze_convolution(module)
 
     def trainable(self) -> Iterator[tuple[str, nn.Module]]:
         """(path, layer) inside the blocks: all that the consumers of LoRA files know."""
@@ -41,6 +45,9 @@ class Denoiser:
         goes to the time embedding besides."""
         x_t = x_t.to(self.dtype).contiguous(memory_format=self.layout)
         states = states.to(self.device, self.dtype)
-        more = {"added_cond_kwargs": dict(added)} if added else {}
-        answer: Tensor = self.unet(x_t, t, states, return_dict=False, **more)[0]
+        if not isinstance(self.unet, Unet):
+            more = {"added_cond_kwargs": dict(added)} if added else {}
+            theirs: Tensor = self.unet(x_t, t, states, return_dict=False, **more)[0]
+            return theirs
+        answer: Tensor = self.unet(x_t, t, states, added)
         return answer

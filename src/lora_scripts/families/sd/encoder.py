@@ -14,6 +14,7 @@ from lora_scripts.compute.resting import Resting
 from lora_scripts.errors import UserError
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.word_table import WordTable, numbered
+from lora_scripts.families.sd.latents import Remembered, digest_of
 
 Rows = Sequence[Sequence[prompts.Chunk]]
 """The chunks of each of n texts."""
@@ -31,23 +32,40 @@ class Encoded(NamedTuple):
 class TextEncoder:
     """A text encoder in float32, frozen but for what is put into it; it goes to the device when it is needed."""
 
-    def __init__(self, model: Any, device: torch.device, options: MemoryOptions, *, pad: int | None = None) -> None:
-        """`pad`: the token that chunks are filled up with; None: the one that ends them."""
-        self.model, self.device, self.pad = model, device, pad
-        # Published configs of CLIP-G say 2, for which transformers takes the largest token as the end: new words are
-        # larger.
-        self.inner.eos_token_id = prompts.END
-        if options.checkpointing:
-            for layer in self.inner.encoder.layers:
-                memory.around(layer)
-        self._resting = Resting(model)
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        options: MemoryOptions,
+        *,
+        pad: int | None = None,
+        remembered: Remembered = lambda what, make: make(),
+    ) -> None:
+        """`model`: one, or a `Unbuilt`; `pad`: the token that chunks are filled up with; None: the one that ends them;
+        `remembered`: as of `LoadOptions`."""
+        self.device, self.pad, self._checkpointing, self._remembered = device, pad, options.checkpointing, remembered
+        self._resting = Resting(model, self._prepare)
         if not options.resting:
             self._resting.wake(torch.device("cpu"))
 
+    def _prepare(self, model: Any) -> None:
+        inner = _inner(model)
+        # Published configs of CLIP-G say 2, for which transformers takes the largest token as the end: new words are
+        # larger.
+        inner.eos_token_id = prompts.END
+        if self._checkpointing:
+            for layer in inner.encoder.layers:
+                memory.around(layer)
+
+    @property
+    def model(self) -> Any:
+        """Built, if it was not."""
+        return self._resting.model
+
     @property
     def inner(self) -> Any:
-        """The model without its projection, in which LoRA goes: what stands around it differs with transformers."""
-        return getattr(self.model, "text_model", self.model)
+        """The model without its projection, in which LoRA goes."""
+        return _inner(self.model)
 
     @property
     def width(self) -> int:
@@ -120,3 +138,14 @@ class TextEncoder:
     def rest(self) -> None:
         """Nobody needs it for a while."""
         self._resting.rest()
+
+    def digest(self, what: str, *settings: str) -> str:
+        """As `digest_of`; `what`: a name for it among those of the base's files."""
+        if not self._resting.untouched:  # a LoRA changes what it gives, and no file
+            return digest_of(self.model, *settings)
+        return self._remembered(" ".join([what, *settings]), lambda: digest_of(self.model, *settings))
+
+
+def _inner(model: Any) -> Any:
+    """What stands around it differs with transformers."""
+    return getattr(model, "text_model", model)

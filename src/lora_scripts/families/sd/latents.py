@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ def digest_of(model: nn.Module, *settings: str) -> str:
     return digest.hexdigest()
 
 
+Remembered = Callable[[str, Callable[[], str]], str]
+"""As `LoadOptions.remembered`."""
 AGREES = 0.015
 """Of the spread of latents: as far as those in another type may be off, in the mean square. The bundled VAE's are off
 by 0.009 in bfloat16, and LoRAs did not notice (docs/performance.md)."""
@@ -85,20 +88,33 @@ def unpack(x: Tensor) -> Tensor:
 class LatentCoder:
     """The VAE of a family. It comes to the device when it is needed, and stays there until it may `rest`."""
 
-    def __init__(self, vae: Any, normal: Normal, device: torch.device, options: MemoryOptions) -> None:
-        tiling = options.vae_tiling
+    def __init__(
+        self,
+        vae: Any,
+        normal: Normal,
+        device: torch.device,
+        options: MemoryOptions,
+        remembered: Remembered = lambda what, make: make(),
+    ) -> None:
+        """`vae`: one, or a `Unbuilt`; `remembered`: as of `LoadOptions`."""
+        self.device, self.normal, self.tiling, self._remembered = device, normal, options.vae_tiling, remembered
         # float32: in half precision the VAE of some checkpoints gives NaN, seen as black pictures.
-        self._resting = Resting(vae)
-        self.vae, self.device = self._resting.model, device
+        self._resting = Resting(vae, self._prepare)
         if not options.resting:
             self._resting.wake(torch.device("cpu"))
-        self.normal, self.tiling, self._digest = normal, tiling, ""
-        self.quick = options.encoding
+        self.quick, self._digest = options.encoding, ""
         self._off: float | None = None
-        if tiling:
-            self.vae.enable_tiling()
-            if hasattr(self.vae, "tile_latent_min_size"):  # else it has tiles of this size
-                self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
+
+    def _prepare(self, vae: Any) -> None:
+        if self.tiling:
+            vae.enable_tiling()
+            if hasattr(vae, "tile_latent_min_size"):  # else it has tiles of this size
+                vae.tile_sample_min_size, vae.tile_latent_min_size = memory.TILE, memory.TILE // FACTOR
+
+    @property
+    def vae(self) -> Any:
+        """Built, if it was not."""
+        return self._resting.model
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -169,8 +185,9 @@ class LatentCoder:
     def fingerprint(self) -> str:
         """A digest of what turns pictures into latents, made once: nothing changes a VAE."""
         if not self._digest:
+            tiles = f"tiles of {memory.TILE} px" if self.tiling else ""
             quick = "" if self.quick == torch.float32 else f"{self.quick} where it agrees"
-            self._digest = digest_of(self.vae, f"tiles of {memory.TILE} px" if self.tiling else "", quick)
+            self._digest = self._remembered(f"vae {tiles} {quick}", lambda: digest_of(self.vae, tiles, quick))
         return self._digest
 
     def rest(self) -> None:

@@ -15,12 +15,34 @@ from lora_scripts.errors import UserError, UserErrors, raise_all
 from lora_scripts.families.sd.check import check_floats
 from lora_scripts.families.sd.rows import Row, check_rows
 from lora_scripts.families.sd.text import TextLayout, clip_rows
-from lora_scripts.families.sd.unet import SIZES, UnetLayout, unet_config, unet_rows
+from lora_scripts.families.sd.unet import GROUPS, SIZES, UnetLayout, unet_config, unet_rows
 from lora_scripts.families.sd.vae import LEVELS, modern_name, vae_config, vae_rows
 from lora_scripts.formats.header import DOWNLOAD, Header, read_header
 
 Config = Mapping[str, Any]
 PLAIN = "get the folder as it was published"
+UNET_STEM = "diffusion_pytorch_model"
+UNET_SETTINGS: Config = {
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": GROUPS,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+}
+"""What diffusers' config of a UNet says besides its topology; what is not named here is empty, 0 or false there."""
+UNET_FREE = (
+    *("sample_size", "upcast_attention", "addition_embed_type_num_heads"),
+    *("num_attention_heads", "attention_head_dim", "transformer_layers_per_block"),
+)
+"""What changes nothing that is computed here, or is in the layout."""
 _PICKLES = "it needs .safetensors weights; pickle files are not read, because they can run code"
 
 
@@ -129,7 +151,7 @@ def unet_part(pooled: bool) -> Part:
     """The UNet; `pooled`: it is told a pooled state and sizes."""
     keys = ("block_out_channels", "cross_attention_dim", "in_channels", "out_channels", "down_block_types")
     more = ("addition_time_embed_dim", "projection_class_embeddings_input_dim") if pooled else ()
-    return Part("unet", "UNet", "diffusion_pytorch_model", (*keys, *more), _unet_rows)
+    return Part("unet", "UNet", UNET_STEM, (*keys, *more), _unet_rows)
 
 
 def text_part(name: str, words: str, *, projection: bool = False) -> Part:
@@ -150,7 +172,25 @@ def _text_key(key: str) -> str:
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 
+def unet_layout(folder: Path) -> UnetLayout | None:
+    """Of the config of a UNet that was checked; None for a topology or a setting that our UNet has not."""
+    config = _json(folder / "config.json")
+    layout = _unet_layout(config)
+    if layout is None:
+        return None
+    usual = {key: value for key, value in {**UNET_SETTINGS, **unet_config(layout, 1)}.items() if key not in UNET_FREE}
+    known = all(_listed(config[key]) == _listed(value) for key, value in usual.items() if key in config)
+    odd = (key for key, value in config.items() if value and key not in usual and key not in UNET_FREE)
+    return layout if known and all(key.startswith("_") for key in odd) else None
+
+
 def _unet_rows(config: Config) -> list[Row]:
+    layout = _unet_layout(config)
+    return unet_rows(layout) if layout else []
+
+
+def _unet_layout(config: Config) -> UnetLayout | None:
+    """None for a topology that no table knows."""
     widths, kinds = tuple(config["block_out_channels"]), config["down_block_types"]
     given = config.get("transformer_layers_per_block") or 1
     depths = given if isinstance(given, list) else [given] * len(widths)
@@ -159,7 +199,7 @@ def _unet_rows(config: Config) -> list[Row]:
     layout = UnetLayout(
         widths=widths,
         depths=tuple(depth if "CrossAttn" in kind else 0 for depth, kind in zip(depths, kinds, strict=True)),
-        heads=(1,) * len(widths),  # they change no shape
+        heads=_heads(config, len(widths)),  # they change no shape
         context_width=config["cross_attention_dim"],
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
@@ -172,7 +212,13 @@ def _unet_rows(config: Config) -> list[Row]:
     same = all(_listed(config.get(name, usual[name])) == _listed(usual[name]) for name in names)
     odd = any(config.get(name) for name in ("only_cross_attention", "dual_cross_attention", "class_embed_type"))
     scaled = config.get("resnet_time_scale_shift", "default") != "default"
-    return unet_rows(layout) if same and not (odd or scaled) else []
+    return layout if same and not (odd or scaled) else None
+
+
+def _heads(config: Config, levels: int) -> tuple[int, ...]:
+    """diffusers' "attention_head_dim" is, of this UNet, their number."""
+    given = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
+    return tuple(given) if isinstance(given, list) else (given,) * levels
 
 
 def _vae_rows(config: Config) -> list[Row]:

@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
-from transformers import CLIPTextModel
+from torch import nn
 
+from lora_scripts.compute.resting import Unbuilt
 from lora_scripts.families.sd import load
+from lora_scripts.families.sd.network import Unet
 from lora_scripts.families.sd1 import check, singlefile
 
 
-def from_file(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
-    """One file in the published layout, memory-mapped."""
+@dataclass(frozen=True)
+class Parts:
+    """The three models. VAE and text encoder may be `Unbuilt`: their numbers are mapped, and no library is imported."""
+
+    unet: nn.Module
+    vae: Any
+    text: Any
+
+
+def load_parts(path: Path, vae: Path | None) -> Parts:
+    """From one file in the published layout or a diffusers folder, and perhaps a separate VAE. UserError for faults."""
+    parts = (_folder if path.is_dir() else _file)(path, with_vae=vae is None)
+    return parts if vae is None else Parts(parts.unet, load_vae(vae), parts.text)
+
+
+def _file(path: Path, *, with_vae: bool) -> Parts:
     head = check.require_file(path, vae=with_vae)
     layout = singlefile.layout_of(head.shapes, file=path, vae=with_vae)
     with safe_open(path, "pt") as handle:
-        unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout, file=path)
-    unet = load.build_unet(layout.unet, 64, unet_sd)
-    vae = load.build_vae(singlefile.vae_config(layout), vae_sd) if with_vae else None
-    return unet, vae, load.build_text(layout.text, text_sd)
+        unet, vae, text = singlefile.from_ldm(handle, layout, file=path)
+    return Parts(
+        load.build_unet(layout.unet, unet),
+        Unbuilt(partial(load.build_vae, singlefile.vae_config(layout), vae)) if with_vae else None,
+        Unbuilt(partial(load.build_text, layout.text, text)),
+    )
 
 
-def build_unet(layout: singlefile.Sd1Layout) -> UNet2DConditionModel:
+def build_unet(layout: singlefile.Sd1Layout) -> Unet:
     """The UNet of a layout, without weights."""
-    return load.build_unet(layout.unet, 64)
+    return load.build_unet(layout.unet)
 
 
-def from_folder(path: Path, *, with_vae: bool) -> tuple[UNet2DConditionModel, AutoencoderKL | None, CLIPTextModel]:
-    """A diffusers folder: unet/, vae/, text_encoder/, each with a config.json and safetensors weights."""
+def _folder(path: Path, *, with_vae: bool) -> Parts:
+    """unet/, vae/, text_encoder/, each with a config.json and safetensors weights."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel
+
     check.check(path, with_vae)
     vae = load.pretrained(AutoencoderKL, path / "vae") if with_vae else None
-    unet = load.pretrained(UNet2DConditionModel, path / "unet")
-    return unet, vae, load.pretrained(CLIPTextModel, path / "text_encoder")
+    return Parts(load.unet_of(path / "unet"), vae, load.pretrained(CLIPTextModel, path / "text_encoder"))
 
 
-def load_vae(path: Path) -> AutoencoderKL:
-    """A separate VAE: a diffusers folder or a `.safetensors` in either naming."""
+def load_vae(path: Path) -> Any:
+    """A separate VAE: a diffusers folder or a `.safetensors` in either naming, which stays `Unbuilt`."""
     if path.is_dir():
+        from diffusers import AutoencoderKL
+
         inner = path / "vae" if (path / "vae").is_dir() else path
         return load.pretrained(AutoencoderKL, inner)
     head = check.check_vae(path)
     assert head is not None
     with safe_open(path, "pt") as handle:
         widths, state = singlefile.vae_from(handle, head.shapes, file=path)
-    return load.build_vae(singlefile.vae_config_of(widths), state)
+    return Unbuilt(partial(load.build_vae, singlefile.vae_config_of(widths), state))

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel
-from transformers.utils import logging as transformers_logging
 
+from lora_scripts.compute.resting import Late
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import Rows, TextEncoder
-from lora_scripts.families.sd.latents import LatentCoder, Normal, digest_of
+from lora_scripts.families.sd.latents import LatentCoder, Normal
 from lora_scripts.families.sd.settings import Settings
 from lora_scripts.families.sd1.facts import FACTS, FACTS_2
 from lora_scripts.families.sd1.layout import SCALING
-from lora_scripts.families.sd1.load import from_file, from_folder, load_vae
+from lora_scripts.families.sd1.load import load_parts
 from lora_scripts.losses import diffusion, noise
 
 PAD_2 = 0
@@ -36,21 +34,30 @@ class StableDiffusion1:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
+        unet: nn.Module,
+        vae: Any,
+        text_encoder: Any,
         options: LoadOptions,
         native_size: tuple[int, int] = (512, 512),
     ) -> None:
+        """`vae` and `text_encoder`: models, or `Unbuilt` ones."""
         self.device, self.dtype = options.device, options.dtype
         self.settings = Settings.of(options.settings)
-        second = bool(unet.config.use_linear_projection)
+        second = isinstance(unet.get_submodule("mid_block.attentions.0.proj_in"), nn.Linear)
         self.facts = FACTS_2 if second else FACTS
         self.denoiser = Denoiser(unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(vae, Normal(SCALING), self.device, options.memory)
-        self.encoder = TextEncoder(text_encoder, self.device, options.memory, pad=PAD_2 if second else None)
-        self.unet, self.vae, self.text_encoder = self.denoiser.unet, self.coder.vae, self.encoder.model
-        self.native_size = native_size
+        self.coder = LatentCoder(vae, Normal(SCALING), self.device, options.memory, options.remembered)
+        pad = PAD_2 if second else None
+        self.encoder = TextEncoder(text_encoder, self.device, options.memory, pad=pad, remembered=options.remembered)
+        self.unet, self.native_size = self.denoiser.unet, native_size
+
+    @property
+    def vae(self) -> Any:
+        return self.coder.vae
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.encoder.model
 
     @property
     def objective(self) -> diffusion.Objective:
@@ -58,10 +65,12 @@ class StableDiffusion1:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, "text_encoder": self.encoder.inner}
+        return Late({"unet": lambda: self.unet, "text_encoder": lambda: self.encoder.inner})
 
-    def trainable(self) -> dict[str, nn.Module]:
+    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
         layers = {f"unet.{path}": layer for path, layer in self.denoiser.trainable()}
+        if parts is not None and "text_encoder" not in parts:
+            return layers
         return layers | {f"text_encoder.{path}": layer for path, layer in self.encoder.trainable()}
 
     def fingerprint(self, part: str) -> str:
@@ -69,7 +78,7 @@ class StableDiffusion1:
             return self.coder.fingerprint()
         skip, tokens = self.settings.clip_skip, self.settings.caption_tokens
         usual = (skip, tokens) == (1, prompts.ROOM)
-        return digest_of(self.text_encoder, "" if usual else f"clip skip {skip}, {tokens} tokens")
+        return self.encoder.digest("text encoder", "" if usual else f"clip skip {skip}, {tokens} tokens")
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         return self.coder.encode(pixels)
@@ -163,13 +172,7 @@ class StableDiffusion1:
 
 def load(path: Path, options: LoadOptions) -> StableDiffusion1:
     """From one LDM `.safetensors` (memory-mapped) or a diffusers folder, and perhaps a separate VAE; else UserError."""
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    unet, vae, text = (from_folder if path.is_dir() else from_file)(path, with_vae=options.vae is None)
-    if options.vae is not None:
-        vae = load_vae(options.vae)
-    assert vae is not None
-    family = StableDiffusion1(unet, vae, text, options)
+    parts = load_parts(path, options.vae)
+    family = StableDiffusion1(parts.unet, parts.vae, parts.text, options)
     family.native_size = family.facts.made_for(path)
     return family

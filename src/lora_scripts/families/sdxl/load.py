@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from torch import Tensor, nn
 
+from lora_scripts.compute.resting import Unbuilt
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.check import native_size, size_made_for
-from lora_scripts.families.sd.vae import FACTOR, VAE_PREFIX, check_vae, vae_from, vae_layout_of
+from lora_scripts.families.sd.vae import VAE_PREFIX, check_vae, vae_from, vae_layout_of
 from lora_scripts.families.sdxl import check, singlefile
 from lora_scripts.families.sdxl.layout import SIDE, vae_config
 from lora_scripts.formats.header import Header
@@ -25,12 +26,12 @@ _ALIKE = 0.5
 
 @dataclass(frozen=True)
 class Parts:
-    """The four models, and what the base was made for."""
+    """The four models, and what the base was made for. VAE and text encoders may be `Unbuilt`."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text: CLIPTextModel
-    text_2: CLIPTextModelWithProjection
+    unet: nn.Module
+    vae: Any
+    text: Any
+    text_2: Any
     native_size: tuple[int, int]
     """(width, height) in pixels"""
 
@@ -53,7 +54,7 @@ def load_parts(path: Path, vae: Path | None, dtype: torch.dtype) -> Parts:
     return Parts(unet, own, text, text_2, size)
 
 
-_Loaded = tuple[AutoencoderKL | None, UNet2DConditionModel, CLIPTextModel, CLIPTextModelWithProjection, tuple[int, int]]
+_Loaded = tuple[Any, nn.Module, Any, Any, tuple[int, int]]
 
 
 def _file(path: Path, needs_vae: bool, dtype: torch.dtype) -> _Loaded:
@@ -62,15 +63,19 @@ def _file(path: Path, needs_vae: bool, dtype: torch.dtype) -> _Loaded:
     with safe_open(path, "pt") as handle:
         unet, vae, text, text_2 = singlefile.from_ldm(handle, layout, file=path, dtype=dtype)
     return (
-        load.build_vae(vae_config(*vae_layout_of(vae)), vae) if needs_vae else _spare_vae(path, header),
-        load.build_unet(layout.unet, SIDE // FACTOR, unet),
-        load.build_text(layout.text, text),
-        load.build_text(layout.text_2, text_2),
+        _unbuilt_vae(vae) if needs_vae else _spare_vae(path, header),
+        load.build_unet(layout.unet, unet),
+        Unbuilt(partial(load.build_text, layout.text, text)),
+        Unbuilt(partial(load.build_text, layout.text_2, text_2)),
         native_size(header.metadata, (SIDE, SIDE)),
     )
 
 
-def _spare_vae(path: Path, header: Header) -> AutoencoderKL | None:
+def _unbuilt_vae(state: dict[str, Tensor]) -> Unbuilt:
+    return Unbuilt(partial(load.build_vae, vae_config(*vae_layout_of(state)), state))
+
+
+def _spare_vae(path: Path, header: Header) -> Unbuilt | None:
     """The checkpoint's own VAE where another one is given, to compare that with; None if there is no whole one."""
     shapes = {key: shape for key, shape in header.shapes.items() if key.startswith(VAE_PREFIX)}
     try:
@@ -78,37 +83,41 @@ def _spare_vae(path: Path, header: Header) -> AutoencoderKL | None:
     except UserError:
         return None
     with safe_open(path, "pt") as handle:
-        state = vae_from(handle, shapes, file=path)
-    return load.build_vae(vae_config(*vae_layout_of(state)), state)
+        return _unbuilt_vae(vae_from(handle, shapes, file=path))
 
 
 def _folder(path: Path, needs_vae: bool) -> _Loaded:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
     check.check(path, needs_vae)
     return (
         load.pretrained(AutoencoderKL, path / "vae") if (path / "vae" / "config.json").is_file() else None,
-        load.pretrained(UNet2DConditionModel, path / "unet"),
+        load.unet_of(path / "unet"),
         load.pretrained(CLIPTextModel, path / "text_encoder"),
         load.pretrained(CLIPTextModelWithProjection, path / "text_encoder_2"),
         size_made_for(path, (SIDE, SIDE)),
     )
 
 
-def _vae(path: Path) -> AutoencoderKL:
-    """A separate VAE: a diffusers folder or a `.safetensors` in either naming."""
+def _vae(path: Path) -> Any:
+    """A separate VAE: a diffusers folder or a `.safetensors` in either naming, which stays `Unbuilt`."""
     header = check.check_vae(path)
     if header is None:
+        from diffusers import AutoencoderKL
+
         return load.pretrained(AutoencoderKL, check.vae_folder(path))
     with safe_open(path, "pt") as handle:
-        state = vae_from(handle, header.shapes, file=path)
-    return load.build_vae(vae_config(*vae_layout_of(state)), state)
+        return _unbuilt_vae(vae_from(handle, header.shapes, file=path))
 
 
 @torch.no_grad()
-def _require_alike(own: AutoencoderKL, other: AutoencoderKL, path: Path) -> None:
+def _require_alike(own: Any, other: Any, path: Path) -> None:
     """UserError unless both VAEs make much the same latents of a picture. A UNet knows the latents of one: those of
     another family have the same shape and the same names, and train it into nonsense.
     """
-    a, b = (vae.float().encode(_test_picture()).latent_dist.mean[0].flatten(1) for vae in (own, other))
+    built = (vae.build() if isinstance(vae, Unbuilt) else vae for vae in (own, other))
+    a, b = (vae.float().encode(_test_picture()).latent_dist.mean[0].flatten(1) for vae in built)
     if a.shape != b.shape or _correlation(a, b).min() < _ALIKE:
         text = "this VAE makes other latents than the base's own: it is of another model"
         raise UserError(text, file=path, hint=check.OTHER_VAE)

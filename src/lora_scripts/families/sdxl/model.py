@@ -7,23 +7,24 @@ six numbers, the size that the picture had, where it was cut, and the size that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
+from lora_scripts.compute.resting import Late
 from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Place, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import TextEncoder
-from lora_scripts.families.sd.latents import LatentCoder, Normal, digest_of
+from lora_scripts.families.sd.latents import LatentCoder, Normal
 from lora_scripts.families.sd.settings import Settings
 from lora_scripts.families.sdxl.facts import FACTS
 from lora_scripts.families.sdxl.layout import SCALING
@@ -48,11 +49,16 @@ class Sdxl:
         self.settings = Settings.of(options.settings)
         self.native_size = parts.native_size
         self.denoiser = Denoiser(parts.unet, options.memory, self.device, self.dtype)
-        self.coder = LatentCoder(parts.vae, Normal(SCALING), self.device, options.memory)
-        self.encoder = TextEncoder(parts.text, self.device, options.memory)
-        self.encoder_2 = TextEncoder(parts.text_2, self.device, options.memory, pad=PAD_2)
+        told, known = options.memory, options.remembered
+        self.coder = LatentCoder(parts.vae, Normal(SCALING), self.device, told, known)
+        self.encoder = TextEncoder(parts.text, self.device, told, remembered=known)
+        self.encoder_2 = TextEncoder(parts.text_2, self.device, told, pad=PAD_2, remembered=known)
         self.encoders = {"text_encoder": self.encoder, "text_encoder_2": self.encoder_2}
-        self.unet, self.vae = self.denoiser.unet, self.coder.vae
+        self.unet = self.denoiser.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.coder.vae
 
     @property
     def _layer(self) -> int:
@@ -65,19 +71,21 @@ class Sdxl:
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
-        return {"unet": self.unet, **{part: encoder.inner for part, encoder in self.encoders.items()}}
+        encoders = {part: partial(getattr, encoder, "inner") for part, encoder in self.encoders.items()}
+        return Late({"unet": lambda: self.unet, **encoders})
 
-    def trainable(self) -> dict[str, nn.Module]:
+    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
         layers = {f"unet.{path}": layer for path, layer in self.denoiser.trainable()}
         for part, encoder in self.encoders.items():
-            layers |= {f"{part}.{path}": layer for path, layer in encoder.trainable()}
+            if parts is None or part in parts:
+                layers |= {f"{part}.{path}": layer for path, layer in encoder.trainable()}
         return layers
 
     def fingerprint(self, part: str) -> str:
         if part == "vae":
             return self.coder.fingerprint()
         read = f"layer {self._layer}, {self.settings.caption_tokens} tokens"
-        return " ".join(digest_of(encoder.model, read) for encoder in self.encoders.values())
+        return " ".join(encoder.digest(name, read) for name, encoder in self.encoders.items())
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         return self.coder.encode(pixels)
@@ -184,7 +192,4 @@ class Sdxl:
 def load(path: Path, options: LoadOptions) -> Sdxl:
     """From one published `.safetensors` (memory-mapped) or a diffusers folder, and perhaps a separate VAE; else
     UserError."""
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     return Sdxl(load_parts(path, options.vae, options.dtype), options)
