@@ -110,10 +110,9 @@ def unet(layout: UnetLayout, latents: int, options: MemoryOptions, lean: bool) -
 
 
 def flow(
-    files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions, _: bool
+    files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions, lean: bool
 ) -> Pass:
-    """Of latents of that shape, and so many tokens of text."""
-    options: MemoryOptions = made[0]
+    """Of latents of that shape, and so many tokens of text; `lean` or not, the model is the library's."""
     pooled = bf16(1, layout.pooled_width) if hasattr(layout, "pooled_width") else None
     model = filled(files.build(layout)).requires_grad_(False).eval()
     early = getattr(model, "mode_blocks", {})  # of each kind of pictures, of which one is drawn

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,8 +28,11 @@ from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.compute import attention
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.families.base import Batch, LoadOptions
-from lora_scripts.families.sd.load import build_unet
+from lora_scripts.families.sd.load import build_unet, unet_of
+from lora_scripts.families.sd.network import Unet
+from lora_scripts.families.sd.unet import UnetLayout, unet_config
 from lora_scripts.families.sd1.model import StableDiffusion1
+from lora_scripts.families.sd1.names import STANDARD_2
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import maker
@@ -333,6 +339,35 @@ def test_a_lean_unet_has_the_gradients_of_the_librarys(monkeypatch: pytest.Monke
     assert len(fast) == 1 + 2 * 192
     close(fast, plain, 1e-5)  # the latents, the noise and the loss are float32 in both
     assert len({one.norm().item() for one in plain}) > 300
+
+
+NARROW = {
+    "1.x": tiny.LAYOUT.unet,
+    "2.x": replace(STANDARD_2.unet, widths=(64, 64, 128, 128), heads=(1, 1, 2, 2), context_width=16),
+    "XL": UnetLayout((32, 64, 96), (0, 1, 2), (1, 2, 3), 16, linear=True, pooled_width=24, size_width=8),
+}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@torch.no_grad()
+def test_the_unet_is_diffusers_to_the_name_and_the_number(kind: str, tmp_path: Path) -> None:
+    """Of a picture whose sides are no multiples of 64 pixels. Layers stand in the same order, as saved states do."""
+    torch.manual_seed(3)
+    theirs = UNet2DConditionModel(**unet_config(NARROW[kind], 64)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = unet_of(tmp_path)
+    assert isinstance(ours, Unet) and list(ours.state_dict()) == list(theirs.state_dict())
+    layers = [[n for n, m in one.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)] for one in (ours, theirs)]
+    assert layers[0] == layers[1]
+    x, t, states = normal(2, 4, 12, 20, seed=1), torch.tensor([3.0, 800.0]), normal(2, 77, 16, seed=2)
+    told = {"text_embeds": normal(2, 24, seed=3), "time_ids": torch.arange(12.0).view(2, 6) * 90}
+    added = told if kind == "XL" else None
+    close([ours(x, t, states, added)], [theirs(x, t, states, added_cond_kwargs=added).sample], 1e-5)
+
+
+def test_a_unet_with_a_setting_that_ours_has_not_is_diffusers_own(tmp_path: Path) -> None:
+    UNet2DConditionModel(**unet_config(tiny.LAYOUT.unet, 64), center_input_sample=True).save_pretrained(tmp_path)
+    assert isinstance(unet_of(tmp_path), UNet2DConditionModel)
 
 
 VIEWS = {

@@ -538,6 +538,24 @@ def test_a_start_that_finds_everything_cached_wakes_neither(
     assert woken == []
 
 
+def test_what_is_remembered_of_an_encoder_is_not_asked_once_a_lora_lies_on_it(base: Path) -> None:
+    asked: list[str] = []
+
+    def remembered(what: str, make: Callable[[], str]) -> str:
+        asked.append(what)
+        return "remembered"
+
+    resting, settings = MemoryOptions(resting=True), {"clip_skip": 2}
+    family = sd1.load(base, LoadOptions(CPU, torch.float32, memory=resting, remembered=remembered, settings=settings))
+    assert {family.fingerprint(part) for part in ("vae", "text", "text")} == {"remembered"}
+    assert sorted(set(asked)) == ["text encoder clip skip 2, 75 tokens", "vae  "]
+    (path,) = (path for path in family.trainable() if path.endswith("0.mlp.fc1"))
+    made = inject(family.roots, [path], lambda _, layer: LoraLayer(layer, 2, 2.0))
+    one = family.fingerprint("text")
+    made[path].up.data.add_(1)
+    assert len({"remembered", one, family.fingerprint("text")}) == 3
+
+
 def test_latents_are_made_in_bf16_where_they_agree_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against diffusers' own VAE in float32; the limit is the bound, and what is beyond it is not taken."""
 

@@ -6,9 +6,11 @@ On a graphics card or on Apple's chip it is torch's account of the device's memo
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,22 +63,39 @@ def give_back(files: Iterable[Path]) -> None:
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what was freed
         ctypes.CDLL(None).malloc_trim(0)
     names = {str(path.resolve()) for path in files}
+    with _nothing_collected():  # a model that is let go now would leave its addresses to something else
+        for begin, size, own in _mapped(names):
+            # Pages that were written to are this process's own, and stand in no file: those may only be swapped.
+            advice = _PAGEOUT if own else _DONTNEED
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), advice)
+
+
+def _mapped(names: Collection[str]) -> list[tuple[int, int, bool]]:
+    """(address, bytes, whether some were written to) of everything that is mapped of these files."""
+    found, place = [], None
     try:
-        rows = [line.split(maxsplit=5) for line in Path("/proc/self/smaps").read_text().splitlines()]
+        lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
-        return
-    place: tuple[int, int] | None = None
-    for row in rows:
-        if len(row) > 1 and "-" in row[0]:  # 7f00-7f01 r--p 00000000 fe:00 42 /a/file
+        return []
+    for row in (line.split(maxsplit=5) for line in lines):
+        if "-" in row[0]:  # 7f00-7f01 r--p 00000000 fe:00 42 /a/file
             begin, end = (int(number, 16) for number in row[0].split("-"))
             place = (begin, end - begin) if len(row) == 6 and row[5] in names else None
         elif place is not None and row[0] == "Anonymous:":
-            # Pages that were written to are this process's own, and stand in no file: those may only be swapped.
-            _advise(*place, _DONTNEED if row[1] == "0" else _PAGEOUT)
+            found.append((*place, row[1] != "0"))
+    return found
 
 
-def _advise(begin: int, size: int, advice: int) -> None:
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), advice)
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Within it what is let go by reference alone is let go."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def free_ram() -> int:
