@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -63,17 +64,22 @@ def make(work: Path) -> None:
         table = work / place / "metadata.csv"
         table.write_text(table.read_text("utf-8").replace("filename,prompt", head, 1), "utf-8")
     config = {
-        "train_data_dir": work / "ours", "base_model": file, "output_dir": work / "lora", "cache_dir": work / "cache",
-        "resolution": 128, "batch_size": 4, "epochs": 2, "lora_rank": 16, "val_split": 0, "sample_every": 0,
-        "report": "short", "precision": "bf16", "device": "cpu",
+        "train_data_dir": work / "ours", "base_model": file, "output_dir": work / "lora", "resolution": 128,
+        "batch_size": 4, "epochs": 2, "lora_rank": 16, "val_split": 0, "sample_every": 0, "report": "short",
+        "precision": "bf16", "device": "cpu",
     }  # fmt: skip
     (work / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in config.items()), "utf-8")
-    time.sleep(3)  # what was written just now is not remembered
 
 
-def ours(work: Path, source: Path, step: int) -> Taken:
-    shutil.rmtree(work / "lora", ignore_errors=True)
+def ours(work: Path, number: int, source: Path, step: int) -> Taken:
+    """Each checkout has a copy of the base of its own: whether it is still in the system's cache is its own doing."""
+    base, out = work / f"base-{number}.safetensors", work / f"lora-{number}"
+    if not base.exists():
+        shutil.copy(work / "base.safetensors", base)
+        time.sleep(3)  # what was written just now is not remembered
+    shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "lora_scripts", "train", "--config", str(work / "config.yaml"), "--json"]
+    command += [f"base_model={base}", f"output_dir={out}", f"cache_dir={work / f'cache-{number}'}"]
     begun = time.monotonic()
     child = subprocess.Popen(
         command, env=os.environ | QUIET | {"PYTHONPATH": str(source)}, cwd=work, stdout=subprocess.DEVNULL,
@@ -136,9 +142,11 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         make(work)
     sources = {OURS: ROOT / "src"} | {name: Path(src) for name, _, src in (s.partition("=") for s in o.source)}
-    arms = {name: lambda src=src: ours(work, src.absolute(), o.step) for name, src in sources.items()}
+    arms = {
+        name: partial(ours, work, number, src.absolute(), o.step) for number, (name, src) in enumerate(sources.items())
+    }
     if o.peers:
-        arms[SCRIPT] = lambda: script(work, o.peers, o.python, o.step)
+        arms[SCRIPT] = partial(script, work, o.peers, o.python, o.step)
     rounds = [{name: arm() for name, arm in arms.items()} for _ in range(o.rounds + 1)][1:]
     for name in arms:
         for unit in rounds[0][name]:

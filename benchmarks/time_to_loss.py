@@ -103,6 +103,7 @@ class Training:
 
 def make_base(folder: Path, file: Path = BASE) -> None:
     """The base as a diffusers folder, which the script reads."""
+    from lora_scripts.compute.resting import built
     from lora_scripts.families.clip.tokenizer import clip_tokenizer
     from lora_scripts.families.sd.unet import unet_config
     from lora_scripts.families.sd1.load import load_parts
@@ -110,7 +111,7 @@ def make_base(folder: Path, file: Path = BASE) -> None:
     parts = load_parts(file, None)
     unet = UNet2DConditionModel(**unet_config(parts.unet.layout, 64))
     unet.load_state_dict(parts.unet.state_dict())
-    for name, model in {"unet": unet, "vae": parts.vae.build(), "text_encoder": parts.text.build()}.items():
+    for name, model in {"unet": unet, "vae": built(parts.vae), "text_encoder": built(parts.text)}.items():
         model.float().save_pretrained(folder / name)
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(

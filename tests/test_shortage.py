@@ -18,6 +18,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.run import finish, story
 from lora_scripts.run.shortage import lower, smaller_words
+from lora_scripts.train import optim
 from lora_scripts.train import state as states
 from lora_scripts.train.probe import Probe
 from lora_scripts.train.state import RunState
@@ -171,8 +172,7 @@ def test_a_step_that_the_optimizer_left_half_done_is_not_saved(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights of step 4 and moments of step 3 would be a state of no step: the one before it stays the last."""
-    step = greedy(torch.optim.AdamW.step, 4, "CUDA error: out of memory")
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(optim.AdamW, "step", greedy(optim.AdamW.step, 4, "CUDA error: out of memory"))
     assert main(["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"]) == 2
     assert "memory ran out after step 3; step 2 is saved; go on with --resume" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out" / "state").iterdir()] == ["step-00000002"]

@@ -25,6 +25,11 @@ class Unbuilt:
     build: Callable[[], Any]
 
 
+def built(model: Any) -> Any:
+    """A model, whether it was built before or not."""
+    return model.build() if isinstance(model, Unbuilt) else model
+
+
 class Resting:
     """A model that was just loaded, its numbers still mapped from its file, of whatever precision they are there.
 
@@ -34,15 +39,14 @@ class Resting:
 
     def __init__(self, model: Any, prepare: Callable[[Any], None] = lambda model: None) -> None:
         """`model`: one, or a `Unbuilt`; `prepare`: what is done to it once, when it is there."""
-        self._unbuilt = model if isinstance(model, Unbuilt) else Unbuilt(lambda: model)
-        self._prepare, self.awake = prepare, False
+        self._given, self._prepare, self.awake = model, prepare, False
         if not isinstance(model, Unbuilt):
             self.model  # noqa: B018  (its numbers are to be seen as they are now)
 
     @cached_property
     def model(self) -> Any:
         """The model, built if it was not."""
-        model = self._unbuilt.build().requires_grad_(False).eval()
+        model = built(self._given).requires_grad_(False).eval()
         self._prepare(model)
         for buffer in model.buffers():
             if buffer.is_floating_point():

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lora_scripts.compute.resting import Unbuilt
+from lora_scripts.compute.resting import Unbuilt, built
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.check import native_size, size_made_for
@@ -116,8 +116,7 @@ def _require_alike(own: Any, other: Any, path: Path) -> None:
     """UserError unless both VAEs make much the same latents of a picture. A UNet knows the latents of one: those of
     another family have the same shape and the same names, and train it into nonsense.
     """
-    built = (vae.build() if isinstance(vae, Unbuilt) else vae for vae in (own, other))
-    a, b = (vae.float().encode(_test_picture()).latent_dist.mean[0].flatten(1) for vae in built)
+    a, b = (built(vae).float().encode(_test_picture()).latent_dist.mean[0].flatten(1) for vae in (own, other))
     if a.shape != b.shape or _correlation(a, b).min() < _ALIKE:
         text = "this VAE makes other latents than the base's own: it is of another model"
         raise UserError(text, file=path, hint=check.OTHER_VAE)
