@@ -39,7 +39,12 @@ MUTANTS = [
     Mutant("adapters/together.py", "layer.down, layer.group = self.layers[0].down, self", "layer.group = self", "together"),
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
     # what is in RAM, and what a run does besides
-    Mutant("compute/resting.py", "if self._modules == {id(module) for module in self.model.modules()}:", "if True:", "memory"),
+    Mutant("compute/resting.py", "if self.untouched:", "if True:", "memory"),
+    Mutant("compute/meter.py", "_PAGEOUT if own else _DONTNEED", "_DONTNEED", "memory"),
+    Mutant("families/sd/encoder.py", "if not self._resting.untouched:", "if False:", "memory"),
+    Mutant("families/sd/network.py", "torch.cat([torch.cos(angles), torch.sin(angles)], -1)", "torch.cat([torch.sin(angles), torch.cos(angles)], -1)", "lean"),
+    Mutant("families/sd/whole.py", "return layout if known and all(", "return layout if all(", "lean"),
+    Mutant("run/base_files.py", '" ".join([what, *sorted(self.digests.values())])', "what", "base_files"),
     Mutant("compute/resting.py", "self.awake = False\n", "pass\n", "memory"),
     Mutant("run/overview.py", "if open_[what]) <= SHARE:", "if open_[what]) <= 2 * SHARE:", "validate"),
     Mutant("run/overview.py", 'held.looks_at_whole and report == "full"', "held.looks_at_whole and service.full", "validate"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -215,5 +216,12 @@ def test_a_digest_is_remembered_until_anything_of_the_file_changes(
     overwrite(own, data)
     os.utime(own, ns=(before.st_atime_ns, before.st_mtime_ns))  # as some programs do
     assert read() == hashlib.sha256(data).hexdigest() != first and len(readings) == 6
+    known = BaseFiles([own], digests={own: first})
+    for name in ("vae", "text"):
+        assert known.remembered(record, name, partial(str, name)) == name
+    assert known.remembered(record, "vae", lambda: "made again") == "vae"
+    known.digests[own] = "another"
+    assert known.remembered(record, "vae", lambda: "of another file") == "of another file"
+    assert read() == hashlib.sha256(data).hexdigest() and len(readings) == 6  # its rows are still there
     record.write_text('{"a": ')
     assert read() == hashlib.sha256(data).hexdigest() and len(readings) == 7

@@ -366,8 +366,9 @@ def test_the_unet_is_diffusers_to_the_name_and_the_number(kind: str, tmp_path: P
 
 
 def test_a_unet_with_a_setting_that_ours_has_not_is_diffusers_own(tmp_path: Path) -> None:
-    UNet2DConditionModel(**unet_config(tiny.LAYOUT.unet, 64), center_input_sample=True).save_pretrained(tmp_path)
-    assert isinstance(unet_of(tmp_path), UNet2DConditionModel)
+    for name, setting in {"odd": {"center_input_sample": True}, "other": {"act_fn": "gelu"}}.items():
+        UNet2DConditionModel(**unet_config(tiny.LAYOUT.unet, 64), **setting).save_pretrained(tmp_path / name)
+        assert isinstance(unet_of(tmp_path / name), UNet2DConditionModel)
 
 
 VIEWS = {

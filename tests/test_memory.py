@@ -479,6 +479,9 @@ def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
     if held() >= 4096:
         pytest.skip("this system keeps them")
     assert held() < 400 and torch.equal(mapped, values)
+    mapped[0] = 7  # a page that no file has any more
+    meter.give_back([path])
+    assert mapped[0] == 7 and torch.equal(mapped[1:], values[1:])
 
 
 # --- what rests -------------------------------------------------------------------------------------------------------
