@@ -18,6 +18,7 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.compute.resting import Resting
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.vae import FACTOR
+from lora_scripts.units import percent
 
 
 def digest_of(model: nn.Module, *settings: str) -> str:
@@ -143,10 +144,11 @@ class LatentCoder:
             return ""
         kind = str(self.quick).removeprefix("torch.").replace("bfloat", "bf")
         if self.precision == self.quick:
-            off = f"of a test picture {self._off:.1%} off those in fp32"
-            return f"the VAE makes latents in {kind}: {off} (limit {AGREES:.1%})"
-        off = "NaN" if math.isnan(self._off) else f"{self._off:.1%} off"
-        return f"the VAE makes latents in fp32: in {kind} those of a test picture would be {off} (limit {AGREES:.1%})"
+            off = f"of a test picture {percent(self._off, 1)} off those in fp32"
+            return f"the VAE makes latents in {kind}: {off} (limit {percent(AGREES, 1)})"
+        off = "NaN" if math.isnan(self._off) else f"{percent(self._off, 1)} off"
+        limit = f"limit {percent(AGREES, 1)}"
+        return f"the VAE makes latents in fp32: in {kind} those of a test picture would be {off} ({limit})"
 
     def _posterior(self, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32, computed in a type."""
