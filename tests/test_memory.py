@@ -578,7 +578,7 @@ def test_latents_are_made_in_bf16_where_they_agree_with_float32(monkeypatch: pyt
     assert share and 0.5 < float(share[1]) / (float(off) * 100) < 2 and nothing == ""  # as far off as these pictures
     monkeypatch.setattr(latents, "AGREES", float(off) / 100)
     taken_back, _, told = encoded(torch.bfloat16)
-    assert torch.equal(taken_back, whole) and f"in fp32: in bf16 those of a test picture would be {share[1]}%" in told
+    assert torch.equal(taken_back, whole) and f"in fp32: in bf16 those of a test picture would be {share[1]} %" in told
     monkeypatch.setattr(latents, "AGREES", float("nan"))
     assert torch.equal(encoded(torch.bfloat16)[0], whole)
     taken = {("bf16", "cpu"): True, ("bf16", "cuda"): True, ("bf16", "mps"): False, ("fp16", "cuda"): False}
