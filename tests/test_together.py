@@ -109,7 +109,7 @@ WAYS: dict[str, tuple[float, Callable[[nn.Linear], nn.Module]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_loss_and_gradients_are_those_of_a_lora_on_the_fused_matrix(way: str) -> None:
+def test_outputs_and_gradients_are_those_of_a_lora_on_the_fused_matrix(way: str) -> None:
     dropout, wrap = WAYS[way]
     torch.manual_seed(7)
     native = Native(torch.float32, dropout)
