@@ -36,7 +36,7 @@ from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.together import share_down
-from lora_scripts.compute import attention, memory
+from lora_scripts.compute import activations, attention, memory
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.anima.check import FILES as ANIMA
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--fused-qkv", action="store_true", help="one A where the published file has one layer")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    products.FEW_PLACES = attention.MADE_AGAIN = 0  # as on a card
+    products.FEW_PLACES = attention.MADE_AGAIN = activations.SHORT = 0  # as on a card
     found = {}
     print(f"{'':32} {'sites':>6} {'numbers, M':>11} {'operations':>11} {'kept, MiB':>10} {'with checkpoints':>17}")
     for name in [chosen.only] if chosen.only else MODELS:

@@ -25,8 +25,8 @@ from lora_scripts.adapters.layer import LoraLayer, alike
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.adapters.pissa import PissaLayer
 from lora_scripts.adapters.products import freeze_convolution
-from lora_scripts.compute import attention
-from lora_scripts.compute.activations import Geglu, Normed, norm_silu
+from lora_scripts.compute import activations, attention
+from lora_scripts.compute.activations import Geglu, Normed, norm_alone, norm_silu
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.sd.load import build_unet, unet_of
 from lora_scripts.families.sd.network import Unet
@@ -52,6 +52,12 @@ LAYERS = {
 }
 CPU = torch.device("cpu")
 KINDS = {"lora": LoraLayer, "dora": DoraLayer, "pissa": PissaLayer}
+
+
+@pytest.fixture(autouse=True)
+def every_weight_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is quicker of large ones is tested on small ones."""
+    monkeypatch.setattr(products, "LARGE", 0)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -197,14 +203,28 @@ def test_layers_of_one_input_share_its_norm_and_their_first_product(
         assert kept == [x.nbytes + copies] and len({one.grad_fn for one in y}) == 1
 
 
-def test_a_norm_with_its_activation_keeps_its_input_alone() -> None:
+@pytest.mark.parametrize("ours", [norm_silu, norm_alone])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])  # by plain sums, by torch's kernel
+def test_a_norm_keeps_its_input_alone(layout: torch.memory_format, ours: Any) -> None:
     norm = nn.GroupNorm(4, 24).double().requires_grad_(False)
     norm.weight.normal_(generator=torch.Generator().manual_seed(1))
-    x = normal(2, 24, 6, 5, seed=1).double().contiguous(memory_format=torch.channels_last).requires_grad_()
-    close(answers(lambda x: norm_silu(x, norm), x), answers(lambda x: F.silu(norm(x)), x), 1e-13)
+    norm.bias.normal_(generator=torch.Generator().manual_seed(2))
+    x = (3 + normal(2, 24, 6, 5, seed=1).bfloat16().double()).contiguous(memory_format=layout).requires_grad_()
+
+    def plain(x: Tensor) -> Tensor:
+        return F.silu(norm(x)) if ours is norm_silu else norm(x)
+
+    exact = answers(plain, x)
+    close(answers(lambda x: ours(x, norm), x), exact, 1e-12)
     with counted(norm) as kept:
-        norm_silu(x * 1, norm)
+        ours(x * 1, norm)
     assert kept == [x.nbytes + 2 * 2 * 4 * 8]  # mean and deviation of each group
+    half, norm = x.detach().bfloat16().requires_grad_(), norm.bfloat16()
+    far = [
+        sum((a.double() - t).norm() for a, t in zip(answers(way, half), exact, strict=True))
+        for way in (lambda x: ours(x, norm), plain)
+    ]
+    assert far[0] < 1.05 * far[1]
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -396,6 +416,7 @@ def test_a_step_takes_few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a card, where convolutions and attention are one kernel each; the plain way took 4,700."""
     monkeypatch.setattr(products, "FEW_PLACES", 0)
     monkeypatch.setattr(attention, "MADE_AGAIN", 0)
+    monkeypatch.setattr(activations, "SHORT", 0)
     family, layers = model(lean=True, dtype=torch.bfloat16)
     masters = Masters(layers.values())
     parameters = [p for layer in layers.values() for p in layer.values().values()]

@@ -21,6 +21,9 @@ FEW_ROWS = 64
 """Rows up to which a CPU reads a large matrix faster as the first of a product in bf16 than as the second: with matrix
 units at 16 rows in 0.5 to 0.8 of the time, at 64 in 0.7 to 0.97, at 256 no more; without them in 0.8 to 0.95."""
 
+LARGE = 1 << 19
+"""Numbers of a weight from which both are so: of 64 channels, convolutions as matrices take up to twice the time."""
+
 
 def held(layer: Layer) -> tuple[Tensor, ...]:
     """The tensors that a layer's products need: its weight, or what a layer that stores it otherwise names."""
@@ -196,7 +199,7 @@ def _as_matrix(layer: nn.Conv2d, given: Tensor, shape: torch.Size, weight: Tenso
         return False
     if is_pointwise(layer):
         return given.stride(1) == 1
-    few = shape[0] * shape[2] * shape[3] <= FEW_PLACES
+    few = shape[0] * shape[2] * shape[3] <= FEW_PLACES and weight.numel() >= LARGE
     return few and weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -219,7 +222,8 @@ def _places(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 def _multiply(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """rows @ matrix' + bias"""
-    if len(rows) <= FEW_ROWS and rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
+    few = len(rows) <= FEW_ROWS and matrix.numel() >= LARGE
+    if few and rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
         lying = torch.mm(matrix, rows.T) if bias is None else torch.addmm(bias.unsqueeze(1), matrix, rows.T)
         out.copy_(lying.T)
     elif bias is None:

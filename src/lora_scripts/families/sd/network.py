@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lora_scripts.adapters.layer import alike
 from lora_scripts.adapters.products import Front
-from lora_scripts.compute.activations import Geglu, Normed, norm_silu
+from lora_scripts.compute.activations import Geglu, Normed, norm_alone, norm_silu
 from lora_scripts.compute.attention import attend
 from lora_scripts.families.sd.unet import GROUPS, RESNETS, UnetLayout
 
@@ -84,7 +84,7 @@ class Unet(nn.Module):
                 x = level.attended(number, resnet(torch.cat([x, kept.pop()], 1), time), states)
             for sampler in level.upsamplers:
                 x = sampler(x, kept[-1].shape[2:])
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(norm_silu(x, self.conv_norm_out))
         return out
 
 
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, states: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        hidden = self.norm(x)
+        hidden = norm_alone(x, self.norm)
         if not self.linear:
             hidden = self.proj_in(hidden)
         hidden = hidden.permute(0, 2, 3, 1).reshape(n, h * w, c)
