@@ -2,7 +2,7 @@
 
 python -m benchmarks.miniature.build_base WORK_FOLDER [--steps N]
 
-Continues from WORK_FOLDER/unet.pt; needs build_vae first.
+Continues from WORK_FOLDER/unet.pt, which `unpack` may have made of a base; needs build_vae first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.miniature import kept
+from benchmarks.miniature.quick_norm import quicken
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional as F
@@ -152,11 +153,14 @@ def alphas_cumprod() -> torch.Tensor:
 class Trainer:
     """bf16 forward and backward on `net`, AdamW and an average on the float32 `master`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """`weights`: of a UNet to begin with, where `path` is not yet there."""
         torch.manual_seed(2)
         self.path, self.step = path, 0
         net = new_unet()
         net.up_blocks[3].resnets[2].conv2.bias.data[2::3] = 1.0
+        if weights is not None:
+            net.load_state_dict(weights)
         self.master = [p.detach().clone().requires_grad_() for p in net.parameters()]
         self.ema = [p.detach().clone() for p in self.master]
         self.optimizer = torch.optim.AdamW(self.master, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
@@ -168,6 +172,7 @@ class Trainer:
         self.net = net.to(torch.bfloat16).to(memory_format=torch.channels_last)
         # Plain products beat the fused attention kernel by far at the narrow head widths of this model.
         self.net.set_attn_processor(AttnProcessor())
+        quicken(self.net)
         self.weights = [p.data for p in self.net.parameters()]
         torch._foreach_copy_(self.weights, [p.data for p in self.master])
 
@@ -237,5 +242,6 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--peak", type=float, default=1e-3, help="the highest learning rate (default 1e-3)")
     args = parser.parse_args()
-    train_unet(args.work, args.steps, args.pictures)
+    train_unet(args.work, args.steps, args.pictures, peak=args.peak)
