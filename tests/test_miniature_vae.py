@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_scripts.demo import world
+from lora_scripts.formats.header import read_header
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 
@@ -41,6 +42,7 @@ def test_quick_norms_have_torchs_gradients() -> None:
 def test_a_base_taken_apart_is_packed_as_it_was(tmp_path: Path) -> None:
     unpack.unpack(BASE, tmp_path / "work")
     pack.pack(tmp_path / "work", tmp_path / "again.safetensors")
+    assert read_header(tmp_path / "again.safetensors").metadata == read_header(BASE).metadata
     before, after = load_file(BASE), load_file(tmp_path / "again.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -153,10 +153,10 @@ def alphas_cumprod() -> torch.Tensor:
 class Trainer:
     """bf16 forward and backward on `net`, AdamW and an average on the float32 `master`."""
 
-    def __init__(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """`weights`: of a UNet to begin with, where `path` is not yet there."""
+    def __init__(self, path: Path, weights: dict[str, torch.Tensor] | None = None, before: int = 0) -> None:
+        """`weights`: of a UNet to begin with, trained for `before` steps, where `path` is not yet there."""
         torch.manual_seed(2)
-        self.path, self.step = path, 0
+        self.path, self.step, self.before = path, 0, before
         net = new_unet()
         net.up_blocks[3].resnets[2].conv2.bias.data[2::3] = 1.0
         if weights is not None:
@@ -166,7 +166,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.master, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         if path.exists():
             state = kept.load(path)
-            self.step, self.ema = state["step"], state["ema"]
+            self.step, self.before, self.ema = state["step"], state["before"], state["ema"]
             self.optimizer.load_state_dict(state["optimizer"])
             torch._foreach_copy_([p.data for p in self.master], state["master"])
         self.net = net.to(torch.bfloat16).to(memory_format=torch.channels_last)
@@ -190,7 +190,7 @@ class Trainer:
             torch._foreach_lerp_(self.ema, [p.data for p in self.master], 1 - decay)
 
     def save(self) -> None:
-        state = {"step": self.step, "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+        state = {"step": self.step, "before": self.before, "ema": self.ema, "optimizer": self.optimizer.state_dict()}
         temporary = self.path.with_suffix(".tmp")
         kept.save({**state, "master": [p.data for p in self.master]}, temporary)
         temporary.replace(self.path)

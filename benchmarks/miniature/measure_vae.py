@@ -1,6 +1,6 @@
 """What a VAE of the miniature world gives back of pictures in many styles: PSNR, and the share of the finest detail.
 
-python -m benchmarks.miniature.measure_vae BASE.safetensors|VAE_FOLDER [--scenes N] [--styles trained|never|all]
+python -m benchmarks.miniature.measure_vae BASE.safetensors|VAE_FOLDER [--scenes N] [--styles GROUP]
 
 PSNR in dB, of 8-bit RGB at 128 px: the mean over the pictures of each picture's own. "kept" is the doctor's measure
 (lora_scripts/families/detail.py), the median over pictures that have detail.
@@ -31,6 +31,7 @@ from lora_scripts.grid.measures import as_pixels
 TRAINED = ("plain", *styles.TUNING, *styles.LATER, *styles.THIRD, *styles.LAST)
 NEVER = (*styles.FRESH, *styles.FINAL)
 """Styles that no VAE of this world is trained on; named before the first step that saw one of the others."""
+NO_SCENE = "no scene: "
 HELD_OUT = 62
 """The seed of scenes to measure on; nothing is trained on it."""
 
@@ -39,10 +40,11 @@ Through = Callable[[torch.Tensor], Image.Image]
 
 
 def held_out(style: str, count: int) -> list[Image.Image]:
-    """Pictures of a style of `benchmarks/styles.py`, or of a kind of `elsewhere.UNSEEN`."""
-    if style in elsewhere.UNSEEN:
-        rng = random.Random(f"{style}/{HELD_OUT}")
-        return [elsewhere.UNSEEN[style](rng) for _ in range(count)]
+    """Pictures of a style of `benchmarks/styles.py`, or as in "no scene: page" of a kind of `elsewhere.UNSEEN`."""
+    if style.startswith(NO_SCENE):
+        kind = style.removeprefix(NO_SCENE)
+        rng = random.Random(f"{kind}/{HELD_OUT}")
+        return [elsewhere.UNSEEN[kind](rng) for _ in range(count)]
     return [styles.paint(scene, 128) for scene in itertools.islice(world.scenes(HELD_OUT, style), count)]
 
 
@@ -94,10 +96,10 @@ def table(through: Through, names: tuple[str, ...], count: int) -> Iterator[str]
     """A line for each style, as it is measured."""
     for style in names:
         db, kept, some = measured(through, style, count)
-        yield f"{style:12}{db:6.1f} dB   kept {kept:5.0%} ({some})"
+        yield f"{style:18}{db:6.1f} dB   kept {kept:5.0%} ({some})"
 
 
-GROUPS = {"trained": TRAINED, "never": NEVER, "elsewhere": tuple(elsewhere.UNSEEN)}
+GROUPS = {"trained": TRAINED, "never": NEVER, "elsewhere": tuple(NO_SCENE + kind for kind in elsewhere.UNSEEN)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -48,7 +48,7 @@ def pack(work: Path, out: Path) -> int:
     beyond = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if beyond:
         raise UserError(f"{beyond[0]} holds values that fp16 cannot", file=work, hint="the training has diverged")
-    save_safetensors(out, tensors, metadata(state["step"]))
+    save_safetensors(out, tensors, metadata(state["before"] + state["step"]))
     return sum(tensor.numel() for tensor in tensors.values())
 
 

@@ -25,12 +25,13 @@ def unpack(base: Path, work: Path) -> None:
     with safe_open(base, "pt") as handle:
         layout = singlefile.layout_of(shapes_in(handle), file=base)
         unet, vae, text = singlefile.from_ldm(handle, layout, file=base)
+        steps = int((handle.metadata() or {}).get("miniature.unet_steps", 0))
     whole, encoder = build_vae.new_vae(), build_base.new_text_encoder()
     whole.load_state_dict({name: tensor.float() for name, tensor in vae.items()})
     whole.save_pretrained(work / "vae")
     encoder.load_state_dict(singlefile.text_keys_like({n: t.float() for n, t in text.items()}, encoder.state_dict()))
     encoder.save_pretrained(work / "text_encoder")
-    build_base.Trainer(work / "unet.pt", unet).save()
+    build_base.Trainer(work / "unet.pt", unet, steps).save()
 
 
 if __name__ == "__main__":
