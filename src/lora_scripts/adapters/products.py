@@ -9,18 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from lora_scripts.compute.device import cpu_has_matrix_units
-
 Layer = nn.Linear | nn.Conv2d
+
+
+def cpu_has_matrix_units() -> bool:
+    """AMX."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 FEW_PLACES = 256 if cpu_has_matrix_units() else 128
 """Pixels of a batch up to which a CPU multiplies a 3 x 3 convolution faster as a matrix: at 64 pixels of 1280 channels
 in 0.55 of the time, at 16 in a third, at 256 in 1.05 (bf16, no matrix units). With matrix units at 256 in 0.73 of the
 time forward and 0.57 back, of 640 channels in 0.83 and 0.65; at 1024 in 0.79 to 1, of 640 in 1.2 to 1.4."""
-
 FEW_ROWS = 64
 """Rows up to which a CPU reads a large matrix faster as the first of a product in bf16 than as the second: with matrix
 units at 16 rows in 0.5 to 0.8 of the time, at 64 in 0.7 to 0.97, at 256 no more; without them in 0.8 to 0.95."""
-
 LARGE = 1 << 19
 """Numbers of a weight from which both are so: of 64 channels, convolutions as matrices take up to twice the time."""
 

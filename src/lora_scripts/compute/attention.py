@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_scripts.compute.device import cpu_has_matrix_units
+from lora_scripts.adapters.products import cpu_has_matrix_units
 
 KEPT, MADE_AGAIN = 1 << 21, 1 << 22
 """Scores of a layer (pictures x heads x places x tokens) up to which a CPU keeps their softmax for the backward pass,

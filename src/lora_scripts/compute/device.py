@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from lora_scripts.adapters.products import cpu_has_matrix_units
 from lora_scripts.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,16 +44,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX); elsewhere it is emulated, and slower than float32."""
-    return _cpu_has("_is_avx512_bf16_supported") or cpu_has_matrix_units()
-
-
-def cpu_has_matrix_units() -> bool:
-    """AMX."""
-    return _cpu_has("_is_amx_tile_supported")
-
-
-def _cpu_has(check: str) -> bool:
-    return hasattr(torch.cpu, check) and bool(getattr(torch.cpu, check)())
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()) or cpu_has_matrix_units()
 
 
 def peak_memory(device: torch.device) -> float:
