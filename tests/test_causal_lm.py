@@ -654,7 +654,7 @@ def test_a_merge_that_swallows_the_lora_fails_and_leaves_nothing(folders: dict[s
     rounded = {name: t.bfloat16() for name, t in load_file(base / "model.safetensors").items()}
     save_file(rounded, base / "model.safetensors", {"format": "pt"})
     adapter = _adapter(tmp_path / "adapter", base, std=2e-5)
-    with pytest.raises(UserError, match=r"is off by \d+% of the change .*; use --precision fp32"):
+    with pytest.raises(UserError, match=r"is off by \d+ % of the change .*; use --precision fp32"):
         merge(base, [Weighted(adapter)], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     proof = merge(base, [Weighted(adapter)], tmp_path / "merged", precision="fp32").proof
