@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.miniature import kept
+from benchmarks.miniature import kept, masters
 from benchmarks.miniature.quick_norm import quicken
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -173,21 +173,12 @@ class Trainer:
         # Plain products beat the fused attention kernel by far at the narrow head widths of this model.
         self.net.set_attn_processor(AttnProcessor())
         quicken(self.net)
-        self.weights = [p.data for p in self.net.parameters()]
-        torch._foreach_copy_(self.weights, [p.data for p in self.master])
+        torch._foreach_copy_([p.data for p in self.net.parameters()], [p.data for p in self.master])
 
     def update(self, loss: torch.Tensor, lr: float) -> None:
         loss.backward()
-        for p, q in zip(self.master, self.net.parameters(), strict=True):
-            p.grad, q.grad = (None if q.grad is None else q.grad.float()), None
-        torch.nn.utils.clip_grad_norm_(self.master, 1.0)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
         self.step += 1
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, [p.data for p in self.master])
-            decay = min(0.998, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.ema, [p.data for p in self.master], 1 - decay)
+        masters.update(self.optimizer, self.master, list(self.net.parameters()), self.ema, lr, self.step)
 
     def save(self) -> None:
         state = {"step": self.step, "before": self.before, "ema": self.ema, "optimizer": self.optimizer.state_dict()}

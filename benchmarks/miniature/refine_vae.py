@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmarks import styles
-from benchmarks.miniature import elsewhere, kept
+from benchmarks.miniature import elsewhere, kept, masters
 from benchmarks.miniature.build_vae import set_latent_scale
 from benchmarks.miniature.measure_vae import TRAINED, measured, through_folder
 from benchmarks.miniature.quick_norm import quicken
@@ -139,16 +139,8 @@ class Refiner:
 
     def update(self, loss: Tensor, lr: float) -> None:
         loss.backward()
-        for p, q in zip(self.master, self.trained, strict=True):
-            p.grad, q.grad = (None if q.grad is None else q.grad.float()), None
-        torch.nn.utils.clip_grad_norm_(self.master, 1.0)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
         self.step += 1
-        with torch.no_grad():
-            torch._foreach_copy_([p.data for p in self.trained], [p.data for p in self.master])
-            decay = min(0.998, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.ema, [p.data for p in self.master], 1 - decay)
+        masters.update(self.optimizer, self.master, self.trained, self.ema, lr, self.step)
 
     def save(self) -> None:
         state = {"step": self.step, "ema": self.ema, "optimizer": self.optimizer.state_dict()}
