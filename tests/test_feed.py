@@ -20,6 +20,8 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
+from lora_scripts.losses.diffusion import Objective
+from lora_scripts.losses.noise import Timesteps
 from lora_scripts.train.encoded import plan_pictures
 from lora_scripts.train.feed import Feed, place_of
 from toy import Toy, feed, samples
@@ -52,6 +54,9 @@ def same(left: Batch, right: Batch) -> bool:
         and left.places is not None
         and right.places is not None
         and torch.equal(left.places, right.places)
+        and left.quantiles is not None
+        and right.quantiles is not None
+        and torch.equal(left.quantiles, right.quantiles)
         and equal(left.latents, right.latents)
         and texts
     )
@@ -75,6 +80,20 @@ def test_going_on_in_mid_epoch_gives_the_tail_of_an_unbroken_run(accumulation: i
             assert epoch == again and len(wanted) == len(got) and all(map(same, wanted, got))
     draws = [float(n) for _, batches in whole for b in batches for n in noise(b)]
     assert len(set(draws)) == len(draws)  # never the same noise twice
+
+
+def test_the_noise_levels_of_a_run_are_spread_evenly(tmp_path: Path) -> None:
+    """Over batches, ends of epochs and pieces of batches: one run of the golden ratio's multiples."""
+    pictures = samples(tmp_path / "wide", 5) + samples(tmp_path / "tall", 4, (64, 96))
+    made = filled(Toy(), pictures, tmp_path, repeats=2)
+    total = 3 * made.steps_per_epoch
+    whole, parts = ([b for _, bs in made.steps(0, total, most) for b in bs] for most in (None, 1))
+    levels, alone = (torch.cat([b.quantiles for b in batches if b.quantiles is not None]) for batches in (whole, parts))
+    assert len(levels) == 3 * 18 and torch.equal(levels, alone)
+    torch.testing.assert_close(levels.diff() % 1, torch.full_like(levels[1:], 0.6180339887498949), rtol=0, atol=1e-12)
+    drawn = whole[0].draws(Objective(timesteps=Timesteps("sigmoid", first=200, last=699)), None).u
+    wanted = 0.2 + 0.5 * torch.sigmoid(torch.special.ndtri(levels[: len(drawn)]))
+    torch.testing.assert_close(drawn, wanted, rtol=0, atol=1e-12)
 
 
 def test_every_view_is_fed_and_is_what_was_encoded(tmp_path: Path) -> None:

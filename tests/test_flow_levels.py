@@ -62,7 +62,7 @@ def test_training_meets_the_levels_of_the_sampler() -> None:
 
 def test_continuous_levels_reach_all_of_the_range() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([Timesteps().draw(generator, None) for _ in range(2000)])
+    drawn = Timesteps().at(torch.rand(2000, generator=generator, dtype=torch.float64), None)
     sigma = Sigmas(3.0).at(drawn, tokens=1)
     assert 0 <= sigma.min() < 0.01 and 0.99 < sigma.max() < 1
     # Of a uniform u the median is that of the shift at a half: 3 / 4.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lora_scripts.data.loader import Draw, caption_for, draw, epoch_batches
+from lora_scripts.data.loader import Draw, caption_for, draw, epoch_batches, quantile
 from lora_scripts.train.feed import Feed, Settings
 from toy import Toy
 
@@ -104,6 +104,19 @@ def test_draw_is_stateless_and_fair() -> None:
     assert abs(together - 1000) < 5 * 30, "independent of the view"
     keys = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
     assert len({draw(*key, variants=10**9, caption_dropout=0).variant for key in keys}) == 4, "each part counts"
+
+
+def test_noise_levels_in_a_row_are_spread_evenly() -> None:
+    for seed, first in ((1, 0), (2, 7), (3, 10**7)):
+        row = [quantile(seed, number) for number in range(first, first + 1000)]
+        assert all(0 <= q < 1 for q in row)
+        for count, widest in ((4, 0.382), (8, 0.236), (16, 0.0902)):  # powers of the golden ratio (Sós 1958)
+            for start in range(0, 200, count):
+                some = sorted(row[start : start + count])
+                gaps = [b - a for a, b in itertools.pairwise([*some, some[0] + 1])]
+                assert max(gaps) < widest + 1e-3
+        assert all(abs(n - 100) <= 2 for n in Counter(int(10 * q) for q in row).values())
+    assert len({round(quantile(seed, 0), 3) for seed in range(20)}) > 15, "chance decides where they start"
 
 
 def test_draw_at_the_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -204,8 +205,7 @@ def name_of(settings: Timesteps) -> str:
 @pytest.mark.parametrize("settings", [*DISTRIBUTIONS, Timesteps(first=100, last=299)], ids=name_of)
 def test_timesteps_follow_their_distribution(settings: Timesteps, levels: int | None) -> None:
     """The share below a few levels, against the distribution function worked out by hand."""
-    g = torch.Generator().manual_seed(1)
-    u = torch.stack([settings.draw(g, levels) for _ in range(4000)])
+    u = settings.at(torch.rand(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64), levels)
     t = timesteps(u).double() if levels else 1000 * u
     assert u.dtype == torch.float64 and t.min() >= settings.first and t.max() < settings.last + 1
     if levels is None:
@@ -220,41 +220,28 @@ def test_timesteps_follow_their_distribution(settings: Timesteps, levels: int | 
 
 
 def test_a_range_of_timesteps_is_uniform_and_closed() -> None:
-    g = torch.Generator().manual_seed(1)
-    t = timesteps(torch.stack([Timesteps(first=10, last=13).draw(g) for _ in range(2000)]))
-    assert torch.bincount(t, minlength=14)[10:].tolist() == pytest.approx([500] * 4, rel=0.15) and t.min() == 10
+    t = timesteps(Timesteps(first=10, last=13).at(torch.arange(2000, dtype=torch.float64) / 2000))
+    assert torch.bincount(t, minlength=14)[10:].tolist() == [500] * 4 and t.min() == 10
 
 
-def by_integers(settings: Timesteps, g: torch.Generator) -> Tensor:
-    """One int64 timestep from `first` to `last`, drawn as timesteps are where there are a thousand of them."""
-    if settings.sampling == "uniform" and settings.shift == 1.0:
-        return torch.randint(settings.first, settings.last + 1, (), generator=g)
-    if settings.sampling == "uniform":
-        u = torch.rand((), generator=g, dtype=torch.float64)
-    else:
-        mean = settings.mean if settings.sampling == "logit_normal" else 0.0
-        u = torch.sigmoid(mean + settings.std * torch.randn((), generator=g, dtype=torch.float64))
-    u = settings.shift * u / (1 + (settings.shift - 1) * u)
-    count = settings.last - settings.first + 1
-    return settings.first + (u * count).long().clamp(max=count - 1)
-
-
-@pytest.mark.parametrize(
-    "settings", [Timesteps(), Timesteps(first=10, last=13), *DISTRIBUTIONS, Timesteps("sigmoid", std=60.0)], ids=name_of
-)
-def test_timesteps_are_those_of_randint_bit_for_bit(settings: Timesteps) -> None:
-    """So that a run of a model with timesteps sees the noise that it always saw."""
-    ours, theirs = generators(1, 1)
-    for _ in range(500):
-        assert timesteps(settings.draw(ours)) == by_integers(settings, theirs)
-        assert torch.equal(torch.randn(3, generator=ours), torch.randn(3, generator=theirs))
+@pytest.mark.parametrize("settings", DISTRIBUTIONS, ids=name_of)
+def test_a_quantile_is_the_level_below_which_so_many_are(settings: Timesteps) -> None:
+    """Against the standard library's normal distribution, and the shift by hand."""
+    quantiles = [0.001, 0.1, 0.25, 0.5, 0.9, 0.999]
+    found = settings.at(torch.tensor(quantiles, dtype=torch.float64), None).tolist()
+    for q, u in zip(quantiles, found, strict=True):
+        if settings.sampling != "uniform":
+            mean = settings.mean if settings.sampling == "logit_normal" else 0.0
+            q = 1 / (1 + math.exp(-NormalDist(mean, settings.std).inv_cdf(q)))
+        q = settings.shift * q / (1 + (settings.shift - 1) * q)
+        assert u == pytest.approx((settings.first + q * (settings.last + 1 - settings.first)) / 1000, rel=1e-9)
 
 
 @pytest.mark.parametrize("levels", [1000, 4, None])
 def test_a_level_never_leaves_its_range(levels: int | None) -> None:
     """Not even where a sigmoid in float64 is 1, or 0."""
     for settings in (Timesteps("sigmoid", std=60.0), Timesteps("sigmoid", std=60.0, first=250, last=749)):
-        u = torch.stack([settings.draw(g, levels) for g in generators(*range(200))])
+        u = settings.at(torch.linspace(0, math.nextafter(1.0, 0.0), 200, dtype=torch.float64), levels)
         assert u.min() >= settings.first / 1000 and u.max() < (settings.last + 1) / 1000
         assert (u > (settings.last + 1) / 1000 - 1e-9).any() == (levels is None)
 
@@ -274,9 +261,8 @@ def test_a_level_in_the_middle_of_a_timestep_is_that_timestep(prediction: Any, s
 
 def test_bounds_in_thousandths_are_bounds_of_any_number_of_levels() -> None:
     assert [at_level(t, 1000) for t in range(1001)] == list(range(1001))
-    g = torch.Generator().manual_seed(1)
     for settings in (Timesteps(first=250, last=749), Timesteps("logit_normal", first=250, last=749)):
-        u = torch.stack([settings.draw(g, 4) for _ in range(300)])
+        u = settings.at(torch.arange(300, dtype=torch.float64) / 300, 4)
         assert set(u.tolist()) == {0.375, 0.625}
 
 

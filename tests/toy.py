@@ -94,9 +94,7 @@ class Toy:
         return {"states": torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)}
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        shape = tuple(batch.latents["mean"].shape)
-        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, self.levels(objective))
-        return self.losses(batch, objective, draws).sum(), shape[0]
+        return self.losses(batch, objective, batch.draws(objective, self.levels(objective))).sum(), len(batch.captions)
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
         levels, _ = diffusion.discrete(objective.prediction).at(draws.u, self.device)

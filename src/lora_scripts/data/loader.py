@@ -59,6 +59,20 @@ def draw(seed: int, epoch: int, position: int, index: int, *, variants: int, cap
     return Draw(variant=int(variant * variants), drop_caption=drop < caption_dropout)
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def quantile(seed: int, number: int) -> float:
+    """What share of all noise levels, 0 … 1, is below that of the `number`-th picture that a run sees.
+
+    Of independent draws some steps in a row would have low levels, others high ones, and the loss and its gradient
+    swing with them. So a start that chance decides is followed by multiples of the golden ratio (a Kronecker
+    sequence): of any few pictures in a row the levels are spread evenly, and all are met alike often. Kingma et al.
+    2021 ("Variational Diffusion Models", appendix I.1) do the same within a batch.
+    """
+    return (random.Random(f"levels/{seed}").random() + number * GOLDEN) % 1.0
+
+
 def seed_of(key: str) -> int:
     """A seed, 0 … 2^63 - 1, for torch: a function of a text, the same on every machine.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.facts import Facts
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.losses.noise import Draws
+from lora_scripts.losses.noise import Draws, draw
 
 Conditions = Mapping[str, Tensor]
 """What a model is told besides what it works on, by the family's own names; each [n, ...]."""
@@ -68,13 +68,20 @@ class Batch:
     names: Sequence[str]
     """n file names, for messages"""
     generators: list[torch.Generator]
-    """n CPU generators: all the randomness of the step"""
+    """n CPU generators: all the randomness of the step, but for the noise levels where there are `quantiles`"""
     places: Tensor | None = None
     """[n, 6] of pictures, each as `Place.numbers` has it"""
     masks: Tensor | None = None
     """[n, 1, h, w] float32, 0 … 1: how much each place of the latents counts; None: all the same"""
     weights: Tensor | None = None
     """[n] float32: how much each sample's loss counts; None: all the same"""
+    quantiles: Tensor | None = None
+    """[n] float64 in [0, 1): each sample's noise level, as of `losses.noise.Timesteps.at`; None: it is drawn"""
+
+    def draws(self, objective: Objective, levels: int | None) -> Draws:
+        """What chance decides for the batch; `levels`: of how many noise levels, None: of any number."""
+        shape = tuple(self.latents["mean"].shape)
+        return draw(shape, self.generators, objective.timesteps, objective.noise, levels, self.quantiles)
 
 
 class Host(Protocol):

@@ -60,24 +60,22 @@ class Timesteps:
     last: int = 999
     """In thousandths of the whole range, both included."""
 
-    def draw(self, generator: torch.Generator, levels: int | None = STEPS) -> Tensor:
-        """One number u of the range, float64; with `levels` the middle of one of so many equal parts."""
+    def at(self, quantiles: Tensor, levels: int | None = STEPS) -> Tensor:
+        """Numbers u of the range, float64 as `quantiles` in [0, 1), which say what share of all draws lies below each;
+        with `levels` the middles of so many equal parts."""
+        share = self._share(quantiles)
         if levels is None:
-            u = self.first + self._share(generator) * (self.last + 1 - self.first)
+            u = self.first + share * (self.last + 1 - self.first)
             return (u / STEPS).clamp(max=math.nextafter((self.last + 1) / STEPS, 0))
         first, last = at_level(self.first, levels), at_level(self.last + 1, levels) - 1
-        if self.sampling == "uniform" and self.shift == 1.0:
-            return middle(torch.randint(first, last + 1, (), generator=generator), levels)
         count = last - first + 1
-        return middle(first + (self._share(generator) * count).long().clamp(max=count - 1), levels)
+        return middle(first + (share * count).long().clamp(max=count - 1), levels)
 
-    def _share(self, generator: torch.Generator) -> Tensor:
-        """A number in [0, 1), float64, as `sampling` and `shift` say."""
-        if self.sampling == "uniform":
-            u = torch.rand((), generator=generator, dtype=torch.float64)
-        else:
+    def _share(self, u: Tensor) -> Tensor:
+        """Numbers in [0, 1] of quantiles u, as `sampling` and `shift` say."""
+        if self.sampling != "uniform":
             mean = self.mean if self.sampling == "logit_normal" else 0.0
-            u = torch.sigmoid(mean + self.std * torch.randn((), generator=generator, dtype=torch.float64))
+            u = torch.sigmoid(mean + self.std * torch.special.ndtri(u))
         return self.shift * u / (1 + (self.shift - 1) * u)
 
 
@@ -101,14 +99,16 @@ def draw(
     timesteps: Timesteps = Timesteps(),
     noise: NoiseSettings = NoiseSettings(),
     levels: int | None = STEPS,
+    quantiles: Tensor | None = None,
 ) -> Draws:
     """Noise and noise levels, each latent from its own generator: no neighbour in the batch changes another's.
 
-    `shape` is (n, c, h, w), `generators` n CPU generators; `levels` how many there are, None: any number.
+    `shape` is (n, c, h, w), `generators` n CPU generators; `levels` how many there are, None: any number; `quantiles`
+    float64 [n] in [0, 1) as of `Timesteps.at`, in place of drawn ones.
     """
-    times, noises, posterior, more = [], [], [], []
+    chance, noises, posterior, more = [], [], [], []
     for g in generators:
-        times.append(timesteps.draw(g, levels))
+        chance.append(torch.rand((), generator=g, dtype=torch.float64))
         e = torch.randn(shape[1:], generator=g)
         posterior.append(torch.randn(shape[1:], generator=g))
         if noise.offset:
@@ -119,7 +119,8 @@ def draw(
             more.append(noise.perturbation * torch.randn(shape[1:], generator=g))
         noises.append(e)
     extra = torch.stack(more) if more else None
-    return Draws(torch.stack(times), torch.stack(noises), torch.stack(posterior), extra)
+    u = timesteps.at(torch.stack(chance) if quantiles is None else quantiles, levels)
+    return Draws(u, torch.stack(noises), torch.stack(posterior), extra)
 
 
 def _multires(e: Tensor, noise: NoiseSettings, g: torch.Generator) -> Tensor:

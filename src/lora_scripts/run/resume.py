@@ -61,6 +61,7 @@ def new_state(
     keys = config.model_dump(mode="json", exclude=FREE_KEYS)
     keys["lora_rank"] = model.rank  # of init_lora, where it is not written
     keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
+    keys["noise levels"] = "spread evenly"  # runs that began with independent ones would go on otherwise
     digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     return RunState(0, total, keys, digests, _environment(model.family.device, precision))
 

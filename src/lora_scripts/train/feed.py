@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, seed_of
+from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, quantile, seed_of
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, PictureFamily, Place
 from lora_scripts.train.ahead import ahead
@@ -43,6 +43,8 @@ class Drawn:
     picture: int
     view: int
     caption: str
+    quantile: float
+    """Of its noise level."""
     place: str
     """seed/epoch/position/index: what the rest of its randomness is a function of"""
 
@@ -105,7 +107,8 @@ class Feed:
         place = f"{s.seed}/{epoch}/{position}/{index}"
         caption = "" if drawn.drop_caption else picture.sample.caption
         caption = caption_for(caption, shuffle=s.shuffle_tags, keep=s.keep_tags, rng_key=place, dropout=s.tag_dropout)
-        return Drawn(index, drawn.variant, caption, place)
+        level = quantile(s.seed, epoch * len(self.pictures) * s.repeats + position)
+        return Drawn(index, drawn.variant, caption, level, place)
 
     def _read(self, step: tuple[int, list[list[Drawn]]]) -> Read:
         return self.encoded.read((row.picture, row.view, row.caption) for rows in step[1] for row in rows)
@@ -123,6 +126,7 @@ class Feed:
             places=torch.stack([_numbers(p, row.view) for p, row in zip(pictures, rows, strict=True)]),
             masks=torch.stack(masks) if masks else None,
             weights=torch.tensor(weights) if set(weights) != {1.0} else None,
+            quantiles=torch.tensor([row.quantile for row in rows], dtype=torch.float64),
         )
 
     def texts_of(self, captions: Sequence[str], read: Read | None = None) -> dict[str, Tensor] | None:

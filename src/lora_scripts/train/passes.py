@@ -13,7 +13,7 @@ from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute.recorded import Recorded
 from lora_scripts.families.base import Batch, PictureFamily
 from lora_scripts.losses.diffusion import Objective
-from lora_scripts.losses.noise import Draws, draw
+from lora_scripts.losses.noise import Draws
 from lora_scripts.train.ahead import ahead
 
 B = TypeVar("B")
@@ -112,8 +112,7 @@ class RecordedPasses:
 
     def _ready(self, batch: Batch) -> Ready:
         """What the CPU has to do of a batch."""
-        shape, o = tuple(batch.latents["mean"].shape), self.objective
-        draws = draw(shape, batch.generators, o.timesteps, o.noise, self.family.levels(o))
+        draws = batch.draws(self.objective, self.family.levels(self.objective))
         return Ready(tensors_of(batch, draws), batch.names)
 
     def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:

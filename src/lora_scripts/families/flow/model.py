@@ -156,9 +156,7 @@ class FlowFamily:
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        shape = tuple(batch.latents["mean"].shape)
-        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, None)
-        return self.losses(batch, objective, draws).sum(), shape[0]
+        return self.losses(batch, objective, batch.draws(objective, None)).sum(), len(batch.captions)
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
         return self._answered(batch, objective, draws).losses(batch, objective)

@@ -133,9 +133,7 @@ class Sdxl:
         return torch.cat([encoder.vectors_of(text) for encoder in self.encoders.values()], -1)
 
     def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        shape = tuple(batch.latents["mean"].shape)
-        draws = noise.draw(shape, batch.generators, objective.timesteps, objective.noise, self.levels(objective))
-        return self.losses(batch, objective, draws).sum(), shape[0]
+        return self.losses(batch, objective, batch.draws(objective, self.levels(objective))).sum(), len(batch.captions)
 
     def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
         return self._answered(batch, objective, draws).losses(batch, objective)
