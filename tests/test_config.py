@@ -337,6 +337,7 @@ def test_overrides_replace_keys_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
+        ("base_model=", "base_model=: has no value; write one, or remove the line"),
         ("epochs=three", 'epochs=three: must be a whole number, not "three"'),
         ("epochs", "epochs: is not key=value; write for example epochs=3"),
         ("epoch=3", "epoch=3: unknown key epoch; did you mean epochs?"),

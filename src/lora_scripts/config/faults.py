@@ -75,11 +75,11 @@ def show(value: object) -> str:
 def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """(fault, mend) of one of pydantic's errors."""
     kind, value, limits = error["type"], error["input"], error.get("ctx", {})
+    if value is None:
+        return "has no value", "write one, or remove the line"
     if kind == "value_error":
         fault, _, mend = str(limits["error"]).partition("; ")
         return (_got(fault, value) if fault.startswith("must") else fault), mend or None
-    if value is None:
-        return "has no value", "write one, or remove the line"
     if kind == "literal_error":
         choices = re.findall(r"'([^']+)'", limits["expected"])
         near = _nearest_choice(str(value), choices)
