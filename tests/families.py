@@ -22,6 +22,9 @@ import tiny_sd3
 import tiny_xl
 import tiny_zimage
 
+SOME = "['*mid_block*attn*', '*up_blocks.1*to_q*']"
+"""`targets` of the UNets, whose layers are many; test_training and test_sdxl prove all of them."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -32,7 +35,7 @@ class Row:
     """Writes the model as people have it in one file."""
     folder: Callable[[Path], Path] | None
     """Writes the same model as a diffusers folder; None where there is none."""
-    keys: dict[str, object] = field(default_factory=lambda: {"train_text_encoder": "true"})
+    keys: dict[str, object] = field(default_factory=lambda: {"train_text_encoder": "true", "targets": SOME})
     """Of the config, beyond `tiny.write_config`."""
     beside: Callable[[Path], dict[str, object]] = lambda folder: {}
     """Keys of the config for what `file` wrote into its folder besides: a text encoder, a VAE."""

@@ -312,6 +312,10 @@ def test_a_doras_file_keeps_its_change_and_says_alpha_as_rank(shape: str, dtype:
     assert (old - wanted).norm() > 2 * (got - wanted).norm()
 
 
+SOME = "['*up_blocks.3*attn2*', MID]"
+"""`targets`: linear layers and convolutions."""
+
+
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
 def test_rank_stabilised_is_told_alike_in_table_metadata_and_tensors(
     kind: str, base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -319,7 +323,7 @@ def test_rank_stabilised_is_told_alike_in_table_metadata_and_tensors(
     if kind != "lora":
         pytest.importorskip("lycoris")
     keys = {"lora_rank": 4, "lora_alpha": 4.0, "rank_stabilised": True, "adapter": kind, "epochs": 1, "val_split": 0}
-    keys |= {"targets": "['*attn2*', MID]"}
+    keys |= {"targets": SOME}
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, output_dir=tmp_path / "run", **keys)
     assert main(["train", "--config", str(config)]) == 0, capsys.readouterr().err
     assert "rank 4, alpha 8," in capsys.readouterr().out
@@ -370,7 +374,7 @@ def test_a_run_with_each_adapter_is_proved_resumed_and_read_back(
 ) -> None:
     if kind in ("loha", "lokr", "oft"):
         pytest.importorskip("lycoris")
-    keys = {"adapter": kind, "base_model": base, "train_data_dir": data, "targets": "['*attn2*', MID]", "epochs": 1}
+    keys = {"adapter": kind, "base_model": base, "train_data_dir": data, "targets": SOME, "epochs": 1}
     folder = tmp_path / "run"
     config = tiny.write_config(tmp_path, **keys, output_dir=folder, save_precision="fp32", learning_rate=0.003)
     assert main(["train", "--config", str(config)]) == 0, capsys.readouterr().err

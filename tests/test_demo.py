@@ -44,8 +44,9 @@ def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
 
 
 def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["epochs=1", "sample_every=0", "sample_steps=2", "report=short", "resolution=64"]
     with People(demo.event_words) as sink:
-        result = run_demo(tmp_path / "demo", ["epochs=1", "sample_every=0", "sample_steps=2", "report=short"], sink)
+        result = run_demo(tmp_path / "demo", quick, sink)
     print("\n".join(demo.words(result)))
     told = " ".join(capsys.readouterr().out.split())  # the table folds its lines
     assert "50 captions written" in told

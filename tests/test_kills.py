@@ -23,8 +23,6 @@ from lora_scripts.run.build import build_model
 from lora_scripts.run.preflight import preflight
 from test_validate import only_the_file
 
-RUNS = 40
-
 
 def ended(act: Callable[[], object], seconds: float) -> bool:
     """Whether a fork of this process did it in that time; else it is killed."""
@@ -53,7 +51,8 @@ def end_of(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks and SIGKILL")
-def test_forty_killed_runs_end_as_one_that_was_not(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_one_that_was_not(runs: int, base: Path, tmp_path: Path) -> None:
     """Forks of a process that has the base loaded: the moments fall between the first look and the last file."""
     keys = {"targets": "['*mid_block*attn2*']", "batch_size": 1, "epochs": 1, "save_steps": 1, "keep_last": 1}
     keys |= {"ema_decay": 0.9, "lora_dropout": 0.2, "flip": True, "caption_dropout": 0.3, "val_split": 0}
@@ -71,7 +70,7 @@ def test_forty_killed_runs_end_as_one_that_was_not(base: Path, tmp_path: Path) -
     begun = time.monotonic()
     assert ended(lambda: run(tmp_path / "whole" / "x", False), 60)
     length, wanted, chance, kills = time.monotonic() - begun, end_of(tmp_path / "whole" / "x"), random.Random(0), 0
-    for number in range(RUNS):
+    for number in range(runs):
         out, over = tmp_path / str(number) / "x", False
         while not over:
             resume = bool(list((out / "state").glob("step-*")))

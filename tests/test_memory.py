@@ -397,7 +397,8 @@ def test_a_run_with_each_is_proved_and_resumes_exactly(
         pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(memory, "TILE", 32)
     monkeypatch.setattr("lora_scripts.run.build.TILE", 32)
-    keys = {"targets": "['*attn2*', MID]", "base_model": base, "train_data_dir": data, "learning_rate": 0.003}
+    keys = {"targets": "['*up_blocks.3*attn2*', MID]", "learning_rate": 0.003}
+    keys |= {"base_model": base, "train_data_dir": data}
     config = tiny.write_config(tmp_path, **{**keys, **RUNS[name], "epochs": 1, "save_steps": 2})
     one, two = (tmp_path / name / "mylora" for name in ("one", "two"))
     assert main(["train", "--config", str(config), f"output_dir={one}"]) == 0

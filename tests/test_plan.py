@@ -52,7 +52,8 @@ def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (128, 64), colour).save(folder / "data" / name)
         rows += f"{name},wide\n"
     (folder / "data" / "metadata.csv").write_text(rows, "utf-8")
-    keys = {"resolution": 128, "batch_size": 8, "save_steps": 2, "keep_last": 1, "sample_every": 3, "val_split": 0}
+    keys = {"resolution": 128, "batch_size": 8, "save_steps": 2, "keep_last": 1, "sample_every": 3}
+    keys |= {"targets": tiny.SOME}
     return tiny.write_config(folder, base_model=base, output_dir=folder / "mylora", **keys)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.optim import Rates
 from runs import interrupting, stopped
+from test_validate import only_the_file
 
 STEPS = 9
 """Five batches of one picture, two to a step, in each of three epochs: the last step of an epoch has one batch."""
@@ -75,6 +77,7 @@ def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         **{"epochs": 3, "batch_size": 1, "gradient_accumulation": 2, "save_steps": 2, "seed": 7, "warmup_steps": 1},
         **{"flip": "true", "random_crop": "true", "caption_dropout": 0.3, "lora_dropout": 0.2, "shuffle_tags": "true"},
         **{"noise_offset": 0.05, "weight_decay": 0.1, "keep_last": 1, "sample_every": 5, "targets": tiny.SOME},
+        "val_split": "null",
     }
     return tiny.write_config(tmp_path_factory.mktemp("resume"), base_model=base, train_data_dir=data, **keys)
 
@@ -82,8 +85,15 @@ def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "mylora"
-    assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
+    with mock.patch.object(story, "finish", only_the_file):
+        assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
     return out
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with their file: what comes after it is no part of going on."""
+    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 def assert_same(left: Path, right: Path) -> None:
@@ -126,7 +136,9 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
     assert_same(out, unbroken)
 
 
-def test_a_killed_run_leaves_a_whole_state_and_resuming_is_exact(config: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_a_whole_state_and_resuming_is_exact(
+    config: Path, unbroken: Path, tmp_path: Path, short: None
+) -> None:
     """SIGKILL while the state of step 4 is renamed into its place, which is the worst moment."""
     out = tmp_path / "mylora"
     source = str(Path(lora_scripts.__file__).parents[1])
@@ -199,7 +211,7 @@ def test_a_finished_run_can_be_resumed_and_another_thread_count_is_told(
 
 
 def test_a_longer_run_is_what_it_would_have_been(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:
     """Finished after two epochs, then asked for three; beside it a run that was asked for three at first."""
     even = ["lr_schedule=constant", "val_every=3", "sample_every=0"]
@@ -298,7 +310,7 @@ DAMAGES = {
 
 
 def test_a_damaged_state_is_one_line_and_the_one_before_it_is_offered(
-    config: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:
     out = tmp_path / "mylora"
     argv = ["train", "--config", str(config), f"output_dir={out}", "--resume"]

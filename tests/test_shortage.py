@@ -46,6 +46,7 @@ def greedy(real: Callable[..., Any], calls: int, error: str = "") -> Callable[..
 @pytest.fixture(scope="module")
 def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = {"targets": "['*.mid_block.*attn2*']", "save_steps": 2, "ema_decay": 0.9, "val_every": 3}
+    keys |= {"val_split": "null"}
     return tiny.write_config(tmp_path_factory.mktemp("shortage"), base_model=base, train_data_dir=data, **keys)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pip
 import pytest
 
 START = Path(__file__).parents[1] / "start.py"
@@ -135,8 +136,14 @@ def test_a_disk_without_room_is_told_before_anything_is_loaded(
 
 
 def test_offline_is_one_line_and_leaves_no_stamp(
-    start: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    start: ModuleType,
+    root: Path,
+    quick_venv: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """With the pip of these tests, which is quicker lent than installed."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(pip.__file__).parents[1]))
     (root / "requirements.lock").write_text(f"a-package-from-an-index==1 --hash=sha256:{'0' * 64}\n")
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
@@ -245,7 +252,13 @@ def test_every_check_runs_and_pytest_is_last(
         "",
         "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k foo",
     ]
-    assert log.read_text().splitlines() == expected
+    lines = log.read_text().splitlines()
+    lines.remove("-m pytest --collect-only")  # beside them, for what it compiles
+    assert lines == expected
+    (tmp_path / "tests" / "__pycache__").mkdir(parents=True)
+    log.unlink()
+    assert start.test(tmp_path, ["-k", "foo"]) == code
+    assert log.read_text().splitlines() == expected  # all is compiled
     assert Path(f"{log}.env").read_text().splitlines()[-1] == "1 1"
 
 

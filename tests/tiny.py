@@ -80,7 +80,8 @@ def write_config(folder: Path, **keys: object) -> Path:
         "save_steps": 2,
         "sample_every": 0,
         "sample_steps": 1,
-        "report": "short",  # what else a report draws has tests of its own
+        "report": "short",  # what else a report draws has tests of its own,
+        "val_split": 0,  # and so has what is measured besides
         "precision": "fp32",
         **keys,
     }

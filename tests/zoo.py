@@ -2,8 +2,8 @@
 """A zoo of bad input: what people really have in place of a config, a picture, captions, a model, a path, a command.
 
 Run as a program it asks for the answer to each, in a process that cannot import torch, and prints them as JSON:
-`python zoo.py FOLDER`, where the folder holds base.safetensors, lora.safetensors and data/. The tests say what each
-answer must be.
+`python zoo.py FOLDER LAYERS`, where the folder holds base.safetensors, lora.safetensors and data/. The
+tests say what each answer must be.
 """
 
 from __future__ import annotations
@@ -254,8 +254,9 @@ def captions() -> Iterator[tuple[str, str, bytes]]:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def models(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name of the row, content) of a file that should be a base model; `whole`: a base that is one."""
+def models(whole: bytes, layers: int) -> Iterator[tuple[str, bytes]]:
+    """(name of the row, content) of a file that should be a base model; `whole`: a base that is one. `layers`: how many
+    tensors are each left out, renamed and given another shape."""
     size = int.from_bytes(whole[:8], "little")
     header, body = json.loads(whole[8 : 8 + size]), whole[8 + size :]
 
@@ -318,14 +319,15 @@ def models(whole: bytes) -> Iterator[tuple[str, bytes]]:
         only = {key: info for key, info in header.items() if key.startswith(part)}
         yield f"only {part}", _packed(only, body)
     names = sorted(key for key in header if key != "__metadata__")
-    for number in range(0, len(names), max(1, len(names) // 60)):
+    every = max(1, len(names) // layers)
+    for number in range(0, len(names), every):
         gone = names[number]
         yield f"without {gone}", _packed({key: info for key, info in header.items() if key != gone}, body)
-    for number in range(3, len(names), max(1, len(names) // 60)):
+    for number in range(3, len(names), every):
         one = names[number]
         renamed = {("x" + key if key == one else key): info for key, info in header.items()}
         yield f"{one} renamed", made(renamed)
-    for number in range(5, len(names), max(1, len(names) // 40)):
+    for number in range(5, len(names), every):
         one = names[number]
         shape = header[one]["shape"]
         yield (
@@ -472,7 +474,7 @@ def asked(call: Callable[[], Any]) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue()[:2000], "err": err.getvalue()[:40_000]}
 
 
-def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def answers(folder: Path, layers: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(kind, name of the row, what was answered)"""
     from lora_scripts.cli import main
     from lora_scripts.config.schema import TrainConfig
@@ -522,7 +524,7 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         (home / file).write_bytes(data)
         yield "captions", name, asked(lambda home=home: print(*(s.caption for s in scan(home)), sep="\n"))
     model = folder / "x.safetensors"
-    for name, data in models((folder / "base.safetensors").read_bytes()):
+    for name, data in models((folder / "base.safetensors").read_bytes(), layers):
         model.write_bytes(data)
         yield "model", name, asked(lambda: table.find(model).check(model, True))
     for where, path in paths(folder).items():
@@ -533,7 +535,7 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, data in {
         "page": b"<!doctype html><html></html>",
         "cut": whole[:-100],
-        **{PARTS[name]: data for name, data in models(whole) if name in PARTS},
+        **{PARTS[name]: data for name, data in models(whole, 1) if name in PARTS},
     }.items():
         (folder / f"{name}.safetensors").write_bytes(data)
     for argv in COMMANDS:
@@ -546,5 +548,5 @@ def answers(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 if __name__ == "__main__":
     sys.modules["torch"] = None  # type: ignore[assignment]
-    for answer in answers(Path(sys.argv[1])):
+    for answer in answers(Path(sys.argv[1]), int(sys.argv[2])):
         print(json.dumps(answer), flush=True)
