@@ -24,7 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="the rows that take long and show little that others do not")
 
 
-LONGEST = ("demo", "resume", "families_life", "exact", "zoo", "plan", "adapters", "memory", "shortage", "validate")
+LONGEST = (
+    "families_life",
+    "resume",
+    "plan",
+    "validate",
+    "shortage",
+    "text_run",
+    "memory",
+    "training",
+    "demo",
+    "adapters",
+)
 """Files that begin first, so that in the end no worker waits for one of them."""
 
 
@@ -95,6 +106,15 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a base was loaded")
 
     monkeypatch.setattr("lora_scripts.families.table.load_pictures", loads)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end with their file: no proof, no pictures."""
+    from lora_scripts.run import story
+    from runs import only_the_file
+
+    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 @pytest.fixture(scope="session")

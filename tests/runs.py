@@ -57,3 +57,12 @@ def faults(call: Any) -> str:
         call()
     error = raised.value
     return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
+
+
+def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, board: Any, sink: Any) -> story.TrainResult:
+    """In place of `story.finish`."""
+    saver.write(parts.folder.final, "LoRA")
+    f = parts.folder
+    return story.TrainResult(
+        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, "", {}
+    )

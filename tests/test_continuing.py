@@ -17,7 +17,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
 from lora_scripts.run import story
 from lora_scripts.run.init_lora import Size, default_size, fit_all, fitted, size_of
-from test_validate import only_the_file
+from runs import only_the_file
 
 
 def lora(rank: int, alpha: float, out: int = 10, inner: tuple[int, ...] = (12,), seed: int = 0) -> LoraWeights:

@@ -21,7 +21,7 @@ from lora_scripts.events import ignore
 from lora_scripts.run import story
 from lora_scripts.run.build import build_model
 from lora_scripts.run.preflight import preflight
-from test_validate import only_the_file
+from runs import only_the_file
 
 
 def ended(act: Callable[[], object], seconds: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from lora_scripts.run import story
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.preflight import preflight
 from lora_scripts.train.encoded import Masks
-from runs import stopped
+from runs import only_the_file, stopped
 from toy import Toy, feed, samples
 
 
@@ -85,7 +86,8 @@ def test_the_feed_hands_masks_on_with_their_views(tmp_path: Path) -> None:
 
 def train(tmp_path: Path, **keys: object) -> Path:
     config = tiny.write_config(tmp_path, **{"epochs": 1, "targets": "['*mid*attn2*']", **keys})
-    assert main(["train", "--config", str(config)]) == 0
+    with mock.patch.object(story, "finish", only_the_file):
+        assert main(["train", "--config", str(config)]) == 0
     return Path(str(keys["output_dir"]))
 
 

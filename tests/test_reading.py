@@ -95,23 +95,28 @@ def in_peft(folder: Path) -> Path:
 WAYS = [in_kohya, in_original, in_te1, in_derived, in_diffusers, in_old_diffusers, in_native, in_peft]
 
 
+def merged_and_combined(lora: Path, base: Path, folder: Path) -> tuple[dict[str, Tensor], file.LoraFile]:
+    """What two commands make of a LoRA."""
+    assert main(["merge", f"{lora}:0.5", "--base", str(base), "--output", str(folder / "m.safetensors")]) == 0
+    second = blocks.save(folder / "second.safetensors", lora_files.weights(seed=3), ss_base_model_version="sd_v1")
+    assert main(["combine", f"{lora}:0.5", f"{second}:1", "--output", str(folder / "c.safetensors")]) == 0
+    return load_file(folder / "m.safetensors"), file.read(folder / "c.safetensors")
+
+
+@pytest.fixture(scope="module")
+def of_kohyas(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], file.LoraFile]:
+    folder = tmp_path_factory.mktemp("kohya")
+    return merged_and_combined(in_kohya(folder), base, folder)
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_every_command_takes_every_naming(way: Any, base: Path, tmp_path: Path) -> None:
+def test_every_command_takes_every_naming(way: Any, base: Path, of_kohyas: Any, tmp_path: Path) -> None:
     """merge, combine and generate do with each what they do with kohya's file of the same LoRA."""
-    path, plain = way(tmp_path), in_kohya(tmp_path)
-    for name, lora in (("one", plain), ("other", path)):
-        words = ["merge", f"{lora}:0.5", "--base", str(base), "--output", str(tmp_path / f"m_{name}.safetensors")]
-        assert main(words) == 0
-        second = blocks.save(tmp_path / "second.safetensors", lora_files.weights(seed=3), ss_base_model_version="sd_v1")
-        output = tmp_path / f"c_{name}.safetensors"
-        assert main(["combine", f"{lora}:0.5", f"{second}:1", "--output", str(output)]) == 0
-    one, other = (load_file(tmp_path / f"m_{name}.safetensors") for name in ("one", "other"))
+    path, (one, combined) = way(tmp_path), of_kohyas
+    other, also = merged_and_combined(path, base, tmp_path)
     assert one.keys() == other.keys()
     assert all(torch.allclose(one[key], other[key], rtol=1e-6, atol=1e-7) for key in one)
-    check_read(
-        file.read(tmp_path / "c_other.safetensors").modules,
-        {path: lora_files.dense(w) for path, w in file.read(tmp_path / "c_one.safetensors").weights.items()},
-    )
+    check_read(also.modules, {path: lora_files.dense(w) for path, w in combined.weights.items()})
     family = load_pictures(base, LoadOptions(torch.device("cpu"), torch.float32))
     stack = LoraStack(family)
     stack.wear([Worn(path, 1.0, 1.0)])

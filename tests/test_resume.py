@@ -33,8 +33,7 @@ from lora_scripts.run.resume import other_length
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.optim import Rates
-from runs import interrupting, stopped
-from test_validate import only_the_file
+from runs import interrupting, only_the_file, stopped
 
 STEPS = 9
 """Five batches of one picture, two to a step, in each of three epochs: the last step of an epoch has one batch."""
@@ -88,12 +87,6 @@ def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with mock.patch.object(story, "finish", only_the_file):
         assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
     return out
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end with their file: what comes after it is no part of going on."""
-    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 def assert_same(left: Path, right: Path) -> None:

@@ -449,7 +449,7 @@ def test_a_base_says_what_it_answers_with(data: Path, tmp_path: Path) -> None:
     v = tiny_xl.write_base(tmp_path / "v.safetensors", v_pred=nothing, ztsnr=nothing)
     assert settings(v, {"prediction": None}) == {"prediction": "v", "zero_terminal_snr": True}
     assert settings(v, {"prediction": "epsilon", "zero_terminal_snr": False})["prediction"] == "epsilon"
-    config = tiny.write_config(tmp_path, base_model=v, train_data_dir=data, epochs=1, sample_first="false")
+    config = tiny.write_config(tmp_path, base_model=v, train_data_dir=data, epochs=1, targets="['*mid*attn2*']")
     assert main(["train", "--config", str(config)]) == 0
     lora = tmp_path / "out" / "out.safetensors"
     assert read_header(lora).metadata["modelspec.prediction_type"] == "v"

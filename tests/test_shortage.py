@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lora_scripts.train import optim
 from lora_scripts.train import state as states
 from lora_scripts.train.probe import Probe
 from lora_scripts.train.state import RunState
-from runs import stopped
+from runs import only_the_file, stopped
 
 END = 6
 
@@ -53,7 +54,8 @@ def config(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def unbroken(config: Path) -> Path:
     out = config.parent / "unbroken" / "out"
-    assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
+    with mock.patch.object(story, "finish", only_the_file):
+        assert main(["train", "--config", str(config), f"output_dir={out}"]) == 0
     return out
 
 
@@ -82,6 +84,7 @@ def test_what_was_learnt_is_saved_and_going_on_is_exact(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    short: None,
 ) -> None:
     owner, function, calls, saved, after = PLACES[name]
     argv = ["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"]
@@ -207,7 +210,7 @@ def test_before_the_first_step_and_in_what_comes_around_the_steps(
 
 
 def test_a_preview_that_does_not_fit_is_told_and_the_run_goes_on(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:
     monkeypatch.setattr(StableDiffusion1, "generate", greedy(StableDiffusion1.generate, 1))
     argv = ["train", "--config", str(config), f"output_dir={tmp_path / 'out'}", "sample_every=3"]

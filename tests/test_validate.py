@@ -34,9 +34,8 @@ from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
-from lora_scripts.run import overview, story
+from lora_scripts.run import overview
 from lora_scripts.run.heldout import STEP_COST, Measuring, passes, trained
-from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
 from lora_scripts.train.feed import generator
@@ -254,23 +253,8 @@ def config_with(folder: Path, base: Path, **keys: object) -> Path:
         train_data_dir=data,
         output_dir=folder / "out",
         epochs=3,
-        **{"val_data_dir": held, "targets": tiny.SOME, **keys},
+        **{"val_data_dir": held, "val_split": "null", "targets": tiny.SOME, **keys},
     )
-
-
-def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, board: Any, sink: Any) -> story.TrainResult:
-    """In place of `story.finish`."""
-    saver.write(parts.folder.final, "LoRA")
-    f = parts.folder
-    return story.TrainResult(
-        f.name, f.final, "", f.path / "report.html", parts.state.step, 0.0, None, measuring.warning, "", {}
-    )
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end with their file: no proof, no pictures."""
-    monkeypatch.setattr(story, "finish", only_the_file)
 
 
 def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path, short: None) -> None:
@@ -326,9 +310,7 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     monkeypatch.setattr(Denoiser, "__call__", counted)
     monkeypatch.setattr(StableDiffusion1, "generate", drawn)
     monkeypatch.setattr(overview, "besides", noted)
-    config = config_with(
-        tmp_path, base, val_every=2, sample_every=2, sample_steps=2, report="full", trigger_word="picture"
-    )
+    config = config_with(tmp_path, base, val_every=2, sample_every=2, report="full", trigger_word="picture")
     assert main(["train", "--config", str(config)]) == 0
     shares = told[0]
     passes = {
