@@ -23,7 +23,7 @@ BUCKETS = ["wide"] * 13 + ["tall"] * 6 + ["square"] * 3 + ["wide"] * 2
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_every_image_exactly_repeats_times_and_one_bucket_a_batch(batch_size: int, repeats: int) -> None:
-    batches = epoch_batches(BUCKETS, batch_size=batch_size, repeats=repeats, seed=1, epoch=0)
+    batches = epoch_batches(BUCKETS, batch_size=batch_size, repeats=[repeats] * len(BUCKETS), seed=1, epoch=0)
     assert Counter(index for batch in batches for index in batch) == dict.fromkeys(range(len(BUCKETS)), repeats)
     assert all(len({BUCKETS[index] for index in batch}) == 1 for batch in batches)
     assert all(1 <= len(batch) <= batch_size for batch in batches)
@@ -33,13 +33,25 @@ def test_every_image_exactly_repeats_times_and_one_bucket_a_batch(batch_size: in
 
 def test_an_image_does_not_meet_itself_while_others_wait() -> None:
     for epoch in range(20):
-        batches = epoch_batches(["a"] * 8, batch_size=4, repeats=5, seed=0, epoch=epoch)
+        batches = epoch_batches(["a"] * 8, batch_size=4, repeats=[5] * 8, seed=0, epoch=epoch)
         assert all(len(set(batch)) == 4 for batch in batches)
+
+
+def test_images_come_as_often_as_they_shall_at_even_distances() -> None:
+    repeats = [6] * 4 + [2] * 4 + [1] * 4
+    batches = epoch_batches(["a"] * 12, batch_size=36, repeats=repeats, seed=0, epoch=3)  # one, in the queue's order
+    (order,) = batches
+    assert Counter(order) == dict(enumerate(repeats))
+    for index, count in enumerate(repeats):
+        places = [place / len(order) for place, one in enumerate(order) if one == index]
+        assert all(abs(place - (turn + 0.5) / count) < 0.6 / count for turn, place in enumerate(places))
+    for few in (order[:12], order[12:24], order[24:]):  # each third holds about a third of each kind
+        assert [sum(lo <= i < lo + 4 for i in few) for lo in (0, 4)] == [pytest.approx(n, abs=2) for n in (8, 8 / 3)]
 
 
 def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return epoch_batches(BUCKETS, batch_size=4, repeats=2, seed=seed, epoch=epoch)
+        return epoch_batches(BUCKETS, batch_size=4, repeats=[2] * len(BUCKETS), seed=seed, epoch=epoch)
 
     state = random.getstate()
     fifth = order(1, 5)
@@ -55,7 +67,7 @@ def test_order_is_a_pure_function_of_seed_and_epoch() -> None:
 
 
 def test_batches_of_the_buckets_are_mixed() -> None:
-    batches = epoch_batches(["a"] * 50 + ["b"] * 50, batch_size=5, repeats=1, seed=0, epoch=0)
+    batches = epoch_batches(["a"] * 50 + ["b"] * 50, batch_size=5, repeats=[1] * 100, seed=0, epoch=0)
     kinds = [batch[0] < 50 for batch in batches]
     assert sum(x != y for x, y in itertools.pairwise(kinds)) > 4
 
@@ -63,7 +75,7 @@ def test_batches_of_the_buckets_are_mixed() -> None:
 def test_the_same_in_another_process_with_another_hash_seed() -> None:
     code = (
         "from lora_scripts.data.loader import *;"
-        f"print(epoch_batches({BUCKETS!r}, batch_size=4, repeats=2, seed=3, epoch=4),"
+        f"print(epoch_batches({BUCKETS!r}, batch_size=4, repeats=[2] * 24, seed=3, epoch=4),"
         "draw(3, 4, 5, 6, variants=8, caption_dropout=0.5),"
         "caption_for('a, b, c, d, e, f', shuffle=True, keep=1, rng_key='3/4/5'))"
     )
@@ -71,7 +83,7 @@ def test_the_same_in_another_process_with_another_hash_seed() -> None:
         map(
             str,
             (
-                epoch_batches(BUCKETS, batch_size=4, repeats=2, seed=3, epoch=4),
+                epoch_batches(BUCKETS, batch_size=4, repeats=[2] * 24, seed=3, epoch=4),
                 draw(3, 4, 5, 6, variants=8, caption_dropout=0.5),
                 caption_for("a, b, c, d, e, f", shuffle=True, keep=1, rng_key="3/4/5"),
             ),
@@ -89,7 +101,7 @@ def test_the_same_in_another_process_with_another_hash_seed() -> None:
 )
 def test_steps(buckets: str, repeats: int, accumulation: int, steps: int) -> None:
     """A last batch and a last step may have fewer; batches are of one bucket."""
-    pictures: list[Any] = [SimpleNamespace(bucket=bucket) for bucket in buckets]
+    pictures: list[Any] = [SimpleNamespace(bucket=bucket, repeats=1) for bucket in buckets]
     settings = Settings(4, accumulation, repeats, 1, 0.0, False, 1)
     assert Feed(Toy(), pictures, settings, cache_text=False).steps_per_epoch == steps
 

@@ -69,6 +69,18 @@ def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixt
     assert "20 of 20 pictures have no caption: lora-scripts label --input data" in capsys.readouterr().out
 
 
+def test_folders_that_say_how_often_are_written_and_counted(here: Path) -> None:
+    tiny.write_base(here / "base.safetensors")
+    for folder, count in (("10_zibbo", 6), ("3_close up", 10), ("others", 4)):
+        tiny.write_pictures(here / "data" / folder, count)
+    assert main(["new", "mine", "--data", "data", "--base", "base.safetensors"]) == 0
+    text = (here / "configs" / "mine.yaml").read_text("utf-8")
+    assert "10_zibbo, 3_close up: how often" in text
+    config = load_config(Path("configs/mine.yaml"))
+    assert config.folder_repeats and 500 <= config.epochs * (60 + 30 + 4) <= 1200
+    assert f"each of {config.epochs} epochs: {-(-94 // config.batch_size) * config.epochs} steps" in text
+
+
 def test_faults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_base(here / "base.safetensors")
     tiny.write_pictures(here / "data", 3)

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Hashable, Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from lora_scripts.errors import UserError
+
+MOST = 1_000_000
+"""Repeats that the name of a folder may ask for."""
+_NUMBERED = re.compile(r"(\d+)_")
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,48 @@ class Draw:
     """Train this image with an empty caption."""
 
 
+def repeats_of(name: str) -> int:
+    """How often a picture is seen by its name, a Posix path relative to the data folder: the number that the first
+    folder's name begins with; 1 where it begins with none.
+
+    That is where sd-scripts looks: at the folders in the data folder, for a number before the first `_`.
+    """
+    folder, slash, _ = name.partition("/")
+    found = _NUMBERED.match(folder) if slash else None
+    return int(found[1]) if found else 1
+
+
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """The folders of pictures that say how often, by name: "10_name" -> 10."""
+    firsts = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name)
+    return {folder: repeats_of(f"{folder}/") for folder in firsts if _NUMBERED.match(folder)}
+
+
+def check_numbered(names: Iterable[str]) -> None:
+    """UserErrors of `folder_repeats: true` where no folder says how often, or one says never."""
+    found = numbered(names)
+    if not found:
+        mend = "rename the folders in train_data_dir, or leave folder_repeats out"
+        raise UserError("folder_repeats: no folder of pictures is named like 10_name", hint=mend)
+    for folder, count in found.items():
+        if not 1 <= count <= MOST:
+            text = f"folder_repeats: {folder} says that its pictures are seen {count} times; it must be 1 to {MOST}"
+            raise UserError(text, hint="rename the folder, or move it out of train_data_dir")
+
+
+def folders_in_words(found: Mapping[str, int]) -> str:
+    """ "10_name, 3_other", and how many more."""
+    return ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 def epoch_batches(
-    buckets: Sequence[Hashable], *, batch_size: int, repeats: int, seed: int, epoch: int
+    buckets: Sequence[Hashable], *, batch_size: int, repeats: Sequence[int], seed: int, epoch: int
 ) -> list[list[int]]:
     """The batches of an epoch, as lists of image indices; `buckets[i]` is the bucket of image i.
 
-    A pure function of its arguments. Each batch is of one bucket, each image comes exactly `repeats` times, what is
-    left over in a bucket forms a smaller batch. Within a bucket all images come once before one comes again, and the
-    batches of all buckets are mixed.
+    A pure function of its arguments. Each batch is of one bucket, image i comes exactly `repeats[i]` times, what is
+    left over in a bucket forms a smaller batch. Within a bucket images come at even distances, so that all that come
+    equally often come once before one comes again; and the batches of all buckets are mixed.
     """
     rng = random.Random(f"order/{seed}/{epoch}")
     members: dict[Hashable, list[int]] = {}
@@ -37,7 +78,8 @@ def epoch_batches(
         members.setdefault(bucket, []).append(index)
     batches: list[list[int]] = []
     for indices in members.values():  # in the order of first appearance: hashes of strings differ between runs
-        queue = [index for _ in range(repeats) for index in rng.sample(indices, len(indices))]
+        places = [((turn + rng.random()) / repeats[i], i) for i in indices for turn in range(repeats[i])]
+        queue = [index for _, index in sorted(places)]
         batches += [queue[start : start + batch_size] for start in range(0, len(queue), batch_size)]
     rng.shuffle(batches)
     return batches

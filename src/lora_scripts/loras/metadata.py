@@ -37,8 +37,8 @@ class TrainingFacts:
     alpha: float
     resolution: tuple[int, int]
     """Width, height in pixels."""
-    images: int
-    repeats: int
+    seen: int
+    """Pictures in an epoch, with their repeats."""
     batch_size: int
     gradient_accumulation: int
     epoch: int
@@ -164,7 +164,7 @@ def _args(facts: TrainingFacts) -> dict[str, object]:
 
 def _ss(facts: TrainingFacts) -> dict[str, str]:
     """kohya's keys of a training, as its networks/train_network.py fills them."""
-    batches, rates = -(-facts.images * facts.repeats // facts.batch_size), facts.text_learning_rate
+    batches, rates = -(-facts.seen // facts.batch_size), facts.text_learning_rate
     result = {
         "ss_network_dropout": str(facts.dropout or None),
         "ss_sd_model_name": facts.base_name,
@@ -172,7 +172,7 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         "ss_max_train_steps": str(facts.max_steps),
         "ss_epoch": str(facts.epoch),
         "ss_num_epochs": str(facts.epochs),
-        "ss_num_train_images": str(facts.images * facts.repeats),
+        "ss_num_train_images": str(facts.seen),
         "ss_num_reg_images": "0",
         "ss_num_batches_per_epoch": str(batches),
         "ss_total_batch_size": str(facts.batch_size),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import read_bytes
+from lora_scripts.data.loader import repeats_of
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
@@ -79,7 +80,10 @@ def build_feed(
 
 def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:
     steps = family.facts.bucket_steps
-    return plan_pictures(samples, c.size, steps, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
+    planned = plan_pictures(samples, c.size, steps, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
+    if not c.folder_repeats:
+        return planned
+    return [replace(p, repeats=repeats_of(p.sample.name.removeprefix(CLASS))) for p in planned]
 
 
 def _as_class(c: TrainConfig, picture: Picture) -> Picture:

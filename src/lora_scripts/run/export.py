@@ -106,12 +106,16 @@ def facts_of(
     *,
     samples: Sequence[Sample],
     sizes: Sequence[Size],
+    times: Sequence[int],
     steps_per_epoch: int,
     precision: str,
 ) -> TrainingFacts:
-    """What the metadata says of the run. `sizes`: (width, height) that each picture is trained at."""
+    """What the metadata says of the run. Of each picture `sizes`: (width, height) that it is trained at; `times`: how
+    often in an epoch."""
     c, asked, folder = config, config.metadata_captions, config.train_data_dir.name
-    optimizer = type(model.optimizer)
+    optimizer, buckets = type(model.optimizer), Counter[Size]()
+    for size, count in zip(sizes, times, strict=True):
+        buckets[size] += count
     return TrainingFacts(
         lora=model.family.facts.lora,
         output_name=c.name,
@@ -121,8 +125,7 @@ def facts_of(
         rank=file.rank,
         alpha=file.alpha,
         resolution=c.size,
-        images=len(samples),
-        repeats=c.repeats,
+        seen=sum(times),
         batch_size=c.batch_size,
         gradient_accumulation=c.gradient_accumulation,
         epoch=-(-state.step // steps_per_epoch),
@@ -146,10 +149,20 @@ def facts_of(
         noise_offset=c.noise_offset or None,
         caption_dropout=c.caption_dropout,
         trigger=calling(c.named_words, [s.caption for s in samples]),
-        buckets={size: count * c.repeats for size, count in Counter(sizes).items()},
+        buckets=buckets,
         tag_frequency={folder: metadata.tag_counts(s.caption for s in samples)} if asked else None,
-        dataset_dirs={folder: {"n_repeats": c.repeats, "img_count": len(samples)}} if asked else None,
+        dataset_dirs=_folders(c, samples, times) if asked else None,
     )
+
+
+def _folders(config: TrainConfig, samples: Sequence[Sample], times: Sequence[int]) -> dict[str, dict[str, int]]:
+    """Folder -> how often its pictures are seen, and how many they are."""
+    folders: dict[str, dict[str, int]] = {}
+    for sample, count in zip(samples, times, strict=True):
+        inner = sample.name.partition("/")[0] if config.folder_repeats and "/" in sample.name else ""
+        told = folders.setdefault(inner or config.train_data_dir.name, {"n_repeats": count, "img_count": 0})
+        told["img_count"] += 1
+    return folders
 
 
 def prove(path: Path, config: TrainConfig, file: LoraTensors, taken: Snapshot) -> str:

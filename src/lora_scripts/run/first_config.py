@@ -12,6 +12,7 @@ from statistics import median
 
 from lora_scripts.config.load import load_config
 from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.trigger import Trigger, holds, trigger_of
 from lora_scripts.errors import UserError, raise_all
@@ -62,12 +63,16 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         recipe = replace(recipe, settings=kept)
     settings = {setting.key: setting for setting in recipe.settings}
     batch = int(settings["batch_size"].value)
-    epochs = min(MOST, max(FEWEST, round(recipe.seen / len(samples))))
-    steps = -(-len(samples) // batch) * epochs
+    folders = {folder: count for folder, count in numbered(s.name for s in samples).items() if count > 1}
+    seen = sum(repeats_of(s.name) for s in samples) if folders else len(samples)
+    epochs = min(MOST, max(-(-FEWEST * len(samples) // seen), round(recipe.seen / seen)))
+    steps = -(-seen // batch) * epochs
+    each = f"seen {seen} times in each of {epochs} epochs" if folders else f"each seen {epochs} times"
     rows = [
         *([Setting("trigger_word", json.dumps(trigger, ensure_ascii=False), _reason(begins))] if trigger else []),
         _size(facts, base, samples),
-        Setting("epochs", str(epochs), f"{len(samples)} pictures, each seen {epochs} times: {steps} steps"),
+        *([Setting("folder_repeats", "true", f"{folders_in_words(folders)}: how often")] if folders else []),
+        Setting("epochs", str(epochs), f"{len(samples)} pictures, {each}: {steps} steps"),
         *recipe.settings,
         Setting("save_steps", str(max(20, math.ceil(steps / 50) * 10)), "about five files on the way"),
     ]

@@ -63,7 +63,7 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
         inside=probe(feed, some, TRAIN_STRATA),
         whole=replace(probe(feed, own, WHOLE_STRATA), parts=WHOLE_PARTS, common=True),
         every=0,
-        looks_at_whole=measures and c.epochs * c.repeats >= LONG,
+        looks_at_whole=measures and c.epochs * min(feed.times[i] for i in own) >= LONG,
     )
     return replace(held, every=(c.val_every or -(-total // TIMES)) if measures else 0)
 

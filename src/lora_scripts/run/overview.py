@@ -12,6 +12,7 @@ import torch
 
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.loader import folders_in_words, numbered
 from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
 from lora_scripts.run.build import encoding, memory_words
@@ -50,6 +51,7 @@ def table_rows(
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     shared = {id(one.group) for one in model.layers.values() if isinstance(one, LoraLayer) and one.group is not None}
     one_a = f", one A in {len(shared)} places of several layers" if shared else ""
+    by_folder = f" = {feed.seen} by their folders" if c.folder_repeats else ""
     rows = [
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
@@ -58,7 +60,7 @@ def table_rows(
         ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
-            f"{len(feed.pictures)} images x {c.repeats} repeats / batch {c.batch_size} = {batches} batches"
+            f"{len(feed.pictures)} images x {c.repeats} repeats{by_folder} / batch {c.batch_size} = {batches} batches"
             f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
@@ -79,6 +81,9 @@ def table_rows(
         rows.append(("note", f"alpha / rank is {alpha / rank:g}; usual is 0.25 to 2"))
     native = model.family.facts.made_for(c.base_model)
     rows += [("note", text) for text in odd_settings(c, native, len(samples), steps)]
+    if not c.folder_repeats and set((said := numbered(s.name for s in samples)).values()) - {1}:
+        told = f"folders say how often their pictures are seen ({folders_in_words(said)}), and nobody counts that"
+        rows.append(("note", f"{told}; folder_repeats: true does, as kohya's trainers do"))
     if c.init_lora:
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))

@@ -17,6 +17,7 @@ from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.image import load_rgb
+from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
@@ -86,6 +87,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     )
     attempt(lambda: check_new_words(config, samples))
     attempt(lambda: check_trigger(config, samples))
+    if config.folder_repeats and samples:
+        attempt(lambda: check_numbered(s.name for s in samples))
     raise_all(faults)
     parted = split(config, samples, sink, seen)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))

@@ -273,14 +273,15 @@ class Saver:
         """The LoRA as it is now."""
         p, (taken, file) = self.parts, self.taken()
         per_epoch = p.feed.steps_per_epoch
-        sizes = [picture.bucket for picture in p.feed.pictures if not picture.of_class]
+        own = [i for i, picture in enumerate(p.feed.pictures) if not picture.of_class]
         facts = export.facts_of(
             p.config,
             p.model,
             file,
             p.state,
             samples=p.samples,
-            sizes=sizes,
+            sizes=[p.feed.pictures[i].bucket for i in own],
+            times=[p.feed.times[i] for i in own],
             steps_per_epoch=per_epoch,
             precision=p.precision,
         )

@@ -52,6 +52,8 @@ class Picture:
     """How much its loss counts."""
     of_class: bool = False
     """A picture of the class, which keeps the model from forgetting it: it has no mask."""
+    repeats: int = 1
+    """How many times as often as others it is seen."""
 
 
 @dataclass(frozen=True)

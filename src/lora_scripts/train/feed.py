@@ -58,19 +58,24 @@ class Feed:
     settings: Settings
     cache_text: bool
     encoded: Encoded = field(init=False, repr=False)
+    times: list[int] = field(init=False, repr=False)
+    """How often each picture is seen in an epoch,"""
+    seen: int = field(init=False)
+    """and all of them together."""
 
     def __post_init__(self) -> None:
         masks, transparency = self.settings.masks, self.settings.transparency
         self.encoded = Encoded(self.family, self.pictures, masks, texts=self.cache_text, transparency=transparency)
+        self.times = [self.settings.repeats * picture.repeats for picture in self.pictures]
+        self.seen = sum(self.times)
 
     def fill(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
         """As `Encoded.fill`."""
         self.encoded.fill(cache, progress)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        s = self.settings
-        buckets = [p.bucket for p in self.pictures]
-        return epoch_batches(buckets, batch_size=s.batch_size, repeats=s.repeats, seed=s.seed, epoch=epoch)
+        s, buckets = self.settings, [p.bucket for p in self.pictures]
+        return epoch_batches(buckets, batch_size=s.batch_size, repeats=self.times, seed=s.seed, epoch=epoch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +112,7 @@ class Feed:
         place = f"{s.seed}/{epoch}/{position}/{index}"
         caption = "" if drawn.drop_caption else picture.sample.caption
         caption = caption_for(caption, shuffle=s.shuffle_tags, keep=s.keep_tags, rng_key=place, dropout=s.tag_dropout)
-        level = quantile(s.seed, epoch * len(self.pictures) * s.repeats + position)
+        level = quantile(s.seed, epoch * self.seen + position)
         return Drawn(index, drawn.variant, caption, level, place)
 
     def _read(self, step: tuple[int, list[list[Drawn]]]) -> Read:

@@ -48,7 +48,8 @@ class TextFeed:
             by_length = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
             for rank, index in enumerate(by_length):
                 group[index] = rank // (ALIKE * s.batch_size)
-        return epoch_batches(group, batch_size=s.batch_size, repeats=s.repeats, seed=s.seed, epoch=epoch)
+        times = [s.repeats] * len(group)
+        return epoch_batches(group, batch_size=s.batch_size, repeats=times, seed=s.seed, epoch=epoch)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -23,7 +23,8 @@ class DataKeys(Keys):
 
     TITLE: ClassVar[str] = "Data"
     NEEDS: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("resolution", "flip", "random_crop", "mask_alpha", "mask_dir", "mask_background"), "pictures"),
+        **dict.fromkeys(("resolution", "flip", "random_crop", "folder_repeats"), "pictures"),
+        **dict.fromkeys(("mask_alpha", "mask_dir", "mask_background"), "pictures"),
         **dict.fromkeys(("class_data_dir", "class_prompt", "class_images", "prior_weight"), "pictures"),
         **dict.fromkeys(("trigger_word", "caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
         **dict.fromkeys(("caption_tokens", "clip_skip"), "clip"),
@@ -37,6 +38,8 @@ class DataKeys(Keys):
     """Move the crop about at random instead of taking the middle."""
     repeats: Count = 1
     """How often each picture is seen in one epoch."""
+    folder_repeats: bool = False
+    """See pictures so many times as often as the name of their folder begins with, as kohya's trainers do: 10_name."""
     trigger_word: Annotated[str, AfterValidator(_word)] | None = None
     """The word in the captions that calls the LoRA; it is written into the file, the report and the line to copy.
     Without it, what most captions begin with."""

@@ -1,0 +1,73 @@
+"""Folders that say how often their pictures are seen, as kohya's trainers read them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import tiny
+from lora_scripts.cli import main
+from lora_scripts.data.loader import repeats_of
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("10_zibbo/a.png", 10),
+        ("3_close up/more/a.png", 3),
+        ("007_x/a.png", 7),
+        ("others/a.png", 1),
+        ("others/10_zibbo/a.png", 1),  # not a folder of the data folder itself
+        ("10_a.png", 1),
+        ("10 zibbo/a.png", 1),
+        ("v2_10/a.png", 1),
+    ],
+)
+def test_the_number_before_the_first_underscore_of_the_first_folder(name: str, count: int) -> None:
+    assert repeats_of(name) == count
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_pictures_are_seen_as_often_as_their_folder_says(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, count in (("5_zibbo", 2), ("2_close", 3), ("others", 1)):
+        tiny.write_pictures(tmp_path / "data" / folder, count)
+    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "val_split": 0, "epochs": 1, "repeats": 2}
+    config = tiny.write_config(tmp_path, **keys, metadata_captions=True, folder_repeats=True)
+    assert main(["train", "--config", str(config)]) == 0
+    assert "6 images x 2 repeats = 34 by their folders / batch 2 = 17 batches" in told(capsys)  # 2 (5·2 + 2·3 + 1)
+    with safe_open(tmp_path / "out" / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_num_train_images"] == "34"
+    folders = {"5_zibbo": (10, 2), "2_close": (4, 3), "others": (2, 1)}
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        name: {"n_repeats": repeats, "img_count": count} for name, (repeats, count) in folders.items()
+    }
+
+
+def test_what_is_not_counted_is_told_and_what_cannot_be_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write_pictures(tmp_path / "data" / "5_zibbo", 2)
+    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "val_split": 0, "epochs": 1}
+    config = tiny.write_config(tmp_path, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    said = told(capsys)
+    assert "2 images x 1 repeats / batch 2 = 1 batches" in said
+    assert "how often their pictures are seen (5_zibbo), and nobody counts that; folder_repeats: true does" in said
+    (tmp_path / "data" / "5_zibbo").rename(tmp_path / "data" / "0_zibbo")
+    again = ["train", "--config", str(config), f"output_dir={tmp_path / 'more'}", "folder_repeats=true"]
+    assert main(again) == 2
+    assert "0_zibbo says that its pictures are seen 0 times; it must be 1 to 1000000; rename the folder" in told(capsys)
+    shutil.move(tmp_path / "data" / "0_zibbo", tmp_path / "data" / "zibbo")
+    assert main(again) == 2
+    assert "folder_repeats: no folder of pictures is named like 10_name; rename the folders" in told(capsys)
