@@ -46,6 +46,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -197,7 +198,7 @@ class Bench:
         self.script = (options.peers / SCRIPT).absolute() if options.peers else None
         self.out = options.out
         self.kept = {"searched": self.work / "searched", "measured": self.work / "measured"}
-        self.base = self.work / "base"
+        self.base = self.work / f"base-{sha256(BASE.read_bytes()).hexdigest()[:8]}"  # no other one of an earlier day
         self.held: tuple[tuple[str, int], HeldOut] | None = None
 
     def runs(self, of: str) -> list[dict[str, Any]]:
