@@ -116,7 +116,6 @@ def test_the_doctor_names_captions_and_a_stray(
     for module, name, value in (
         (exchanged, "LEVELS", (0.5,)),
         (with_base, "LEVELS", (0.5,)),
-        (strays, "LEVELS", (0.5,)),
         (exchanged, "LEAST", 9),
         (with_base, "LEAST", 9),
         (strays, "LEAST", 9),

@@ -25,47 +25,43 @@ def by_hand(description: np.ndarray) -> np.ndarray:
     return np.log([np.sqrt(m * n) for m, n in zip(middle / np.median(middle), near / np.median(near), strict=True)])
 
 
-def rare_by_hand(palettes: np.ndarray) -> np.ndarray:
-    """How rare the colours of each are, one cube at a time."""
-    cubes = palettes.reshape(-1, 6, 6, 6)
-    rare = np.zeros(len(cubes))
-    for r, g, b in np.ndindex(6, 6, 6):
-        near = cubes[:, max(0, r - 1) : r + 2, max(0, g - 1) : g + 2, max(0, b - 1) : b + 2].sum((1, 2, 3))
-        having = max(1, sum(min(1, share / 0.01) for share in near)) / len(cubes)
-        rare -= cubes[:, r, g, b] * np.log(having)
-    return rare
-
-
-def palettes(count: int, *, seed: int = 0, unlike: tuple[int, ...] = ()) -> torch.Tensor:
-    """Dark colours, and bright ones of those that are `unlike`."""
-    pixels = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) - 1
-    pixels[list(unlike)] *= -1
-    return torch.stack([strays.palette(one) for one in pixels])
-
-
 def descriptions(count: int, *, seed: int = 0, unlike: tuple[int, ...] = (), by: float = 4) -> list[torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
-    made = [torch.randn(count, width, generator=g) for width in (40, 12, 8, 16)]
+    made = [torch.randn(count, width, generator=g) for width in (40, 12, 30, 16)]
     for i in unlike:
         for one in made:
             one[i] += by * torch.randn(one.shape[1], generator=g)
-    return [*made, palettes(count, seed=seed)]
+    return made
 
 
 def test_the_distance_is_that_of_the_formula() -> None:
-    made = [*descriptions(15, unlike=(3,))[:-1], palettes(15, unlike=(3, 5))]
-    *others, colours = (one.double().numpy() for one in made)
-    rare = rare_by_hand(colours)
-    wanted = sum(map(by_hand, others)) / 4 + 0.3 * (rare - np.median(rare))
+    made = descriptions(15, unlike=(3,))
+    wanted = sum(by_hand(one.double().numpy()) for one in made) / 4
     np.testing.assert_allclose(strays.apart(made).numpy(), wanted, atol=1e-9)
 
 
-def test_the_palette_counts_pixels_by_colour() -> None:
-    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 16, 12)).astype(np.float32)
-    pixels[:, 0, :2] = np.array([[-1, 1]] * 3)  # black and white are counted, too
-    edges = [np.linspace(-1, 1, 7)] * 3
-    wanted = np.histogramdd(pixels.reshape(3, -1).T, edges)[0] / (16 * 12)
-    np.testing.assert_allclose(strays.palette(torch.from_numpy(pixels)).numpy(), wanted.ravel(), atol=1e-7)
+def bands_by_hand(level: np.ndarray) -> list[np.ndarray]:
+    """[c, h, w] -> what means of 2 x 2 leave of it, and of these, and what is left."""
+    found = []
+    for _ in range(2):
+        coarse = level.reshape(len(level), level.shape[1] // 2, 2, level.shape[2] // 2, 2).mean((2, 4))
+        found.append(level - np.kron(coarse, np.ones((1, 2, 2))))
+        level = coarse
+    return [*found, level]
+
+
+def test_what_the_base_misses_is_described_from_fine_to_coarse() -> None:
+    missed = np.random.default_rng(0).normal(0.5, 1, size=(4, 16, 24))
+    missed[3] += 2 * missed[0]
+    strong, together = [], []
+    for band in bands_by_hand(missed):
+        strong += [*np.log((band**2).mean((1, 2)))]
+        flat = band.reshape(4, -1)
+        together += [*np.log(flat.std(1)), *np.corrcoef(flat)[np.triu_indices(4, 1)]]
+    here = torch.from_numpy(missed)[None]
+    np.testing.assert_allclose(strays.strength(here)[0].numpy(), strong, rtol=1e-6)
+    np.testing.assert_allclose(strays.texture(here)[0].numpy(), together, rtol=1e-6, atol=1e-9)
+    assert torch.isfinite(strays.texture(torch.zeros(1, 4, 5, 3))).all()  # nothing missed, and odd sides
 
 
 def test_how_a_picture_is_drawn_is_its_laplacian_pyramid() -> None:
@@ -87,31 +83,24 @@ def test_a_picture_of_lines_among_smooth_ones_is_named() -> None:
     coarse = torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
     smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")
     smooth[5, :, torch.arange(64) % 4 < 2] *= -1
-    drawn, colours = (torch.stack([look(one) for one in smooth]) for look in (strays.drawn, strays.palette))
-    assert strays.strays([*[drawn] * 4, colours]) == [5]
+    assert strays.strays([torch.stack([strays.drawn(one) for one in smooth])] * 4) == [5]
 
 
 def test_strays_are_named_and_others_are_not() -> None:
     assert sorted(strays.strays(descriptions(20, unlike=(4, 17)))) == [4, 17]
     assert all(strays.strays(descriptions(20, seed=seed)) == [] for seed in range(10))
     assert strays.strays(descriptions(strays.LEAST - 1, unlike=(4,))) == []  # too few to say
-    assert strays.strays([*[torch.ones(20, 5)] * 4, palettes(20)]) == []
+    assert strays.strays([torch.ones(20, 5)] * 4) == []
 
 
 def test_what_is_a_little_apart_is_named_beside_what_is_clearly_so() -> None:
     made = descriptions(20, unlike=(4, 17))
-    for one in made[:-1]:
-        one[4] = one.median(0).values + 0.45 * (one[4] - one.median(0).values)
+    for one in made:
+        one[4] = one.median(0).values + 0.52 * (one[4] - one.median(0).values)
     far = strays.apart(made)
     assert strays.FURTHER < far[4] < strays.FIRST < far[17]
     assert strays.strays(made) == [17, 4]
     assert strays.strays([one[[i for i in range(20) if i != 17]] for one in made]) == []
-
-
-def test_other_colours_make_a_stray_of_a_picture_that_is_a_little_apart() -> None:
-    made = descriptions(20, unlike=(4,), by=1.3)
-    assert strays.strays(made) == []
-    assert strays.strays([*made[:-1], palettes(20, unlike=(4,))]) == [4]
 
 
 def test_more_than_a_share_of_a_set_are_no_strays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
 """Which pictures of a set are unlike the others, in style or in what they show: by what a base makes of them, and how
 they are drawn.
 
-Three descriptions are the base's: what the VAE's encoder sees (mean and spread of each channel of its maps, the usual
-description of a style), how strong what the base misses of the picture is with its own caption (by noise level, channel
-and coarseness), and which way it goes on average. Pictures that the base knows vary in the first, by day and night, and
-not in the second. Two are of the pixels alone: how strong their details are, from fine to coarse, and how sparse
-(lines, dots and hatching, of which a base that cannot draw them tells little), and which colours they have: styles may
-differ in nothing else.
+Four descriptions have one say each. One is of what the VAE's encoder sees: mean and spread of each channel of its maps,
+the usual description of a style. Two are of what the base misses of the picture at a low noise level, where it has to
+know textures: how strong that is, by channel and coarseness, and how its channels go together (of what it knows, white
+noise is left; of a style that it does not know, that style's texture). One is of the pixels alone: how strong their
+details are, from fine to coarse, and how sparse (lines, dots and hatching, of which a base that cannot draw them tells
+little).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.families.exchanged import at_a_time, missed_with
 
-LEVELS = (0.1, 0.3, 0.5, 0.65)
-"""Noise levels, as shares of the range."""
+LEVEL = 0.05
+"""Noise level, as a share of the range: at higher ones it counts more what a picture shows, and less how."""
 LEAST = 12
 """Pictures: among fewer none is unlike the others."""
 NEAREST = 3
 """Neighbours."""
-FIRST, FURTHER = 0.7, 0.5
-"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: about
-2 and 1.6 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
+FIRST, FURTHER = 0.64, 0.46
+"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: 1.9
+and 1.6 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
 clear stray less will do."""
 SHARE = 0.3
 """Of a set: more strays are none."""
@@ -40,48 +40,36 @@ COARSEST = 8
 """Pixels along the shorter side of the least picture whose details are described."""
 FAINT = 1e-5
 """The mean square of details, of pixels in [-1, 1], that counts as none: about that of rounding to 8 bits."""
-TONES = 6
-"""Of each primary; with 5 or 8 one or two strays in a hundred fewer were named."""
-ENOUGH = 0.01
-"""A picture has a colour if so many of its pixels, as a share, have it or one beside it."""
-RARE = 0.3
-"""What rare colours weigh: without them five strays in a hundred fewer were named, with 0.2 or 0.4 as many."""
 
 
 def steps(family: PictureFamily, pictures: Sequence[Tensor]) -> int:
     """How often `described` calls its `step`."""
-    many = at_a_time(family.encode_image(pictures[0][None])["mean"])
-    return len(LEVELS) * -(-len(pictures) // many)
+    return -(-len(pictures) // _many(family, pictures))
+
+
+def _many(family: PictureFamily, pictures: Sequence[Tensor]) -> int:
+    return at_a_time(family.encode_image(pictures[0][None])["mean"])
 
 
 def described(
     family: PictureFamily, pictures: Sequence[Tensor], captions: Sequence[str], step: Callable[[], bool]
 ) -> list[Tensor] | None:
-    """The five descriptions of n pictures, [3, h, w] in [-1, 1] and all of one size: each [n, numbers] float32 on the
-    CPU. `step` is called after each level and batch; None if it says no."""
+    """The four descriptions of n pictures, [3, h, w] in [-1, 1] and all of one size: each [n, numbers] float32 on the
+    CPU. `step` is called after each batch; None if it says no."""
+    many, size, found = _many(family, pictures), (pictures[0].shape[2], pictures[0].shape[1]), []
     with torch.no_grad():
-        seen = torch.stack([_seen(family, pixels) for pixels in pictures])
-        latents = torch.cat([family.encode_image(pixels[None])["mean"] for pixels in pictures])
-        texts, many, size = (
-            family.encode_text(captions),
-            at_a_time(latents),
-            (pictures[0].shape[2], pictures[0].shape[1]),
-        )
-        strengths, ways = [], []
-        for number, u in enumerate(LEVELS):
-            noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(number))
-            parts = []
-            for first in range(0, len(pictures), many):
-                some = slice(first, first + many)
-                told = {name: values[some] for name, values in texts.items()}
-                parts.append(missed_with(family, latents[some], captions[some], told, noise, u, size).cpu())
-                if not step():
-                    return None
-            missed = torch.cat(parts)
-            strengths.append(_strength(missed))
-            ways.append(missed.mean((2, 3)))
-    by_pixels = (torch.stack([look(pixels) for pixels in pictures]) for look in (drawn, palette))
-    return [seen, torch.cat(strengths, 1), torch.cat(ways, 1), *by_pixels]
+        texts = family.encode_text(captions)
+        for first in range(0, len(pictures), many):
+            some = slice(first, first + many)
+            told = {name: values[some] for name, values in texts.items()}
+            latents = torch.cat([family.encode_image(pixels[None])["mean"] for pixels in pictures[some]])
+            noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(0))
+            missed = missed_with(family, latents, captions[some], told, noise, LEVEL, size).cpu()
+            by_pixels = torch.stack([drawn(pixels) for pixels in pictures[some]])
+            found.append((seen(family, pictures[some]), strength(missed), texture(missed), by_pixels))
+            if not step():
+                return None
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def drawn(pixels: Tensor) -> Tensor:
@@ -100,35 +88,48 @@ def drawn(pixels: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def palette(pixels: Tensor) -> Tensor:
-    """[3, h, w] in [-1, 1] -> [TONES³]: the share of its pixels in each cube of colours."""
-    red, green, blue = ((pixels.float().cpu().flatten(1) + 1) / 2 * TONES).long().clamp(0, TONES - 1)
-    return torch.bincount((red * TONES + green) * TONES + blue, minlength=TONES**3) / red.numel()
+def seen(family: PictureFamily, pictures: Sequence[Tensor]) -> Tensor:
+    """n pictures -> mean, and logarithm of the deviation, of each channel of the encoder's maps."""
+    rows = []
+    for pixels in pictures:
+        maps = [one[0].flatten(1).float().cpu() for one in family.image_features(pixels[None])]
+        rows.append(torch.cat([part for one in maps for part in (one.mean(1), one.std(1).clamp(min=1e-6).log())]))
+    return torch.stack(rows)
 
 
-def _seen(family: PictureFamily, pixels: Tensor) -> Tensor:
-    maps = [one[0].flatten(1).float().cpu() for one in family.image_features(pixels[None])]
-    return torch.cat([part for one in maps for part in (one.mean(1), one.std(1).clamp(min=1e-6).log())])
+def strength(missed: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n, BANDS c]: the logarithm of its mean square, by band and channel."""
+    return torch.cat([band.square().mean((2, 3)).clamp(min=1e-12).log() for band in _bands(missed)], 1)
 
 
-def _strength(missed: Tensor) -> Tensor:
-    """[n, c, h, w] -> [n, BANDS c]: the logarithm of its mean square, by channel, in bands from fine to coarse."""
+def texture(missed: Tensor) -> Tensor:
+    """[n, c, h, w] -> [n, BANDS (c + c (c - 1) / 2)]: by band, the logarithm of each channel's deviation over the
+    places, and how it correlates with each other channel's (as Gatys et al. 2016 describe a style)."""
     found = []
-    for band in range(BANDS):
-        height, width = missed.shape[-2:]
-        coarse = F.adaptive_avg_pool2d(missed, (max(1, height // 2), max(1, width // 2)))
-        rest = missed - F.interpolate(coarse, size=(height, width)) if band < BANDS - 1 else missed
-        found.append(rest.square().mean((2, 3)).clamp(min=1e-12).log())
-        missed = coarse
+    for band in _bands(missed):
+        off = (band - band.mean((2, 3), keepdim=True)).flatten(2)
+        covariance = off @ off.transpose(1, 2) / off.shape[2]
+        deviation = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()
+        first, second = torch.triu_indices(off.shape[1], off.shape[1], 1)
+        found += [deviation.log(), covariance[:, first, second] / (deviation[:, first] * deviation[:, second])]
     return torch.cat(found, 1)
+
+
+def _bands(maps: Tensor) -> list[Tensor]:
+    """[n, c, h, w] as `BANDS` maps, from fine to coarse: what means of 2 x 2 leave of it, of them, and what is left."""
+    found = []
+    for _ in range(BANDS - 1):
+        height, width = maps.shape[-2:]
+        coarse = F.adaptive_avg_pool2d(maps, (max(1, height // 2), max(1, width // 2)))
+        found.append(maps - F.interpolate(coarse, size=(height, width)))
+        maps = coarse
+    return [*found, maps]
 
 
 def apart(descriptions: Sequence[Tensor]) -> Tensor:
     """How much farther each picture is from the others than they are from one another, [n]: the logarithm of that
-    ratio, the mean of four descriptions, and what its colours add."""
-    *others, palettes = (one.double() for one in descriptions)
-    rare = _rare(palettes)
-    return torch.stack([_apart(one) for one in others]).mean(0) + RARE * (rare - rare.quantile(0.5))
+    ratio, the mean over the descriptions."""
+    return torch.stack([_apart(one.double()) for one in descriptions]).mean(0)
 
 
 def _apart(description: Tensor) -> Tensor:
@@ -141,13 +142,6 @@ def _apart(description: Tensor) -> Tensor:
     far = distances[:, max(1, len(distances) // 2)], distances[:, 1 : NEAREST + 1].mean(1)  # the first is its own
     logarithms = torch.stack(far, 1).clamp(min=1e-12).log()
     return (logarithms - logarithms.quantile(0.5, 0)).mean(1)
-
-
-def _rare(palettes: Tensor) -> Tensor:
-    """The mean, over each picture's pixels, of minus the logarithm of the share of pictures that have their colour."""
-    cubes = palettes.unflatten(1, (1, TONES, TONES, TONES))
-    has = (F.avg_pool3d(cubes, 3, 1, 1, divisor_override=1).flatten(1) / ENOUGH).clamp(max=1)
-    return -(palettes * has.mean(0).clamp(min=1 / len(palettes)).log()).sum(1)
 
 
 def strays(descriptions: Sequence[Tensor]) -> list[int]:
