@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,22 @@ def test_a_picture_of_lines_among_smooth_ones_is_named() -> None:
     smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")
     smooth[5, :, torch.arange(64) % 4 < 2] *= -1
     assert strays.strays([torch.stack([strays.drawn(one) for one in smooth])] * 4) == [5]
+
+
+def test_pictures_are_described_one_by_one_whatever_their_number(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    called: list[int] = []
+    monkeypatch.setattr(strays, "at_a_time", lambda latents: 2)
+    made = strays.described(family, pictures, ["a red car"] * 3, lambda: called.append(1) is None)
+    assert made is not None and len(called) == strays.steps(family, pictures) == 2
+    alone = strays.described(family, pictures[2:], ["a red car"], lambda: True)
+    assert alone is not None
+    for whole, one in zip(made, alone, strict=True):
+        torch.testing.assert_close(whole[2:], one, rtol=1e-3, atol=1e-3)
+    maps = [one[0].numpy().reshape(len(one[0]), -1) for one in family.image_features(pictures[0][None])]
+    wanted = np.concatenate([part for one in maps for part in (one.mean(1), np.log(one.std(1, ddof=1)))])
+    np.testing.assert_allclose(made[0][0].numpy(), wanted, rtol=1e-3, atol=1e-3)
+    assert strays.described(family, pictures, ["a red car"] * 3, lambda: False) is None
 
 
 def test_strays_are_named_and_others_are_not() -> None:
