@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 def level_of(base: float, low: float, share: float) -> float:
     """A loss that lies a share of the way from the base's down to the lowest."""
-    return base - share * (base - low)
+    return low + (1 - share) * (base - low)  # of all of the way it is the lowest to the bit, which its own run reaches
 
 
 def reached(points: Sequence[tuple[float, float]], level: float) -> float:

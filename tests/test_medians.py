@@ -17,6 +17,7 @@ def test_a_level_is_reached_where_the_line_between_two_points_crosses_it_first()
     assert reached(curve, 1.0) == 0.0
     assert math.isinf(reached(curve, 0.1))
     assert level_of(1.0, 0.2, 0.95) == pytest.approx(0.24)
+    assert level_of(0.397893, 0.111345, 1.0) == 0.111345
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(3, 1, 3), (5, 1, 5), (6, 1, 6), (9, 2, 8), (15, 4, 12)])
