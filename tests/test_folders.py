@@ -31,6 +31,9 @@ def test_the_number_before_the_first_underscore_of_the_first_folder(name: str, c
     assert repeats_of(name) == count
 
 
+FEW = {"targets": "['*.mid_block.*attn1*']", "batch_size": 17}
+
+
 def told(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     return " ".join((captured.out + captured.err).split())
@@ -41,10 +44,10 @@ def test_pictures_are_seen_as_often_as_their_folder_says(
 ) -> None:
     for folder, count in (("5_zibbo", 2), ("2_close", 3), ("others", 1)):
         tiny.write_pictures(tmp_path / "data" / folder, count)
-    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "val_split": 0, "epochs": 1, "repeats": 2}
+    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "epochs": 1, "repeats": 2, **FEW}
     config = tiny.write_config(tmp_path, **keys, metadata_captions=True, folder_repeats=True)
     assert main(["train", "--config", str(config)]) == 0
-    assert "6 images x 2 repeats = 34 by their folders / batch 2 = 17 batches" in told(capsys)  # 2 (5·2 + 2·3 + 1)
+    assert "6 images x 2 repeats = 34 by their folders / batch 17 = 2 batches" in told(capsys)  # 2 (5·2 + 2·3 + 1)
     with safe_open(tmp_path / "out" / "out.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_num_train_images"] == "34"
@@ -58,11 +61,11 @@ def test_what_is_not_counted_is_told_and_what_cannot_be_is_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.write_pictures(tmp_path / "data" / "5_zibbo", 2)
-    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "val_split": 0, "epochs": 1}
+    keys = {"base_model": base, "train_data_dir": tmp_path / "data", "epochs": 1, **FEW}
     config = tiny.write_config(tmp_path, **keys)
     assert main(["train", "--config", str(config)]) == 0
     said = told(capsys)
-    assert "2 images x 1 repeats / batch 2 = 1 batches" in said
+    assert "2 images x 1 repeats / batch 17 = 1 batches" in said
     assert "how often their pictures are seen (5_zibbo), and nobody counts that; folder_repeats: true does" in said
     (tmp_path / "data" / "5_zibbo").rename(tmp_path / "data" / "0_zibbo")
     again = ["train", "--config", str(config), f"output_dir={tmp_path / 'more'}", "folder_repeats=true"]

@@ -124,6 +124,7 @@ def test_with_adapt_the_step_is_taken_again_in_halves_and_going_on_is_exact(
     """Memory for four pictures, from step 3 on for one: 4 -> 2 -> 1."""
     keys = {"targets": "['*.up_blocks.3*to_out*']", "batch_size": 4, "epochs": 4, "ema_decay": 0.9, "flip": "true"}
     keys |= {"gradient_accumulation": accumulation, "save_steps": 100, "caption_dropout": 0.3}
+    keys |= {"seed": 1}  # of others a picture may meet a norm over next to nothing, which makes much of last bits
     tiny.write_pictures(tmp_path / "data", 8)
     config = tiny.write_config(tmp_path, base_model=base, **keys)
     step, end = 2 // accumulation + 1, 6 // accumulation
