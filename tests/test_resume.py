@@ -29,7 +29,7 @@ from lora_scripts.events import Event, Progress, Sink
 from lora_scripts.formats import io
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
-from lora_scripts.run.resume import other_length
+from lora_scripts.run.resume import FREE_KEYS, as_now, other_length
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.optim import Rates
@@ -408,3 +408,16 @@ def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Pat
     stopped(config, 5, f"output_dir={out}", "keep_last=2", resume=True)
     assert lora.read_bytes() == whole
     assert not list((out / "cache").rglob(".lora-scripts-*"))
+
+
+def test_a_key_that_an_earlier_version_did_not_know_was_as_by_default(base: Path, data: Path, tmp_path: Path) -> None:
+    """And what it did otherwise is told."""
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, lora_rank=3)
+    kept = load_config(config).model_dump(mode="json", exclude=FREE_KEYS)
+    earlier = {key: value for key, value in kept.items() if key not in ("folder_repeats", "targets", "learning_rate")}
+    assert states.changes(as_now({**earlier, "learning_rate": 0.01, "save_steps": 7}), kept) == []
+    assert states.changes(as_now(earlier), {**kept, "folder_repeats": True, "noise levels": "spread evenly"}) == [
+        "learning_rate: 0.0002 -> 0.01",
+        "folder_repeats: False -> True",
+        "noise levels: None -> spread evenly",
+    ]

@@ -7,8 +7,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic_core import to_jsonable_python
 
 from lora_scripts import __version__
 from lora_scripts.config.schema import TrainConfig
@@ -92,8 +94,7 @@ def restore(
     UserError, naming all of it, if what decides the weights has changed.
     """
     old, weights, moments = states.unpack(found)
-    kept = {key: value for key, value in old.config.items() if key not in FREE_KEYS}  # an earlier version kept more
-    changed = states.changes(kept, state.config)
+    changed = states.changes(as_now(old.config), state.config)
     length = next((change for change in changed if change.startswith("epochs: ")), None)
     why = other_length(old, state, rates) if length else ""
     if length:
@@ -129,6 +130,17 @@ def restore(
     states.restore_optimizer(model.optimizer, moments, old.optimizer)
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
+
+
+def as_now(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a state as this version keeps it: an earlier one kept more, and knew fewer keys, which were then as
+    they are by default."""
+    defaults = {
+        key: to_jsonable_python(field.get_default(call_default_factory=True))
+        for key, field in TrainConfig.model_fields.items()
+        if not field.is_required()
+    }
+    return {key: value for key, value in {**defaults, **kept}.items() if key not in FREE_KEYS}
 
 
 def other_length(old: RunState, new: RunState, rates: Rates) -> str:
