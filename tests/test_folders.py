@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 import tiny
 from lora_scripts.cli import main
-from lora_scripts.data.loader import repeats_of
+from lora_scripts.data.loader import check_numbered, repeats_of
+from lora_scripts.errors import UserErrors
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,15 @@ def test_the_number_before_the_first_underscore_of_the_first_folder(name: str, c
 
 
 FEW = {"targets": "['*.mid_block.*attn1*']", "batch_size": 17}
+
+
+def test_all_folders_that_cannot_be_are_told_at_once() -> None:
+    names = ["3_a/1.png", "0_b/1.png", "9000000_c/1.png"]
+    for needed in (True, False):  # those of the class need no number, and no wrong one
+        with pytest.raises(UserErrors) as caught:
+            check_numbered(names, any_needed=needed)
+        assert [e.message.split()[1] for e in caught.value.errors] == ["0_b", "9000000_c"]
+    check_numbered(["others/1.png", "1.png"], any_needed=False)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_scripts.errors import UserError
+from lora_scripts.errors import UserError, raise_all
 
 MOST = 1_000_000
 """Repeats that the name of a folder may ask for."""
@@ -46,16 +46,16 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
     return {folder: repeats_of(f"{folder}/") for folder in firsts if _NUMBERED.match(folder)}
 
 
-def check_numbered(names: Iterable[str]) -> None:
-    """UserErrors of `folder_repeats: true` where no folder says how often, or one says never."""
+def check_numbered(names: Iterable[str], *, any_needed: bool = True) -> None:
+    """UserErrors of `folder_repeats: true` where no folder says how often (if `any_needed`), and of all that say never
+    or too often."""
     found = numbered(names)
-    if not found:
+    if any_needed and not found:
         mend = "rename the folders in train_data_dir, or leave folder_repeats out"
         raise UserError("folder_repeats: no folder of pictures is named like 10_name", hint=mend)
-    for folder, count in found.items():
-        if not 1 <= count <= MOST:
-            text = f"folder_repeats: {folder} says that its pictures are seen {count} times; it must be 1 to {MOST}"
-            raise UserError(text, hint="rename the folder, or move it out of train_data_dir")
+    text = "folder_repeats: {} says that its pictures are seen {} times; it must be 1 to {}"
+    wrong = [text.format(folder, count, MOST) for folder, count in found.items() if not 1 <= count <= MOST]
+    raise_all([UserError(one, hint="rename the folder, or move it away from the others") for one in wrong])
 
 
 def folders_in_words(found: Mapping[str, int]) -> str:

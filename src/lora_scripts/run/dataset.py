@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import read_bytes
-from lora_scripts.data.loader import repeats_of
+from lora_scripts.data.loader import check_numbered, repeats_of
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
@@ -49,6 +49,8 @@ def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink
 
 def _of_class(folder: Path, config: TrainConfig) -> list[Sample]:
     samples = scan(folder, None, allow_missing_captions=bool(config.class_prompt))
+    if config.folder_repeats:
+        check_numbered((s.name for s in samples), any_needed=False)
     return [replace(s, name=CLASS + s.name, caption=s.caption or config.class_prompt) for s in samples]
 
 
