@@ -24,7 +24,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import peft
 import torch
@@ -33,11 +35,11 @@ from memory import SD15, library_unet
 from peers import arms as peer_arms
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.masters import Masters
+from lora_scripts.compute import attention
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions, Place
 from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
@@ -139,7 +141,8 @@ def flow_family(facts: Any, ask: Any, sigmas: Sigmas, patch: int, transformer: A
     lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
     blocks = [block for blocks in lists for block in blocks if len([*block.children()]) > 1]
     nothing: Any = None
-    parts = Parts(transformer, blocks, (), nothing, 0, nothing, ask, sigmas, patch, (1024, 1024))
+    encoder: Any = SimpleNamespace(told=lambda captions, texts: texts)  # they are encoded
+    parts = Parts(transformer, blocks, (), nothing, 0, encoder, ask, sigmas, patch, (1024, 1024))
     return FlowFamily(facts, parts, options)
 
 
@@ -336,7 +339,8 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
             yield name, partial(kohya, make, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
-    yield "usual, attention by cuDNN", partial(by_cudnn, partial(project, model, count, tape=small))
+    yield "usual, torch's attention", partial(by_torch, partial(project, model, count, tape=small))
+    yield "usual, convolutions tried", partial(tried, partial(project, model, count, tape=small))
     yield "unrecorded", partial(project, model, count, tape=False)
     yield "compile", partial(project, model, count, tape=small, compiled=True)
     yield "compile, w8a8", partial(project, model, count, tape=small, compiled=True, storage="w8a8")
@@ -362,16 +366,29 @@ class Taken:
     fault: str = ""
 
 
-def by_cudnn(make: Callable[[], Way]) -> Way:
-    """A way with cuDNN's attention, where it has one, before torch's others."""
+def by_torch(make: Callable[[], Way]) -> Way:
+    """A way with the kernels of attention that torch takes of itself."""
 
-    def first(act: Callable[[], Any]) -> Any:
-        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-        with sdpa_kernel(kernels, set_priority=True):
-            return act()
+    def act(what: Callable[[], Any]) -> Any:
+        with patch.object(attention, "cudnn_first", lambda device: False):
+            return what()
 
-    way = first(make)
-    return lambda more: first(lambda: way(more))  # type: ignore[no-any-return]
+    way = act(make)
+    return lambda more: act(lambda: way(more))  # type: ignore[no-any-return]
+
+
+def tried(make: Callable[[], Way]) -> Way:
+    """A way with cuDNN's algorithms for convolutions tried, in place of guessed."""
+
+    def act(what: Callable[[], Any]) -> Any:
+        torch.backends.cudnn.benchmark = True
+        try:
+            return what()
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    way = act(make)
+    return lambda more: act(lambda: way(more))  # type: ignore[no-any-return]
 
 
 def begin(name: str, make: Callable[[], Way]) -> tuple[Taken, Way | None]:
@@ -489,6 +506,10 @@ def main() -> None:
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--out", type=Path, default=Path())
     o = parser.parse_args()
+    # torch settles its own order of attention's kernels at the first one; a context that sets another, entered before,
+    # would put back one that it never had.
+    one = torch.ones(1, 1, 1, 64, device=CARD, dtype=torch.bfloat16)
+    F.scaled_dot_product_attention(one, one, one)
     about: dict[str, Any] = {"card": torch.cuda.get_device_name(), "rate": rate()}
     about |= {package: version(package) for package in ("torch", "diffusers", "peft", "transformers")}
     rows: list[dict[str, Any]] = []

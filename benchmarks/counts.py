@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     products.FEW_PLACES = attention.MADE_AGAIN = activations.SHORT = 0  # as on a card
+    attention.MANY = attention.MOST = 1 << 30
     found = {}
     print(f"{'':32} {'sites':>6} {'numbers, M':>11} {'operations':>11} {'kept, MiB':>10} {'with checkpoints':>17}")
     for name in [chosen.only] if chosen.only else MODELS:

@@ -36,7 +36,7 @@ from lora_scripts.adapters.products import freeze_convolution
 from lora_scripts.cli import main
 from lora_scripts.compute import memory, recorded
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
-from lora_scripts.compute.attention import attend
+from lora_scripts.compute.attention import attend, quickest_attention
 from lora_scripts.compute.memory import CudaMover, MemoryOptions, offload
 from lora_scripts.compute.meter import GB, Meter, ran_out
 from lora_scripts.compute.profile import Watch, speeds_of
@@ -137,8 +137,9 @@ def learnt(family: Any, batch: Batch) -> tuple[float, list[Tensor]]:
     masters = Masters(layers.values())
     masters.refresh()
     generators = [torch.Generator().manual_seed(n) for n in range(2)]
-    loss, count = family.loss(replace(batch, generators=generators), family.objective)
-    loss.backward()
+    with quickest_attention(family.device):
+        loss, count = family.loss(replace(batch, generators=generators), family.objective)
+        loss.backward()
     masters.gather()
     grads = [p.grad for layer in layers.values() for p in layer.values().values()]
     assert count == 2 and len(grads) > 8
@@ -278,6 +279,42 @@ def test_norms_convolutions_and_attention(dtype: torch.dtype, last: bool, whole_
     assert y.device == q.device and apart(y, true) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("dtype", HALVES if CARD else HALVES[:1], ids=str)
+@pytest.mark.parametrize("width", [40, 64, 80, 128, 160])
+def test_attention_by_the_kernel_that_leads(width: int, dtype: torch.dtype) -> None:
+    """Forward and back, and no further from the truth than where torch chooses of itself."""
+    q, k, v = (normal(2, 4, places, width, seed=places).to(dtype) for places in (96, 77, 77))
+
+    def of(attend: Callable[[Tensor, Tensor, Tensor], Tensor], kind: torch.dtype) -> list[Tensor]:
+        leaves = [t.detach().to(DEVICE, kind).requires_grad_() for t in (q, k, v)]
+        y = attend(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y) * normal(*y.shape, seed=9).to(y))]
+
+    true = of(F.scaled_dot_product_attention, torch.float64)
+    with quickest_attention(DEVICE):
+        led = of(attend, dtype)
+    no_further(led, of(F.scaled_dot_product_attention, dtype), true)
+
+
+@pytest.mark.parametrize("dtype", HALVES if CARD else HALVES[:1], ids=str)
+def test_the_gradient_of_attention_may_lie_anyhow(dtype: torch.dtype) -> None:
+    """As in FLUX.1: in some blocks it is a piece of a wider one, in others whole, of q, k and v that lie alike."""
+    q, k, v = (normal(2, 96, 4, 64, seed=n).to(dtype) for n in range(3))
+    beside, g = normal(2, 96, 512, seed=4), normal(2, 96, 768, seed=5)
+
+    def of(kind: torch.dtype, *, wide: bool) -> list[Tensor]:
+        leaves = [t.detach().to(DEVICE, kind).requires_grad_() for t in (q, k, v)]
+        y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in leaves)).transpose(1, 2).flatten(2)
+        y = torch.cat([y, beside.to(y)], 2) if wide else y
+        return list(torch.autograd.grad(y, leaves, g[:, :, : y.shape[2]].to(y).contiguous()))
+
+    for wide in (True, False, True):
+        with quickest_attention(DEVICE):
+            led = of(dtype, wide=wide)
+        for one, true in zip(led, of(torch.float64, wide=wide), strict=True):
+            assert apart(one, true) < 1e-2
+
+
 def test_a_lean_unet_has_the_gradients_of_the_librarys(monkeypatch: pytest.MonkeyPatch, whole_floats: None) -> None:
     """In float64, and in bf16 no further from that than the library's."""
 
@@ -311,8 +348,9 @@ def step(base: Path, precision: str = "fp32", device: torch.device = DEVICE, **k
     texts = None if keys.get("train_text_encoder") else {"states": normal(2, 77, 16)}
     generators = [torch.Generator().manual_seed(n) for n in range(2)]
     latents = {"mean": normal(2, 4, 8, 8), "std": torch.full((2, 4, 8, 8), 0.1)}
-    loss, _ = model.family.loss(Batch(latents, ["a cat", "a dog"], texts, ["1", "2"], generators), Objective())
-    loss.backward()
+    with quickest_attention(device):
+        loss, _ = model.family.loss(Batch(latents, ["a cat", "a dog"], texts, ["1", "2"], generators), Objective())
+        loss.backward()
     model.masters.gather()
     grads = [p.grad for p in model.weights().values()]
     assert all(g is not None for g in grads)
@@ -576,7 +614,7 @@ RUNS: dict[str, dict[str, object]] = {
 def test_a_run_ends_learns_draws_and_is_proved(
     name: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"targets": tiny.SOME, "val_every": 4, "sample_every": 3, **RUNS[name]}
+    keys = {"targets": tiny.SOME, "val_every": 4, "val_split": 0.25, "sample_every": 3, **RUNS[name]}
     if not CARD:
         keys.pop("offload_blocks", None)
         if name == "fp16":

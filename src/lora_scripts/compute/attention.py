@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_scripts.adapters.products import cpu_has_matrix_units
 
@@ -26,6 +29,75 @@ FLAT = 9.0
 """Variance of a place's scores, on average, up to which they are kept in bf16 about their middle: their gradients are
 off by 0.3 to 0.7 % then, 0.9 to 1.9 times as much as the fused kernel's; of 36 by 1 to 2.2 %, 1.6 to 5 times."""
 
+HOPPER = (9, 0)
+"""Compute capability of the cards on which cuDNN's attention was measured to be the quicker one: forward and back in
+0.57 of the flash kernel's time at 4096 places of 40 channels, 0.53 at 4608 of 128. torch 2.11 begins with it there of
+itself, earlier ones do not."""
+WIDE = 128
+"""Channels of a head above which it is not: at 256 places of 160 it takes twice as long."""
+
+HALVES = (torch.bfloat16, torch.float16)
+
+_cudnn_leads = False
+"""Whether `quickest_attention` put it first; a plain truth, which a compiler can look at."""
+
+
+@cache
+def cudnn_first(device: torch.device) -> bool:
+    """Whether a device is such a card."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
+
+
+@contextmanager
+def quickest_attention(device: torch.device) -> Iterator[None]:
+    """Within it `scaled_dot_product_attention` on a card begins with cuDNN's kernel where that is quicker, and goes on
+    to the others for what it cannot do; and it is called so that cuDNN's backward pass is right (`_AsLaid`). What is
+    made again in a backward pass must be so by the same kernel, so this is to be around both."""
+    if device.type != "cuda":
+        yield
+        return
+    global _cudnn_leads
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    before, first = (F.scaled_dot_product_attention, _cudnn_leads), cudnn_first(device)
+    F.scaled_dot_product_attention, _cudnn_leads = laid, first
+    try:
+        with sdpa_kernel(order, set_priority=True) if first else nullcontext():
+            yield
+    finally:
+        F.scaled_dot_product_attention, _cudnn_leads = before
+
+
+_torchs = F.scaled_dot_product_attention
+
+
+def laid(*args: Any, **kwargs: Any) -> Tensor:
+    """As torch's."""
+    y: Tensor = _torchs(*args, **kwargs)
+    if y.requires_grad:
+        y = _AsLaid.apply(y)
+    return y
+
+
+class _AsLaid(torch.autograd.Function):
+    """The same, with a gradient that lies in memory as it does.
+
+    torch keeps what it made for cuDNN's backward pass by the layouts of q, k and v, and not by that of the gradient
+    (torch 2.11, `MHAParams`), so that one that lies otherwise is read with another's strides: beyond its end, or
+    wrongly. Of FLUX.1 and Chroma the gradient is a piece of a wider one in single blocks, and whole in double ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.strides = y.stride()
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        if grad.stride() == ctx.strides:
+            return grad
+        return torch.empty_strided(grad.shape, ctx.strides, dtype=grad.dtype, device=grad.device).copy_(grad)
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(width)) v of q [n, heads, places, width] and k, v [n, heads, tokens, width]."""
@@ -35,6 +107,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return y
     if q.device.type == "cpu" and _flat_in_bf16(q, k):
         y = _InParts.apply(q, k, v)
+        return y
+    if _cudnn_leads and q.dtype in HALVES and WIDE < q.shape[3] <= 256 and q.shape[3] % 8 == 0:
+        y = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
         return y
     return F.scaled_dot_product_attention(q, k, v)
 

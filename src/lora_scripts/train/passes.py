@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from lora_scripts.adapters.masters import Masters
+from lora_scripts.compute.attention import quickest_attention
 from lora_scripts.compute.recorded import Recorded
 from lora_scripts.families.base import Batch, PictureFamily
 from lora_scripts.losses.diffusion import Objective
@@ -79,7 +80,7 @@ class LaunchedPasses:
         def loss(batch: Batch) -> tuple[Tensor, int]:
             return family.loss(batch, objective)
 
-        self._go = there_and_back(loss, scaler, masters.gather, masters.forget)
+        self._device, self._go = family.device, there_and_back(loss, scaler, masters.gather, masters.forget)
 
     def ahead(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch | Ready]]]:
         for epoch, batches in steps:
@@ -87,7 +88,8 @@ class LaunchedPasses:
 
     def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:
         assert isinstance(batch, Batch)
-        return self._go(batch)
+        with quickest_attention(self._device):
+            return self._go(batch)
 
     def release(self) -> None:
         pass
@@ -133,8 +135,9 @@ class RecordedPasses:
 
     def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
         batch, draws = batch_of(given)
-        loss = self.family.losses(batch, self.objective, draws).sum()
-        self.scaler.scale(loss).backward()
+        with quickest_attention(self.family.device):
+            loss = self.family.losses(batch, self.objective, draws).sum()
+            self.scaler.scale(loss).backward()
         self.masters.gather()
         return loss.detach()
 

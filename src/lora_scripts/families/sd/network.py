@@ -147,7 +147,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, states: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        hidden = norm_alone(x, self.norm)
+        # Channels innermost from here on, whatever x is, so that a place is a row of all products without a copy.
+        hidden = norm_alone(x, self.norm).contiguous(memory_format=torch.channels_last)
         if not self.linear:
             hidden = self.proj_in(hidden)
         hidden = hidden.permute(0, 2, 3, 1).reshape(n, h * w, c)
@@ -157,8 +158,8 @@ class Transformer(nn.Module):
             hidden = block(hidden, states)
         if self.linear:
             hidden = self.proj_out(hidden)
-        hidden = hidden.reshape(n, h, w, c).permute(0, 3, 1, 2).contiguous()
-        return (hidden if self.linear else self.proj_out(hidden)) + x
+        hidden = hidden.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return x + (hidden if self.linear else self.proj_out(hidden))  # laid as the first is
 
 
 class Block(nn.Module):
