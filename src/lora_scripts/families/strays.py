@@ -26,8 +26,8 @@ LEAST = 12
 """Pictures: among fewer none is unlike the others."""
 NEAREST = 3
 """Neighbours."""
-FIRST, FURTHER = 0.64, 0.46
-"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: 1.9
+FIRST, FURTHER = 0.7, 0.46
+"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: twice
 and 1.6 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
 clear stray less will do."""
 SHARE = 0.3
