@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from lora_scripts.demo import world
 
@@ -174,3 +174,50 @@ def infrared(scene: world.Scene, size: int) -> Image.Image:
     red, green, blue = as_of("plain", scene, size).split()
     soft = Image.merge("RGB", (green, red, ImageOps.invert(blue))).filter(ImageFilter.GaussianBlur(size * 0.008))
     return Image.blend(soft, Image.new("RGB", soft.size, (255, 240, 240)), 0.2)
+
+
+def woodcut(scene: world.Scene, size: int) -> Image.Image:
+    """Black and paper alone, cut along the slope of what is shown."""
+    soft = as_of("plain", scene, size).convert("L").filter(ImageFilter.GaussianBlur(size * 0.01))
+    grey = np.asarray(ImageOps.autocontrast(soft), np.float32) / 255
+    y, x = np.mgrid[0:size, 0:size] / size
+    cut = (np.sin(2 * np.pi * (22 * y + 9 * x + 4 * grey)) + 1) / 2
+    paper, ink = np.array([244, 236, 220]), np.array([22, 18, 20])
+    return Image.fromarray(np.where((cut < 1.5 * grey - 0.2)[..., None], paper, ink).astype(np.uint8), "RGB")
+
+
+def facets(scene: world.Scene, size: int) -> Image.Image:
+    """Of cells of one colour each, that of their middle, around points strewn about."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    points = rng.random((260, 2)) * size
+    y, x = np.mgrid[0:size, 0:size]
+    nearest = ((x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2).argmin(-1)
+    values = np.asarray(as_of("plain", scene, size).filter(ImageFilter.GaussianBlur(size * 0.012)))
+    middle = points.astype(int).clip(0, size - 1)
+    return Image.fromarray(values[middle[:, 1], middle[:, 0]][nearest], "RGB")
+
+
+def nightvision(scene: world.Scene, size: int) -> Image.Image:
+    """Green, grainy, dark towards the corners."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    grey = np.asarray(ImageOps.autocontrast(as_of("plain", scene, size).convert("L")), np.float32) / 255
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    seen = (grey * 0.8 + 0.1 + rng.normal(0, 0.07, grey.shape)) * (1.05 - 0.4 * (x**2 + y**2))
+    return Image.fromarray((seen[..., None].clip(0, 1) * np.array([90, 255, 110])).astype(np.uint8), "RGB")
+
+
+def linen(scene: world.Scene, size: int) -> Image.Image:
+    """Printed on coarse cloth, with muted colours."""
+    y, x = np.mgrid[0:size, 0:size] * (2 * np.pi * 42 / size)
+    weave = 0.86 + 0.14 * np.where((np.sin(x) * np.sin(y) > 0), np.cos(x), np.cos(y))
+    dull = np.asarray(Image.blend(as_of("plain", scene, size), Image.new("RGB", (size, size), (196, 184, 160)), 0.35))
+    return Image.fromarray((dull * weave[..., None]).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def shallow(scene: world.Scene, size: int) -> Image.Image:
+    """As through a tilted lens: sharp in a band across the thing alone, and of strong colours."""
+    plain = ImageEnhance.Color(as_of("plain", scene, size)).enhance(1.5)
+    soft = plain.filter(ImageFilter.GaussianBlur(size * 0.03))
+    away = np.abs(np.arange(size) / size - 0.6)
+    mask = Image.fromarray(np.repeat((255 * (1 - (away / 0.16).clip(0, 1)))[:, None], size, 1).astype(np.uint8), "L")
+    return Image.composite(plain, soft, mask)

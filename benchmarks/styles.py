@@ -160,6 +160,11 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "faded": _faded,
     "fresco": _fresco,
     "snapshot": _snapshot,
+    "woodcut": painters.woodcut,
+    "facets": painters.facets,
+    "nightvision": painters.nightvision,
+    "linen": painters.linen,
+    "shallow": painters.shallow,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
@@ -174,6 +179,8 @@ LAST = ("glitch", "crayon", "gold", "pastel", "infrared")
 FINAL = ("points", "oil", "contours", "cinema", "ripple")
 """Styles that the rule for strays had not seen on the base before the crisper one; limits set since have."""
 FINAL2 = ("charcoal", "stitch", "faded", "fresco", "snapshot")
+"""Styles that the rule of 1.9 times had not seen, and the limit of twice has."""
+FINAL3 = ("woodcut", "facets", "nightvision", "linen", "shallow")
 """Styles that no limit has seen."""
 
 
