@@ -98,7 +98,7 @@ def test_pictures_are_described_one_by_one_whatever_their_number(family: Any, mo
     assert alone is not None
     for whole, one in zip(made, alone, strict=True):
         torch.testing.assert_close(whole[2:], one, rtol=1e-3, atol=1e-3)
-    maps = [one[0].numpy().reshape(len(one[0]), -1) for one in family.image_features(pictures[0][None])]
+    maps = [one[0].numpy().reshape(len(one[0]), -1) for one in family.image_features(pictures[0][None])[1]]
     wanted = np.concatenate([part for one in maps for part in (one.mean(1), np.log(one.std(1, ddof=1)))])
     np.testing.assert_allclose(made[0][0].numpy(), wanted, rtol=1e-3, atol=1e-3)
     assert strays.described(family, pictures, ["a red car"] * 3, lambda: False) is None

@@ -191,8 +191,9 @@ class PictureFamily(Family, Protocol):
         """The `families.samplers.Sampler` of that name, or the usual one. UserError for one that does not fit."""
         ...
 
-    def image_features(self, pixels: Tensor) -> list[Tensor]:
-        """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] that the image encoder makes, fine to coarse, float32."""
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[n, 3, h, w] in [-1, 1] -> the "mean" of `encode_image`, and the maps [n, c, h', w'] that the image encoder
+        makes on the way, fine to coarse; all in float32."""
         ...
 
     @property

@@ -62,11 +62,13 @@ def described(
         for first in range(0, len(pictures), many):
             some = slice(first, first + many)
             told = {name: values[some] for name, values in texts.items()}
-            latents = torch.cat([family.encode_image(pixels[None])["mean"] for pixels in pictures[some]])
+            encoded = [family.image_features(pixels[None]) for pixels in pictures[some]]
+            latents = torch.cat([mean for mean, _ in encoded])
             noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(0))
             missed = missed_with(family, latents, captions[some], told, noise, LEVEL, size).cpu()
             by_pixels = torch.stack([drawn(pixels) for pixels in pictures[some]])
-            found.append((seen(family, pictures[some]), strength(missed), texture(missed), by_pixels))
+            by_maps = torch.stack([seen(maps) for _, maps in encoded])
+            found.append((by_maps, strength(missed), texture(missed), by_pixels))
             if not step():
                 return None
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -88,13 +90,10 @@ def drawn(pixels: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def seen(family: PictureFamily, pictures: Sequence[Tensor]) -> Tensor:
-    """n pictures -> mean, and logarithm of the deviation, of each channel of the encoder's maps."""
-    rows = []
-    for pixels in pictures:
-        maps = [one[0].flatten(1).float().cpu() for one in family.image_features(pixels[None])]
-        rows.append(torch.cat([part for one in maps for part in (one.mean(1), one.std(1).clamp(min=1e-6).log())]))
-    return torch.stack(rows)
+def seen(maps: Sequence[Tensor]) -> Tensor:
+    """The encoder's maps [1, c, h, w] of a picture -> mean, and logarithm of the deviation, of each channel."""
+    flat = [one[0].flatten(1).float().cpu() for one in maps]
+    return torch.cat([part for one in flat for part in (one.mean(1), one.std(1).clamp(min=1e-6).log())])
 
 
 def strength(missed: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ def as_pixels(image: Image.Image) -> Tensor:
 
 def look(family: PictureFamily, pixels: Tensor) -> Look:
     """Of one picture, [3, h, w] in [-1, 1]."""
-    maps = family.image_features(pixels[None])
+    latents, maps = family.image_features(pixels[None])
     return Look(
-        latents=family.encode_image(pixels[None])["mean"][0],
+        latents=latents[0],
         means=tuple(m[0].flatten(1).mean(1) for m in maps),
         spreads=tuple(m[0].flatten(1).std(1) for m in maps),
         layout=F.adaptive_avg_pool2d(maps[-1][0], LAYOUT).flatten(),

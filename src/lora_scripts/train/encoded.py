@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 
 import torch
 from PIL import Image
@@ -73,11 +73,12 @@ def plan_pictures(
 ) -> list[Picture]:
     """Gives each sample its bucket and views; `steps`: as `Facts.bucket_steps`."""
     buckets, out = bucket_sizes(resolution, *steps), []
+    bucket_of = cache(lambda size: choose_bucket(size, buckets))  # most sets have few sizes
+    seen_at = cache(partial(views, flip=flip, random_crop=random_crop, seed=seed))
     for index, sample in enumerate(samples):
         size = (sample.width, sample.height)
-        bucket = choose_bucket(size, buckets)
-        seen = views(size, bucket, flip=flip, random_crop=random_crop, seed=seed, index=index)
-        out.append(Picture(sample, bucket, seen))
+        bucket = bucket_of(size)
+        out.append(Picture(sample, bucket, seen_at(size, bucket, index=index if random_crop else 0)))
     return out
 
 

@@ -146,7 +146,7 @@ class FlowFamily:
     def decode_image(self, latents: Tensor) -> Image.Image:
         return self.coder.decode(latents)
 
-    def image_features(self, pixels: Tensor) -> list[Tensor]:
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.coder.features(pixels)
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:

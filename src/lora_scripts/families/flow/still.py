@@ -43,21 +43,13 @@ class Still(nn.Module):
         pixels = film.decode(frame, return_dict=False)[0] if tiles else film.decoder(film.post_quant_conv(frame))
         return (pixels.squeeze(2),)
 
-    def levels(self, pixels: Tensor) -> list[Tensor]:
-        """[n, 3, h, w] -> what stands behind each of the encoder's levels, [n, c, h', w']."""
-        maps: list[Tensor] = []
-        blocks = [*self.film.encoder.down_blocks][RESNETS :: RESNETS + 1]
-        last = [self.film.encoder.down_blocks[-1]]
-        hooks = [
-            block.register_forward_hook(lambda _m, _i, out: maps.append(out.squeeze(2))) for block in [*blocks, *last]
-        ]
-        try:
-            self.film.encoder(pixels.unsqueeze(2))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        assert len(maps) == LEVELS
-        return maps
+    @property
+    def levels(self) -> list[nn.Module]:
+        """Behind which the maps [n, c, 1, h', w'] of each of the encoder's levels come out."""
+        blocks = self.film.encoder.down_blocks
+        found = [*[*blocks][RESNETS :: RESNETS + 1], blocks[-1]]
+        assert len(found) == LEVELS
+        return found
 
     def enable_tiling(self) -> None:
         """In tiles that overlap by a quarter."""

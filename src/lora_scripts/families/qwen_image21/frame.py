@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_scripts.families.flow.still import Still
 from lora_scripts.families.qwen_image21.layout import PIXEL
@@ -26,19 +26,10 @@ class Frame(Still):
             return (film.decode(frame, return_dict=False)[0].squeeze(2),)
         return (film.decoder(film.post_quant_conv(frame), first_chunk=True).squeeze(2),)
 
-    def levels(self, pixels: Tensor) -> list[Tensor]:
-        """[n, 3 or 4, h, w] -> what stands behind each of the encoder's levels, [n, c, h', w']."""
-        maps: list[Tensor] = []
-        hooks = [
-            block.register_forward_hook(lambda _m, _i, out: maps.append(out.squeeze(2)))
-            for block in self.film.encoder.down_blocks
-        ]
-        try:
-            self.film.encoder(_opaque(pixels).unsqueeze(2))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return maps
+    @property
+    def levels(self) -> list[nn.Module]:
+        """As `Still.levels`."""
+        return [*self.film.encoder.down_blocks]
 
 
 def _opaque(pixels: Tensor) -> Tensor:

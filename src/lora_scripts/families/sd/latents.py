@@ -74,6 +74,11 @@ class Normal:
         return value.to(like.device) if isinstance(value, Tensor) else value
 
 
+def _picture(maps: Tensor) -> Tensor:
+    """[n, c, h, w] of those, or of the one frame [n, c, 1, h, w] of a VAE of films."""
+    return maps.squeeze(2) if maps.dim() == 5 else maps
+
+
 def pack(x: Tensor) -> Tensor:
     """[n, c, 2 h, 2 w] -> [n, 4 c, h, w]: the four neighbours stand behind each other in the order of the rows."""
     n, c, h, w = x.shape
@@ -167,22 +172,22 @@ class LatentCoder:
         return Image.fromarray(array)
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> list[Tensor]:
-        """[n, 3, h, w] in [-1, 1] -> the maps [n, c, h', w'] of the encoder's levels, fine to coarse, float32."""
+    def features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[n, 3, h, w] in [-1, 1] -> the "mean" of `encode`, and the maps [n, c, h', w'] behind the encoder's levels,
+        fine to coarse: both float32 on the CPU, of one pass. Not for a coder of tiles."""
+        assert not self.tiling
         self._resting.wake(self.device)
-        if hasattr(self.vae, "levels"):
-            return [level.float().cpu() for level in self.vae.levels(pixels.to(self.device))]
         maps: list[Tensor] = []
         hooks = [
-            block.register_forward_hook(lambda _m, _i, out: maps.append(out.float().cpu()))
-            for block in self.vae.encoder.down_blocks
+            block.register_forward_hook(lambda _m, _i, out: maps.append(_picture(out).float().cpu()))
+            for block in getattr(self.vae, "levels", None) or self.vae.encoder.down_blocks
         ]
         try:
-            self.vae.encoder(pixels.to(self.device))
+            mean, std = self._posterior(pixels, torch.float32)
         finally:
             for hook in hooks:
                 hook.remove()
-        return maps
+        return self.normal.into(mean, std)[0].cpu(), maps
 
     def fingerprint(self) -> str:
         """A digest of what turns pictures into latents, made once: nothing changes a VAE."""

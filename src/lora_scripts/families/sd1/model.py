@@ -89,7 +89,7 @@ class StableDiffusion1:
     def decode_image(self, latents: Tensor) -> Image.Image:
         return self.coder.decode(latents)
 
-    def image_features(self, pixels: Tensor) -> list[Tensor]:
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.coder.features(pixels)
 
     @torch.no_grad()

@@ -96,7 +96,7 @@ class Sdxl:
     def decode_image(self, latents: Tensor) -> Image.Image:
         return self.coder.decode(latents)
 
-    def image_features(self, pixels: Tensor) -> list[Tensor]:
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.coder.features(pixels)
 
     @torch.no_grad()
