@@ -87,12 +87,12 @@ def ask(family: Any, one: Drawn) -> Kept:
     return {"missed": missed}
 
 
-def judge(one: Drawn, kept: Kept) -> Judged:
+def judge(one: Drawn, kept: Kept) -> list[Judged]:
     missed, order = kept["missed"], planted(one)
     at_fault = {i for i, j in enumerate(order) if one.captions[i] != one.captions[j]}
     told, told_planted = named(missed, range(len(order))), named(missed, order)
     rows, right = (one.style, one.kind, "all"), at_fault & told_planted
-    return Judged(rows, bool(told), len(at_fault), len(right), bool(told_planted - at_fault))
+    return [Judged(rows, bool(told), len(at_fault), len(right), bool(told_planted - at_fault))]
 
 
 def main() -> int:

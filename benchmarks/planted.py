@@ -59,7 +59,7 @@ def command(
     usual: str,
     drawn: Callable[[str, int], Any],
     ask: Callable[[Any, Any], Kept],
-    judge: Callable[[Any, Kept], Judged],
+    judge: Callable[[Any, Kept], Sequence[Judged]],
 ) -> int:
     """`run` asks the base about each set that `drawn` gives and keeps the answer; `table` judges what is kept."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +72,7 @@ def command(
     files = [args.folder / f"{one.name}.safetensors" for one in all_of]
     if args.what == "table":
         there = [(one, file) for one, file in zip(all_of, files, strict=True) if file.exists()]
-        print(table([judge(one, load_file(file)) for one, file in there], what))
+        print(table([judged for one, file in there for judged in judge(one, load_file(file))], what))
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
     family = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.float32))

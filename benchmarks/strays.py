@@ -76,12 +76,18 @@ def ask(family: Any, one: Drawn) -> Kept:
     return {f"{name}.{n}": t for name, some in both.items() for n, t in enumerate(some)}
 
 
-def judge(one: Drawn, kept: Kept) -> Judged:
-    healthy, planted = (
-        set(strays([kept[f"{name}.{n}"] for n in range(len(kept) // 2)])) for name in ("healthy", "planted")
-    )
-    bad = set(one.planted)
-    return Judged((one.style, "all"), bool(healthy), len(bad), len(bad & planted), bool(planted - bad))
+def judge(one: Drawn, kept: Kept) -> list[Judged]:
+    """As it was planted; and with the first of its strays alone, the others being what they were."""
+    healthy, planted = ([kept[f"{name}.{n}"] for n in range(len(kept) // 2)] for name in ("healthy", "planted"))
+    first = torch.tensor([next(iter(one.planted))])
+    alone = [whole.index_copy(0, first, some[first]) for whole, some in zip(healthy, planted, strict=True)]
+    blamed = bool(strays(healthy))
+
+    def judged(rows: tuple[str, ...], descriptions: list[torch.Tensor], bad: set[int]) -> Judged:
+        named = set(strays(descriptions))
+        return Judged(rows, blamed, len(bad), len(bad & named), bool(named - bad))
+
+    return [judged((one.style, "all"), planted, set(one.planted)), judged(("one alone",), alone, set(first.tolist()))]
 
 
 def main() -> int:

@@ -156,18 +156,22 @@ def test_the_first_bytes_stay_in_memory_and_no_more(tmp_path: Path) -> None:
     assert small.held == 0
 
 
-def test_what_there_is_no_room_for_is_looked_for_and_not_read(tmp_path: Path) -> None:
+def test_an_entry_is_looked_for_and_not_read(tmp_path: Path) -> None:
+    """So that a start with many of them is short."""
     from lora_scripts.formats.io import write_atomic
 
     good, bad, none = (cache_key(name) for name in ("good", "bad", "none"))
     for key in (good, bad):
         Cache(tmp_path, write_atomic).put(key, some())
     Cache(tmp_path, write_atomic).path(bad).write_bytes(b"damaged")
-    reading, looking = Cache(tmp_path, write_atomic, keep=1 << 20), Cache(tmp_path, write_atomic)
-    assert [reading.ready(key) for key in (good, bad, none)] == [True, False, False]
-    assert [looking.ready(key) for key in (good, bad, none)] == [True, True, False]
-    assert reading.held and not looking.held
-    looking.drop(bad)  # found damaged when it was read
-    looking.drop(none)
-    assert [looking.ready(key) for key in (good, bad, none)] == [True, False, False]
+    cache = Cache(tmp_path, write_atomic, keep=1 << 20)
+    assert [cache.ready(key) for key in (good, bad, none)] == [True, True, False] and not cache.held
+    assert cache.get(good) is not None and cache.held
+    cache.path(good).unlink()
+    assert cache.ready(good)  # it is in memory
+    assert cache.get(bad) is None
+    cache.drop(bad)  # found damaged when it was read
+    cache.drop(none)
+    looking = Cache(tmp_path, write_atomic)
+    assert [looking.ready(key) for key in (good, bad, none)] == [False, False, False]
     assert looking.get(bad) is None and not looking.path(none).exists()

@@ -53,10 +53,10 @@ class Cache:
         return Path(f"{self.folder}/{key[:2]}/{key[2:]}.safetensors")
 
     def ready(self, key: str) -> bool:
-        """That `get` will give the entry. Read as long as there is room to keep it; beyond that, only looked for, so a
-        damage shows when it is read."""
-        if self._room > 0 or key in self._kept:
-            return self.get(key) is not None
+        """Whether the entry is there: looked for, not read, so that a start with many of them is short. A damage shows
+        when it is read."""
+        if key in self._kept:
+            return True
         try:
             return os.stat(self.path(key)).st_size > 0
         except FileNotFoundError:
