@@ -104,6 +104,19 @@ def test_pictures_are_described_one_by_one_whatever_their_number(family: Any, mo
     assert strays.described(family, pictures, ["a red car"] * 3, lambda: False) is None
 
 
+def test_each_picture_is_encoded_once(family: Any) -> None:
+    """But the first, whose latents tell how many go together. The mean that comes with the maps is `encode_image`'s."""
+    pictures, passes = list(torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1), list[int]()
+    mean, maps = family.image_features(pictures[0][None])
+    assert torch.equal(mean, family.encode_image(pictures[0][None])["mean"]) and len(maps) == 4
+    hook = family.coder.vae.encoder.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        strays.described(family, pictures, ["a red car"] * 3, lambda: True)
+    finally:
+        hook.remove()
+    assert len(passes) == len(pictures) + 1
+
+
 def test_strays_are_named_and_others_are_not() -> None:
     assert sorted(strays.strays(descriptions(20, unlike=(4, 17)))) == [4, 17]
     assert all(strays.strays(descriptions(20, seed=seed)) == [] for seed in range(10))
