@@ -50,7 +50,11 @@ class Cache:
     def path(self, key: str) -> Path:
         """Where the entry lies: 256 subfolders keep folders short."""
         assert re.fullmatch("[0-9a-f]{64}", key), key
-        return Path(f"{self.folder}/{key[:2]}/{key[2:]}.safetensors")
+        return Path(self._place(key))
+
+    def _place(self, key: str) -> str:
+        """The same; a start asks it for every picture, and a `Path` takes longer than looking there."""
+        return f"{self.folder}/{key[:2]}/{key[2:]}.safetensors"
 
     def ready(self, key: str) -> bool:
         """Whether the entry is there: looked for, not read, so that a start with many of them is short. A damage shows
@@ -58,7 +62,7 @@ class Cache:
         if key in self._kept:
             return True
         try:
-            return os.stat(self.path(key)).st_size > 0
+            return os.stat(self._place(key)).st_size > 0
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -117,17 +121,17 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 def _encode(part: Part) -> bytes:
     """Type, length and content, so that no two values share an encoding."""
-    if isinstance(part, tuple):
-        body = b"".join(map(_encode, part))
-    elif isinstance(part, str):
+    if isinstance(part, str):
         body = part.encode("utf-8", "surrogatepass")
+    elif isinstance(part, tuple):
+        body = b"".join(map(_encode, part))
     elif isinstance(part, float):
         body = part.hex().encode()
     elif part is None or isinstance(part, int):
         body = str(part).encode()
     else:
         raise TypeError(f"not a part of a key: {part!r}")
-    return f"{type(part).__name__}:{len(body)}:".encode() + body
+    return b"%s:%d:%s" % (type(part).__name__.encode(), len(body), body)
 
 
 def _digest(key: str, tensors: Mapping[str, torch.Tensor]) -> str:
