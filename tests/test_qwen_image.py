@@ -184,7 +184,8 @@ def test_a_picture_goes_through_the_vae_as_a_film_of_one_frame(theirs: QwenImage
     assert (posterior.std - want.std.squeeze(2)).abs().max() < 1e-4
     z = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(7))
     assert (still.decode(z)[0].clamp(-1, 1) - vae.decode(z.unsqueeze(2)).sample.squeeze(2)).abs().max() < 1e-4
-    maps = still.levels(pixels)
+    seen, maps = LatentCoder(still, QWEN_VAE.normal(vae), OPTIONS.device, MemoryOptions()).features(pixels)
+    assert seen.shape == (1, 16, 12, 8)
     assert [tuple(level.shape[1:]) for level in maps] == [(8, 48, 32), (16, 24, 16), (32, 12, 8), (32, 12, 8)]
     still.enable_tiling()
     film = still.film

@@ -210,7 +210,9 @@ def test_a_picture_goes_through_the_vae_as_through_theirs(theirs: Any) -> None:
         assert (posterior.std - want.std.squeeze(2)).abs().max() < 1e-4
     z = torch.randn(1, 64, 6, 4, generator=torch.Generator().manual_seed(7))
     assert (frame.decode(z)[0].clamp(-1, 1) - vae.decode(z.unsqueeze(2)).sample.squeeze(2)).abs().max() < 1e-4
-    sizes = [tuple(level.shape[1:]) for level in frame.levels(pixels[:, :3])]
+    seen, maps = LatentCoder(frame, RGBA_VAE.normal(vae), OPTIONS.device, MemoryOptions()).features(pixels[:, :3])
+    sizes = [tuple(level.shape[1:]) for level in maps]
+    assert seen.shape == (1, 64, 6, 4)
     assert sizes == [(4, 48, 32), (8, 24, 16), (16, 12, 8), (32, 6, 4), (32, 6, 4)]
     tiled = LatentCoder(
         Frame(tiny_qwen21.autoencoder()), RGBA_VAE.normal(vae), OPTIONS.device, MemoryOptions(vae_tiling=True)

@@ -83,7 +83,7 @@ class _AsLaid(torch.autograd.Function):
 
     torch keeps what it made for cuDNN's backward pass by the layouts of q, k and v, and not by that of the gradient
     (torch 2.11, `MHAParams`), so that one that lies otherwise is read with another's strides: beyond its end, or
-    wrongly. Of FLUX.1 and Chroma the gradient is a piece of a wider one in single blocks, and whole in double ones.
+    wrongly. Models meet it of which some blocks have the gradient as a piece of a wider one, and others have it whole.
     """
 
     @staticmethod
