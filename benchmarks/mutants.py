@@ -38,6 +38,15 @@ MUTANTS = [
     Mutant("adapters/layer.py", "us[0].addmm_(rows, up.flatten(1), alpha=site.scale)", "us[0].addmm_(rows, up.flatten(1))", "together"),
     Mutant("adapters/together.py", "layer.down, layer.group = self.layers[0].down, self", "layer.group = self", "together"),
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
+    # attention on a card
+    Mutant("compute/attention.py", "        y = _AsLaid.apply(y)\n", "        pass\n", "card_attention"),
+    Mutant("compute/attention.py", "F.scaled_dot_product_attention, _cudnn_leads = before", "pass", "card_attention"),
+    Mutant("compute/attention.py", "sdpa_kernel(order, set_priority=True)", "sdpa_kernel(order)", "card_attention"),
+    Mutant("train/passes.py", "        with quickest_attention(self._device):\n            return self._go(batch)", "        return self._go(batch)", "card_attention"),
+    # what a start does
+    Mutant("data/cache.py", "st_size > 0", "st_size >= 0", "cache growth"),
+    Mutant("train/encoded.py", "index=index if random_crop else 0", "index=0", "feed"),
+    Mutant("families/sd/latents.py", "return self.normal.into(mean, std)[0].cpu(), maps", "return mean.cpu(), maps", "strays"),
     # what is in RAM, and what a run does besides
     Mutant("compute/resting.py", "if self.untouched:", "if True:", "memory"),
     Mutant("compute/meter.py", "_PAGEOUT if own else _DONTNEED", "_DONTNEED", "memory"),
