@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lora_scripts.compute.memory import TILE, MemoryOptions
 from lora_scripts.families import strays
+from lora_scripts.families.sd.latents import LatentCoder
 
 
 def by_hand(description: np.ndarray) -> np.ndarray:
@@ -115,6 +118,18 @@ def test_each_picture_is_encoded_once(family: Any) -> None:
     finally:
         hook.remove()
     assert len(passes) == len(pictures) + 1
+
+
+def test_a_coder_of_tiles_sees_the_whole_picture(family: Any) -> None:
+    """And goes on in tiles."""
+    coder = family.coder
+    tiled = LatentCoder(copy.deepcopy(coder.vae), coder.normal, coder.device, MemoryOptions(vae_tiling=True))
+    wide = torch.rand(1, 3, 64, TILE + 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = tiled.encode(wide)["mean"]
+    mean, maps = coder.features(wide)
+    got = tiled.features(wide)
+    assert torch.equal(got[0], mean) and all(map(torch.equal, got[1], maps)) and len(maps) == 4
+    assert torch.equal(tiled.encode(wide)["mean"], before) and not torch.equal(before, mean)
 
 
 def test_strays_are_named_and_others_are_not() -> None:

@@ -31,8 +31,8 @@ off by 0.3 to 0.7 % then, 0.9 to 1.9 times as much as the fused kernel's; of 36 
 
 HOPPER = (9, 0)
 """Compute capability of the cards on which cuDNN's attention was measured to be the quicker one: forward and back in
-0.57 of the flash kernel's time at 4096 places of 40 channels, 0.53 at 4608 of 128. torch 2.11 begins with it there of
-itself, earlier ones do not."""
+0.57 of the flash kernel's time at 4096 places of 40 channels, 0.53 at 4608 of 128. By their sources newer torch begins
+with it there of itself, older does not."""
 WIDE = 128
 """Channels of a head above which it is not: at 256 places of 160 it takes twice as long."""
 

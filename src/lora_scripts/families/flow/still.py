@@ -56,6 +56,9 @@ class Still(nn.Module):
         stride = memory.TILE * 3 // 4
         self.film.enable_tiling(memory.TILE, memory.TILE, stride, stride)
 
+    def disable_tiling(self) -> None:
+        self.film.disable_tiling()
+
 
 def _last_slice(layer: QwenImageCausalConv3d) -> None:
     """Leaves out of a kernel what would see the frames before."""

@@ -174,10 +174,11 @@ class LatentCoder:
     @torch.no_grad()
     def features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """[n, 3, h, w] in [-1, 1] -> the "mean" of `encode`, and the maps [n, c, h', w'] behind the encoder's levels,
-        fine to coarse: both float32 on the CPU, of one pass. Not for a coder of tiles."""
-        assert not self.tiling
+        fine to coarse: both float32 on the CPU, of one pass, and of whole pictures where `encode` has them in tiles."""
         self._resting.wake(self.device)
         maps: list[Tensor] = []
+        if self.tiling:
+            self.vae.disable_tiling()
         hooks = [
             block.register_forward_hook(lambda _m, _i, out: maps.append(_picture(out).float().cpu()))
             for block in getattr(self.vae, "levels", None) or self.vae.encoder.down_blocks
@@ -187,6 +188,7 @@ class LatentCoder:
         finally:
             for hook in hooks:
                 hook.remove()
+            self._prepare(self.vae)
         return self.normal.into(mean, std)[0].cpu(), maps
 
     def fingerprint(self) -> str:
