@@ -223,7 +223,9 @@ def test_a_picture_goes_through_the_vae_as_through_theirs(theirs: Any) -> None:
     vae.disable_tiling()
     assert (tiled.encode(wide)["mean"] - mean).abs().max() < 1e-4
     whole = LatentCoder(tiled.vae, RGBA_VAE.normal(vae), OPTIONS.device, MemoryOptions(vae_tiling=True)).features(wide)
-    alone = LatentCoder(type(tiled.vae)(vae), RGBA_VAE.normal(vae), OPTIONS.device, MemoryOptions()).features(wide)
+    alone = LatentCoder(
+        Frame(tiny_qwen21.autoencoder()), RGBA_VAE.normal(vae), OPTIONS.device, MemoryOptions()
+    ).features(wide)
     assert all(map(torch.equal, [whole[0], *whole[1]], [alone[0], *alone[1]])) and tiled.vae.film.use_tiling
 
 
