@@ -5,7 +5,7 @@ python -m benchmarks.strays table FOLDER [--set SET]   what was named, as a tabl
 
 A set has 14 to 24 pictures of one style at the base's own size, every fourth one thing in many places. It is judged as
 it is, and with a tenth or a fifth of it, two at least, drawn in other styles; captions stay. Limits are set on `tune`,
-`later`, `third`, `last`, `final` and `final2`; `final3`, of other seeds and styles, is for the figures alone.
+`later`, `third`, `last`, `final`, `final2` and `final3`; `final4`, of other seeds and styles, is for the figures alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SETS = {
     "final": (113000, 80, styles.FINAL),
     "final2": (131000, 80, styles.FINAL2),
     "final3": (151000, 160, styles.FINAL3),
+    "final4": (173000, 160, styles.FINAL4),
 }
 """First seed, how many, and the styles."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benchmarks import painters
+from benchmarks import brushes, painters
 from benchmarks.painters import as_of, mapped
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
@@ -165,6 +165,11 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "nightvision": painters.nightvision,
     "linen": painters.linen,
     "shallow": painters.shallow,
+    "risograph": brushes.risograph,
+    "swirl": brushes.swirl,
+    "papercut": brushes.papercut,
+    "solarised": brushes.solarised,
+    "stencil": brushes.stencil,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
@@ -181,6 +186,8 @@ FINAL = ("points", "oil", "contours", "cinema", "ripple")
 FINAL2 = ("charcoal", "stitch", "faded", "fresco", "snapshot")
 """Styles that the rule of 1.9 times had not seen, and the limit of twice has."""
 FINAL3 = ("woodcut", "facets", "nightvision", "linen", "shallow")
+"""Styles that the limit of twice had not seen, and what came after it has."""
+FINAL4 = ("risograph", "swirl", "papercut", "solarised", "stencil")
 """Styles that no limit has seen."""
 
 
