@@ -148,10 +148,10 @@ def run(folder: Path, begun: float) -> dict[str, Any]:
     """`begun`: when the process was started, by the clock on the wall."""
     import signal
 
-    from lora_scripts.events import Event, Stepped
+    from lora_scripts.events import Event, Stepped, ignore
     from lora_scripts.run import story
     from lora_scripts.run.configs import load_config
-    from lora_scripts.run.preflight import preflight
+    from lora_scripts.run.preflight import preflight, tell_quick
 
     found: dict[str, Any] = {}
     seconds: list[float] = []
@@ -168,6 +168,7 @@ def run(folder: Path, begun: float) -> dict[str, Any]:
 
     config = load_config(folder / "config.yaml")
     ready = preflight(config, resume=False)
+    tell_quick(config, ready.scanned, [], ignore)
     found["looked_cpu"] = time.process_time()
     with suppress(KeyboardInterrupt):
         story.train(config, ready.folder, ready.samples, resume=False, sink=sink)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
 from lora_scripts.check.caption_findings import identical, missing, nonsense, truncated
 from lora_scripts.check.shape import shape_findings
@@ -39,6 +41,5 @@ def _same_files(samples: Sequence[Sample]) -> list[Finding]:
 
 def _shapes(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
     buckets = bucket_sizes(resolution)
-    sizes = ((sample.name, (sample.width, sample.height)) for sample in samples)
-    findings = [finding for name, size in sizes for finding in shape_findings(name, size, buckets)]
-    return [finding for finding in findings if finding.severity != "note"]
+    of = cache(lambda size: [f for f in shape_findings("", size, buckets) if f.severity != "note"])  # sizes are few
+    return [replace(f, files=(sample.name,)) for sample in samples for f in of((sample.width, sample.height))]

@@ -187,6 +187,7 @@ class _Table:
 
 def _read_csv(lines: list[str], table: _Table) -> None:
     header: list[str] | None = None
+    unnamed: list[int] = []
     name_at = text_at = 0
     row = 0
     while row < len(lines):
@@ -209,9 +210,10 @@ def _read_csv(lines: list[str], table: _Table) -> None:
                 table.fault(line, *problem)
                 return
             header = [field.lower() for field in fields]
+            unnamed = [i for i, column in enumerate(header) if not column]
             name_at = next(i for i, column in enumerate(header) if column in NAME_COLUMNS)
             text_at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
-        elif len(fields) == len(header) and not any(f for f, column in zip(fields, header, strict=True) if not column):
+        elif len(fields) == len(header) and not any(fields[i] for i in unnamed):
             table.add(fields[name_at], fields[text_at], line)
         else:
             table.faults.append(_wrong_count(table.path, line, fields, header))

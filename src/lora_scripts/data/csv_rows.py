@@ -12,6 +12,8 @@ def read_record(lines: list[str], row: int) -> tuple[list[str], int]:
 
     Raises ValueError(message, hint). The csv module would read on to the next quote or the end of the file.
     """
+    if '"' not in lines[row]:
+        return [field.strip() for field in lines[row].split(",")], row + 1
     fields: list[str] = []
     column = 0
     while True:

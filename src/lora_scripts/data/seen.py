@@ -33,8 +33,8 @@ class Seen:
 
     def known(self, path: Path) -> Sample | None:
         """As `data.scan.inspect`, without `Sample.small`; None for a picture that is to be looked at."""
-        row = self._pictures.get(str(path))
-        if row is None or row[:-3] != _mark(path):
+        row = self._pictures.get(place := str(path))
+        if row is None or row[:-3] != _mark(place):
             return None
         digest, width, height = row[-3:]
         return Sample(path, "", "", width, height, digest)
@@ -61,7 +61,7 @@ class Seen:
         self._kept = self._pictures, self._copies = {}, {}
 
 
-def _mark(path: Path) -> list[int]:
+def _mark(path: Path | str) -> list[int]:
     """Place, size and times of a file; nothing where it cannot be told."""
     try:
         stat = os.stat(path)

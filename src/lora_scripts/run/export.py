@@ -42,7 +42,7 @@ class Snapshot:
     words: dict[str, Tensor]
     """New words -> their vectors [k, sum of `word_widths`]"""
     word_widths: tuple[int, ...]
-    """As `PictureFamily.word_widths`."""
+    """As `PictureFamily.word_widths`; empty without words."""
 
 
 def snapshot(model: Model, ema: Ema | None) -> Snapshot:
@@ -50,7 +50,8 @@ def snapshot(model: Model, ema: Ema | None) -> Snapshot:
     with averaged(model.trained, model.optimizer, ema):
         leaves = {path: layer.leaves() for path, layer in model.layers.items()}
         words = {word: p.detach().cpu().clone() for word, p in model.words.items()}
-        return Snapshot(leaves, words, model.family.word_widths)
+        # Of no words there are none to ask for, and a text encoder that nobody needs is not built for it.
+        return Snapshot(leaves, words, model.family.word_widths if words else ())
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,11 @@ class LatentCoder:
 
     def _posterior(self, pixels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, float32, computed in a type."""
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            posterior = self.vae.encode(pixels.to(self.device)).latent_dist
+        quick = dtype != torch.float32
+        # Channels innermost, as matrix units read them; float32 gains nothing.
+        layout = torch.channels_last if quick else torch.contiguous_format
+        with torch.autocast(self.device.type, dtype, enabled=quick):
+            posterior = self.vae.encode(pixels.to(self.device, memory_format=layout)).latent_dist
         return posterior.mean.float(), posterior.std.float()
 
     @torch.no_grad()
