@@ -4,8 +4,8 @@ python -m benchmarks.strays run FOLDER [--set SET]     asks the base, a file for
 python -m benchmarks.strays table FOLDER [--set SET]   what was named, as a table
 
 A set has 14 to 24 pictures of one style at the base's own size, every fourth one thing in many places. It is judged as
-it is, and with a tenth or a fifth of it, two at least, drawn in other styles; captions stay. Limits are set on `tune`,
-`later`, `third`, `last`, `final` and `final2`; `final3`, of other seeds and styles, is for the figures alone.
+it is, and with a tenth or a fifth of it, two at least, drawn in other styles; captions stay. Limits are set on all
+of these sets.
 """
 
 from __future__ import annotations

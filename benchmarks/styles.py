@@ -179,9 +179,9 @@ LAST = ("glitch", "crayon", "gold", "pastel", "infrared")
 FINAL = ("points", "oil", "contours", "cinema", "ripple")
 """Styles that the rule for strays had not seen on the base before the crisper one; limits set since have."""
 FINAL2 = ("charcoal", "stitch", "faded", "fresco", "snapshot")
-"""Styles that the rule of 1.9 times had not seen, and the limit of twice has."""
+"""Styles that the rule of 1.9 times had not seen, and the limit of twice had."""
 FINAL3 = ("woodcut", "facets", "nightvision", "linen", "shallow")
-"""Styles that no limit has seen."""
+"""Styles that the rule without sharpness had not seen, and the rule that stands has."""
 
 
 def paint(scene: world.Scene, size: int) -> Image.Image:
