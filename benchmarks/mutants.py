@@ -47,6 +47,8 @@ MUTANTS = [
     Mutant("data/cache.py", "st_size > 0", "st_size >= 0", "cache growth"),
     Mutant("train/encoded.py", "index=index if random_crop else 0", "index=0", "feed"),
     Mutant("families/sd/latents.py", "return self.normal.into(mean, std)[0].cpu(), maps", "return mean.cpu(), maps", "strays"),
+    Mutant("families/strays.py", "ratio = fine - coarse", "ratio = fine + coarse", "strays"),
+    Mutant("families/strays.py", "(square + square.quantile(0.5)) / 2", "square", "strays"),
     # what is in RAM, and what a run does besides
     Mutant("compute/resting.py", "if self.untouched:", "if True:", "memory"),
     Mutant("compute/meter.py", "_PAGEOUT if own else _DONTNEED", "_DONTNEED", "memory"),

@@ -92,7 +92,7 @@ def judge(one: Drawn, kept: Kept) -> list[Judged]:
 
 
 def main() -> int:
-    return command(__doc__, "strays", SETS, "final2", drawn, ask, judge)
+    return command(__doc__, "strays", SETS, "final4", drawn, ask, judge)
 
 
 if __name__ == "__main__":

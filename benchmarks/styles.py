@@ -184,11 +184,11 @@ LAST = ("glitch", "crayon", "gold", "pastel", "infrared")
 FINAL = ("points", "oil", "contours", "cinema", "ripple")
 """Styles that the rule for strays had not seen on the base before the crisper one; limits set since have."""
 FINAL2 = ("charcoal", "stitch", "faded", "fresco", "snapshot")
-"""Styles that the rule of 1.9 times had not seen, and the limit of twice has."""
+"""Styles that the rule of 1.9 times had not seen, and the limit of twice had."""
 FINAL3 = ("woodcut", "facets", "nightvision", "linen", "shallow")
-"""Styles that the limit of twice had not seen, and what came after it has."""
+"""Styles that the rule without sharpness had not seen, and the rule that stands has."""
 FINAL4 = ("risograph", "swirl", "papercut", "solarised", "stencil")
-"""Styles that no limit has seen."""
+"""Styles that no rule has seen."""
 
 
 def paint(scene: world.Scene, size: int) -> Image.Image:

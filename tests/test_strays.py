@@ -17,11 +17,12 @@ from lora_scripts.families.sd.latents import LatentCoder
 def by_hand(description: np.ndarray) -> np.ndarray:
     """How much farther each is than the others by one description, one picture and number at a time."""
 
-    def robust(values: np.ndarray) -> np.ndarray:
-        off = values - np.median(values)
-        return np.clip(off / (1.4826 * float(np.median(np.abs(off)))), -10, 10)
-
-    scaled = np.stack([robust(column) for column in description.T], 1)
+    off = [column - np.median(column) for column in description.T]
+    squares = [(1.4826 * float(np.median(np.abs(column)))) ** 2 for column in off]
+    usual = float(np.median(squares))
+    scaled = np.stack(
+        [np.clip(column / np.sqrt((s + usual) / 2), -10, 10) for column, s in zip(off, squares, strict=True)], 1
+    )
     middle, near = [], []
     for one in scaled:
         distances = sorted(float(np.sqrt(np.mean((one - other) ** 2))) for other in scaled)
@@ -41,7 +42,8 @@ def descriptions(count: int, *, seed: int = 0, unlike: tuple[int, ...] = (), by:
 
 def test_the_distance_is_that_of_the_formula() -> None:
     made = descriptions(15, unlike=(3,))
-    wanted = sum(by_hand(one.double().numpy()) for one in made) / 4
+    made[1] *= torch.logspace(-1, 1, 12)  # numbers that vary more than others, and less
+    wanted = np.log(sum(np.exp(by_hand(one.double().numpy())) for one in made) / 4)
     np.testing.assert_allclose(strays.apart(made).numpy(), wanted, atol=1e-9)
 
 
@@ -69,26 +71,71 @@ def test_what_the_base_misses_is_described_from_fine_to_coarse() -> None:
     assert torch.isfinite(strays.texture(torch.zeros(1, 4, 5, 3))).all()  # nothing missed, and odd sides
 
 
-def test_how_a_picture_is_drawn_is_its_laplacian_pyramid() -> None:
-    """Numbers by numpy: means of 2 x 2, and what they leave of the picture."""
-    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 64, 32)).astype(np.float32)
+def pyramid_by_hand(pixels: np.ndarray) -> list[np.ndarray]:
+    """By numpy, down to 8 px: means of 2 x 2, and what they leave of the picture."""
     red, green, blue = pixels.astype(np.float64)
-    level, wanted = np.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue]), []
-    for _ in range(2):  # 64 x 32, 32 x 16; 16 x 8 is the least
+    level, found = np.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue]), []
+    while min(level.shape[1:]) > 8:
         coarse = level.reshape(3, level.shape[1] // 2, 2, level.shape[2] // 2, 2).mean((2, 4))
-        details = level - np.kron(coarse, np.ones((1, 2, 2)))
+        found.append(level - np.kron(coarse, np.ones((1, 2, 2))))
+        level = coarse
+    return found
+
+
+def test_how_a_picture_is_drawn_is_its_laplacian_pyramid() -> None:
+    pixels, wanted = np.random.default_rng(0).uniform(-1, 1, (3, 64, 32)).astype(np.float32), []
+    for details in pyramid_by_hand(pixels):
         wanted += [*np.log((details**2).mean((1, 2)))]
         wanted += [np.log(1 + (details[0] ** 4).mean() / (details[0] ** 2).mean() ** 2)]
-        level = coarse
-    np.testing.assert_allclose(strays.drawn(torch.from_numpy(pixels)).numpy(), wanted, rtol=1e-5, atol=1e-5)
-    assert torch.isfinite(strays.drawn(torch.zeros(3, 30, 17))).all()  # nothing drawn, and odd sides
+    assert len(wanted) == 2 * 4
+    np.testing.assert_allclose(strays.drawn(strays.details(torch.from_numpy(pixels))), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_how_sharp_it_is_is_told_place_by_place() -> None:
+    """Of 16 x 16 places, by numpy; the coarsest level has a pixel for each."""
+    rng = np.random.default_rng(0)
+    pixels = (rng.uniform(-1, 1, (3, 64, 64)) * np.linspace(0.05, 1, 64)).astype(np.float32)
+    strong, wanted = [], []
+    for details in pyramid_by_hand(pixels):
+        one = len(details[0]) // 16
+        strong.append(np.log((details**2).sum(0).reshape(16, one, 16, one).mean((1, 3))).ravel())
+    wanted = [np.log(one.std(ddof=1)) for one in strong]
+    for fine, coarse in ((strong[0], strong[1]), (strong[1], strong[2])):
+        off = np.sort(fine - coarse)
+        wanted += [off.mean(), np.log(off.std(ddof=1)), np.corrcoef(fine, coarse)[0, 1]]
+        wanted += [np.interp(q * 255, np.arange(256), off) for q in (0.1, 0.5, 0.9)]
+    got = strays.sharpness(strays.details(torch.from_numpy(pixels)))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_picture_of_any_size_is_described_and_an_empty_one() -> None:
+    for sides in ((30, 17), (9, 40), (128, 64)):
+        levels = strays.details(torch.zeros(3, *sides))
+        assert torch.isfinite(strays.drawn(levels)).all() and torch.isfinite(strays.sharpness(levels)).all()
+
+
+def smooth(count: int, *, size: int = 64) -> torch.Tensor:
+    coarse = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
 
 
 def test_a_picture_of_lines_among_smooth_ones_is_named() -> None:
-    coarse = torch.rand(16, 3, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")
-    smooth[5, :, torch.arange(64) % 4 < 2] *= -1
-    assert strays.strays([torch.stack([strays.drawn(one) for one in smooth])] * 4) == [5]
+    pictures = smooth(16)
+    pictures[5, :, torch.arange(64) % 4 < 2] *= -1
+    levels = [strays.details(one) for one in pictures]
+    for describe in (strays.drawn, strays.sharpness):
+        assert strays.strays([torch.stack([describe(one) for one in levels])] * 4) == [5]
+
+
+def test_a_picture_that_is_sharp_in_one_half_alone_is_named() -> None:
+    """By its sharpness, whatever its contrast is: each has its own, and by that alone another is the farthest."""
+    hard = smooth(16, size=128).mul(4).round().div(4)
+    hard *= torch.linspace(0.2, 1, 16)[torch.randperm(16, generator=torch.Generator().manual_seed(0)), None, None, None]
+    soft = torch.nn.functional.avg_pool2d(hard[5:6], 9, 1, 4, count_include_pad=False)
+    hard[5, :, :64] = soft[0, :, :64]
+    levels = [strays.details(one) for one in hard]
+    assert strays.strays([torch.stack([strays.sharpness(one) for one in levels])] * 4) == [5]
+    assert strays.apart([torch.stack([strays.drawn(one) for one in levels])]).argmax() != 5
 
 
 def test_pictures_are_described_one_by_one_whatever_their_number(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +148,8 @@ def test_pictures_are_described_one_by_one_whatever_their_number(family: Any, mo
     assert alone is not None
     for whole, one in zip(made, alone, strict=True):
         torch.testing.assert_close(whole[2:], one, rtol=1e-3, atol=1e-3)
-    maps = [one[0].numpy().reshape(len(one[0]), -1) for one in family.image_features(pictures[0][None])[1]]
-    wanted = np.concatenate([part for one in maps for part in (one.mean(1), np.log(one.std(1, ddof=1)))])
-    np.testing.assert_allclose(made[0][0].numpy(), wanted, rtol=1e-3, atol=1e-3)
+    levels = strays.details(pictures[0])
+    assert torch.equal(made[2][0], strays.drawn(levels)) and torch.equal(made[3][0], strays.sharpness(levels))
     assert strays.described(family, pictures, ["a red car"] * 3, lambda: False) is None
 
 

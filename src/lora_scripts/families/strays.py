@@ -1,16 +1,16 @@
 """Which pictures of a set are unlike the others, in style or in what they show: by what a base makes of them, and how
 they are drawn.
 
-Four descriptions have one say each. One is of what the VAE's encoder sees: mean and spread of each channel of its maps,
-the usual description of a style. Two are of what the base misses of the picture at a low noise level, where it has to
-know textures: how strong that is, by channel and coarseness, and how its channels go together (of what it knows, white
-noise is left; of a style that it does not know, that style's texture). One is of the pixels alone: how strong their
-details are, from fine to coarse, and how sparse (lines, dots and hatching, of which a base that cannot draw them tells
-little).
+Four descriptions have one say each. Two are of what the base misses of the picture at a low noise level, where it has
+to know textures: how strong that is, by channel and coarseness, and how its channels go together (of what it knows,
+white noise is left; of a style that it does not know, that style's texture). Two are of the pixels alone: how strong
+their details are, from fine to coarse, and how sparse (lines, dots and hatching, of which a base that cannot draw them
+tells little); and how sharp they are, place by place, where what the picture shows cancels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,9 +26,9 @@ LEAST = 12
 """Pictures: among fewer none is unlike the others."""
 NEAREST = 3
 """Neighbours."""
-FIRST, FURTHER = 0.7, 0.46
+FIRST, FURTHER = 0.68, 0.5
 """How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: twice
-and 1.6 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
+and 1.65 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
 clear stray less will do."""
 SHARE = 0.3
 """Of a set: more strays are none."""
@@ -38,6 +38,9 @@ BANDS = 3
 """Of coarseness, each half as fine as the one before."""
 COARSEST = 8
 """Pixels along the shorter side of the least picture whose details are described."""
+PLACES = 16
+"""Along each side, in which a picture's sharpness is looked at."""
+QUANTILES = 0.1, 0.5, 0.9
 FAINT = 1e-5
 """The mean square of details, of pixels in [-1, 1], that counts as none: about that of rounding to 8 bits."""
 
@@ -62,38 +65,59 @@ def described(
         for first in range(0, len(pictures), many):
             some = slice(first, first + many)
             told = {name: values[some] for name, values in texts.items()}
-            encoded = [family.image_features(pixels[None]) for pixels in pictures[some]]
-            latents = torch.cat([mean for mean, _ in encoded])
+            latents = torch.cat([family.encode_image(pixels[None])["mean"] for pixels in pictures[some]])
             noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(0))
             missed = missed_with(family, latents, captions[some], told, noise, LEVEL, size).cpu()
-            by_pixels = torch.stack([drawn(pixels) for pixels in pictures[some]])
-            by_maps = torch.stack([seen(maps) for _, maps in encoded])
-            found.append((by_maps, strength(missed), texture(missed), by_pixels))
+            finer = [details(pixels) for pixels in pictures[some]]
+            by_pixels = [torch.stack([how(levels) for levels in finer]) for how in (drawn, sharpness)]
+            found.append((strength(missed), texture(missed), *by_pixels))
             if not step():
                 return None
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def drawn(pixels: Tensor) -> Tensor:
-    """[3, h, w] in [-1, 1] -> of each level of its Laplacian pyramid (Burt and Adelson 1983), from fine to coarse, the
-    logarithms of the mean squares of brightness and of two differences of colours, and of brightness's kurtosis."""
+def details(pixels: Tensor) -> list[Tensor]:
+    """[3, h, w] in [-1, 1] -> the levels of its Laplacian pyramid (Burt and Adelson 1983), from fine to coarse, each
+    [3, h, w]: brightness and two differences of colours."""
     red, green, blue = pixels.float().cpu()
-    level = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue])
-    found = []
+    level, found = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue]), []
     while min(level.shape[1:]) > COARSEST:
         coarse = F.adaptive_avg_pool2d(level, (level.shape[1] // 2, level.shape[2] // 2))
-        details = (level - F.interpolate(coarse[None], size=level.shape[1:])[0]).square()
-        power = details.mean((1, 2))
-        kurtosis = details[0].square().mean() / (power[0].square() + FAINT**2)
-        found.append(torch.cat([power.clamp(min=FAINT).log(), kurtosis.add(1).log()[None]]))
+        found.append(level - F.interpolate(coarse[None], size=level.shape[1:])[0])
         level = coarse
+    return found
+
+
+def drawn(levels: Sequence[Tensor]) -> Tensor:
+    """Of each level, the logarithms of the mean squares of its channels, and of brightness's kurtosis."""
+    found = []
+    for level in levels:
+        power = level.square().mean((1, 2))
+        kurtosis = level[0].pow(4).mean() / (power[0].square() + FAINT**2)
+        found.append(torch.cat([power.clamp(min=FAINT).log(), kurtosis.add(1).log()[None]]))
     return torch.cat(found)
 
 
-def seen(maps: Sequence[Tensor]) -> Tensor:
-    """The encoder's maps [1, c, h, w] of a picture -> mean, and logarithm of the deviation, of each channel."""
-    flat = [one[0].flatten(1).float().cpu() for one in maps]
-    return torch.cat([part for one in flat for part in (one.mean(1), one.std(1).clamp(min=1e-6).log())])
+def sharpness(levels: Sequence[Tensor]) -> Tensor:
+    """Of each level, how unevenly its details are spread over `PLACES` x `PLACES` places; and of each two neighbouring
+    ones, how much stronger the finer is there: the mean, the deviation and three quantiles of that ratio over the
+    places (all in logarithms), and how the two correlate.
+
+    Where there is an edge, both are strong, whatever it is an edge of: their ratio tells how it is drawn."""
+    by_place = [
+        F.adaptive_avg_pool2d(level.square().sum(0)[None], PLACES).flatten().clamp(min=FAINT).log() for level in levels
+    ]
+    found = [torch.stack([_spread(strong) for strong in by_place])]
+    for fine, coarse in itertools.pairwise(by_place):
+        ratio = fine - coarse
+        together = ((fine - fine.mean()) * (coarse - coarse.mean())).mean()
+        correlation = together / (fine.var(correction=0) * coarse.var(correction=0)).clamp(min=1e-8).sqrt()
+        found += [torch.stack([ratio.mean(), _spread(ratio), correlation]), ratio.quantile(torch.tensor(QUANTILES))]
+    return torch.cat(found)
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values.std().clamp(min=1e-3).log()
 
 
 def strength(missed: Tensor) -> Tensor:
@@ -127,16 +151,17 @@ def _bands(maps: Tensor) -> list[Tensor]:
 
 def apart(descriptions: Sequence[Tensor]) -> Tensor:
     """How much farther each picture is from the others than they are from one another, [n]: the logarithm of that
-    ratio, the mean over the descriptions."""
-    return torch.stack([_apart(one.double()) for one in descriptions]).mean(0)
+    ratio, whose mean over the descriptions counts: what is far by one alone is seldom far by the others."""
+    return torch.stack([_apart(one.double()) for one in descriptions]).exp().mean(0).log()
 
 
 def _apart(description: Tensor) -> Tensor:
     """By two distances, the median one and that of the nearest neighbours: in a set of days and nights the first says
-    little. Numbers count by their robust deviations (Iglewicz and Hoaglin 1993); a set's ratios do not, since the
-    spread of a few is hardly known."""
+    little. Numbers count by their robust deviations (Iglewicz and Hoaglin 1993), whose squares are drawn halfway to the
+    usual one of all numbers, since that of a few pictures is hardly known (as Smyth 2004 moderates variances)."""
     off = description - description.quantile(0.5, 0)
-    scaled = (off / (1.4826 * off.abs().quantile(0.5, 0)).clamp(min=1e-6)).clamp(-CLIP, CLIP)
+    square = (1.4826 * off.abs().quantile(0.5, 0)).square()
+    scaled = (off / ((square + square.quantile(0.5)) / 2).sqrt().clamp(min=1e-6)).clamp(-CLIP, CLIP)
     distances = (scaled[:, None] - scaled[None]).square().mean(2).sqrt().sort(1).values
     far = distances[:, max(1, len(distances) // 2)], distances[:, 1 : NEAREST + 1].mean(1)  # the first is its own
     logarithms = torch.stack(far, 1).clamp(min=1e-12).log()
