@@ -43,8 +43,19 @@ def descriptions(count: int, *, seed: int = 0, unlike: tuple[int, ...] = (), by:
 def test_the_distance_is_that_of_the_formula() -> None:
     made = descriptions(15, unlike=(3,))
     made[1] *= torch.logspace(-1, 1, 12)  # numbers that vary more than others, and less
-    wanted = np.log(sum(np.exp(by_hand(one.double().numpy())) for one in made) / 4)
+    each = [np.exp(by_hand(one.double().numpy())) for one in made]
+    assert max(one.max() for one in each) > 3.02  # else nothing is seen of where it ends
+    wanted = np.log(sum(np.minimum(one, np.exp(1.1)) for one in each) / 4)
     np.testing.assert_allclose(strays.apart(made).numpy(), wanted, atol=1e-9)
+
+
+def test_far_by_one_description_alone_is_no_stray() -> None:
+    """The only picture without one of few colours: by that it is six times as far, else like the others."""
+    for seed in range(10):
+        made = descriptions(20, seed=seed)
+        made[2][7] += 12 * made[2][7].sign()
+        far = by_hand(made[2].double().numpy())
+        assert far.argmax() == 7 and far[7] > 1.6 and strays.strays(made) == []
 
 
 def bands_by_hand(level: np.ndarray) -> list[np.ndarray]:

@@ -26,10 +26,13 @@ LEAST = 12
 """Pictures: among fewer none is unlike the others."""
 NEAREST = 3
 """Neighbours."""
-FIRST, FURTHER = 0.68, 0.5
-"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: twice
-and 1.65 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
+FIRST, FURTHER = 0.6, 0.48
+"""How far, by `apart`, the farthest picture must be for a set to have strays, and the others to be named with it: 1.8
+and 1.6 times as far as usual. The farthest of a set without strays is often the only white thing on snow; beside a
 clear stray less will do."""
+MOST = 1.1
+"""As far as one description can say: three times. The only picture without red, of a style with few colours, is six
+times as far by one of them, and like the others by the rest."""
 SHARE = 0.3
 """Of a set: more strays are none."""
 CLIP = 10.0
@@ -152,7 +155,7 @@ def _bands(maps: Tensor) -> list[Tensor]:
 def apart(descriptions: Sequence[Tensor]) -> Tensor:
     """How much farther each picture is from the others than they are from one another, [n]: the logarithm of that
     ratio, whose mean over the descriptions counts: what is far by one alone is seldom far by the others."""
-    return torch.stack([_apart(one.double()) for one in descriptions]).exp().mean(0).log()
+    return torch.stack([_apart(one.double()) for one in descriptions]).clamp(max=MOST).exp().mean(0).log()
 
 
 def _apart(description: Tensor) -> Tensor:
