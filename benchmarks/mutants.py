@@ -51,7 +51,7 @@ MUTANTS = [
     Mutant("families/strays.py", "(square + square.quantile(0.5)) / 2", "square", "strays"),
     # what is in RAM, and what a run does besides
     Mutant("compute/resting.py", "if self.untouched:", "if True:", "memory"),
-    Mutant("compute/meter.py", "_PAGEOUT if own else _DONTNEED", "_DONTNEED", "memory"),
+    Mutant("compute/pages.py", "_PAGEOUT if own else _DONTNEED", "_DONTNEED", "memory"),
     Mutant("families/sd/encoder.py", "if not self._resting.untouched:", "if False:", "memory"),
     Mutant("families/sd/network.py", "torch.cat([torch.cos(angles), torch.sin(angles)], -1)", "torch.cat([torch.sin(angles), torch.cos(angles)], -1)", "lean"),
     Mutant("families/sd/whole.py", "return layout if known and all(", "return layout if all(", "lean"),

@@ -73,8 +73,8 @@ LEVELS = [125 + 250 * n for n in range(4)]
 SEARCHED, SEARCH_SEED = ("neon", "duotone"), 100
 REPORTED = ("blueprint", "thermal", "wash")
 OURS, SCRIPT_OWN, SCRIPT_SAME = "this project", "diffusers' script", "diffusers' script, the same layers"
-RATES = {OURS: (2e-3, 4e-3, 8e-3), SCRIPT_OWN: (2e-3, 4e-3, 8e-3, 1.6e-2)}
-"""What is tried: one more on either side than the best."""
+RATES = {OURS: (2.8e-3, 4e-3, 5.6e-3, 8e-3), SCRIPT_OWN: (5.6e-3, 8e-3, 1.1e-2, 1.6e-2)}
+"""What is tried: one more on either side than the best, by half octaves."""
 SHARES = (0.9, 0.95, 1.0)
 SHARE = 0.95
 """Of the way down: the level that counts."""

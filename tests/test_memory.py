@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ import tiny
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
-from lora_scripts.compute import memory, meter
+from lora_scripts.compute import memory, pages
 from lora_scripts.compute import resting as rest
 from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
 from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
@@ -477,16 +480,36 @@ def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
         return sum(int(row.split()[1]) for row in inside if row.startswith("Rss:"))
 
     assert torch.equal(mapped, values) and held() >= 4096
-    meter.give_back([path])
+    pages.give_back([path])
     if held() >= 4096:
         pytest.skip("this system keeps them")
     assert held() < 400 and torch.equal(mapped, values)
     mapped[0] = 7  # a page that no file has any more
-    meter.give_back([path])
+    pages.give_back([path])
     assert mapped[0] == 7 and torch.equal(mapped[1:], values[1:])
 
 
 # --- what rests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems keep it by rules of their own")
+def test_on_a_cpu_what_is_freed_is_kept_for_what_comes_next() -> None:
+    """Pages that the system clears anew for 80 MB that are freed and asked for again, in a process of its own."""
+    code = """if True:
+        import resource, torch
+        from lora_scripts.compute.device import choose_device
+        def cleared():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            blocks = [torch.ones(2**20) for _ in range(20)]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        by_itself = [cleared() for _ in range(4)]
+        choose_device("cpu")
+        kept = [cleared() for _ in range(4)]
+        print(by_itself[-1], kept[-1])
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    by_itself, kept = map(int, found.stdout.split())
+    assert by_itself > 1000 and kept < 100
 
 
 def test_what_rests_is_its_file_again_and_what_wakes_is_float32(tmp_path: Path) -> None:

@@ -7,17 +7,19 @@ import sys
 import torch
 
 from lora_scripts.adapters.products import cpu_has_matrix_units
+from lora_scripts.compute.pages import keep_freed
 from lora_scripts.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`: a CUDA card, else Apple's, else the CPU. UserError for one that is not there."""
+    """`auto`: a CUDA card, else Apple's, else the CPU, for which memory that is freed is kept from here on. UserError
+    for one that is not there."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(wanted)
+    device = torch.device(wanted if wanted != "auto" else "cuda" if cuda else "mps" if mps else "cpu")
+    if device.type == "cpu":
+        keep_freed()
     there = {"cuda": cuda, "mps": mps}.get(device.type, True)
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"device {wanted}: there is none on this machine", hint="use device: auto, or cpu")

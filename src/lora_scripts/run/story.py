@@ -13,7 +13,7 @@ from PIL.Image import Image
 from lora_scripts.compute.compiled import told_in_a_line
 from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
 from lora_scripts.compute.mapped import Leases
-from lora_scripts.compute.meter import give_back
+from lora_scripts.compute.pages import give_back
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
