@@ -96,3 +96,86 @@ def stencil(scene: world.Scene, size: int) -> Image.Image:
         share = np.maximum(edge * 0.92, mist * (0.3 + 0.25 * _strewn(rng, 64, size))).clip(0, 1)[..., None]
         page = page * (1 - share) + np.array(ink) * share
     return Image.fromarray(page.clip(0, 255).astype(np.uint8), "RGB")
+
+
+def glow(scene: world.Scene, size: int) -> Image.Image:
+    """As through a soft-focus filter: under a bright and warm haze of its own lights."""
+    plain = as_of("plain", scene, size)
+    lights = plain.point(lambda v: 255 * (v / 255) ** 1.6)
+    values = np.asarray(plain.filter(ImageFilter.GaussianBlur(size * 0.006)), np.float32) / 255
+    haze = sum(
+        np.asarray(lights.filter(ImageFilter.GaussianBlur(size * far)), np.float32) / 510 for far in (0.03, 0.09)
+    )
+    lit = 1 - (1 - values**1.15) * (1 - 0.75 * haze * np.array([1, 0.94, 0.84]))
+    return Image.fromarray((255 * lit).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def clay(scene: world.Scene, size: int) -> Image.Image:
+    """Modelled in clay: each part bulges between creases, lit from the upper left, with dents and prints of fingers."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    y, x = np.mgrid[0:size, 0:size] / size
+    lines = ImageOps.autocontrast(as_of("sketch", scene, size).convert("L")).point(lambda v: 255 if v < 130 else 0)
+    height = 0.006 * _strewn(rng, 11, size)
+    for far, deep in (0.012, 0.03), (0.035, 0.09):
+        height -= deep * np.asarray(lines.filter(ImageFilter.GaussianBlur(size * far)), np.float32) / 255
+    for at in rng.random((7, 2)):
+        away = np.hypot(x - at[0], (y - at[1]) * 0.8)
+        height += 0.0022 * np.sin(away * 2 * np.pi * 24) * np.exp(-((away / 0.08) ** 2))
+    down, across = np.gradient(height, 1 / size)
+    facing = (1 - (down + across) * 0.6) / np.sqrt(1 + down**2 + across**2)
+    matte = np.asarray(as_of("plain", scene, size).filter(ImageFilter.ModeFilter(max(3, size // 32 | 1))), np.float32)
+    shine = 60 * (facing - 1.15).clip(0, 1)
+    lit = (matte * 0.88 + 16) * (0.12 + 0.88 * facing)[..., None] + shine[..., None]
+    return Image.fromarray(lit.clip(0, 255).astype(np.uint8), "RGB")
+
+
+def leak(scene: world.Scene, size: int) -> Image.Image:
+    """On film into whose camera light crept: bands of red, orange and nearly white from one side, and pale blacks."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    y, x = np.mgrid[0:size, 0:size] / size
+    from_side = x if rng.random() < 0.5 else 1 - x
+    values = np.asarray(as_of("plain", scene, size), np.float32) / 255 * 0.9 + 0.07
+    lean, wave = rng.uniform(-0.25, 0.25), 0.04 * np.sin(2 * np.pi * (y * rng.uniform(0.5, 1.2) + rng.random()))
+    far = from_side + lean * (y - 0.5) + wave
+    band = 0.7 * np.exp(-(((far - rng.uniform(0.4, 0.65)) / rng.uniform(0.05, 0.1)) ** 2))
+    light = np.exp(-((far.clip(0) / rng.uniform(0.22, 0.34)) ** 2)) * 1.25 + band
+    crept = (light[..., None] * np.array([1, 0.62, 0.3]) - np.array([0, 0.1, 0.12])).clip(0, 1)
+    return Image.fromarray((255 * (1 - (1 - values) * (1 - crept))).clip(0, 255).astype(np.uint8), "RGB")
+
+
+def inkwash(scene: world.Scene, size: int) -> Image.Image:
+    """Black ink in water on rice paper: few greys that run, darker at their rims, under a brush now wet, now dry."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    fine = 2 * size
+    off = [fine * (0.008 * _strewn(rng, 14, fine) + 0.002 * _strewn(rng, 50, fine)) for _ in "yx"]
+    y, x = (np.mgrid[:fine, :fine] + off).round().astype(int).clip(0, fine - 1)
+    plain = as_of("plain", scene, fine).convert("L").filter(ImageFilter.GaussianBlur(fine * 0.008))
+    dark = 1 - np.asarray(ImageOps.autocontrast(plain), np.float32)[y, x] / 255
+    washes = Image.fromarray((np.round(dark**1.7 * 4) / 4 * 255).astype(np.uint8), "L")
+    run, wide = (
+        np.asarray(washes.filter(ImageFilter.GaussianBlur(fine * far)), np.float32) / 255 for far in (0.01, 0.03)
+    )
+    lines = np.asarray(ImageOps.autocontrast(as_of("sketch", scene, fine).convert("L")))[y, x] < 120
+    drawn = Image.fromarray(lines).convert("L").filter(ImageFilter.GaussianBlur(fine * 0.007))
+    stroke = (np.asarray(drawn, np.float32) / 255 * 2 + 0.35 * _strewn(rng, 7, fine) - 0.4).clip(0, 0.9)
+    pooled = 0.68 * run + 0.6 * (run - wide).clip(0) + 0.06 * run * _strewn(rng, 9, fine)
+    ink = np.maximum(pooled, stroke * lines + 0.5 * stroke * ~lines).clip(0, 0.95)[..., None]
+    paper = np.array([242, 238, 226]) * (1 + 0.012 * _strewn(rng, 64, fine)[..., None])
+    page = Image.fromarray((paper * (1 - ink) + np.array([24, 25, 30]) * ink).clip(0, 255).astype(np.uint8), "RGB")
+    return page.resize((size, size), Image.Resampling.BOX)
+
+
+def hatching(scene: world.Scene, size: int) -> Image.Image:
+    """A pen's thin black lines on white, crossed by those of another slant once, twice, thrice, the darker it is."""
+    rng = np.random.default_rng(round(scene.x * 1e6))
+    fine = 4 * size
+    grey = ImageOps.autocontrast(as_of("plain", scene, size).convert("L")).resize((fine, fine))
+    dark = 1 - np.asarray(grey, np.float32) / 255
+    y, x = np.mgrid[0:fine, 0:fine].astype(np.float32) / fine
+    shaky = 0.004 * _strewn(rng, 8, fine)
+    ink = np.asarray(as_of("sketch", scene, fine).convert("L")) < 110
+    for from_dark, turn in (0.18, 45), (0.38, -45), (0.58, 8), (0.78, 84):
+        along = x * np.float32(np.cos(np.radians(turn))) + y * np.float32(np.sin(np.radians(turn))) + shaky
+        ink |= (along * 25 % 1 < 0.26) & (dark + 0.03 * _strewn(rng, 24, fine) > from_dark)
+    page = Image.fromarray(np.where(ink[..., None], (26, 24, 28), (250, 248, 242)).astype(np.uint8), "RGB")
+    return page.resize((size, size), Image.Resampling.BOX)

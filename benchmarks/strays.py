@@ -5,7 +5,8 @@ python -m benchmarks.strays table FOLDER [--set SET]   what was named, as a tabl
 
 A set has 14 to 24 pictures of one style at the base's own size, every fourth one thing in many places. It is judged as
 it is, and with a tenth or a fifth of it, two at least, drawn in other styles; captions stay. Limits are set on `tune`,
-`later`, `third`, `last`, `final`, `final2` and `final3`; `final4`, of other seeds and styles, is for the figures alone.
+`later`, `third`, `last`, `final`, `final2`, `final3` and `final4`; `final5`, of other seeds and styles, is for
+the figures alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SETS = {
     "final2": (131000, 80, styles.FINAL2),
     "final3": (151000, 160, styles.FINAL3),
     "final4": (173000, 160, styles.FINAL4),
+    "final5": (197000, 160, styles.FINAL5),
 }
 """First seed, how many, and the styles."""
 
@@ -92,7 +94,7 @@ def judge(one: Drawn, kept: Kept) -> list[Judged]:
 
 
 def main() -> int:
-    return command(__doc__, "strays", SETS, "final4", drawn, ask, judge)
+    return command(__doc__, "strays", SETS, "final5", drawn, ask, judge)
 
 
 if __name__ == "__main__":

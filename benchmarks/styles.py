@@ -170,6 +170,11 @@ PAINTERS: dict[str, Callable[[world.Scene, int], Image.Image]] = {
     "papercut": brushes.papercut,
     "solarised": brushes.solarised,
     "stencil": brushes.stencil,
+    "glow": brushes.glow,
+    "clay": brushes.clay,
+    "leak": brushes.leak,
+    "inkwash": brushes.inkwash,
+    "hatching": brushes.hatching,
 }
 TUNING = ("neon", "sketch", "duotone", "pixel")
 """Styles on which limits were set."""
@@ -188,6 +193,8 @@ FINAL2 = ("charcoal", "stitch", "faded", "fresco", "snapshot")
 FINAL3 = ("woodcut", "facets", "nightvision", "linen", "shallow")
 """Styles that the rule without sharpness had not seen, and the rule that stands has."""
 FINAL4 = ("risograph", "swirl", "papercut", "solarised", "stencil")
+"""Styles that the mean of uncapped ratios had not seen, and what came after it has."""
+FINAL5 = ("glow", "clay", "leak", "inkwash", "hatching")
 """Styles that no rule has seen."""
 
 
