@@ -186,9 +186,11 @@ def test_relatives_and_parts_of_other_models_are_refused_by_name(base: Path, tmp
     assert check_text is not None
     assert "add text_encoder" in faults(lambda: check_text(base, ()))
     assert "add vae: the file flux2-vae.safetensors" in faults(lambda: FACTS.check(base, True))
-    text, tok = tiny_flow.language(width=40)
+    (text, tok), cut = tiny_flow.language(width=40), tiny_flow.language(layers=26)
     other = tiny_flow.write_text(tmp_path / "wide" / "qwen.safetensors", tiny_flow.Models(None, None, text, tok))
     assert "gives states of width 40, the base reads 24" in faults(lambda: check_text(base, [other]))
+    short = tiny_flow.write_text(tmp_path / "cut" / "qwen.safetensors", tiny_flow.Models(None, None, *cut))
+    assert "has 26 layers, the base reads the states behind 27" in faults(lambda: check_text(base, [short]))
     ae = tiny_flow.write_vae(tmp_path / "ae.safetensors", tiny_flow.autoencoder())
     assert "latents of 16 channels, FLUX.2 klein has 32" in faults(lambda: FACTS.check_vae(ae))
     assert "latents of 32 channels, Z-Image has 16" in faults(

@@ -135,18 +135,20 @@ def _pieces(files: Sequence[Path]) -> Pieces:
 
 
 def finder(
-    width: Callable[[L], int], signs: Sequence[str], kind: Language = QWEN3
+    width: Callable[[L], int], signs: Sequence[str], kind: Language = QWEN3, layers: int = 0
 ) -> Callable[[L, Path, Sequence[Path]], Source]:
     """As `Transformer.text` asks. `width`: of the states that a base reads; `signs`: of the captions' template, and
-    what fills it up."""
-    return lambda layout, base, given: find(kind, base, given, width(layout), signs)
+    what fills it up; `layers`: behind how many a base reads, where that is one number for all."""
+    return lambda layout, base, given: find(kind, base, given, width(layout), signs, layers)
 
 
-def find(kind: Language, base: Path, given: Sequence[Path], width: int, signs: Sequence[str]) -> Source:
+def find(
+    kind: Language, base: Path, given: Sequence[Path], width: int, signs: Sequence[str], layers: int = 0
+) -> Source:
     """The text encoder of a base: what `text_encoder` names, else the base's own.
 
-    `width`: of the states that the rest of the model reads. UserErrors for one that is not there, not whole, not of its
-    kind, or of another width.
+    `width`: of the states that the rest of the model reads; `layers`: of which it must have so many at least.
+    UserErrors for one that is not there, not whole, not of its kind, of another width, or with fewer layers.
     """
     path = _place(kind, base, given)
     files = files_of(path)
@@ -155,6 +157,9 @@ def find(kind: Language, base: Path, given: Sequence[Path], width: int, signs: S
     if layout.width != width:
         text = f"this text encoder gives states of width {layout.width}, the base reads {width}"
         raise UserError(text, file=path, hint="give the one that the base was made with")
+    if layout.layers < layers:
+        text = f"this text encoder has {layout.layers} layers, the base reads the states behind {layers}"
+        raise UserError(text, file=path, hint=f"give {kind.file}")
     unknown = [key for key in pieces.keys() if not (is_spare(key) or key.startswith(kind.unread))]  # noqa: SIM118
     require_floats(pieces, {pieces.key_in_file(key) for key in unknown})  # first: blocks have other shapes, too
     check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)

@@ -15,8 +15,10 @@ CHECKPOINT = Kind("a FLUX.2 klein checkpoint")
 DISTILLED = Kind(
     "a FLUX.2 klein distilled to few steps", "give FLUX.2 klein base, 4B or 9B; a LoRA of that works on it, too"
 )
+TAPS = (9, 18, 27)
+"""Behind which layers of the text encoder the states are taken."""
 _SIGNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>")
-FILES = files("FLUX.2 klein", finder(lambda own: own.text_width // TAPPED, _SIGNS))
+FILES = files("FLUX.2 klein", finder(lambda own: own.text_width // TAPPED, _SIGNS, layers=TAPS[-1]))
 
 
 def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:

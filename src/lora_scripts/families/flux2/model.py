@@ -13,13 +13,13 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.black_forest import flux2_model
 from lora_scripts.families.flow.model import FlowFamily
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flux2.check import FILES
+from lora_scripts.families.flux2.check import FILES, TAPS
 from lora_scripts.families.flux2.facts import FACTS
 
 READING = Reading(
     before="<|im_start|>user\n",
     after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-    taps=lambda layers: (9, 18, 27),
+    taps=lambda layers: TAPS,
     most=512,
     filled=True,
 )

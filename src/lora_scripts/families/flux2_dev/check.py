@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from lora_scripts.errors import UserError
 from lora_scripts.families.black_forest.flux2_files import TAPPED, files, guided, guided_folder
-from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
-from lora_scripts.families.flow import llm
-from lora_scripts.families.flow.llm import MISTRAL3, Source
+from lora_scripts.families.flow.llm import MISTRAL3, finder
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Kind
 
@@ -19,16 +16,8 @@ TAPS = (10, 20, 30)
 _SIGNS = ("<s>", "<pad>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]")
 
 
-def _text(own: Flux2Layout, base: Path, given: Sequence[Path]) -> Source:
-    """As `Transformer.text` asks. Of the 40 layers published files for drawing have the first 30, which are read."""
-    source = llm.find(MISTRAL3, base, given, own.text_width // TAPPED, _SIGNS)
-    if (layers := source.layout.layers) < TAPS[-1]:
-        text = f"this text encoder has {layers} layers, the base reads the states behind {TAPS[-1]}"
-        raise UserError(text, file=source.path, hint=f"give {MISTRAL3.file}")
-    return source
-
-
-FILES = files("FLUX.2 dev", _text)
+# Of the text encoder's 40 layers published files for drawing have the first 30, which are read.
+FILES = files("FLUX.2 dev", finder(lambda own: own.text_width // TAPPED, _SIGNS, MISTRAL3, TAPS[-1]))
 
 
 def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from lora_scripts.errors import UserError
-from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.autoencoder import VAE32
-from lora_scripts.families.flow.llm import QWEN3_VL, Source
+from lora_scripts.families.flow.llm import QWEN3_VL, finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.flux3 import layout
 from lora_scripts.families.flux3.layout import JUMPS, Flux3Layout
@@ -28,15 +26,6 @@ TAPS = (4, 8, 12, 16, 20, 24, 28, 32)
 _SIGNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
-def _text(own: Flux3Layout, base: Path, given: Sequence[Path]) -> Source:
-    """As `Transformer.text` asks."""
-    source = llm.find(QWEN3_VL, base, given, own.text_width // len(TAPS), _SIGNS)
-    if (layers := source.layout.layers) < TAPS[-1]:
-        text = f"this text encoder has {layers} layers, the base reads the states behind {TAPS[-1]}"
-        raise UserError(text, file=source.path, hint=f"give {QWEN3_VL.file}")
-    return source
-
-
 FILES = Transformer[Flux3Layout](
     words="FLUX.3 klein",
     model="Flux3Transformer2DModel",
@@ -45,7 +34,7 @@ FILES = Transformer[Flux3Layout](
     config_of=layout.config_of,
     config_keys=layout.CONFIG,
     rows=layout.rows,
-    text=_text,
+    text=finder(lambda own: own.text_width // len(TAPS), _SIGNS, QWEN3_VL, TAPS[-1]),
     vae=VAE32,
     side=layout.SIDE,
     unused=("repa_projectors.",),
