@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-8
-_CHUNK = 1 << 20  # numbers at a time: what is compared stays in the processor's cache
+_CHUNK = 1 << 17  # numbers at a time: what is compared stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _verdict(
     fault = faults[0] if faults else None
     if fault is not None and not fault.key and own:  # a library does not always say which key it stopped at
         fault = Fault(own[0].key, fault.why)
-    strangers = {stranger.key.partition(".")[0] for stranger in own} - {names.of(p).partition(".")[0] for p in wanted}
+    strangers = {stranger.key.partition(".")[0] for stranger in own}
+    strangers -= {names.of(path).partition(".")[0] for path in wanted} if strangers else set()
     largest = max((found for found in differences.values() if isinstance(found, float)), default=0.0)
     relative = largest / size if size else 0.0
     return Verdict(consumer, len(right), len(wanted) + len(strangers), largest, relative, fault, reading.note)
@@ -96,10 +98,10 @@ def _differences(
     """
     rows: dict[str, dict[str, Fault | float]] = {consumer: {} for consumer in readings}
     sizes = {path: 0.0 for path in wanted}
+    lost = {path: _rounding(want) for path, want in wanted.items()}
     for path, want in wanted.items():
-        exact = want.exact()
-        sizes[path] = exact.abs().max().item() if exact.numel() else 0.0
-        done: list[tuple[Delta, float]] = []
+        distinct: list[Delta] = []  # most consumers take the same numbers
+        places: dict[str, int] = {}
         for consumer, reading in readings.items():
             got = reading.changes.get(path)
             if got is None:
@@ -108,16 +110,17 @@ def _differences(
             if other is not None:
                 rows[consumer][path] = Fault("", other)
                 continue
-            difference = next((value for change, value in done if change.same(got)), None)
-            if difference is None:
-                difference = _largest(got.delta(), exact)
-                done.append((got, difference))
-            rows[consumer][path] = difference
+            known = next((n for n, change in enumerate(distinct) if change.same(got)), len(distinct))
+            distinct += [got] if known == len(distinct) else []
+            places[consumer] = known
+        sizes[path], found = _apart(want, distinct)
+        for consumer, place in places.items():
+            rows[consumer][path] = found[place]
     largest = max((size for size in sizes.values() if math.isfinite(size)), default=0.0)
     for differences in rows.values():
         for path, value in differences.items():
             # Of each module's own size: early in a training all of the changes are small.
-            allowed = _RELATIVE * sizes[path] + _ABSOLUTE * largest + _rounding(wanted[path])
+            allowed = _RELATIVE * sizes[path] + _ABSOLUTE * largest + lost[path]
             if isinstance(value, float) and not (math.isfinite(sizes[path]) and value <= allowed):
                 text = f"ΔW is another one than was trained (off by {value:.1e} of {sizes[path]:.1e})"
                 differences[path] = Fault("", text)
@@ -146,15 +149,41 @@ def _rounding(delta: Delta) -> float:
     return lost if math.isfinite(lost) else 0.0
 
 
-def _largest(got: Tensor, want: Tensor) -> float:
-    """Largest |difference|; infinite where the shapes differ or a number is none."""
-    if got.shape != want.shape:
-        return float("inf")
-    step = max(1, _CHUNK // max(1, want.shape[1]))
-    rows = range(0, want.shape[0], step)
-    most = [(got[i : i + step].double() - want[i : i + step]).abs().max() for i in rows]
-    value = torch.stack(most).max().item() if most else 0.0
-    return value if value == value else float("inf")
+def _apart(want: Delta, readings: Sequence[Delta]) -> tuple[float, list[float]]:
+    """(largest |ΔW| of what was trained, largest |difference| of each reading), a few rows of ΔW at a time.
+
+    Infinite where the shapes differ or a reading has a number that is none.
+    """
+    (out, inner), exact = _by_rows(want)
+    dense = [reading.delta() for reading in readings]
+    fitting = [got if got.shape == (out, inner) else None for got in dense]
+    size, most = torch.zeros((), dtype=torch.float64), [torch.zeros((), dtype=torch.float64) for _ in dense]
+    step = max(1, _CHUNK // max(1, inner))
+    for first in range(0, out if inner else 0, step):
+        rows = slice(first, first + step)
+        some = exact(rows)
+        size = torch.maximum(size, _largest(some))
+        most = [
+            far if got is None else torch.maximum(far, _largest(got[rows].double() - some))
+            for far, got in zip(most, fitting, strict=True)
+        ]
+    told = [far.item() if got is not None else math.inf for far, got in zip(most, fitting, strict=True)]
+    return size.item(), [value if value == value else math.inf for value in told]
+
+
+def _by_rows(want: Delta) -> tuple[tuple[int, int], Callable[[slice], Tensor]]:
+    """(shape of ΔW, what gives some of its rows in float64); a product is never formed whole."""
+    if not isinstance(want.change, LoraWeights):
+        whole = want.exact()
+        return (whole.shape[0], whole.shape[1]), lambda rows: whole[rows]
+    thin = factors.of(want.change)
+    return (thin.up.shape[0], thin.down.shape[1]), lambda rows: thin.up[rows] @ thin.down
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Largest |value|; NaN where there is one."""
+    least, most = values.aminmax()
+    return torch.maximum(least.abs(), most.abs())
 
 
 class _Names:
