@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import peers_card
 import peft
 import torch
 from counts import KLEIN_4B
@@ -286,7 +287,22 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         torch._dynamo.config.recompile_limit = 256
         base.compile_repeated_blocks(fullgraph=True)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    signal = alphas_cumprod().to(CARD)
+    loss_of = asked(model, base, count, autocast=not half)
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return lambda more: [step() for _ in range(more)]
+
+
+def asked(model: Model, base: Any, count: int, *, autocast: bool) -> Callable[[], Tensor]:
+    """The loss of diffusers' model on the next batch."""
+    signal, batches = alphas_cumprod().to(CARD), model.batches(count)
     nothing: Any = None
     ask = nothing if model.family in ("sd1", "sdxl") else model.wrap.args[1]  # type: ignore[attr-defined]
 
@@ -303,22 +319,29 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         out = ask(base, noised, times.float() / 1000, texts | {"lengths": batch.texts["lengths"]})
         return out
 
-    def step(batch: Batch) -> float:
+    def loss() -> Tensor:
+        batch = next(batches)
         latents = batch.latents["mean"].to(CARD, torch.bfloat16)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (count,), device=CARD)
         level = signal[times].view(-1, 1, 1, 1).to(latents)
         noised = level.sqrt() * latents + (1 - level).sqrt() * noise
-        with torch.autocast("cuda", torch.bfloat16, enabled=not half):
+        with torch.autocast(CARD.type, torch.bfloat16, enabled=autocast):
             out = answer(noised, batch, times)
-        loss = F.mse_loss(out.float(), noise.float())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        return F.mse_loss(out.float(), noise.float())
 
-    batches = model.batches(count)
-    return lambda more: [step(next(batches)) for _ in range(more)]
+    return loss
+
+
+def peer(make: peers_card.Make, model: Model, count: int) -> Way:
+    """Of peers_card.py."""
+    from lora_scripts.families.table import by_name
+
+    facts = by_name(model.family)
+    base = made(model.theirs())
+    ends = sites(base, facts.image_root, facts.groups)
+    loss = asked(model, base, count, autocast=True)
+    step = make(peers_card.Task(model.family, base, ends, loss, RANK, CARD))
+    return lambda more: [step() for _ in range(more)]
 
 
 def kohya(make: Any, model: Model, count: int) -> Way:
@@ -337,6 +360,9 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
     if peers and model.family == "sd1":
         for name, make in peer_arms(peers, RANK, CARD):
             yield name, partial(kohya, make, model, count)
+    if peers:
+        for name, theirs in peers_card.arms(peers):
+            yield name, partial(peer, theirs, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
     yield "usual, torch's attention", partial(by_torch, partial(project, model, count, tape=small))
