@@ -8,8 +8,8 @@ ready in RAM. Arms of one row stand on the card together and take their steps in
 which come one after the other. It writes card.json and card.md.
 
 The peers: the step of diffusers' example (its model as it comes, LoRA by peft), once as the script has it, LoRA in
-float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, kohya's
-sd-scripts (see peers.py).
+float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, what lies in DIR:
+kohya's sd-scripts for Stable Diffusion 1.5 (see peers.py), OneTrainer and ai-toolkit (see peers_card.py).
 """
 
 from __future__ import annotations
@@ -287,10 +287,11 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         torch._dynamo.config.recompile_limit = 256
         base.compile_repeated_blocks(fullgraph=True)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    loss_of = asked(model, base, count, autocast=not half)
+    loss_of = asked(model, count, base)
 
     def step() -> float:
-        loss = loss_of()
+        with torch.autocast(CARD.type, torch.bfloat16, enabled=not half):
+            loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -300,11 +301,12 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
     return lambda more: [step() for _ in range(more)]
 
 
-def asked(model: Model, base: Any, count: int, *, autocast: bool) -> Callable[[], Tensor]:
-    """The loss of diffusers' model on the next batch."""
+def asked(model: Model, count: int, base: Any, ask: Any = None) -> Callable[[], Tensor]:
+    """What gives the loss of diffusers' model on the next batch, or of another one, that is asked so."""
     signal, batches = alphas_cumprod().to(CARD), model.batches(count)
     nothing: Any = None
-    ask = nothing if model.family in ("sd1", "sdxl") else model.wrap.args[1]  # type: ignore[attr-defined]
+    if model.family not in ("sd1", "sdxl"):
+        ask = ask or model.wrap.args[1]  # type: ignore[attr-defined]
 
     def answer(noised: Tensor, batch: Batch, times: Tensor) -> Tensor:
         texts = {name: t.to(CARD, torch.bfloat16) for name, t in (batch.texts or {}).items() if name != "lengths"}
@@ -325,9 +327,7 @@ def asked(model: Model, base: Any, count: int, *, autocast: bool) -> Callable[[]
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (count,), device=CARD)
         level = signal[times].view(-1, 1, 1, 1).to(latents)
         noised = level.sqrt() * latents + (1 - level).sqrt() * noise
-        with torch.autocast(CARD.type, torch.bfloat16, enabled=autocast):
-            out = answer(noised, batch, times)
-        return F.mse_loss(out.float(), noise.float())
+        return F.mse_loss(answer(noised, batch, times).float(), noise.float())
 
     return loss
 
@@ -337,10 +337,9 @@ def peer(make: peers_card.Make, model: Model, count: int) -> Way:
     from lora_scripts.families.table import by_name
 
     facts = by_name(model.family)
-    base = made(model.theirs())
-    ends = sites(base, facts.image_root, facts.groups)
-    loss = asked(model, base, count, autocast=True)
-    step = make(peers_card.Task(model.family, base, ends, loss, RANK, CARD))
+    ends = partial(sites, root=facts.image_root, groups=facts.groups)
+    task = peers_card.Task(model.family, count, RANK, CARD, model.theirs, made, ends, partial(asked, model, count))
+    step = make(task)
     return lambda more: [step() for _ in range(more)]
 
 
@@ -361,7 +360,7 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
         for name, make in peer_arms(peers, RANK, CARD):
             yield name, partial(kohya, make, model, count)
     if peers:
-        for name, theirs in peers_card.arms(peers):
+        for name, theirs in peers_card.arms(peers, model.family):
             yield name, partial(peer, theirs, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
