@@ -9,7 +9,8 @@ which come one after the other. It writes card.json and card.md.
 
 The peers: the step of diffusers' example (its model as it comes, LoRA by peft), once as the script has it, LoRA in
 float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, what lies in DIR:
-kohya's sd-scripts for Stable Diffusion 1.5 (see peers.py), OneTrainer and ai-toolkit (see peers_card.py).
+kohya's sd-scripts for Stable Diffusion 1.5 (see peers.py), OneTrainer and ai-toolkit (see peers_onetrainer.py and
+peers_aitoolkit.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import peers_aitoolkit
 import peers_card
+import peers_onetrainer
 import peft
 import torch
 from counts import KLEIN_4B
@@ -359,9 +362,13 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
     if peers and model.family == "sd1":
         for name, make in peer_arms(peers, RANK, CARD):
             yield name, partial(kohya, make, model, count)
-    if peers:
-        for name, theirs in peers_card.arms(peers, model.family):
-            yield name, partial(peer, theirs, model, count)
+    others: list[tuple[str, peers_card.Make]] = []
+    if peers and (place := peers / "OneTrainer").is_dir():
+        others += peers_onetrainer.arms(place)
+    if peers and (place := peers / "ai-toolkit").is_dir():
+        others += peers_aitoolkit.arms(place, model.family)
+    for name, theirs in others:
+        yield name, partial(peer, theirs, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
     yield "usual, torch's attention", partial(by_torch, partial(project, model, count, tape=small))
