@@ -82,7 +82,7 @@ def made(model: Any) -> Any:
     g = torch.Generator(CARD).manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.fill_(1.0) if "norm" in name and name.endswith("weight") else p.normal_(0, 0.02, generator=g)
+            p.fill_(1.0) if "norm" in name and name.endswith(("weight", "scale")) else p.normal_(0, 0.02, generator=g)
     return model
 
 
