@@ -8,8 +8,9 @@ ready in RAM. Arms of one row stand on the card together and take their steps in
 which come one after the other. It writes card.json and card.md.
 
 The peers: the step of diffusers' example (its model as it comes, LoRA by peft), once as the script has it, LoRA in
-float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, kohya's
-sd-scripts (see peers.py).
+float32 under autocast, and once all in bf16, with `compile_repeated_blocks` as a third; with --peers, what lies in DIR:
+kohya's sd-scripts for Stable Diffusion 1.5 (see peers.py), OneTrainer and ai-toolkit (see peers_onetrainer.py and
+peers_aitoolkit.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import peers_aitoolkit
+import peers_card
+import peers_onetrainer
 import peft
 import torch
 from counts import KLEIN_4B
@@ -78,7 +82,7 @@ def made(model: Any) -> Any:
     g = torch.Generator(CARD).manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.fill_(1.0) if "norm" in name and name.endswith("weight") else p.normal_(0, 0.02, generator=g)
+            p.fill_(1.0) if "norm" in name and name.endswith(("weight", "scale")) else p.normal_(0, 0.02, generator=g)
     return model
 
 
@@ -286,9 +290,26 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         torch._dynamo.config.recompile_limit = 256
         base.compile_repeated_blocks(fullgraph=True)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    signal = alphas_cumprod().to(CARD)
+    loss_of = asked(model, count, base)
+
+    def step() -> float:
+        with torch.autocast(CARD.type, torch.bfloat16, enabled=not half):
+            loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return lambda more: [step() for _ in range(more)]
+
+
+def asked(model: Model, count: int, base: Any, ask: Any = None) -> Callable[[], Tensor]:
+    """What gives the loss of diffusers' model on the next batch, or of another one, that is asked so."""
+    signal, batches = alphas_cumprod().to(CARD), model.batches(count)
     nothing: Any = None
-    ask = nothing if model.family in ("sd1", "sdxl") else model.wrap.args[1]  # type: ignore[attr-defined]
+    if model.family not in ("sd1", "sdxl"):
+        ask = ask or model.wrap.args[1]  # type: ignore[attr-defined]
 
     def answer(noised: Tensor, batch: Batch, times: Tensor) -> Tensor:
         texts = {name: t.to(CARD, torch.bfloat16) for name, t in (batch.texts or {}).items() if name != "lengths"}
@@ -303,22 +324,26 @@ def example(model: Model, count: int, *, half: bool, compiled: bool = False, che
         out = ask(base, noised, times.float() / 1000, texts | {"lengths": batch.texts["lengths"]})
         return out
 
-    def step(batch: Batch) -> float:
+    def loss() -> Tensor:
+        batch = next(batches)
         latents = batch.latents["mean"].to(CARD, torch.bfloat16)
         noise, times = torch.randn_like(latents), torch.randint(0, 1000, (count,), device=CARD)
         level = signal[times].view(-1, 1, 1, 1).to(latents)
         noised = level.sqrt() * latents + (1 - level).sqrt() * noise
-        with torch.autocast("cuda", torch.bfloat16, enabled=not half):
-            out = answer(noised, batch, times)
-        loss = F.mse_loss(out.float(), noise.float())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        return F.mse_loss(answer(noised, batch, times).float(), noise.float())
 
-    batches = model.batches(count)
-    return lambda more: [step(next(batches)) for _ in range(more)]
+    return loss
+
+
+def peer(make: peers_card.Make, model: Model, count: int) -> Way:
+    """Of peers_card.py."""
+    from lora_scripts.families.table import by_name
+
+    facts = by_name(model.family)
+    ends = partial(sites, root=facts.image_root, groups=facts.groups)
+    task = peers_card.Task(model.family, count, RANK, CARD, model.theirs, made, ends, partial(asked, model, count))
+    step = make(task)
+    return lambda more: [step() for _ in range(more)]
 
 
 def kohya(make: Any, model: Model, count: int) -> Way:
@@ -337,6 +362,13 @@ def arms(model: Model, count: int, peers: Path | None) -> Iterator[tuple[str, Ca
     if peers and model.family == "sd1":
         for name, make in peer_arms(peers, RANK, CARD):
             yield name, partial(kohya, make, model, count)
+    others: list[tuple[str, peers_card.Make]] = []
+    if peers and (place := peers / "OneTrainer").is_dir():
+        others += peers_onetrainer.arms(place)
+    if peers and (place := peers / "ai-toolkit").is_dir():
+        others += peers_aitoolkit.arms(place, model.family)
+    for name, theirs in others:
+        yield name, partial(peer, theirs, model, count)
     yield "plain", partial(project, model, count, tape=False, plain=True)
     yield "usual", partial(project, model, count, tape=small)
     yield "usual, torch's attention", partial(by_torch, partial(project, model, count, tape=small))
