@@ -347,7 +347,9 @@ def step(base: Path, precision: str = "fp32", device: torch.device = DEVICE, **k
     torch.manual_seed(5)
     texts = None if keys.get("train_text_encoder") else {"states": normal(2, 77, 16)}
     generators = [torch.Generator().manual_seed(n) for n in range(2)]
-    latents = {"mean": normal(2, 4, 8, 8), "std": torch.full((2, 4, 8, 8), 0.1)}
+    # Not 8 x 8: the middle would have one place, whose norms divide by a spread of nothing, and where kernels sum in
+    # another order gradients are off by 1.4e-4 in float32; of 16 x 16 by 1.5e-7.
+    latents = {"mean": normal(2, 4, 16, 16), "std": torch.full((2, 4, 16, 16), 0.1)}
     with quickest_attention(device):
         loss, _ = model.family.loss(Batch(latents, ["a cat", "a dog"], texts, ["1", "2"], generators), Objective())
         loss.backward()
@@ -382,7 +384,7 @@ def test_what_saves_memory_changes_no_gradient(
         if str(more) not in plain:
             plain[str(more)] = step(base, precision, base_precision=stored, **more)
         got = step(base, precision, base_precision=stored, **keys)
-        # As a whole: where there is one place left to attend to, gradients are nothing but rounding.
+        # As a whole: that of a layer alone may be little more than rounding.
         far = apart(*(torch.cat([t.double().flatten() for t in them]) for them in (got, plain[str(more)])))
         assert far <= (1e-5 if precision == "fp32" else 1e-2), (name, far)
 
