@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tiny
 from lora_scripts.cli import main
@@ -225,3 +229,27 @@ def test_a_digest_is_remembered_until_anything_of_the_file_changes(
     assert read() == hashlib.sha256(data).hexdigest() and len(readings) == 6  # its rows are still there
     record.write_text('{"a": ')
     assert read() == hashlib.sha256(data).hexdigest() and len(readings) == 7
+
+
+def test_digests_are_made_beside_other_work(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither waits for the other, both are remembered, and a fault is told to who asks."""
+    record, true, both = tmp_path / "digests.json", base_files.sound_digest, threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(base_files, "_SETTLED", -1)
+    monkeypatch.setattr(base_files, "sound_digest", lambda path, unread: both.wait() >= 0 and true(path, unread))
+    second = Path(shutil.copy(own, tmp_path / "second.safetensors"))
+    waiting = [BaseFiles([path]).begin(lambda name: False, record=record) for path in (own, second)]
+    whole = hashlib.sha256(own.read_bytes()).hexdigest()
+    assert [read() for read in waiting] == [{own: whole}, {second: whole}]
+    assert json.loads(record.read_text()).keys() == {str(own), str(second)}
+    monkeypatch.setattr(base_files, "sha256_of", lambda path: "read once")
+    assert [base_files.file_digest(second, record) for _ in range(2)] == ["read once"] * 2
+    monkeypatch.setattr(base_files, "sound_digest", true)
+    monkeypatch.setattr(base_files, "sha256_of", lambda path: "read again")
+    assert base_files.file_digest(own, record) == base_files.file_digest(own, record) == "read again"
+    assert BaseFiles([own]).begin(lambda name: False, record=record)() == {own: whole}  # another kind of reading
+    spoilt = load_file(own)
+    next(iter(spoilt.values())).fill_(math.nan)
+    save_file(spoilt, own)
+    read = BaseFiles([own]).begin(lambda name: False)
+    with pytest.raises(UserError, match="not finite"):
+        read()

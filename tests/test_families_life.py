@@ -26,6 +26,7 @@ from lora_scripts.cli import main
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras.file import read
+from lora_scripts.run import base_files
 from runs import stopped
 
 
@@ -118,14 +119,19 @@ def test_a_base_is_known_by_its_header_and_its_folder(life: Life, tmp_path: Path
             assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_a_stopped_run_goes_on_exactly(life: Life, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_exactly(life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = tmp_path / "mylora"
+    monkeypatch.setattr(base_files, "_SETTLED", -1)  # they were written just now
     run("train", "--config", life.config, f"output_dir={again}", f"cache_dir={life.folder / 'mylora' / 'cache'}")
     assert (again / "mylora.safetensors").read_bytes() == life.lora.read_bytes()
     last = load_file(life.folder / "mylora" / "state" / "step-00000006" / "lora.safetensors")
     assert last.keys() == life.cut_state.keys() and any(not torch.equal(last[k], life.cut_state[k]) for k in last)
     assert "How strong" not in (life.folder / "mylora" / "report.html").read_text("utf-8")  # report: short
-    assert len(list((life.folder / "mylora" / "cache").rglob("*.safetensors"))) > 0
+    cache = life.folder / "mylora" / "cache"
+    assert len(list(cache.rglob("*.safetensors"))) > 0
+    beside: Any = life.row.beside(life.folder)
+    large = [life.base, *(path for path in beside.get("text_encoder", ()) if path.is_file())]
+    assert {str(path) for path in large} <= json.loads((cache / "digests.json").read_text()).keys()
 
 
 def test_every_trained_layer_is_in_the_file(life: Life) -> None:

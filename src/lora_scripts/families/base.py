@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.facts import Facts
+from lora_scripts.formats.hashes import sha256_of
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Draws, draw
 
@@ -253,5 +254,7 @@ class LoadOptions:
     remembered: Callable[[str, Callable[[], str]], str] = lambda what, make: make()
     """Gives the digest of something that stands in the files of the base and of another VAE, by a name for it that
     says all that it is made of besides: one that was found before, or else what `make` gives."""
+    digest: Callable[[Path], str] = sha256_of
+    """Gives the SHA-256 of a file that texts are read with, which may be large and looked at before."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config that a family has a use for, such as `prediction`; each takes its own and leaves the rest."""

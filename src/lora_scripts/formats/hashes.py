@@ -56,6 +56,15 @@ def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     return filled
 
 
+def sha256_of(path: Path) -> str:
+    """Of a whole file. UserError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", file=path, hint="check the path") from error
+
+
 def model_hashes(source: Path | bytes) -> Hashes:
     """The hashes of a model file, read once in pieces of 1 MiB. UserError when it cannot be read."""
     if isinstance(source, bytes):

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,15 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
+from lora_scripts.formats.hashes import sha256_of
 from lora_scripts.formats.numbers import sound_digest
 
 _SAMPLES, _SAMPLE = 64, 4096
 """Places of a file that are looked at, and how many bytes at each: a page."""
 _SETTLED = 2_000_000_000
 """Nanoseconds: the coarsest clock of a disk in use (FAT)."""
+_WRITING = threading.Lock()
+"""Held by who writes into a record: digests are made side by side."""
 
 
 def model_files(config: TrainConfig, facts: Facts) -> list[Path]:
@@ -76,21 +81,25 @@ class BaseFiles:
         `record`: a file in which digests are kept; a file of which place, size, times and samples are as they were then
         is not read again (5 s of a start for 4 GB). `kind`: a word for what is `unread`, which counts with them.
         """
-        known, begun = _known(record), time.time_ns()
         for path, seen in self._seen.items():
-            mark = [kind, *seen.place, seen.size, seen.time, seen.changed, seen.samples]
-            found = known.get(str(path.resolve()), [])
-            if found[:-1] == mark:
-                self.digests[path] = found[-1]
-                continue
-            self.digests[path] = sound_digest(path, unread)
-            # One written to just now could be written to again within the same tick of the disk's clock.
-            if begun - max(seen.time, seen.changed) > _SETTLED:
-                known[str(path.resolve())] = [*mark, self.digests[path]]
+            self.digests[path] = _digest(path, seen, record, kind, lambda path=path: sound_digest(path, unread))  # type: ignore[misc]
         self.require_unchanged()
-        if record is not None:
-            _remember(record, known)
         return self.digests
+
+    def begin(
+        self, unread: Callable[[str], bool], *, record: Path | None = None, kind: str = ""
+    ) -> Callable[[], Mapping[Path, str]]:
+        """`read`, in a thread beside whatever comes meanwhile. What waits for it, and gives or raises what it does."""
+        told = Future[Mapping[Path, str]]()
+
+        def work() -> None:
+            try:
+                told.set_result(self.read(unread, record=record, kind=kind))
+            except BaseException as error:
+                told.set_exception(error)
+
+        threading.Thread(target=work, name="digests", daemon=True).start()  # nobody waits for it where another fault is
+        return told.result
 
     def remembered(self, record: Path | None, what: str, make: Callable[[], str]) -> str:
         """A digest that follows from what these files hold: the one that a record has of them, or what `make` gives,
@@ -100,8 +109,8 @@ class BaseFiles:
         key, known = " ".join([what, *sorted(self.digests.values())]), _known(record)
         found = known.get(key, [])
         if len(found) != 1 or not isinstance(found[0], str):
-            known[key] = found = [make()]
-            _remember(record, known)
+            found = [make()]
+            _remember(record, key, found)
         return str(found[0])
 
     def lend(self, leases: Leases, sink: Sink) -> None:
@@ -146,6 +155,23 @@ class BaseFiles:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.digests.get(path)
 
 
+def file_digest(path: Path, record: Path | None) -> str:
+    """SHA-256 of a file, whatever it holds; as of `BaseFiles.read`, one that `record` knows is not read again."""
+    return _digest(path, _look(path), record, "as it is", lambda: sha256_of(path))
+
+
+def _digest(path: Path, seen: _Seen, record: Path | None, kind: str, make: Callable[[], str]) -> str:
+    mark, begun = [kind, *seen.place, seen.size, seen.time, seen.changed, seen.samples], time.time_ns()
+    found = _known(record).get(str(path.resolve()), [])
+    if found[:-1] == mark:
+        return str(found[-1])
+    digest = make()
+    # One written to just now could be written to again within the same tick of the disk's clock.
+    if record is not None and begun - max(seen.time, seen.changed) > _SETTLED:
+        _remember(record, str(path.resolve()), [*mark, digest])
+    return digest
+
+
 def _look(path: Path) -> _Seen:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -166,6 +192,7 @@ def _known(record: Path | None) -> dict[str, list[Any]]:
     return {path: row for path, row in rows if isinstance(row, list)}
 
 
-def _remember(record: Path, known: Mapping[str, list[Any]]) -> None:
-    io.make_folder(record.parent)
-    io.write_text(record, json.dumps(known, indent=1) + "\n")
+def _remember(record: Path, key: str, row: list[Any]) -> None:
+    with _WRITING:
+        io.make_folder(record.parent)
+        io.write_text(record, json.dumps(_known(record) | {key: row}, indent=1) + "\n")

@@ -36,7 +36,7 @@ from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.flow import Sigmas
 from lora_scripts.losses.noise import NoiseSettings, Timesteps
-from lora_scripts.run.base_files import BaseFiles, model_files
+from lora_scripts.run.base_files import BaseFiles, file_digest, model_files
 from lora_scripts.run.init_lora import Size, default_size, fit_all, read_adapter, size_of
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
@@ -63,15 +63,14 @@ def build_model(
     memory = replace(memory_options(config, device), resting=True, cache=cache, encoding=encoding(precision, device))
     facts, record = table.find(config.base_model), cache and cache / DIGESTS
     files = BaseFiles(model_files(config, facts))  # seen before they are opened
-    known = partial(files.remembered, record)
+    whole = config.vae is None
+    read = files.begin(lambda key: facts.unread(key, whole), record=record, kind="" if whole else "its VAE unread")
+    known, beside = partial(files.remembered, record), partial(file_digest, record=record)
     texts = config.text_encoder or ()
-    options = LoadOptions(device, DTYPES[precision], config.vae, texts, first, memory, known, settings)
+    options = LoadOptions(device, DTYPES[precision], config.vae, texts, first, memory, known, beside, settings)
     family = table.load_pictures(config.base_model, options)
     facts, rates = family.facts, config.text_encoder_rates(facts.text_roots)
     layers = family.trainable((facts.image_root, *rates))
-    whole = config.vae is None
-    read = files.read(lambda key: facts.unread(key, whole), record=record, kind="" if whole else "its VAE unread")
-    digest = read.get(config.base_model, "")
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
@@ -100,7 +99,7 @@ def build_model(
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
-    of_aid = aid.sha256 if aid else ""
+    of_aid, digest = aid.sha256 if aid else "", read().get(config.base_model, "")
     return Model(injected, optimizer, rank, alpha, digest, files, resized, words, of_aid, family=family)
 
 

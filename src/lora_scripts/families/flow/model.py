@@ -78,6 +78,7 @@ def load(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     encoder = encoder_of(files.find_text(path, options.text_encoder), options.device, options.dtype)
+    encoder.digest_of = options.digest
     if options.first is not None:
         options.first(encoder)
         encoder.rest()

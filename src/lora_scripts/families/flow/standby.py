@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lora_scripts.compute import memory
 from lora_scripts.families.base import Conditions
 from lora_scripts.families.flow import tekken
+from lora_scripts.formats.hashes import sha256_of
 
 
 class Standby(ABC):
@@ -30,11 +31,13 @@ class Standby(ABC):
         self._model: Any = None
         self._kept: dict[str, dict[str, Tensor]] = {}
         self._digest = ""
+        self.digest_of: Callable[[Path], str] = sha256_of
+        """As of `LoadOptions`: of each of its files."""
 
     def fingerprint(self) -> str:
         """A digest of what turns captions into what the model is told."""
         if not self._digest:
-            files = [_sha256(file) for file in self._files]
+            files = [self.digest_of(file) for file in self._files]
             self._digest = hashlib.sha256(" ".join([*files, self._reading]).encode()).hexdigest()
         return self._digest
 
@@ -108,8 +111,3 @@ def _together(rows: list[Tensor]) -> Tensor:
     if len({row.shape for row in rows}) == 1:
         return torch.stack(rows)
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

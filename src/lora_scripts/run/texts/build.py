@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 
@@ -19,7 +20,7 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.loras import on_texts
 from lora_scripts.loras.on_model import check_fits, values_of
-from lora_scripts.run.base_files import BaseFiles, weights_in
+from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import freeze_all_but, groups_of, maker, memory_options
 from lora_scripts.run.init_lora import default_size, fit_all, size_of
 from lora_scripts.run.parts import TextModel
@@ -35,8 +36,17 @@ def load(config: TrainConfig, device: torch.device, precision: str) -> TextFamil
     )
 
 
-def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, LoraWeights]) -> TextModel:
-    """Puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake."""
+def build_model(
+    config: TrainConfig,
+    family: TextFamily,
+    initial: Mapping[str, LoraWeights],
+    files: BaseFiles,
+    read: Callable[[], Mapping[Path, str]],
+) -> TextModel:
+    """Puts the LoRA in, with the weights of `init_lora` if given. UserError for a mistake.
+
+    `files`: the base's, whose digests `read` waits for, see `BaseFiles.begin`.
+    """
     layers = family.trainable()
     if initial:
         assert config.init_lora is not None
@@ -59,8 +69,7 @@ def build_model(config: TrainConfig, family: TextFamily, initial: Mapping[str, L
     freeze_all_but(injected, rules.keys())
     groups = groups_of(config, injected, rules, {})
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
-    files = BaseFiles(weights_in(config.base_model, ["."]))
-    digest = hashlib.sha256("".join(files.read(lambda key: False).values()).encode()).hexdigest()
+    digest = hashlib.sha256("".join(read().values()).encode()).hexdigest()
     (rank, alpha), _ = Counter((layer.rank, layer.alpha) for layer in injected.values()).most_common(1)[0]
     return TextModel(injected, optimizer, rank, alpha, digest, files, resized=resized, family=family)
 

@@ -18,13 +18,14 @@ from lora_scripts.events import Note, Saved, Sink, Stepped, Table
 from lora_scripts.families.texts import Answer, marked
 from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
-from lora_scripts.run.build import memory_words
+from lora_scripts.run.base_files import BaseFiles, weights_in
+from lora_scripts.run.build import DIGESTS, memory_words
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import device_name
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
-from lora_scripts.run.run_folder import STATES, RunFolder
+from lora_scripts.run.run_folder import STATES, RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.run.texts import answers, export
@@ -117,11 +118,13 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
     c, device = config, choose_device(config.device)
     precision = choose_precision(c.precision, device)
     initial = read_initial(c)
+    files = BaseFiles(weights_in(c.base_model, ["."]))  # seen before they are opened
+    read = files.begin(lambda key: False, record=cache_of(c, folder.path) / DIGESTS)
     family = load(c, device, precision)
     encoded = encode(family, c, split, sink)
     feed = build_feed(family, c, encoded)
     total = feed.steps_per_epoch * c.epochs
-    model = build_model(c, family, initial)
+    model = build_model(c, family, initial, files, read)
     data = {
         **split.digests,
         "tokens": encoded.trained.digest,
