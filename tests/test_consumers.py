@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
 from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.weights import LoraWeights
@@ -21,7 +22,7 @@ from lora_scripts.families.names import Layer
 from lora_scripts.families.table import find
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
-from lora_scripts.loras.consumers import STATED, a1111, compare, published
+from lora_scripts.loras.consumers import STATED, a1111, compare, published, run_diffusers
 from lora_scripts.loras.consumers.rules import Reading
 from lora_scripts.loras.embedding import to_bundle
 from lora_scripts.loras.file import open_lora
@@ -313,3 +314,16 @@ def test_inspect_says_who_reads_a_lokr(tmp_path: Path, capsys: pytest.CaptureFix
     for program in ("A1111", "ComfyUI", "Forge", "InvokeAI", "SD.Next"):
         assert f"{program}: yes" in shown
     assert "additional-networks: no: " in shown and "kohya: no: " in shown
+
+
+def test_some_rows_of_what_peft_adds_are_rows_of_all_that_it_adds() -> None:
+    torch.manual_seed(0)
+    layers = {"linear": nn.Linear(12, 20), "conv": nn.Conv2d(4, 20, 3), "flat": nn.Conv2d(4, 20, 1)}
+    model = get_peft_model(nn.ModuleDict(layers), LoraConfig(r=3, lora_alpha=5, target_modules=list(layers)))
+    for name, module in model.base_model.model.items():
+        b = module.lora_B["default"].weight
+        nn.init.normal_(b)
+        before, whole = b.clone(), module.get_delta_weight("default").flatten(1)
+        delta = run_diffusers._delta(module, "default", slice(5, 9)).flatten(1)
+        assert torch.equal(delta, whole[5:9]) or (delta - whole[5:9]).abs().max() < 1e-6 * whole.abs().max(), name
+        assert torch.equal(module.lora_B["default"].weight, before) and module.lora_B["default"].weight is b

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
@@ -154,30 +153,20 @@ def _apart(want: Delta, readings: Sequence[Delta]) -> tuple[float, list[float]]:
 
     Infinite where the shapes differ or a reading has a number that is none.
     """
-    (out, inner), exact = _by_rows(want)
-    dense = [reading.delta() for reading in readings]
-    fitting = [got if got.shape == (out, inner) else None for got in dense]
-    size, most = torch.zeros((), dtype=torch.float64), [torch.zeros((), dtype=torch.float64) for _ in dense]
+    (out, inner), exact = want.exact_rows()
+    given = [reading.rows() for reading in readings]
+    fits = [shape == (out, inner) for shape, _ in given]
+    size, most = torch.zeros((), dtype=torch.float64), [torch.zeros((), dtype=torch.float64) for _ in given]
     step = max(1, _CHUNK // max(1, inner))
     for first in range(0, out if inner else 0, step):
         rows = slice(first, first + step)
         some = exact(rows)
         size = torch.maximum(size, _largest(some))
-        most = [
-            far if got is None else torch.maximum(far, _largest(got[rows].double() - some))
-            for far, got in zip(most, fitting, strict=True)
-        ]
-    told = [far.item() if got is not None else math.inf for far, got in zip(most, fitting, strict=True)]
-    return size.item(), [value if value == value else math.inf for value in told]
-
-
-def _by_rows(want: Delta) -> tuple[tuple[int, int], Callable[[slice], Tensor]]:
-    """(shape of ΔW, what gives some of its rows in float64); a product is never formed whole."""
-    if not isinstance(want.change, LoraWeights):
-        whole = want.exact()
-        return (whole.shape[0], whole.shape[1]), lambda rows: whole[rows]
-    thin = factors.of(want.change)
-    return (thin.up.shape[0], thin.down.shape[1]), lambda rows: thin.up[rows] @ thin.down
+        for n, (_, rows_of) in enumerate(given):
+            if fits[n]:
+                most[n] = torch.maximum(most[n], _largest(rows_of(rows).double() - some))
+    far = [value.item() if fit else math.inf for value, fit in zip(most, fits, strict=True)]
+    return size.item(), [value if value == value else math.inf for value in far]
 
 
 def _largest(values: Tensor) -> Tensor:

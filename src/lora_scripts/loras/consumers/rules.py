@@ -30,25 +30,41 @@ class Delta:
     """What is done to one layer."""
 
     change: Change
-    compute: Callable[[], Tensor] | None = None
-    """The consumer's own ΔW, where one was run."""
+    compute: Callable[[slice], Tensor] | None = None
+    """Some rows of the consumer's own ΔW, where one was run."""
 
     @property
     def dora(self) -> Tensor | None:
         """The lengths, of a DoRA."""
         return self.change.dora if isinstance(self.change, LoraWeights) else None
 
-    def delta(self) -> Tensor:
-        """As a consumer computes it, float32: [out, in · k · k], or as `lycoris.matrix` has it; of a DoRA its LoRA."""
-        if self.compute is not None:
-            return self.compute().flatten(1)
+    def rows(self) -> tuple[tuple[int, int], Callable[[slice], Tensor]]:
+        """(shape of ΔW, what gives some rows of it) as a consumer computes it, float32: [out, in · k · k], or as
+        `lycoris.matrix` has it; of a DoRA its LoRA. A product is not formed whole."""
         if not isinstance(self.change, LoraWeights):
-            return lycoris.matrix({leaf: tensor.float() for leaf, tensor in self.change.items()})
-        w = self.change
-        return (w.up.float().flatten(1) @ w.down.float().flatten(1)) * (w.alpha / w.rank)
+            whole = lycoris.matrix({leaf: tensor.float() for leaf, tensor in self.change.items()})
+            return (whole.shape[0], whole.shape[1]), lambda rows: whole[rows]
+        w, compute = self.change, self.compute
+        shape = w.up.shape[0], w.down[0].numel()
+        if compute is not None:
+            return shape, lambda rows: compute(rows).flatten(1)
+        up, down = w.up.float().flatten(1), w.down.float().flatten(1)
+        return shape, lambda rows: (up[rows] @ down) * (w.alpha / w.rank)
+
+    def delta(self) -> Tensor:
+        """All of them."""
+        return self.rows()[1](slice(None))
+
+    def exact_rows(self) -> tuple[tuple[int, int], Callable[[slice], Tensor]]:
+        """The same in float64, by our own formula."""
+        if not isinstance(self.change, LoraWeights):
+            whole = self.exact()
+            return (whole.shape[0], whole.shape[1]), lambda rows: whole[rows]
+        thin = factors.of(self.change)
+        return (thin.up.shape[0], thin.down.shape[1]), lambda rows: thin.up[rows] @ thin.down
 
     def exact(self) -> Tensor:
-        """The same in float64."""
+        """ΔW whole, in float64."""
         if not isinstance(self.change, LoraWeights):
             return lycoris.matrix({leaf: tensor.double() for leaf, tensor in self.change.items()})
         return factors.of(self.change).dense()

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.loras.consumers.rules import Delta, Reading
@@ -110,5 +111,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(before[name])
 
 
-def _delta(module: nn.Module, adapter: str):  # type: ignore[no-untyped-def]
-    return module.get_delta_weight(adapter).detach()  # type: ignore[operator]
+def _delta(module: Any, adapter: str, rows: slice) -> Tensor:
+    """Some rows of what PEFT says that it adds to a layer: it is asked with these rows of B in the place of all."""
+    weight = module.lora_B[adapter].weight
+    whole = weight.data
+    weight.data = whole[rows]
+    try:
+        delta: Tensor = module.get_delta_weight(adapter).detach()
+    finally:
+        weight.data = whole
+    return delta
