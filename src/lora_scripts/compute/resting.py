@@ -69,7 +69,7 @@ class Resting:
         model = self.model
         if not self.awake:
             for p, home in self._homes:
-                p.data = _own(home).to(device)
+                p.data = _own(home, device)
         self.awake = True
         model.to(device)  # what was put in since, too
 
@@ -100,6 +100,9 @@ class Late(Mapping[str, nn.Module]):
         return len(self._parts)
 
 
-def _own(home: Tensor) -> Tensor:
+def _own(home: Tensor, device: torch.device) -> Tensor:
+    """Its numbers in float32 there. A card gets them as they are in the file, and widens them itself."""
+    if device.type == "cuda":
+        return home.to(device).to(torch.float32)
     mapped_well = home.dtype == torch.float32 and home.data_ptr() % _LINE == 0
-    return home if mapped_well else home.to(torch.float32, copy=True)
+    return (home if mapped_well else home.to(torch.float32, copy=True)).to(device)
