@@ -175,8 +175,8 @@ class Watch(threading.Thread):
         return max((used for at, used in self.seen if start <= at <= stop), default=0)
 
 
-def train(key: str, config: Path, more: list[str]) -> dict[str, Any]:
-    """What one run did."""
+def train(key: str, config: Path, more: list[str], limit: float) -> dict[str, Any]:
+    """What one run did; one that takes longer than `limit` seconds is ended, and what it did until then is told."""
     shutil.rmtree(config.parent / "lora", ignore_errors=True)
     with config.open("a", encoding="utf-8") as file:
         file.writelines(entry.replace("=", ": ", 1) + "\n" for entry in more)
@@ -186,9 +186,12 @@ def train(key: str, config: Path, more: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-u", "-m", "lora_scripts", "train", "--config", str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
+        end = threading.Timer(limit, process.kill)
+        end.start()
         for line in process.stdout:
             lines.append((time.perf_counter(), line.rstrip()))
             print(f"    {lines[-1][0] - begun:6.1f} {lines[-1][1][:160]}", flush=True)
+        end.cancel()
     ended = time.perf_counter()
     watch.over.set()
     steps = [(at, int(found[1])) for at, line in lines if (found := re.match(r"step (\d+)/", line))]
@@ -200,6 +203,16 @@ def train(key: str, config: Path, more: list[str]) -> dict[str, Any]:
         found["seconds to the first told step"] = round(steps[0][0] - begun, 1)
         found["MiB while training"] = watch.most(late[0][0], late[-1][0])
     found["MiB at most"] = watch.most(begun, ended)
+    moments = {
+        name: next((at for at, line in lines if line.startswith(start)), None)
+        for name, start in (
+            ("table", "base model"),
+            ("proof", "verified"),
+            ("pictures", "drawing"),
+            ("end", "the LoRA"),
+        )
+    }
+    found["seconds to"] = {name: round(at - begun, 1) for name, at in moments.items() if at is not None}
     found["verified"] = next((line for _, line in lines if line.startswith("verified")), "")
     return found
 
@@ -209,6 +222,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--key", action="append", default=[], help="NAME=VALUE, written into the config")
+    parser.add_argument("--limit", type=float, default=600, help="seconds of a run")
     parser.add_argument("--only-write", action="store_true")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("true-size.jsonl"))
@@ -219,7 +233,7 @@ def main() -> None:
         print(f"{key}: written in {time.perf_counter() - begun:.1f} s", flush=True)
         if o.only_write:
             continue
-        found = train(key, config, o.key)
+        found = train(key, config, o.key, o.limit)
         print(json.dumps(found), flush=True)
         with o.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
