@@ -5,7 +5,7 @@
 It writes each base as people have it (one file; of a flow model its text encoders and VAE in files of their own) and
 ten pictures, and runs a training from the config's check to the proof of the exported file, in a process of its own.
 That is watched from outside: what the card's driver says that is used (of the whole card: nothing else may run on it),
-and when each line was printed. Written to FILE, one line of JSON a model. `--keep` leaves the bases where they are.
+and when each line was printed. Written to --out, one line of JSON a model. `--keep` leaves the bases where they are.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from lora_scripts.formats.io import save_safetensors
 from small_words import tokenizer
 
 CARD = torch.cuda.is_available()
+SIDE, EPOCHS = 1024, 10
 VAE = (128, 256, 512, 512)
 QWEN3_4B = llm.LanguageLayout(llm.QWEN3, 2560, 36, 9728, 32, 8, 128, 151936)
 T5_XXL = t5.T5Layout(4096, 24, 64, 64, 10240, 32128, 32)
@@ -153,9 +154,6 @@ def prepare(key: str, work: Path) -> Path:
     return config
 
 
-SIDE, EPOCHS = 1024, 10
-
-
 class Watch(threading.Thread):
     """The card's memory in use, in MiB, twice a second."""
 
@@ -225,7 +223,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=600, help="seconds of a run")
     parser.add_argument("--only-write", action="store_true")
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("true-size.jsonl"))
+    parser.add_argument("--out", type=Path, help="by default true-size.jsonl in the work folder")
     o = parser.parse_args()
     for key in o.models.split(","):
         begun = time.perf_counter()
@@ -235,7 +233,7 @@ def main() -> None:
             continue
         found = train(key, config, o.key, o.limit)
         print(json.dumps(found), flush=True)
-        with o.out.open("a", encoding="utf-8") as file:
+        with (o.out or o.work / "true-size.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         if not o.keep:
             shutil.rmtree(config.parent)

@@ -18,6 +18,7 @@ from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
 from lora_scripts.loras import adapter_folder
+from lora_scripts.run import base_files
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.texts import export
 from runs import interrupting
@@ -131,8 +132,10 @@ def test_a_folder_that_means_another_lora_ends_the_run(
     assert main(["train", "--config", str(config), "learning_rate=1e-4"]) == 0
 
 
-def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
-    """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped."""
+def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped. The second start
+    does not read the base again for its digest."""
+    monkeypatch.setattr(base_files, "_SETTLED", -1)  # it was written just now
     folder = tmp_path / "run"
     folder.mkdir()
     data = write_records(folder / "reports.jsonl")
@@ -140,6 +143,7 @@ def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.train(load_config(config), sink=interrupting(5, ignore))
     assert not (folder / "talk" / "talk").exists()
+    monkeypatch.setattr(base_files, "sound_digest", lambda path, unread: pytest.fail(f"{path} is read again"))
     assert main(["train", "--config", str(config), "--resume"]) == 0
     name = "adapter_model.safetensors"
     assert (folder / "talk" / "talk" / name).read_bytes() == (finished / "talk" / name).read_bytes()

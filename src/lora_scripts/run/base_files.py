@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class BaseFiles:
         is not read again (5 s of a start for 4 GB). `kind`: a word for what is `unread`, which counts with them.
         """
         for path, seen in self._seen.items():
-            self.digests[path] = _digest(path, seen, record, kind, lambda path=path: sound_digest(path, unread))  # type: ignore[misc]
+            self.digests[path] = _digest(path, seen, record, kind, partial(sound_digest, path, unread))
         self.require_unchanged()
         return self.digests
 
