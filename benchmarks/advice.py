@@ -1,14 +1,16 @@
 """How often a run's instruments are right: healthy and planted runs on the miniature world.
 
-python -m benchmarks.advice run FOLDER [--set tune|fresh|last] [--part I/N] [--kinds KIND …]
+python -m benchmarks.advice run FOLDER [--set tune|fresh|last|brief] [--part I/N] [--kinds KIND …]
                                               trains them, a file each; goes on where it stopped
-python -m benchmarks.advice table FOLDER [--set tune|fresh|last]
-                                              what was advised, as a table
+python -m benchmarks.advice table FOLDER [--set tune|fresh|last|brief] [--few]
+                                              what was advised, as a table; --few: by the few noise levels that a
+                                              short run is measured at, of the set that has both
 
 A run is made, fed, trained and measured by what `lora-scripts train` does it with: 64 px, 40 steps and ten epochs at
 least (150 steps where it shall memorise). What it leaves is all that any rule of advice may ask for, so that rules are
 tried without training again.
-Limits are set on the sets `tune` and `fresh`; `last`, of other seeds and other styles, is for the figures alone.
+Limits are set on the sets `tune` and `fresh`; `last`, of other seeds and other styles, is for the figures alone, and so
+is `brief`, whose runs are measured as seldom as short ones are, at the usual noise levels and at fewer.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
 from lora_scripts.formats import io
 from lora_scripts.run import build, story
 from lora_scripts.run.build import objective_of
-from lora_scripts.run.heldout import LONG, STRATA
+from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, LONG, at_levels
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import preflight
 from lora_scripts.train import fit, memorised
@@ -58,14 +60,16 @@ from lora_scripts.train.passes import there_and_back
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
 STEPS, LONG_STEPS = 40, 150
-TIMES = 4
-"""Measurements in a run."""
+TIMES = {"brief": 3}
+"""Measurements in a run, by set; in all others"""
+USUAL = 4
 KINDS = {"healthy": 4, "strays": 2, "captions": 2, "memorise": 1, "rate_high": 1, "rate_low": 1}
 """How many of each in eleven runs."""
 SETS = {
     "tune": (5000, 3, styles.TUNING),
     "fresh": (9000, 10, styles.FRESH),
     "last": (21000, 10, styles.FINAL),
+    "brief": (31000, 10, styles.FINAL),
 }
 """First seed, how many times `KINDS`, and the styles."""
 
@@ -190,17 +194,21 @@ class Watched:
     """What is measured of a run."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts, self.evaluations, self.whole, self.ahead = parts, [], {}, None
+        self.parts, self.whole = parts, {}
+        self.taken: dict[str, list[dict[str, Any]]] = {"usual": [], "few": []}
+        """Held-out and training losses at the noise levels of a usual run and of a short one; the last of them, of a
+        run that came to its end, is at `AHEAD` times its strength."""
         self.probe = parts.held.whole
 
-    def take(self, name: str) -> dict[str, Any]:
+    def take(self, name: str) -> None:
         """Held-out and training losses, as a run measures them."""
-        held, self_on = self.parts.held, self.parts.model.train
-        self_on(False)
-        outside = held.outside.losses().mean(1).tolist() if held.samples else []
-        found = Evaluation(self.parts.state.step, outside, held.inside.losses().mean(1).tolist(), name)
-        self_on(True)
-        return asdict(found)
+        self.parts.model.train(False)
+        for how, levels in (("usual", LEVELS), ("few", FEW_LEVELS)):
+            held = at_levels(self.parts.held, levels)
+            outside = held.outside.losses().mean(1).tolist() if held.samples else []
+            found = Evaluation(self.parts.state.step, outside, held.inside.losses().mean(1).tolist(), name)
+            self.taken[how].append(asdict(found))
+        self.parts.model.train(True)
 
     def look(self, when: str, *, captions: bool) -> None:
         """All training pictures at the same noise: with their captions ("own") and without ("empty")."""
@@ -212,18 +220,18 @@ class Watched:
         self.parts.model.train(True)
 
 
-def train(parts: Parts, watched: Watched, deep: bool) -> str:
+def train(parts: Parts, watched: Watched, deep: bool, times: int) -> str:
     """All steps; why it failed, or nothing."""
     c, state, model = parts.config, parts.state, parts.model
     objective = objective_of(c, model.family.objective)
-    every = max(1, round(parts.total / TIMES))
+    every = -(-parts.total // times)
 
     def measure() -> bool:
-        watched.evaluations.append(watched.take(""))
+        watched.take("")
         return False
 
     with model.off():
-        watched.evaluations.append(watched.take("base"))
+        watched.take("base")
         if deep:
             watched.look("base", captions=False)
     model.train(True)
@@ -242,7 +250,7 @@ def train(parts: Parts, watched: Watched, deep: bool) -> str:
     except UserError as error:
         return str(error)
     with model.at(AHEAD):
-        watched.ahead = watched.take("")
+        watched.take("")
     if deep:
         watched.look("end", captions=True)
     return ""
@@ -294,13 +302,13 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
     begun, watched = time.process_time(), Watched(parts)
     deep = spec.kind in ("healthy", "strays", "captions")
     try:
-        failed = train(parts, watched, deep)
+        failed = train(parts, watched, deep, TIMES.get(spec.name.partition("-")[0], USUAL))
         drawn = None
         if not failed and (spec.kind == "memorise" or is_character(spec)):
             drawn = drawings(parts)
     finally:
         remove(parts.model.family.roots, parts.model.layers)
-    c = parts.config
+    c, many = parts.config, slice(None) if failed else slice(-1)
     return {
         "spec": asdict(spec),
         "keys": settings(spec)[0],
@@ -312,12 +320,10 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
         "captions": [p.sample.caption for p in parts.feed.pictures],
         "bad": bad,
         "failed": failed,
-        "evaluations": watched.evaluations,
-        "ahead": watched.ahead,
+        "taken": {how: {"points": taken[many], "ahead": taken[-1]} for how, taken in watched.taken.items()},
         "whole": watched.whole,
         "losses": parts.state.losses,
         "drawn": drawn,
-        "strata": STRATA,
         "seconds": time.process_time() - begun,
     }
 
@@ -325,18 +331,18 @@ def run_one(spec: Spec, folder: Path) -> dict[str, Any]:
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def given(found: dict[str, Any]) -> list[Advice]:
-    """The advice that a run gets."""
+def given(found: dict[str, Any], how: str = "usual") -> list[Advice]:
+    """The advice that a run gets, measured at the noise levels of a "usual" run or at "few"."""
     if found["failed"]:
         return [Advice("stopped", len(found["losses"]), found["failed"], "")]
     keys, steps = found["keys"], found["steps"]
     facts = Facts(
         keys["learning_rate"], steps, found["per_epoch"], keys["warmup_steps"], "lora", epochs=found["epochs"]
     )
-    taken = [Evaluation(**row) for row in found["evaluations"]]
+    taken = [Evaluation(**row) for row in found["taken"][how]["points"]]
     told = advise(taken, facts)
-    if found["ahead"] and not told:
-        told += filter(None, [too_short(taken[0], taken[-1], Evaluation(**found["ahead"]), facts)])
+    if not told:
+        told += filter(None, [too_short(taken[0], taken[-1], Evaluation(**found["taken"][how]["ahead"]), facts)])
     if found["whole"]:
         whole = {when: {k: v.double().numpy() for k, v in taken.items()} for when, taken in found["whole"].items()}
         looked = (
@@ -399,12 +405,12 @@ UNTOLD = {"wrong_captions"}
 """By runs: tried here alone."""
 
 
-def table(folder: Path, which: str) -> str:
+def table(folder: Path, which: str, how: str = "usual") -> str:
     """Shares of runs that were advised, with 95 % intervals (Wilson), as Markdown; then of files named."""
     found = [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{which}-*.pt"))]
     told: dict[str, list[tuple[dict[str, Any], set[str]]]] = {}
     for one in found:
-        kinds, copies = {advice.kind for advice in given(one)}, copied(one)
+        kinds, copies = {advice.kind for advice in given(one, how)}, copied(one)
         kinds |= {"copies"} if copies is not None and copies.memorises else set()
         told.setdefault(one["spec"]["kind"], []).append((one, kinds))
     rows = ["| runs | told the fault | told something else |", "|---|---|---|"]
@@ -422,7 +428,7 @@ def table(folder: Path, which: str) -> str:
     for kind, advice in (("strays", "never_fit"), ("captions", "wrong_captions")):
         bad = named = wrong = 0
         for one, _ in told.get(kind, []):
-            names = {name for a in given(one) if a.kind == advice for name in a.names}
+            names = {name for a in given(one, how) if a.kind == advice for name in a.names}
             faulty = set(one["bad"]) & set(one["names"])
             bad, named, wrong = bad + len(faulty), named + len(names & faulty), wrong + len(names - faulty)
         if bad:
@@ -442,9 +448,10 @@ def main() -> int:
     parser.add_argument("--set", choices=SETS, default="fresh")
     parser.add_argument("--part", default="1/1", help="which of how many parts, for several at a time")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="which runs, if not all")
+    parser.add_argument("--few", action="store_true", help="the table by fewer noise levels")
     args = parser.parse_args()
     if args.what == "table":
-        print(table(args.folder, args.set))
+        print(table(args.folder, args.set, "few" if args.few else "usual"))
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
     families.load_pictures, loader = (lambda *told: base()), families.load_pictures  # type: ignore[assignment]

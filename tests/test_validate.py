@@ -35,7 +35,7 @@ from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.run import overview
-from lora_scripts.run.heldout import STEP_COST, Measuring, passes, trained
+from lora_scripts.run.heldout import STEP_COST, Measuring, as_before, levels_of, passes, trained
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
 from lora_scripts.train.feed import generator
@@ -324,7 +324,8 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
 
 def test_what_takes_less_is_named_where_it_can_take_less() -> None:
     shares = {"held-out loss": 0.1, "previews": 0.0, "report": 0.2}
-    for report, mend in (("full", "report: short"), ("short", "sample_steps; report: full draws more")):
+    more = "sample_steps; report: full draws more"
+    for report, mend in (("full", "report: short"), ("short", more), ("one", more)):
         told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
         assert told == ("besides", f"about 30 % of the time: held-out loss 10 % (val_every), report 20 % ({mend})")
     assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
@@ -393,16 +394,22 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     parts = stopped(config, 1)
     open_, found = load_config(config), []
     measured = replace(parts.held, looks_at_whole=True)  # as from ten epochs on
-    for total in (6000, 1500, 700, 400, 300, 6):
+    for total in (6000, 1500, 700, 400, 300, 240, 180, 6):
         c, held = overview.settled(open_, parts.feed, measured, parts.samples, total, guided=True)
         rounds = (total - 1) // c.sample_every if c.sample_every else 0
-        found.append((-(-total // held.every), rounds, c.report))
+        found.append((-(-total // held.every), rounds, c.report, levels_of(held)))
         assert held.looks_at_whole == (c.report == "full")
-        drawn = 4 if c.report == "short" else 4 + 2 * 3 + 2 + 2  # strengths, and captions trained and held out
+        # Of two captions; strengths, and captions trained and held out.
+        drawn = {"one": 2, "short": 4, "full": 4 + 2 * 3 + 2 + 2}[c.report]
         taken = passes(held, c, total) + 2 * 10 * (2 * rounds + drawn)
         assert taken / (taken + trained(c, total)) <= 0.15 or total == 6
-    full = [(10, 59, "full"), (6, 4, "full"), (3, 1, "full")]
-    assert found == [*full, (3, 1, "short"), (3, 0, "short"), (3, 0, "short")]
+    many, few = (8, 4), (4, 3)
+    full = [(10, 59, "full", many), (6, 4, "full", many), (3, 1, "full", many)]
+    short = [(3, 1, "short", many), (3, 0, "short", many), (3, 0, "short", few)]
+    assert found == [*full, *short, (3, 0, "one", few), (3, 0, "one", few)]
+    named = load_config(config, ["sample_prompts=[a, b, c]", "val_every=2"])  # somebody's prompts are all drawn
+    c, held = overview.settled(named, parts.feed, measured, parts.samples, 6, guided=True)
+    assert (c.report, levels_of(held)) == ("short", many)
     wished = load_config(config, ["report=full", "sample_every=2", "val_every=1"])
     c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6, guided=True)
     assert (c, held.every) == (wished, 1)
@@ -412,6 +419,17 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     often = load_config(config, ["sample_every=2"])  # somebody's wish takes nothing from the rest
     c, held = overview.settled(often, parts.feed, measured, parts.samples, 6000, guided=True)
     assert (c.sample_every, c.report, held.every) == (2, "full", 600)
+
+
+def test_a_run_that_gets_longer_is_measured_as_it_began(base: Path, tmp_path: Path) -> None:
+    """Else its losses would be of other noise than the base's, which they are compared with."""
+    config = config_with(tmp_path, base, lr_schedule="constant", report="auto", sample_every="null", seed=1)
+    assert levels_of(stopped(config, 1).held) == (4, 3)
+    longer = stopped(config, 3, "epochs=3000", resume=True)
+    assert longer.held.every > 6 and levels_of(longer.held) == (4, 3)
+    state = next((tmp_path / "out" / "state").glob("step-*/run.json"))
+    longer.state.levels = []  # as states of before have it, which were measured at all
+    assert '"levels": [' in state.read_text() and levels_of(as_before(longer.held, longer.state)) == (8, 4)
 
 
 def test_the_base_is_a_candidate() -> None:

@@ -25,7 +25,7 @@ from lora_scripts.run import heldout, story
 from lora_scripts.run.build import build_model
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import class_samples
-from lora_scripts.run.finish import REPORTED, drawn_in_all
+from lora_scripts.run.finish import drawn_in_all
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
@@ -144,7 +144,7 @@ class Rehearsal:
         m.measuring = heldout.share(held, config, whole.total)
         every = config.preview_steps(feed.steps_per_epoch)
         m.previews = (whole.total - 1) // every if every else 0
-        m.shown = drawn_in_all(config, previews_of(config, whole.samples)[:REPORTED], whole.samples, held)
+        m.shown = drawn_in_all(config, previews_of(config, whole.samples), whole.samples, held)
         output = RunFolder(config.output_dir, config.name).final
         m.rows = table_rows(
             config, whole.model, feed, held, steps=whole.total, done=0, precision=whole.precision, output=output

@@ -40,7 +40,7 @@ ROWS = 2
 """Prompts that are drawn at every strength."""
 
 REPORTED = 4
-"""Previews that the report shows."""
+"""Previews that the report shows, at most."""
 
 Cells = Mapping[tuple[int, float], Image.Image]
 """(number of the preview, strength) -> picture"""
@@ -53,9 +53,15 @@ def report_pictures(worn: Worn, previews: Sequence[Preview], *, short: bool) -> 
     return {(i, strength): worn.draw(previews[i], strength) for i, strength in wanted}
 
 
+def reported(config: TrainConfig, previews: Sequence[Preview]) -> Sequence[Preview]:
+    """Those of all previews that are drawn in the end."""
+    return previews[: 1 if config.report == "one" else REPORTED]
+
+
 def drawn_in_all(config: TrainConfig, previews: Sequence[Preview], samples: Sequence[Sample], held: HeldOut) -> int:
-    """How many pictures `report_pictures` and `look` draw."""
-    if config.report == "short":
+    """How many pictures `report_pictures` and `look` draw, of a run with these previews."""
+    previews = reported(config, previews)
+    if config.report != "full":
         return len(previews) * 2
     count = len(previews) * 2 + min(len(previews), ROWS) * (len(STRENGTHS) - 2)
     if held.on:
@@ -118,7 +124,7 @@ def look(
 ) -> Seen:
     """Measures the pictures, and draws what else is needed for it; of the strength alone where nothing is measured,
     and nothing for a short report."""
-    if config.report == "short":
+    if config.report != "full":
         return Seen(None, None, None)
     strength = strengths.measure(worn.family, feed, {key: drawn[key] for key in drawn if key[0] < ROWS})
     if not held.on:

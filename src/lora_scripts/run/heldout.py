@@ -27,8 +27,9 @@ from lora_scripts.train.probe import Probe, Range
 from lora_scripts.train.state import RunState
 from lora_scripts.units import percent
 
-STRATA, TRAIN_STRATA = 8, 4
-"""Noise levels at which a held-out picture, and a training picture, is measured."""
+LEVELS, FEW_LEVELS = (8, 4), (4, 3)
+"""Noise levels at which a held-out picture, and a training picture, is measured; and in a run so short that measuring
+would take much of its time."""
 TRAIN_PICTURES = 6
 """Training pictures that are measured beside the held-out ones, to tell learning from memorising."""
 LONG = 10
@@ -59,13 +60,32 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
     held = HeldOut(
         samples=list(samples),
         feed=outside,
-        outside=probe(outside, range(len(samples)), STRATA),
-        inside=probe(feed, some, TRAIN_STRATA),
+        outside=probe(outside, range(len(samples)), LEVELS[0]),
+        inside=probe(feed, some, LEVELS[1]),
         whole=replace(probe(feed, own, WHOLE_STRATA), parts=WHOLE_PARTS, common=True),
         every=0,
         looks_at_whole=measures and c.epochs * min(feed.times[i] for i in own) >= LONG,
     )
     return replace(held, every=(c.val_every or -(-total // TIMES)) if measures else 0)
+
+
+def levels_of(held: HeldOut) -> tuple[int, int]:
+    """At how many noise levels it measures a held-out picture, and a training picture."""
+    return held.outside.levels.strata, held.inside.levels.strata
+
+
+def at_levels(held: HeldOut, levels: tuple[int, int]) -> HeldOut:
+    """The same, measured at so many."""
+
+    def at(probe: Probe, strata: int) -> Probe:
+        return replace(probe, levels=replace(probe.levels, strata=strata))
+
+    return replace(held, outside=at(held.outside, levels[0]), inside=at(held.inside, levels[1]))
+
+
+def as_before(held: HeldOut, state: RunState) -> HeldOut:
+    """Measures as a resumed run did, whose length, and with it what is measured, may be another now."""
+    return at_levels(held, (state.levels[0], state.levels[1]) if state.levels else LEVELS)
 
 
 def share(held: HeldOut, config: TrainConfig, total: int) -> float:
@@ -79,7 +99,8 @@ def passes(held: HeldOut, config: TrainConfig, total: int) -> int:
     if not held.on:
         return 0
     times = -(-total // held.every) + 2 + (config.init_lora is not None)  # the base, and in the end a stronger LoRA
-    count = times * (len(held.samples) * STRATA + len(held.inside.indices) * TRAIN_STRATA)
+    outside, inside = levels_of(held)
+    count = times * (len(held.samples) * outside + len(held.inside.indices) * inside)
     return count + WHOLE_TIMES * len(WHOLE_PARTS) * len(held.whole.indices) * held.looks_at_whole
 
 

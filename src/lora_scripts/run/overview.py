@@ -16,7 +16,8 @@ from lora_scripts.data.loader import folders_in_words, numbered
 from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
 from lora_scripts.run.build import encoding, memory_words
-from lora_scripts.run.finish import REPORTED, drawn_in_all
+from lora_scripts.run.finish import drawn_in_all
+from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.run.previews import previews_of
@@ -100,16 +101,21 @@ class Service:
     """Measurements of the held-out loss; three at least, as advice needs them."""
     rounds: int | None
     """Of previews between the first step and the last, at most; None: as often as is saved."""
-    full: bool
-    """Whether the report draws all that it can, and every training picture is looked at in the end."""
+    report: str
+    """As the key. With `full` every training picture is looked at in the end, and with `one` somebody's own prompts
+    are all drawn none the less."""
+    levels: tuple[int, int] = LEVELS
+    """Noise levels at which held-out and training pictures are measured."""
 
 
 SERVICES = (
-    Service(10, None, True),
-    Service(6, 4, True),
-    Service(3, 1, True),
-    Service(3, 1, False),
-    Service(3, 0, False),
+    Service(10, None, "full"),
+    Service(6, 4, "full"),
+    Service(3, 1, "full"),
+    Service(3, 1, "short"),
+    Service(3, 0, "short"),
+    Service(3, 0, "short", FEW_LEVELS),
+    Service(3, 0, "one", FEW_LEVELS),
 )
 """From the most on. The first that takes no more than"""
 SHARE = 0.15
@@ -126,10 +132,11 @@ def settled(
     c = config
     for service in SERVICES:
         measured = held.every and (c.val_every or -(-steps // service.times))
-        shown = "full" if service.full else "short"
+        shown = "short" if service.report == "one" and c.sample_prompts else service.report
         report = shown if c.report == "auto" else c.report
         filled = c.model_copy(update={"sample_every": _rounds(c, service, steps), "report": report})
         found = replace(held, every=measured, looks_at_whole=held.looks_at_whole and report == "full")
+        found = at_levels(found, LEVELS if c.val_every else service.levels)
         shares = besides(filled, feed, found, samples, steps, guided=guided)
         open_ = {HELD: c.val_every is None, PREVIEWS: filled.sample_every != c.sample_every, REPORT: c.report == "auto"}
         if sum(share for what, share in shares.items() if open_[what]) <= SHARE:
@@ -164,7 +171,7 @@ def besides(
     passes = {
         HELD: heldout.passes(held, c, steps),
         PREVIEWS: each * rounds * sum(p.sampling.steps for p in previews),
-        REPORT: each * c.sample_steps * drawn_in_all(c, previews[:REPORTED], samples, held),
+        REPORT: each * c.sample_steps * drawn_in_all(c, previews, samples, held),
     }
     whole = sum(passes.values()) + heldout.trained(c, steps)
     return {what: count / whole for what, count in passes.items()}
@@ -172,7 +179,7 @@ def besides(
 
 def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, str]:
     """Of the table: what takes time, and each with the key with which it takes less."""
-    drawn = "sample_steps; report: full draws more" if config.report == "short" else "report: short"
+    drawn = "report: short" if config.report == "full" else "sample_steps; report: full draws more"
     less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
     each = ", ".join(f"{what} {percent(share)} ({less[what]})" for what, share in shares.items() if share)
     return "besides", f"about {percent(sum(shares.values()))} of the time: {each}" if each else "nothing"

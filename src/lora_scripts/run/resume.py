@@ -123,6 +123,7 @@ def restore(
     elif old.step == old.total:
         sink(Note(f"note: all {old.total} steps are done; proof and report are made again"))
     state.step, state.losses, state.evaluations = old.step, old.losses, old.evaluations
+    state.levels = old.levels if old.evaluations else state.levels
     state.smaller, state.scaler, state.optimizer = old.smaller, old.scaler, old.optimizer
     model.load(weights)
     if ema is not None:

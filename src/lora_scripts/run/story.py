@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,8 +34,8 @@ from lora_scripts.run.build import build_model, check_tiles, objective_of, passe
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
-from lora_scripts.run.finish import REPORTED, look, report, report_pictures, save_last_previews, save_strength
-from lora_scripts.run.heldout import Measuring, build_held_out
+from lora_scripts.run.finish import look, report, report_pictures, reported, save_last_previews, save_strength
+from lora_scripts.run.heldout import Measuring, as_before, build_held_out, levels_of
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import settled, table_rows
 from lora_scripts.run.parts import Model, Parts
@@ -103,6 +103,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
             restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
+            parts = replace(parts, held=as_before(parts.held, parts.state))
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         if samples.seen is not None:
@@ -153,6 +154,8 @@ def assemble(
     held, guided = build_held_out(c, model, feed, samples.held_out, total), "negative" in model.family.facts.features
     own = [p.sample for p in feed.pictures if not p.of_class]
     filled, held = settled(c, feed, held, own, total, guided=guided)
+    masks = feed.settings.masks.digests if feed.settings.masks else {}
+    state = new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, masks, total, precision)
     return Parts(
         config=filled,
         folder=folder,
@@ -166,15 +169,7 @@ def assemble(
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=new_state(
-            c,
-            model,
-            [p.sample for p in feed.pictures],
-            samples.held_out,
-            feed.settings.masks.digests if feed.settings.masks else {},
-            total,
-            precision,
-        ),
+        state=replace(state, levels=list(levels_of(held))),
     )
 
 
@@ -414,9 +409,9 @@ def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink:
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))
     rows, trigger = rows_of(parts), calling(c.named_words, [s.caption for s in p.samples])
-    previews = previews_of(c, p.samples)[:REPORTED]
+    previews = reported(c, previews_of(c, p.samples))
     worn = wear(p.model, folder.final)
-    drawn = report_pictures(worn, previews, short=c.report == "short")
+    drawn = report_pictures(worn, previews, short=c.report != "full")
     seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
     seen.tell(sink)
     save_strength(folder, seen.strength)

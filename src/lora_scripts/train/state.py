@@ -33,6 +33,9 @@ class RunState:
     """One for every step so far."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """What was measured so far; each the fields of an `evidence.Evaluation`."""
+    levels: list[int] = field(default_factory=list)
+    """Noise levels at which it was, of held-out pictures and of training pictures; empty in states of before that were
+    told, and where nothing is measured so."""
     smaller: list[list[int]] = field(default_factory=list)
     """[step, most]: after so many steps memory ran out, and from there batches come in pieces of at most so many."""
     scaler: dict[str, Any] = field(default_factory=dict)

@@ -34,10 +34,11 @@ class PreviewKeys(Keys):
     """The negative prompt of the preview pictures."""
     sample_size: Size | None = None
     """The size of the preview pictures. Without it, resolution."""
-    report: Literal["auto", "full", "short"] = "auto"
+    report: Literal["auto", "full", "short", "one"] = "auto"
     """What the page in the end draws. short: the previews without the LoRA and with it, and no more: no strengths
-    compared, no search for copies, no look at what else the LoRA changes. auto: full where all that a run does besides
-    training then takes at most 15 % of its time."""
+    compared, no search for copies, no look at what else the LoRA changes. one: the first of them alone. auto: full
+    where all that a run does besides training then takes at most 15 % of its time, else short, or one where no
+    sample_prompts are given."""
 
     @classmethod
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
