@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import torch
 
 import test_report
+import tiny
+from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.config.keys.training import LrSchedule
 from lora_scripts.data.findings import Finding
 from lora_scripts.report import check_page, chinese, page, text_page
 from lora_scripts.report.data import HeldOutCurve, Nearest, NearPair
 from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
 from lora_scripts.report.grid_page import render as grid
+from lora_scripts.run import overview
+from lora_scripts.run.init_lora import LoraWeights, Size, fit_all
+from runs import stopped
 
 ROOM = Path(chinese.__file__).parents[1]
 WORDS = json.loads((ROOM / "report" / "assets" / "zh.json").read_text("utf-8"))
@@ -84,6 +93,48 @@ def _strings(value: ast.expr) -> list[str]:
     return []
 
 
+def test_every_row_of_a_runs_table_is_there_in_chinese(base: Path, tmp_path: Path) -> None:
+    """The report shows the table: its rows as a run makes them, whatever its keys."""
+    pictures = tiny.write_pictures(tmp_path / "data" / "2_zibbo", 4)
+    some = {"train_data_dir": pictures.parent, "output_dir": tmp_path / "out", "targets": tiny.SOME, "epochs": 3}
+    config = tiny.write_config(tmp_path, base_model=base, report="auto", val_split=0.25, **some)
+    parts = stopped(config, 1)
+    own = ("base model", "output", "starts from", "training adapter")
+    every = parts.config
+    plain = next(layer for layer in parts.model.layers.values() if isinstance(layer, LoraLayer))
+    many: list[dict[str, Any]] = [
+        {"lr_schedule": name, "report": how, "sample_every": 2 * (how != "one"), "gradient_accumulation": n + 1}
+        for n, (name, how) in enumerate(itertools.product(get_args(LrSchedule), ("full", "short", "one")))
+    ]
+    memory = {"gradient_checkpointing": True, "base_precision": "int8", "offload_blocks": 2, "vae_tiling": True}
+    many += [{**memory, "compile": True}, {"compile": True}, {"vae_tiling": True}, {"offload_blocks": 1}]
+    many += [{"folder_repeats": True}, {"new_token": ["zib", "bo"], "token_init": ["a"]}, {"new_token": ["zib"]}]
+    many += [{"learning_rate": 1.0, "lora_dropout": 0.1}, {"val_split": 0.0}, {"warmup_steps": 9, "val_every": 9}]
+    told: dict[str, str] = {}
+    for done, keys in enumerate(many):
+        held = parts.held if keys.get("val_split") != 0.0 else replace(parts.held, every=0)
+        plain.dropout = keys.get("lora_dropout", 0.0)
+        with_keys = every.model_copy(update=keys)
+        rows = overview.table_rows(
+            with_keys, parts.model, parts.feed, held, steps=6, done=done % 2, precision="bf16", output=tmp_path
+        )
+        told |= {
+            value: what
+            for what, value in [*rows, ("memory ran out", "from step 3 on batches come in pieces of at most 2")]
+        }
+    assert {"besides", "memory", "speed", "new words", "note", "held out"} <= set(told.values())
+    known = {text: chinese.translated(text) for text in [*told, *told.values()] if told.get(text) not in own}
+    assert [text for text, words in known.items() if words is None and re.search("[a-z]{2}", text)] == []
+    left = {text: words for text, words in known.items() if words and re.search(r"\b(of|the|and|steps|in)\b", words)}
+    assert left == {}, "a part of them is English"
+
+
+def _resized(was: int, now: int) -> str:
+    """What is told of a LoRA of one rank that goes on with another."""
+    weights = LoraWeights(torch.ones(was, 3), torch.ones(3, was), float(was))
+    return fit_all({"x": weights}, {"x": Size(now, float(now))}, lambda _: torch.ones(now, 3))[1]
+
+
 def test_both_languages_have_the_same_holes() -> None:
     for group in WORDS.values():
         for english, words in group.items():
@@ -97,7 +148,7 @@ def test_both_languages_have_the_same_holes() -> None:
 @pytest.mark.parametrize(
     ("english", "words"),
     [
-        ("Step 5: nothing; try x: 1", "第 5 步：nothing；下次可以试 x: 1"),
+        ("Step 5: nobody; try x: 1", "第 5 步：nobody；下次可以试 x: 1"),
         ("At most 2e-4, 0 at the end.", "最高 2e-4，结束时 0。"),
         (
             "12 pictures, 3 with a caption: 1 error, 2 warnings, 1 note",
