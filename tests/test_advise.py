@@ -98,7 +98,7 @@ def test_pictures_that_are_learnt_by_heart_while_others_still_get_better() -> No
     found = one(measured(falling(0.2), falling(0.5), pictures=3))
     # (0.5 + 0.5 y³) / (0.2 + 0.8 y³), y what is left of the run, is above e^0.5 from y = 0.5 on, not yet at 0.6
     assert (found.kind, found.step, found.change) == ("memorises", 50, "more pictures")
-    assert "by heart: their loss fell by 70 %, that of held-out ones by 44 %" in found.message
+    assert "by heart: their loss fell by 70 %, that of held-out ones fell by 44 %" in found.message
 
 
 def test_a_run_that_would_be_better_stronger() -> None:

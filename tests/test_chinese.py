@@ -20,12 +20,16 @@ import tiny
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.keys.training import LrSchedule
 from lora_scripts.data.findings import Finding
+from lora_scripts.loras.proof import Proof
 from lora_scripts.report import check_page, chinese, page, text_page
 from lora_scripts.report.data import HeldOutCurve, Nearest, NearPair
 from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
 from lora_scripts.report.grid_page import render as grid
 from lora_scripts.run import overview
 from lora_scripts.run.init_lora import LoraWeights, Size, fit_all
+from lora_scripts.train import evidence
+from lora_scripts.train.advise import Facts, advise, too_short
+from lora_scripts.train.evidence import Evaluation, judge
 from runs import stopped
 
 ROOM = Path(chinese.__file__).parents[1]
@@ -127,6 +131,53 @@ def test_every_row_of_a_runs_table_is_there_in_chinese(base: Path, tmp_path: Pat
     assert [text for text, words in known.items() if words is None and re.search("[a-z]{2}", text)] == []
     left = {text: words for text, words in known.items() if words and re.search(r"\b(of|the|and|steps|in)\b", words)}
     assert left == {}, "a part of them is English"
+
+
+@pytest.mark.parametrize("samples", ["pictures", "records"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_what_measurements_say_is_there_in_chinese(samples: str, count: int) -> None:
+    """Verdicts and advice, of a few and of more held-out ones, as they come of measurements (held out, trained)."""
+    facts = Facts(1e-3, 100, 10, 0, "neon", samples, epochs=10)
+    told: list[str] = []
+    for curve in (
+        [(0.2, 0.2), (0.1, 0.1)],
+        [(0.1, 0.2), (0.2, 0.1)],
+        [(0.1999, 0.2), (0.2, 0.1)],
+        [(0.5, 0.2), (0.6, 0.1)],
+        [(0.3, 0.4), (0.3, 0.5)],
+        [(0.3, 0.32), (0.3, 0.2), (0.3, 0.33), (0.3, 0.34)],
+        [(0.3, 0.32), (0.3, 0.2), (0.3, 0.28)],
+        [(0.3, 0.301), (0.3, 0.301), (0.3, 0.302)],
+        [(0.3, 0.299), (0.3, 0.298), (0.3, 0.299)],
+        [(0.2, 0.25), (0.2001, 0.2), (0.2001, 0.1), (0.2001, 0.04)],
+        [(0.28, 0.2), (0.27, 0.1)],
+    ):
+        steps = [round(100 * (n + 1) / len(curve)) for n in range(len(curve))]
+        base, init = (_measured(0, count, 0.3 - at, 0.3 - at, name) for at, name in ((0, "base"), (0.01, "init")))
+        points = [_measured(step, count, *at) for step, at in zip(steps, curve, strict=True)]
+        for starts in ([base], [base, init]):
+            taken = [*starts, *points]
+            verdict = judge(taken, 0)
+            assert verdict is not None
+            told += [*evidence.words(verdict, taken, samples), *map(str, advise(taken, facts))]
+        ahead = too_short(base, points[-1], _measured(100, count, 0.01, 0.01), facts)
+        told += [str(ahead)] if ahead else []
+    assert len({text.partition(": ")[2][:14] for text in told if text.startswith("step") and "try" in text}) >= 6
+    english = re.compile(rf"\b({samples}|of|the|and|in|is|lower|higher|fell|rose|risen)\b")
+    left = [text for text in told if (chinese_text := chinese.translated(text)) is None or english.search(chinese_text)]
+    assert left == []
+
+
+def _measured(step: int, count: int, held: float, train: float, name: str = "") -> Evaluation:
+    return Evaluation(step, [held + 0.01 * n for n in range(count)], [train + 0.001 * n for n in range(6)], name)
+
+
+def test_what_proofs_say_is_there_in_chinese() -> None:
+    for rounding, precision in ((0.0, "fp32"), (2e-4, "fp16")):
+        proof = Proof(3, ("diffusers", "PEFT"), 1e-7, rounding, precision, {})
+        assert "of it lost" in str(proof) and "lost" not in (chinese.translated(str(proof)) or "lost")
+    text = "verified: 14 layers, as PEFT loads them; off by 0.0e+00 of what was learnt, the rounding to fp32 included"
+    assert "learnt" not in (chinese.translated(text) or "learnt")
 
 
 def _resized(was: int, now: int) -> str:

@@ -137,7 +137,7 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
     return Advice(
         "does_not_fall",
         point.step,
-        f"the loss hardly falls: on training {facts.samples} it is {percent(won.mean)} lower than before the run, so "
+        f"the loss hardly falls: on training {facts.samples} it is {_moved(won.mean)} than before the run, so "
         f"the learning rate is too low, or the base knows these {facts.samples} already",
         f"learning_rate: {facts.learning_rate * 10:.2g}",
     )
@@ -205,11 +205,12 @@ def _apart(start: Evaluation, since: Evaluation, now: Evaluation) -> bool:
 
 
 def _by_heart(start: Evaluation, now: Evaluation, facts: Facts) -> Advice:
-    fell = [percent(1 - b / a) for a, b in ((mean(start.train), mean(now.train)), (start.loss, now.loss))]
+    fell, others = (1 - b / a for a, b in ((mean(start.train), mean(now.train)), (start.loss, now.loss)))
+    theirs = f"fell by {percent(others)}" if others >= 0 else f"rose by {percent(-others)}"
     return Advice(
         "memorises",
         now.step,
-        f"it learns its {facts.samples} by heart: their loss fell by {fell[0]}, that of held-out ones by {fell[1]}",
+        f"it learns its {facts.samples} by heart: their loss fell by {percent(fell)}, that of held-out ones {theirs}",
         f"more {facts.samples}",
     )
 
@@ -217,7 +218,7 @@ def _by_heart(start: Evaluation, now: Evaluation, facts: Facts) -> Advice:
 def _memorised(start: Evaluation, since: Evaluation, now: Evaluation, facts: Facts) -> Advice:
     """In words, with how sure it is."""
     rise = _of(less(now.held, since.held), mean(start.held))
-    moved = f"risen by {percent(rise.mean)}" if rise.mean > 0 else "hardly fallen"
+    moved = f"risen by {percent(rise.mean)}" if rise.mean >= 0.0005 else "hardly fallen"
     fall = percent(1 - mean(now.train) / mean(since.train))
     worse = sum(a > b for a, b in zip(now.held, since.held, strict=True))
     sure = (
@@ -233,6 +234,10 @@ def _memorised(start: Evaluation, since: Evaluation, now: Evaluation, facts: Fac
         f"{facts.samples} fell by {fall}{sure}; {facts.name}-best{facts.suffix} is from before",
         f"epochs: {epochs}, or more {facts.samples}",
     )
+
+
+def _moved(won: float) -> str:
+    return f"{percent(won)} lower" if won >= 0 else f"{percent(-won)} higher"
 
 
 def percent(share: float) -> str:
