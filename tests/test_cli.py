@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import COMMANDS, _parse, main
+from lora_scripts.cli import COMMANDS, _not_typed, _parse, main
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
@@ -248,6 +248,22 @@ def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: \\u6a21\\u578b.yaml: no such file")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an argument is bytes there alone")
+def test_half_characters_come_to_no_tokenizer(folder: Path) -> None:
+    """A terminal of another encoding, and what YAML may write; a file that has such a name is one all the same."""
+    prompt = b"caf\xe9"
+    asked = [sys.executable, "-m", "lora_scripts", "generate", "--base", "x.safetensors", "--prompt", prompt]
+    done = subprocess.run(asked, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    told = "error: caf\ufffd is not in UTF-8; write it in a terminal that is set to UTF-8\n"
+    assert (done.returncode, done.stderr.decode()) == (2, told)
+    (folder / os.fsdecode(prompt)).write_text("")
+    assert _not_typed([str(folder / os.fsdecode(prompt))]) == []
+    with (folder / "c.yaml").open("a") as file:
+        file.write('sample_prompts: ["a \\ud800 cat"]\n')
+    done = python(str(ROOT / "train.py"), "--config", "c.yaml", cwd=folder)
+    assert "sample_prompts: half of a character (a lone surrogate); write the whole" in done.stderr
 
 
 def test_faults_of_base_vae_init_lora_and_captions_come_at_once(

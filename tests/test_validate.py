@@ -148,8 +148,8 @@ def test_losses_are_those_of_the_formula_at_fixed_draws(tmp_path: Path) -> None:
 
 
 def test_measuring_again_or_in_other_batches_gives_the_same_and_draws_nothing(tmp_path: Path) -> None:
-    before = torch.get_rng_state()
     first = probe(tmp_path)
+    before = torch.get_rng_state()
     once = first.losses()
     assert torch.equal(once, first.losses()) and torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(probe(tmp_path, batch=1).losses(), once, rtol=1e-5, atol=1e-7)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character (a lone surrogate): what Python makes of a byte that is not UTF-8 in what was typed, and what
+JSON and YAML may write. No file, no tokenizer takes it."""
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -31,6 +32,7 @@ from lora_scripts.cli.options import Parser, add_json, examples_text, options_of
 from lora_scripts.cli.printing import is_closed_pipe, mute, say
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import Terminated, UserError, raise_all
+from lora_scripts.units import HALF
 
 COMMANDS = (
     "new",
@@ -162,8 +164,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _not_typed(words: Sequence[str]) -> list[UserError]:
-    """The first fault of quotes or dashes that a text program or an input method has put for plain ones. A word with a
-    blank in it was quoted well."""
+    """The first fault of quotes or dashes that a text program or an input method has put for plain ones, or of bytes
+    that are not UTF-8 and name no file. A word with a blank in it was quoted well."""
     faults = []
     for word in words:
         if word[:1] in ("“", "”", "‘", "’") and " " not in word:
@@ -172,6 +174,9 @@ def _not_typed(words: Sequence[str]) -> list[UserError]:
             faults.append(UserError(told, hint=f'write "{meant}", in plain quotes'))
         elif word[:1] in ("—", "–"):
             faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
+        elif HALF.search(word) and not os.path.lexists(word):
+            shown = HALF.sub("\ufffd", word)
+            faults.append(UserError(f"{shown} is not in UTF-8", hint="write it in a terminal that is set to UTF-8"))
     return faults[:1]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.units import HALF
 
 MAX_BYTES = 1 << 20
 MANY = 20
@@ -126,7 +127,8 @@ def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
             if not items:  # as it was meant, so that it is not told as missing, too
                 entries[key] = Entry(key, error.mended.strip('"'), line, ())
         except ValueError as error:
-            faults.append(UserError(f"{key}: {error}", file=file, line=line, hint="put the value in quotes"))
+            hint = "write the whole" if isinstance(error, HalfError) else "put the value in quotes"
+            faults.append(UserError(f"{key}: {error}", file=file, line=line, hint=hint))
     if twice > MANY:
         faults.append(UserError(f"{twice - MANY} further keys are given twice", file=file))
     return list(entries.values()), faults
@@ -174,6 +176,13 @@ _CURLY = set(zip("“””“‘’「『＂", "”“”“’’」』＂", s
 """What keyboards and word processors write for quotes; to YAML they are letters."""
 
 
+class HalfError(ValueError):
+    """A text holds half of a character."""
+
+    def __init__(self) -> None:
+        super().__init__("half of a character (a lone surrogate)")
+
+
 class CurlyError(ValueError):
     """A value stands in quotes that YAML does not know."""
 
@@ -193,6 +202,8 @@ def _value(node: Any, depth: int = 0) -> object:
     if kind == "str":
         if len(text) > 1 and (text[0], text[-1]) in _CURLY and node.style is None:
             raise CurlyError(text)
+        if HALF.search(text):
+            raise HalfError
         return text
     if kind == "null":
         return None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError
+from lora_scripts.units import HALF
 
 NAME_COLUMNS = ("filename", "file_name")
 TEXT_COLUMNS = ("prompt", "text", "caption")
@@ -24,7 +25,6 @@ SIDECAR_SUFFIXES = (".txt", ".caption")
 NEWLINE = re.compile(r"\r\n|\n|\r")  # str.splitlines() would also cut at U+2028 and U+0085 inside a caption
 _LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _read_jsonl(lines: list[str], table: _Table) -> None:
             if not isinstance(record, dict):
                 raise ValueError("not a JSON object")
             name, text = _one_of(record, NAME_COLUMNS), _one_of(record, TEXT_COLUMNS)
-            if _SURROGATE.search(name + text):
+            if HALF.search(name + text):
                 raise ValueError("half of a character (a lone surrogate); write the whole")
         except (ValueError, RecursionError) as error:
             what = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)

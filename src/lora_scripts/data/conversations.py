@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
+
+from lora_scripts.units import HALF
 
 Message: TypeAlias = dict[str, Any]
 """`role` and `content`, and what a template may read besides: `reasoning_content`, `tool_calls`, `name`."""
@@ -86,7 +87,6 @@ FORMS = (*CONVERSATIONS, "prompt", "text")
 WANTED = (
     "messages | conversations | instruction, input, output | prompt, completion | text: a record has the keys of one"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def form_of(value: Mapping[str, Any]) -> str | None:
@@ -112,7 +112,7 @@ def read_record(value: object) -> tuple[str, Record]:
         "text": _of_text,
     }
     record = readers[form](value)
-    if _SURROGATE.search(_all_text(record)):
+    if HALF.search(_all_text(record)):
         raise RecordFault("holds half a character (a lone \\ud800 … \\udfff)", "write the file again, as UTF-8")
     return form, record
 

@@ -156,6 +156,7 @@ def assemble(
     filled, held = settled(c, feed, held, own, total, guided=guided)
     masks = feed.settings.masks.digests if feed.settings.masks else {}
     state = new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, masks, total, precision)
+    state.levels = list(levels_of(held))
     return Parts(
         config=filled,
         folder=folder,
@@ -169,7 +170,7 @@ def assemble(
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-        state=replace(state, levels=list(levels_of(held))),
+        state=state,
     )
 
 
