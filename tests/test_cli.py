@@ -252,14 +252,14 @@ def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="an argument is bytes there alone")
 def test_half_characters_come_to_no_tokenizer(folder: Path) -> None:
-    """A terminal of another encoding, and what YAML may write; a file that has such a name is one all the same."""
+    """A terminal of another encoding, a file that has such a name, and what YAML may write."""
     prompt = b"caf\xe9"
     asked = [sys.executable, "-m", "lora_scripts", "generate", "--base", "x.safetensors", "--prompt", prompt]
     done = subprocess.run(asked, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(SOURCE)})
     told = "error: caf\ufffd is not in UTF-8; write it in a terminal that is set to UTF-8\n"
     assert (done.returncode, done.stderr.decode()) == (2, told)
     (folder / os.fsdecode(prompt)).write_text("")
-    assert _not_typed([str(folder / os.fsdecode(prompt))]) == []
+    assert [one.hint for one in _not_typed([str(folder / os.fsdecode(prompt))])] == ["rename it"]
     with (folder / "c.yaml").open("a") as file:
         file.write('sample_prompts: ["a \\ud800 cat"]\n')
     done = python(str(ROOT / "train.py"), "--config", "c.yaml", cwd=folder)

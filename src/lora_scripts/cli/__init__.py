@@ -165,7 +165,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 def _not_typed(words: Sequence[str]) -> list[UserError]:
     """The first fault of quotes or dashes that a text program or an input method has put for plain ones, or of bytes
-    that are not UTF-8 and name no file. A word with a blank in it was quoted well."""
+    that are not UTF-8, which no page and no JSON can hold. A word with a blank in it was quoted well."""
     faults = []
     for word in words:
         if word[:1] in ("“", "”", "‘", "’") and " " not in word:
@@ -174,9 +174,10 @@ def _not_typed(words: Sequence[str]) -> list[UserError]:
             faults.append(UserError(told, hint=f'write "{meant}", in plain quotes'))
         elif word[:1] in ("—", "–"):
             faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
-        elif HALF.search(word) and not os.path.lexists(word):
+        elif HALF.search(word):
+            hint = "rename it" if os.path.lexists(word) else "write it in a terminal that is set to UTF-8"
             shown = HALF.sub("\ufffd", word)
-            faults.append(UserError(f"{shown} is not in UTF-8", hint="write it in a terminal that is set to UTF-8"))
+            faults.append(UserError(f"{shown} is not in UTF-8", hint=hint))
     return faults[:1]
 
 
