@@ -61,8 +61,9 @@ BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
 STEPS, LONG_STEPS = 40, 150
 TIMES = {"brief": 3}
-"""Measurements in a run, by set; in all others"""
+"""Measurements in a run, by set; (docs/training.md has of the other sets figures with one more in some runs)"""
 USUAL = 4
+"""in all others."""
 KINDS = {"healthy": 4, "strays": 2, "captions": 2, "memorise": 1, "rate_high": 1, "rate_low": 1}
 """How many of each in eleven runs."""
 SETS = {

@@ -250,16 +250,19 @@ def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
     assert done.stderr.startswith("error: \\u6a21\\u578b.yaml: no such file")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="an argument is bytes there alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file has no such name")
 def test_half_characters_come_to_no_tokenizer(folder: Path) -> None:
     """A terminal of another encoding, a file that has such a name, and what YAML may write."""
     prompt = b"caf\xe9"
     asked = [sys.executable, "-m", "lora_scripts", "generate", "--base", "x.safetensors", "--prompt", prompt]
-    done = subprocess.run(asked, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(SOURCE)})
+    done = subprocess.run(
+        asked, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1"}
+    )
     told = "error: caf\ufffd is not in UTF-8; write it in a terminal that is set to UTF-8\n"
     assert (done.returncode, done.stderr.decode()) == (2, told)
     (folder / os.fsdecode(prompt)).write_text("")
-    assert [one.hint for one in _not_typed([str(folder / os.fsdecode(prompt))])] == ["rename it"]
+    named = str(folder / os.fsdecode(prompt))
+    assert [fault.hint for word in (named, f"base_model={named}") for fault in _not_typed([word])] == 2 * ["rename it"]
     with (folder / "c.yaml").open("a") as file:
         file.write('sample_prompts: ["a \\ud800 cat"]\n')
     done = python(str(ROOT / "train.py"), "--config", "c.yaml", cwd=folder)

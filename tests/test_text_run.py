@@ -18,6 +18,7 @@ from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
 from lora_scripts.loras import adapter_folder
+from lora_scripts.report.chinese import missing
 from lora_scripts.run import base_files
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.texts import export
@@ -87,6 +88,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     wanted = [math.exp(sum(taken["held"]) / 3) for taken in record["evaluations"]]
     assert [e.value for e in board.Scalars("heldout/perplexity")] == pytest.approx(wanted, rel=1e-5)
     page = (finished / "report.html").read_text()
+    assert [text for text in missing(page) if " " in text] == []  # each sentence is there in Chinese
     assert "With the LoRA" in page
     assert "⟦it is" in page
     assert "Records that were not trained" in page

@@ -34,6 +34,7 @@ from lora_scripts.loras import kohya
 from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
+from lora_scripts.report.chinese import missing
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import there_and_back
@@ -265,6 +266,12 @@ def test_it_says_what_will_happen_and_proves_what_it_made(finished: Finished) ->
     consumers = "diffusers, PEFT, A1111, ComfyUI, Forge, InvokeAI, SD.Next, additional-networks, kohya"
     assert f"verified: 192 of 192 modules in {consumers}; ΔW read to " in after
     assert "<lora:mylora:1>" in after and str(finished.lora) in after
+
+
+def test_each_sentence_of_its_report_is_there_in_chinese(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text("utf-8")
+    left = [text for text in missing(page) if " " in text]
+    assert [text for text in left if ".safetensors" not in text and not text.endswith(" MB")] == []  # a file, a size
 
 
 def test_it_keeps_the_last_files_and_one_state(finished: Finished) -> None:

@@ -175,7 +175,8 @@ def _not_typed(words: Sequence[str]) -> list[UserError]:
         elif word[:1] in ("—", "–"):
             faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
         elif HALF.search(word):
-            hint = "rename it" if os.path.lexists(word) else "write it in a terminal that is set to UTF-8"
+            there = any(map(os.path.lexists, (word, word.partition("=")[2])))
+            hint = "rename it" if there else "write it in a terminal that is set to UTF-8"
             shown = HALF.sub("\ufffd", word)
             faults.append(UserError(f"{shown} is not in UTF-8", hint=hint))
     return faults[:1]

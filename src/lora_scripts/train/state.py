@@ -34,8 +34,8 @@ class RunState:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """What was measured so far; each the fields of an `evidence.Evaluation`."""
     levels: list[int] = field(default_factory=list)
-    """Noise levels at which it was, of held-out pictures and of training pictures; empty in states of before that were
-    told, and where nothing is measured so."""
+    """Noise levels at which it was, of held-out pictures and of training pictures; empty in states of earlier versions,
+    which knew the usual ones alone, and of language models."""
     smaller: list[list[int]] = field(default_factory=list)
     """[step, most]: after so many steps memory ran out, and from there batches come in pieces of at most so many."""
     scaler: dict[str, Any] = field(default_factory=dict)
