@@ -59,7 +59,7 @@ def faults(call: Any) -> str:
     return "\n".join(str(one) for one in (error.errors if isinstance(error, UserErrors) else [error]))
 
 
-def only_the_file(parts: Parts, measuring: Any, saver: story.Saver, board: Any, sink: Any) -> story.TrainResult:
+def only_the_file(parts: Parts, measuring: Any, saver: story.PictureSaver, board: Any, sink: Any) -> story.TrainResult:
     """In place of `story.finish`."""
     saver.write(parts.folder.final, "LoRA")
     f = parts.folder

@@ -17,7 +17,8 @@ from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.model import StableDiffusion1
-from lora_scripts.run import finish, story
+from lora_scripts.run import story
+from lora_scripts.run.after import finish
 from lora_scripts.run.shortage import lower, smaller_words
 from lora_scripts.train import optim
 from lora_scripts.train import state as states

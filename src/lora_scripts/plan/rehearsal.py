@@ -22,16 +22,17 @@ from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
 from lora_scripts.run import heldout, story
+from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import build_model
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import class_samples
-from lora_scripts.run.finish import drawn_in_all
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, previews_of
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.stepping import measuring_of
 from lora_scripts.train.average import averaged
 from lora_scripts.train.encoded import KEPT, Picture
 from lora_scripts.train.feed import Feed
@@ -256,7 +257,7 @@ class Rehearsal:
 
         self._enter("step")
         board = Board(self.folder.logs, parts.state.step, ignore)
-        saver = story.Saver(parts, sink)
+        saver = story.PictureSaver(parts, sink)
 
         def save() -> None:
             self._enter("save")
@@ -266,7 +267,7 @@ class Rehearsal:
             self.leave()
 
         try:
-            measuring = story.measuring_of(parts, board, sink)
+            measuring = measuring_of(parts, board, sink)
             story.train_steps(parts, measuring, saver, board, lambda: int(enough()), sink, save)
         finally:
             board.close()
@@ -284,7 +285,7 @@ class Rehearsal:
 
         board = Board(self.folder.logs, parts.state.step, ignore)
         try:
-            saver, measuring = story.Saver(parts, ignore), story.measuring_of(parts, board, ignore)
+            saver, measuring = story.PictureSaver(parts, ignore), measuring_of(parts, board, ignore)
             story.train_steps(parts, measuring, saver, board, lambda: int(watch.done), sink, lambda: None)
         finally:
             board.close()
@@ -298,7 +299,7 @@ class Rehearsal:
         def seconds(preview: Preview, steps: int) -> float:
             begun, few = time.perf_counter(), replace(preview, sampling=replace(preview.sampling, steps=steps))
             # One for which the memory is too small must end the rehearsal.
-            story.show(parts, [few], story.Saver(parts, ignore), board, ignore, strict=True)
+            story.show(parts, [few], story.PictureSaver(parts, ignore), board, ignore, strict=True)
             return time.perf_counter() - begun
 
         one = previews_of(self.config, parts.samples)[0]

@@ -15,8 +15,8 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.loader import folders_in_words, numbered
 from lora_scripts.data.scan import Sample
 from lora_scripts.run import heldout
+from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import encoding, memory_words
-from lora_scripts.run.finish import drawn_in_all
 from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words

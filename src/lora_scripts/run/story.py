@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from lora_scripts.compute.compiled import told_in_a_line
-from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.compute.pages import give_back
 from lora_scripts.config.load import dump_config
@@ -19,7 +19,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import calling
-from lora_scripts.events import Note, Progress, Saved, Sink, Stepped, Table
+from lora_scripts.events import Note, Progress, Saved, Sink, Table
 from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
@@ -27,14 +27,14 @@ from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.generate.command import save as save_picture
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.report.data import UNMEASURED
-from lora_scripts.run import export
+from lora_scripts.run import export, stepping
+from lora_scripts.run.after.finish import look, report, report_pictures, reported, save_last_previews, save_strength
 from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
-from lora_scripts.run.finish import look, report, report_pictures, reported, save_last_previews, save_strength
 from lora_scripts.run.heldout import Measuring, as_before, build_held_out, levels_of
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import settled, table_rows
@@ -43,14 +43,12 @@ from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.resume import new_state, restore
-from lora_scripts.run.run_folder import STATES, RunFolder, cache_of
-from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
+from lora_scripts.run.run_folder import RunFolder, cache_of
+from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
+from lora_scripts.run.stepping import Saver, measuring_of
 from lora_scripts.run.stopping import ended_by, signals, stoppable
-from lora_scripts.train import state as states
-from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
-from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import Ready
 from lora_scripts.train.progress import Board, Smoothed
@@ -115,7 +113,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         with enough_memory("encoding pictures", "write vae_tiling: true, or a smaller resolution"):
             encode(parts, cache, sink)
         give_back(model.files.digests)  # of the whole file only the VAE is still mapped, and the caches stand for it
-        saver = Saver(parts, sink)
+        saver = PictureSaver(parts, sink)
         saver.complete()
         board = Board(folder.logs, parts.state.step, sink)
         try:
@@ -214,41 +212,15 @@ def write_of(files: BaseFiles) -> Callable[[Path, bytes], None]:
     return write
 
 
-def measuring_of(parts: Parts, board: Board, sink: Sink) -> Measuring:
-    """What measures a run."""
-    c = parts.config
-    facts = Facts(
-        c.learning_rate,
-        parts.total,
-        parts.feed.steps_per_epoch,
-        c.warmup_steps,
-        parts.folder.name,
-        epochs=c.epochs,
-    )
-    return Measuring(
-        parts.held,
-        parts.model,
-        parts.ema,
-        parts.state,
-        facts,
-        seed=c.seed,
-        patience=c.patience,
-        record=parts.folder.path / "heldout.json",
-        curves=board.scalars,
-        sink=sink,
-    )
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-class Saver:
-    """Writes what a run has learnt. What stands in a file of a step is taken from the weights once for that step."""
+class PictureSaver(Saver):
+    """What stands in a file of a step is taken from the weights once for that step."""
 
     def __init__(self, parts: Parts, sink: Sink) -> None:
-        self.parts, self.sink = parts, sink
-        self.saved = parts.state.step
-        """The step of the last state on the disk; 0: none."""
+        super().__init__(parts, sink)
+        self.parts = parts
         self._taken: tuple[int, Snapshot, LoraTensors] | None = None
 
     def taken(self) -> tuple[Snapshot, LoraTensors]:
@@ -284,93 +256,34 @@ class Saver:
         export.write(path, file, taken, facts)
         self.sink(Saved(what, path, p.state.step))
 
-    def complete(self) -> None:
-        """What `save` had still to do when a kill came: the LoRA of the last state, and removing the oldest."""
-        p = self.parts
-        if 0 < p.state.step < p.total:
-            if not p.folder.checkpoint(p.state.step).exists():
-                self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            p.folder.prune(p.config.keep_last, self.sink)
-
-    def save(self) -> None:
-        """The state first: a run that is killed between the two, or whose LoRA fp16 cannot hold, can go on."""
-        p = self.parts
-        if p.device.type == "cpu":  # elsewhere the weights are copies
-            p.model.files.require_unchanged()
-        io.make_folder(p.folder.states)
-        average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
-        state, weights = p.folder.state(p.state.step), {**p.model.weights(), **average}
-        io.write_folder(state, states.pack(p.state, weights, p.model.optimizer))
-        self.saved = p.state.step
-        p.folder.prune_states(STATES, self.sink)
-        self.sink(Saved("state", state, p.state.step))
-        if p.state.step < p.total:
-            self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            p.folder.prune(p.config.keep_last, self.sink)
-
 
 def train_steps(
     parts: Parts,
     measuring: Measuring,
-    saver: Saver,
+    saver: PictureSaver,
     board: Board,
     stopped: Callable[[], int],
     sink: Sink,
     save: Callable[[], None] | None = None,
 ) -> bool:
     """All steps from where the state stands; False if it was stopped before the last. `save`: in place of `saver`'s."""
-    c, state, held, model = parts.config, parts.state, parts.held, parts.model
-    objective, smoothed = objective_of(c, model.family.objective), Smoothed(state.losses)
-    every = c.preview_steps(parts.feed.steps_per_epoch)
-    settings = LoopSettings(
-        parts.total, parts.rates, c.max_grad_norm, c.seed, c.save_steps, every, measure_every=held.every
-    )
+    c, model = parts.config, parts.model
+    go = passes_of(c, model, objective_of(c, model.family.objective), parts.scaler, cached=parts.feed.cache_text)
     previews = previews_of(c, parts.samples)
-
-    def told(facts: StepFacts) -> None:
-        smoothed.add(facts.loss)
-        rate = facts.images / facts.seconds
-        values = {
-            "loss/step": facts.loss,
-            "loss/smoothed": smoothed.value,
-            "grad_norm": facts.grad_norm,
-            "images_per_second": rate,
-            "memory_gib": peak_memory(parts.device),
-        }
-        rates = {f"learning_rate/{g['name']}": g["lr"] for g in model.optimizer.param_groups}
-        board.scalars(facts.step, values | rates)
-        peak = c.learning_rate * facts.share
-        numbers = (facts.loss, smoothed.value, peak, facts.grad_norm, rate, facts.seconds)
-        sink(Stepped(facts.step, state.total, facts.epoch, *numbers))
-
-    go = passes_of(c, model, objective, parts.scaler, cached=parts.feed.cache_text)
 
     def preview() -> None:
         go.release()  # drawing needs the room
         show(parts, previews, saver, board, sink)
 
-    def keep_best() -> None:
-        if measuring.at_best:
-            saver.write(parts.folder.best, "best LoRA")
+    def ahead(first: int, total: int, most: int | None) -> Iterator[tuple[int, list[Batch | Ready]]]:
+        return go.ahead(parts.feed.steps(first, total, most))
 
-    model.train(True)
-    if measuring.ended and state.step < parts.total:
-        sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
-    measuring.begin(from_lora=c.init_lora is not None)
-    keep_best()
-    if c.sample_first and state.step == 0:
-        preview()
-    hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
-
-    def run(most: int | None) -> bool:
-        def steps(first: int, total: int) -> Iterator[tuple[int, list[Batch | Ready]]]:
-            return go.ahead(parts.feed.steps(first, total, most))
-
-        return run_loop(go, steps, model.optimizer, parts.scaler, settings, state, hooks, parts.ema)
-
+    told = stepping.telling(parts, board, sink, "images")
     try:
         with told_in_a_line() if c.compile else nullcontext():
-            return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+            return stepping.train_steps(
+                parts, go, ahead, measuring, saver, told=told, preview=preview, stopped=stopped, sink=sink, save=save
+            )
     finally:
         if go.fault:
             sink(Note(f"note: steps were not recorded, but launched one kernel at a time: {go.fault}"))
@@ -378,7 +291,7 @@ def train_steps(
 
 
 def show(
-    parts: Parts, previews: list[Preview], saver: Saver, board: Board, sink: Sink, *, strict: bool = False
+    parts: Parts, previews: list[Preview], saver: PictureSaver, board: Board, sink: Sink, *, strict: bool = False
 ) -> None:
     """Draws every preview with what a file would hold now, into samples/ and TensorBoard."""
     step, family = parts.state.step, parts.model.family
@@ -400,7 +313,7 @@ def show(
 # --- in the end -------------------------------------------------------------------------------------------------------
 
 
-def finish(parts: Parts, measuring: Measuring, saver: Saver, board: Board, sink: Sink) -> TrainResult:
+def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board, sink: Sink) -> TrainResult:
     """Exports, proves that the file loads, and writes the report. UserError if the proof fails."""
     p, folder, c = parts, parts.folder, parts.config
     saver.write(folder.final, "LoRA")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lora_scripts.compute.device import choose_device, choose_precision, peak_memory
+from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.events import Note, Saved, Sink, Stepped, Table
+from lora_scripts.events import Note, Saved, Sink, Table
 from lora_scripts.families.texts import Answer, marked
 from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
+from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
 from lora_scripts.run.build import DIGESTS, memory_words
 from lora_scripts.run.heldout import Measuring
@@ -25,18 +25,16 @@ from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import device_name
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
-from lora_scripts.run.run_folder import STATES, RunFolder, cache_of
-from lora_scripts.run.shortage import ELSEWHERE, adapting, enough_memory, rescuing, smaller_words
+from lora_scripts.run.run_folder import RunFolder, cache_of
+from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
+from lora_scripts.run.stepping import Saver, measuring_of
 from lora_scripts.run.stopping import ended_by, signals, stoppable
 from lora_scripts.run.texts import answers, export
 from lora_scripts.run.texts.answers import Question
 from lora_scripts.run.texts.build import build_model, load
 from lora_scripts.run.texts.dataset import Encoded, TextHeldOut, build_feed, build_held_out, encode, tell
 from lora_scripts.run.texts.preflight import TextSplit
-from lora_scripts.train import state as states
-from lora_scripts.train.advise import Facts
 from lora_scripts.train.average import Ema
-from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import there_and_back
 from lora_scripts.train.progress import Board, Smoothed
@@ -101,7 +99,7 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
         saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
         saver.complete()
         try:
-            measuring = _measuring(parts, board, sink)
+            measuring = measuring_of(parts, board, sink, samples="records", suffix="")
             with rescuing(saver.save, lambda: saver.saved, parts.state, parts.model.optimizer, parts.scaler, config):
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
         finally:
@@ -189,30 +187,12 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
     return rows
 
 
-def _measuring(parts: TextParts, board: Board, sink: Sink) -> Measuring:
-    p, c = parts, parts.config
-    facts = Facts(c.learning_rate, p.total, p.feed.steps_per_epoch, c.warmup_steps, p.folder.name, "records", "")
-    facts = replace(facts, epochs=c.epochs)
-    record = p.folder.path / "heldout.json"
-    return Measuring(
-        p.held,
-        p.model,
-        p.ema,
-        p.state,
-        facts,
-        seed=c.seed,
-        patience=c.patience,
-        record=record,
-        curves=board.scalars,
-        sink=sink,
-    )
-
-
-class TextSaver:
-    """Writes what a run has learnt."""
+class TextSaver(Saver):
+    """An adapter is a folder, as PEFT has it."""
 
     def __init__(self, parts: TextParts, sink: Sink) -> None:
-        self.parts, self.sink, self.saved = parts, sink, parts.state.step
+        super().__init__(parts, sink)
+        self.parts = parts
 
     def write(self, path: Path, what: str) -> None:
         """The LoRA as it is now."""
@@ -230,30 +210,6 @@ class TextSaver:
         export.write(path, c, p.model, export.weights_of(p.model, p.ema), facts)
         self.sink(Saved(what, path, p.state.step))
 
-    def complete(self) -> None:
-        """What `save` had still to do when a kill came: the LoRA of the last state, and removing the oldest."""
-        p = self.parts
-        if 0 < p.state.step < p.total:
-            if not p.folder.checkpoint(p.state.step).exists():
-                self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            p.folder.prune(p.config.keep_last, self.sink)
-
-    def save(self) -> None:
-        """The state first: a run that is killed between the two can go on."""
-        p = self.parts
-        if p.device.type == "cpu":  # elsewhere the weights are copies
-            p.model.files.require_unchanged()
-        io.make_folder(p.folder.states)
-        average = {} if p.ema is None else {f"ema.{name}": value for name, value in p.ema.values.items()}
-        state = p.folder.state(p.state.step)
-        io.write_folder(state, states.pack(p.state, {**p.model.weights(), **average}, p.model.optimizer))
-        self.saved = p.state.step
-        p.folder.prune_states(STATES, self.sink)
-        self.sink(Saved("state", state, p.state.step))
-        if p.state.step < p.total:
-            self.write(p.folder.checkpoint(p.state.step), "LoRA")
-            p.folder.prune(p.config.keep_last, self.sink)
-
 
 def train_steps(
     parts: TextParts,
@@ -264,54 +220,16 @@ def train_steps(
     sink: Sink,
 ) -> bool:
     """All steps from where the state stands; False if it was stopped before the last."""
-    p, c, state, model = parts, parts.config, parts.state, parts.model
-    smoothed = Smoothed(state.losses)
-    settings = LoopSettings(
-        p.total,
-        p.rates,
-        c.max_grad_norm,
-        c.seed,
-        c.save_steps,
-        c.preview_steps(p.feed.steps_per_epoch),
-        measure_every=p.held.every,
-    )
-
-    def told(facts: StepFacts) -> None:
-        smoothed.add(facts.loss)
-        rate = facts.images / facts.seconds
-        values = {
-            "loss/step": facts.loss,
-            "loss/smoothed": smoothed.value,
-            "grad_norm": facts.grad_norm,
-            "tokens_per_second": rate,
-            "memory_gib": peak_memory(p.device),
-        }
-        rates = {f"learning_rate/{g['name']}": g["lr"] for g in model.optimizer.param_groups}
-        board.scalars(facts.step, values | rates)
-        numbers = (facts.loss, smoothed.value, c.learning_rate * facts.share, facts.grad_norm, rate, facts.seconds)
-        sink(Stepped(facts.step, state.total, facts.epoch, *numbers, samples="tokens"))
+    p, model = parts, parts.model
 
     def preview() -> None:
-        save_answers(parts, answers.answered_now(model, p.ema, c, p.questions), sink)
-
-    def keep_best() -> None:
-        if measuring.at_best:
-            saver.write(p.folder.best, "best LoRA")
-
-    model.train(True)
-    measuring.begin(from_lora=c.init_lora is not None)
-    keep_best()
-    if c.sample_first and state.step == 0:
-        preview()
-    hooks = Hooks(told, saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
+        save_answers(p, answers.answered_now(model, p.ema, p.config, p.questions), sink)
 
     go = there_and_back(model.family.loss, p.scaler, model.masters.gather, model.masters.forget)
-
-    def run(most: int | None) -> bool:
-        steps = partial(p.feed.steps, most=most)
-        return run_loop(go, steps, model.optimizer, p.scaler, settings, state, hooks, p.ema)
-
-    return measuring.ended or adapting(run, c, state, model.optimizer, sink)
+    told = stepping.telling(p, board, sink, "tokens")
+    return stepping.train_steps(
+        p, go, p.feed.steps, measuring, saver, told=told, preview=preview, stopped=stopped, sink=sink
+    )
 
 
 def save_answers(parts: TextParts, given: Sequence[Answer], sink: Sink) -> None:
