@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,8 @@ from lora_scripts.families.samplers import SAMPLERS, build, find_sampler, sample
 from lora_scripts.families.sd.steps import SCHEDULE
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats import io
-from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.formats.hashes import model_hashes, sha256_of
+from lora_scripts.generate import known_by
 from lora_scripts.generate.png import infotext
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
@@ -338,6 +341,31 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
         "Lora hashes": f"all: {hashes['all']}, some: {hashes['some']}",
     }
     assert told["Version"].startswith("lora-scripts ")
+
+
+def test_the_hash_of_a_base_is_made_once_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, readings, both = tmp_path / "base.safetensors", list[Path](), threading.Barrier(2, timeout=60)
+    file.write_bytes(b"numbers")
+
+    def slow(path: Path) -> str:
+        both.wait()
+        readings.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(known_by, "sha256_of", slow)
+    known_by.begin(file)
+    known_by.begin(file)
+    known_by.begin(tmp_path)  # a folder has none
+    both.wait()
+    assert known_by.model_hash(file) == hashlib.sha256(b"numbers").hexdigest()[:10] and readings == [file]
+    assert known_by.model_hash(tmp_path) is None
+    file.write_bytes(b"other numbers")
+    monkeypatch.setattr(known_by, "sha256_of", sha256_of)
+    assert known_by.file_hash(file) == hashlib.sha256(b"other numbers").hexdigest()
+    file.write_bytes(b"numbers that nobody can read")
+    monkeypatch.setattr(known_by, "sha256_of", lambda path: sha256_of(path / "away"))
+    with pytest.raises(UserError, match="cannot be read"):
+        known_by.model_hash(file)
 
 
 def test_odd_values_survive_the_text() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.table import require_negative, require_pictures
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
-from lora_scripts.formats.hashes import Hashes, model_hashes
+from lora_scripts.generate import known_by
+from lora_scripts.generate.known_by import lora_hash, model_hash
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
@@ -92,6 +93,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     precision = choose_precision(options.precision, device)
     texts = [text for job in jobs for text in (job.prompt, _negative(options, job.line))]
     remember = partial(_remember, texts)
+    known_by.begin(options.base)
     load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, remember, settings=made_with)
     family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
@@ -261,11 +263,13 @@ def save(path: Path, image: Image, parameters: str) -> None:
 def _parameters(options: GenerateOptions, job: Job, seed: int, sampling: Sampling, sampler: Sampler) -> str:
     loras = {call.name: lora_hash(file) for call, file in zip(job.calls, job.files, strict=True)}
     clip = options.clip_skip
-    return parameters(options.base, job.line.prompt, seed, sampling, sampler, loras, clip_skip=clip)
+    base = options.base, model_hash(options.base)
+    return parameters(*base, job.line.prompt, seed, sampling, sampler, loras, clip_skip=clip)
 
 
 def parameters(
     base: Path,
+    base_hash: str | None,
     prompt: str,
     seed: int,
     sampling: Sampling,
@@ -274,7 +278,7 @@ def parameters(
     *,
     clip_skip: int = 1,
 ) -> str:
-    """The text for "PNG Info"; `prompt` with its tags, `loras`: name -> AutoV3."""
+    """The text for "PNG Info"; `base_hash`: AutoV2; `prompt` with its tags; `loras`: name -> AutoV3."""
     name, schedule = sampler.webui
     rows = {
         "Steps": sampling.steps,
@@ -283,35 +287,10 @@ def parameters(
         "CFG scale": f"{sampling.cfg:g}",
         "Seed": seed,
         "Size": f"{sampling.size[0]}x{sampling.size[1]}",
-        "Model hash": model_hash(base),
+        "Model hash": base_hash,
         "Model": base.stem,
         "Denoising strength": None if sampling.start is None else f"{sampling.denoise:g}",
         "Clip skip": clip_skip if clip_skip > 1 else None,
         "Lora hashes": ", ".join(f"{lora}: {digest}" for lora, digest in loras.items()) or None,
     }
     return infotext(prompt, sampling.negative, rows)
-
-
-def model_hash(path: Path) -> str | None:
-    """The base's AutoV2, computed once; None for a folder."""
-    return _hashes(path, *_stamp(path)).autov2 if path.is_file() else None
-
-
-def lora_hash(path: Path) -> str:
-    """Its AutoV3, computed once."""
-    return _hashes(path, *_stamp(path)).autov3
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of the whole file, computed once."""
-    return _hashes(path, *_stamp(path)).sha256
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@cache
-def _hashes(path: Path, size: int, changed: int) -> Hashes:
-    return model_hashes(path)

@@ -15,7 +15,9 @@ from lora_scripts.config.values import check_size
 from lora_scripts.data.image import on_white
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.formats import io
-from lora_scripts.generate.command import file_hash, lora_hash, parameters, save
+from lora_scripts.generate import known_by
+from lora_scripts.generate.command import parameters, save
+from lora_scripts.generate.known_by import file_hash, lora_hash, model_hash
 from lora_scripts.grid.axes import Place, Plan, Point
 from lora_scripts.grid.sources import GridOptions, LoraSource, Sources
 
@@ -141,7 +143,7 @@ class Painter:
         save(
             self.path(cell),
             image,
-            parameters(base, prompt, cell.seed, sampling, self.sampler, loras, clip_skip=clip_skip),
+            parameters(base, model_hash(base), prompt, cell.seed, sampling, self.sampler, loras, clip_skip=clip_skip),
         )
 
 
@@ -154,6 +156,8 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     from lora_scripts.loras.stack import LoraStack
 
     facts = require_pictures(sources.base)
+    for path in filter(None, (sources.base, sources.vae, *sources.text_encoder)):
+        known_by.begin(path)
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
     made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})

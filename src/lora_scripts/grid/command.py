@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink, ignore
 from lora_scripts.formats import io
-from lora_scripts.generate.command import lora_hash
+from lora_scripts.generate.known_by import lora_hash
 from lora_scripts.grid.axes import NAMES, Place, plan
 from lora_scripts.grid.cells import Cells, Painter, draw_missing, load_painter, opened
 from lora_scripts.grid.sources import GridOptions, Sources, find_sources

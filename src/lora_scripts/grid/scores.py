@@ -14,7 +14,7 @@ from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import list_data
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.formats import io
-from lora_scripts.generate.command import lora_hash
+from lora_scripts.generate.known_by import lora_hash
 from lora_scripts.grid import measures
 from lora_scripts.grid.axes import Place, Point
 from lora_scripts.grid.cells import Cell, Cells, Painter

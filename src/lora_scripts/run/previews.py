@@ -16,7 +16,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Note, Sink
-from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.families.base import Sampling
 from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras import reading
@@ -107,14 +107,15 @@ def draw_previews(
         sink(_failure(error, f"the previews of step {step}", strict=strict))
 
 
-def infotext(config: TrainConfig, family: PictureFamily, preview: Preview, autov3: str) -> str:
+def infotext(config: TrainConfig, model: Model, preview: Preview, autov3: str) -> str:
     """The text for "PNG Info", with which the picture can be drawn again from the file with that AutoV3; "": from the
     base alone."""
-    sampling = preview.sampling
-    sampler = family.sampler(sampling.scheduler, sampling.steps)
+    sampling, base = preview.sampling, model.base_digest[:10] or None  # known since the base was loaded
+    sampler = model.family.sampler(sampling.scheduler, sampling.steps)
     prompt = f"{preview.prompt} <lora:{config.name}:1>" if autov3 else preview.prompt
     loras = {config.name: autov3} if autov3 else {}
-    return parameters(config.base_model, prompt, preview.seed, sampling, sampler, loras, clip_skip=config.clip_skip)
+    clip = config.clip_skip
+    return parameters(config.base_model, base, prompt, preview.seed, sampling, sampler, loras, clip_skip=clip)
 
 
 def _failure(error: Exception, what: str, *, strict: bool) -> Note:

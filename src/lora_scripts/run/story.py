@@ -300,7 +300,7 @@ def show(
 
     def done(number: int, preview: Preview, picture: Image) -> None:
         path = parts.folder.sample(step, number)
-        save_picture(path, picture, infotext(parts.config, family, preview, autov3))
+        save_picture(path, picture, infotext(parts.config, parts.model, preview, autov3))
         board.picture(step, f"preview/{number}", picture, preview.prompt)
         sink(Saved("preview", path, step))
 
@@ -329,7 +329,7 @@ def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board
     seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
     seen.tell(sink)
     save_strength(folder, seen.strength)
-    save_last_previews(folder, c, p.model.family, previews, drawn, p.state.step, board, sink)
+    save_last_previews(folder, c, p.model, previews, drawn, p.state.step, board, sink)
     page = folder.path / "report.html"
     report(
         page,

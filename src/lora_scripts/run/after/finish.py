@@ -16,10 +16,10 @@ from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import Trigger, calling, holds
 from lora_scripts.events import Note, Saved, Sink
-from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
-from lora_scripts.generate.command import lora_hash, save
+from lora_scripts.generate.command import save
+from lora_scripts.generate.known_by import lora_hash
 from lora_scripts.report.data import Comparison, Kept, LoraFile, Nearest, ReportData, Strength, StrengthRow
 from lora_scripts.report.page import write_report
 from lora_scripts.report.usage import MEASURED
@@ -27,7 +27,7 @@ from lora_scripts.run.after import base_kept, copies, strengths
 from lora_scripts.run.after.copies import thumbnail
 from lora_scripts.run.after.worn import Worn
 from lora_scripts.run.heldout import Measuring
-from lora_scripts.run.parts import HeldOut
+from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.previews import Preview, infotext
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train.feed import Feed
@@ -73,7 +73,7 @@ def drawn_in_all(config: TrainConfig, previews: Sequence[Preview], samples: Sequ
 def save_last_previews(
     folder: RunFolder,
     config: TrainConfig,
-    family: PictureFamily,
+    model: Model,
     previews: Sequence[Preview],
     drawn: Cells,
     step: int,
@@ -84,7 +84,7 @@ def save_last_previews(
     autov3 = lora_hash(folder.final)
     for i, preview in enumerate(previews):
         path = folder.sample(step, i + 1)
-        save(path, drawn[i, 1.0], infotext(config, family, preview, autov3))
+        save(path, drawn[i, 1.0], infotext(config, model, preview, autov3))
         board.picture(step, f"preview/{i + 1}", drawn[i, 1.0], preview.prompt)
         sink(Saved("preview", path, step))
 
