@@ -750,12 +750,12 @@ def test_every_optimizer_takes_up_its_moments_again(name: str) -> None:
     middle = p.detach().clone()
     move(p, optimizer, 2)
     other, again = build(middle)
-    flat = _read(files["optimizer.safetensors"])
+    flat = _read(b"".join(files["optimizer.safetensors"]))
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         index, _, leaf = key.partition(".")
         moments.setdefault(int(index), {})[leaf] = value
-    states.restore_optimizer(again, moments, json.loads(files["run.json"])["optimizer"])
+    states.restore_optimizer(again, moments, json.loads(b"".join(files["run.json"]))["optimizer"])
     move(other, again, 2)
     assert not torch.equal(p, middle) and apart(other.detach(), p.detach()) < 1e-7
 

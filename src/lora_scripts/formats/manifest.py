@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lora_scripts.formats.io import Buffer
+
 NAME = "manifest.json"
-_CHUNK = 1 << 20  # bytes
 
 
-def with_manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a folder (name -> content), and the manifest of them."""
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    return {**files, NAME: json.dumps({"sha256": digests}, indent=1).encode()}
+def with_manifest(files: Mapping[str, list[Buffer]]) -> dict[str, list[Buffer]]:
+    """The files of a folder (name -> content, in pieces), and the manifest of them."""
+    digests = {name: _digest(pieces) for name, pieces in files.items()}
+    return {**files, NAME: [json.dumps({"sha256": digests}, indent=1).encode()]}
 
 
 def damage(folder: Path) -> str:
@@ -34,9 +35,13 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def _sha256(path: Path) -> str:
+def _digest(pieces: Iterable[Buffer]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

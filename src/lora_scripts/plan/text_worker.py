@@ -134,7 +134,9 @@ def _measure(parts: TextParts, measured: TextMeasured, enter: Callable[[str], No
         measured.seconds["answer"] = time.perf_counter() - begun
     weights, width = p.model.weights(), 4 if config.save_precision == "fp32" else 2
     measured.lora = sum(one.numel() * width + HEADER for one in weights.values())
-    measured.state = sum(map(len, states.pack(p.state, weights, p.model.optimizer).values()))
+    measured.state = sum(
+        len(piece) for file in states.pack(p.state, weights, p.model.optimizer).values() for piece in file
+    )
     enter("done")
 
 

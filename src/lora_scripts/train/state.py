@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.errors import UserError
+from lora_scripts.formats.io import Buffer, safetensors_parts
 from lora_scripts.formats.manifest import damage, with_manifest
 
 
@@ -44,16 +45,17 @@ class RunState:
     """What the optimizer keeps in plain numbers, by "index.name" of a parameter and "group.index.name"."""
 
 
-def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
-    """The files of a state folder: name -> content."""
+def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, list[Buffer]]:
+    """The files of a state folder: name -> content, in pieces that are the tensors' own memory where they are on the
+    CPU: to be written before the next step."""
     kept = optimizer.state_dict()
     flat = {f"{index}.{name}": value for index, entry in kept["state"].items() for name, value in entry.items()}
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     numbers = {key: value for key, value in flat.items() if key not in tensors}
     for index, group in enumerate(kept["param_groups"]):
         numbers |= {f"group.{index}.{name}": v for name, v in group.items() if name not in _OURS and _plain(v)}
-    files = {
-        "run.json": json.dumps(asdict(replace(state, optimizer=numbers)), indent=1).encode(),
+    files: dict[str, list[Buffer]] = {
+        "run.json": [json.dumps(asdict(replace(state, optimizer=numbers)), indent=1).encode()],
         "lora.safetensors": _save(weights),
         "optimizer.safetensors": _save(tensors),
     }
@@ -108,5 +110,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
 
 
-def _save(tensors: Mapping[str, Tensor]) -> bytes:
-    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+def _save(tensors: Mapping[str, Tensor]) -> list[Buffer]:
+    header, buffers = safetensors_parts(tensors)
+    return [header, *buffers]
