@@ -165,7 +165,8 @@ def config_of(**keys: Any) -> TrainConfig:
 
 
 def test_the_order_of_what_to_change() -> None:
-    """The article's: batch size, resolution, rank; gradient accumulation makes up."""
+    """The article's: batch size, resolution, rank; gradient accumulation makes up. Then what costs time or rounds."""
+    again = "gradient_checkpointing=true"
     assert proposal_of(config_of(batch_size=4, gradient_accumulation=3, resolution=640), "step") == [
         ["batch_size=2", "gradient_accumulation=6"],
         ["batch_size=1", "gradient_accumulation=12"],
@@ -174,8 +175,11 @@ def test_the_order_of_what_to_change() -> None:
         ["batch_size=1", "gradient_accumulation=12", "resolution=384"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=8"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4"],
-        ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4", "gradient_checkpointing=true"],
+        [*(small := ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4"]), again],
+        [*small, again, "base_precision=int8"],
     ]
+    assert proposal_of(config_of(), "load") == [["base_precision=int8"]]
+    assert proposal_of(config_of(adapter="dora"), "load") == proposal_of(config_of(base_precision="fp8"), "load") == []
     # 9 is 3 x 3, so 4 would change the effective batch; a picture is encoded, and drawn, by itself.
     assert proposal_of(config_of(batch_size=9, lora_rank=4), "step")[:2] == [
         ["batch_size=3", "gradient_accumulation=3"],
@@ -183,13 +187,13 @@ def test_the_order_of_what_to_change() -> None:
     ]
     assert proposal_of(config_of(batch_size=8), "encode")[0] == ["resolution=448"]
     assert proposal_of(config_of(batch_size=8), "step", images=3)[0] == ["batch_size=2", "gradient_accumulation=4"]
-    assert proposal_of(config_of(lora_alpha=8), "save") == [
+    assert proposal_of(config_of(lora_alpha=8), "save")[:2] == [
         ["lora_rank=8", "lora_alpha=4"],
         ["lora_rank=4", "lora_alpha=2"],
     ]
-    assert proposal_of(config_of(init_lora=Path("l")), "save") == proposal_of(config_of(), "load") == []
+    assert proposal_of(config_of(init_lora=Path("l")), "save") == [["base_precision=int8"]]
     wide = config_of(resolution=(768, 512), sample_size=1024, lora_rank=2)
-    assert proposal_of(wide, "preview") == [
+    assert proposal_of(wide, "preview")[:4] == [
         ["sample_size=[768,512]"],
         ["sample_size=[576,384]", "resolution=[576,384]"],
         ["sample_size=[512,320]", "resolution=[512,320]"],
@@ -220,6 +224,10 @@ def test_a_rung_that_cannot_help_is_not_rehearsed() -> None:
     assert not forecast.promising(config, {"batch_size": 2}, m, 25)  # a picture alone takes 30 while it is encoded
     m.short, m.at = True, "step"  # how much it needs is then not known
     assert forecast.promising(config, {"batch_size": 4}, m, 40)
+    # Of a base in bf16 8 bits leave half.
+    m.peaks, m.precision = {"load": 70}, "bf16"
+    assert forecast.promising(config, {"base_precision": "int8"}, m, 40)
+    assert not forecast.promising(config, {"base_precision": "int8"}, m, 38)
 
 
 def test_time_goes_by_the_line_through_two_batches() -> None:
