@@ -144,4 +144,5 @@ def digest_of(record: Record) -> str:
             said = [prompt, completion]
         case Text(text):
             said = text
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    whole = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)  # a table may hold dates
+    return hashlib.sha256(whole.encode()).hexdigest()
