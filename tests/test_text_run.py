@@ -202,11 +202,15 @@ def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path:
 def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
     data.write_text(data.read_text() + '{"messages": [\n{"text": ""}\n')
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("hello\n霓虹灯\n".encode("gbk"))
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "adapter": "loha"}
+    keys["sample_prompts"] = prompts
     assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2].partition(";")[0].replace(str(tmp_path) + "/", "") for line in told] == [
         "adapter: loha has no form in the folder of a language model's LoRA",
+        "prompts.txt:2: not UTF-8 text",
         "reports.jsonl:4: half a record: the JSON ends in the middle",
         "reports.jsonl:5: the text is empty",
     ]

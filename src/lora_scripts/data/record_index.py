@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_scripts.data.captions import guess_encoding
 from lora_scripts.data.conversations import FORMS, Record, RecordFault, Text, form_of, read_record
 from lora_scripts.data.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
 from lora_scripts.errors import UserError
-from lora_scripts.utf8 import load_json
+from lora_scripts.utf8 import guess_encoding, load_json
 
 SECTION = 1 << 16
 """Bytes of running text that are read at once, about: a longer document is cut at an empty line."""
