@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_another_encoding_is_told_with_file_and_line(reader: str, tmp_path: Path
             read(path)
         assert str(caught.value).startswith(wanted) and str(caught.value).endswith("save it as UTF-8")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes as files of POSIX")
+@pytest.mark.parametrize("reader", ["generate", "chat"])
+def test_prompts_may_come_from_another_program(reader: str) -> None:
+    """As from a shell's <(…), or /dev/stdin."""
+    out, into = os.pipe()
+    os.write(into, b"a house\n")
+    os.close(into)
+    assert READERS[reader][1](Path(f"/dev/fd/{out}")) == ["a house"]
+    os.close(out)
 
 
 def test_a_config_with_a_line_end_that_only_yaml_1_1_knows_is_told(tmp_path: Path) -> None:
