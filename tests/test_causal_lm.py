@@ -506,6 +506,18 @@ def test_a_beginning_is_gone_on_with_as_it_stands(folders: dict[str, Path]) -> N
     assert model.tokenizer.decode(out, skip_special_tokens=True) == answer.text
 
 
+def test_an_empty_beginning_goes_on_from_the_end_of_the_text_before(folders: dict[str, Path]) -> None:
+    """As a record with `prompt: ""` asks, of a tokenizer that puts nothing before a text."""
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    assert model.tokenizer("")["input_ids"] == []
+    empty, other = ([{"role": BEGINNING, "content": text}] for text in ("", "what is"))
+    out = model.model.generate(torch.tensor([[model.tokenizer.eos_token_id]]), max_new_tokens=4, do_sample=False)[0, 1:]
+    wanted = model.tokenizer.decode(out, skip_special_tokens=True)
+    together = model.answers([empty, other], Answering(max_tokens=4))
+    assert [model.answer(one, Answering(max_tokens=4)) for one in (empty, other)] == together
+    assert together[0].text == wanted
+
+
 def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:
     model = open_model(folders["llama"], CPU, torch.float32)
     talks = [[{"role": "user", "content": "hello " * n}] for n in (1, 5, 2, 9)]

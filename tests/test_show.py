@@ -11,11 +11,12 @@ import sys
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import printing, show
+from lora_scripts.cli import main, printing, show
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 
@@ -190,6 +191,17 @@ def test_a_closed_pipe_ends_the_telling_and_not_the_work(tmp_path: Path) -> None
     )
     assert ended.stdout.splitlines() == ["line 0 of a long story", "0"] and ended.stderr == ""
     assert done.read_text() == "the work was done"
+
+
+def test_a_pipe_of_another_process_is_not_taken_for_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a command did not do its work, and must not end as if it had."""
+
+    def call(options: Any, sink: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("lora_scripts.cli.demo.call", call)
+    with pytest.raises(BrokenPipeError):
+        main(["demo"])
 
 
 def test_which_error_is_a_closed_pipe() -> None:

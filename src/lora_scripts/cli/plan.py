@@ -154,20 +154,21 @@ def _fine(seconds: float) -> str:
 
 def _text_words(plan: TextPlan) -> list[str]:
     """Of a run on texts."""
-    names = {"load": "loading", "step": "a step", "measure": "measuring", "answer": "answering"}
+    from lora_scripts.plan.text_plan import PHASES
+
     m, rows = plan.measured, list(plan.measured.rows)
     if plan.seconds:
         rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
     if m.peaks:
         there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
-        rows.append(("memory", ", ".join(f"{names[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
+        rows.append(("memory", ", ".join(f"{PHASES[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
     if plan.disk:
         rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
     if m.profile:
         rows += profile_rows(m.profile)
     if plan.note:
         rows.append(("note", plan.note))
-    return [*facts(rows), _text_verdict(plan, names.get(m.at, "loading"))]
+    return [*facts(rows), _text_verdict(plan, PHASES.get(m.at, "loading"))]
 
 
 def _text_verdict(plan: TextPlan, where: str) -> str:

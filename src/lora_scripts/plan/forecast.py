@@ -245,12 +245,9 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
         changes["sample_size"] = config.resolution
         yield dict(changes)
     if too_much & {"step", "measure"}:
-        batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
-        while batch > 1:
-            batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
-            if batch < images and effective // batch <= LONGEST_ACCUMULATION:
-                changes |= {"batch_size": batch, "gradient_accumulation": effective // batch}
-                yield dict(changes)
+        for batch in smaller_batches(config, images):
+            changes |= batch
+            yield dict(changes)
     if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
             if least <= side**2 < _area(config.size):
@@ -271,6 +268,16 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
     if config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
         changes["base_precision"] = "int8"
         yield dict(changes)
+
+
+def smaller_batches(config: TrainConfig, samples: int) -> Iterator[dict[str, int]]:
+    """Batches of fewer than `samples`, each at most half of the one before, and the accumulation that makes up for it
+    exactly."""
+    batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
+    while batch > 1:
+        batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
+        if batch < samples and effective // batch <= LONGEST_ACCUMULATION:
+            yield {"batch_size": batch, "gradient_accumulation": effective // batch}
 
 
 def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limit: int) -> bool:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,6 +57,13 @@ class TextMeasured:
     """Bytes of a resume state."""
     profile: dict[str, Any] | None = None
     """Where the time of a step goes, if it was asked for: a `compute.profile.Profile`."""
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> TextMeasured:
+        """From `asdict`, through JSON and back."""
+        found = TextMeasured(**values)
+        found.rows = [(name, value) for name, value in found.rows]
+        return found
 
 
 def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, profile: bool = False) -> None:

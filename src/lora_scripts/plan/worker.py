@@ -27,7 +27,7 @@ def _fault(error: UserError) -> dict[str, Any]:
 
 
 def rehearse(task: dict[str, Any], out: TextIO) -> None:
-    """Does one task, as `planning` writes it."""
+    """Does one task, as `stage` writes it."""
 
     def tell(message: dict[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")

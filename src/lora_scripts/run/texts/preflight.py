@@ -18,6 +18,7 @@ from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.loras import file as loras
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.utf8 import read_lines
 
 ADAPTERS = ("lora", "dora", "pissa")
 """What the folder of a LoRA for a language model can hold."""
@@ -72,6 +73,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         attempt(lambda: folder.check(resume=resume))
     attempt(lambda: table.find(config.base_model).check(config.base_model, True))
     attempt(lambda: _adapter(config))
+    attempt(lambda: prompts_of(config))
     records = read(config.records, "train")
     others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
     attempt(lambda: _template(config, [records, *([others] if others is not None else [])]))
@@ -79,6 +81,17 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
     return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def prompts_of(config: TrainConfig) -> list[str]:
+    """`sample_prompts`, each as it stands; a file has one a line. UserError for one that says nothing."""
+    prompts = config.sample_prompts
+    if not isinstance(prompts, Path):
+        return list(prompts)
+    found = [line.strip() for line in read_lines(prompts) if line.strip()]
+    if not found:
+        raise UserError("holds no prompt", file=prompts, hint="write one a line")
+    return found
 
 
 def _template(config: TrainConfig, records: Sequence[Records]) -> None:
@@ -144,4 +157,5 @@ def digest_of(record: Record) -> str:
             said = [prompt, completion]
         case Text(text):
             said = text
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    whole = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)  # a table may hold dates
+    return hashlib.sha256(whole.encode()).hexdigest()
