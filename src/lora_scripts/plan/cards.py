@@ -57,6 +57,10 @@ KEPT = {
     ("qwen_image21", 7115): Kept(32791, 1125),
     ("krea2", 12820): Kept(34937, 1487),
     ("flux2", 3876): Kept(16779, 709),
+    ("flux2", 9079): Kept(28574, 1195),
+    ("flux2_dev", 32223): Kept(75318, 3085),
+    ("flux3", 4925): Kept(20200, 1086),
+    ("anima", 1956): Kept(13317, 470),
 }
 """By family and millions of numbers, of the published widths."""
 
