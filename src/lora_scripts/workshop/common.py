@@ -5,13 +5,13 @@ and what there is to say of a LoRA that was written.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.weights import LoraWeights
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,6 @@ class Weighted:
     @property
     def words(self) -> str:
         return f"{self.path.name} x {self.weight:g}"
-
-
-class Faults:
-    """Collects what is wrong, so that a person is told all of it at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[UserError] = []
-
-    def attempt(self, look: Callable[[], T]) -> T | None:
-        """What `look` gives, or None when it raises a UserError, which is kept."""
-        try:
-            return look()
-        except UserErrors as e:
-            self.errors.extend(e.errors)
-        except UserError as e:
-            self.errors.append(e)
-        return None
 
 
 def check_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -88,7 +69,7 @@ def one_family(paths: Sequence[Path], faults: Faults) -> Facts | None:
     families = [(path, family) for path in paths if (family := faults.attempt(partial(loras.family_of, path)))]
     if len({family.name for _, family in families}) > 1:
         each = ", ".join(f"{path.name} is for {family.words}" for path, family in families)
-        faults.errors.append(UserError(f"these LoRAs are for different models: {each}", hint="take those of one kind"))
+        faults.append(UserError(f"these LoRAs are for different models: {each}", hint="take those of one kind"))
         return None
     return families[0][1] if families else None
 
@@ -100,7 +81,7 @@ def read_all(paths: Sequence[Path], *, dora: bool = False) -> list[LoraFile]:
         file = faults.attempt(partial(loras.read_plain, path, dora=dora))
         if file is not None:
             files.append(file)
-    raise_all(faults.errors)
+    raise_all(faults)
     return files
 
 
@@ -127,7 +108,7 @@ def check_weights(loras: Iterable[Weighted], faults: Faults) -> None:
     """A LoRA at weight 0 would do nothing, which is a mistake."""
     for lora in loras:
         if lora.weight == 0:
-            faults.errors.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
+            faults.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
 
 
 def has_conv(weights: Mapping[str, LoraWeights]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
@@ -17,7 +17,6 @@ from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop import merge_proof, merge_record
 from lora_scripts.workshop.checkpoint import BESIDE, Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
-    Faults,
     Weighted,
     check_output,
     check_space,
@@ -196,7 +195,7 @@ def _opened(
     family = one_family(paths, faults)
     if checkpoint is not None and family is not None and checkpoint.family is not family:
         text = f"the LoRAs are for {family.words}, this is {checkpoint.family.words}"
-        faults.errors.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
+        faults.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
     check_weights(loras, faults)
     inputs = [model, *paths, *([compare] if compare else [])]
     if text_encoder is not None:
@@ -207,10 +206,10 @@ def _opened(
         faults.attempt(lambda: check_output(written, inputs, overwrite=overwrite))
         if out and compare is not None:
             text = "tells the difference of the base alone, without its text encoder's file"
-            faults.errors.append(UserError(f"--compare {text}", file=beside, hint="leave --compare out"))
+            faults.append(UserError(f"--compare {text}", file=beside, hint="leave --compare out"))
     if checkpoint is not None:
         faults.attempt(lambda: _check_suffix(checkpoint, output))
-    raise_all(faults.errors)
+    raise_all(faults)
     assert checkpoint is not None
 
     files = read_all(paths, dora=True)
