@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.data.records import read_records
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.formats import io
@@ -126,21 +127,24 @@ def merge(
     `text_encoder`: of a base in one file, that of its text encoder, which is written beside the output. A language
     model is then held against its base with the LoRAs on it, on records of `data` if they are given.
     """
-    model, files = _opened(base, loras, output, text_encoder, overwrite=overwrite)
+    faults = Faults()
+    held = None if data is None else faults.attempt(lambda: read_records(data))
+    opened = faults.attempt(lambda: _opened(base, loras, output, text_encoder, overwrite=overwrite, data=data))
+    raise_all(faults)
+    assert opened is not None
+    model, files = opened
+    placed = [(lora.path, lora.weight) for lora in loras]
+    meant = merge_proof.meant(base, placed, held, sink) if "texts" in model.family.features else None
     records = merge_record.of(files, loras)
     metadata = {name: merge_record.added(header.metadata, records) for name, header in model.files.items()}
     additions = _additions(model, files, [lora.weight for lora in loras])
     beside = model.family.beside_merged
     more = beside(base, [lora.path for lora in loras]) if beside else {}
     rounding = _rewrite(model, output, additions, metadata, precision, sink, more)
-    texts = "texts" in model.family.features
-    if data is not None and not texts:
-        raise UserError("--data is for language models", hint="leave it out")
-    proof = merge_proof.prove(base, [(lora.path, lora.weight) for lora in loras], output, data, sink) if texts else None
     return Merged(
         **_as_rewritten(model, files, output, rounding),
         rounding_lost=rounding.lost,
-        proof=proof,
+        proof=None if meant is None else merge_proof.prove(meant, output),
         dropped=(merge_record.STALE,)
         if any(merge_record.STALE in header.metadata for header in model.files.values())
         else (),
@@ -185,6 +189,7 @@ def _opened(
     *,
     overwrite: bool,
     compare: Path | None = None,
+    data: Path | None = None,
     out: bool = False,
 ) -> tuple[Checkpoint, list[LoraFile]]:
     """The model and the LoRAs, after everything that can be wrong was looked at. `out`: to take them out of it."""
@@ -196,6 +201,8 @@ def _opened(
     if checkpoint is not None and family is not None and checkpoint.family is not family:
         text = f"the LoRAs are for {family.words}, this is {checkpoint.family.words}"
         faults.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
+    if checkpoint is not None and data is not None and "texts" not in checkpoint.family.features:
+        faults.append(UserError("--data is for language models", hint="leave it out"))
     check_weights(loras, faults)
     inputs = [model, *paths, *([compare] if compare else [])]
     if text_encoder is not None:
