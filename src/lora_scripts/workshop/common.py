@@ -89,19 +89,14 @@ def dtype_of(precision: str, files: Sequence[LoraFile] = ()) -> torch.dtype:
     """The type of a LoRA file: as asked; auto is that of the files it comes from, fp32 where they differ, else fp16."""
     import torch
 
-    named = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    from lora_scripts.adapters.algebra.precision import DTYPES
+
     if precision != "auto":
-        return named[precision]
+        return DTYPES[precision]
     dtypes = {w.down.dtype for file in files for w in file.weights.values()}
     if not dtypes or any(dtype.itemsize == 1 for dtype in dtypes):
         return torch.float16
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(named.values()) else torch.float32
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """fp32, fp16 or bf16; else torch's own name."""
-    name = str(dtype).removeprefix("torch.")
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else torch.float32
 
 
 def check_weights(loras: Iterable[Weighted], faults: Faults) -> None:
@@ -145,13 +140,15 @@ class Written:
 
 def as_written(file: LoraFile, rounding: float) -> dict[str, Any]:
     """The fields of `Written`, of a file as `loras.writing.write` gives it."""
+    from lora_scripts.adapters.algebra.precision import word_of
+
     first = next(iter(file.weights.values()))
     return {
         "output": file.path,
         "rank": first.rank,
         "alpha": first.alpha,
         "modules": len(file.weights),
-        "precision": dtype_name(first.down.dtype),
+        "precision": word_of(first.down.dtype),
         "bytes": sum(part.stat().st_size for part in (file.path, *file.path.rglob("*")) if part.is_file()),
         "sha256": file.sha256,
         "autov3": file.metadata.get("sshs_model_hash", "")[:12],
