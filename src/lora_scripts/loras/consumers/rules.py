@@ -147,8 +147,6 @@ def misfit(change: Change, shape: tuple[int, ...]) -> str | None:
         wanted = (shape[0], math.prod(shape[1:])) if shape else (out, inner)
         return None if (out, inner or wanted[1]) == wanted else f"it does not fit the layer's weight {list(shape)}"
     down, up = change.down, change.up
-    if math.isnan(change.alpha):
-        return "its alpha is not one number"
     if down.dim() not in (2, 4) or up.dim() not in (2, 4) or up.flatten(1).shape[1] != down.shape[0]:
         return f"up {list(up.shape)} and down {list(down.shape)} cannot be multiplied"
     if shape and (up.shape[0], down[0].numel()) != (shape[0], math.prod(shape[1:])):
@@ -170,10 +168,14 @@ def unlike(change: LoraWeights, shape: tuple[int, ...]) -> str | None:
 
 
 def change_of(parts: Mapping[str, Tensor], *, zero_means_rank: bool = False) -> Change | None:
-    """What the leaves of a module mean; None where a matrix is missing. Leaves that belong to no kind are left out."""
+    """What the leaves of a module mean; None where a matrix is missing, or alpha is not one number. Leaves that belong
+    to no kind are left out."""
     if DOWN in parts and UP in parts:
         rank = len(parts[DOWN]) if parts[DOWN].dim() else 0
-        alpha = _one(parts[ALPHA]) if ALPHA in parts else float(rank)
+        told = parts.get(ALPHA)
+        if told is not None and told.numel() != 1:
+            return None
+        alpha = float(rank) if told is None else float(told.float().item())
         return LoraWeights(parts[DOWN], parts[UP], alpha or float(rank * zero_means_rank), parts.get(DORA))
     leaves = {leaf: tensor for leaf, tensor in parts.items() if leaf in (ALPHA, *LYCORIS)}
     try:
@@ -181,11 +183,6 @@ def change_of(parts: Mapping[str, Tensor], *, zero_means_rank: bool = False) -> 
     except UserError:
         return None
     return leaves
-
-
-def _one(alpha: Tensor) -> float:
-    """NaN where it is not one number."""
-    return float(alpha.float().item()) if alpha.numel() == 1 else math.nan
 
 
 def left_over(parts: Iterable[str], change: Change) -> list[str]:
