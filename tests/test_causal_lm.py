@@ -641,7 +641,18 @@ def test_merge_is_proved_and_talks_as_it_was_trained(folders: dict[str, Path], t
     source = small_words.CHATML
     (adapter / "chat_template.jinja").write_text(source + "{#- as trained #}")
     data = tmp_path / "held.jsonl"
-    data.write_text(json.dumps({"messages": list(TALKS[0].messages)}) + "\n")
+    talk = json.dumps({"messages": list(TALKS[0].messages)}) + "\n"
+    # What is wrong with the records is told before anything is written.
+    wrong = (
+        ({"prompt": "a word " * 600, "completion": "b"}, r"held\.jsonl:2: .*hold nothing"),
+        ({"a": 1}, "no known form"),
+    )
+    for record, told in wrong:
+        data.write_text(talk + json.dumps(record) + "\n")
+        with pytest.raises(UserError, match=told):
+            merge(folders["qwen3"], [Weighted(adapter)], tmp_path / "merged", data=data)
+        assert not (tmp_path / "merged").exists()
+    data.write_text(talk)
     result = merge(folders["qwen3"], [Weighted(adapter)], tmp_path / "merged", data=data)
     assert result.proof is not None
     assert result.proof.records == 1

@@ -129,6 +129,14 @@ def test_faults_come_at_once(tmp_path: Path, lora: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
     assert all(line.startswith("error: ") for line in told)
+    # A folder in which several things are wrong: each is a line, for programs too.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}')
+    assert main([*talk(broken), "--json", "--message", "x", "--lora", str(tmp_path / "none")]) == 2
+    errors = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(errors) > 2
+    assert {error["file"] for error in errors} >= {str(broken), str(tmp_path / "none")}
 
 
 def test_a_file_of_prompts(base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import lora_scripts
 from lora_scripts.cli import main, printing, show
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import Faults, UserError, UserErrors, raise_all
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
@@ -162,6 +162,30 @@ def test_every_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first == {"event": "error", "message": "one", "file": "a", "line": 1, "hint": None}
     assert second["hint"] == "mend"
+    assert show.as_json(both.errors[0]) == {key: value for key, value in first.items() if key != "event"}
+
+
+def test_mistakes_that_hold_others_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*errors: UserError) -> None:
+        raise_all(errors)
+
+    faults = Faults()
+    assert faults.attempt(lambda: 3) == 3
+    faults.attempt(lambda: fails(UserError("one", file="a", line=1), UserError("two")))
+    faults.append(UserErrors([UserErrors([UserError("three", hint="mend")]), UserError("four")]))
+    with pytest.raises(UserErrors) as caught:
+        raise_all(faults)
+    assert [one.message for one in caught.value.errors] == ["one", "two", "three", "four"]
+    assert str(caught.value) == "a:1: one\ntwo\nthree; mend\nfour"
+    show.say_errors(caught.value, json_lines=True)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [UserError(**{k: v for k, v in one.items() if k != "event"}).as_dict() for one in told] == [
+        one.as_dict() for one in caught.value.errors
+    ]
+    with pytest.raises(UserError) as alone:
+        raise_all([UserErrors([UserError("alone")])])
+    assert type(alone.value) is UserError
+    raise_all([])
 
 
 CHATTER = """

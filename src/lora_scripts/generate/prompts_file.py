@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_scripts.config.prompt_line import PromptLine, parse_line
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.utf8 import read_lines
 
 __all__ = ["PromptLine", "parse_line", "preview_lines", "read_prompts"]
@@ -35,10 +35,8 @@ def read_prompts(path: Path, *, tags: bool = True) -> list[PromptLine]:
             continue
         try:
             lines.append(parse_line(row, path, number, tags=tags))
-        except UserErrors as errors:
-            faults += errors.errors
         except UserError as error:
-            faults.append(error)
+            faults += error.errors
     if not lines and not faults:
         faults.append(UserError("holds no prompt", file=path, hint="write one a line"))
     raise_all(faults)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_scripts.compute.meter import Meter, ran_out
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, pr
             measured.profile = _profile(parts)
             tell()
     except UserError as error:
-        errors = error.errors if isinstance(error, UserErrors) else [error]
-        out.write(json.dumps({"faults": [_fault(one) for one in errors]}) + "\n")
+        out.write(json.dumps({"faults": [one.as_dict() for one in error.errors]}) + "\n")
         out.flush()
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
@@ -176,11 +175,6 @@ def _step(parts: TextParts, window: list[list[int]]) -> float:
     if parts.device.type == "cuda":
         torch.cuda.synchronize(parts.device)
     return time.perf_counter() - begun
-
-
-def _fault(error: UserError) -> dict[str, Any]:
-    file = None if error.file is None else os.fspath(error.file)
-    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.conversations import CONVERSATIONS, Completion, Conversation, Record, Text
 from lora_scripts.data.records import Records, list_records
 from lora_scripts.data.split import FEWEST, share_of
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.loras import file as loras
@@ -49,22 +49,11 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     `resume` None: whatever lies in the output folder is no fault.
     """
     folder = RunFolder(config.output_dir, config.name, suffix="")
-    faults: list[UserError] = []
-
-    def attempt(look: Callable[[], object]) -> None:
-        try:
-            look()
-        except UserErrors as e:
-            faults.extend(e.errors)
-        except UserError as e:
-            faults.append(e)
+    faults = Faults()
+    attempt = faults.attempt
 
     def read(source: Path, split: str) -> Records:
-        try:
-            records, wrong = list_records(source, split)
-        except UserError as fault:
-            faults.append(fault)
-            return Records(())
+        records, wrong = attempt(lambda: list_records(source, split)) or (Records(()), [])
         faults.extend(wrong)
         return records
 
