@@ -81,7 +81,8 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """LoRAs saved on the way, oldest first."""
         pattern = re.compile(re.escape(self.name) + r"-step\d{6,}" + re.escape(self.suffix))
-        return sorted((p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name)), key=_step)
+        found = (p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name))
+        return sorted(found, key=lambda p: int(p.name.removesuffix(self.suffix).rpartition("-step")[2]))
 
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
@@ -213,7 +214,3 @@ def _told(holder: Path) -> str:
 def step_of(state: Path) -> int:
     """The step of a resume state, by its folder's name."""
     return int(state.name.rpartition("-")[2])
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.rpartition("-step")[2])
