@@ -87,6 +87,11 @@ class RunFolder:
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
 
+    def sampled(self, suffix: str = ".png") -> list[int]:
+        """Steps of which something lies in samples/, in their order; an earlier, interrupted start's, too."""
+        name = re.compile(r"step(\d{6,})-\d+" + re.escape(suffix))
+        return sorted({int(found[1]) for p in self.samples.glob("step*") if (found := name.fullmatch(p.name))})
+
     def check(self, *, resume: bool) -> Path | None:
         """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit, or if
         the newest state is not as it was written: then it names the one before, if that is whole."""
