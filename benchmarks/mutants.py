@@ -140,13 +140,13 @@ MUTANTS = [
     Mutant("data/cache.py", "if _stored_digest(data) != _digest(key, tensors):", "if False:", "cache"),
     Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),
     Mutant("run/resume.py", '| {f"mask of {name}": one for name, one in masks.items()}', "", "masks"),
-    Mutant("run/resume.py", '"vae": model.family.fingerprint("vae"),', '"vae": "",', "identity"),
+    Mutant("run/resume.py", '"vae": family.fingerprint("vae"),', '"vae": "",', "identity"),
     Mutant("formats/manifest.py", "if _sha256(folder / name) != digest:", "if not (folder / name).exists():", "resume"),
     # locks and writes
     Mutant("run/run_folder.py", "lock.acquire()", "pass", "resume reliability"),
     Mutant("formats/io.py", "        _sync(fd)\n", "", "io"),
     Mutant("formats/io.py", "        _sync_folder(path.parent)\n    shutil.rmtree(old", "    shutil.rmtree(old", "io faults"),
-    Mutant("formats/io.py", "or _is_locked(path):", "or False:", "io"),
+    Mutant("formats/locks.py", "or _is_held(path):", "or False:", "io"),
     # escapes
     Mutant("report/environment.py", "autoescape=True", "autoescape=False", "report card"),
     # files

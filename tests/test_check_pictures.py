@@ -6,14 +6,17 @@ import io
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
-from lora_scripts.check import duplicates, integrity, overlays, whole_set
+from lora_scripts.check import duplicates, integrity, overlays, pictures, whole_set
 from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.pictures import look, picture_findings
 from lora_scripts.data.findings import Finding
@@ -82,6 +85,18 @@ def test_damaged_files(tmp_path: Path, kind: str) -> None:
     found = findings(tmp_path, files)
     assert sorted(names(found, "corrupt")) == sorted(set(files) - {"clean"})
     assert all(finding.severity == "error" and finding.mend for finding in found["corrupt"])
+
+
+def test_never_more_processes_than_windows_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(chunks: list[list[tuple[str, Path]]], workers: int) -> Iterator[list[Any]]:
+        asked.append(workers)
+        yield from ([SimpleNamespace(name=name) for name, _ in chunk] for chunk in chunks)
+
+    monkeypatch.setattr(pictures, "_measured", measured)
+    many = {str(i): Path(str(i)) for i in range(10_000)}
+    assert len(pictures.look(many, workers=96)) == len(many) and asked == [61]
 
 
 def test_damage_that_pillow_does_not_see() -> None:

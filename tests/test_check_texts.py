@@ -137,6 +137,16 @@ def test_the_command_knows_texts_from_pictures(tmp_path: Path, capsys: pytest.Ca
     assert "--fix is for pictures, and these are texts; leave it out" in capsys.readouterr().err
 
 
+def test_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "in").mkdir(parents=True)
+    (tmp_path / "mine" / "a.jsonl").write_text('{"text": "hello there"}\n')
+    for inside, source in ((tmp_path / "mine", "."), (tmp_path / "mine" / "in", "..")):
+        monkeypatch.chdir(inside)
+        assert main(["check", source]) == 0
+        assert "mine" in (tmp_path / "mine-check.html").read_text("utf-8")
+        (tmp_path / "mine-check.html").unlink()
+
+
 def test_the_page_shows_lengths_and_records_and_no_pictures(tmp_path: Path) -> None:
     base = small_words.write_model(tmp_path / "model")
     data = write(tmp_path / "x.jsonl", *[row(f"what is {i}", f"it is {i}" * (i + 1)) for i in range(30)])

@@ -259,6 +259,35 @@ def test_damage_is_never_a_traceback(tmp_path: Path, kind: str) -> None:
             assert str(path) in str(error)
 
 
+@pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}, {"save_all": True}])
+def test_zeros_at_the_end_of_a_webp_are_told_only_in_its_picture(tmp_path: Path, options: dict[str, object]) -> None:
+    """A camera's EXIF may end in zeros, behind a whole picture."""
+    noise = Image.effect_noise((96, 96), 60).convert("RGB")
+    path, more = tmp_path / "a.webp", {"append_images": [noise.rotate(90)]} if "save_all" in options else {}
+    noise.save(path, exif=Image.Exif().tobytes() + bytes(201), **options, **more)  # type: ignore[arg-type]
+    data = path.read_bytes()
+    assert data[12:16] == b"VP8X" and data.endswith(bytes(200)) and load_rgb(path).size == noise.size
+    for whole in (data, encoded_webp(noise, options)):
+        path.write_bytes(whole[: len(whole) // 4] + bytes(len(whole) - len(whole) // 4))
+        with pytest.raises(UserError, match=r"bytes are zeros: a download that was not finished"):
+            load_rgb(path)
+
+
+@pytest.mark.parametrize("quality", [0, 100])
+def test_a_plain_background_at_the_foot_of_a_webp_is_whole(tmp_path: Path, quality: int) -> None:
+    """Encoders write hundreds of zeros for it."""
+    image = Image.new("RGB", (512, 512), "#4080c0")
+    image.paste(Image.effect_noise((512, 256), 60).convert("RGB"))
+    image.save(tmp_path / "a.webp", method=0, quality=quality)
+    assert (tmp_path / "a.webp").read_bytes().endswith(bytes(64)) and load_rgb(tmp_path / "a.webp").size == (512, 512)
+
+
+def encoded_webp(image: Image.Image, options: dict[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quarters().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 32 - 1)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 
 from lora_scripts.errors import UserError
-from lora_scripts.formats import io
+from lora_scripts.formats import io, locks
 
 OLD, NEW = b"old" * 1000, [b"new" * 500, b"newer" * 500, b"newest" * 500]
 
@@ -138,6 +140,13 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder" / "in").mkdir(parents=True)
     with pytest.raises(UserError, match="want the same name"):
         io.write_text(tmp_path / "folder", "")
+    for long in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "a"):
+        with pytest.raises(UserError, match="the name is too long; choose a shorter one"):
+            io.write_text(long, "")
+    with pytest.MonkeyPatch.context() as patch:  # as Windows refuses a?b, and a disk of its kind everywhere
+        Failing(patch, 1, errno.EINVAL)
+        with pytest.raises(UserError, match=r"does not take it \(Invalid argument\); choose another name"):
+            io.write_text(tmp_path / "x", "")
     assert rest_of(tmp_path, "folder") == []
 
 
@@ -193,16 +202,87 @@ def test_killed_writers_leave_whole_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks")
-def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
-    def slowly() -> object:
+@pytest.mark.parametrize("code", [0, errno.EBADF, errno.ENOLCK])
+def test_a_living_writer_is_left_alone(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a network disk: NFS gives no lock of one's own on what is open for reading alone (EBADF), and none at all
+    where its lock service is down."""
+    import fcntl
+
+    real, left = fcntl.flock, tmp_path / ".lora-scripts-0123456789abcdef.tmp"
+
+    def flock(fd: int, how: int) -> None:
+        if code == errno.ENOLCK or (code and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY):
+            raise OSError(code, os.strerror(code))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    def slowly() -> Iterator[bytes]:
         yield b"1"
         assert io.remove_stale_temps(tmp_path) == []
         yield b"2"
 
-    io.write_atomic(tmp_path / "x", slowly())  # type: ignore[arg-type]
+    io.write_atomic(tmp_path / "x", slowly())
     assert (tmp_path / "x").read_bytes() == b"12"
-    io.write_folder(tmp_path / "f", {"a": slowly()})  # type: ignore[dict-item]
+    io.write_folder(tmp_path / "f", {"a": slowly()})
     assert (tmp_path / "f" / "a").read_bytes() == b"12"
+    left.write_bytes(b"of a killed one")
+    assert io.remove_stale_temps(tmp_path) == ([] if code == errno.ENOLCK else [left])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+def test_another_command_between_the_two_renames_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what was moved aside for what a killed writer left, unless it looks who holds the new one."""
+    io.write_folder(tmp_path / "step-1", {"a": b"old"})
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if source.suffix == ".tmp":
+            assert io.remove_stale_temps(tmp_path) == []
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    io.write_folder(tmp_path / "step-1", {"a": b"new"})
+    assert (tmp_path / "step-1" / "a").read_bytes() == b"new" and rest_of(tmp_path, "step-1") == []
+
+
+@pytest.mark.parametrize("platform", ["win32", "linux"])
+def test_what_a_virus_scanner_holds_for_a_moment(
+    tmp_path: Path, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows a rename is tried again for a second; elsewhere such a refusal is final."""
+    real, held, slept = os.replace, [2], list[float]()
+
+    def replace(source: Path, target: Path) -> None:
+        held[0] -= 1
+        if held[0] >= 0:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(io, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(io, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(os, "replace", replace)
+    if platform == "win32":
+        io.write_text(tmp_path / "x", "a")
+        held[0] = 3
+        io.write_folder(tmp_path / "f", {"a": b"a"})
+        assert (tmp_path / "x").read_text() == "a" and (tmp_path / "f" / "a").read_bytes() == b"a" and len(slept) == 5
+        slept.clear()
+    held[0] = 99
+    with pytest.raises(UserError, match="the system does not allow it"):
+        io.write_text(tmp_path / "y", "a")
+    assert 0.9 < sum(slept) < 1.1 if platform == "win32" else not slept
+    assert rest_of(tmp_path, "x", "f") == []
+
+
+def test_without_locks_what_was_touched_lately_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where nothing tells whether a writer lives."""
+    monkeypatch.setattr(locks, "sys", SimpleNamespace(platform="win32"))
+    now, long_ago = (tmp_path / f".lora-scripts-{name}.tmp" for name in ("b", "a"))
+    for path in (now, long_ago):
+        path.write_bytes(b"")
+    os.utime(long_ago, (time.time() - 7200,) * 2)
+    assert io.remove_stale_temps(tmp_path) == [long_ago] and now.exists()
 
 
 def test_a_swap_cut_in_two_is_mended(tmp_path: Path) -> None:
@@ -218,7 +298,7 @@ def test_a_swap_cut_in_two_is_mended(tmp_path: Path) -> None:
 
         patch.setattr(os, "replace", second_dies)
         patch.setattr(os, "rename", lambda source, target: None)
-        patch.setattr(io.shutil, "rmtree", lambda path, ignore_errors: None)
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
         with pytest.raises(SystemExit):
             io.write_folder(tmp_path / "step-1", {"a": b"new"})
     assert not (tmp_path / "step-1").exists()

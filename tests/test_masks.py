@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 import tiny
@@ -19,12 +20,15 @@ from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.loader import caption_for
-from lora_scripts.data.masks import alpha_mask, read_mask, view_mask
+from lora_scripts.data.masks import alpha_mask, find_masks, read_mask, view_mask
+from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Table
+from lora_scripts.formats.hashes import sha256_of
 from lora_scripts.formats.io import write_atomic
 from lora_scripts.run import story
 from lora_scripts.run.configs import load_config
+from lora_scripts.run.dataset import DRAWN_FROM
 from lora_scripts.run.preflight import preflight
 from lora_scripts.train.encoded import Masks
 from runs import only_the_file, stopped
@@ -116,6 +120,21 @@ def test_masked_out_parts_have_no_say(base: Path, data: Path, tmp_path: Path) ->
     assert main(["train", "--config", str(config)]) == 2
 
 
+def test_masks_are_found_whatever_a_disk_made_of_their_names(tmp_path: Path) -> None:
+    """Case and the two ways to write an accent; where one fits exactly it is that one."""
+    names = {"a.png": "a.PNG", "in/B.jpg": "IN/b.webp", "é.png": "e\u0301.Jpg", "c.png": "c.jpg", "C.png": "C.bmp"}
+    pictures = [Sample(tmp_path / name, name, "", 64, 64, "") for name in names]
+    for mask in names.values():
+        (tmp_path / "masks" / mask).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "masks" / mask).write_bytes(b"")
+    found = find_masks(pictures, tmp_path / "masks")
+    assert all(path.samefile(tmp_path / "masks" / names[name]) for name, path in found.items())
+    assert found.keys() == names.keys()
+    (tmp_path / "masks" / "a.PNG").unlink()
+    with pytest.raises(UserError, match=r"a\.png: has no mask; add .*a\.png, white"):
+        find_masks(pictures, tmp_path / "masks")
+
+
 def test_class_pictures_are_drawn_once_and_trained_at_their_weight(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +145,16 @@ def test_class_pictures_are_drawn_once_and_trained_at_their_weight(
     assert "8 images x 1 repeats / batch 2 = 4 batches" in " ".join(capsys.readouterr().out.split())
     state = json.loads((next((folder / "state").iterdir()) / "run.json").read_text())
     assert [name for name in state["data"] if name.startswith("class/")] == [f"class/0000{i}.png" for i in range(3)]
+    # An earlier start drew the first as this one would, the second with another seed, the third from another base.
+    own = tmp_path / "half" / "class_images"
+    own.mkdir(parents=True)
+    (own / "00000.png").write_bytes(drawn[0].read_bytes())
+    (own / "00001.png").write_bytes(drawn[0].read_bytes())
+    (mark := PngInfo()).add_itxt(DRAWN_FROM, Image.open(drawn[2]).info[DRAWN_FROM].replace(sha256_of(base), "0" * 64))
+    Image.new("RGB", (64, 64)).save(own / "00002.png", pnginfo=mark)
+    before = (own / "00000.png").stat().st_mtime_ns
     own = train(tmp_path, **keys, output_dir=tmp_path / "half", prior_weight=0.5)
+    assert (own / "class_images" / "00000.png").stat().st_mtime_ns == before
     assert [p.read_bytes() for p in sorted((own / "class_images").glob("*.png"))] == [p.read_bytes() for p in drawn]
     assert any(not torch.equal(t, weights(own)[n]) for n, t in weights(folder).items())
 

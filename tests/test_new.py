@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 import tiny_xl
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.run import first_config
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.overview import odd_settings
 
@@ -43,6 +45,26 @@ def test_what_is_written_can_be_trained(
     assert all(" # " in line for line in text.splitlines() if ": " in line and not line.startswith("#"))
     assert main(words) == 2  # it overwrites nothing
     assert "configs/mine.yaml: is there already; choose another name" in capsys.readouterr().err.replace("\\", "/")
+
+
+def test_whatever_calls_it_and_wherever_it_lies_is_written_so_that_it_is_read_back(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what does not load does not stay: the next start would say that it is there already."""
+    tiny.write_base(here / "base.safetensors")
+    data = Path("my pictures" if os.name == "nt" else 'my "best" \\pictures')
+    tiny.write_pictures(here / data, 20)
+    words = ["new", "mine", "--data", str(data), "--base", "base.safetensors", "--trigger"]
+    with monkeypatch.context() as patch:
+        patch.setattr(first_config, "load_config", lambda path: load_config(path, ["no_such_key=1"]))
+        assert main([*words, "picture"]) == 2
+    for trigger in ("picture", r"neon \(artist\)", 'say "hi"', "zib\nbo"):
+        assert main([*words, trigger]) == 0
+        config = load_config(Path("configs/mine.yaml"))
+        Path("configs/mine.yaml").unlink()
+        word = " ".join(trigger.split())
+        assert config.train_data_dir == data and config.metadata_path == data / "metadata.csv"
+        assert config.trigger_word == word and all(p.startswith(f"{word}, ") for p in config.sample_prompts)
 
 
 def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

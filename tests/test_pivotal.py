@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io as text_io
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -230,7 +232,10 @@ def test_bundled_in_the_lora_if_asked(config: Path, capsys: pytest.CaptureFixtur
     out = config.parent / "bundled"
     keys = ["token_bundle=true", "epochs=1", "adapter=dora"]
     assert main(["train", "--config", str(config), f"output_dir={out}", *keys]) == 0
-    assert "note: diffusers, additional-networks refuse a LoRA with words in it" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "note: diffusers, additional-networks refuse a LoRA with words in it" in told
+    (command,) = re.findall("read no .*; for them: (.*)", told)
+    assert main(shlex.split(command)[1:]) == 0 and "DoRA baked" in capsys.readouterr().out
     tensors = safetensors.torch.load_file(out / "bundled.safetensors")
     name = "bundle_emb.zorblax.string_to_param.*"
     beside = safetensors.torch.load_file(out / "embeddings" / "bundled" / "zorblax.safetensors")

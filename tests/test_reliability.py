@@ -156,6 +156,19 @@ def test_what_cannot_be_removed_is_told_once_and_ends_nothing(tmp_path: Path, mo
     assert prune() == [] and not any(path.exists() for path in kept)
 
 
+def test_dots_in_the_name_of_a_run_of_texts(tmp_path: Path) -> None:
+    """Its LoRAs are folders: what stands behind the last dot is no suffix."""
+    folder = RunFolder(tmp_path, "qwen2.5-style", "")
+    loras = [folder.checkpoint(step) for step in (9, 100, 1_000_000)]
+    words = [embedding_file(lora, "neon") for lora in (*loras, tmp_path / "qwen2.safetensors")]
+    for path in (*loras, *(word.parent for word in words)):
+        path.mkdir(parents=True)
+    assert folder.checkpoints() == loras
+    folder.prune(1, ignore)
+    assert folder.checkpoints() == loras[-1:]
+    assert [word.parent.exists() for word in words] == [False, False, True, True]
+
+
 def test_no_folder_for_temporary_files_is_one_line(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import lora_scripts
 import tiny
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
+from lora_scripts.families.base import Sampling
 from lora_scripts.families.sd1.model import StableDiffusion1
+from lora_scripts.generate.command import draw
 from lora_scripts.run import story
 from lora_scripts.run.after import finish
 from lora_scripts.run.shortage import lower, smaller_words
@@ -228,6 +233,26 @@ def test_another_failure_keeps_its_traceback(config: Path, tmp_path: Path, monke
         main(["train", "--config", str(config), f"output_dir={tmp_path / 'out'}"])
 
 
+def test_pictures_are_drawn_fewer_at_once_until_they_fit() -> None:
+    def drawing(fails: int) -> Any:
+        return SimpleNamespace(draw=greedy(lambda prompt, seeds, sampling: [prompt] * len(seeds), fails))
+
+    assert [seed for seed, _ in draw(drawing(1), "a", range(5), Sampling(), 5)] == list(range(5))
+    with pytest.raises(UserError, match="the memory is too small for one picture; choose a smaller --size"):
+        list(draw(drawing(1), "a", [1], Sampling()))
+    with pytest.raises(RuntimeError, match="illegal"):
+        list(draw(SimpleNamespace(draw=greedy(print, 1, "illegal")), "a", [1], Sampling()))  # type: ignore[arg-type]
+
+
+def test_wherever_memory_runs_out_it_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = Path(lora_scripts.__file__).parent / "demo" / "assets" / "words"
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", greedy(print, 1))
+    assert main(["chat", "--base", str(words), "--message", "x", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: memory ran out; close what else needs memory, or ask for less at once\n"
+
+
 def test_what_to_lower() -> None:
     def config(**keys: object) -> TrainConfig:
         required = {"train_data_dir": "a", "base_model": "b.safetensors", "output_dir": "c"}
@@ -243,4 +268,9 @@ def test_what_to_lower() -> None:
     assert "--resume offload_blocks=8" in lower(config(**tight), card=True, begun=True)
     assert "output_dir" in lower(config(**tight), card=False, begun=True)
     assert "base_precision: int8" in lower(config(**single), card=False, begun=False)
-    assert "resolution" in lower(config(**single, base_precision="fp8"), card=False, begun=False)
+    rounded = config(**single, base_precision="int8")
+    assert "resolution" in lower(rounded, card=False, begun=False)
+    # Of a language model no block can be in RAM, and it has no resolution.
+    assert "; lora-scripts plan" in lower(config(**tight), card=True, begun=True, texts=True)
+    assert "offload" not in lower(config(**tight), card=True, begun=True, texts=True)
+    assert "write a smaller max_length and start" in lower(rounded, card=True, begun=True, texts=True)

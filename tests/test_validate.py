@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, replace
@@ -34,7 +35,7 @@ from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
-from lora_scripts.run import overview
+from lora_scripts.run import overview, story
 from lora_scripts.run.heldout import STEP_COST, Measuring, as_before, levels_of, passes, trained
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
@@ -288,7 +289,8 @@ def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path
 def test_what_is_forecast_besides_training_is_what_is_computed(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every pass of the UNet is counted, by whether it learns, draws or measures."""
+    """Every pass of the UNet is counted, by whether it learns, draws or measures. After the last step somebody moves
+    pictures away, cuts one that was drawn, and adds files: what is there is measured and reported."""
     counts, drawing, told = Counter[str](), [False], list[dict[str, float]]()
     ask, generate, besides = Denoiser.__call__, StableDiffusion1.generate, overview.besides
 
@@ -309,6 +311,18 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
 
     monkeypatch.setattr(Denoiser, "__call__", counted)
     monkeypatch.setattr(StableDiffusion1, "generate", drawn)
+
+    def moved(*given: Any) -> Any:
+        for i in (1, 2):
+            (tmp_path / "data" / f"{i}.png").unlink()
+        shown = tmp_path / "out" / "samples"
+        (shown / "step000002-1.png").write_bytes((shown / "step000002-1.png").read_bytes()[:200])
+        Image.new("RGB", (64, 64)).save(shown / "step1000000-1.png")
+        (shown / "step-by-step-1.png").write_bytes(b"")
+        return finish(*given)
+
+    finish = story.finish
+    monkeypatch.setattr(story, "finish", moved)
     monkeypatch.setattr(overview, "besides", noted)
     config = config_with(tmp_path, base, val_every=2, sample_every=2, report="full", trigger_word="picture")
     assert main(["train", "--config", str(config)]) == 0
@@ -319,7 +333,10 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     assert passes["previews"] + passes["report"] == pytest.approx(counts["drawn"]) and counts["drawn"]
     # Before the run, every second step of six, and in the end a stronger LoRA, but only where that may be better.
     assert passes["held-out loss"] * 4 / 5 == pytest.approx(counts["measured"]) and counts["measured"]
-    assert "How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "How strong" in page and "Copies?" in page
+    steps = Counter(int(step) for step in re.findall(r"Step (\d+): ", page))
+    assert steps.keys() == {2, 4, 6, 1_000_000} and 2 * steps[2] == steps[6]
 
 
 def test_what_takes_less_is_named_where_it_can_take_less() -> None:

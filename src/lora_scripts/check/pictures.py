@@ -30,6 +30,8 @@ _SMALL_AREA = 512 * 512
 _STRONG_BLOCKS = 1.3
 """Grey values, see `surface.blocking`: for what was strongly compressed once, and saved again."""
 _LOW_QUALITY = 35
+_WORKERS = 61
+"""Processes at most: Windows lets nobody wait for more."""
 
 
 def look(files: Mapping[str, Path], *, workers: int | None = None, sink: Sink = ignore) -> list[PictureFacts]:
@@ -39,7 +41,7 @@ def look(files: Mapping[str, Path], *, workers: int | None = None, sink: Sink = 
     """
     names = list(files)
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
-    workers = min(workers or os.cpu_count() or 1, len(chunks))
+    workers = min(workers or os.cpu_count() or 1, len(chunks), _WORKERS)
     done: dict[str, PictureFacts] = {}
     for facts in _measured([[(name, files[name]) for name in chunk] for chunk in chunks], workers):
         done.update((fact.name, fact) for fact in facts)

@@ -90,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         missing = UserError(f"the package {package} is not installed", hint="run: python3 start.py setup")
         show.say_errors(missing, json_lines=json_lines)
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        lacking = UserError("memory ran out", hint="close what else needs memory, or ask for less at once")
+        show.say_errors(lacking, json_lines=json_lines)
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
     except OSError:
@@ -114,6 +119,13 @@ def _run(options: argparse.Namespace) -> None:
     show.say_result(plain(result), () if as_document else command.words(result), as_document=as_document)
     if hasattr(command, "faults"):
         raise_all(command.faults(result))
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether it says that memory ran out, which may be anywhere. torch has words of its own for that."""
+    from lora_scripts.compute.meter import ran_out
+
+    return isinstance(error, MemoryError) or ("torch" in sys.modules and ran_out(error))
 
 
 def _no_temporary_files() -> bool:

@@ -214,24 +214,24 @@ def dump_config(config: TrainConfig) -> str:
     for group in GROUPS:
         lines += ["", f"# {group.TITLE}"]
         for key in group.model_fields:
-            line = f"{key}: {_scalar(values[key])}"
+            line = f"{key}: {scalar(values[key])}"
             lines.append(f"# {line}  # {idle[key]}" if key in idle else line)
     return "\n".join(lines) + "\n"
 
 
-def _scalar(value: object) -> str:
+def scalar(value: object) -> str:
     """A value as one line of YAML 1.2."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Path):
-        return _scalar(value.as_posix())
+        return scalar(value.as_posix())
     if isinstance(value, BaseModel):
         given = {key: each for key, each in value if each is not None}
-        return "{" + ", ".join(f"{key}: {_scalar(each)}" for key, each in given.items()) + "}"
+        return "{" + ", ".join(f"{key}: {scalar(each)}" for key, each in given.items()) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_scalar, value)) + "]"
+        return "[" + ", ".join(map(scalar, value)) + "]"
     if isinstance(value, str):
         return str(yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf"))).strip()
     return repr(value)

@@ -172,20 +172,42 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
 def _unfinished(data: bytes) -> tuple[str, str] | None:
     """A download into a file of the right size that did not end: zeros where compressed data should be. Decoders take
     them for a picture whose rest is grey or smeared."""
-    zeros = len(data) - len(data.rstrip(b"\0"))
+    there = data.rstrip(b"\0")
+    zeros = len(data) - len(there)
     if zeros < _ZEROS:
         return None
     if data.startswith(b"\x89PNG"):
-        whole = data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
+        whole = there.endswith(b"IEND\xaeB`\x82")
     elif data.startswith(b"\xff\xd8"):  # cameras may pad a whole one
-        whole = data.rstrip(b"\0").endswith(b"\xff\xd9")
+        whole = there.endswith(b"\xff\xd9")
     else:
-        whole = data[8:15] != b"WEBPVP8"  # a plain one; behind another kind's picture there may be EXIF with zeros
+        end, most = _end_in_webp(data) if data[8:12] == b"WEBP" else (0, 0)
+        whole = end - len(there) <= most
     return (
         None
         if whole
         else (f"its last {zeros:,} bytes are zeros: a download that was not finished", "download it again")
     )
+
+
+def _end_in_webp(data: bytes) -> tuple[int, int]:
+    """Where the compressed picture of a WebP ends, the first of an animation (behind it there may be EXIF with zeros),
+    and how many zeros may stand there; (0, 0) where there is none.
+
+    RFC 9649, section 2: chunks, each with four letters and its size. RFC 6386, sections 9.1 and 13: a block of 16 x 16
+    px that is like the one before it takes up to 25 bits, which may all be 0, so a plain background at the foot may end
+    in as many zeros as there are bytes in that.
+    """
+    at = 12
+    while (kind := data[at : at + 4]).strip(b"\0"):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"VP8L":
+            return end, _ZEROS
+        if kind == b"VP8 ":
+            width, height = (int.from_bytes(data[place : place + 2], "little") & 0x3FFF for place in (at + 14, at + 16))
+            return end, max(_ZEROS, width * height // 64)
+        at = at + 24 if kind == b"ANMF" else end + end % 2
+    return 0, 0
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -19,12 +20,20 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
-    """Sample's name -> the picture of the same name (the suffix may differ) in the mask folder; UserErrors for gaps."""
+    """Sample's name -> the picture of the same name (the suffix may differ) in the mask folder; UserErrors for gaps.
+
+    Where none has exactly that name, case does not count, nor in which of two ways an accent is written: macOS and
+    Windows keep one name for both.
+    """
     found, faults = {}, []
+    others: dict[str, Path] | None = None
     for sample in samples:
         stem = PurePosixPath(sample.name).with_suffix("")
         near = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
         path = next((p for p in near if p.is_file()), None)
+        if path is None:
+            others = _by_folded(folder) if others is None else others
+            path = others.get(_folded(stem))
         if path is None:
             hint = f"add {near[0]}, white where the picture counts"
             faults.append(UserError("has no mask", file=sample.path, hint=hint))
@@ -32,6 +41,17 @@ def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
             found[sample.name] = path
     raise_all(faults[:10])
     return found
+
+
+def _by_folded(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without suffix, folded; of several alike the first by `SUFFIXES`."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    paths.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
+    return {_folded(PurePosixPath(path.relative_to(folder).as_posix()).with_suffix("")): path for path in paths}
+
+
+def _folded(stem: PurePosixPath) -> str:
+    return unicodedata.normalize("NFC", str(stem)).casefold()
 
 
 def read_mask(path: Path, size: tuple[int, int], digest: str = "") -> Image.Image:

@@ -222,20 +222,24 @@ def _to_step(side: int, step: int) -> int:
 def draw(
     family: PictureFamily, prompt: str, seeds: Sequence[int], sampling: Sampling, batch: int = 1, sink: Sink = ignore
 ) -> Iterator[tuple[int, Image]]:
-    """Seed and picture, `batch` at a time, or as many as the card's memory holds."""
+    """Seed and picture, `batch` at a time, or as many as the memory holds. UserError where that is none."""
     import torch
+
+    from lora_scripts.compute.meter import ran_out
 
     at = 0
     while at < len(seeds):
         some = seeds[at : at + batch]
         try:
             drawn = family.draw(prompt, some, sampling)
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
             drawn = None
         if drawn is None:  # behind the error, whose frames hold what was computed
             if len(some) == 1:
                 hint = "choose a smaller --size, or a lower --precision"
-                raise UserError("the card's memory is too small for one picture", hint=hint)
+                raise UserError("the memory is too small for one picture", hint=hint)
             batch = len(some) // 2
             torch.cuda.empty_cache()
             sink(Note(f"not enough memory for {len(some)} pictures at once; drawing {batch}"))

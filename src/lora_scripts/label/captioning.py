@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lora_scripts.compute.meter import ran_out
 from lora_scripts.data.captions import tidy
 from lora_scripts.data.image import load_rgb
 from lora_scripts.errors import UserError
@@ -97,7 +98,7 @@ def _texts(captioner: Captioner, images: Sequence[Image.Image]) -> list[str]:
     try:
         return captioner.caption(images)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error).lower():
+        if not ran_out(error):
             raise
-        hint = f"use --batch-size {len(images) // 2}" if len(images) > 1 else "use a smaller model"
+        hint = f"use --batch-size {len(images) // 2}" if len(images) > 1 else "use a smaller model, or --device cpu"
         raise UserError(f"the memory is too small for {len(images)} pictures at once", hint=hint) from None

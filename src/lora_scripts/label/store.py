@@ -6,6 +6,7 @@ killed at any moment leaves a file without a torn row.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -193,11 +194,10 @@ class SidecarStore:
         return f"its {self._suffix} file"
 
     def backup(self) -> Path:
-        table = CaptionTable(self.path / "captions.jsonl")
-        for name, caption in self.captions.items():
-            if caption:
-                table.set(name, caption)
-        return _backup(table.path, table.content().encode())
+        # No `CaptionTable`, which refuses some names.
+        rows = [{"file_name": name, "text": caption} for name, caption in self.captions.items() if caption]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return _backup(self.path / "captions.jsonl", text.encode())
 
     @staticmethod
     def _read(file: Path) -> str:

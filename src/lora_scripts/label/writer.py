@@ -89,17 +89,11 @@ class Writer:
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
-        try:
-            with torch.inference_mode():
-                # The most likely text, whatever the model's makers set for sampling.
-                answers = self.model.generate(
-                    **moved, num_beams=self.options.beams, max_new_tokens=self.options.max_new_tokens, do_sample=False
-                )
-        except torch.OutOfMemoryError:
-            raise UserError(
-                "the memory of the graphics card does not suffice for so many pictures at once",
-                hint="use a smaller --batch-size, or --device cpu",
-            ) from None
+        with torch.inference_mode():
+            # The most likely text, whatever the model's makers set for sampling.
+            answers = self.model.generate(
+                **moved, num_beams=self.options.beams, max_new_tokens=self.options.max_new_tokens, do_sample=False
+            )
         return [self._text(row[prompt:], tidy_spaces) for row in answers.cpu()]
 
     def _text(self, tokens: Tensor, tidy_spaces: bool) -> str:

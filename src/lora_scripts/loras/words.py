@@ -21,7 +21,8 @@ FOLDER = "embeddings"
 
 def embedding_file(lora: Path, word: str) -> Path:
     """Where a training puts the vectors of a word of `lora`."""
-    return lora.parent / FOLDER / lora.stem / f"{word}.safetensors"
+    name = lora.stem if lora.suffix.lower() == ".safetensors" else lora.name  # a folder's dot ends no name
+    return lora.parent / FOLDER / name / f"{word}.safetensors"
 
 
 def embedding_files(lora: Path) -> dict[str, Path | None]:

@@ -56,7 +56,8 @@ class _Seen:
     time: int
     """Of its last change, in nanoseconds."""
     changed: int
-    """When its name, size, times or content were changed last, in nanoseconds: no program can set it."""
+    """When its name, size, times or content were changed last, in nanoseconds, which no program can set; on Windows
+    when it was made."""
     samples: str
     """A digest of bytes all over it."""
 

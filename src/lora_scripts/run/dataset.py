@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.loader import check_numbered, repeats_of
@@ -20,16 +25,21 @@ from lora_scripts.utf8 import read_bytes
 
 CLASS = "class/"
 """In the names of class pictures, to tell them from the others."""
+DRAWN_FROM = "drawn from"
+"""In a class picture's PNG: what it is a function of."""
 
 
 # --- of the class (prior preservation; Ruiz et al. 2022, eq. 2) -------------------------------------------------------
 
 
-def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink: Sink) -> list[Sample]:
+def class_samples(
+    config: TrainConfig, family: PictureFamily, folder: Path, sink: Sink, base: Sequence[str] = ()
+) -> list[Sample]:
     """The class pictures of a run: those of `class_data_dir`, and new ones in `folder` until there are `class_images`.
 
-    The family must not wear its LoRA yet, or wear it unchanged. Picture n is a function of (seed, n), so a run that was
-    interrupted goes on with the same.
+    The family must not wear its LoRA yet, or wear it unchanged. Picture n is a function of `base` (digests of what the
+    family was read from), prompt, sampling, seed and n, and says so: a run that was interrupted goes on with the same,
+    and what an earlier start drew from anything else is drawn anew. One that says nothing is a person's, and stays.
     """
     samples = _of_class(config.class_data_dir, config) if config.class_data_dir else []
     missing = max(0, config.class_images - len(samples))
@@ -38,13 +48,24 @@ def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink
         size = (config.size[0] // step * step, config.size[1] // step * step)
         sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
         for n in range(missing):
-            path = folder / f"{n:05}.png"
-            if not path.exists():
-                io.make_folder(folder)
-                io.save_png(path, family.generate(config.class_prompt, config.seed + n, sampling))
+            path, prompt, seed = folder / f"{n:05}.png", config.class_prompt, config.seed + n
+            drawing = (seed, *size, sampling.steps, sampling.cfg, sampling.negative, config.family_settings)
+            asked = (*base, prompt, *drawing)
+            mark = json.dumps(asked, ensure_ascii=False)
+            if not path.exists() or _mark_of(path) not in (mark, None):
+                told = PngInfo()
+                told.add_itxt(DRAWN_FROM, mark)
+                io.save_png(path, family.generate(prompt, seed, sampling), told)
             sink(Progress("class pictures", n + 1, missing))
         samples += _of_class(folder, config)[:missing]
     return samples
+
+
+def _mark_of(path: Path) -> str | None:
+    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:  # what is damaged is told by the scan
+        found = image.info.get(DRAWN_FROM)
+        return None if found is None else str(found)
+    return None
 
 
 def _of_class(folder: Path, config: TrainConfig) -> list[Sample]:

@@ -19,6 +19,7 @@ from lora_scripts.data.buckets import Size
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import calling
 from lora_scripts.errors import UserError
+from lora_scripts.families import table
 from lora_scripts.loras import dialects, embedding, kohya, metadata, proof
 from lora_scripts.loras.embedding import read_embedding
 from lora_scripts.loras.file import save
@@ -29,6 +30,7 @@ from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import metadata_of, save_words
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.state import RunState
+from lora_scripts.units import typed
 
 _TITLES = {"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
@@ -176,9 +178,16 @@ def prove(path: Path, config: TrainConfig, file: LoraTensors, taken: Snapshot) -
     lines = [str(proved)]
     for kind, names in proved.unread_by.items():
         text = "refuse a LoRA with words in it (token_bundle)" if kind == "words" else f"read no {_TITLES[kind]}"
-        mend = f"; for them: lora-scripts convert {path} --bake-dora" if kind == "dora" else ""
+        mend = f"; for them: {_baking(path, config.base_model)}" if kind == "dora" else ""
         lines.append(f"note: {', '.join(names)} {text}{mend}")
     return "\n".join([*lines, *words])
+
+
+def _baking(lora: Path, base: Path) -> str:
+    """The command that makes a plain LoRA of a DoRA, in the names that most programs read."""
+    names = "kohya" if table.find(base).names().kohya else "diffusers"
+    words = ["lora-scripts", "convert", lora.as_posix(), "--to", names, "--bake-dora", "--base", base.as_posix()]
+    return typed(words)
 
 
 def _prove_words(path: Path, trained: Mapping[str, Tensor]) -> list[str]:

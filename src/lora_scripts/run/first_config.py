@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from lora_scripts.config.load import load_config
+from lora_scripts.config.load import load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
 from lora_scripts.data.scan import Sample, scan
@@ -42,12 +41,13 @@ class NewConfig:
 
 
 def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, output: Path | None) -> NewConfig:
-    """Looks at pictures and base, and writes configs/NAME.yaml (or `output`). UserErrors for all that is in the way."""
+    """Looks at pictures and base, and writes configs/NAME.yaml (or `output`). UserErrors for all that is in the way;
+    then nothing is written."""
     path = output or Path("configs") / f"{name}.yaml"
     faults = []
     if path.exists():
         faults.append(UserError("is there already", file=path, hint="choose another name, or move it away"))
-    if not name or set(name) & set('<>:"/\\|?*'):
+    if not name.isprintable() or not name or set(name) & set('<>:"/\\|?*'):
         faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
     raise_all(faults)
     facts = table.find(base)
@@ -56,7 +56,7 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         raise UserError(text, file=base, hint="copy configs/words.yaml, which says what each key does")
     samples = scan(data, allow_missing_captions=True)
     begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
-    trigger = begins.phrase if begins else trigger
+    trigger = begins.phrase if begins else " ".join(trigger.split())
     recipe = facts.recipes[purpose]
     if packed_types(base):  # quantised as it is
         kept = tuple(setting for setting in recipe.settings if setting.key != "base_precision")
@@ -69,7 +69,7 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     steps = -(-seen // batch) * epochs
     each = f"seen {seen} times in each of {epochs} epochs" if folders else f"each seen {epochs} times"
     rows = [
-        *([Setting("trigger_word", json.dumps(trigger, ensure_ascii=False), _reason(begins))] if trigger else []),
+        *([Setting("trigger_word", scalar(trigger), _reason(begins))] if trigger else []),
         _size(facts, base, samples),
         *([Setting("folder_repeats", "true", f"{folders_in_words(folders)}: how often")] if folders else []),
         Setting("epochs", str(epochs), f"{len(samples)} pictures, {each}: {steps} steps"),
@@ -81,7 +81,11 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     io.make_folder(path.parent)
     io.write_text(path, text)
     if not notes:
-        load_config(path)  # what is written is what `train` takes
+        try:
+            load_config(path)  # what is written is what `train` takes
+        except BaseException:
+            path.unlink()  # or the next `new` of this name would be refused
+            raise
     return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
 
 
@@ -152,15 +156,15 @@ def _text(
     tables = [data / f"metadata{suffix}" for suffix in METADATA_SUFFIXES]
     metadata = next((path for path in tables if path.is_file()), None)
     paths = [
-        Setting("train_data_dir", f'"{data.as_posix()}"', seen),
-        *([Setting("metadata_path", f'"{metadata.as_posix()}"', "the captions")] if metadata else []),
-        Setting("base_model", f'"{base.as_posix()}"', facts.checkpoint.words),
-        Setting("output_dir", f'"output/{name}"', f"the LoRA is named after this folder: <lora:{name}:0.8>"),
+        Setting("train_data_dir", scalar(data), seen),
+        *([Setting("metadata_path", scalar(metadata), "the captions")] if metadata else []),
+        Setting("base_model", scalar(base), facts.checkpoint.words),
+        Setting("output_dir", scalar(f"output/{name}"), f"the LoRA is named after this folder: <lora:{name}:0.8>"),
     ]
     lines = [f"# A {purpose}{words}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
     for group in (paths, rows):
         lines += [f"{s.key}: {s.value}".ljust(52) + f"# {s.why}" for s in group]
         lines.append("")
     front = f"{trigger}, " if trigger else ""
-    lines += ["sample_prompts:  # previews on the way", *(f'  - "{front}{prompt}"' for prompt in recipe.prompts)]
+    lines += ["sample_prompts:  # previews on the way", *(f"  - {scalar(front + prompt)}" for prompt in recipe.prompts)]
     return "\n".join(lines) + "\n"

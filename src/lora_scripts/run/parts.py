@@ -1,4 +1,4 @@
-"""What one training run is made of: made by `build`, `pictures` and `heldout`, and handed on in pieces."""
+"""What one training run is made of: made by `build`, `dataset` and `heldout`, and handed on in pieces."""
 
 from __future__ import annotations
 

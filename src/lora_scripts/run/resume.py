@@ -159,19 +159,27 @@ def other_length(old: RunState, new: RunState, rates: Rates) -> str:
     return ""
 
 
+def base_digests(config: TrainConfig, model: Model) -> dict[str, str]:
+    """Of all that the frozen model was read from: SHA-256 of a file, or those of all files of a folder's parts."""
+    of_parts, family = weights_in(config.base_model, model.family.facts.parts), model.family
+    digests = {
+        "base_model": model.base_digest or " ".join(model.files.digests[file] for file in of_parts),
+        "vae": family.fingerprint("vae"),
+    }
+    if "language" in family.facts.features:
+        digests["text_encoder"] = family.fingerprint("text")  # of files that may lie beside the base
+    if model.training_adapter:
+        digests["training_adapter"] = model.training_adapter
+    return digests
+
+
 def _digests(
     config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample]
 ) -> dict[str, str]:
-    initial, of_parts = config.init_lora, weights_in(config.base_model, model.family.facts.parts)
-    digests = {
-        "base_model": model.base_digest or " ".join(model.files.digests[file] for file in of_parts),
-        "vae": model.family.fingerprint("vae"),
-        "init_lora": model_hashes(initial).sha256 if initial else "",
-    }
-    if config.train_text_encoder and "language" in model.family.facts.features:
-        digests["text_encoder"] = model.family.fingerprint("text")  # of files that may lie beside the base
-    if model.training_adapter:
-        digests["training_adapter"] = model.training_adapter
+    digests, initial = base_digests(config, model), config.init_lora
+    if not config.train_text_encoder:
+        digests.pop("text_encoder", None)
+    digests["init_lora"] = model_hashes(initial).sha256 if initial else ""
     for s in held_out:
         digests[f"{s.name} (held out)"] = _digest(s)
     for s in samples:

@@ -81,10 +81,16 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """LoRAs saved on the way, oldest first."""
         pattern = re.compile(re.escape(self.name) + r"-step\d{6,}" + re.escape(self.suffix))
-        return sorted((p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name)), key=_step)
+        found = (p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name))
+        return sorted(found, key=lambda p: int(p.name.removesuffix(self.suffix).rpartition("-step")[2]))
 
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
+
+    def sampled(self, suffix: str = ".png") -> list[int]:
+        """Steps of which something lies in samples/, in their order; an earlier, interrupted start's, too."""
+        name = re.compile(r"step(\d{6,})-\d+" + re.escape(suffix))
+        return sorted({int(found[1]) for p in self.samples.glob("step*") if (found := name.fullmatch(p.name))})
 
     def check(self, *, resume: bool) -> Path | None:
         """The state to go on from, or None for a fresh start. UserError if the folder and `resume` do not fit, or if
@@ -213,7 +219,3 @@ def _told(holder: Path) -> str:
 def step_of(state: Path) -> int:
     """The step of a resume state, by its folder's name."""
     return int(state.name.rpartition("-")[2])
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.rpartition("-step")[2])

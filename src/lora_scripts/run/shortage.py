@@ -43,11 +43,13 @@ def rescuing(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     config: TrainConfig,
+    *,
+    texts: bool = False,
 ) -> Iterator[None]:
     """Within it a lack of memory is one UserError, after what was learnt until the last whole step is saved; likewise
     a picture that can neither be read from the cache nor be encoded again.
 
-    `saved`: the step of the last state on the disk, 0 for none.
+    `saved`: the step of the last state on the disk, 0 for none; `texts`: as of `lower`.
     """
     unfed: Unfed | None = None
     try:
@@ -74,7 +76,8 @@ def rescuing(
     if unfed is not None:
         mend = unfed.hint or ("go on with --resume" if saved() else None)
         raise_all([UserError(f"{unfed.message}{told}", file=unfed.file, hint=mend), *faults])
-    hint = lower(config, card=torch.cuda.is_available() and config.device != "cpu", begun=saved() > 0)
+    card = torch.cuda.is_available() and config.device != "cpu"
+    hint = lower(config, card=card, begun=saved() > 0, texts=texts)
     raise_all([UserError(f"memory ran out after step {state.step}{told}", hint=hint), *faults])
 
 
@@ -126,13 +129,16 @@ def _release(error: BaseException, optimizer: torch.optim.Optimizer) -> None:
         torch.cuda.empty_cache()
 
 
-def lower(config: TrainConfig, *, card: bool, begun: bool) -> str:
-    """What to change so that a step needs less memory; for a run that has `begun`, first what it can go on with."""
+def lower(config: TrainConfig, *, card: bool, begun: bool, texts: bool = False) -> str:
+    """What to change so that a step needs less memory; for a run that has `begun`, first what it can go on with.
+
+    `texts`: of a language model, whose blocks cannot be in RAM.
+    """
     if begun and not config.gradient_checkpointing:
         return "go on with --resume gradient_checkpointing=true: the same LoRA with less memory, more slowly"
     if begun and config.batch_size > 1 and config.on_oom != "adapt":
         return "go on with --resume on_oom=adapt: half the batch and twice the accumulation, which learns the same"
-    if begun and card and not config.offload_blocks:
+    if begun and card and not config.offload_blocks and not texts:
         return f"go on with --resume offload_blocks={OFFLOADED}: the same LoRA with less memory, more slowly"
     changes = [] if config.gradient_checkpointing else ["gradient_checkpointing: true"]
     if config.batch_size > 1:
@@ -142,6 +148,6 @@ def lower(config: TrainConfig, *, card: bool, begun: bool) -> str:
     elif config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
         changes.append("base_precision: int8")
     else:
-        changes.append("a lower resolution")
+        changes.append("a smaller max_length" if texts else "a lower resolution")
     where = " and start in another output_dir" if begun else ""
     return f"write {' or '.join(changes)}{where}; lora-scripts plan finds what fits"

@@ -42,7 +42,7 @@ from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
-from lora_scripts.run.resume import new_state, restore
+from lora_scripts.run.resume import base_digests, new_state, restore
 from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
@@ -97,7 +97,8 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             model = build_model(config, device, precision, initial, first, cached)
         model.files.lend(leases, sink)
         with model.off(), enough_memory("drawing class pictures", "write a smaller resolution"):
-            of_class = class_samples(config, model.family, folder.path / "class_images", sink)
+            drawn_from = list(base_digests(config, model).values()) if config.class_images else []
+            of_class = class_samples(config, model.family, folder.path / "class_images", sink, drawn_from)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
             restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
+from lora_scripts.check.fix import beside
 from lora_scripts.check.texts import judging
 from lora_scripts.check.texts.kept import Row, Unfit, hidden, rows, shown
 from lora_scripts.check.verdict import counted, number_of, ordered
@@ -105,7 +107,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
         lengths=tuple(_histogram([row.length for row in trained])),
         longest=max((row.length for row in trained), default=0),
         learned=sum(row.learned for row in trained),
-        page=options.page or options.source.with_name(options.source.name + "-check.html"),
+        page=options.page or beside(options.source, "-check.html"),
     )
     io.make_folder(checked.page.parent)
     write_check_page(checked.page, _page(checked, trained, encoder), io.write_text)
@@ -157,7 +159,7 @@ def _page(checked: TextChecked, trained: Sequence[Row], encoder: TextEncoder | N
     bars = [Bar(f"{low} to {high - 1}", count, count / most) for low, high, count in checked.lengths]
     records = [ShownRecord(row.place, _shown(row, encoder)) for row in trained[:SHOWN]]
     return CheckData(
-        name=checked.source.name,
+        name=Path(os.path.abspath(checked.source)).name,
         verdict=summary(checked),
         facts=facts,
         findings=checked.findings,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
 from lora_scripts.compute.memory import around
+from lora_scripts.compute.meter import ran_out
 from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.conversations import Message, RecordFault
 from lora_scripts.errors import UserError
@@ -367,6 +368,8 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
                 **({} if attention is None else {"attn_implementation": attention}),
             )
         except (ValueError, OSError, ImportError, RuntimeError) as error:
+            if ran_out(error):
+                raise
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"transformers cannot load it: {reason}", file=path) from None
     missing = sorted(told["missing_keys"])

@@ -13,6 +13,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.buckets import View
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import Sample
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.report.data import Nearest, NearPair
 from lora_scripts.run.after.worn import Worn
@@ -71,14 +72,25 @@ def look(
     for pair in found.pairs[:SHOWN]:
         preview, sample = keys[pair.drawn], pictures[pair.train][1].sample
         note = f"{preview.prompt} · seed {preview.seed} · distance {pair.distance:.2f}"
-        shown.append(NearPair(images[preview], thumbnail(sample.path, 512), sample.name, note))
+        if (real := thumbnail(sample.path, 512)) is not None:
+            shown.append(NearPair(images[preview], real, sample.name, note))
     return Nearest(memorised.verdict(found), shown)
 
 
-def thumbnail(path: Path, side: int) -> Image.Image:
-    """A picture of at most `side` pixels."""
-    image = load_rgb(path)
-    image.thumbnail((side, side))
+def still_there(path: Path) -> Image.Image | None:
+    """A picture that was trained on; None where it can no longer be read: somebody may have moved it since the first
+    step, and a run that is through does without it."""
+    try:
+        return load_rgb(path)
+    except UserError:
+        return None
+
+
+def thumbnail(path: Path, side: int) -> Image.Image | None:
+    """A picture of at most `side` pixels; None as above."""
+    image = still_there(path)
+    if image is not None:
+        image.thumbnail((side, side))
     return image
 
 

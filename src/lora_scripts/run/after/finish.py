@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def report(
         held_out=measuring.curve(),
         advice=[str(one) for one in measuring.advice],
         nearest=seen.copies,
-        thumbnails=[(thumbnail(s.path, 256), s.caption) for s in samples[:12]],
+        thumbnails=[(image, s.caption) for s in samples[:12] if (image := thumbnail(s.path, 256)) is not None],
         config_text=dump_config(config),
         versions={k: v for k, v in state.environment.items() if k not in ("device", "precision", "threads")},
     )
@@ -184,11 +185,17 @@ def report(
 
 
 def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
-    """The pictures in samples/, by step; those of an earlier, interrupted start are there too."""
-    steps = sorted({int(p.stem[4:].partition("-")[0]) for p in folder.samples.glob("step??????-*.png")})
+    """The pictures in samples/, by step; those of an earlier, interrupted start are there too. What can no longer be
+    read is left out."""
     rows = []
-    for step in steps:
-        paths = [(prompt, folder.sample(step, n)) for n, prompt in enumerate(prompts, 1)]
-        rows.append((step, [(prompt, on_white(Image.open(p))) for prompt, p in paths if p.exists()]))
+    for step in folder.sampled():
+        drawn = [(prompt, _drawn(folder.sample(step, n))) for n, prompt in enumerate(prompts, 1)]
+        rows.append((step, [(prompt, image) for prompt, image in drawn if image is not None]))
     most = 8
     return rows if len(rows) <= most else [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def _drawn(path: Path) -> Image.Image | None:
+    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+        return on_white(image)
+    return None

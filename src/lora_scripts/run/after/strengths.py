@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from lora_scripts.data.image import apply_view, load_rgb
+from lora_scripts.data.image import apply_view
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.grid import measures
 from lora_scripts.report.data import Strength
+from lora_scripts.run.after.copies import still_there
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.strength import Point, averaged, recommended
 from lora_scripts.units import percent
@@ -19,12 +20,15 @@ MOST = 16
 
 
 def measure(family: PictureFamily, feed: Feed, drawn: Mapping[tuple[int, float], Image.Image]) -> Strength | None:
-    """`drawn`: (number of the prompt, strength) -> picture; None where the base draws in the style already."""
+    """`drawn`: (number of the prompt, strength) -> picture; None where the base draws in the style already, or no
+    training picture can be read any more."""
     own = [p for p in feed.pictures if not p.of_class]
     count = min(len(own), MOST)
     chosen = [own[i * len(own) // count] for i in range(count)]
-    looks = [measures.look(family, apply_view(load_rgb(p.sample.path), p.views[0])) for p in chosen]
-    style = measures.Style(looks)
+    there = [(image, p.views[0]) for p in chosen if (image := still_there(p.sample.path)) is not None]
+    if not there:
+        return None
+    style = measures.Style([measures.look(family, apply_view(image, view)) for image, view in there])
     strengths = sorted({strength for number, strength in drawn if number == 0})
     rows = [row for n in sorted({n for n, _ in drawn}) if (row := _row(family, style, drawn, n, strengths))]
     if not rows:

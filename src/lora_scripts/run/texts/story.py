@@ -100,7 +100,8 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
         saver.complete()
         try:
             measuring = measuring_of(parts, board, sink, samples="records", suffix="")
-            with rescuing(saver.save, lambda: saver.saved, parts.state, parts.model.optimizer, parts.scaler, config):
+            optimizer = parts.model.optimizer
+            with rescuing(saver.save, lambda: saver.saved, parts.state, optimizer, parts.scaler, config, texts=True):
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
         finally:
             board.close()
