@@ -295,9 +295,9 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
 def _on_the_way(folder: RunFolder, number: int, last: int) -> list[tuple[int, str]]:
     """The answers of earlier steps to a question, as they lie in samples/."""
     rows = []
-    for path in sorted(folder.samples.glob(f"step??????-{number}.txt")):
-        step = int(path.stem[4:].partition("-")[0])
-        if step < last:
+    for step in folder.sampled(".txt"):
+        path = folder.sample(step, number, ".txt")
+        if step < last and path.is_file():
             text = path.read_text("utf-8").partition("\nanswered:\n")[2]
             rows.append((step, text.partition("\n\nin the data set:\n")[0].strip()))
     return rows
