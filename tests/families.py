@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
 
 import tiny
 import tiny_anima
@@ -21,9 +26,31 @@ import tiny_sd2
 import tiny_sd3
 import tiny_xl
 import tiny_zimage
+from lora_scripts.families.base import Batch
+from lora_scripts.losses.noise import draw
 
 SOME = "['*mid_block*attn*', '*up_blocks.1*to_q*']"
 """`targets` of the UNets, whose layers are many; test_training and test_sdxl prove all of them."""
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+"""Of Stable Diffusion, as its configurations have them."""
+
+
+@torch.no_grad()
+def loss_is_diffusers(family: Any, kind: str, unet: Any, states: Tensor, captions: Sequence[str]) -> None:
+    """Of a Stable Diffusion without XL, of two captions, at drawn noise levels, and at the first and the last; `unet`
+    and `states`: diffusers' and what its pipeline makes of the captions."""
+    scheduler = DDPMScheduler(**BETAS)
+    g = torch.Generator().manual_seed(3)
+    latents = {"mean": torch.randn(2, 4, 8, 8, generator=g), "std": 0.1 * torch.rand(2, 4, 8, 8, generator=g)}
+    batch = Batch(latents, list(captions), family.encode_text(captions), ["a", "b"], [], None)
+    draws = draw((2, 4, 8, 8), [torch.Generator().manual_seed(seed) for seed in (1, 2)])
+    for u in (draws.u, torch.tensor([0.0, 0.9999999]).double()):
+        drawn, t = replace(draws, u=u), (u * 1000).floor().long()
+        x0 = latents["mean"] + latents["std"] * drawn.posterior
+        wanted = scheduler.get_velocity(x0, drawn.noise, t) if kind == "v" else drawn.noise
+        out = unet(scheduler.add_noise(x0, drawn.noise, t), t, states).sample
+        theirs = (out - wanted).square().mean((1, 2, 3))
+        torch.testing.assert_close(family.losses(batch, family.objective, drawn), theirs, rtol=1e-5, atol=1e-6)
 
 
 @dataclass(frozen=True)

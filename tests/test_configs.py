@@ -46,6 +46,24 @@ def test_zero_terminal_snr_on_a_base_that_predicts_epsilon(config: Path) -> None
     assert load_config(config, ["zero_terminal_snr=true", "prediction=v"]).zero_terminal_snr
 
 
+def test_weights_of_flow_on_a_base_that_predicts_epsilon(config: Path) -> None:
+    (told,) = faults(config, "loss_weighting=bell")
+    assert told.endswith(
+        "loss_weighting=bell: is made for flow, not for prediction: epsilon; "
+        "leave loss_weighting out, or take min_snr_gamma: 5"
+    )
+    (told,) = faults(config, "loss_weighting=weighted")
+    assert "loss_weighting=weighted: must be one of none, sigma_sqrt, cosmap, bell, inverse_loss" in told
+    assert load_config(config, ["loss_weighting=bell", "prediction=flow"]).loss_weighting == "bell"
+
+
+@pytest.mark.parametrize(("key", "sampling"), [("mode_scale", "sigmoid"), ("std", "mode"), ("mean", "mode")])
+def test_a_key_of_another_way_of_drawing_levels(config: Path, key: str, sampling: str) -> None:
+    (told,) = faults(config, f"timestep_{key}=0.5", f"timestep_sampling={sampling}")
+    assert f"timestep_{key}=0.5: has no effect without timestep_sampling: " in told
+    assert load_config(config, ["timestep_sampling=mode", "timestep_mode_scale=0.5"]).timestep_mode_scale == 0.5
+
+
 def test_keys_for_other_kinds_of_models_are_refused(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a family without CLIP and without a choice of what it predicts."""
     import dataclasses

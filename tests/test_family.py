@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import tiny
+from families import BETAS, loss_is_diffusers
 from lora_scripts.cli import main
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
-from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.clip.tokenizer import _vocabulary, clip_tokenizer
 from lora_scripts.families.sd.encoder import TextEncoder
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.table import by_name, load_family
@@ -67,6 +70,23 @@ def test_clip_skip_is_the_state_so_many_layers_from_the_end_after_the_final_norm
         cut = model(ids).last_hidden_state
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found, cut)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v"])
+@torch.no_grad()
+def test_the_loss_is_that_of_diffusers_modules_and_schedulers(
+    kind: str, base: Path, models: tuple[Any, Any, Any]
+) -> None:
+    unet, vae, text = models
+    vocabulary, merges = _vocabulary()
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    pipe = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, DDPMScheduler(**BETAS), None, None, requires_safety_checker=False
+    )
+    captions = ["", "a photo of a cat, 1girl — ünïcode 🐈"]
+    states, _ = pipe.encode_prompt(captions, torch.device("cpu"), 1, False)
+    loaded = load_family(by_name("sd1"), base, replace(FP32, settings={"prediction": kind}))
+    loss_is_diffusers(loaded, kind, unet, states, captions)
 
 
 def latents() -> tuple[Tensor, Tensor, Tensor]:

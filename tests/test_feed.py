@@ -94,6 +94,8 @@ def test_the_noise_levels_of_a_run_are_spread_evenly(tmp_path: Path) -> None:
     drawn = whole[0].draws(Objective(timesteps=Timesteps("sigmoid", first=200, last=699)), None).u
     wanted = 0.2 + 0.5 * torch.sigmoid(torch.special.ndtri(levels[: len(drawn)]))
     torch.testing.assert_close(drawn, wanted, rtol=0, atol=1e-12)
+    drawn, own = whole[0].draws(Objective(timesteps=Timesteps("mode", mode_scale=0.5)), None).u, levels[: len(drawn)]
+    torch.testing.assert_close(drawn, own + 0.5 * (own - torch.sin(torch.pi / 2 * own) ** 2), rtol=0, atol=1e-12)
 
 
 def test_every_view_is_fed_and_is_what_was_encoded(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.black_forest.flux2_model import empirical_mu
@@ -16,8 +17,9 @@ from lora_scripts.families.flux1.model import sigmas as flux1
 from lora_scripts.families.krea2.model import TURBO
 from lora_scripts.families.sd3.model import sigmas as sd3
 from lora_scripts.families.zimage.check import sampler_shift
-from lora_scripts.losses.flow import Sigmas, by_resolution
-from lora_scripts.losses.noise import Timesteps
+from lora_scripts.losses.diffusion import Levels, Objective, loss_of
+from lora_scripts.losses.flow import Sigmas, Weighting, by_resolution, flow_weight
+from lora_scripts.losses.noise import Draws, Timesteps
 
 
 def published(count: int, mu: float | None = None, **settings: object) -> torch.Tensor:
@@ -67,6 +69,64 @@ def test_continuous_levels_reach_all_of_the_range() -> None:
     assert 0 <= sigma.min() < 0.01 and 0.99 < sigma.max() < 1
     # Of a uniform u the median is that of the shift at a half: 3 / 4.
     assert abs(sigma.median().item() - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 1.29, 1.75])
+def test_mode_draws_the_levels_that_diffusers_draws(scale: float) -> None:
+    """Their scripts count the timesteps from the noisiest on, so their number is 1 less the level."""
+    chance = torch.rand(500, generator=torch.Generator().manual_seed(3)).double().sort().values
+    again = torch.Generator().manual_seed(3)
+    theirs = compute_density_for_timestep_sampling("mode", 500, mode_scale=scale, generator=again)
+    ours = Timesteps("mode", mode_scale=scale).at(chance, None)
+    torch.testing.assert_close(ours, 1 - theirs.double().sort(descending=True).values, rtol=0, atol=1e-6)
+    assert (ours.diff() >= 0).all() and ours[0] >= 0 and ours[-1] < 1  # a quantile stays one: even spreading is kept
+
+
+def test_mode_by_hand() -> None:
+    """q + s (q - sin^2(pi q / 2)): at a quarter the sine's square is (1 - cos 45) / 2; the middle stays."""
+    quarter = 0.25 + 1.29 * (0.25 - (1 - math.sqrt(0.5)) / 2)
+    quantiles = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
+    found = Timesteps("mode", mode_scale=1.29).at(quantiles, None).tolist()
+    assert found == pytest.approx([0, quarter, 0.5, 1 - quarter], abs=1e-12)
+    moved = Timesteps("mode", mode_scale=1.29, shift=3.0, first=200, last=699).at(quantiles, None).tolist()
+    assert moved[1] == pytest.approx(0.2 + 0.5 * 3 * quarter / (1 + 2 * quarter), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["none", "sigma_sqrt", "cosmap"])
+def test_weights_of_levels_are_diffusers(kind: Weighting) -> None:
+    sigmas = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas  # 1 … 3/1002
+    torch.testing.assert_close(flow_weight(sigmas, kind), compute_loss_weighting_for_sd3(kind, sigmas))
+    assert flow_weight(torch.zeros(1), kind).isfinite().all()
+
+
+def test_weights_of_levels_by_hand() -> None:
+    sigma = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    assert flow_weight(sigma, "sigma_sqrt").tolist() == pytest.approx([1e6, 16, 4, 1])
+    assert flow_weight(sigma, "cosmap").tolist() == pytest.approx(
+        [2 / math.pi, 3.2 / math.pi, 4 / math.pi, 2 / math.pi]
+    )
+    high, quarter = 1 - math.exp(-1 / 2), math.exp(-1 / 8) - math.exp(-1 / 2)
+    bell = flow_weight(sigma, "bell")
+    assert bell[0] == bell[3] == 0 and (bell[1] / bell[2]).item() == pytest.approx(quarter / high)
+    # As ai-toolkit's table, whose mean over a thousand levels is 1, has them at a fifth and in the middle.
+    assert flow_weight(torch.tensor([0.2, 0.5]), "bell").tolist() == pytest.approx([0.918, 1.580], abs=2e-3)
+    # Its measured one, at levels between the ends of the lines that stand for it.
+    inverse = flow_weight(torch.tensor([0.2, 0.4, 0.6, 0.7, 0.9]), "inverse_loss").tolist()
+    assert inverse == pytest.approx([0.716, 0.805, 1.083, 1.264, 1.507], rel=0.025)
+    even = (torch.arange(4000) + 0.5) / 4000
+    assert [flow_weight(even, kind).mean().item() for kind in ("bell", "inverse_loss")] == pytest.approx(
+        [1, 1], abs=2e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["sigma_sqrt", "cosmap", "bell", "inverse_loss"])
+def test_a_loss_counts_as_much_as_its_level(kind: Weighting) -> None:
+    zero, sigma = torch.zeros(3, 2, 1, 1), torch.tensor([0.1, 0.5, 0.9])
+    output, draws, levels = torch.ones_like(zero), Draws(sigma, zero, zero), Levels(1 - sigma, sigma)
+    assert torch.equal(loss_of(output, zero, draws, levels, Objective("flow")), torch.ones(3))
+    assert torch.equal(
+        loss_of(output, zero, draws, levels, Objective("flow", weighting=kind)), flow_weight(sigma, kind)
+    )
 
 
 def test_shifts_of_two_kinds_are_one_formula() -> None:

@@ -414,9 +414,12 @@ def test_a_key_that_an_earlier_version_did_not_know_was_as_by_default(base: Path
     """And what it did otherwise is told."""
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, lora_rank=3)
     kept = load_config(config).model_dump(mode="json", exclude=FREE_KEYS)
-    earlier = {key: value for key, value in kept.items() if key not in ("folder_repeats", "targets", "learning_rate")}
+    later = "folder_repeats", "targets", "learning_rate", "loss_weighting", "timestep_mode_scale"
+    earlier = {key: value for key, value in kept.items() if key not in later}
     assert states.changes(as_now({**earlier, "learning_rate": 0.01, "save_steps": 7}), kept) == []
-    assert states.changes(as_now(earlier), {**kept, "folder_repeats": True, "noise levels": "spread evenly"}) == [
+    changed = {"folder_repeats": True, "loss_weighting": "bell", "noise levels": "spread evenly"}
+    assert states.changes(as_now(earlier), kept | changed) == [
+        "loss_weighting: none -> bell",
         "learning_rate: 0.0002 -> 0.01",
         "folder_repeats: False -> True",
         "noise levels: None -> spread evenly",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_open_clip_checkpoint
 from PIL import Image
 from safetensors import safe_open
@@ -20,10 +20,11 @@ from transformers import CLIPTokenizer
 
 import tiny
 import tiny_sd2
+from families import BETAS, loss_is_diffusers
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import _vocabulary
 from lora_scripts.families.sd1 import check, layout, model, singlefile
 from lora_scripts.families.sd1.names import STANDARD, STANDARD_2, sd1_base, sd1_table
@@ -32,12 +33,10 @@ from lora_scripts.formats.header import read_header
 from lora_scripts.loras import kohya
 from lora_scripts.loras.consumers import a1111, comfyui
 from lora_scripts.loras.file import read
-from lora_scripts.losses.noise import draw
 
 CPU = torch.device("cpu")
 FP32 = LoadOptions(CPU, torch.float32)
 CAPTIONS = ["", "a photo of a cat, 1girl — ünïcode 🐈", "word " * 100]
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 TEXT = "cond_stage_model.model."
 BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 FACTS = by_name("sd2")
@@ -82,21 +81,9 @@ def test_prompts_are_what_the_pipeline_makes_of_them(family: Any, pipe: StableDi
 def test_the_loss_is_that_of_diffusers_modules_and_schedulers(
     kind: str, base: Path, models: tiny_sd2.Models, pipe: StableDiffusionPipeline
 ) -> None:
-    """At drawn noise levels, and at the first and the last."""
     family = model.load(base, replace(FP32, settings={"prediction": kind}))
-    scheduler = DDPMScheduler(**BETAS)
     states, _ = pipe.encode_prompt(CAPTIONS[:2], CPU, 1, False)
-    g = torch.Generator().manual_seed(3)
-    latents = {"mean": torch.randn(2, 4, 8, 8, generator=g), "std": 0.1 * torch.rand(2, 4, 8, 8, generator=g)}
-    batch = Batch(latents, CAPTIONS[:2], family.encode_text(CAPTIONS[:2]), ["a", "b"], [], None)
-    draws = draw((2, 4, 8, 8), [torch.Generator().manual_seed(seed) for seed in (1, 2)])
-    for u in (draws.u, torch.tensor([0.0, 0.9999999]).double()):
-        drawn, t = replace(draws, u=u), (u * 1000).floor().long()
-        x0 = batch.latents["mean"] + batch.latents["std"] * drawn.posterior
-        wanted = scheduler.get_velocity(x0, drawn.noise, t) if kind == "v" else drawn.noise
-        out = models.unet(scheduler.add_noise(x0, drawn.noise, t), t, states).sample
-        theirs = (out - wanted).square().mean((1, 2, 3))
-        torch.testing.assert_close(family.losses(batch, family.objective, drawn), theirs, rtol=1e-5, atol=1e-6)
+    loss_is_diffusers(family, kind, models.unet, states, CAPTIONS[:2])
     levels, times = model.steps.schedule_of(family.objective).at(torch.tensor([0.0, 0.9999999]).double(), CPU)
     assert times.tolist() == [0, 999]
     torch.testing.assert_close(levels.noise, torch.tensor([0.0291548, 0.9976697]), rtol=1e-5, atol=1e-6)

@@ -218,6 +218,29 @@ def test_one_file_with_everything_is_what_the_separate_files_are(family: Any, tm
     assert change[:, :77, :24].max() > 0.1 and not change[:, :77, 24:].any() and not change[:, 77:].any()
 
 
+def test_a_projection_that_is_not_read_may_have_a_scale(family: Any, base: Path, tmp_path: Path) -> None:
+    """CLIP-L's, with every other matrix of it in fp8_scaled; of CLIP-G it is read."""
+    tiny_sd3.write_texts(tmp_path / "text", tiny_sd3.models())
+    given = sorted((tmp_path / "text").glob("*.safetensors"))
+    small = next(path for path in given if path.name.startswith("clip_l"))
+    tensors = load_file(small)
+    for key in [key for key, tensor in tensors.items() if tensor.ndim == 2 and "embeddings" not in key]:
+        scale = tensors[key].abs().max() / 448
+        tensors[key] = (tensors[key] / scale).to(torch.float8_e4m3fn)
+        tensors[key.replace(".weight", ".weight_scale")] = scale
+    assert "text_projection.weight_scale" in tensors
+    save_file(tensors, small)
+    rounded = load_family(FACTS, base, replace(OPTIONS, text_encoder=given)).encode_text(["hello"])
+    whole = family.encode_text(["hello"])
+    for name in ("states", "pooled"):
+        off = (rounded[name] - whole[name]).norm() / whole[name].norm()
+        assert 1e-4 < off < 0.05
+    save_file({**tensors, "text_projection.bias": torch.zeros(24)}, small)
+    assert "1 unknown tensors, first text_projection.bias" in faults(
+        lambda: load_family(FACTS, base, replace(OPTIONS, text_encoder=given))
+    )
+
+
 def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
     """So that merging adds to the right rows, also of the layer that holds q, k and v."""
     assert flow_checks.misplaced(FACTS, base, tiny_sd3.beside) == []

@@ -33,6 +33,7 @@ from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import open_lora, read, save
 from lora_scripts.loras.reading import unfused
+from lora_scripts.losses.noise import Draws
 from runs import faults
 
 FACTS = by_name("zimage")
@@ -158,6 +159,24 @@ def test_a_shift_of_the_config_is_in_place_of_the_samplers(base: Path, data: Pat
     made = Objective("flow", sigmas=Sigmas(3.0))
     assert objective_of(plain, made).sigmas.shift == 3.0 and objective_of(plain, made).timesteps.shift == 1.0
     assert objective_of(given, made).sigmas.shift == 1.0 and objective_of(given, made).timesteps.shift == 2.0
+
+
+def test_a_level_counts_as_it_is_after_the_shift(base: Path, family: Any, data: Path, tmp_path: Path) -> None:
+    """As diffusers' scripts ask for the weights: of the sigma that was mixed in."""
+    from lora_scripts.run.build import objective_of
+    from lora_scripts.run.configs import load_config
+
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **tiny_zimage.beside(base.parent))
+    words = ["loss_weighting=cosmap", "timestep_sampling=mode", "timestep_mode_scale=0.5"]
+    objective = objective_of(load_config(config, words), family.objective)
+    assert (objective.timesteps.sampling, objective.timesteps.mode_scale) == ("mode", 0.5)
+    batch = flow_checks.batch_of(family, torch.rand(2, 3, 64, 96) * 2 - 1, PROMPTS)
+    noise = torch.randn(2, 16, 8, 12)
+    draws = Draws(torch.tensor([0.3, 0.8], dtype=torch.float64), noise, noise)
+    with torch.no_grad():
+        plain, weighted = (family.losses(batch, one, draws) for one in (family.objective, objective))
+    sigma = family.objective.sigmas.at(draws.u, 24)
+    torch.testing.assert_close(weighted / plain, (2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))).float())
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

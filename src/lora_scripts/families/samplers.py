@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.losses.diffusion import Prediction, alphas_cumprod, zero_terminal
 
 DEFAULT = "DPM++ 2M Karras"
@@ -84,9 +84,8 @@ def find_sampler(name: str | None, prediction: Prediction = "epsilon", steps: in
 
 def build(sampler: Sampler, prediction: Prediction, *, zero_terminal_snr: bool, schedule: Mapping[str, Any]) -> Any:
     """The scheduler of diffusers. `schedule`: the betas, as diffusers' configurations have them."""
-    diffusers = importlib.import_module("diffusers")
     if prediction == "flow":
-        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule["num_train_timesteps"])
+        return of_diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=schedule["num_train_timesteps"])
     settings = {**schedule, **sampler.settings, "prediction_type": "v_prediction" if prediction == "v" else "epsilon"}
     if zero_terminal_snr:
         # The last step must be among those taken (Lin et al. 2023, section 3.3).
@@ -95,7 +94,7 @@ def build(sampler: Sampler, prediction: Prediction, *, zero_terminal_snr: bool, 
             settings["trained_betas"] = _zero_snr_betas(schedule)
         else:
             settings["rescale_betas_zero_snr"] = True
-    return getattr(diffusers, sampler.kind)(**settings)
+    return of_diffusers(sampler.kind)(**settings)
 
 
 def _zero_snr_betas(schedule: Mapping[str, Any]) -> list[float]:

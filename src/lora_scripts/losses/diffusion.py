@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_scripts.losses.flow import Sigmas
+from lora_scripts.losses.flow import Sigmas, Weighting, flow_weight
 from lora_scripts.losses.noise import Draws, NoiseSettings, Timesteps
 
 Prediction = Literal["epsilon", "v", "flow"]
@@ -133,6 +133,8 @@ class Objective:
     prediction: Prediction = "epsilon"
     min_snr_gamma: float | None = None
     debiased: bool = False
+    weighting: Weighting = "none"
+    """Of levels where flow is predicted."""
     zero_terminal_snr: bool = False
     measure: Measure = "l2"
     huber_delta: float = 0.1
@@ -162,6 +164,8 @@ def loss_of(
         each = each * min_snr_weight(levels.snr, objective.min_snr_gamma, objective.prediction)
     if objective.debiased:
         each = each * debiased_weight(levels.snr, objective.prediction)
+    if objective.weighting != "none":
+        each = each * flow_weight(levels.noise, objective.weighting)
     return each
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Sampling = Literal["uniform", "logit_normal", "sigmoid"]
+Sampling = Literal["uniform", "logit_normal", "sigmoid", "mode"]
 
 
 STEPS = 1000
@@ -54,6 +54,9 @@ class Timesteps:
     """Of the normal number whose sigmoid is u ("logit_normal"; Esser et al. 2024, eq. 19)."""
     std: float = 1.0
     """Its standard deviation; for "sigmoid" the factor that other trainers call sigmoid_scale, with mean 0."""
+    mode_scale: float = 1.29
+    """Of "mode" (Esser et al. 2024, section 3.1), -1 … 2 / (pi - 2), between which u grows with the quantile: above 0
+    more from the middle, below it more from both ends."""
     shift: float = 1.0
     """u -> shift * u / (1 + (shift - 1) * u): above 1, noisier (Esser et al. 2024, eq. 23)."""
     first: int = 0
@@ -73,7 +76,9 @@ class Timesteps:
 
     def _share(self, u: Tensor) -> Tensor:
         """Numbers in [0, 1] of quantiles u, as `sampling` and `shift` say."""
-        if self.sampling != "uniform":
+        if self.sampling == "mode":  # diffusers' and the paper's are this of 1 - u, which is drawn as often as u
+            u = u + self.mode_scale * (u - torch.sin(math.pi / 2 * u).square())
+        elif self.sampling != "uniform":
             mean = self.mean if self.sampling == "logit_normal" else 0.0
             u = torch.sigmoid(mean + self.std * torch.special.ndtri(u))
         return self.shift * u / (1 + (self.shift - 1) * u)

@@ -202,6 +202,7 @@ def objective_of(c: TrainConfig, base: Objective) -> Objective:
         sigmas=own,
         min_snr_gamma=c.min_snr_gamma,
         debiased=c.debiased_estimation,
+        weighting=c.loss_weighting,
         measure=c.loss,
         huber_delta=c.huber_delta,
         noise=NoiseSettings(
@@ -211,6 +212,7 @@ def objective_of(c: TrainConfig, base: Objective) -> Objective:
             c.timestep_sampling,
             c.timestep_mean,
             c.timestep_std,
+            c.timestep_mode_scale,
             c.timestep_shift or 1.0,
             c.timestep_min,
             c.timestep_max,

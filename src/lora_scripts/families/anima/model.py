@@ -25,6 +25,7 @@ from lora_scripts.families.flow.levels import sigmas_of
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby, bare_tokenizer
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.rows import from_rows
 from lora_scripts.losses.flow import Sigmas
@@ -68,10 +69,8 @@ class AnimaEncoder(LanguageEncoder):
         return self._both()["language"]
 
     def _adapter(self) -> Any:
-        from diffusers import AnimaTextConditioner
-
         with torch.device("meta"):
-            adapter = AnimaTextConditioner(**layout.adapter_config(self.texts.layout))
+            adapter = of_diffusers("AnimaTextConditioner")(**layout.adapter_config(self.texts.layout))
         state = from_rows(self.texts.pieces(), self.texts.table, dtype=self.dtype)
         whole = {key: value.to(self.dtype, copy=True) for key, value in state.items()}
         adapter.load_state_dict(whole, strict=True, assign=True)

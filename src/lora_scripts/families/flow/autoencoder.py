@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, from_rows, is_spare, size_of
 from lora_scripts.families.sd.vae import LEVELS, VAE_PREFIX, modern_name, published_name, vae_config, vae_rows
@@ -131,13 +132,12 @@ class Autoencoder:
 
     def load(self, path: Path, words: str) -> Any:
         """The model of diffusers, from a file or a folder that `check` takes."""
-        import diffusers
         import torch
         from safetensors import safe_open
 
         from lora_scripts.families.sd.load import pretrained
 
-        kind: Any = diffusers.AutoencoderKLFlux2 if self.normed else diffusers.AutoencoderKL
+        kind = of_diffusers("AutoencoderKLFlux2" if self.normed else "AutoencoderKL")
         header = self.check(path, words)
         if header is None:
             return pretrained(kind, folder_of(path))

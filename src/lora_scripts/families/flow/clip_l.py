@@ -12,7 +12,7 @@ from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY
 from lora_scripts.families.flow.pieces import Pieces, require_floats
 from lora_scripts.families.flow.places import files_of
 from lora_scripts.families.names import Base, Layer, Names
-from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
+from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, scale_key, size_of
 from lora_scripts.families.sd.text import TextLayout, clip_rows
 
 FILE = "clip_l.safetensors"
@@ -84,7 +84,8 @@ def look(path: Path, width: int, kind: Clip = CLIP_L, *, inside: str = "", proje
         text = f"this CLIP has {layout.layers} layers with MLPs {layout.intermediate} wide"
         words = f"{text}, {kind.words} has {kind.layers} of {MLP * width}"
         raise UserError(words, file=path, hint=f"give {kind.file}")
-    unread = [key for key in _UNREAD if not (has and key == _PROJECTION)]
+    unread = {key for key in _UNREAD if not (has and key == _PROJECTION)}
+    unread |= {scale for key in unread if (scale := scale_key(key, pieces.keys())) is not None}
     read = [key for key in pieces.keys() if not (is_spare(key) or key in unread)]  # noqa: SIM118  it is no mapping
     plain = f"get the original file, {kind.file}"
     check_rows(pieces.shapes, {"CLIP text encoder": source.rows()}, read, file=path, plain=plain)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.flow.autoencoder import folder_of
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, both, check_rows, from_rows, is_spare, size_of
 from lora_scripts.families.sd.vae import LEVELS, RESNETS
@@ -169,22 +170,22 @@ class FilmAutoencoder:
 
     def load(self, path: Path, words: str) -> Any:
         """A `still.Still` around the model of diffusers, from a file or a folder that `check` takes."""
-        import diffusers
         import torch
         from safetensors import safe_open
 
         from lora_scripts.families.flow.still import Still
         from lora_scripts.families.sd.load import pretrained
 
+        kind = of_diffusers("AutoencoderKLQwenImage")
         header = self.check(path, words)
         if header is None:
-            return Still(pretrained(diffusers.AutoencoderKLQwenImage, folder_of(path)))
+            return Still(pretrained(kind, folder_of(path)))
         names = _names(header.shapes)
         layout = _layout_of({name: header.shapes[key] for name, key in names.items()}, path)
         with safe_open(path, "pt") as handle:
             state = from_rows(handle, rows(layout), names)
         with torch.device("meta"):
-            vae = diffusers.AutoencoderKLQwenImage(**self.config(layout))
+            vae = kind(**self.config(layout))
         vae.load_state_dict(state, strict=True, assign=True)
         return Still(vae)
 

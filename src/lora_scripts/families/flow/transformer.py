@@ -20,6 +20,7 @@ from lora_scripts.families.flow.pieces import (
     take_blocks,
 )
 from lora_scripts.families.kinds import Shapes
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
@@ -187,10 +188,9 @@ class Transformer(Generic[L]):
 
         `config`: a folder's own, in whose words the model is built.
         """
-        import diffusers
         import torch
 
-        kind: Any = getattr(diffusers, self.model)
+        kind = of_diffusers(self.model)
         with torch.device("meta"):
             model = kind(**self.config_of(layout)) if config is None else kind.from_config(config)
         self.complete(model)

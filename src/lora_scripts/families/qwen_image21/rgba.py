@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.flow.autoencoder import folder_of
+from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.qwen_image21.layout import CHANNELS, PIXEL
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, both, check_rows, count_of, is_spare, size_of
@@ -168,22 +169,22 @@ class RgbaAutoencoder:
 
     def load(self, path: Path, words: str) -> Any:
         """A `frame.Frame` around the model of diffusers, from a file or a folder that `check` takes."""
-        import diffusers
         import torch
         from safetensors import safe_open
 
         from lora_scripts.families.qwen_image21.frame import Frame
         from lora_scripts.families.sd.load import pretrained
 
+        kind = of_diffusers("AutoencoderKLQwenImage21")
         header = self.check(path, words)
         if header is None:
-            return Frame(pretrained(diffusers.AutoencoderKLQwenImage21, folder_of(path)))
+            return Frame(pretrained(kind, folder_of(path)))
         names = _names(header.shapes)
         layout = _layout_of(_flat(header.shapes, names), path)
         with safe_open(path, "pt") as handle:
             state = {row.hf: handle.get_tensor(names[row.ldm]).reshape(row.shape) for row in rows(layout)}
         with torch.device("meta"):
-            vae = diffusers.AutoencoderKLQwenImage21(**_config(layout))
+            vae = kind(**_config(layout))
         vae.load_state_dict(state, strict=True, assign=True)
         return Frame(vae)
 
