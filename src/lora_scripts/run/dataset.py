@@ -13,8 +13,9 @@ from lora_scripts.data.loader import check_numbered, repeats_of
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
-from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
+from lora_scripts.run.previews import usual
 from lora_scripts.train.encoded import Masks, Picture, plan_pictures
 from lora_scripts.train.feed import Feed, Settings
 
@@ -36,7 +37,7 @@ def class_samples(config: TrainConfig, family: PictureFamily, folder: Path, sink
     if missing:
         step = family.facts.size_step
         size = (config.size[0] // step * step, config.size[1] // step * step)
-        sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
+        sampling = replace(usual(config).sampling, size=size)
         for n in range(missing):
             path = folder / f"{n:05}.png"
             if not path.exists():
