@@ -110,14 +110,15 @@ def test_generate_and_grid_draw_a_turbo_as_one_and_tell_what_is_cut_off(
     beside = [str(word) for key, path in given for word in (f"--{key.replace('_', '-')}", *_list(path))]
     own = ["--base", str(turbo), "--size", "64", "--precision", "fp32", "--device", "cpu", *beside]
     prompts, lora = tmp_path / "prompts.txt", tmp_path / "lora.safetensors"
-    prompts.write_text(f"{LONG}\n")
+    prompts.write_text(f"{LONG} --n ugly\n")
     flow_checks.save_own(
         by_name("zimage"), flow_checks.lora_of(by_name("zimage"), tiny_zimage.models().transformer), lora
     )
     told = f"note: 1 prompt is longer than the text encoder reads; its end is cut off: {LONG[:60]}"
     with offline():
         assert main(["generate", *own, "--from-file", str(prompts), "--output", str(tmp_path / "a.png")]) == 0
-        assert told.strip() in "".join(capsys.readouterr())
+        heard = "".join(capsys.readouterr())
+        assert told.strip() in heard and "note: at cfg 1 the negative prompt is not read" in heard
         grid = [
             "--loras",
             str(lora),
