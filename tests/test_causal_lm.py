@@ -506,6 +506,18 @@ def test_a_beginning_is_gone_on_with_as_it_stands(folders: dict[str, Path]) -> N
     assert model.tokenizer.decode(out, skip_special_tokens=True) == answer.text
 
 
+def test_an_empty_beginning_goes_on_from_the_end_of_the_text_before(folders: dict[str, Path]) -> None:
+    """As a record with `prompt: ""` asks, of a tokenizer that puts nothing before a text."""
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    assert model.tokenizer("")["input_ids"] == []
+    empty, other = ([{"role": BEGINNING, "content": text}] for text in ("", "what is"))
+    out = model.model.generate(torch.tensor([[model.tokenizer.eos_token_id]]), max_new_tokens=4, do_sample=False)[0, 1:]
+    wanted = model.tokenizer.decode(out, skip_special_tokens=True)
+    together = model.answers([empty, other], Answering(max_tokens=4))
+    assert [model.answer(one, Answering(max_tokens=4)) for one in (empty, other)] == together
+    assert together[0].text == wanted
+
+
 def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:
     model = open_model(folders["llama"], CPU, torch.float32)
     talks = [[{"role": "user", "content": "hello " * n}] for n in (1, 5, 2, 9)]
@@ -629,7 +641,18 @@ def test_merge_is_proved_and_talks_as_it_was_trained(folders: dict[str, Path], t
     source = small_words.CHATML
     (adapter / "chat_template.jinja").write_text(source + "{#- as trained #}")
     data = tmp_path / "held.jsonl"
-    data.write_text(json.dumps({"messages": list(TALKS[0].messages)}) + "\n")
+    talk = json.dumps({"messages": list(TALKS[0].messages)}) + "\n"
+    # What is wrong with the records is told before anything is written.
+    wrong = (
+        ({"prompt": "a word " * 600, "completion": "b"}, r"held\.jsonl:2: .*hold nothing"),
+        ({"a": 1}, "no known form"),
+    )
+    for record, told in wrong:
+        data.write_text(talk + json.dumps(record) + "\n")
+        with pytest.raises(UserError, match=told):
+            merge(folders["qwen3"], [Weighted(adapter)], tmp_path / "merged", data=data)
+        assert not (tmp_path / "merged").exists()
+    data.write_text(talk)
     result = merge(folders["qwen3"], [Weighted(adapter)], tmp_path / "merged", data=data)
     assert result.proof is not None
     assert result.proof.records == 1

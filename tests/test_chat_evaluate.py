@@ -17,6 +17,7 @@ import small_words
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.chat.session import Session
 from lora_scripts.cli import main
+from lora_scripts.errors import UserError
 from lora_scripts.evaluate.scoring import exact, rouge_l, share
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
@@ -72,6 +73,34 @@ def test_history_system_prompt_and_commands(
     assert [m["role"] for m in one.messages] == ["user", "assistant"] * 2
 
 
+def test_again_after_a_new_conversation_keeps_the_system_prompt(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to ask again, and what was said before is not asked."""
+    lines = ["hello", "/new", "/again", "how are you"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main([*talk(base), "--system", "Be brief", "--json"]) == 0
+    out, err = capsys.readouterr()
+    asked = open_model(base, torch.device("cpu"), torch.float32)
+    wanted = [Session(asked, Answering(12), "Be brief").ask(text).text for text in ("hello", "how are you")]
+    assert [turn["answer"] for turn in json.loads(out)["turns"]] == wanted
+    assert "(nothing was answered yet)" in err
+
+
+def test_what_is_asked_again_and_refused_is_not_lost(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(open_model(base, torch.device("cpu"), torch.float32), Answering(2))
+    session.ask("hello")
+    said = list(session.messages)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("the chat template refuses it")
+
+    monkeypatch.setattr(session.model, "answer", refuse)
+    with pytest.raises(UserError):
+        session.again(seed=1)
+    assert session.messages == said
+
+
 def test_people_see_the_answer_as_it_comes(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*talk(base), "--message", "hello"]) == 0
     shown = capsys.readouterr().out
@@ -100,6 +129,14 @@ def test_faults_come_at_once(tmp_path: Path, lora: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
     assert all(line.startswith("error: ") for line in told)
+    # A folder in which several things are wrong: each is a line, for programs too.
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}')
+    assert main([*talk(broken), "--json", "--message", "x", "--lora", str(tmp_path / "none")]) == 2
+    errors = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert len(errors) > 2
+    assert {error["file"] for error in errors} >= {str(broken), str(tmp_path / "none")}
 
 
 def test_a_file_of_prompts(base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,7 +201,7 @@ MODELS = "models/v1-5-pruned.ckpt"
             "c.yaml:4: epochs: the tag tag:yaml.org,2002:python/object:os.system is not known here; "
             "put the value in quotes",
         ),
-        ("epochs: 1\x00", "c.yaml:4: holds the character U+0000, which no text has; remove it"),
+        ("epochs: 1\x00", "c.yaml:4: holds NUL bytes; it looks like UTF-16, or no text at all; save it as UTF-8"),
         (
             "keep_tags: 2",
             "c.yaml:4: keep_tags: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true, "
@@ -281,10 +281,10 @@ def test_missing_keys_say_what_they_are() -> None:
         (b"# only a comment\n", "c.yaml: is empty; copy a template from configs/"),
         (b"- a\n- b\n", "c.yaml:1: expected keys with values, found a list; write each line as key: value"),
         ("epochs：3\n".encode(), "c.yaml:1: expected keys with values, found one text; write ': ' (the plain colon"),
-        (ARTICLE.encode("utf-16"), "c.yaml: is UTF-16 text; save it as UTF-8"),
-        (ARTICLE.encode("utf-16-le"), "c.yaml: is UTF-16 text; save it as UTF-8"),
-        (b"\x93NUMPY\x00\x01", "c.yaml: is not text; save it as UTF-8"),
-        ((PATHS + "vae: 模型\n").encode("gbk"), "c.yaml:4: is not UTF-8 (byte 0xd0), perhaps GBK"),
+        (ARTICLE.encode("utf-16"), "c.yaml:1: this is UTF-16 text; save it as UTF-8"),
+        (ARTICLE.encode("utf-16-le"), "c.yaml:1: holds NUL bytes; it looks like UTF-16, or no text at all; save it"),
+        (b"\x93NUMPY\x00\x01", "c.yaml:1: not UTF-8 text; it looks like UTF-16, or no text at all; save it as UTF-8"),
+        ((PATHS + "vae: 模型\n").encode("gbk"), "c.yaml:4: not UTF-8 text; it looks like GBK (Chinese)"),
         (b"a: 1\n" * 300_000, "c.yaml: is over 1 MB, so not a config file; --config takes a .yaml file"),
         (b"[" * 1000, "c.yaml: is nested too deeply; write one key: value a line"),
         (b"a: 1\n---\nb: 2\n", "c.yaml:2: not valid YAML: a second document follows after ---; keep one in the file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,11 @@ def test_the_command_bakes_a_dora(base: Path, tmp_path: Path, capsys: pytest.Cap
     plain = open_lora(tmp_path / "plain.safetensors").modules()
     for path, key in keys.items():
         torch.testing.assert_close(dense(plain[path]), dora_by_hand(modules[path], held[key]), rtol=1e-4, atol=1e-6)
+    assert main(["resize", str(start), "--rank", "2", "--output", str(tmp_path / "x.safetensors")]) == 2
+    hinted = shlex.split(capsys.readouterr().err.partition("lora-scripts ")[2].replace("BASE", str(base)))
+    assert main([*hinted, "--output", str(tmp_path / "hinted.safetensors")]) == 0
+    assert open_lora(tmp_path / "hinted.safetensors").modules().keys() == plain.keys()
+    capsys.readouterr()
     for way in ("diffusers", "peft"):
         assert main(["convert", str(start), "--to", way]) == 2
         assert "3 modules are DoRA" in capsys.readouterr().err
@@ -304,12 +310,19 @@ def test_mistakes_are_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     start = str(exported(tmp_path / "x.safetensors", lora_files.weights()))
     odd = lora_files.write(tmp_path / "odd.safetensors", {f"unet.{MID[5:]}.attn1.to_p.lora_A.weight": torch.ones(2, 4)})
     half = lora_files.write(tmp_path / "half.safetensors", {f"{Q}.lora_A.weight": torch.ones(4, 64)})
+    folder = tmp_path / "models"  # of other LoRAs, as PEFT has them, and of a person's own files
+    (folder / "mine").mkdir(parents=True)
+    kept = [folder / "mine" / "adapter_config.json", folder / "notes.txt"]
+    for file in kept:
+        file.write_text("{}")
     mistakes = {
         (start, "--to", "kohya", "--rank", "4"): "do nothing without --bake-dora",
         (start, "--to", "kohya", "--bake-dora"): "--bake-dora needs the base",
         (start, "--to", "kohya", "--bake-dora", "--base", str(base)): "no module of this file is a DoRA",
         (start, "--to", "peft", "--output", str(tmp_path / "y.safetensors")): "PEFT's form is a folder",
-        (start, "--to", "kohya", "--output", start): "is there already; name another --output",
+        (start, "--to", "kohya", "--output", start, "--overwrite"): "would be written over what is read",
+        (start, "--to", "original", "--output", str(half)): "already exists; give --output another name, or add",
+        (start, "--to", "peft", "--output", str(folder), "--overwrite"): "is a folder that is already there",
         (start, "--to", "kohya", "--output", str(tmp_path / "y")): "must end in .safetensors",
         (str(odd), "--to", "kohya"): "unknown key unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_p",
         (str(half), "--to", "kohya"): f"{Q} has no .lora_B.weight",
@@ -319,7 +332,8 @@ def test_mistakes_are_told(base: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for words, told in mistakes.items():
         assert main(["convert", *words]) == 2
         assert told in capsys.readouterr().err, words
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.safetensors", "odd.safetensors", "x.safetensors"]
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == kept
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["half.safetensors", "odd.safetensors", "x.safetensors"]
 
 
 def test_private_keys_of_one_format_do_not_reach_another(tmp_path: Path) -> None:

@@ -71,6 +71,16 @@ FAULTS: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "half": ({f"{Q}.lora_up.weight": None}, f"{Q}.lora_down.weight stands alone: its other half lora_up.weight"),
     "no alpha": ({f"{Q}.alpha": None}, f"1 of {len(FEW)} modules have no alpha, first {Q}"),
     "shapes": ({f"{Q}.lora_down.weight": torch.ones(64, 4)}, f"{Q}: up [64, 4] and down [64, 4] cannot be multiplied"),
+    "flat": ({f"{Q}.lora_up.weight": torch.ones(64)}, f"{Q}: up [64] and down [4, 64] cannot be multiplied"),
+    "one number": (
+        {f"{Q}.lora_up.weight": torch.tensor(1.0), f"{Q}.lora_down.weight": torch.tensor(1.0)},
+        f"{Q}: up [] and down [] cannot be multiplied",
+    ),
+    "rank 0": (
+        {f"{Q}.lora_up.weight": torch.ones(64, 0), f"{Q}.lora_down.weight": torch.ones(0, 64)},
+        f"{Q}: up [64, 0] and down [0, 64] hold no numbers",
+    ),
+    "empty alpha": ({f"{Q}.alpha": torch.ones(0)}, f"{Q}.alpha has shape [0], not one number"),
     "scale": ({f"{Q}.alpha": torch.tensor(64.0)}, "alpha / rank is 16, outside 0.25 … 2"),
     "alphas": ({f"{Q}.alpha": torch.tensor(4.0)}, "alphas differ, 2 to 4: diffusers misapplies that"),
     "ranks": (
@@ -87,6 +97,54 @@ FAULTS: dict[str, tuple[dict[str, Tensor | None], str]] = {
 def test_what_looks_wrong(name: str, tmp_path: Path) -> None:
     change, told = FAULTS[name]
     assert told in problems(lora(tmp_path / "x.safetensors", spoilt(change)))
+
+
+def test_shapes_that_are_none_are_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One odd file must not end the look at a folder, and no reader takes it."""
+    odd = ["flat", "one number", "rank 0", "empty alpha"]
+    for name in odd:
+        lora(tmp_path / f"{name}.safetensors", spoilt(FAULTS[name][0]))
+    lora(tmp_path / "good.safetensors")
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(odd) + 1
+    for name in odd:
+        file = str(tmp_path / f"{name}.safetensors")
+        assert main(["convert", file, "--to", "kohya", "--output", str(tmp_path / "x.safetensors")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {file}: {Q}"), line
+
+
+PEFT = '{"peft_type": "LORA", "lora_alpha": %s}'
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "adapter_model.safetensors: no such file"),
+        ({"adapter_model.bin": b"PK\x03\x04"}, "adapter_model.bin: this adapter's weights are a pickle"),
+        ({"adapter_model.safetensors": b"\x10" + bytes(7) + b"{}"}, "adapter_model.safetensors: truncated"),
+        ({"adapter_model.safetensors": b"garbage!!!!!!!!!"}, "adapter_model.safetensors: this is not a safetensors"),
+        ({"adapter_config.json": b"[" * 100_000}, "adapter_config.json: cannot be read"),
+        ({"adapter_config.json": (PEFT % '"x"').encode()}, "the alpha of unet.mid_block"),
+        ({"adapter_config.json": (PEFT % '1, "alpha_pattern": [1]').encode()}, "alpha_pattern is no table of alphas"),
+    ],
+)
+def test_a_spoilt_folder_of_pefts_is_told_in_a_line(
+    files: dict[str, bytes], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    pair = {"lora_A.weight": torch.ones(4, 64), "lora_B.weight": torch.ones(64, 4)}
+    if "adapter_config.json" in files:
+        stem = f"base_model.model.{MID.partition('.')[2]}.attn1.to_q"
+        lora_files.write(folder / "adapter_model.safetensors", {f"{stem}.{leaf}": t for leaf, t in pair.items()})
+    for name, data in ({"adapter_config.json": (PEFT % "4").encode()} | files).items():
+        (folder / name).write_bytes(data)
+    for words in (["inspect", str(folder)], ["convert", str(folder), "--to", "kohya"], ["resize", str(folder)]):
+        more = ["--rank", "2", "--output", str(tmp_path / "x.safetensors")] if words[0] == "resize" else []
+        assert main([*words, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {folder}") and told in line, line
 
 
 def test_what_the_metadata_gets_wrong(tmp_path: Path) -> None:
@@ -109,6 +167,7 @@ def test_trigger_words() -> None:
     told = {"modelspec.trigger_phrase": "ohwx cat", "ss_tag_frequency": json.dumps(tags)}
     assert portrait.triggers(told) == [("ohwx cat", None), ("a cat", 10), ("neon", 4), ("sitting", 3)]
     assert portrait.triggers({"ss_tag_frequency": "[1]"}) == portrait.triggers({"ss_tag_frequency": "{"}) == []
+    assert portrait.triggers({"ss_tag_frequency": "[" * 100_000}) == []
 
 
 def test_other_families_are_read_by_their_pairs(tmp_path: Path) -> None:

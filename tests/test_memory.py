@@ -455,8 +455,9 @@ def test_checkpointing_is_proposed_last() -> None:
     config = config_of(Path("b"), batch_size=2, lora_rank=4)
     rungs = [command.as_words(changes) for changes in forecast.ladder(config, {"step"}, 100)]
     assert rungs[0] == ["batch_size=1", "gradient_accumulation=2"]
-    assert rungs[-1] == [*rungs[-2], "gradient_checkpointing=true"]
-    assert not any("gradient_checkpointing=true" in rung for rung in rungs[:-1])
+    assert rungs[-2] == [*rungs[-3], "gradient_checkpointing=true"]
+    assert rungs[-1] == [*rungs[-2], "base_precision=int8"]
+    assert not any("gradient_checkpointing=true" in rung for rung in rungs[:-2])
     on = config_of(Path("b"), batch_size=2, gradient_checkpointing=True)
     words = {word for changes in forecast.ladder(on, {"step"}, 100) for word in command.as_words(changes)}
     assert "gradient_checkpointing=true" not in words

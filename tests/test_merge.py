@@ -318,6 +318,7 @@ def test_mistakes(
     (tmp_path / "mine").mkdir()
     assert "already there" in told(loras[0], "--base", folder, "--output", tmp_path / "mine", "--overwrite")
     assert "this is a LoRA" in told(loras[0], "--base", loras[1], "--output", out)
+    assert "--data is for language models" in told(loras[0], "--base", base, "--output", out, "--data", tmp_path)
     assert "weight 0 changes nothing" in told(f"{loras[0]}:0", "--base", base, "--output", out)
     tensors = kohya.to_kohya(
         {sdxl_names.modules()[9].path: LoraWeights(torch.ones(1, 4), torch.ones(4, 1), 1.0)}, sdxl_names.sdxl().kohya

@@ -27,10 +27,11 @@ from lora_scripts.cli import plan as cli
 from lora_scripts.compute import meter
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, ignore
 from lora_scripts.plan import command as planning
-from lora_scripts.plan import forecast
-from lora_scripts.plan.command import Plan, PlanOptions, plan, to_type
+from lora_scripts.plan import forecast, text_plan
+from lora_scripts.plan.command import Plan, PlanOptions, plan, stage_of, to_type
 from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
 from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.worker import rehearse
@@ -134,7 +135,7 @@ def test_without_enough_memory_it_names_what_to_type(
 ) -> None:
     """Two thirds of what a batch of 8 takes is there: a smaller one fits, and a rehearsal of it says so."""
     options = PlanOptions(load_config(config), config, [])
-    m, stage = made.measured, Stage(preflight(options.config, resume=None).samples, tmp_path, 0, ignore)
+    m, stage = made.measured, stage_of(preflight(options.config, resume=None).samples, tmp_path, 0, ignore)
     assert m.peak - m.resident > 100 << 20
     limit = round(m.resident + (m.peak - m.resident) * 2 / 3) + DRIFT
     proposal = planning.propose(options, stage, m, limit, 0.0)
@@ -165,7 +166,8 @@ def config_of(**keys: Any) -> TrainConfig:
 
 
 def test_the_order_of_what_to_change() -> None:
-    """The article's: batch size, resolution, rank; gradient accumulation makes up."""
+    """The article's: batch size, resolution, rank; gradient accumulation makes up. Then what costs time or rounds."""
+    again = "gradient_checkpointing=true"
     assert proposal_of(config_of(batch_size=4, gradient_accumulation=3, resolution=640), "step") == [
         ["batch_size=2", "gradient_accumulation=6"],
         ["batch_size=1", "gradient_accumulation=12"],
@@ -174,8 +176,11 @@ def test_the_order_of_what_to_change() -> None:
         ["batch_size=1", "gradient_accumulation=12", "resolution=384"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=8"],
         ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4"],
-        ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4", "gradient_checkpointing=true"],
+        [*(small := ["batch_size=1", "gradient_accumulation=12", "resolution=384", "lora_rank=4"]), again],
+        [*small, again, "base_precision=int8"],
     ]
+    assert proposal_of(config_of(), "load") == [["base_precision=int8"]]
+    assert proposal_of(config_of(adapter="dora"), "load") == proposal_of(config_of(base_precision="fp8"), "load") == []
     # 9 is 3 x 3, so 4 would change the effective batch; a picture is encoded, and drawn, by itself.
     assert proposal_of(config_of(batch_size=9, lora_rank=4), "step")[:2] == [
         ["batch_size=3", "gradient_accumulation=3"],
@@ -183,13 +188,13 @@ def test_the_order_of_what_to_change() -> None:
     ]
     assert proposal_of(config_of(batch_size=8), "encode")[0] == ["resolution=448"]
     assert proposal_of(config_of(batch_size=8), "step", images=3)[0] == ["batch_size=2", "gradient_accumulation=4"]
-    assert proposal_of(config_of(lora_alpha=8), "save") == [
+    assert proposal_of(config_of(lora_alpha=8), "save")[:2] == [
         ["lora_rank=8", "lora_alpha=4"],
         ["lora_rank=4", "lora_alpha=2"],
     ]
-    assert proposal_of(config_of(init_lora=Path("l")), "save") == proposal_of(config_of(), "load") == []
+    assert proposal_of(config_of(init_lora=Path("l")), "save") == [["base_precision=int8"]]
     wide = config_of(resolution=(768, 512), sample_size=1024, lora_rank=2)
-    assert proposal_of(wide, "preview") == [
+    assert proposal_of(wide, "preview")[:4] == [
         ["sample_size=[768,512]"],
         ["sample_size=[576,384]", "resolution=[576,384]"],
         ["sample_size=[512,320]", "resolution=[512,320]"],
@@ -212,6 +217,20 @@ def test_every_proposal_is_a_config_with_the_same_effective_batch(
         assert config.effective_alpha / config.lora_rank == pytest.approx(1 / 16)
 
 
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "wanted"),
+    [(5, 1, [(1, 5)]), (6, 2, [(3, 4), (1, 12)]), (64, 32, [(32, 64), (16, 128), (8, 256), (4, 512), (2, 1024)])],
+)
+def test_smaller_batches_of_records_are_made_up_for_exactly(
+    batch: int, accumulation: int, wanted: list[tuple[int, int]]
+) -> None:
+    config = config_of(batch_size=batch, gradient_accumulation=accumulation, max_length=600)
+    rungs = [forecast.changed_config(config, changes) for changes in text_plan._ladder(config)]
+    sizes = [(rung.batch_size, rung.gradient_accumulation) for rung in rungs]
+    assert sizes[: len(wanted)] == wanted and set(sizes[len(wanted) :]) == {wanted[-1]}
+    assert rungs[-1].gradient_checkpointing and rungs[-1].base_precision == "int8" and rungs[-1].max_length == 300
+
+
 def test_a_rung_that_cannot_help_is_not_rehearsed() -> None:
     config = config_of(batch_size=8, gradient_accumulation=1)
     m = Measured(kinds=[Kind(512, 512, 8, 1)], peaks={"load": 2, "encode": 30, "step": 90, "preview": 30}, resident=10)
@@ -220,6 +239,10 @@ def test_a_rung_that_cannot_help_is_not_rehearsed() -> None:
     assert not forecast.promising(config, {"batch_size": 2}, m, 25)  # a picture alone takes 30 while it is encoded
     m.short, m.at = True, "step"  # how much it needs is then not known
     assert forecast.promising(config, {"batch_size": 4}, m, 40)
+    # Of a base in bf16 8 bits leave half.
+    m.peaks, m.precision = {"load": 70}, "bf16"
+    assert forecast.promising(config, {"base_precision": "int8"}, m, 40)
+    assert not forecast.promising(config, {"base_precision": "int8"}, m, 38)
 
 
 def test_time_goes_by_the_line_through_two_batches() -> None:
@@ -297,6 +320,31 @@ def test_a_rehearsal_that_the_system_ends_is_an_answer(
     assert told == "does not fit: memory ran out in loading; no smaller batch size, resolution or rank helps"
     assert main(["plan", "--config", str(config), f"output_dir={tmp_path / 'new'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", None),
+        (
+            "raise SystemExit('no module of this name')",
+            "code 1 before it began: no module of this name; mend",
+        ),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_process_that_ends_before_it_takes_its_task_is_told(
+    source: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task of many pictures is more than a pipe holds, so that writing it fails."""
+    (tmp_path / "ending.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stage = Stage("ending", Measured.read, forecast.PHASES, tmp_path, 0, ignore, also={"samples": "x" * (1 << 20)})
+    if told is None:
+        assert stage.rehearse(config_of(), "a run").short
+        return
+    with pytest.raises(UserError, match=told):
+        stage.rehearse(config_of(), "a run")
 
 
 def test_memory_that_runs_out_on_the_way_is_an_answer(
@@ -384,7 +432,7 @@ def test_a_long_phase_is_told_now_and_then(tmp_path: Path, monkeypatch: pytest.M
     """With a process that says nothing for a while."""
     monkeypatch.setattr("lora_scripts.plan.stage.SILENT", 0.05)
     told: list[Event] = []
-    stage = Stage(Split([], []), tmp_path, 0, told.append)
+    stage = stage_of(Split([], []), tmp_path, 0, told.append)
     stage.at = "step"
     slow = "import time; print('a', flush=True); time.sleep(0.5); print('b')"
     with subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, encoding="utf-8") as process:

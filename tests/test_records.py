@@ -7,7 +7,7 @@ import json
 import os
 import random
 import tracemalloc
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -85,6 +85,17 @@ def test_content_in_parts_is_put_together(tmp_path: Path) -> None:
     assert record.messages == ASKED
 
 
+def _in_parts(part: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part]}, ASKED[1]]}
+
+
+def _nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth - 1):
+        inner = [inner]
+    return inner
+
+
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
@@ -115,11 +126,33 @@ def test_content_in_parts_is_put_together(tmp_path: Path) -> None:
         ({"content": "x", "id": 3}, "keys of no known form: content, id"),
         ([1], "a record is an object with keys, not a list"),
         ({"text": "\ud83d"}, "holds half a character"),
+        ({"instruction": "a", "output": "b", "history": [[None, "x"]]}, '"history" is a list of pairs of texts'),
+        ({"instruction": "a", "output": "b", "history": [["q", 5]]}, '"history" is a list of pairs of texts'),
+        (_in_parts({"type": "text", "text": None}), '"text" is nothing, not text'),
+        (_in_parts({"type": "text"}), '"text" is nothing, not text'),
+        (_in_parts({"type": ["text"], "text": "a"}), "a message with pictures or sounds"),
+        (_in_parts("a"), "a message with pictures or sounds"),
+        ({"text": "a", "more": _nested(101)}, "lists or objects nested too deeply"),
+        ({"messages": json.dumps(_nested(101))}, '"messages" is not JSON: lists or objects nested too deeply'),
     ],
 )
 def test_each_fault_of_a_record_has_its_line(tmp_path: Path, row: Any, wanted: str) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(CHAT) + "\n\n" + json.dumps(row) + "\n")
     assert [line.startswith(f"x.jsonl:3: {wanted}") for line in told(tmp_path / "x.jsonl")] == [True], told(tmp_path)
+
+
+def test_json_that_ends_python_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    """And nesting that no reader minds is none."""
+    deep, number = "[" * 100_000, "1" * 5000
+    rows = (f'{{"text": {deep}', f'{{"text": "a", "n": {number}}}', {"text": "a", "more": _nested(99)})
+    wanted = ["lists or objects nested too deeply", "a number of thousands of digits"]
+    faults = [fault.split("; ")[0] for fault in told(lines(tmp_path / "x.jsonl", *rows))]
+    assert faults == [f"x.jsonl:{line}: {what}" for line, what in enumerate(wanted, 1)]
+    (tmp_path / "x.jsonl").unlink()
+    (tmp_path / "x.json").write_text(f'[{{"text": {deep}{"]" * len(deep)}}},\n{rows[1]}]')
+    assert [fault.split("; ")[0] for fault in told(tmp_path)] == [
+        f"x.json:{line}: {what}" for line, what in enumerate(wanted, 1)
+    ]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -228,6 +261,26 @@ def test_csv_as_the_csv_module_writes_it(tmp_path: Path) -> None:
     assert "there is text after a closing quote" in told(tmp_path / "x.csv")[0]
 
 
+def test_a_csv_row_that_is_too_long_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+    """None is trained cut short, in quotes or without."""
+    half, path = "word " * (3 << 18), tmp_path / "x.csv"  # 3.75 MB
+    quoted = f'"{half}\n{half}"'
+    path.write_text(f"text\n{half}{half}\nshort\n{quoted}\n\nlast,\nend\n")
+    assert [fault.split("; ")[0] for fault in told(path)] == [
+        "x.csv:2: a record of 7.5 MB, more than the 4 MB that are read as one",
+        "x.csv:4: a record of 7.5 MB, more than the 4 MB that are read as one",
+        "x.csv:7: 2 cells, but the first row names 1 columns",
+    ]
+    records = list_records(path)[0]
+    assert [(r.text, records.place(i).line) for i, r in enumerate(records) if isinstance(r, Text)] == [
+        ("short", 3),
+        ("end", 8),
+    ]
+    path.write_text(f'text\nshort\n"{quoted[1:-1]}\nend\n')
+    mend = 'write a quote inside a cell twice: ""'
+    assert told(path) == [f"x.csv:3: the quote that opens here is never closed; {mend}"]
+
+
 def test_text_is_one_document_and_a_long_one_comes_in_pieces(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Title\n\nwords\n")
     long = "\n\n".join(f"Absatz {i}: größer " * 20 for i in range(2000))
@@ -241,6 +294,25 @@ def test_text_is_one_document_and_a_long_one_comes_in_pieces(tmp_path: Path) -> 
         assert "".join(piece.text for piece in pieces) == whole
         assert [p.begins for p in pieces] == [True] + [False] * (len(pieces) - 1)
         assert [p.ends for p in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_many_files_are_put_in_order_without_comparing_all_with_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, real = 0, PurePath.__eq__
+
+    def counted(self: PurePath, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return real(self, other)
+
+    for number in range(100):
+        (tmp_path / f"{number:02}.txt").write_text(str(number))
+    monkeypatch.setattr(PurePath, "__eq__", counted)
+    records = read_records(tmp_path)
+    monkeypatch.undo()
+    assert [r.text for r in records if isinstance(r, Text)] == [str(number) for number in range(100)]
+    assert compared <= 500
 
 
 def test_splits_of_a_folder(tmp_path: Path) -> None:

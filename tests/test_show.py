@@ -11,12 +11,13 @@ import sys
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import printing, show
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.cli import main, printing, show
+from lora_scripts.errors import Faults, UserError, UserErrors, raise_all
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 
 SOURCE = Path(lora_scripts.__file__).parents[1]
@@ -161,6 +162,30 @@ def test_every_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first == {"event": "error", "message": "one", "file": "a", "line": 1, "hint": None}
     assert second["hint"] == "mend"
+    assert show.as_json(both.errors[0]) == {key: value for key, value in first.items() if key != "event"}
+
+
+def test_mistakes_that_hold_others_are_told_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*errors: UserError) -> None:
+        raise_all(errors)
+
+    faults = Faults()
+    assert faults.attempt(lambda: 3) == 3
+    faults.attempt(lambda: fails(UserError("one", file="a", line=1), UserError("two")))
+    faults.append(UserErrors([UserErrors([UserError("three", hint="mend")]), UserError("four")]))
+    with pytest.raises(UserErrors) as caught:
+        raise_all(faults)
+    assert [one.message for one in caught.value.errors] == ["one", "two", "three", "four"]
+    assert str(caught.value) == "a:1: one\ntwo\nthree; mend\nfour"
+    show.say_errors(caught.value, json_lines=True)
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [UserError(**{k: v for k, v in one.items() if k != "event"}).as_dict() for one in told] == [
+        one.as_dict() for one in caught.value.errors
+    ]
+    with pytest.raises(UserError) as alone:
+        raise_all([UserErrors([UserError("alone")])])
+    assert type(alone.value) is UserError
+    raise_all([])
 
 
 CHATTER = """
@@ -190,6 +215,17 @@ def test_a_closed_pipe_ends_the_telling_and_not_the_work(tmp_path: Path) -> None
     )
     assert ended.stdout.splitlines() == ["line 0 of a long story", "0"] and ended.stderr == ""
     assert done.read_text() == "the work was done"
+
+
+def test_a_pipe_of_another_process_is_not_taken_for_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a command did not do its work, and must not end as if it had."""
+
+    def call(options: Any, sink: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("lora_scripts.cli.demo.call", call)
+    with pytest.raises(BrokenPipeError):
+        main(["demo"])
 
 
 def test_which_error_is_a_closed_pipe() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import small_words
 from lora_scripts import run
 from lora_scripts.cli import main
+from lora_scripts.data.conversations import Conversation
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
@@ -22,6 +24,7 @@ from lora_scripts.report.chinese import missing
 from lora_scripts.run import base_files
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.texts import export
+from lora_scripts.run.texts.preflight import digest_of
 from runs import interrupting
 
 
@@ -199,14 +202,25 @@ def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path:
 def test_faults_of_everything_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
     data.write_text(data.read_text() + '{"messages": [\n{"text": ""}\n')
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("hello\n霓虹灯\n".encode("gbk"))
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "adapter": "loha"}
+    keys["sample_prompts"] = prompts
     assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2].partition(";")[0].replace(str(tmp_path) + "/", "") for line in told] == [
         "adapter: loha has no form in the folder of a language model's LoRA",
+        "prompts.txt:2: not UTF-8 text",
         "reports.jsonl:4: half a record: the JSON ends in the middle",
         "reports.jsonl:5: the text is empty",
     ]
+
+
+def test_a_date_in_a_table_has_a_digest() -> None:
+    """A .parquet file may hold one, where a template may read it."""
+    asked = {"role": "user", "content": "a?"}
+    talks = [Conversation(({**asked, "when": datetime(2026, 1, day)},)) for day in (1, 2)]
+    assert len({digest_of(one) for one in [*talks, *talks]}) == 2
 
 
 def test_bad_data_gets_one_line_each_at_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

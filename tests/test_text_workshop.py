@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,11 @@ def test_a_dora_is_merged_verified_and_baked_as_peft_has_it(base: Path, tmp_path
     assert "cannot be told from what they are" in run(
         "unmerge", f"{dora}:1", "--model", one, "--output", tmp_path / "x", code=2
     )
-    assert "--bake-dora" in run("combine", f"{dora}:1", f"{tmp_path / 'plain'}:1", "--output", tmp_path / "x", code=2)
+    # The command that a refusal names makes of it what combine takes.
+    told = run("combine", f"{dora}:1", f"{tmp_path / 'plain'}:1", "--output", tmp_path / "x", code=2)
+    hinted = shlex.split(told.partition("lora-scripts ")[2].replace("BASE", str(base)))
+    run(*hinted, "--output", tmp_path / "hinted")
+    run("combine", f"{tmp_path / 'hinted'}:1", f"{tmp_path / 'plain'}:1", "--output", tmp_path / "x")
 
 
 def test_what_has_no_part_here_says_so_in_one_line(base: Path, loras: list[Path], tmp_path: Path, run: Run) -> None:

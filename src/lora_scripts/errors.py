@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from os import PathLike
+from typing import TypeVar
 
+T = TypeVar("T")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -29,21 +31,49 @@ class UserError(Exception):
         # A line end in a name or a value, which is shown here, must not end the line, nor may it command a terminal.
         super().__init__(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text))
 
+    @property
+    def errors(self) -> list[UserError]:
+        """The mistakes one by one: of several that are told at once each, else this."""
+        return [self]
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """What `UserError(**…)` is made of, for JSON."""
+        file = None if self.file is None else str(self.file)
+        return {"message": self.message, "file": file, "line": self.line, "hint": self.hint}
+
 
 class UserErrors(UserError):
-    """Several mistakes told at once, one line each, in `errors`."""
+    """Several mistakes told at once, one line each."""
 
-    def __init__(self, errors: Sequence[UserError]) -> None:
-        self.errors = list(errors)
-        Exception.__init__(self, "\n".join(map(str, self.errors)))
+    def __init__(self, errors: Iterable[UserError]) -> None:
+        self._errors = [one for error in errors for one in error.errors]
+        super().__init__("; ".join(map(str, self._errors)))
+        self.args = ("\n".join(map(str, self._errors)),)
+
+    @property
+    def errors(self) -> list[UserError]:
+        return self._errors
 
 
-def raise_all(errors: Sequence[UserError]) -> None:
+class Faults(list[UserError]):
+    """Collects mistakes, so that a person is told all of them at once."""
+
+    def attempt(self, look: Callable[[], T]) -> T | None:
+        """What `look` gives, or None where it raises mistakes, which are kept."""
+        try:
+            return look()
+        except UserError as error:
+            self += error.errors
+        return None
+
+
+def raise_all(errors: Iterable[UserError]) -> None:
     """Raises nothing for no errors, the error itself for one, `UserErrors` for more."""
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise UserErrors(errors)
+    several = UserErrors(errors)
+    if len(several.errors) == 1:
+        raise several.errors[0]
+    if several.errors:
+        raise several
 
 
 class Terminated(KeyboardInterrupt):

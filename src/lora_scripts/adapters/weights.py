@@ -100,7 +100,13 @@ def finite(tensor: Tensor) -> bool:
 
 def check_shapes(name: str, weights: LoraWeights) -> None:
     down, up = weights.down.shape, weights.up.shape
-    fits = len(down) == len(up) and len(down) in (2, 4) and down[0] == up[1] and down[0] > 0 and set(up[2:]) <= {1}
+    fits = (
+        len(down) == len(up)
+        and len(down) in (2, 4)
+        and down[0] == up[1]
+        and 0 not in (*down, *up)
+        and set(up[2:]) <= {1}
+    )
     if not fits:
         text = f"{name}: down {list(down)} and up {list(up)} do not fit each other"
         raise UserError(text, hint="down is [rank, in, …] and up is [out, rank, …]")

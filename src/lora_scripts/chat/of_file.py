@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Saved, Sink, ignore
 from lora_scripts.formats import io
+from lora_scripts.utf8 import load_json, read_lines
 
 if TYPE_CHECKING:
     from lora_scripts.data.conversations import Message
@@ -76,16 +77,10 @@ def answer_file(
 def read_talks(source: Path, system: str = "") -> list[list[Message]]:
     """The conversations that are to be gone on with: of a .jsonl file a line with "prompt" or "messages" each, else a
     line of text each. UserErrors with file and line."""
-    try:
-        text = source.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", file=source, hint="check the path") from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", file=source, hint="save it as UTF-8") from None
     talks: list[list[Message]] = []
     faults: list[UserError] = []
     first: list[Message] = [{"role": "system", "content": system}] if system else []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(source, pipe=True), 1):
         if not line.strip():
             continue
         if source.suffix.lower() != ".jsonl":
@@ -107,7 +102,7 @@ def read_talks(source: Path, system: str = "") -> list[list[Message]]:
 def _asked(line: str) -> list[Message] | None:
     """Of one line of JSON; None where it asks nothing."""
     try:
-        row: Any = json.loads(line)
+        row = load_json(line)
     except ValueError:
         return None
     if not isinstance(row, dict):

@@ -70,13 +70,25 @@ class Session:
     def ask(self, text: str, tell: Callable[[str], None] | None = None, *, seed: int = 0) -> Answer:
         """The answer, which goes into the history. UserError where the chat template refuses the conversation, which is
         then as it was."""
+        return self._answer([*self.messages, {"role": "user", "content": text}], tell, seed)
+
+    @property
+    def answered(self) -> bool:
+        """Whether something was answered since the conversation began."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
+    def again(self, tell: Callable[[str], None] | None = None, *, seed: int = 0) -> Answer:
+        """Another answer in place of the last one, which stays where this is refused, as by `ask`."""
+        assert self.answered
+        return self._answer(self.messages[:-1], tell, seed)
+
+    def _answer(self, talk: list[Message], tell: Callable[[str], None] | None, seed: int) -> Answer:
         from dataclasses import replace
 
-        talk: list[Message] = [*self.messages, {"role": "user", "content": text}]
         answering = replace(self.answering, seed=self.answering.seed + seed)
         answer = self.model.answer(talk, answering, tell, template=self.template)
         self.messages = [*talk, {"role": "assistant", "content": answer.text}]
-        self.turns.append(Turn(text, answer.text, answer.tokens, answer.stopped))
+        self.turns.append(Turn(talk[-1]["content"], answer.text, answer.tokens, answer.stopped))
         return answer
 
 
@@ -110,21 +122,22 @@ def chat(
     template = on_texts.template_of(template, loras)
     session = Session(model, Answering(max_tokens, temperature, top_p, seed, think), system, template)
     again = 0
+
+    def tell(piece: str) -> None:
+        sink(Piece(piece))
+
     while (line := lines()) is not None:
         text = line.strip()
         if text == "/quit":
             break
-        if text == "/again" and session.turns:
-            again, text = again + 1, session.turns[-1].asked
-            del session.messages[-2:]
-        elif text.startswith("/"):
-            again = 0
+        again = again + 1 if text == "/again" and session.answered else 0
+        if text.startswith("/") and not again:
             _command(session, text, sink)
             continue
         if not text:
             continue
         try:
-            answer = session.ask(text, lambda piece: sink(Piece(piece)), seed=again)
+            answer = session.again(tell, seed=again) if again else session.ask(text, tell)
         except UserError as fault:
             sink(Note(f"error: {fault}"))
             continue
@@ -139,6 +152,8 @@ def _command(session: Session, text: str, sink: Sink) -> None:
     if word == "/new":
         session.reset(session.system)
         sink(Note("(a new conversation)"))
+    elif word == "/again":
+        sink(Note("(nothing was answered yet)"))
     elif word == "/system":
         session.reset(rest.strip())
         sink(Note("(a new conversation with this system prompt)" if rest else "(a new conversation)"))

@@ -18,9 +18,9 @@ from lora_scripts.check.align import GRID
 from lora_scripts.check.overlays import Overlay
 from lora_scripts.check.sharpness import Sharpness
 from lora_scripts.check.surface import Border
-from lora_scripts.data.captions import read_bytes
 from lora_scripts.data.image import decode_rgb
 from lora_scripts.errors import UserError
+from lora_scripts.utf8 import read_bytes
 
 THUMBNAIL = 256
 """Longest side of the thumbnails, in pixels."""

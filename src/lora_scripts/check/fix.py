@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_scripts.check.tags import corrected, corrections
-from lora_scripts.data.captions import SIDECAR_SUFFIXES, read_bytes, read_metadata
+from lora_scripts.data.captions import SIDECAR_SUFFIXES, read_metadata
 from lora_scripts.data.csv_rows import write_record
 from lora_scripts.data.rewrite import rewritten
 from lora_scripts.data.scan import Listing, Said
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
+from lora_scripts.utf8 import read_bytes
 
 SIDE_LIST = "captions.csv"
 """In the side folder: what the captions of the pictures in it were."""

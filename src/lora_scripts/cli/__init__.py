@@ -92,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show.say_errors(missing, json_lines=json_lines)
     except SystemExit as stop:  # argparse, after --help and --version
         return int(stop.code or 0)
-    except OSError as error:
-        if is_closed_pipe(error):
-            mute(sys.stdout)
-            return 0
+    except OSError:
         if not _no_temporary_files():
             raise
         hint = "free some space on the system's disk, or set TMPDIR to a folder elsewhere"

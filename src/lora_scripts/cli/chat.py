@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import add_device, argument, asked, default, file_of, number, path, weighted
+from lora_scripts.cli.printing import say
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink
 
@@ -55,7 +56,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
 
     def tell(event: Event) -> None:
         if isinstance(event, Piece) and not options.json:
-            print(event.text, end="", flush=True)
+            say(event.text, end="")
         else:
             sink(event)
 

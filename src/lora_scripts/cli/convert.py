@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--bake-dora", action="store_true", help="make a plain LoRA of a DoRA; needs --base")
     add("--base", metavar="FILE", type=path, help="with --bake-dora: the checkpoint that the DoRA was trained on")
     add("--rank", metavar="N", type=number(int, 1, 1024), help="with --bake-dora: the rank (default: the DoRA's)")
-    add("--overwrite", action="store_true", help="replace what stands at the output")
+    add("--overwrite", action="store_true", help="replace a file that stands at the output; a folder never is")
 
 
 def call(options: argparse.Namespace, sink: Sink) -> Converted:

@@ -186,7 +186,7 @@ def _words(text: str | None) -> tuple[str, ...]:
     """From "a, b c", or from a text file with one on each line or commas between."""
     if text is None:
         return ()
-    from lora_scripts.data.captions import read_text
+    from lora_scripts.utf8 import read_text
 
     file = Path(text).expanduser()
     if "," not in text and file.suffix == ".txt":

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.config.values import DEVICE, base_fault, model_fault, parse_path, parse_size
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
@@ -185,10 +185,8 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
                     loras.family_of(where)
                 elif kind == "model" and header.sniff(where) not in (None, header.GGUF):
                     table.refuse(found, where)
-        except UserErrors as errors:
-            faults += errors.errors
         except UserError as error:
-            faults.append(error)
+            faults += error.errors
     raise_all(faults)
 
 

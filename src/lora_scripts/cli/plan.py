@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.cli.options import number
 from lora_scripts.cli.show import facts
 from lora_scripts.cli.train import add_config
+from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 from lora_scripts.units import duration, percent, size
 
 if TYPE_CHECKING:
+    from lora_scripts.plan.cards import Cards
     from lora_scripts.plan.command import Plan, Proposal
     from lora_scripts.plan.text_plan import TextPlan
 
@@ -26,14 +28,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="GB", type=number(float, 0.01, 100_000), help=text)
     text = "also say where the time of a step goes, against the least that it could take on this machine"
     parser.add_argument("--profile", action="store_true", help=text)
+    text = "say at once what cards of 8, 12, 16 and 24 GB allow, counted and not rehearsed; needs no card"
+    parser.add_argument("--cards", action="store_true", help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
+def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan | Cards:
     """Says what a training will do and take: steps, buckets, time, memory, disk, by rehearsing its largest batch, one
     preview and one save; and what to change if it does not fit. Writes nothing."""
     from lora_scripts.run.configs import load_config
 
     config = load_config(options.config, options.overrides, sink)
+    if options.cards:
+        if options.memory is not None or options.profile:
+            raise UserError("--cards rehearses nothing, so there is no --memory or --profile", hint="leave one out")
+        from lora_scripts.plan.cards import cards
+
+        return cards(config)
     from lora_scripts import run
     from lora_scripts.plan.command import PlanOptions, plan
 
@@ -45,15 +55,19 @@ def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan:
     return plan(wanted, sink)
 
 
-def plain(plan: Plan | TextPlan) -> object:
+def plain(plan: Plan | TextPlan | Cards) -> object:
     """What --json prints: seconds and bytes."""
     from lora_scripts.plan.command import Plan, figures
 
     return figures(plan) if isinstance(plan, Plan) else plan
 
 
-def words(plan: Plan | TextPlan) -> list[str]:
+def words(plan: Plan | TextPlan | Cards) -> list[str]:
     """The table, then one line that says whether it fits."""
+    from lora_scripts.plan.cards import Cards
+
+    if isinstance(plan, Cards):
+        return cards_words(plan)
     from lora_scripts.plan.command import Plan
     from lora_scripts.plan.forecast import PHASES
 
@@ -81,6 +95,22 @@ def words(plan: Plan | TextPlan) -> list[str]:
     if plan.note:
         rows.append(("note", plan.note))
     return [*facts(rows), verdict_words(plan), *filter(None, [disk_words(plan)])]
+
+
+def cards_words(cards: Cards) -> list[str]:
+    """A row for each card: what to write so that the run fits, and what it then needs."""
+    from lora_scripts.plan.command import as_words
+
+    rows = []
+    for row in cards.rows:
+        if row.changes is None:
+            told = f"does not fit; with all that helps it takes about {size(row.bytes)}: lower resolution or lora_rank"
+        else:
+            ram = f", and {size(row.ram)} of RAM for its blocks" if row.ram else ""
+            told = f"{' '.join(as_words(row.changes)) or 'fits as it is'}: about {size(row.bytes)}{ram}"
+        rows.append((f"{row.card} GB", told))
+    known = "" if cards.counted else "; what a step keeps is not known for a base of this size, and not in it"
+    return [*facts(rows), f"{cards.words}, counted and not rehearsed: plan without --cards does that{known}"]
 
 
 def profile_rows(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,20 +154,21 @@ def _fine(seconds: float) -> str:
 
 def _text_words(plan: TextPlan) -> list[str]:
     """Of a run on texts."""
-    names = {"load": "loading", "step": "a step", "measure": "measuring", "answer": "answering"}
+    from lora_scripts.plan.text_plan import PHASES
+
     m, rows = plan.measured, list(plan.measured.rows)
     if plan.seconds:
         rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
     if m.peaks:
         there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
-        rows.append(("memory", ", ".join(f"{names[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
+        rows.append(("memory", ", ".join(f"{PHASES[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
     if plan.disk:
         rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
     if m.profile:
         rows += profile_rows(m.profile)
     if plan.note:
         rows.append(("note", plan.note))
-    return [*facts(rows), _text_verdict(plan, names.get(m.at, "loading"))]
+    return [*facts(rows), _text_verdict(plan, PHASES.get(m.at, "loading"))]
 
 
 def _text_verdict(plan: TextPlan, where: str) -> str:

@@ -8,11 +8,11 @@ import sys
 from typing import TextIO
 
 
-def say(text: str, *, error: bool = False) -> None:
+def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     """Prints to stdout, or stderr, at once. It goes on silently where nobody reads any more."""
     stream = sys.stderr if error else sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(text, file=stream, end=end, flush=True)
     except OSError as fault:
         if not is_closed_pipe(fault):
             raise
@@ -20,7 +20,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def is_closed_pipe(error: OSError) -> bool:
-    """That nobody reads what was written; Windows says so with another number."""
+    """Of one that a write to stdout or stderr raised: that nobody reads it. Windows says so with another number."""
     return isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
 
 

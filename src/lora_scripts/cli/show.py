@@ -21,7 +21,7 @@ from types import TracebackType
 
 from lora_scripts.cli.gauge import STEPS, Bar, Lines
 from lora_scripts.cli.printing import say
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 from lora_scripts.units import percent
 
@@ -31,9 +31,9 @@ JSON_EVERY = 0.5
 
 def say_errors(error: UserError, *, json_lines: bool = False) -> None:
     """Every mistake as one line on stderr."""
-    for one in error.errors if isinstance(error, UserErrors) else [error]:
+    for one in error.errors:
         if json_lines:
-            say(dumps({"event": "error", **_of_error(one)}), error=True)
+            say(dumps({"event": "error", **one.as_dict()}), error=True)
         else:
             for line in str(one).splitlines():
                 say(f"error: {line}", error=True)
@@ -79,7 +79,7 @@ def as_json(value: object) -> object:
         case PurePath():
             return str(value)
         case UserError():
-            return _of_error(value)
+            return value.as_dict()
         case Mapping():
             return {str(as_json(key)): as_json(one) for key, one in value.items()}
         case list() | tuple():
@@ -89,11 +89,6 @@ def as_json(value: object) -> object:
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _of_error(error: UserError) -> dict[str, object]:
-    file = None if error.file is None else str(error.file)
-    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:

@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.units import HALF
+from lora_scripts.utf8 import decoded
 
 MAX_BYTES = 1 << 20
 MANY = 20
@@ -36,6 +37,10 @@ for _name, _pattern, _first in (
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
 ):
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
+
+
+_ELSEWHERE = re.compile("[\x85\u2028\u2029]")
+"""What comes along from web pages, unseen. PyYAML would take what follows for the next line: out of a comment, too."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,7 @@ def read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=file, hint="check its permissions") from None
-    # UTF-16 is what Windows PowerShell writes with > and Notepad as "Unicode"; ASCII in it shows as every second 0.
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]:
-        kind = "UTF-16 text" if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\n\0" in data else "not text"
-        raise UserError(f"is {kind}", file=file, hint="save it as UTF-8")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"is not UTF-8 (byte 0x{data[error.start]:02x}), perhaps GBK or another old encoding",
-            file=file,
-            line=line,
-            hint="save it as UTF-8",
-        ) from None
+    return decoded(data, file)
 
 
 def _no_file(file: Path) -> UserError:
@@ -99,6 +91,9 @@ def _no_file(file: Path) -> UserError:
 
 def parse_file(text: str, file: Path) -> tuple[list[Entry], list[UserError]]:
     """The keys of a config in file order, and the faults of keys; UserError where the YAML itself is broken."""
+    if end := _ELSEWHERE.search(text):
+        message = f"holds the character U+{ord(end[0]):04X}, at which YAML 1.1 ends a line and 1.2 does not"
+        raise UserError(message, file=file, line=text.count("\n", 0, end.start()) + 1, hint="remove it")
     node = _compose(text, file)
     if node is None:
         raise UserError("is empty", file=file, hint="copy a template from configs/")

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 
 from lora_scripts.config.prompt_line import parse_line
 from lora_scripts.config.values import DEVICE, check_size, parse_path
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 
 FEATURES = {
     "pictures": "models that draw pictures",
@@ -96,10 +96,8 @@ def _prompt(value: str) -> str:
         raise ValueError("is an empty text")
     try:
         parse_line(value, tags=False)
-    except UserErrors as errors:
-        raise ValueError(_first(errors.errors[0])) from None
     except UserError as error:
-        raise ValueError(_first(error)) from None
+        raise ValueError(_first(error.errors[0])) from None
     return value
 
 

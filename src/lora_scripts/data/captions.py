@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from pathlib import Path
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError
 from lora_scripts.units import HALF
+from lora_scripts.utf8 import read_lines, read_text
 
 NAME_COLUMNS = ("filename", "file_name")
 TEXT_COLUMNS = ("prompt", "text", "caption")
 METADATA_SUFFIXES = (".csv", ".jsonl")
 SIDECAR_SUFFIXES = (".txt", ".caption")
 
-NEWLINE = re.compile(r"\r\n|\n|\r")  # str.splitlines() would also cut at U+2028 and U+0085 inside a caption
 _LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
 
@@ -42,60 +41,6 @@ class TornRow(UserError):
         super().__init__(message, file=path, line=line, hint=hint)
         self.mended = mended
         """The row as it should be."""
-
-
-def read_bytes(path: Path) -> bytes:
-    """The whole of a regular file. Anything else is refused unopened, for a FIFO would block. Raises UserError."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError("is not a regular file", file=path, hint="remove it, or put a real file in its place")
-        return path.read_bytes()
-    except FileNotFoundError:
-        what = "is a link that leads nowhere" if path.is_symlink() else "no such file"
-        raise UserError(what, file=path) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", file=path) from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
-
-    Raises UserError, which says what another encoding looks like and on which line it shows.
-    """
-    data = read_bytes(path)
-    hint = "save it as UTF-8"
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError("this is UTF-16 text", file=path, line=1, hint=hint)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        looks = guess_encoding(data)
-        raise UserError(f"not UTF-8 text; it looks like {looks}", file=path, line=line, hint=hint) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=hint)
-    return text
-
-
-def guess_encoding(data: bytes) -> str:
-    """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
-    if b"\0" in data:
-        return "UTF-16, or no text at all"
-    for encoding, name, wanted in (
-        ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]"),
-        ("gb2312", "GBK (Chinese)", "[\u4e00-\u9fff]"),
-        ("big5", "Big5 (Chinese)", "[\u4e00-\u9fff]"),
-        ("gb18030", "GBK (Chinese)", "[\u4e00-\u9fff]"),
-    ):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        foreign = [c for c in text if c > "\x7f"]
-        if 2 * len(re.findall(wanted, text)) > len(foreign):
-            return name
-    return "Windows-1252 (Western European)"
 
 
 def tidy(text: str) -> str:
@@ -139,7 +84,7 @@ def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = Fa
         faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path, hint="name one of these"))
         return {}
     try:
-        lines = NEWLINE.split(read_text(path))
+        lines = read_lines(path)
     except UserError as fault:
         faults.append(fault)
         return {}

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 from lora_scripts.units import HALF
+from lora_scripts.utf8 import kind_of, load_json
 
 Message: TypeAlias = dict[str, Any]
 """`role` and `content`, and what a template may read besides: `reasoning_content`, `tool_calls`, `name`."""
@@ -97,7 +98,7 @@ def form_of(value: Mapping[str, Any]) -> str | None:
 def read_record(value: object) -> tuple[str, Record]:
     """The form of a record and what it says. Raises RecordFault."""
     if not isinstance(value, dict):
-        raise RecordFault(f"a record is an object with keys, not {_kind(value)}", WANTED)
+        raise RecordFault(f"a record is an object with keys, not {kind_of(value)}", WANTED)
     form = form_of(value)
     if form is None:
         keys = ", ".join(map(str, value)) or "none"
@@ -124,11 +125,6 @@ def _all_text(record: Record) -> str:
         case Completion(prompt, completion):
             return prompt + completion
     return json.dumps([record.messages, record.tools], ensure_ascii=False, default=str)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
 # --- the forms --------------------------------------------------------------------------------------------------------
@@ -164,16 +160,21 @@ def _of_instruction(value: Mapping[str, Any]) -> Conversation:
     messages: list[Message] = []
     if value.get("system"):
         messages.append({"role": "system", "content": _text(value, "system")})
-    history = value.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
-        raise RecordFault('"history" is a list of pairs, each what was asked and what was answered')
-    for before, reply in history:
+    for before, reply in _history(value):
         messages += [{"role": "user", "content": before}, {"role": "assistant", "content": reply}]
     if not asked.strip() and not more.strip():
         raise RecordFault(f"the {question} is empty", "write it, or remove the record")
     messages.append({"role": "user", "content": "\n".join(part for part in (asked, more) if part)})
     messages.append({"role": "assistant", "content": _text(value, answer)})
     return Conversation(_checked(messages))
+
+
+def _history(value: Mapping[str, Any]) -> list[list[str]]:
+    history = value.get("history") or []
+    pairs = isinstance(history, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in history)
+    if not pairs or not all(isinstance(text, str) for turn in history for text in turn):
+        raise RecordFault('"history" is a list of pairs of texts, each what was asked and what was answered')
+    return list(history)
 
 
 def _of_messages(value: Mapping[str, Any]) -> Conversation:
@@ -187,7 +188,7 @@ def _of_sharegpt(value: Mapping[str, Any]) -> Conversation:
         messages.append({"role": "system", "content": _text(value, "system")})
     for row in _parsed(value["conversations"], "conversations"):
         if not isinstance(row, dict):
-            raise RecordFault(f"a turn is an object with from and value, not {_kind(row)}")
+            raise RecordFault(f"a turn is an object with from and value, not {kind_of(row)}")
         if "role" in row and "from" not in row:
             messages.append(_message(row))
             continue
@@ -209,13 +210,13 @@ def _parsed(value: object, key: str) -> list[Any]:
     """A list, also where a CSV cell holds it as JSON."""
     value = _json(value, f'"{key}"') if isinstance(value, str) else value
     if not isinstance(value, list):
-        raise RecordFault(f'"{key}" is a list of turns, not {_kind(value)}')
+        raise RecordFault(f'"{key}" is a list of turns, not {kind_of(value)}')
     return value
 
 
 def _json(text: object, what: str) -> Any:
     try:
-        return json.loads(str(text))
+        return load_json(str(text))
     except ValueError as error:
         raise RecordFault(f"{what} is not JSON: {error}") from None
 
@@ -223,7 +224,7 @@ def _json(text: object, what: str) -> Any:
 def _text(value: Mapping[str, Any], key: str) -> str:
     said = value.get(key)
     if not isinstance(said, str):
-        raise RecordFault(f'"{key}" is {_kind(said)}, not text')
+        raise RecordFault(f'"{key}" is {kind_of(said)}, not text')
     return said
 
 
@@ -239,12 +240,11 @@ def _message(row: object) -> Message:
     message = {key: item for key, item in row.items() if item is not None}
     content = row.get("content")
     if isinstance(content, list):
-        kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-        if kinds - {"text"}:
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise RecordFault("a message with pictures or sounds", "only text is trained; remove the record")
-        content = "".join(part["text"] for part in content)
+        content = "".join(_text(part, "text") for part in content)
     if content is not None and not isinstance(content, str):
-        raise RecordFault(f'"content" is {_kind(content)}, not text')
+        raise RecordFault(f'"content" is {kind_of(content)}, not text')
     message["content"] = content or ""
     if row.get("tool_calls"):
         if not isinstance(row["tool_calls"], list):

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from lora_scripts.data.buckets import View
-from lora_scripts.data.captions import read_bytes, tidy
+from lora_scripts.data.captions import tidy
 from lora_scripts.errors import UserError
+from lora_scripts.utf8 import read_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_scripts.data.captions import guess_encoding
 from lora_scripts.data.conversations import FORMS, Record, RecordFault, Text, form_of, read_record
 from lora_scripts.data.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
 from lora_scripts.errors import UserError
+from lora_scripts.utf8 import guess_encoding, load_json
 
 SECTION = 1 << 16
 """Bytes of running text that are read at once, about: a longer document is cut at an empty line."""
@@ -73,7 +73,7 @@ class Index:
             return Text(_as_text(data), begins=number == 0, ends=number == len(self.starts) - 1)
         if kind == ".csv":
             return read_record(self.row(split_row(_as_text(data), self.delimiter)))[1]
-        return read_record(json.loads(data.decode()))[1]
+        return read_record(load_json(data.decode()))[1]
 
     def row(self, cells: list[str]) -> dict[str, str]:
         """The cells by their columns; an empty cell of another column than the first two counts as none."""
@@ -131,11 +131,11 @@ def _judge(index: Index, data: bytes, start: int, line: int, read: Callable[[str
 
 def _index_lines(index: Index) -> None:
     with index.path.open("rb") as file:
-        for start, number, line, length in lines(file):
-            if length > MAX_BYTES:
-                index.fault(number, *_too_long(length))
-            elif line.strip():
-                _judge(index, line.rstrip(b"\r\n"), start, number, _json_line)
+        for line in lines(file):
+            if line.length > MAX_BYTES:
+                index.fault(line.number, *_too_long(line.length))
+            elif line.data.strip():
+                _judge(index, line.data.rstrip(b"\r\n"), line.start, line.number, _json_line)
 
 
 def _too_long(length: int) -> tuple[str, str]:
@@ -145,7 +145,7 @@ def _too_long(length: int) -> tuple[str, str]:
 
 def _json_line(text: str) -> object:
     try:
-        return json.loads(text)
+        return load_json(text)
     except json.JSONDecodeError as error:
         rest = text[error.pos :].strip()
         if not rest or error.msg.startswith("Unterminated string"):
@@ -155,6 +155,8 @@ def _json_line(text: str) -> object:
         if error.msg == "Extra data":
             raise RecordFault("two records on one line", "one line holds one record") from None
         raise RecordFault(f"not JSON: {error.msg} (column {error.colno})", "mend the line, or remove it") from None
+    except ValueError as error:
+        raise RecordFault(str(error), "mend the line, or remove it") from None
 
 
 # --- .json ------------------------------------------------------------------------------------------------------------
@@ -209,6 +211,7 @@ def _excerpt(data: bytes) -> str:
 
 # --- .csv -------------------------------------------------------------------------------------------------------------
 
+_UNCLOSED = "the quote that opens here is never closed", 'write a quote inside a cell twice: ""'
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -219,7 +222,7 @@ def split_row(text: str, delimiter: str) -> list[str]:
         if text[at : at + 1] == '"':
             quoted = _QUOTED.match(text, at)
             if quoted is None:
-                raise RecordFault("the quote that opens here is never closed", 'write a quote inside a cell twice: ""')
+                raise RecordFault(*_UNCLOSED)
             cells.append(quoted[1].replace('""', '"'))
             at = quoted.end()
             if at < len(text) and text[at] != delimiter:
@@ -236,20 +239,17 @@ def split_row(text: str, delimiter: str) -> list[str]:
 
 def _index_csv(index: Index) -> None:
     with index.path.open("rb") as file:
-        for start, line, data in rows(file):
-            if not data.strip():
+        for row in rows(file):
+            if not row.data.strip():
                 continue
-            if len(data) > MAX_BYTES:
-                message = (
-                    "the quote that opens here is never closed" if data.count(b'"') % 2 else _too_long(len(data))[0]
-                )
-                index.fault(line, message, "nothing after it was read")
-                return
-            if not index.columns:
-                if not _read_header(index, data, line):
+            if row.length > MAX_BYTES:
+                index.fault(row.number, *(_UNCLOSED if row.quotes % 2 else _too_long(row.length)))
+                if not index.columns:
                     return
-                continue
-            _judge(index, data, start, line, lambda text: _row_of(index, text))
+            elif index.columns:
+                _judge(index, row.data, row.start, row.number, lambda text: _row_of(index, text))
+            elif not _read_header(index, row.data, row.number):
+                return
 
 
 def _read_header(index: Index, data: bytes, line: int) -> bool:

@@ -8,37 +8,58 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 MAX_BYTES = 1 << 22
 """Of one record. A longer one is no conversation but a file whose line ends were lost, or a book."""
 BOM = b"\xef\xbb\xbf"
 
 
-def lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes, int]]:
-    """(start, line, bytes, length) of each line; of one longer than MAX_BYTES only its beginning."""
+class Line(NamedTuple):
+    """One line of a file, or one record of more of them."""
+
+    start: int
+    """Where it begins, in bytes."""
+    number: int
+    """Counted from 1; of several lines, of the first."""
+    data: bytes
+    """Of one longer than MAX_BYTES only the beginning."""
+    length: int
+    """In bytes, of all of it."""
+    quotes: int
+    """How many " it has."""
+
+
+def lines(file: BinaryIO) -> Iterator[Line]:
+    """Each line, with the bytes that end it."""
     start, number = 0, 1
     while line := file.readline(MAX_BYTES):
-        length, last = len(line), line
+        length, quotes, last = len(line), line.count(b'"'), line
         while not last.endswith(b"\n") and (last := file.readline(MAX_BYTES)):
-            length += len(last)
+            length, quotes = length + len(last), quotes + last.count(b'"')
         skip = len(BOM) if start == 0 and line.startswith(BOM) else 0
-        yield start + skip, number, line[skip:], length - skip
+        yield Line(start + skip, number, line[skip:], length - skip, quotes)
         start, number = start + length, number + 1
 
 
-def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(start, line, bytes) of each record: a line, or more of them as long as a quote stands open."""
-    held, quotes, begin, first = b"", 0, 0, 1
-    for start, number, line, _ in lines(file):
-        if not held:
-            begin, first = start, number
-        held, quotes = held + line, quotes + line.count(b'"')
-        if quotes % 2 == 0 or len(held) > MAX_BYTES:
-            yield begin, first, held.rstrip(b"\r\n")
-            held, quotes = b"", 0
+def rows(file: BinaryIO) -> Iterator[Line]:
+    """Each record of a CSV file: a line, or more of them as long as a quote stands open."""
+    held: list[Line] = []
+    length = quotes = 0
+    for line in lines(file):
+        if length <= MAX_BYTES:  # what follows is counted only
+            held.append(line)
+        length, quotes = length + line.length, quotes + line.quotes
+        if quotes % 2 == 0:
+            yield _row(held, length, quotes)
+            held, length, quotes = [], 0, 0
     if held:
-        yield begin, first, held.rstrip(b"\r\n")
+        yield _row(held, length, quotes)
+
+
+def _row(held: list[Line], length: int, quotes: int) -> Line:
+    first = held[0]
+    return Line(first.start, first.number, b"".join(line.data for line in held).rstrip(b"\r\n"), length, quotes)
 
 
 _PIECES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)

@@ -147,9 +147,10 @@ def list_records(source: Path, split: str = "train") -> tuple[Records, list[User
             index = index_file(path)
             faults += index.faults
             parts.append(index)
-        elif path not in tables:
+        elif path.suffix.lower() not in TABLE_SUFFIXES:
             faults.append(UserError(f"{path.suffix or 'this'} is not a file of records", file=path, hint=HINT))
-    parts.sort(key=lambda part: wanted.index(part.path))
+    order = {path: number for number, path in enumerate(wanted)}
+    parts.sort(key=lambda part: order[part.path])
     return Records(tuple(part for part in parts if len(part.lines)), tuple(others)), faults
 
 

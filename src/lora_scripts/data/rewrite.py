@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_scripts.data.captions import NEWLINE, TEXT_COLUMNS, read_bytes, read_text
+from lora_scripts.data.captions import TEXT_COLUMNS
 from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 
 def rewritten(path: Path, changes: Mapping[int, str | None]) -> bytes:

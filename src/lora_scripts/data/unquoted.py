@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.data.captions import NEWLINE, TornRow, header_problem, joined, read_bytes, read_text
+from lora_scripts.data.captions import TornRow, header_problem, joined
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError
 from lora_scripts.units import typed
+from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 LISTED = 3
 """Lines in a message."""

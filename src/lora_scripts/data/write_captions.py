@@ -8,16 +8,14 @@ from pathlib import Path
 
 from lora_scripts.data.captions import (
     NAME_COLUMNS,
-    NEWLINE,
     TEXT_COLUMNS,
     image_name,
-    read_bytes,
     read_metadata,
-    read_text,
     tidy,
 )
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 _BOM = "\ufeff"
 

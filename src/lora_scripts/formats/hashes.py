@@ -14,7 +14,8 @@ from lora_scripts.formats.io import Buffer, safetensors_parts
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000  # bytes: the window that AUTOMATIC1111's first hash reads
+LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
+"""Bytes: the window that AUTOMATIC1111's first hash reads."""
 _CHUNK = 1 << 20
 
 
@@ -46,7 +47,7 @@ def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> d
     """
     filled = dict(metadata) | {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
     header, buffers = safetensors_parts(tensors, filled)
-    if len(header) > _LEGACY_START:
+    if len(header) > LEGACY_START:
         del filled["sshs_legacy_hash"]
         header, buffers = safetensors_parts(tensors, filled)
     hashes = _hashes(_chain(header, buffers), len(header))
@@ -96,6 +97,6 @@ def _hashes(buffers: Iterable[Buffer], body: int | None) -> Hashes:
         whole.update(view)
         if body is not None:
             after.update(view[max(0, body - at) :])
-        window.update(view[max(0, _LEGACY_START - at) : max(0, _LEGACY_START + _LEGACY_LENGTH - at)])
+        window.update(view[max(0, LEGACY_START - at) : max(0, LEGACY_START + LEGACY_LENGTH - at)])
         at += len(view)
     return Hashes(whole.hexdigest(), after.hexdigest() if body is not None else "", window.hexdigest()[:8])

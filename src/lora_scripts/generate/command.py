@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb, load_rgba
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import drawing, require_negative, require_pictures
@@ -138,10 +138,8 @@ def _jobs(options: GenerateOptions) -> list[Job]:
             prompt, calls = parse_prompt(line.prompt)
             jobs.append(Job(line, prompt, usual.asked(line, *asked), calls, _find(calls, options.lora_dir)))
             check_words(prompt, jobs[-1].files)
-        except UserErrors as errors:
-            faults += errors.errors
         except UserError as error:
-            faults.append(error)
+            faults += error.errors
     # A name that several lines call is missed once.
     raise_all(list({str(fault): fault for fault in faults}.values()))
     return jobs

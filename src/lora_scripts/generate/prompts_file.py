@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_scripts.config.prompt_line import PromptLine, parse_line
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
+from lora_scripts.utf8 import read_lines
 
 __all__ = ["PromptLine", "parse_line", "preview_lines", "read_prompts"]
 
@@ -28,23 +29,14 @@ def read_prompts(path: Path, *, tags: bool = True) -> list[PromptLine]:
 
     `tags` as of `parse_line`.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", file=path, hint="check the path") from None
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].count(b"\n") + 1
-        raise UserError("is not UTF-8 text", file=path, line=before, hint="save it as UTF-8") from None
     lines, faults = [], []
-    for number, row in enumerate(text.splitlines(), 1):
+    for number, row in enumerate(read_lines(path, pipe=True), 1):
         if not row.strip() or row.lstrip().startswith("#"):
             continue
         try:
             lines.append(parse_line(row, path, number, tags=tags))
-        except UserErrors as errors:
-            faults += errors.errors
         except UserError as error:
-            faults.append(error)
+            faults += error.errors
     if not lines and not faults:
         faults.append(UserError("holds no prompt", file=path, hint="write one a line"))
     raise_all(faults)

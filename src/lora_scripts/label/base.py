@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lora_scripts.config.values import PICKLES, did_you_mean, parse_path
-from lora_scripts.data.captions import read_text
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats.header import read_header
 from lora_scripts.label import hub
+from lora_scripts.utf8 import read_text
 
 if TYPE_CHECKING:
     from PIL import Image

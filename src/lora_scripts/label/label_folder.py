@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.records import holds_records
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.data.unquoted import told_once
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.label.store import Store, open_store
 
 
@@ -35,9 +34,8 @@ def open_folder(folder: Path, output: str | None) -> Folder:
         what = "is not a folder" if folder.exists() else "no such folder"
         raise UserError(f"--input: {what}", file=folder, hint="give the folder with the images")
     listing = _listing(folder, output)
-    faults, store = list(listing.faults), None
-    with _collected(faults):
-        store = open_store(output, folder, listing.images)
+    faults = Faults(listing.faults)
+    store = faults.attempt(lambda: open_store(output, folder, listing.images))
     raise_all(told_once(list({(fault.message, fault.line): fault for fault in faults}.values())))
     assert store is not None
     elsewhere = {
@@ -63,13 +61,3 @@ def _listing(folder: Path, output: str | None) -> Listing:
     sidecars = {name: [one for one in sources if one.line is None] for name, sources in listing.said.items()}
     faults = [fault for fault in listing.faults if Path(str(fault.file)).suffix.lower() not in METADATA_SUFFIXES]
     return Listing(listing.images, sidecars, faults, lost=False)
-
-
-@contextmanager
-def _collected(faults: list[UserError]) -> Iterator[None]:
-    try:
-        yield
-    except UserErrors as error:
-        faults.extend(error.errors)
-    except UserError as error:
-        faults.append(error)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from PIL import Image
 
-from lora_scripts.data.captions import read_text
 from lora_scripts.errors import UserError
 from lora_scripts.label.base import TAGS, CaptionOptions
+from lora_scripts.utf8 import read_text
 
 GENERAL, CHARACTER = 0, 4
 """Categories of tags; 9 is the rating, which is no part of a caption."""

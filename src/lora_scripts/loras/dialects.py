@@ -133,5 +133,5 @@ def _refuse_dora(modules: Modules, consumer: str) -> None:
     if doras:
         raise UserError(
             f"{len(doras)} modules are DoRA (first {doras[0]}), which {consumer} cannot hold",
-            hint="bake them to plain LoRA: --bake-dora --base CHECKPOINT",
+            hint="make plain LoRAs of them: add --bake-dora --base CHECKPOINT",
         )

@@ -16,8 +16,10 @@ from lora_scripts.families.names import foreign_model
 from lora_scripts.families.table import FAMILIES, Changed, of_lora, require_lora
 from lora_scripts.formats import header, io
 from lora_scripts.formats.hashes import model_hashes, with_hashes
+from lora_scripts.formats.header import Header
 from lora_scripts.loras import naming
 from lora_scripts.loras.naming import PEFT_PREFIX, Naming
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,8 +165,8 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
     metadata: dict[str, str] = {}
     adapters = {}
     for file in _weight_files(path):
+        metadata |= _head(file).metadata
         held = safetensors.torch.load_file(file)
-        metadata |= header.read_header(file).metadata
         tensors |= held
         if path.is_dir() or naming.naming_of(held) is Naming.PEFT:
             adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
@@ -180,7 +182,7 @@ def family_of(path: Path) -> Facts:
     """The family of a LoRA, told by headers; torch is not needed. UserError when it is no LoRA, or of none."""
     if path.is_file() or not path.exists():
         require_lora(path)
-    heads = [header.read_header(file) for file in _weight_files(path)]
+    heads = [_head(file) for file in _weight_files(path)]
     shapes = {key: shape for head in heads for key, shape in head.shapes.items()}
     metadata = {key: value for head in heads for key, value in head.metadata.items()}
     return of_lora(_layers(shapes), metadata) or _strange(shapes, path)
@@ -196,8 +198,10 @@ def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool
             text = f"this is a LyCORIS file (it has {next(iter(change))} of {path})"
             raise UserError(text, file=file, hint="give a plain LoRA")
         if change.dora is not None and not dora:
-            hint = "bake it to a plain LoRA first: lora-scripts convert --bake-dora --base BASE"
-            raise UserError(f"this is a DoRA (it has dora_scale of {path})", file=file, hint=hint)
+            name, form = file.as_posix() if file else "FILE", "peft" if file and file.is_dir() else "kohya"
+            bake = typed(["lora-scripts", "convert", name, "--to", form, "--bake-dora", "--base", "BASE"])
+            text, hint = f"this is a DoRA (it has dora_scale of {path})", f"make a plain LoRA of it first: {bake}"
+            raise UserError(text, file=file, hint=hint)
         result[path] = change
     return result
 
@@ -220,13 +224,22 @@ def _weight_files(path: Path) -> list[Path]:
     return [config.parent / ADAPTER_WEIGHTS for config in configs]
 
 
+def _head(file: Path) -> Header:
+    """Of a LoRA's weights. UserError where they are not there, saying what lies in their place, or not whole."""
+    pickle = file.with_name("adapter_model.bin")
+    if pickle.is_file() and not file.exists():
+        text = "this adapter's weights are a pickle, which can run code when opened, so they are not read here"
+        raise UserError(text, file=pickle, hint=f"save it again with a newer PEFT, which writes {ADAPTER_WEIGHTS}")
+    return header.read_header(file)
+
+
 def _config(path: Path) -> dict[str, Any]:
     """Of a PEFT adapter; where the file is not there, that of a LoRA with alpha = rank."""
     if not path.exists():
         return dict(_LORA_CONFIG)
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot be read: {error}", file=path, hint="get the original file") from None
     if not isinstance(config, dict):
         raise UserError("is no table of settings", file=path, hint="get the original file")

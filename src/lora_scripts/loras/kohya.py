@@ -85,7 +85,7 @@ def joined(
         if dora is not None:
             raise UserError(
                 f"{dora} is a DoRA, and in these names one with its neighbours",
-                hint="bake it to a plain LoRA: --bake-dora --base CHECKPOINT",
+                hint="make a plain LoRA of it: add --bake-dora --base CHECKPOINT",
             )
         result[stem] = _joined(parts, fused[stem])
     return result, {**table, **{stem: stem for stem in groups}}

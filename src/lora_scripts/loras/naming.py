@@ -75,8 +75,3 @@ def split(key: str) -> tuple[str, str]:
         if key.endswith(end):
             return key.removesuffix(end), leaf
     return key.partition(".")[0], ""
-
-
-def is_lycoris(keys: Iterable[str]) -> bool:
-    """That a file is one of LoHa, LoKr or OFT."""
-    return any(split(key)[1] in LYCORIS for key in keys)

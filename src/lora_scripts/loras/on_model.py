@@ -72,7 +72,7 @@ def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Pa
 def apply(
     family: Host, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
 ) -> dict[str, Adapter]:
-    """Puts a LoRA on; take it off with `lora.inject.remove(family.roots, layers)`.
+    """Puts a LoRA on; take it off with `adapters.inject.remove(family.roots, layers)`.
 
     `text_strength`: in the text encoder, if another than `strength`.
     """

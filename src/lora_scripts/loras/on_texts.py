@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply, check_fits
@@ -19,28 +21,27 @@ if TYPE_CHECKING:
 
 def check(base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
     """Looks at what was given before anything heavy is loaded. UserErrors with all that is wrong."""
-    faults: list[UserError] = []
-    facts = None
-    try:
-        facts = table.find(base)
-        if "texts" not in facts.features:
-            text = f"this is {facts.checkpoint.words}, which answers nothing"
-            faults.append(UserError(text, file=base, hint="give the folder of a language model"))
-        facts.check(base, False)
-    except UserError as fault:
-        faults.append(fault)
+    faults = Faults()
+    facts = faults.attempt(partial(_answering, base))
+    if facts is not None:
+        faults.attempt(partial(facts.check, base, False))
     for path, strength in adapters:
         if strength == 0:
             faults.append(UserError("weight 0 changes nothing", file=path, hint="leave it out"))
-        try:
-            own = loras.family_of(path)
-            if facts is not None and own is not facts:
-                faults.append(
-                    UserError(f"this LoRA is for {own.words}", file=path, hint="take one of a language model")
-                )
-        except UserError as fault:
-            faults.append(fault)
+        own = faults.attempt(partial(loras.family_of, path))
+        if own not in (None, facts) and facts is not None:
+            text = f"this LoRA is for {own.words}"
+            faults.append(UserError(text, file=path, hint="take one of a language model"))
     raise_all(faults)
+
+
+def _answering(base: Path) -> Facts:
+    """UserError for a base that answers nothing."""
+    facts = table.find(base)
+    if "texts" not in facts.features:
+        text = f"this is {facts.checkpoint.words}, which answers nothing"
+        raise UserError(text, file=base, hint="give the folder of a language model")
+    return facts
 
 
 def template_of(named: str | None, adapters: Sequence[tuple[Path, float]]) -> str | None:
@@ -54,11 +55,7 @@ def template_of(named: str | None, adapters: Sequence[tuple[Path, float]]) -> st
 
 def load(base: Path, options: LoadOptions) -> TextFamily:
     """The model alone. UserError for a base that answers nothing."""
-    facts = table.find(base)
-    if "texts" not in facts.features:
-        text = f"this is {facts.checkpoint.words}, which answers nothing"
-        raise UserError(text, file=base, hint="give the folder of a language model")
-    return cast("TextFamily", table.load_family(facts, base, options))
+    return cast("TextFamily", table.load_family(_answering(base), base, options))
 
 
 def wear(model: TextFamily, adapters: Sequence[tuple[Path, float]]) -> list[dict[str, Adapter]]:

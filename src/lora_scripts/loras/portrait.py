@@ -141,11 +141,18 @@ def _pairs(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, Lora
             stem = key.removesuffix(end)
             if stem == key or (up := tensors.get(stem + other)) is None:
                 continue
-            if tensor.dim() < 2 or up.flatten(1).shape[1] != tensor.shape[0]:
-                problems.append(f"{stem}: up {list(up.shape)} and down {list(tensor.shape)} cannot be multiplied")
+            shapes = f"up {list(up.shape)} and down {list(tensor.shape)}"
+            if min(tensor.dim(), up.dim()) < 2 or up.flatten(1).shape[1] != tensor.shape[0]:
+                problems.append(f"{stem}: {shapes} cannot be multiplied")
+                continue
+            if not tensor.numel() or not up.numel():
+                problems.append(f"{stem}: {shapes} hold no numbers")
                 continue
             alpha = tensors.get(f"{stem}.alpha")
-            value = float(tensor.shape[0]) if alpha is None else float(alpha.float().flatten()[0].item())
+            if alpha is not None and alpha.numel() != 1:
+                problems.append(f"{stem}.alpha has shape {list(alpha.shape)}, not one number")
+                continue
+            value = float(tensor.shape[0]) if alpha is None else float(alpha.item())
             found[stem] = LoraWeights(tensor, up, value, tensors.get(f"{stem}.dora_scale"))
     return found
 
@@ -258,6 +265,6 @@ def _number(text: str) -> float | None:
 def _table(text: str | None) -> dict[str, object]:
     try:
         value = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

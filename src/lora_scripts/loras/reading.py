@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters import lycoris
-from lora_scripts.adapters.weights import LoraWeights, check, halved
+from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, halved
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names, Share
@@ -82,7 +82,7 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
 
 def by_output(lengths: Tensor) -> Tensor:
     """PEFT's lengths of a DoRA, [out] or of a convolution [1, out, 1, 1], as [out, 1, …]."""
-    return lengths[:, None] if lengths.dim() == 1 else lengths.transpose(0, 1)
+    return lengths.reshape(-1, 1) if lengths.dim() < 2 else lengths.transpose(0, 1)
 
 
 def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -225,6 +225,7 @@ def _change(path: str, module: Module, alphas: Alphas) -> Change:
     down, up = leaves.get(DOWN), leaves.get(UP)
     if down is None or up is None:
         raise UserError(_halves(module), hint="the file is incomplete; get the original one")
+    check_shapes(stem, LoraWeights(down, up, 1.0))
     rank = down.shape[0]
     if alpha is not None:
         weights = LoraWeights(down, up, float(alpha.item()), leaves.get(DORA))
@@ -289,7 +290,7 @@ def alphas_of(metadata: Mapping[str, str], file: Path | None = None) -> Alphas:
         if isinstance(told, dict):
             return Alphas(folded={str(path): float(alpha) for path, alpha in told.items()})
         return Alphas(folded=float(told))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UserError(
             f"the metadata {ALPHA_KEY} is not readable", file=file, hint=f"take it out: metadata --set {ALPHA_KEY}="
         ) from None
@@ -302,7 +303,7 @@ def _of_diffusers(text: str, file: Path | None) -> Alphas:
     try:
         settings = json.loads(text)
         assert isinstance(settings, dict)
-    except (ValueError, AssertionError):
+    except (ValueError, AssertionError, RecursionError):
         hint = f"take it out: metadata --set {DIFFUSERS_KEY}="
         raise UserError(f"the metadata {DIFFUSERS_KEY} is not readable", file=file, hint=hint) from None
 
@@ -319,13 +320,19 @@ def _peft_alpha(configs: Mapping[str, Mapping[str, Any]], path: str, rank: int) 
     """alpha of a layer by the LoraConfig of its part."""
     part, _, inner = path.partition(".")
     config = configs[part]
-    alpha = float(_pattern(config.get("alpha_pattern") or {}, inner, config.get("lora_alpha", rank)))
+    told = _pattern(config.get("alpha_pattern") or {}, inner, config.get("lora_alpha", rank))
+    try:
+        alpha = float(told)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"the alpha of {path} is told as {told!r}", hint="get the original file") from None
     # rsLoRA (Kalajdzievski 2023): alpha over the root of the rank.
     return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
-def _pattern(patterns: Mapping[str, Any], inner: str, default: Any) -> Any:
+def _pattern(patterns: object, inner: str, default: Any) -> Any:
     """PEFT's rule: the first expression that matches the path, or its end from a dot on."""
+    if not isinstance(patterns, Mapping):
+        raise UserError("alpha_pattern is no table of alphas", hint="get the original file")
     for pattern, value in patterns.items():
         try:
             # The text encoder's paths with and without the part that transformers 5.6 dropped.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.names import Base
 from lora_scripts.families.table import find
@@ -116,10 +116,8 @@ def _read(name: str, source: Contents, skeleton: Skeleton) -> Reading:
         return run_diffusers.read(source.path, roots, skeleton.facts.lora.loader)
     try:
         adapters = _adapters(source, skeleton.facts.wrapped())
-    except UserErrors as errors:
-        return Reading().refuse("", f"it cannot be converted: {errors.errors[0].message}")
     except UserError as error:
-        return Reading().refuse("", f"it cannot be converted: {error.message}")
+        return Reading().refuse("", f"it cannot be converted: {error.errors[0].message}")
     reading = run_peft.read(adapters, roots)
     reading.note = rules.unread_words(source.tensors)
     return reading

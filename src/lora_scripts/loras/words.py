@@ -29,7 +29,7 @@ def embedding_files(lora: Path) -> dict[str, Path | None]:
     told = header.read_header(lora).metadata.get(embedding.WORDS, "[]") if lora.is_file() else "[]"
     try:
         words = [word for word in json.loads(told) if isinstance(word, str)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         words = []
     found: dict[str, Path | None] = {}
     for word in words:

@@ -16,10 +16,11 @@ from lora_scripts.families import table
 from lora_scripts.plan import forecast
 from lora_scripts.plan.forecast import Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
-from lora_scripts.run.preflight import preflight
+from lora_scripts.run.preflight import Split, preflight
 from lora_scripts.run.run_folder import RunFolder, step_of
 from lora_scripts.units import typed
 
+WORKER = "lora_scripts.plan.worker"
 BUDGET = 300.0
 """Seconds for rehearsals of proposals; beyond it a proposal is made without one."""
 
@@ -74,13 +75,21 @@ def plan(options: PlanOptions, sink: Sink = ignore) -> Plan:
     place = place_of(options.config.output_dir)
     looked = time.perf_counter() - begun
     with terminable(), scratch_in(place) as scratch:
-        stage = Stage(ready.samples, scratch, round((options.memory or 0) * GB), sink, profile=options.profile)
+        stage = stage_of(ready.samples, scratch, round((options.memory or 0) * GB), sink, profile=options.profile)
         return _plan(options, stage, looked, note_of(ready.folder))
 
 
-def _plan(options: PlanOptions, stage: Stage, looked: float, note: str) -> Plan:
+def stage_of(samples: Split, scratch: Path, memory: int, sink: Sink, *, profile: bool = False) -> Stage[Measured]:
+    """Where runs on these pictures are rehearsed, in `memory` bytes (0: all there are)."""
+    parted = (samples.trained, samples.held_out)
+    rows = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
+    also = {"samples": rows}
+    return Stage(WORKER, Measured.read, forecast.PHASES, scratch, memory, sink, profile=profile, also=also)
+
+
+def _plan(options: PlanOptions, stage: Stage[Measured], looked: float, note: str) -> Plan:
     config = options.config
-    m = stage.rehearse(config)
+    m = stage.rehearse(config, "the largest batch, one preview, one save")
     limit = round((options.memory or 0) * GB) or m.there
     fits = verdict(m, limit)
     proposal = None if fits in ("yes", "unknown") else propose(options, stage, m, limit, looked)
@@ -108,7 +117,7 @@ def verdict(m: Measured, limit: int) -> str:
     return "no" if m.peak > limit else "barely" if m.peak > forecast.target(m, limit) else "yes"
 
 
-def propose(options: PlanOptions, stage: Stage, m: Measured, limit: int, looked: float) -> Proposal | None:
+def propose(options: PlanOptions, stage: Stage[Measured], m: Measured, limit: int, looked: float) -> Proposal | None:
     """The first rung of the ladder that a rehearsal shows to fit, or the first that there is no time to rehearse."""
     config, spent = options.config, 0.0
     images = m.kinds[0].images if m.kinds else config.batch_size

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.config.types import SCALING
+from lora_scripts.formats.gguf import packed_types
 from lora_scripts.run.run_folder import STATES
 
 PHASES = {
@@ -232,7 +234,7 @@ def over(m: Measured, limit: int) -> set[str]:
 
 def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0) -> Iterator[dict[str, Any]]:
     """What to change, less first: previews no larger than the pictures, then batch size with gradient accumulation to
-    make up, resolution, rank, and last what costs time. Each rung keeps what those before it changed.
+    make up, resolution, rank, what costs time, and last a base in 8 bits. Each rung keeps what those before it changed.
 
     `images`: pictures in the largest batch, which a small bucket keeps below batch_size. `least`: pixels that a picture
     must have for this base. The effective batch and the ratio of alpha to rank stay as they were. A rung that cannot
@@ -243,12 +245,9 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
         changes["sample_size"] = config.resolution
         yield dict(changes)
     if too_much & {"step", "measure"}:
-        batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
-        while batch > 1:
-            batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
-            if batch < images and effective // batch <= LONGEST_ACCUMULATION:
-                changes |= {"batch_size": batch, "gradient_accumulation": effective // batch}
-                yield dict(changes)
+        for batch in smaller_batches(config, images):
+            changes |= batch
+            yield dict(changes)
     if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
             if least <= side**2 < _area(config.size):
@@ -266,11 +265,28 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
     if "step" in too_much and not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
+    if config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
+        changes["base_precision"] = "int8"
+        yield dict(changes)
+
+
+def smaller_batches(config: TrainConfig, samples: int) -> Iterator[dict[str, int]]:
+    """Batches of fewer than `samples`, each at most half of the one before, and the accumulation that makes up for it
+    exactly."""
+    batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
+    while batch > 1:
+        batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
+        if batch < samples and effective // batch <= LONGEST_ACCUMULATION:
+            yield {"batch_size": batch, "gradient_accumulation": effective // batch}
 
 
 def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limit: int) -> bool:
     """Whether a rehearsal of the changes is worth its time: memory beyond the resident goes about as pixels do."""
     changed = changed_config(config, changes)
+    if changed.base_precision != config.base_precision:
+        # At best all that was loaded was the base.
+        smaller = 4 if m.precision == "fp32" else 2
+        return m.peaks.get("load", 0) / smaller <= target(m, limit)
     area = _area(changed.size) / _area(config.size)
     images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
     drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)

@@ -12,29 +12,53 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import Terminated, UserError, raise_all
 from lora_scripts.events import Note, Progress, Sink
-from lora_scripts.plan.forecast import PHASES, Measured
-from lora_scripts.run.preflight import Split
 from lora_scripts.units import duration
 
 SILENT = 10.0
 """Seconds without news after which what goes on is told."""
 
 
-class Stage:
-    """Where runs are rehearsed: each in a fresh process, so that its memory is its own."""
+class Figures(Protocol):
+    """What a rehearsal measured."""
 
-    def __init__(self, samples: Split, scratch: Path, memory: int, sink: Sink, *, profile: bool = False) -> None:
+    at: str
+    """The phase under way; in the end "done"."""
+    short: bool
+    """Memory ran out there."""
+
+
+M = TypeVar("M", bound=Figures)
+
+
+class Stage(Generic[M]):
+    """Where runs of one kind are rehearsed: each in a fresh process, so that its memory is its own."""
+
+    def __init__(
+        self,
+        worker: str,
+        read: Callable[[Mapping[str, Any]], M],
+        phases: Mapping[str, str],
+        scratch: Path,
+        memory: int,
+        sink: Sink,
+        *,
+        profile: bool = False,
+        also: Mapping[str, object] | None = None,
+    ) -> None:
+        """`worker`: the module of the process, which takes a task as JSON, `also` in it, and tells what it has measured
+        in lines of JSON, which `read` makes figures of. `phases`: what it goes through, in words."""
+        self.worker, self.read, self.phases = worker, read, phases
+        self.scratch, self.memory, self.sink, self.also = scratch, memory, sink, also or {}
         self.profile = profile
         """Whether the first one also says where a step goes."""
-        self.samples, self.scratch, self.memory, self.sink = samples, scratch, memory, sink
         self.count = 0
         self.took = 0.0
         """Seconds of the last rehearsal."""
@@ -43,47 +67,47 @@ class Stage:
         self.at = "load"
         """The phase under way."""
 
-    def rehearse(self, config: TrainConfig, what: str = "the largest batch, one preview, one save") -> Measured:
-        """Measures a run of the config. UserErrors for what the run would refuse."""
+    def rehearse(self, config: TrainConfig, what: str) -> M:
+        """Measures a run of the config. UserErrors for what the run would refuse, or where no process begins."""
         self.count += 1
         folder = self.scratch / str(self.count)
         folder.mkdir()
-        parted = (self.samples.trained, self.samples.held_out)
-        values = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
         task = {
             "config": config.model_dump(mode="json", exclude_unset=True),
-            "samples": values,
             "scratch": str(folder),
             "memory": self.memory,
             "profile": self.profile and self.count == 1,
+            **self.also,
         }
         begun, self.start, self.at = time.perf_counter(), 0.0, "load"
         self.sink(Note(f"rehearsing {what}"))
-        found, errors = Measured(), folder / "errors.txt"
-        with errors.open("wb") as printed, process_of("lora_scripts.plan.worker", printed) as process:
+        found, spoke, errors = self.read({}), False, folder / "errors.txt"
+        with errors.open("wb") as printed, process_of(self.worker, printed) as process:
             assert process.stdin and process.stdout
-            with process.stdin as pipe:
+            with suppress(OSError), process.stdin as pipe:  # it may have ended already: its code says how
                 pipe.write(json.dumps(task))
             for line in self._lines(process.stdout):
                 message = json.loads(line)
                 if "faults" in message:
                     raise_all([UserError(**fault) for fault in message["faults"]])
-                found = Measured.read(message)
-                self.at = found.at
-                if found.at != "load" and not self.start:
-                    self.start = time.perf_counter() - begun
-                phases = [*PHASES, "done"]
-                if found.at in phases:
-                    self.sink(Progress("rehearsal", phases.index(found.at), len(phases) - 1))
+                found, spoke = self.read(message), True
+                self._reached(found.at, begun)
             code = process.wait()
         self.took = time.perf_counter() - begun
         killed = code in (-getattr(signal, "SIGKILL", 9), 128 + 9)  # Linux does so when memory runs out
         if code and not killed:
-            output = errors.read_text("utf-8", "replace")
-            raise RuntimeError(f"the rehearsal ended with code {code}, while {found.at}:\n{output[-4000:]}")
+            raise _ended(code, errors.read_text("utf-8", "replace"), found.at if spoke else None)
         found.short = found.short or killed
         shutil.rmtree(folder, ignore_errors=True)
         return found
+
+    def _reached(self, at: str, begun: float) -> None:
+        self.at = at
+        if at != "load" and not self.start:
+            self.start = time.perf_counter() - begun
+        phases = [*self.phases, "done"]
+        if at in phases:
+            self.sink(Progress("rehearsal", phases.index(at), len(phases) - 1))
 
     def _lines(self, output: IO[str]) -> Iterator[str]:
         """The lines of a process; while none comes, what it does is told now and then, so that nobody wonders."""
@@ -102,11 +126,20 @@ class Stage:
                 line = lines.get(timeout=SILENT)
             except queue.Empty:
                 seconds = duration(time.perf_counter() - begun)
-                self.sink(Note(f"  still rehearsing ({PHASES.get(self.at, 'the start')}): {seconds}"))
+                self.sink(Note(f"  still rehearsing ({self.phases.get(self.at, 'the start')}): {seconds}"))
                 continue
             if line is None:
                 return
             yield line
+
+
+def _ended(code: int, output: str, at: str | None) -> Exception:
+    """Of a process that ended by itself: a fault of ours, or of the system if it never began."""
+    if at is not None:
+        return RuntimeError(f"the rehearsal ended with code {code}, while {at}:\n{output[-4000:]}")
+    last = (output.strip().splitlines() or ["it said nothing"])[-1]
+    hint = "mend that, or start the training without a plan"
+    return UserError(f"the process that rehearses ended with code {code} before it began: {last}", hint=hint)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lora_scripts.compute.meter import Meter, ran_out
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
 
 if TYPE_CHECKING:
@@ -58,6 +58,13 @@ class TextMeasured:
     profile: dict[str, Any] | None = None
     """Where the time of a step goes, if it was asked for: a `compute.profile.Profile`."""
 
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> TextMeasured:
+        """From `asdict`, through JSON and back."""
+        found = TextMeasured(**values)
+        found.rows = [(name, value) for name, value in found.rows]
+        return found
+
 
 def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, profile: bool = False) -> None:
     """Measures a run, all of it as it is, except that it is cut short and writes into `scratch`."""
@@ -94,8 +101,7 @@ def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, pr
             measured.profile = _profile(parts)
             tell()
     except UserError as error:
-        errors = error.errors if isinstance(error, UserErrors) else [error]
-        out.write(json.dumps({"faults": [_fault(one) for one in errors]}) + "\n")
+        out.write(json.dumps({"faults": [one.as_dict() for one in error.errors]}) + "\n")
         out.flush()
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
@@ -169,11 +175,6 @@ def _step(parts: TextParts, window: list[list[int]]) -> float:
     if parts.device.type == "cuda":
         torch.cuda.synchronize(parts.device)
     return time.perf_counter() - begun
-
-
-def _fault(error: UserError) -> dict[str, Any]:
-    file = None if error.file is None else os.fspath(error.file)
-    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
 
 
 if __name__ == "__main__":

@@ -16,18 +16,13 @@ from typing import Any, TextIO
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.plan.rehearsal import Rehearsal
 from lora_scripts.run.preflight import Split
 
 
-def _fault(error: UserError) -> dict[str, Any]:
-    file = None if error.file is None else os.fspath(error.file)
-    return {"message": error.message, "file": file, "line": error.line, "hint": error.hint}
-
-
 def rehearse(task: dict[str, Any], out: TextIO) -> None:
-    """Does one task, as `planning` writes it."""
+    """Does one task, as `stage` writes it."""
 
     def tell(message: dict[str, Any]) -> None:
         out.write(json.dumps(message) + "\n")
@@ -40,8 +35,7 @@ def rehearse(task: dict[str, Any], out: TextIO) -> None:
     try:
         rehearsal.run(profile=task.get("profile", False))
     except UserError as error:
-        errors = error.errors if isinstance(error, UserErrors) else [error]
-        tell({"faults": [_fault(one) for one in errors]})
+        tell({"faults": [one.as_dict() for one in error.errors]})
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise

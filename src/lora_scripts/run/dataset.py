@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.captions import read_bytes
 from lora_scripts.data.loader import check_numbered, repeats_of
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
@@ -18,6 +17,7 @@ from lora_scripts.formats import io
 from lora_scripts.run.previews import usual
 from lora_scripts.train.encoded import Masks, Picture, plan_pictures
 from lora_scripts.train.feed import Feed, Settings
+from lora_scripts.utf8 import read_bytes
 
 CLASS = "class/"
 """In the names of class pictures, to tell them from the others."""

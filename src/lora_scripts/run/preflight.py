@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
 from lora_scripts.data.trigger import calling, holds
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts
@@ -55,17 +55,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     """
     folder = RunFolder(config.output_dir, config.name)
     samples: list[Sample] = []
-    faults: list[UserError] = []
-    seen = Seen(cache_of(config, folder.path) / "pictures.json")
-
-    def attempt(look: Callable[[], object]) -> None:
-        try:
-            look()
-        except UserErrors as e:
-            faults.extend(e.errors)
-        except UserError as e:
-            faults.append(e)
-
+    faults = Faults()
+    attempt, seen = faults.attempt, Seen(cache_of(config, folder.path) / "pictures.json")
     if resume is not None:
         attempt(lambda: _folder(folder, resume=resume))
     attempt(lambda: _base(config))

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
 from lora_scripts.loras import metadata
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
-    Faults,
     Weighted,
     Written,
     as_written,
@@ -126,7 +125,7 @@ def combine(
         faults.attempt(lambda: check_output(output, paths, overwrite=overwrite))
         if family is not None:
             faults.attempt(lambda: check_form(output, family))
-    raise_all(faults.errors)
+    raise_all(faults)
 
     files = read_all(paths)
     from lora_scripts.adapters.algebra import combine as algebra
@@ -150,12 +149,10 @@ def _check(loras: Sequence[Weighted], method: str, given: dict[str, object], fau
         methods = _METHODS_OF[name]
         if value is not None and method not in methods:
             text = f"--{name} does nothing with --method {method}"
-            faults.errors.append(UserError(text, hint=f"it goes with {', '.join(methods)}"))
+            faults.append(UserError(text, hint=f"it goes with {', '.join(methods)}"))
     check_weights(loras, faults)
     if len(loras) < 2:
-        faults.errors.append(
-            UserError("combine needs two LoRAs or more", hint="for one, see lora-scripts resize --help")
-        )
+        faults.append(UserError("combine needs two LoRAs or more", hint="for one, see lora-scripts resize --help"))
 
 
 def _parts(files: Sequence[LoraFile], strengths: Sequence[float], measured: Overlap) -> tuple[Part, ...]:

@@ -5,13 +5,13 @@ and what there is to say of a LoRA that was written.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from lora_scripts.adapters.weights import LoraWeights
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,6 @@ class Weighted:
     @property
     def words(self) -> str:
         return f"{self.path.name} x {self.weight:g}"
-
-
-class Faults:
-    """Collects what is wrong, so that a person is told all of it at once."""
-
-    def __init__(self) -> None:
-        self.errors: list[UserError] = []
-
-    def attempt(self, look: Callable[[], T]) -> T | None:
-        """What `look` gives, or None when it raises a UserError, which is kept."""
-        try:
-            return look()
-        except UserErrors as e:
-            self.errors.extend(e.errors)
-        except UserError as e:
-            self.errors.append(e)
-        return None
 
 
 def check_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -88,7 +69,7 @@ def one_family(paths: Sequence[Path], faults: Faults) -> Facts | None:
     families = [(path, family) for path in paths if (family := faults.attempt(partial(loras.family_of, path)))]
     if len({family.name for _, family in families}) > 1:
         each = ", ".join(f"{path.name} is for {family.words}" for path, family in families)
-        faults.errors.append(UserError(f"these LoRAs are for different models: {each}", hint="take those of one kind"))
+        faults.append(UserError(f"these LoRAs are for different models: {each}", hint="take those of one kind"))
         return None
     return families[0][1] if families else None
 
@@ -100,7 +81,7 @@ def read_all(paths: Sequence[Path], *, dora: bool = False) -> list[LoraFile]:
         file = faults.attempt(partial(loras.read_plain, path, dora=dora))
         if file is not None:
             files.append(file)
-    raise_all(faults.errors)
+    raise_all(faults)
     return files
 
 
@@ -108,26 +89,21 @@ def dtype_of(precision: str, files: Sequence[LoraFile] = ()) -> torch.dtype:
     """The type of a LoRA file: as asked; auto is that of the files it comes from, fp32 where they differ, else fp16."""
     import torch
 
-    named = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    from lora_scripts.adapters.algebra.precision import DTYPES
+
     if precision != "auto":
-        return named[precision]
+        return DTYPES[precision]
     dtypes = {w.down.dtype for file in files for w in file.weights.values()}
     if not dtypes or any(dtype.itemsize == 1 for dtype in dtypes):
         return torch.float16
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(named.values()) else torch.float32
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """fp32, fp16 or bf16; else torch's own name."""
-    name = str(dtype).removeprefix("torch.")
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(name, name)
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(DTYPES.values()) else torch.float32
 
 
 def check_weights(loras: Iterable[Weighted], faults: Faults) -> None:
     """A LoRA at weight 0 would do nothing, which is a mistake."""
     for lora in loras:
         if lora.weight == 0:
-            faults.errors.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
+            faults.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
 
 
 def has_conv(weights: Mapping[str, LoraWeights]) -> bool:
@@ -164,13 +140,15 @@ class Written:
 
 def as_written(file: LoraFile, rounding: float) -> dict[str, Any]:
     """The fields of `Written`, of a file as `loras.writing.write` gives it."""
+    from lora_scripts.adapters.algebra.precision import word_of
+
     first = next(iter(file.weights.values()))
     return {
         "output": file.path,
         "rank": first.rank,
         "alpha": first.alpha,
         "modules": len(file.weights),
-        "precision": dtype_name(first.down.dtype),
+        "precision": word_of(first.down.dtype),
         "bytes": sum(part.stat().st_size for part in (file.path, *file.path.rglob("*")) if part.is_file()),
         "sha256": file.sha256,
         "autov3": file.metadata.get("sshs_model_hash", "")[:12],

@@ -25,6 +25,7 @@ from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.reading import ALPHA_KEY, unfused
 from lora_scripts.loras.verify import MATCHERS
 from lora_scripts.workshop.checkpoint import open_checkpoint
+from lora_scripts.workshop.common import check_output
 from lora_scripts.workshop.stream import read_module
 
 _NOT_CARRIED = (ALPHA_KEY, "lora_adapter_metadata", "format")
@@ -233,7 +234,7 @@ def _says(text: str, value: float) -> bool:
 
 
 def _output(file: Path, to: str, output: Path | None, dtype: str | None, *, overwrite: bool) -> Path:
-    """Where to write: asked for, or beside the file. UserError where something stands that may not be replaced."""
+    """Where to write: asked for, or beside the file. UserError as `check_output`, and for a name of another form."""
     word = f"-{dtype}" if dtype else ""
     name = f"{file.stem if file.suffix == '.safetensors' else file.name}-{to}{word}"
     suffix = "" if to == Naming.PEFT.value else ".safetensors"
@@ -241,8 +242,7 @@ def _output(file: Path, to: str, output: Path | None, dtype: str | None, *, over
     if bool(suffix) != (output.suffix == ".safetensors"):
         hint = "PEFT's form is a folder" if not suffix else "the name must end in .safetensors"
         raise UserError(f"--output {output} does not fit --to {to}", hint=hint)
-    if output.exists() and not overwrite:
-        raise UserError("is there already", file=output, hint="name another --output, or add --overwrite")
+    check_output(output, [file], overwrite=overwrite)
     return output
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.loras import metadata
 from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
-    Faults,
     Ranks,
     Written,
     as_written,
@@ -127,11 +126,11 @@ def _opened(base: Path, tuned: Path, output: Path, *, overwrite: bool) -> tuple[
     if before is not None and after is not None:
         if before.family is not after.family:
             text = f"this is {after.family.words}, {base} is {before.family.words}"
-            faults.errors.append(UserError(text, file=tuned, hint="give two models of one kind"))
+            faults.append(UserError(text, file=tuned, hint="give two models of one kind"))
         else:
-            faults.errors += _unlike(before, after)
+            faults += _unlike(before, after)
             faults.attempt(lambda: check_form(output, before.family))
-    raise_all(faults.errors)
+    raise_all(faults)
     assert before is not None and after is not None
     return before, after
 

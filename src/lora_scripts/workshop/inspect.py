@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.kinds import LORA
@@ -73,12 +73,12 @@ def inspect(path: Path, *, sink: Sink = ignore) -> Inspected:
     files = sorted(file for end in ("safetensors", "gguf") for file in path.rglob(f"*.{end}"))
     if not files:
         raise UserError("this folder holds no .safetensors or .gguf file", file=path, hint="name a file")
-    reports, faults = [], []
+    reports, faults = [], list[UserError]()
     for number, file in enumerate(files, 1):
         try:
             reports.append(report_of(file))
         except UserError as error:
-            faults.append(error)
+            faults += error.errors
         sink(Progress("files", number, len(files)))
     return Inspected(path, tuple(reports), tuple(faults), is_folder=True)
 
@@ -174,10 +174,8 @@ def _of_model(path: Path, kind: Kind, head: Header) -> list[str]:
         return []
     try:
         facts.check(path, any(name.startswith("first_stage_model.") for name in head.tensors))
-    except UserErrors as errors:
-        return [error.message for error in errors.errors]
     except UserError as error:
-        return [error.message]
+        return [one.message for one in error.errors]
     return []
 
 

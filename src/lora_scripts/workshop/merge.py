@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import UserError, raise_all
-from lora_scripts.events import Progress, Sink, ignore
-from lora_scripts.formats import io
+from lora_scripts.data.records import read_records
+from lora_scripts.errors import Faults, UserError, raise_all
+from lora_scripts.events import Sink, ignore
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop import merge_proof, merge_record
+from lora_scripts.workshop.additions import rewrite
 from lora_scripts.workshop.checkpoint import BESIDE, Checkpoint, open_checkpoint
-from lora_scripts.workshop.common import (
-    Faults,
-    Weighted,
-    check_output,
-    check_space,
-    check_weights,
-    one_family,
-    read_all,
-)
+from lora_scripts.workshop.common import Weighted, check_output, check_weights, one_family, read_all
 from lora_scripts.workshop.merge_proof import MergeProof
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from lora_scripts.adapters.algebra.merge import Rounding
-    from lora_scripts.adapters.weights import LoraWeights
-    from lora_scripts.workshop.checkpoint import Place
-    from lora_scripts.workshop.stream import Rewrite
 
-_PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "conditioner.")
 SWALLOWED = 0.2
 """Share of the change that rounding may take before it is advised against; fp16 takes far less of any usual LoRA."""
-_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -127,21 +111,24 @@ def merge(
     `text_encoder`: of a base in one file, that of its text encoder, which is written beside the output. A language
     model is then held against its base with the LoRAs on it, on records of `data` if they are given.
     """
-    model, files = _opened(base, loras, output, text_encoder, overwrite=overwrite)
+    faults = Faults()
+    held = None if data is None else faults.attempt(lambda: read_records(data))
+    opened = faults.attempt(lambda: _opened(base, loras, output, text_encoder, overwrite=overwrite, data=data))
+    raise_all(faults)
+    assert opened is not None
+    model, files = opened
+    placed = [(lora.path, lora.weight) for lora in loras]
+    meant = merge_proof.meant(base, placed, held, sink) if "texts" in model.family.features else None
     records = merge_record.of(files, loras)
     metadata = {name: merge_record.added(header.metadata, records) for name, header in model.files.items()}
-    additions = _additions(model, files, [lora.weight for lora in loras])
     beside = model.family.beside_merged
     more = beside(base, [lora.path for lora in loras]) if beside else {}
-    rounding = _rewrite(model, output, additions, metadata, precision, sink, more)
-    texts = "texts" in model.family.features
-    if data is not None and not texts:
-        raise UserError("--data is for language models", hint="leave it out")
-    proof = merge_proof.prove(base, [(lora.path, lora.weight) for lora in loras], output, data, sink) if texts else None
+    added = [(file, lora.weight) for file, lora in zip(files, loras, strict=True)]
+    rounding = rewrite(model, output, added, metadata, precision, sink, more)
     return Merged(
         **_as_rewritten(model, files, output, rounding),
         rounding_lost=rounding.lost,
-        proof=proof,
+        proof=None if meant is None else merge_proof.prove(meant, output),
         dropped=(merge_record.STALE,)
         if any(merge_record.STALE in header.metadata for header in model.files.values())
         else (),
@@ -165,8 +152,8 @@ def unmerge(
     for name, header in merged.files.items():
         metadata[name], foreign = merge_record.taken_out(header.metadata, records)
         notes += [note for note in foreign if note not in notes]
-    additions = _additions(merged, files, [-lora.weight for lora in loras])
-    rounding = _rewrite(merged, output, additions, metadata, precision, sink)
+    taken = [(file, -lora.weight) for file, lora in zip(files, loras, strict=True)]
+    rounding = rewrite(merged, output, taken, metadata, precision, sink)
     modules = {path for file in files for path in file.mergeable}
     return Unmerged(
         **_as_rewritten(merged, files, output, rounding),
@@ -186,6 +173,7 @@ def _opened(
     *,
     overwrite: bool,
     compare: Path | None = None,
+    data: Path | None = None,
     out: bool = False,
 ) -> tuple[Checkpoint, list[LoraFile]]:
     """The model and the LoRAs, after everything that can be wrong was looked at. `out`: to take them out of it."""
@@ -196,7 +184,9 @@ def _opened(
     family = one_family(paths, faults)
     if checkpoint is not None and family is not None and checkpoint.family is not family:
         text = f"the LoRAs are for {family.words}, this is {checkpoint.family.words}"
-        faults.errors.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
+        faults.append(UserError(text, file=model, hint="take LoRAs of the same kind of model"))
+    if checkpoint is not None and data is not None and "texts" not in checkpoint.family.features:
+        faults.append(UserError("--data is for language models", hint="leave it out"))
     check_weights(loras, faults)
     inputs = [model, *paths, *([compare] if compare else [])]
     if text_encoder is not None:
@@ -207,10 +197,10 @@ def _opened(
         faults.attempt(lambda: check_output(written, inputs, overwrite=overwrite))
         if out and compare is not None:
             text = "tells the difference of the base alone, without its text encoder's file"
-            faults.errors.append(UserError(f"--compare {text}", file=beside, hint="leave --compare out"))
+            faults.append(UserError(f"--compare {text}", file=beside, hint="leave --compare out"))
     if checkpoint is not None:
         faults.attempt(lambda: _check_suffix(checkpoint, output))
-    raise_all(faults.errors)
+    raise_all(faults)
     assert checkpoint is not None
 
     files = read_all(paths, dora=True)
@@ -242,95 +232,6 @@ def _check_suffix(base: Checkpoint, output: Path) -> None:
         raise UserError(f"the base is a folder, {output.name} is a file's name", file=output, hint=hint)
     if not base.is_folder and output.suffix.lower() != ".safetensors":
         raise UserError("must be a .safetensors file, as the base is", file=output, hint="add .safetensors")
-
-
-Addition = tuple["Place", list[tuple["LoraWeights", float]]]
-"""Where in a tensor, and what is added there: LoRAs with their strengths."""
-Additions = dict[str, dict[str, list[Addition]]]
-"""File -> tensor -> what is added to it."""
-
-
-def _additions(model: Checkpoint, files: Sequence[LoraFile], strengths: Sequence[float]) -> Additions:
-    from lora_scripts.adapters.weights import turned
-
-    additions: Additions = {name: {} for name in model.files}
-    held = [file.mergeable for file in files]
-    for path in dict.fromkeys(path for own in held for path in own):
-        parts = [(own[path], s) for own, s in zip(held, strengths, strict=True) if path in own]
-        for place in model.places[path]:
-            turn = _flipped if place.flipped else turned if place.swapped else None
-            here = parts if turn is None else [(turn(w), s) for w, s in parts]
-            additions[place.file].setdefault(place.key, []).append((place, here))
-    return additions
-
-
-def _flipped(w: LoraWeights) -> LoraWeights:
-    """The LoRA of a weight that lies the other way round: (B A)ᵀ = Aᵀ Bᵀ."""
-    from lora_scripts.adapters.weights import LoraWeights
-
-    return LoraWeights(w.up.T, w.down.T, w.alpha, None if w.dora is None else w.dora.T)
-
-
-def _rewrite(
-    model: Checkpoint,
-    output: Path,
-    additions: Additions,
-    metadata: Mapping[str, Mapping[str, str]],
-    precision: str,
-    sink: Sink,
-    more: Mapping[str, bytes] = MappingProxyType({}),
-) -> Rounding:
-    """Writes the model with strength · ΔW added, tensor by tensor; `more`: files besides, or in place of the base's."""
-    from lora_scripts.adapters.algebra.merge import Rounding
-    from lora_scripts.workshop import stream
-
-    rounding, done, total = Rounding(), 0, sum(map(len, additions.values()))
-
-    def plan(name: str) -> Rewrite:
-        header, here = model.files[name], additions[name]
-        types = {key: _type(key, info.dtype, precision, name) for key, info in header.tensors.items()}
-        changed = {key: t for key, t in types.items() if key in here or t != header.tensors[key].dtype}
-
-        def change(key: str, tensor: Tensor) -> Tensor:
-            nonlocal done
-            new = _added(key, tensor, here.get(key, []), stream.DTYPES[changed[key]], rounding)
-            if key in here:
-                done += 1
-                sink(Progress("weights", done, total))
-            return new
-
-        return stream.Rewrite(header, changed, change, metadata[name], lambda key: model.family.unread(key, True))
-
-    plans = {name: plan(name) for name in model.files}
-    others = list(model.others()) if model.is_folder else []
-    size = sum(plan.size for plan in plans.values()) + sum(model.file(name).stat().st_size for name in others)
-    io.remove_stale_temps(output.parent)  # of a merge that was killed: as large as the model
-    check_space(output, size)
-    if not model.is_folder:
-        for name, one in reversed(plans.items()):  # the base last: where that is there, all is
-            io.write_atomic(model.written(name, output), one.data(model.file(name)))
-        return rounding
-    content: dict[str, io.Data] = {name: stream.whole(model.file(name)) for name in others}
-    io.write_folder(output, {**content, **more, **{name: plan.data(model.file(name)) for name, plan in plans.items()}})
-    return rounding
-
-
-def _added(key: str, tensor: Tensor, additions: Sequence[Addition], dtype: torch.dtype, rounding: Rounding) -> Tensor:
-    """The tensor with what is added to it, in float64, rounded to the file's type. UserError if that cannot hold it."""
-    from lora_scripts.adapters.algebra import merge as algebra
-
-    parts = [(place.rows(len(tensor)), parts) for place, parts in additions]
-    try:
-        return algebra.changed(tensor, parts, dtype, rounding)
-    except OverflowError as error:
-        raise UserError(f"{key}: {error}", hint="use lower weights, or --precision fp32 or bf16") from None
-
-
-def _type(key: str, dtype: str, precision: str, file: str) -> str:
-    """The type of a tensor in the new file. Schedules and other loose tensors stay: they need their digits."""
-    if precision == "auto" or dtype not in ("F64", *_TYPES.values()):
-        return dtype
-    return _TYPES[precision] if file or key.startswith(_PARTS) else dtype
 
 
 def _as_rewritten(model: Checkpoint, files: Sequence[LoraFile], output: Path, rounding: Rounding) -> dict[str, Any]:

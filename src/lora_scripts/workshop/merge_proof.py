@@ -1,4 +1,7 @@
-"""What a merged language model says, against what the base says with the LoRAs on it: the proof of a merge."""
+"""What a merged language model says, against what the base says with the LoRAs on it: the proof of a merge.
+
+What the base says is asked before anything is written: then a mistake in the records costs no merge.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.data.conversations import RecordFault
-from lora_scripts.data.records import read_records
+from lora_scripts.data.records import Records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
+from lora_scripts.loras import on_texts
 from lora_scripts.units import percent
 
 if TYPE_CHECKING:
@@ -39,33 +43,46 @@ class MergeProof:
     """Places where another token has become the likeliest."""
 
 
-def prove(base: Path, loras: Sequence[tuple[Path, float]], merged: Path, data: Path | None, sink: Sink) -> MergeProof:
-    """Compares on records of `data`, or else on drawn tokens. UserError, and the merged model is removed, where it is
-    not what the LoRAs were."""
-    import torch
+@dataclass(frozen=True)
+class Meant:
+    """What the base says with the LoRAs on it."""
 
-    from lora_scripts.families.base import LoadOptions
-    from lora_scripts.loras import on_texts
+    rows: Sequence[Example]
+    logits: Sequence[torch.Tensor]
+    """Of each row, [tokens, vocabulary]."""
+    change: float
+    """|LoRAs - base|, over all logits."""
 
-    options = LoadOptions(torch.device("cpu"), torch.float32)
-    model = on_texts.load(base, options)
-    rows = _examples(model, data)
-    sink(Note(f"proving the merge on {len(rows)} {'records' if data else 'rows of drawn tokens'}"))
+
+def meant(base: Path, loras: Sequence[tuple[Path, float]], records: Records | None, sink: Sink) -> Meant:
+    """Asks the base on some of the records, or else on drawn tokens. UserError, with file and line, for a record of
+    which nothing can be made."""
+    model = _load(base)
+    rows = _examples(model, records)
+    sink(Note(f"proving the merge on {len(rows)} {'rows of drawn tokens' if records is None else 'records'}"))
     plain = [_logits(model, row) for row in rows]
     on_texts.wear(model, loras)
     worn = [_logits(model, row) for row in rows]
-    del model
-    other = on_texts.load(merged, options)
-    ours = [_logits(other, row) for row in rows]
     change = sum(float((a - b).square().sum()) for a, b in zip(worn, plain, strict=True)) ** 0.5
-    off = sum(float((a - b).square().sum()) for a, b in zip(ours, worn, strict=True)) ** 0.5
-    pairs = list(zip(ours, worn, strict=True))
+    return Meant(rows, worn, change)
+
+
+def prove(meant: Meant, merged: Path) -> MergeProof:
+    """Asks the merged model the same. UserError, and the model is removed, where it is not what the LoRAs were."""
+    model = _load(merged)
+    largest = squares = 0.0
+    changed = 0
+    for row, worn in zip(meant.rows, meant.logits, strict=True):
+        ours = _logits(model, row)
+        largest = max(largest, float((ours - worn).abs().max()))
+        squares += float((ours - worn).square().sum())
+        changed += int((ours.argmax(-1) != worn.argmax(-1)).sum())
     proof = MergeProof(
-        records=len(rows),
-        tokens=sum(len(row.ids) for row in rows),
-        largest=max(float((a - b).abs().max()) for a, b in pairs),
-        share=off / change if change else 0.0,
-        changed_answers=sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs),
+        records=len(meant.rows),
+        tokens=sum(len(row.ids) for row in meant.rows),
+        largest=largest,
+        share=squares**0.5 / meant.change if meant.change else 0.0,
+        changed_answers=changed,
     )
     if proof.share > MOST:
         shutil.rmtree(merged)
@@ -75,24 +92,32 @@ def prove(base: Path, loras: Sequence[tuple[Path, float]], merged: Path, data: P
     return proof
 
 
-def _examples(model: TextFamily, data: Path | None) -> list[Example]:
+def _load(path: Path) -> TextFamily:
+    import torch
+
+    from lora_scripts.families.base import LoadOptions
+
+    return on_texts.load(path, LoadOptions(torch.device("cpu"), torch.float32))
+
+
+def _examples(model: TextFamily, records: Records | None) -> list[Example]:
     import torch
 
     from lora_scripts.families.texts import Example
 
-    if data is None:
+    if records is None:
         draw = torch.Generator().manual_seed(0)
         rows = torch.randint(model.vocabulary, (4, 64), generator=draw).tolist()
         return [Example(row, [True] * len(row)) for row in rows]
     encoder = model.encoder(train_on="answers", max_length=TOKENS, long_records="cut")
-    records, rows = read_records(data), []
+    examples: list[Example] = []
     for i in range(min(RECORDS, len(records))):
         try:
-            rows += encoder.encode(records[i])
+            examples += encoder.encode(records[i])
         except RecordFault as fault:
             place = records.place(i)
             raise UserError(fault.message, file=place.file, line=place.line, hint=fault.hint) from None
-    return rows
+    return examples
 
 
 def _logits(model: TextFamily, row: Example) -> torch.Tensor:

@@ -57,6 +57,6 @@ def _merged(metadata: Mapping[str, str]) -> list[dict[str, object]]:
     """The record in a checkpoint's metadata; nothing where it is not one of ours."""
     try:
         rows = json.loads(metadata.get(MERGED, "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

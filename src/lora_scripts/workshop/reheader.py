@@ -10,11 +10,10 @@ from pathlib import Path
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import read_model
-from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.formats.hashes import LEGACY_LENGTH, LEGACY_START, model_hashes
 from lora_scripts.formats.header import read_header
 from lora_scripts.loras import private
 
-_WINDOW, _LENGTH = 0x100000, 0x10000  # bytes: what AUTOMATIC1111's first hash reads, as in formats/hashes.py
 _CHUNK = 1 << 20
 _COMPUTED = ("sshs_model_hash", "sshs_legacy_hash")
 
@@ -86,10 +85,10 @@ def rewrite(path: Path, output: Path, metadata: Mapping[str, str]) -> None:
     filled = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
     filled |= {"sshs_model_hash": model_hashes(path).sshs_model_hash, "sshs_legacy_hash": "0" * 8}
     start = io.safetensors_header(rows, filled)
-    if len(start) > _WINDOW:  # the hash would have to contain itself
+    if len(start) > LEGACY_START:  # the hash would have to contain itself
         del filled["sshs_legacy_hash"]
     else:
-        filled["sshs_legacy_hash"] = _window_hash(path, head.body + _WINDOW - len(start))
+        filled["sshs_legacy_hash"] = _window_hash(path, head.body + LEGACY_START - len(start))
     io.write_atomic(output, _parts(io.safetensors_header(rows, filled), path, head.body))
 
 
@@ -101,7 +100,7 @@ def _parts(start: bytes, path: Path, body: int) -> Iterator[bytes]:
 def _window_hash(path: Path, at: int) -> str:
     with path.open("rb") as file:
         file.seek(at)
-        return hashlib.sha256(file.read(_LENGTH)).hexdigest()[:8]
+        return hashlib.sha256(file.read(LEGACY_LENGTH)).hexdigest()[:8]
 
 
 def _read(path: Path, at: int) -> Iterator[bytes]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
 from lora_scripts.loras import metadata
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
-    Faults,
     Ranks,
     Written,
     as_written,
@@ -57,12 +56,12 @@ def resize(
     person's mistakes, before anything is written."""
     faults = Faults()
     if rank is None and energy is None:
-        faults.errors.append(UserError("resize to what?", hint="give --rank 8, or --energy 0.95, or both"))
+        faults.append(UserError("resize to what?", hint="give --rank 8, or --energy 0.95, or both"))
     family = one_family([lora], faults)
     faults.attempt(lambda: check_output(output, [lora], overwrite=overwrite))
     if family is not None:
         faults.attempt(lambda: check_form(output, family))
-    raise_all(faults.errors)
+    raise_all(faults)
 
     (file,) = read_all([lora])
     from lora_scripts.adapters.algebra import resize as algebra

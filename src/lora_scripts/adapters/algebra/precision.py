@@ -58,7 +58,7 @@ def cast(modules: Mapping[str, LoraWeights], dtype: torch.dtype) -> tuple[dict[s
         result[path] = got
         if _overflows(w, got):
             hint = "use bf16 or fp32, whose range is wider"
-            errors.append(UserError(f"{path} holds values too large for {_word(dtype)}", hint=hint))
+            errors.append(UserError(f"{path} holds values too large for {word_of(dtype)}", hint=hint))
             continue
         if _wider(dtype, w.down.dtype) and _wider(dtype, w.up.dtype):
             continue
@@ -71,7 +71,7 @@ def cast(modules: Mapping[str, LoraWeights], dtype: torch.dtype) -> tuple[dict[s
         if off > worst:
             worst, where = off, path
         if off > DESTROYED:
-            text = f"{_word(dtype)} would destroy {path}: ΔW off by {percent(off)} of its size"
+            text = f"{word_of(dtype)} would destroy {path}: ΔW off by {percent(off)} of its size"
             errors.append(UserError(text, hint="use bf16 or fp16"))
     raise_all(errors[:10])
     return result, Loss(worst, where, vanished, total)
@@ -103,5 +103,6 @@ def _wider(dtype: torch.dtype, other: torch.dtype) -> bool:
     return a.eps <= b.eps and a.max >= b.max and a.smallest_normal * a.eps <= b.smallest_normal * b.eps
 
 
-def _word(dtype: torch.dtype) -> str:
-    return next((word for word, known in DTYPES.items() if known == dtype), str(dtype))
+def word_of(dtype: torch.dtype) -> str:
+    """As in `DTYPES`; of another type torch's own name."""
+    return next((word for word, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))

@@ -268,13 +268,20 @@ class LanguageModel:
         template = self.template(named)
         if template is None or messages[-1]["role"] == BEGINNING:  # what was said last is gone on with
             ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
-            return ids
+            return ids or [self._beginning]
         try:
             text = template.render(messages, tools, prompt=True, **({} if answering.think else NOT_THINKING))
         except RecordFault as fault:
             raise UserError(fault.message, hint=fault.hint) from None
         encoded: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return encoded
+
+    @property
+    def _beginning(self) -> int:
+        """What stands before a text that has yet to begin, where the tokenizer puts nothing there: the end of the one
+        before it, as GPT-2 is asked for a text of its own."""
+        eos: int | None = self.tokenizer.eos_token_id
+        return eos if eos is not None else min(self.stops, default=0)
 
     def _ends(self, named: str | None) -> frozenset[int]:
         """Where an answer ends: where the model stops, and at the sign that the template puts behind answers."""

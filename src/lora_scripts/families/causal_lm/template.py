@@ -19,6 +19,7 @@ from typing import Any
 
 from lora_scripts.data.conversations import Conversation, Message, RecordFault
 from lora_scripts.errors import UserError
+from lora_scripts.utf8 import read_text
 
 NAMED = {
     "chatml": (
@@ -211,10 +212,7 @@ def named_template(named: str, tokenizer: Any) -> Template:
         if path.suffix != ".jinja":
             hint = f"it is {', '.join(NAMED)}, or a .jinja file"
             raise UserError(f"chat_template: there is none of the name {named}", hint=hint)
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the chat template cannot be read: {error}", file=path) from None
+        source = read_text(path)
     lacking = [sign for sign in dict.fromkeys(_SIGN.findall(source)) if sign not in tokenizer.added_tokens_encoder]
     if lacking:
         message = f"chat_template {named}: the tokenizer does not know {', '.join(lacking)} as one token"

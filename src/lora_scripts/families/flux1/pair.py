@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.flow import clip_l, llama_names, t5
 from lora_scripts.families.flow.pieces import Pieces
 from lora_scripts.families.flow.places import files_of
@@ -39,10 +39,8 @@ def find(layout: Flux1Layout, base: Path, given: Sequence[Path]) -> Pair:
                 clips.append(clip_l.look(path, layout.pooled_width))
             else:
                 others.append(t5.look(path, base, layout.text_width))
-        except UserErrors as several:
-            faults += several.errors
-        except UserError as one:
-            faults.append(one)
+        except UserError as error:
+            faults += error.errors
     for kind in (_CLIP, _T5):
         if seen.count(kind) > 1:
             faults.append(UserError(f"text_encoder names more than one {kind}", hint=f"write {_BOTH}"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd.check import check_floats
 from lora_scripts.families.sd.rows import Row, check_rows
 from lora_scripts.families.sd.text import TextLayout, clip_rows
@@ -75,10 +75,8 @@ def check_parts(path: Path, parts: Sequence[Part], words: str) -> None:
         if f"{part.name}/config.json" not in missing:
             try:
                 check_part(path / part.name, part)
-            except UserErrors as several:
-                faults += several.errors
-            except UserError as one:
-                faults.append(one)
+            except UserError as error:
+                faults += error.errors
     raise_all(faults)
 
 

@@ -5,13 +5,13 @@ They lie in files of their own, in a diffusers folder, or in the base's own file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families.flow import clip_l, llama_names, t5
 from lora_scripts.families.flow.clip_l import CLIP_G, CLIP_L, ClipSource
 from lora_scripts.families.flow.pieces import Pieces
@@ -55,8 +55,8 @@ class Trio:
 def find(layout: Sd3Layout, base: Path, given: Sequence[Path]) -> Trio:
     """The text encoders of a base: those that `text_encoder` names, in any order, and of the others the base's own.
     UserErrors, all at once, for what is missing, not whole, or of another model."""
-    faults: list[UserError] = []
-    named = [place for path in given for place in _tried(partial(_named, path), faults) or ()]
+    faults = Faults()
+    named = [place for path in given for place in faults.attempt(partial(_named, path)) or ()]
     places = _sorted(layout, named, faults)
     if len(places) < len(_KINDS):
         places = {**_sorted(layout, _own(base), faults), **places}
@@ -69,7 +69,9 @@ def find(layout: Sd3Layout, base: Path, given: Sequence[Path]) -> Trio:
             text = f"this base needs three text encoders, and there is no {' and no '.join(missing)}"
             hint = f"write {_ALL}, in any order"
         faults.append(UserError(text, file=base, hint=hint))
-    found = {kind: _tried(partial(_look, layout, base, kind, place), faults) for kind, place in places.items()}
+    found: dict[str, Any] = {
+        kind: faults.attempt(partial(_look, layout, base, kind, place)) for kind, place in places.items()
+    }
     raise_all(faults)
     return Trio(found[_L], found[_G], found[_T5], layout.text_width)
 
@@ -97,11 +99,11 @@ def _own(base: Path) -> list[Place]:
     return [Place(base, start) for start in _STARTS.values() if any(key.startswith(start) for key in keys)]
 
 
-def _sorted(layout: Sd3Layout, places: Iterable[Place], faults: list[UserError]) -> dict[str, Place]:
+def _sorted(layout: Sd3Layout, places: Iterable[Place], faults: Faults) -> dict[str, Place]:
     """By what is in them."""
     found: dict[str, Place] = {}
     for place in places:
-        kind = _tried(partial(_kind, layout, place), faults)
+        kind = faults.attempt(partial(_kind, layout, place))
         if kind in found:
             faults.append(UserError(f"text_encoder names more than one {kind}", hint=f"write {_ALL}"))
         elif kind is not None:
@@ -123,14 +125,3 @@ def _kind(layout: Sd3Layout, place: Place) -> str:
         text = f"this CLIP is {width} wide, and the base reads CLIP-L of {narrow} and CLIP-G of {wide}"
         raise UserError(text, file=place.path, hint=f"give {_FILES[0]} and {_FILES[1]}")
     return _L if width == narrow else _G
-
-
-def _tried(do: Callable[[], Any], faults: list[UserError]) -> Any:
-    """What it gives, or None and its faults with the others."""
-    try:
-        return do()
-    except UserErrors as several:
-        faults += several.errors
-    except UserError as one:
-        faults.append(one)
-    return None

@@ -38,7 +38,8 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             continue
         reading.faults += [Fault(f"{stem}.{leaf}", "not read") for leaf in parts if leaf not in (DOWN, UP, ALPHA)]
         change = rules.change_of({leaf: parts[leaf] for leaf in parts if leaf != DORA}, zero_means_rank=True)
-        assert change is not None
+        if change is None:
+            return reading.refuse(f"{stem}.{ALPHA}", "the loading stops: alpha is not one number")
         why = rules.misfit(change, layer.shape)
         if why:
             reading.faults.append(Fault(f"{stem}.{UP}", f"left out: {why}"))

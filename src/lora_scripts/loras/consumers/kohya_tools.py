@@ -38,7 +38,8 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             return reading.refuse(f"{stem}.{DOWN}", "the loading stops: the layer has no lora_up")
         reading.faults += [Fault(f"{stem}.{leaf}", "passed over") for leaf in parts if leaf not in (DOWN, UP, ALPHA)]
         change = rules.change_of({leaf: parts[leaf] for leaf in parts if leaf != DORA}, zero_means_rank=True)
-        assert isinstance(change, LoraWeights)
+        if not isinstance(change, LoraWeights):
+            return reading.refuse(f"{stem}.{ALPHA}", "the loading stops: alpha is not one number")
         why = rules.misfit(change, layer.shape) or rules.unlike(change, layer.shape)
         if why:
             return reading.refuse(f"{stem}.{UP}", f"the loading stops: {why}")

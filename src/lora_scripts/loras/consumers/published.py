@@ -35,12 +35,12 @@ def read(tensors: Mapping[str, Tensor], base: Base, names: Names, metadata: Mapp
             missing = _halves(module) or "a matrix"
             reading.faults.append(Fault(first, f"{missing} of this layer is missing"))
             continue
-        if isinstance(change, LoraWeights) and ALPHA not in module.leaves:
-            change = replace(change, alpha=told(path, change.rank) or float(change.rank))
         why = rules.misfit(change, layers[path].shape)
         if why:
             reading.faults.append(Fault(first, why))
             continue
+        if isinstance(change, LoraWeights) and ALPHA not in module.leaves:
+            change = replace(change, alpha=told(path, change.rank) or float(change.rank))
         if isinstance(change, LoraWeights) or "dora_scale" not in module.leaves:
             reading.changes[path] = Delta(change)
         else:

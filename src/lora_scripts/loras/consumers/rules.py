@@ -168,10 +168,14 @@ def unlike(change: LoraWeights, shape: tuple[int, ...]) -> str | None:
 
 
 def change_of(parts: Mapping[str, Tensor], *, zero_means_rank: bool = False) -> Change | None:
-    """What the leaves of a module mean; None where a matrix is missing. Leaves that belong to no kind are left out."""
+    """What the leaves of a module mean; None where a matrix is missing, or alpha is not one number. Leaves that belong
+    to no kind are left out."""
     if DOWN in parts and UP in parts:
-        rank = parts[DOWN].shape[0]
-        alpha = float(parts[ALPHA].float().item()) if ALPHA in parts else float(rank)
+        rank = len(parts[DOWN]) if parts[DOWN].dim() else 0
+        told = parts.get(ALPHA)
+        if told is not None and told.numel() != 1:
+            return None
+        alpha = float(rank) if told is None else float(told.float().item())
         return LoraWeights(parts[DOWN], parts[UP], alpha or float(rank * zero_means_rank), parts.get(DORA))
     leaves = {leaf: tensor for leaf, tensor in parts.items() if leaf in (ALPHA, *LYCORIS)}
     try:

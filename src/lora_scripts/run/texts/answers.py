@@ -8,11 +8,10 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.conversations import Completion, Conversation, Message, Record
-from lora_scripts.errors import UserError
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, TextFamily
 from lora_scripts.formats import io
 from lora_scripts.run.parts import TextModel
-from lora_scripts.run.texts.preflight import TextSplit
+from lora_scripts.run.texts.preflight import TextSplit, prompts_of
 from lora_scripts.train.average import Ema, averaged
 
 SHOWN = 3
@@ -36,7 +35,7 @@ class Question:
 def questions(config: TrainConfig, split: TextSplit) -> list[Question]:
     """`sample_prompts`, or else questions of held-out records, or of trained ones where there are none."""
     if config.sample_prompts:
-        return [Question(({"role": "user", "content": text},)) for text in _prompts(config)]
+        return [Question(({"role": "user", "content": text},)) for text in prompts_of(config)]
     found: list[Question] = []
     for records, i in [*split.held_out, *split.trained]:
         question = _question(records[i])
@@ -45,17 +44,6 @@ def questions(config: TrainConfig, split: TextSplit) -> list[Question]:
         if len(found) == SHOWN:
             break
     return found
-
-
-def _prompts(config: TrainConfig) -> list[str]:
-    """Each as it stands; a file has one a line."""
-    prompts = config.sample_prompts
-    if isinstance(prompts, Path):
-        try:
-            return [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot be read: {error}", file=prompts, hint="save it as UTF-8") from None
-    return [str(prompt) for prompt in prompts]
 
 
 def _question(record: Record) -> Question | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.conversations import CONVERSATIONS, Completion, Conversation, Record, Text
 from lora_scripts.data.records import Records, list_records
 from lora_scripts.data.split import FEWEST, share_of
-from lora_scripts.errors import UserError, UserErrors, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.loras import file as loras
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.utf8 import read_lines
 
 ADAPTERS = ("lora", "dora", "pissa")
 """What the folder of a LoRA for a language model can hold."""
@@ -48,22 +49,11 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     `resume` None: whatever lies in the output folder is no fault.
     """
     folder = RunFolder(config.output_dir, config.name, suffix="")
-    faults: list[UserError] = []
-
-    def attempt(look: Callable[[], object]) -> None:
-        try:
-            look()
-        except UserErrors as e:
-            faults.extend(e.errors)
-        except UserError as e:
-            faults.append(e)
+    faults = Faults()
+    attempt = faults.attempt
 
     def read(source: Path, split: str) -> Records:
-        try:
-            records, wrong = list_records(source, split)
-        except UserError as fault:
-            faults.append(fault)
-            return Records(())
+        records, wrong = attempt(lambda: list_records(source, split)) or (Records(()), [])
         faults.extend(wrong)
         return records
 
@@ -72,6 +62,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         attempt(lambda: folder.check(resume=resume))
     attempt(lambda: table.find(config.base_model).check(config.base_model, True))
     attempt(lambda: _adapter(config))
+    attempt(lambda: prompts_of(config))
     records = read(config.records, "train")
     others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
     attempt(lambda: _template(config, [records, *([others] if others is not None else [])]))
@@ -79,6 +70,17 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
     return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def prompts_of(config: TrainConfig) -> list[str]:
+    """`sample_prompts`, each as it stands; a file has one a line. UserError for one that says nothing."""
+    prompts = config.sample_prompts
+    if not isinstance(prompts, Path):
+        return list(prompts)
+    found = [line.strip() for line in read_lines(prompts) if line.strip()]
+    if not found:
+        raise UserError("holds no prompt", file=prompts, hint="write one a line")
+    return found
 
 
 def _template(config: TrainConfig, records: Sequence[Records]) -> None:
@@ -144,4 +146,5 @@ def digest_of(record: Record) -> str:
             said = [prompt, completion]
         case Text(text):
             said = text
-    return hashlib.sha256(json.dumps(said, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    whole = json.dumps(said, sort_keys=True, ensure_ascii=False, default=str)  # a table may hold dates
+    return hashlib.sha256(whole.encode()).hexdigest()

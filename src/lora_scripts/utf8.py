@@ -1,0 +1,115 @@
+"""What people and other programs wrote, read by one rule and so that nothing in it can end the program.
+
+Text is UTF-8, with or without a byte order mark, which is no part of it. A line ends where Unix, Windows or an old Mac
+ends it, and nowhere else: str.splitlines() also cuts at U+2028 and U+0085, which stand inside captions and prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import UserError
+
+NEWLINE = re.compile(r"\r\n|\n|\r")
+_SAVE = "save it as UTF-8"
+DEEPEST = 100
+"""Lists and objects inside one another. Python itself gives up at about 1000, sooner the deeper it stands."""
+TOO_DEEP = "lists or objects nested too deeply"
+
+
+def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
+    """The whole of a regular file. Anything else is refused unopened, for a FIFO would block; with `pipe`, which is for
+    what a person names on the command line, it is read. Raises UserError."""
+    try:
+        if not pipe and not stat.S_ISREG(path.stat().st_mode):
+            raise UserError("is not a regular file", file=path, hint="remove it, or put a real file in its place")
+        return path.read_bytes()
+    except FileNotFoundError:
+        what = "is a link that leads nowhere" if path.is_symlink() else "no such file"
+        raise UserError(what, file=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", file=path) from None
+
+
+def read_text(path: Path, *, pipe: bool = False) -> str:
+    """The text of a file; `pipe` as of `read_bytes`. Raises UserError, as that and `decoded` do."""
+    return decoded(read_bytes(path, pipe=pipe), path)
+
+
+def read_lines(path: Path, *, pipe: bool = False) -> list[str]:
+    """The lines of a file, without what ends them; `pipe` as of `read_bytes`. Raises UserError, as `read_text`."""
+    return NEWLINE.split(read_text(path, pipe=pipe))
+
+
+def decoded(data: bytes, path: Path) -> str:
+    """What the bytes of a file say. UserError, which says what another encoding looks like, and the line of it."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError("this is UTF-16 text", file=path, line=1, hint=_SAVE)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text; it looks like {guess_encoding(data)}"
+        raise UserError(message, file=path, line=_line(data[: error.start].decode("latin-1")), hint=_SAVE) from None
+    if "\0" in text:
+        line = _line(text[: text.index("\0")])
+        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=_SAVE)
+    return text
+
+
+def _line(before: str) -> int:
+    return len(NEWLINE.findall(before)) + 1
+
+
+def guess_encoding(data: bytes) -> str:
+    """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
+    if b"\0" in data:
+        return "UTF-16, or no text at all"
+    for encoding, name, wanted in (
+        ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]"),
+        ("gb2312", "GBK (Chinese)", "[\u4e00-\u9fff]"),
+        ("big5", "Big5 (Chinese)", "[\u4e00-\u9fff]"),
+        ("gb18030", "GBK (Chinese)", "[\u4e00-\u9fff]"),
+    ):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        foreign = [c for c in text if c > "\x7f"]
+        if 2 * len(re.findall(wanted, text)) > len(foreign):
+            return name
+    return "Windows-1252 (Western European)"
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text. ValueError in words for what is none, a JSONDecodeError where it knows the place."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python converts no number of more than 4300 digits
+        raise ValueError("a number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if _too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for people: "a list"."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for group in inside for one in group if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
