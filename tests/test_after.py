@@ -20,9 +20,9 @@ from lora_scripts.run.after.worn import Worn
 from lora_scripts.run.previews import previews_of
 
 
-def config(tmp_path: Path) -> TrainConfig:
+def config(tmp_path: Path, base: Path) -> TrainConfig:
     return TrainConfig(
-        train_data_dir=tmp_path, base_model=tmp_path, output_dir=tmp_path / "out", resolution=64, sample_steps=1, seed=5
+        train_data_dir=tmp_path, base_model=base, output_dir=tmp_path / "out", resolution=64, sample_steps=1, seed=5
     )
 
 
@@ -43,12 +43,12 @@ def worn(family: Any) -> Iterator[Worn]:
     remove(family.roots, layers)
 
 
-def test_trained_captions_are_asked_for_and_held_out_ones(tmp_path: Path) -> None:
+def test_trained_captions_are_asked_for_and_held_out_ones(tmp_path: Path, base: Path) -> None:
     trained, held = samples("a", "b", "a", "", "c", "d", "e"), samples("h", "i")
-    asked = questions(config(tmp_path), trained, held)
+    asked = questions(config(tmp_path, base), trained, held)
     assert [q.preview.prompt for q in asked] == ["a", "b", "c", "d", "h", "i"]
     assert [q.trained for q in asked] == [True] * 4 + [False] * 2
-    assert [q.preview for q in asked[:2]] == previews_of(config(tmp_path), trained)  # they are drawn anyway
+    assert [q.preview for q in asked[:2]] == previews_of(config(tmp_path, base), trained)  # they are drawn anyway
 
 
 def test_a_strength_holds_as_long_as_it_is_asked_for(worn: Worn) -> None:
@@ -57,15 +57,15 @@ def test_a_strength_holds_as_long_as_it_is_asked_for(worn: Worn) -> None:
     assert {layer.strength for layer in worn.layers.values()} == {1.0}
 
 
-def test_what_a_lora_does_uncalled_is_measured_by_what_it_does_called(worn: Worn, tmp_path: Path) -> None:
+def test_what_a_lora_does_uncalled_is_measured_by_what_it_does_called(worn: Worn, tmp_path: Path, base: Path) -> None:
     called = [
-        (worn.draw(p, 0.0), worn.draw(p, 1.0)) for p in previews_of(config(tmp_path), samples("zibbo", "zibbo b"))
+        (worn.draw(p, 0.0), worn.draw(p, 1.0)) for p in previews_of(config(tmp_path, base), samples("zibbo", "zibbo b"))
     ]
-    found = keeps_base(worn, config(tmp_path), "zibbo", called)
+    found = keeps_base(worn, config(tmp_path, base), "zibbo", called)
     assert found.touched and "so the base is not kept; class pictures" in found.words  # it changes all there is
     assert [pair.prompt for pair in found.pairs] == list(OTHERS[:2])
     assert all(pair.before.tobytes() != pair.after.tobytes() for pair in found.pairs)
-    still = keeps_base(Worn(worn.family, {}, {}), config(tmp_path), "zibbo", called)
+    still = keeps_base(Worn(worn.family, {}, {}), config(tmp_path, base), "zibbo", called)
     assert not still.touched and "change 0.00 times as much as those that call it, so the base is kept" in still.words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,17 @@ import tiny
 import tiny_xl
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.families.flow.transformer import Transformer
+from lora_scripts.families.flux1.layout import Flux1Layout
+from lora_scripts.families.sd3.layout import MEDIUM
+from lora_scripts.families.table import by_name
 from lora_scripts.run import first_config
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.overview import odd_settings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+_ROW = re.compile(r"^(\w+): *([^#\n]*?) *(?:# *(.*))?$", re.M)
+"""Of a config: key, value, reason."""
 
 
 @pytest.fixture
@@ -65,6 +74,41 @@ def test_whatever_calls_it_and_wherever_it_lies_is_written_so_that_it_is_read_ba
         word = " ".join(trigger.split())
         assert config.train_data_dir == data and config.metadata_path == data / "metadata.csv"
         assert config.trigger_word == word and all(p.startswith(f"{word}, ") for p in config.sample_prompts)
+
+
+OWN = {"metadata_path", "train_data_dir", "base_model", "text_encoder", "vae", "output_dir", "sample_prompts"}
+"""Keys of one's own pictures and files,"""
+COUNTED = {"epochs", "save_steps", "resolution"}
+"""those that `new` counts out,"""
+ASKED = {"flip", "class_prompt", "class_images"}
+"""and those that need to be thought about, which a template names and `new` leaves alone."""
+TEMPLATES = {
+    **{
+        name: name for name in ("anima", "chroma", "flux1", "flux2_dev", "krea2", "qwen_image", "sd3", "sdxl", "zimage")
+    },
+    **{"sd1": "sd15", "flux2": "flux2_klein", "flux3": "flux3_klein", "qwen_image21": "qwen_image_21"},
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_new_and_the_template_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every key, and in the reason of those whose value one may want to change."""
+    facts = by_name(name)
+    published = {"flux1": Flux1Layout(), "sd3": MEDIUM}
+    monkeypatch.setattr(Transformer, "layout_at", lambda self, path: published[name])
+    drawn = facts.drawn(Path("base.safetensors"))
+    for purpose, recipe in facts.recipes.items():
+        path = CONFIGS / f"{TEMPLATES[name]}_{purpose}.yaml"
+        if not path.exists():
+            continue
+        text = path.read_text("utf-8")
+        rows = {key: (value.strip(), why) for key, value, why in _ROW.findall(text)}
+        ours = {s.key: (s.value, s.why) for s in (*recipe.settings, *drawn.settings())}
+        assert {key: value for key, (value, _) in ours.items()} == {
+            key: value for key, (value, _) in rows.items() if key not in OWN | COUNTED | ASKED
+        }
+        for key in ours.keys() & {"learning_rate", "base_precision", "offload_blocks", "sample_cfg", "sample_steps"}:
+            assert not rows[key][1] or rows[key][1] == ours[key][1], key
 
 
 def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

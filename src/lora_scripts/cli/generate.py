@@ -17,6 +17,7 @@ from lora_scripts.cli.options import (
     path,
     require_models,
     size,
+    usual,
 )
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Saved, Sink
@@ -33,12 +34,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--prompt", metavar="TEXT", help='what to draw: "a city at night <lora:cyberpunk_lora:0.8>"')
     text = "in place of --prompt: one prompt a line (--n --w --h --d --l --s as in docs)"
     add("--from-file", metavar="FILE", type=path, help=text)
-    add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the picture")
+    add("--negative-prompt", metavar="TEXT", help="what to keep out of the picture (default: the base's usual, if any)")
     add("--seed", metavar="N", type=number(int, 0, 2**32 - 1), default=42, help=default("42", "the first picture's"))
-    text = "Euler a, DPM++ 2M, DDIM, UniPC, LCM, … (default: DPM++ 2M Karras)"
+    text = "Euler a, DDIM, UniPC, LCM, … (default: DPM++ 2M Karras, of flow models Euler)"
     add("--scheduler", metavar="NAME", help=text)
-    add("--steps", metavar="N", type=number(int, 1, 1000), default=20, help=default("20", "denoising steps"))
-    add("--cfg", metavar="X", type=number(float, 0, 100), default=7.0, help=default("7", "closeness to the prompt"))
+    add("--steps", metavar="N", type=number(int, 1, 1000), help=usual("denoising steps", 20))
+    add("--cfg", metavar="X", type=number(float, 0, 100), help=usual("closeness to the prompt", 7))
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the base's own, or --image's)")
     add("--image", metavar="FILE", type=path, help="a picture to begin with")
     text = default("0.75", "how much of --image is drawn anew, 0 to 1")

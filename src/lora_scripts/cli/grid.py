@@ -37,12 +37,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--strengths", metavar="X", nargs="+", type=argument(_finite), default=strengths, help=text)
     add("--prompts", metavar="FILE", type=path, help="one prompt a line (default: those of the run's previews)")
     add("--seeds", metavar="N", nargs="+", type=number(int, 0, 2**32 - 1), default=(42,), help=default("42", "noise"))
-    text = default("7", "closeness to the prompt")
-    add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(7.0,), help=text)
-    add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the pictures")
-    add("--steps", metavar="N", type=number(int, 1, 1000), default=20, help=default("20", "denoising steps"))
+    text = "closeness to the prompt (default: the run's, or the base's usual, such as 7)"
+    add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(), help=text)
+    text = "what to keep out of the pictures (default: the run's, or the base's usual, if any)"
+    add("--negative-prompt", metavar="TEXT", help=text)
+    text = "denoising steps (default: the run's, or the base's usual, such as 20)"
+    add("--steps", metavar="N", type=number(int, 1, 1000), help=text)
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the run's, or the base's own)")
-    add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras)")
+    add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras, of flow models Euler)")
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
     text = "the text encoder of a base in separate files, or both"
     add("--text-encoder", metavar="T", nargs="+", type=path, default=(), help=text)

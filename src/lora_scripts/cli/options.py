@@ -71,6 +71,11 @@ def default(value: str, text: str = "the folder to write to") -> str:
     return f"{text} (default: {value})"
 
 
+def usual(text: str, such_as: int) -> str:
+    """A help text whose default is the base's."""
+    return default(f"the base's usual, such as {such_as}", text)
+
+
 def argument(convert: Callable[[str], T]) -> Callable[[str], T]:
     """`convert` for argparse: its ValueError becomes the message."""
 

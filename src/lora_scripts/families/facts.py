@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Header, Kind
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_scripts.families.names import Base, Names, Share
+
+T = TypeVar("T")
 
 
 class Weight(NamedTuple):
@@ -43,6 +46,37 @@ class Setting(NamedTuple):
     value: str
     """As it is written in YAML."""
     why: str
+
+
+class Drawing(NamedTuple):
+    """How pictures of a base are usually drawn; by default as those of Stable Diffusion are."""
+
+    steps: int = 20
+    cfg: float = 7.0
+    negative: str = ""
+    steps_why: str = "of previews"
+    cfg_why: str = "closeness of previews to the prompt"
+
+    def asked(self, line: PromptLine, steps: int | None, cfg: float | None, negative: str | None) -> Drawing:
+        """With what somebody says in place of it, None being nothing said: a prompt's own line, then options or keys.
+        At cfg 1 a negative prompt is not read, and the usual one is left out."""
+        steps, cfg = _first(line.steps, steps, self.steps), _first(line.cfg, cfg, self.cfg)
+        negative = _first(line.negative, negative, "" if cfg == 1 else self.negative)
+        return self._replace(steps=steps, cfg=cfg, negative=negative)
+
+    def settings(self) -> tuple[Setting, ...]:
+        """The keys of a config that say it; none where it is the default."""
+        if self == Drawing():
+            return ()
+        told = [
+            Setting("sample_cfg", f"{self.cfg:g}", self.cfg_why),
+            Setting("sample_steps", f"{self.steps}", self.steps_why),
+        ]
+        return (*told, *([Setting("sample_negative", f'"{self.negative}"', "of previews")] if self.negative else []))
+
+
+def _first(*said: T | None) -> T:
+    return next(one for one in said if one is not None)
 
 
 @dataclass(frozen=True)
@@ -127,6 +161,8 @@ class Facts:
     """Whether a fast card computes its kernels, at small batches, sooner than Python launches them."""
     recipes: Mapping[str, Recipe]
     """Purpose -> settings to begin with, for `lora-scripts new`."""
+    drawn: Callable[[Path], Drawing] = field(default=lambda path: Drawing(), kw_only=True)
+    """How one base, file or folder, is usually drawn with."""
     lora: LoraFacts
     names: Callable[[], Names]
     """The tables of its layers' names in LoRA files."""

@@ -14,7 +14,7 @@ from lora_scripts.families import kinds
 from lora_scripts.families.anima.facts import FACTS as ANIMA
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
 from lora_scripts.families.chroma.facts import FACTS as CHROMA
-from lora_scripts.families.facts import Facts
+from lora_scripts.families.facts import Drawing, Facts
 from lora_scripts.families.flux1.facts import FACTS as FLUX1
 from lora_scripts.families.flux2.facts import FACTS as FLUX2
 from lora_scripts.families.flux2_dev.facts import FACTS as FLUX2_DEV
@@ -178,6 +178,11 @@ def settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a config for a family: those that are given, else what the base says of itself."""
     told = find(path).told(path)
     return {**told, **{key: value for key, value in given.items() if value is not None}}
+
+
+def drawing(path: Path) -> Drawing:
+    """How a base is usually drawn with, where neither a key nor an option says otherwise."""
+    return find(path).drawn(path)
 
 
 def require_pictures(path: Path) -> Facts:

@@ -14,7 +14,8 @@ from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
-from lora_scripts.families.table import require_negative, require_pictures
+from lora_scripts.families.facts import Drawing
+from lora_scripts.families.table import drawing, require_negative, require_pictures
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from lora_scripts.families.base import CaptionEncoder, PictureFamily, Sampling
+    from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
     from lora_scripts.losses.diffusion import Prediction
 
@@ -43,6 +44,7 @@ class Job:
     line: PromptLine
     prompt: str
     """Without its tags."""
+    how: Drawing
     calls: Sequence[LoraCall]
     files: Sequence[Path]
 
@@ -71,18 +73,21 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     jobs = _jobs(options)
     _check(options, jobs)
     facts = require_pictures(options.base)
-    require_negative(facts, [_negative(options, job.line) for job in jobs])
+    require_negative(facts, [job.how.negative for job in jobs])
+    if any(job.how.negative and job.how.cfg == 1 for job in jobs):
+        sink(Note("note: at cfg 1 the negative prompt is not read"))
     start = (load_rgba if facts.transparent else load_rgb)(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler, steps_done
     from lora_scripts.families.table import load_pictures, settings
+    from lora_scripts.generate.cut import remember
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
     for job in jobs:
-        steps = job.line.steps or options.steps
+        steps = job.how.steps
         find_sampler(options.scheduler, options.prediction or _prediction(options.base), steps)
         if steps_done(steps, denoise) < 1:
             raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
@@ -91,10 +96,10 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    texts = [text for job in jobs for text in (job.prompt, _negative(options, job.line))]
-    remember = partial(_remember, texts)
+    texts = [text for job in jobs for text in (job.prompt, job.how.negative)]
+    told_first = partial(remember, texts=texts, sink=sink)
     known_by.begin(options.base)
-    load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, remember, settings=made_with)
+    load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, told_first, settings=made_with)
     family = load_pictures(options.base, load)
     stack = LoraStack(family, merged=options.merged)
     for path in dict.fromkeys(path for job in jobs for path in job.files):
@@ -102,7 +107,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     total, pictures = len(jobs) * options.count, list[Picture]()
     for job in jobs:
         stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
-        sampling = _sampling(options, job.line, family, sampler, _Start(start, denoise))
+        sampling = _sampling(options, job, family, sampler, _Start(start, denoise))
         first = options.seed if job.line.seed is None else job.line.seed
         seeds = range(first, first + options.count)
         for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
@@ -125,12 +130,13 @@ def _prediction(base: Path) -> Prediction:
 def _jobs(options: GenerateOptions) -> list[Job]:
     """The prompts, with the files of the LoRAs that they call; UserErrors for all that is wrong with any."""
     lines = read_prompts(options.from_file) if options.from_file else [PromptLine(options.prompt or "")]
+    usual, asked = drawing(options.base), (options.steps, options.cfg, options.negative_prompt)
     jobs: list[Job] = []
     faults: list[UserError] = []
     for line in lines:
         try:
             prompt, calls = parse_prompt(line.prompt)
-            jobs.append(Job(line, prompt, calls, _find(calls, options.lora_dir)))
+            jobs.append(Job(line, prompt, usual.asked(line, *asked), calls, _find(calls, options.lora_dir)))
             check_words(prompt, jobs[-1].files)
         except UserError as error:
             faults += error.errors
@@ -184,35 +190,24 @@ class _Start:
         return apply_view(self.image, view)
 
 
-def _sampling(
-    options: GenerateOptions, line: PromptLine, family: PictureFamily, sampler: Sampler, start: _Start
-) -> Sampling:
+def _sampling(options: GenerateOptions, job: Job, family: PictureFamily, sampler: Sampler, start: _Start) -> Sampling:
     from lora_scripts.families.base import Sampling
 
-    size = options.size
+    size, line = options.size, job.line
     if size is None:
         size, step = family.native_size, family.facts.size_step
         if start.image is not None:
             size = (_to_step(start.image.width, step), _to_step(start.image.height, step))
     size = (line.width or size[0], line.height or size[1])
     return Sampling(
-        steps=line.steps or options.steps,
-        cfg=options.cfg if line.cfg is None else line.cfg,
-        negative=_negative(options, line),
+        steps=job.how.steps,
+        cfg=job.how.cfg,
+        negative=job.how.negative,
         size=size,
         scheduler=sampler.name,
         start=start.at(size),
         denoise=start.denoise,
     )
-
-
-def _negative(options: GenerateOptions, line: PromptLine) -> str:
-    return options.negative_prompt if line.negative is None else line.negative
-
-
-def _remember(texts: Sequence[str], encoder: CaptionEncoder) -> None:
-    """What will be drawn, while a large text encoder is there and the rest is not."""
-    encoder.remember(list(dict.fromkeys(texts)))
 
 
 def _to_step(side: int, step: int) -> int:

@@ -44,10 +44,11 @@ class GenerateOptions:
     """Or a `from_file`."""
     output: Path
     from_file: Path | None = None
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
+    """None, as of `steps` and `cfg`: as the base is usually drawn with."""
     seed: int = 42
-    steps: int = 20
-    cfg: float = 7.0
+    steps: int | None = None
+    cfg: float | None = None
     size: tuple[int, int] | None = None
     lora_dir: Path = Path("output")
     vae: Path | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from lora_scripts.config.values import check_size
 from lora_scripts.data.image import on_white
-from lora_scripts.events import Note, Progress, Sink
+from lora_scripts.events import Note, Progress, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.generate import known_by
 from lora_scripts.generate.command import parameters, save
@@ -105,15 +106,16 @@ class Painter:
         """What is drawn at a point; `bare`: by the base alone."""
         options, sources = self.options, self.sources
         line, size = sources.prompts[point.prompt], sources.size or self.family.native_size
+        how = sources.how(line, sources.cfgs[point.cfg])
         return Cell(
             base=_identity(sources.base),
             vae=" ".join(_identity(path) for path in (sources.vae, *sources.text_encoder) if path),
             loras=() if bare else tuple((file_hash(one.path), strength) for one, strength in self.worn(point)),
             prompt=line.prompt,
-            negative=options.negative_prompt if line.negative is None else line.negative,
+            negative=how.negative,
             seed=options.seeds[point.seed],
-            cfg=options.cfgs[point.cfg],
-            steps=line.steps or options.steps,
+            cfg=how.cfg,
+            steps=how.steps,
             size=(line.width or size[0], line.height or size[1]),
             scheduler=self.sampler.name,
             settings=(self.precision, sources.prediction, sources.zero_terminal_snr, sources.clip_skip),
@@ -147,12 +149,13 @@ class Painter:
         )
 
 
-def load_painter(options: GridOptions, sources: Sources) -> Painter:
+def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) -> Painter:
     """Loads the base and every LoRA. UserErrors for what does not fit."""
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import CaptionEncoder, LoadOptions
+    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
     from lora_scripts.families.table import load_pictures, require_negative, require_pictures, settings
+    from lora_scripts.generate.cut import remember
     from lora_scripts.loras.stack import LoraStack
 
     facts = require_pictures(sources.base)
@@ -162,20 +165,16 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})
     for line in sources.prompts:
-        sampler = find_sampler(options.scheduler, made_with["prediction"], line.steps or options.steps)
+        sampler = find_sampler(options.scheduler, made_with["prediction"], sources.how(line, cfg=0).steps)
         for side in (line.width, line.height):
             if side is not None:
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    texts = [line.prompt for line in sources.prompts]
-    texts += [options.negative_prompt if line.negative is None else line.negative for line in sources.prompts]
-
-    require_negative(facts, texts[len(sources.prompts) :])
-
-    def first(encoder: CaptionEncoder) -> None:
-        encoder.remember(list(dict.fromkeys(texts)))
-
+    negatives = [sources.how(line, cfg).negative for line in sources.prompts for cfg in sources.cfgs]
+    require_negative(facts, negatives)
+    texts = [*(line.prompt for line in sources.prompts), *negatives]
+    first = partial(remember, texts=texts, sink=sink)
     load = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, first, settings=made_with)
     family = load_pictures(sources.base, load)
     stack = LoraStack(family)

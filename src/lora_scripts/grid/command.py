@@ -44,7 +44,7 @@ def draw_grid(options: GridOptions, sink: Sink = ignore) -> Grid:
     loaded."""
     sources = find_sources(options)
     wanted = plan(_labels(options, sources))
-    painter = load_painter(options, sources)
+    painter = load_painter(options, sources, sink)
     cells = painter.cells(wanted)
     different = cells.different(bare=options.measures)
     drawn = draw_missing(painter, different, sink)
@@ -74,7 +74,7 @@ def _labels(options: GridOptions, sources: Sources) -> dict[str, list[str]]:
         "lora": [one.label if one else "" for one in sources.loras],
         "checkpoint": [one.label if one else "" for one in sources.checkpoints],
         "seed": [str(seed) for seed in options.seeds],
-        "cfg": [f"{cfg:g}" for cfg in options.cfgs],
+        "cfg": [f"{cfg:g}" for cfg in sources.cfgs],
         "strength": [f"{strength:g}" for strength in options.strengths],
     }
     for name in NAMES:

@@ -12,6 +12,8 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import model_fault
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.facts import Drawing
+from lora_scripts.families.table import drawing
 from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
 
 _STEP = re.compile(r"-(?:step)?(\d{3,})$")
@@ -19,7 +21,8 @@ _STEP = re.compile(r"-(?:step)?(\d{3,})$")
 
 @dataclass(frozen=True, kw_only=True)
 class GridOptions:
-    """What `lora-scripts grid` was asked for; None and () are looked up in the run's config."""
+    """What `lora-scripts grid` was asked for; None and () are looked up in the run's config, and then are as the base
+    is usually drawn with."""
 
     output: Path
     base: Path | None = None
@@ -29,9 +32,9 @@ class GridOptions:
     strengths: tuple[float, ...] = (0.0, 0.4, 0.8, 1.0)
     prompts: Path | None = None
     seeds: tuple[int, ...] = (42,)
-    cfgs: tuple[float, ...] = (7.0,)
-    negative_prompt: str = ""
-    steps: int = 20
+    cfgs: tuple[float, ...] = ()
+    negative_prompt: str | None = None
+    steps: int | None = None
     size: tuple[int, int] | None = None
     scheduler: str | None = None
     vae: Path | None = None
@@ -67,12 +70,22 @@ class Sources:
     """(None,) where only checkpoints are compared"""
     checkpoints: tuple[LoraSource | None, ...]
     prompts: tuple[PromptLine, ...]
+    cfgs: tuple[float, ...]
+    usual: Drawing
+    """How the base is usually drawn with."""
+    steps: int | None
+    """What the option or, of the run's own base, the key says; None: neither, as `negative`."""
+    negative: str | None
     size: tuple[int, int] | None
     data: Path | None
     prediction: Literal["epsilon", "v", "flow"] | None
     """None: what the base says of itself, as `zero_terminal_snr`."""
     zero_terminal_snr: bool | None
     clip_skip: int
+
+    def how(self, line: PromptLine, cfg: float) -> Drawing:
+        """How a prompt is drawn at a place of the axis."""
+        return self.usual.asked(line, self.steps, cfg, self.negative)
 
 
 def find_sources(options: GridOptions) -> Sources:
@@ -98,6 +111,7 @@ def find_sources(options: GridOptions) -> Sources:
     raise_all(faults)
     # What stands beside a base counts for that base alone.
     own = config if config and base == config.base_model else None
+    usual = drawing(base)
     return Sources(
         base=base,
         vae=options.vae or (own.vae if own else None),
@@ -105,6 +119,10 @@ def find_sources(options: GridOptions) -> Sources:
         loras=tuple(_labelled(options.loras)) or (None,),
         checkpoints=checkpoints or (None,),
         prompts=prompts,
+        cfgs=options.cfgs or (usual.cfg if own is None or own.sample_cfg is None else own.sample_cfg,),
+        usual=usual,
+        steps=options.steps or (own.sample_steps if own else None),
+        negative=own.sample_negative if own and options.negative_prompt is None else options.negative_prompt,
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
         prediction=options.prediction or (config.prediction if config else None),

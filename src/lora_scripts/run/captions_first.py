@@ -13,6 +13,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
+from lora_scripts.generate.cut import tell_cut
 from lora_scripts.run.after.base_kept import OTHERS
 from lora_scripts.run.after.copies import questions
 from lora_scripts.run.preflight import Split
@@ -33,14 +34,14 @@ def captions_first(
 
     def encode(encoder: CaptionEncoder) -> None:
         cache, fingerprint = Cache(cache_of(config, folder), write, KEPT), encoder.fingerprint()
-        captions = list(dict.fromkeys(_captions(samples)))
+        captions = list(known := dict.fromkeys(_captions(samples)))
         for done, caption in enumerate(captions, 1):
             make_caption(cache, fingerprint, caption, encoder.encode)
             sink(Progress("captions", done, len(captions)))
-        encoder.remember(list(dict.fromkeys(_prompts(config, samples))))
-        if cut := [caption for caption in captions if encoder.excess(caption)]:
-            text = f"{len(cut)} captions are longer than the text encoder reads; their ends are cut off, first: "
-            sink(Note(f"note: {text}{cut[0][:60]}"))
+        tell_cut(encoder, captions, "caption", sink)
+        prompts = list(dict.fromkeys(_prompts(config, samples)))
+        encoder.remember(prompts)
+        tell_cut(encoder, [prompt for prompt in prompts if prompt not in known], "prompt", sink)
         if short := [caption for caption in captions if caption and encoder.is_short(caption)]:
             text = "say less than those that the base was made for (docs/models.md), and may be learned worse, first: "
             sink(Note(f"note: {len(short)} captions {text}{short[0][:60]}"))
@@ -58,6 +59,6 @@ def _prompts(config: TrainConfig, samples: Split) -> Iterator[str]:
     for preview in previews_of(config, samples.trained):
         yield from (preview.prompt, preview.sampling.negative)
     if config.class_images:
-        yield from (config.class_prompt, config.sample_negative)
+        yield config.class_prompt
     yield from (question.preview.prompt for question in questions(config, samples.trained, samples.held_out))
     yield from OTHERS

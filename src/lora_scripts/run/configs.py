@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
                 "leave it out",
                 None,
             )
+    with suppress(UserError):  # of a broken base, which is told by whoever looks at it
+        told = {**told, "sample_cfg": facts.drawn(base).cfg}
     whole = {**values, **{key: value for key, value in told.items() if values.get(key) is None}}
     before = set(conflicts(values, given))
     for fault in conflicts(whole, given):

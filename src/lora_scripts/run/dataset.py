@@ -17,8 +17,9 @@ from lora_scripts.data.loader import check_numbered, repeats_of
 from lora_scripts.data.masks import alpha_mask, find_masks, read_mask
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.events import Progress, Sink
-from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
+from lora_scripts.run.previews import usual
 from lora_scripts.train.encoded import Masks, Picture, plan_pictures
 from lora_scripts.train.feed import Feed, Settings
 from lora_scripts.utf8 import read_bytes
@@ -46,7 +47,7 @@ def class_samples(
     if missing:
         step = family.facts.size_step
         size = (config.size[0] // step * step, config.size[1] // step * step)
-        sampling = Sampling(config.sample_steps, config.sample_cfg, config.sample_negative, size)
+        sampling = replace(usual(config).sampling, size=size)
         for n in range(missing):
             path, prompt, seed = folder / f"{n:05}.png", config.class_prompt, config.seed + n
             drawing = (seed, *size, sampling.steps, sampling.cfg, sampling.negative, config.family_settings)

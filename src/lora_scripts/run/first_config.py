@@ -74,6 +74,7 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         *([Setting("folder_repeats", "true", f"{folders_in_words(folders)}: how often")] if folders else []),
         Setting("epochs", str(epochs), f"{len(samples)} pictures, {each}: {steps} steps"),
         *recipe.settings,
+        *facts.drawn(base).settings(),
         Setting("save_steps", str(max(20, math.ceil(steps / 50) * 10)), "about five files on the way"),
     ]
     notes = [*_beside(facts, base), *_notes(data, samples, trigger)]

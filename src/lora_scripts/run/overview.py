@@ -14,13 +14,14 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.loader import folders_in_words, numbered
 from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import Sampling
 from lora_scripts.run import heldout
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import encoding, memory_words
 from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
-from lora_scripts.run.previews import previews_of
+from lora_scripts.run.previews import previews_of, usual
 from lora_scripts.train.feed import Feed
 from lora_scripts.units import percent
 
@@ -167,11 +168,15 @@ def besides(
     every = c.preview_steps(feed.steps_per_epoch)
     rounds = (-(-steps // every) - 1 if every else 0) + c.sample_first  # those of the last step are the report's
     # As if a picture had the size that is trained.
-    each = (2 if guided and c.sample_cfg != 1 else 1) * math.prod(c.effective_sample_size) / math.prod(c.size)
+    area = math.prod(c.effective_sample_size) / math.prod(c.size)
+
+    def drawn(how: Sampling) -> float:
+        return area * how.steps * (2 if guided and how.cfg != 1 else 1)
+
     passes = {
         HELD: heldout.passes(held, c, steps),
-        PREVIEWS: each * rounds * sum(p.sampling.steps for p in previews),
-        REPORT: each * c.sample_steps * drawn_in_all(c, previews, samples, held),
+        PREVIEWS: rounds * sum(drawn(p.sampling) for p in previews),
+        REPORT: drawn(usual(c).sampling) * drawn_in_all(c, previews, samples, held),
     }
     whole = sum(passes.values()) + heldout.trained(c, steps)
     return {what: count / whole for what, count in passes.items()}

@@ -17,6 +17,7 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Note, Sink
 from lora_scripts.families.base import Sampling
+from lora_scripts.families.table import drawing
 from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras import reading
@@ -53,13 +54,9 @@ def usual(config: TrainConfig) -> Preview:
 
 
 def _preview(config: TrainConfig, line: PromptLine, number: int) -> Preview:
-    width, height = config.effective_sample_size
-    sampling = Sampling(
-        line.steps or config.sample_steps,
-        config.sample_cfg if line.cfg is None else line.cfg,
-        config.sample_negative if line.negative is None else line.negative,
-        (line.width or width, line.height or height),
-    )
+    (width, height), c = config.effective_sample_size, config
+    how = drawing(c.base_model).asked(line, c.sample_steps, c.sample_cfg, c.sample_negative)
+    sampling = Sampling(how.steps, how.cfg, how.negative, (line.width or width, line.height or height))
     return Preview(line.prompt, config.seed + number if line.seed is None else line.seed, sampling)
 
 

@@ -26,12 +26,13 @@ class PreviewKeys(Keys):
     """Preview pictures every so many epochs, in place of sample_every."""
     sample_first: bool = False
     """Preview pictures before the first step, too: what the base model makes of the prompts."""
-    sample_steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Denoising steps of a preview picture."""
-    sample_cfg: Annotated[float, Field(ge=0, le=100)] = 7.0
-    """How closely a preview follows its prompt (classifier-free guidance, or what a distilled model is told of it)."""
-    sample_negative: str = ""
-    """The negative prompt of the preview pictures."""
+    sample_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Denoising steps of a preview picture. Without it, as many as the base is usually drawn in (docs/generate.md)."""
+    sample_cfg: Annotated[float, Field(ge=0, le=100)] | None = None
+    """How closely a preview follows its prompt (classifier-free guidance, or what a distilled model is told of it).
+    Without it, as the base is usually drawn."""
+    sample_negative: str | None = None
+    """The negative prompt of the preview pictures. Without it, the base's usual one, if it has any."""
     sample_size: Size | None = None
     """The size of the preview pictures. Without it, resolution."""
     report: Literal["auto", "full", "short", "one"] = "auto"

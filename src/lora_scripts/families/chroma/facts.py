@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from lora_scripts.families.black_forest.flux1_blocks import BLOCKS, LAYERS
 from lora_scripts.families.chroma.check import CHECKPOINT, FILES, folder_kind, kind_of
-from lora_scripts.families.facts import Setting
+from lora_scripts.families.facts import Drawing, Setting
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.flow.recipes import recipes
 
 _LORA = flow_lora("chroma", "chroma/lora", loader="FluxLoraLoaderMixin", civitai="Chroma", tag="chroma")
 FACTS = flow_facts(
@@ -19,13 +20,13 @@ FACTS = flow_facts(
     folder_kind=folder_kind,
     groups={**LAYERS, **BLOCKS},
     lora=replace(_LORA, architectures=frozenset({"Chroma1/lora"})),
-    previews=(
-        Setting("timestep_sampling", "sigmoid", "more from the middle, as it was trained itself"),
-        Setting("timestep_shift", "1", "and not moved towards the noise; without this line as it is drawn with"),
-        Setting("sample_cfg", "4", "closeness of previews to the prompt; it takes a negative one, too"),
-        Setting("sample_steps", "28", "of previews; 40 draw finer"),
+    recipes=recipes(
+        Setting("timestep_sampling", "sigmoid", "noise levels from the middle more often: so it was trained itself"),
+        Setting("timestep_shift", "1", "and not moved towards the noise, as those are that it draws with"),
+        rank=("16", "16 to 32; alpha is the same"),
+        rate="3e-4",
+        rates="1e-4 to 3e-4",
     ),
-    rank="16",
-    rate="3e-4",
+    drawn=Drawing(28, 4.0, "low quality, blurry", "40 draw finer", "of previews; a negative prompt counts, too"),
     fused=True,
 )

@@ -7,8 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.families.facts import Facts, LoraFacts, Setting
-from lora_scripts.families.flow.recipes import recipes
+from lora_scripts.families.facts import Drawing, Facts, LoraFacts, Recipe
 from lora_scripts.families.flow.transformer import PART, Transformer
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Kind
@@ -30,9 +29,8 @@ def flow_facts(
     folder_kind: Callable[[Path], Kind | None],
     groups: Mapping[str, Callable[[str], bool]],
     lora: LoraFacts,
-    previews: tuple[Setting, ...],
-    rank: str = "32",
-    rate: str = "1e-4",
+    recipes: Mapping[str, Recipe],
+    drawn: Drawing | Callable[[Path], Drawing],
     negative: bool = True,
     fused: bool = False,
     least_share: float = 0.2,
@@ -44,9 +42,9 @@ def flow_facts(
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
-    `mergeable`: what its bases are, and what else its LoRAs can be added to; `previews`, `rank`, `rate`: as of
-    `recipes`; `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its
-    layers as one; `least_share`: by default it is trained from 512 x 512 on; the last ones: as of `Facts`.
+    `mergeable`: what its bases are, and what else its LoRAs can be added to; `drawn`: how all its bases are drawn, or
+    each; `negative`: whether a negative prompt counts; `fused`: whether the published file keeps some of its layers as
+    one; `least_share`: by default it is trained from 512 x 512 on; the last ones: as of `Facts`.
     """
     room = f"lora_scripts.families.{name}"
 
@@ -75,7 +73,8 @@ def flow_facts(
         groups=groups,
         image_root=PART,
         text_roots=(),
-        recipes=recipes(*previews, rank=rank, rate=rate),
+        recipes=recipes,
+        drawn=(lambda path: drawn) if isinstance(drawn, Drawing) else drawn,
         lora=lora,
         names=names,
         kind_of=kind_of,

@@ -1,4 +1,4 @@
-"""Settings to begin with on models of flow, each with its reason."""
+"""Settings to begin with on models of flow, each with its reason; how previews are drawn stands in `Facts.drawn`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ from collections.abc import Mapping
 
 from lora_scripts.families.facts import Recipe, Setting
 
-_RATES = {"1e-4": "5e-5 to 2e-4; lower if the loss rises", "3e-4": "1e-4 to 3e-4; lower if the loss rises"}
 
-
-def recipes(*previews: Setting, rank: str = "32", rate: str = "1e-4") -> Mapping[str, Recipe]:
-    """For a style and for a person or thing; `previews`: how the family's are drawn, `rank`: of a style, `rate`: of
-    learning."""
+def recipes(
+    *more: Setting,
+    rank: tuple[str, str] = ("32", "16 to 32; alpha is the same"),
+    of_one: str = "16",
+    rate: str = "1e-4",
+    rates: str = "5e-5 to 2e-4",
+    batch: str = "2 where the memory allows it",
+    fp8: str = "half the memory of the base; auto where it fits",
+) -> Mapping[str, Recipe]:
+    """For a style and for a person or thing. `more`: what the family has besides; `rank`: of a style, and why;
+    `of_one`: of a person or thing; `rate`: of learning, out of the usual `rates`; `batch`: when more than one picture;
+    `fp8`: what that precision of the base gives, "" where it is not needed."""
     memory = (
-        Setting("batch_size", "1", "2 where the card's memory allows it"),
-        Setting("learning_rate", rate, _RATES[rate]),
+        Setting("batch_size", "1", batch),
+        Setting("learning_rate", rate, f"{rates}; lower if the loss rises"),
         Setting("gradient_checkpointing", "true", "less memory, a slower step"),
-        Setting("base_precision", "fp8", "half the memory of the base; auto where it fits"),
+        *([Setting("base_precision", "fp8", fp8)] if fp8 else []),
+        *more,
     )
     style = Recipe(
         seen=500,
         settings=(
-            Setting("lora_rank", rank, "16 to 32"),
+            Setting("lora_rank", *rank),
             *memory,
-            *previews,
             Setting("caption_dropout", "0.05", "now and then without a caption, so that the style shows by itself"),
         ),
         prompts=("a house by a lake", "portrait of a woman with a hat"),
     )
     character = Recipe(
         seen=500,
-        settings=(Setting("lora_rank", "16", "enough for one person or thing"), *memory, *previews),
+        settings=(Setting("lora_rank", of_one, "enough for one person or thing"), *memory),
         prompts=("by a lake", "portrait, smiling"),
     )
     return {"style": style, "character": character}

@@ -227,3 +227,8 @@ def class_of(folder: Path) -> str:
         return str(config.get("_class_name", ""))
     entry = (read_config(folder, "model_index.json") or {}).get("transformer")
     return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
+
+
+def named_turbo(path: Path) -> bool:
+    """Whether a base is called a turbo, where nothing in it tells it from one that was not distilled to few steps."""
+    return "turbo" in path.stem.lower()

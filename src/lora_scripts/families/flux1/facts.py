@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.black_forest.flux1_blocks import BLOCKS, LAYERS
-from lora_scripts.families.facts import Setting
+from lora_scripts.families.facts import Drawing
 from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flow.transformer import PART
 from lora_scripts.families.flux1.check import CHECKPOINT, FILES, KONTEXT, folder_kind, kind_of
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 _MODULATION = (".norm1.", ".norm1_context.", ".norm.linear")
+
+
+def _drawn(path: Path) -> Drawing:
+    """schnell, which is not told how close to keep to the prompt, was distilled to four steps."""
+    if FILES.layout_at(path).guidance:
+        return Drawing(28, 3.5, cfg_why="guidance of previews, which dev is told; training has 1")
+    return Drawing(4, 1.0, steps_why="what schnell was distilled to", cfg_why="schnell knows no guidance")
 
 
 def _wrapped() -> dict[str, str]:
@@ -45,10 +53,8 @@ _TRANSFORMER = flow_facts(
     folder_kind=folder_kind,
     groups={**LAYERS, "modulation": lambda path: any(mark in path for mark in _MODULATION), **BLOCKS},
     lora=flow_lora("flux1", "flux-1-dev/lora", loader="FluxLoraLoaderMixin", civitai="Flux.1 D", tag="flux"),
-    previews=(
-        Setting("sample_cfg", "3.5", "guidance of previews, which dev is told; schnell knows none"),
-        Setting("sample_steps", "28", "of previews; of schnell 4"),
-    ),
+    recipes=recipes(),
+    drawn=_drawn,
     fused=True,
     negative=False,
 )

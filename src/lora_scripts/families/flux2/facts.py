@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lora_scripts.families.black_forest.flux2_files import GROUPS
-from lora_scripts.families.facts import Setting
+from lora_scripts.families.facts import Drawing
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux2.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
 
 FACTS = flow_facts(
@@ -16,10 +17,8 @@ FACTS = flow_facts(
     folder_kind=folder_kind,
     groups=GROUPS,
     lora=flow_lora("flux2_klein", "Flux.2/lora", loader="Flux2LoraLoaderMixin", civitai="Flux.2 Klein", tag="flux2"),
-    previews=(
-        Setting("sample_cfg", "4", "closeness of previews to the prompt"),
-        Setting("sample_steps", "28", "of previews"),
-    ),
+    recipes=recipes(rates="3e-5 to 1e-4"),
+    drawn=Drawing(28, 4.0),
     fused=True,
     vae_factor=16,
     latent_channels=128,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lora_scripts.families.black_forest.flux2_files import GROUPS
-from lora_scripts.families.facts import Setting
+from lora_scripts.families.facts import Drawing, Setting
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux2_dev.check import CHECKPOINT, FILES, folder_kind, kind_of
 
 FACTS = flow_facts(
@@ -16,9 +17,13 @@ FACTS = flow_facts(
     folder_kind=folder_kind,
     groups=GROUPS,
     lora=flow_lora("flux2_dev", "Flux.2-dev/lora", loader="Flux2LoraLoaderMixin", civitai="Flux.2 D", tag="flux2"),
-    previews=(
-        Setting("sample_cfg", "4", "guidance of previews, which dev is told"),
-        Setting("sample_steps", "28", "of previews; 50 draw finer"),
+    recipes=recipes(
+        Setting("offload_blocks", "38", "of them in RAM, for 24 GB; 32 GB: 20; from 48 GB on without it"),
+        rates="3e-5 to 1e-4",
+        fp8="31 GB for all 56 blocks",
+    ),
+    drawn=Drawing(
+        28, 4.0, steps_why="50 draw finer", cfg_why="guidance of previews, which dev is told; training has 1"
     ),
     fused=True,
     negative=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lora_scripts.families.facts import Setting
+from lora_scripts.families.facts import Drawing
 from lora_scripts.families.flow.facts import UNREAD_BY, flow_facts, flow_lora
+from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux3.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
 
 _REFERENCES = "transformer.mode_blocks.image_cond."
@@ -29,10 +30,8 @@ FACTS = flow_facts(
         tag="flux3",
         unread_by=UNREAD_BY | {"ComfyUI"},  # no version that could be read knows the model
     ),
-    previews=(
-        Setting("sample_cfg", "3.5", "closeness of previews to the prompt"),
-        Setting("sample_steps", "28", "of previews; 50 draw finer"),
-    ),
+    recipes=recipes(batch="captions that fill as many windows of 80 tokens go through together"),
+    drawn=Drawing(28, 3.5, steps_why="50 draw finer"),
     vae_factor=16,
     latent_channels=128,
 )

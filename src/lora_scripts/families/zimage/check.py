@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flow.llm import finder
-from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
+from lora_scripts.families.flow.transformer import Transformer, class_of, named_turbo, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.zimage import layout
@@ -48,6 +48,17 @@ def folder_kind(path: Path) -> Kind | None:
 
 def sampler_shift(path: Path) -> float:
     """Of the noise levels that a base is drawn with, as its folder says."""
+    said = _said_shift(path)
+    return layout.SAMPLER_SHIFT if said is None else said
+
+
+def is_turbo(path: Path) -> bool:
+    """Whether a base was distilled to few steps. It is the same model to every look but at the shift that a folder's
+    scheduler says, 3 where the base says 6, and at the name."""
+    return named_turbo(path) or _said_shift(path) == layout.SAMPLER_SHIFT
+
+
+def _said_shift(path: Path) -> float | None:
     config = read_config(path / "scheduler", "scheduler_config.json") if path.is_dir() else None
     given = (config or {}).get("shift")
-    return float(given) if isinstance(given, int | float) else layout.SAMPLER_SHIFT
+    return float(given) if isinstance(given, int | float) else None

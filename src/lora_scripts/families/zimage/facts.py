@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from lora_scripts.families.facts import Setting
+from pathlib import Path
+
+from lora_scripts.families.facts import Drawing
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
-from lora_scripts.families.zimage.check import CHECKPOINT, FILES, folder_kind, kind_of
+from lora_scripts.families.flow.recipes import recipes
+from lora_scripts.families.zimage.check import CHECKPOINT, FILES, folder_kind, is_turbo, kind_of
 
 _LAYERS = "transformer.layers."
+
+
+def _drawn(path: Path) -> Drawing:
+    if is_turbo(path):
+        return Drawing(8, 1.0, steps_why="what Turbo was distilled to", cfg_why="Turbo knows no guidance")
+    return Drawing(28, 5.0)
+
+
 FACTS = flow_facts(
     "zimage",
     FILES,
@@ -21,9 +32,7 @@ FACTS = flow_facts(
         "refiners": lambda path: path.startswith(("transformer.noise_refiner.", "transformer.context_refiner.")),
     },
     lora=flow_lora("z_image", "Z-Image/lora", loader="ZImageLoraLoaderMixin", civitai="ZImageBase", tag="z-image"),
-    previews=(
-        Setting("sample_cfg", "5", "closeness of previews to the prompt; of Turbo 1"),
-        Setting("sample_steps", "28", "of previews; of Turbo 8"),
-    ),
+    recipes=recipes(),
+    drawn=_drawn,
     fused=True,
 )
