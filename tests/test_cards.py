@@ -20,9 +20,9 @@ from lora_scripts.compute.meter import GB
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.families import table
-from lora_scripts.families.table import FAMILIES
-from lora_scripts.plan import cards
-from lora_scripts.plan.cards import BESIDE, MORE, Base, Kept, Piece, allowed, base_of, needs, rungs
+from lora_scripts.families.facts import Kept
+from lora_scripts.families.table import FAMILIES, by_name
+from lora_scripts.plan.cards import BESIDE, CARDS, MORE, Base, Piece, allowed, base_of, needs, rungs
 
 
 def config_of(**keys: Any) -> TrainConfig:
@@ -73,19 +73,25 @@ def test_sums_are_what_a_card_allocated(name: str, whole: float | None, again: f
 
 
 def test_what_a_step_keeps_is_known_of_every_family() -> None:
-    """By rows of the published widths, which are held against diffusers' parameters elsewhere."""
-    assert {family for family, _, _ in PUBLISHED.values()} == {f.name for f in FAMILIES if "pictures" in f.features}
-    assert {family for family, _ in cards.KEPT} == {family for family, _, _ in PUBLISHED.values()}
-    assert len(cards.KEPT) == len(PUBLISHED)
+    drawing = {facts.name: facts for facts in FAMILIES if "pictures" in facts.features}
+    assert {family for family, _, _ in PUBLISHED.values()} == drawing.keys()
+    assert sum(len(facts.kept) for facts in drawing.values()) == len(PUBLISHED)
+    for name in ("SD 3.5 Medium", "FLUX.3 klein", "Stable Diffusion 2.1"):
+        assert published(name)[1].kept is not None
 
 
 PIECE = Piece(linear=500_000_000, rows=0, rest=0, largest=0)
-MADE = Base("made", [PIECE] * 10, Piece(0, 0, 1_000_000_000, 0), 0, 1024 * 1024)
+MADE = Base(
+    replace(by_name("sdxl"), kept={6000: Kept(10_000, 100)}),
+    [PIECE] * 10,
+    Piece(0, 0, 1_000_000_000, 0),
+    0,
+    1024 * 1024,
+)
 """Ten blocks of 1 GB in bf16, and 2 GB around them."""
 
 
-def test_the_least_is_changed_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cards.KEPT, ("made", 6000), Kept(10_000, 100))
+def test_the_least_is_changed_that_fits() -> None:
     config = config_of(resolution=1024, batch_size=2, gradient_accumulation=3, lora_alpha=4)
     again, single = {"gradient_checkpointing": True}, {"batch_size": 1, "gradient_accumulation": 6}
     order = list(rungs(config, MADE))
@@ -128,10 +134,10 @@ def test_what_is_written_already_is_not_proposed() -> None:
 def test_it_is_asked_without_a_card_and_without_a_rehearsal(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(own), "--cards"]) == 0
     told = capsys.readouterr().out
-    assert [line.split()[:2] for line in told.splitlines()[:4]] == [[str(n), "GB"] for n in cards.CARDS]
+    assert [line.split()[:2] for line in told.splitlines()[:4]] == [[str(n), "GB"] for n in CARDS]
     assert "fits as it is: about 1." in told and "not known for a base of this size" in told
     assert main(["plan", "--config", str(own), "--cards", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["card"], row["changes"]) for row in rows] == [(n, {}) for n in cards.CARDS]
+    assert [(row["card"], row["changes"]) for row in rows] == [(n, {}) for n in CARDS]
     assert main(["plan", "--config", str(own), "--cards", "--memory", "8"]) == 2
     assert "leave one out" in capsys.readouterr().err

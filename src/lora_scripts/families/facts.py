@@ -79,6 +79,27 @@ def _first(*said: T | None) -> T:
     return next(one for one in said if one is not None)
 
 
+class Kept(NamedTuple):
+    """MiB that a picture of the size that a base is made for leaves for the way back, with LoRA of rank 16 in attention
+    and feed-forward layers, bf16; by `benchmarks/counts.py`."""
+
+    whole: int
+    again: int
+    """With `gradient_checkpointing`."""
+
+
+class Coder(NamedTuple):
+    """What a VAE takes while it draws; by default Stable Diffusion's, which most have with other latents."""
+
+    weights: int = 335
+    """MB, in float32,"""
+    pixel: int = 3073
+    """and bytes for each pixel at once, at most, as counted."""
+
+
+USUAL = Coder()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A config to begin with, for one purpose."""
@@ -163,6 +184,9 @@ class Facts:
     """Purpose -> settings to begin with, for `lora-scripts new`."""
     drawn: Callable[[Path], Drawing] = field(default=lambda path: Drawing(), kw_only=True)
     """How one base, file or folder, is usually drawn with."""
+    kept: Mapping[int, Kept] = field(default_factory=dict, kw_only=True)
+    """What a step keeps of a picture, by millions of numbers in the UNet or transformer, of the published widths."""
+    coder: Coder = field(default=USUAL, kw_only=True)
     lora: LoraFacts
     names: Callable[[], Names]
     """The tables of its layers' names in LoRA files."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError
 from lora_scripts.families import table
-from lora_scripts.families.facts import Facts
+from lora_scripts.families.facts import Facts, Kept
 from lora_scripts.formats.gguf import packed_types
 
 CARDS = (8, 12, 16, 24)
@@ -33,51 +33,6 @@ MORE = 1.05
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOVED = {"adamw": 8, "schedule_free": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16}
 """Bytes that an optimizer keeps for a number, beside the number and its gradient in float32 and a copy of two bytes."""
-
-
-class Kept(NamedTuple):
-    """MiB that a picture of the size that the base is made for leaves for the way back, with LoRA of rank 16 in
-    attention and feed-forward layers, bf16; by `benchmarks/counts.py`."""
-
-    whole: int
-    again: int
-    """With `gradient_checkpointing`."""
-
-
-KEPT = {
-    ("sd1", 860): Kept(502, 67),
-    ("sd2", 866): Kept(1125, 151),
-    ("sdxl", 2567): Kept(3760, 468),
-    ("zimage", 6155): Kept(32163, 962),
-    ("flux1", 11901): Kept(29860, 1596),
-    ("chroma", 8900): Kept(27375, 1468),
-    ("sd3", 2243): Kept(8915, 324),
-    ("sd3", 8057): Kept(18017, 801),
-    ("qwen_image", 20430): Kept(32744, 1514),
-    ("qwen_image21", 7115): Kept(32791, 1125),
-    ("krea2", 12820): Kept(34937, 1487),
-    ("flux2", 3876): Kept(16779, 709),
-    ("flux2", 9079): Kept(28574, 1195),
-    ("flux2_dev", 32223): Kept(75318, 3085),
-    ("flux3", 4925): Kept(20200, 1086),
-    ("anima", 1956): Kept(13317, 470),
-}
-"""By family and millions of numbers, of the published widths."""
-
-
-class Coder(NamedTuple):
-    """A VAE that draws: MB of its weights in float32, and bytes at most for each pixel at once, as counted."""
-
-    weights: int
-    pixel: int
-
-
-CODERS = {
-    **dict.fromkeys(("qwen_image", "anima", "krea2"), Coder(508, 6919)),
-    "qwen_image21": Coder(1351, 12280),
-}
-USUAL = Coder(335, 3073)
-"""Of all the others, whose decoders are Stable Diffusion's."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +60,7 @@ class Piece:
 class Base:
     """What there is to place."""
 
-    family: str
+    facts: Facts
     blocks: Sequence[Piece]
     around: Piece
     lora: int
@@ -121,7 +76,7 @@ class Base:
 
     @property
     def kept(self) -> Kept | None:
-        return KEPT.get((self.family, round(self.numbers / 1e6)))
+        return self.facts.kept.get(round(self.numbers / 1e6))
 
 
 @dataclass(frozen=True)
@@ -183,7 +138,7 @@ def measured(model: nn.Module, config: TrainConfig, facts: Facts, native: int) -
         down, up = lora_shapes(layers[path], rule.rank or config.lora_rank)
         lora += math.prod(down) + math.prod(up)
     pieces = [_piece(list(block.modules()), stored=True) for block in blocks]
-    return Base(facts.name, pieces, _piece(around, stored=False), lora, native)
+    return Base(facts, pieces, _piece(around, stored=False), lora, native)
 
 
 def _blocks(model: Any) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -219,7 +174,7 @@ def needs(config: TrainConfig, base: Base) -> dict[str, int]:
     moved = 10 + MOVED[config.optimizer] + 4 * (config.ema_decay is not None)
     share = config.batch_size * _area(config.size) / base.native
     step = there + base.lora * moved + round(_kept(config, base) * share)
-    coder, drawn = CODERS.get(base.family, USUAL), _area(config.effective_sample_size)
+    coder, drawn = base.facts.coder, _area(config.effective_sample_size)
     at_once = min(drawn, TILE**2) if config.vae_tiling else drawn
     preview = there + base.lora * moved + coder.weights * 10**6 + coder.pixel * at_once
     return {"step": round(MORE * step) + BESIDE, "preview": round(MORE * preview) + BESIDE}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lora_scripts.families.anima.check import CHECKPOINT, FILES, folder_kind, kind_of
-from lora_scripts.families.facts import Drawing
-from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.facts import Drawing, Kept
+from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 
 FACTS = flow_facts(
@@ -27,5 +27,7 @@ FACTS = flow_facts(
         batch="2 or 4 where the memory allows it",
         fp8="",
     ),
+    kept={1956: Kept(13317, 470)},
+    coder=QWEN,
     drawn=Drawing(30, 4.0),
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lora_scripts.families.black_forest.flux1_blocks import BLOCKS, LAYERS
 from lora_scripts.families.chroma.check import CHECKPOINT, FILES, folder_kind, kind_of
-from lora_scripts.families.facts import Drawing, Setting
+from lora_scripts.families.facts import Drawing, Kept, Setting
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 
@@ -27,6 +27,7 @@ FACTS = flow_facts(
         rate="3e-4",
         rates="1e-4 to 3e-4",
     ),
+    kept={8900: Kept(27375, 1468)},
     drawn=Drawing(28, 4.0, "low quality, blurry", "40 draw finer", "of previews; a negative prompt counts, too"),
     fused=True,
 )

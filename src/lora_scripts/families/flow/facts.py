@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.families.facts import Drawing, Facts, LoraFacts, Recipe
+from lora_scripts.families.facts import USUAL, Coder, Drawing, Facts, Kept, LoraFacts, Recipe
 from lora_scripts.families.flow.transformer import PART, Transformer
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.formats.header import Kind
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 UNREAD_BY = frozenset({"A1111", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"})
 """As of `LoraFacts`."""
+QWEN = Coder(508, 6919)
+"""Qwen-Image's VAE, which others have, too."""
 
 
 def flow_facts(
@@ -31,6 +33,7 @@ def flow_facts(
     lora: LoraFacts,
     recipes: Mapping[str, Recipe],
     drawn: Drawing | Callable[[Path], Drawing],
+    kept: Mapping[int, Kept],
     negative: bool = True,
     fused: bool = False,
     least_share: float = 0.2,
@@ -39,6 +42,7 @@ def flow_facts(
     latent_channels: int = 16,
     size_step: int = 16,
     transparent: bool = False,
+    coder: Coder = USUAL,
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
 
@@ -76,6 +80,8 @@ def flow_facts(
         recipes=recipes,
         drawn=(lambda path: drawn) if isinstance(drawn, Drawing) else drawn,
         lora=lora,
+        kept=kept,
+        coder=coder,
         names=names,
         kind_of=kind_of,
         folder_kind=folder_kind,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.black_forest.flux1_blocks import BLOCKS, LAYERS
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Drawing, Kept
 from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
@@ -54,6 +54,7 @@ _TRANSFORMER = flow_facts(
     groups={**LAYERS, "modulation": lambda path: any(mark in path for mark in _MODULATION), **BLOCKS},
     lora=flow_lora("flux1", "flux-1-dev/lora", loader="FluxLoraLoaderMixin", civitai="Flux.1 D", tag="flux"),
     recipes=recipes(),
+    kept={11901: Kept(29860, 1596)},
     drawn=_drawn,
     fused=True,
     negative=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_scripts.families.black_forest.flux2_files import GROUPS
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Drawing, Kept
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux2.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
@@ -18,6 +18,7 @@ FACTS = flow_facts(
     groups=GROUPS,
     lora=flow_lora("flux2_klein", "Flux.2/lora", loader="Flux2LoraLoaderMixin", civitai="Flux.2 Klein", tag="flux2"),
     recipes=recipes(rates="3e-5 to 1e-4"),
+    kept={3876: Kept(16779, 709), 9079: Kept(28574, 1195)},
     drawn=Drawing(28, 4.0),
     fused=True,
     vae_factor=16,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lora_scripts.families.black_forest.flux2_files import GROUPS
-from lora_scripts.families.facts import Drawing, Setting
+from lora_scripts.families.facts import Drawing, Kept, Setting
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux2_dev.check import CHECKPOINT, FILES, folder_kind, kind_of
@@ -22,6 +22,7 @@ FACTS = flow_facts(
         rates="3e-5 to 1e-4",
         fp8="31 GB for all 56 blocks",
     ),
+    kept={32223: Kept(75318, 3085)},
     drawn=Drawing(
         28, 4.0, steps_why="50 draw finer", cfg_why="guidance of previews, which dev is told; training has 1"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Drawing, Kept
 from lora_scripts.families.flow.facts import UNREAD_BY, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flux3.check import CHECKPOINT, DISTILLED, FILES, folder_kind, kind_of
@@ -31,6 +31,7 @@ FACTS = flow_facts(
         unread_by=UNREAD_BY | {"ComfyUI"},  # no version that could be read knows the model
     ),
     recipes=recipes(batch="captions that fill as many windows of 80 tokens go through together"),
+    kept={4925: Kept(20200, 1086)},
     drawn=Drawing(28, 3.5, steps_why="50 draw finer"),
     vae_factor=16,
     latent_channels=128,

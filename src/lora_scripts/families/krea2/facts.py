@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_scripts.families.facts import Drawing, Setting
-from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.facts import Drawing, Kept, Setting
+from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flow.transformer import named_turbo
 from lora_scripts.families.krea2.check import CHECKPOINT, FILES, folder_kind, index_of, kind_of
@@ -38,6 +38,8 @@ FACTS = flow_facts(
         rates="up to 3e-4",
         fp8="0.43 GB for each of the 28 large blocks",
     ),
+    kept={12820: Kept(34937, 1487)},
+    coder=QWEN,
     drawn=_drawn,
     bucket_step=16,
 )

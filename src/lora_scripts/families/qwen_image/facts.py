@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lora_scripts.families.facts import Drawing, Setting
-from lora_scripts.families.flow.facts import flow_facts, flow_lora
+from lora_scripts.families.facts import Drawing, Kept, Setting
+from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.qwen_image.check import CHECKPOINT, FILES, folder_kind, kind_of
 
@@ -27,6 +27,8 @@ FACTS = flow_facts(
         rank=("16", "of 60 blocks: a file of 212 MB, and 1.7 GB while it is trained"),
         fp8="0.34 GB for each of the 60 blocks",
     ),
+    kept={20430: Kept(32744, 1514)},
+    coder=QWEN,
     drawn=Drawing(28, 4.0, steps_why="50 draw finer"),
     least_share=0.14,  # from 512 x 512 on, which others train, too; its own training began lower
     bucket_step=16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Coder, Drawing, Kept
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.qwen_image21.check import CHECKPOINT, FILES, TURBO, folder_kind, kind_of
@@ -28,6 +28,8 @@ FACTS = flow_facts(
         batch="captions that have as many tokens go through together",
         fp8="0.22 GB for each of the 32 blocks",
     ),
+    kept={7115: Kept(32791, 1125)},
+    coder=Coder(1351, 12280),
     drawn=Drawing(28, 1.0, steps_why="40 draw finer", cfg_why="the base is made to be drawn with without guidance"),
     fused=True,
     bucket_step=32,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.facts import Facts, Kept, LoraFacts, Weight
 from lora_scripts.families.sd.check import refuse_scales, size_made_for, told
 from lora_scripts.families.sd.unet import groups
 from lora_scripts.families.sd1 import check
@@ -98,6 +98,7 @@ FACTS = Facts(
     small_kernels=True,
     text_roots=("text_encoder",),
     recipes=RECIPES,
+    kept={860: Kept(502, 67)},
     lora=LoraFacts(
         "sd_v1", "stable-diffusion-v1/lora", "diffusers", webui="SD1", civitai="SD 1.5", hub_tags=("stable-diffusion",)
     ),
@@ -125,6 +126,7 @@ FACTS_2 = replace(
     mergeable=frozenset({check.CHECKPOINT_2}),
     native_size=check.SIZES_2["v"],
     made_for=check.made_for_2,
+    kept={866: Kept(1125, 151)},
     lora=LoraFacts(
         "sd_v2",
         "stable-diffusion-v2-512/lora",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Drawing, Kept
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flow.transformer import named_turbo
@@ -39,6 +39,7 @@ FACTS = flow_facts(
         "sd3", "stable-diffusion-3-5/lora", loader="SD3LoraLoaderMixin", civitai="SD 3.5", tag="stable-diffusion-3.5"
     ),
     recipes=recipes(rank=("16", "16 to 32; alpha is the same")),
+    kept={2243: Kept(8915, 324), 8057: Kept(18017, 801)},
     drawn=_drawn,
     fused=True,
 )

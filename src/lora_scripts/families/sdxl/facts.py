@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.families.facts import Facts, LoraFacts, Weight
+from lora_scripts.families.facts import Facts, Kept, LoraFacts, Weight
 from lora_scripts.families.sd.check import refuse_scales, size_made_for, told
 from lora_scripts.families.sd.unet import blocks, groups
 from lora_scripts.families.sdxl import check
@@ -81,6 +81,7 @@ FACTS = Facts(
     small_kernels=True,
     text_roots=("text_encoder", "text_encoder_2"),
     recipes=RECIPES,
+    kept={2567: Kept(3760, 468)},
     lora=LoraFacts(
         "sdxl_base_v1-0",
         "stable-diffusion-xl-v1-base/lora",

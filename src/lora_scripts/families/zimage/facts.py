@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_scripts.families.facts import Drawing
+from lora_scripts.families.facts import Drawing, Kept
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.zimage.check import CHECKPOINT, FILES, folder_kind, is_turbo, kind_of
@@ -33,6 +33,7 @@ FACTS = flow_facts(
     },
     lora=flow_lora("z_image", "Z-Image/lora", loader="ZImageLoraLoaderMixin", civitai="ZImageBase", tag="z-image"),
     recipes=recipes(),
+    kept={6155: Kept(32163, 962)},
     drawn=_drawn,
     fused=True,
 )
