@@ -10,6 +10,7 @@ from lora_scripts.families.flow.llm import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.component import SCHEDULER, configured, shift_of
 from lora_scripts.families.zimage import layout
 from lora_scripts.families.zimage.layout import ZImageLayout
 from lora_scripts.formats.header import Kind
@@ -48,6 +49,5 @@ def folder_kind(path: Path) -> Kind | None:
 
 def sampler_shift(path: Path) -> float:
     """Of the noise levels that a base is drawn with, as its folder says."""
-    config = read_config(path / "scheduler", "scheduler_config.json") if path.is_dir() else None
-    given = (config or {}).get("shift")
-    return float(given) if isinstance(given, int | float) else layout.SAMPLER_SHIFT
+    with configured(path / "scheduler", SCHEDULER) as config:
+        return shift_of(config, layout.SAMPLER_SHIFT)
