@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,15 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import families
 import tiny
+import tiny_flux1
 from lora_scripts.cli import main
-from lora_scripts.errors import UserErrors
+from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families import table
+from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.sd.component import require_kinds
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -118,6 +123,60 @@ def test_each_fault_is_one_line(
     start, _, end = words.partition("NUMBER")
     assert start in told and end in told and str(folder) in told and told.startswith("error: ")
     assert told.count("\n") == (1 if name != "another width" else told.count("has shape"))
+
+
+DAMAGED = {
+    "text_encoder/config.json": ("rope_parameters", "x", "rope_parameters is 'x', and not a table"),
+    "scheduler/scheduler_config.json": ("shift", None, "shift is null, and not a number"),
+    "transformer/config.json": ("patch_size", None, "'NoneType' object is not subscriptable"),
+    "text_conditioner/config.json": ("target_vocab_size", "x", "sizes of x"),
+    "vae/config.json": ("dropout", "x", "dropout is 'x', and not a number"),
+}
+"""What no header shows, of a family of flow: found where the part is built, or before it is asked."""
+
+
+def test_a_damaged_value_is_one_line_with_its_config(tmp_path: Path) -> None:
+    base = next(row for row in families.ROWS if row.name == "anima").folder(tmp_path / "base")  # type: ignore[misc]
+    facts, options = table.find(base), LoadOptions(torch.device("cpu"), torch.float32)
+    for name, (key, value, words) in DAMAGED.items():
+        whole = (base / name).read_text()
+        (base / name).write_text(json.dumps({**json.loads(whole), key: value}))
+        with pytest.raises(UserError) as caught:
+            table.load_family(facts, base, options)
+        plain = "get the folder as it was published"
+        assert str(caught.value) == f"{base / name}: a value makes no sense ({words}); {plain}"
+        (base / name).write_text(whole)
+    table.load_family(facts, base, options)
+
+
+def test_a_vae_that_says_no_scale(tmp_path: Path) -> None:
+    """Whose class would be built with it, and fail when it is asked."""
+    base = tiny_flux1.write_folder(tmp_path / "base")
+    config(scaling_factor="null")(base / "vae/config.json")
+    (base / "vae/config.json").write_text((base / "vae/config.json").read_text().replace('"null"', "null"))
+    with pytest.raises(UserError, match=r"vae.config\.json: a value makes no sense \(scaling_factor is null, and not"):
+        table.load_family(table.find(base), base, LoadOptions(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"])
+def test_what_a_class_of_diffusers_may_take(kind: str) -> None:
+    """Values as published files have them, or as the class itself means them."""
+    own = getattr(diffusers, kind)
+    usual = {name: a.default for name, a in inspect.signature(own.__init__).parameters.items() if name != "self"}
+    require_kinds(json.loads(json.dumps(usual)), own)
+    fine: dict[str, dict[str, Any]] = {
+        "AutoencoderKL": {"force_upcast": 1, "shift_factor": None, "scaling_factor": 1, "_class_name": 3},
+        "UNet2DConditionModel": {"attention_head_dim": [5, 10, 20, 20], "upcast_attention": None},
+        "SD3Transformer2DModel": {"out_channels": None, "dual_attention_layers": [0, 1]},
+    }
+    require_kinds(fine[kind], own)
+    wrong: dict[str, dict[str, Any]] = {
+        "AutoencoderKL": {"act_fn": 3},
+        "UNet2DConditionModel": {"block_out_channels": 320},
+        "SD3Transformer2DModel": {"dual_attention_layers": [0, None]},
+    }
+    with pytest.raises(ValueError, match="and not"):
+        require_kinds(wrong[kind], own)
 
 
 def test_every_part_is_told_at_once_and_before_torch(folder: Path, data: Path, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import families
 from lora_scripts.config.load import load_config
 from lora_scripts.config.prompt_line import parse_line
 from lora_scripts.data.captions import read_metadata, read_sidecar
@@ -23,6 +26,7 @@ from lora_scripts.data.image import decode_rgb
 from lora_scripts.data.write_captions import CaptionTable
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families import table
+from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip import prompts
 from lora_scripts.formats.header import read_header
 from lora_scripts.formats.numbers import sound_digest
@@ -130,6 +134,35 @@ def test_bytes_of_a_lora(data: st.DataObject, tmp_path: Path) -> None:
     for look in (sound_digest, table.identify, loras.read):
         with only_ours():
             look(path)
+
+
+CONFIGS = ("config.json", "scheduler_config.json", "model_index.json")
+VALUES = (None, "x", [], {}, -1, 0, 2.5, True, ["x"], [None], float("nan"))
+
+
+def test_configs_of_a_diffusers_folder(tmp_path: Path) -> None:
+    """By hand of other families, too: `FUZZ=500 FUZZ_FAMILY=krea2`."""
+    row = next(row for row in families.ROWS if row.name == os.environ.get("FUZZ_FAMILY", "anima"))
+    assert row.folder is not None
+    folder, rng = row.folder(tmp_path / "base"), random.Random(1)
+    files = {p: json.loads(p.read_text()) for p in sorted(folder.rglob("*.json")) if p.name in CONFIGS}
+    for file, key in rng.choices([(file, key) for file, keys in files.items() for key in keys], k=MANY // 5):
+        whole = file.read_bytes()
+        file.write_text(json.dumps({**files[file], key: rng.choice(VALUES)}), "utf-8")
+        with only_ours():
+            loaded(folder)
+        file.write_bytes(whole)
+
+
+def loaded(folder: Path) -> object:
+    """All that is asked of a folder on the way to a family."""
+    facts = table.find(folder)
+    facts.made_for(folder)
+    table.settings(folder, {})
+    facts.check(folder, True)
+    if facts.check_text is not None:
+        facts.check_text(folder, [])
+    return table.load_family(facts, folder, LoadOptions(torch.device("cpu"), torch.float32))
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def test_a_weight_of_the_file_is_the_models(base: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_file_in_fp8_with_scales_is_read_and_one_in_int8_named(base: Path, tmp_path: Path) -> None:
+def test_a_file_in_fp8_or_int8_is_read_by_its_scales_and_one_without_named(base: Path, tmp_path: Path) -> None:
     tensors, key = load_file(base), "blocks.0.attn.wq.weight"
     scale, whole = tensors[key].abs().max() / 448, tensors[key]
     tensors[key] = (whole / scale).to(torch.float8_e4m3fn)
@@ -224,6 +224,12 @@ def test_a_file_in_fp8_with_scales_is_read_and_one_in_int8_named(base: Path, tmp
     assert torch.equal(state["transformer_blocks.0.attn.to_q.weight"], tensors[key].float() * scale)
     save_file({**tensors, key: whole.to(torch.int8)}, tmp_path / "int8.safetensors")
     assert "this is a quantised file" in faults(lambda: FACTS.check(tmp_path / "int8.safetensors", False))
+    scale = whole.abs().amax(1, keepdim=True) / 127
+    codes = (whole / scale).round().to(torch.int8)
+    save_file({**tensors, key: codes, key.replace(".weight", ".weight_scale"): scale}, tmp_path / "int8.safetensors")
+    FACTS.check(tmp_path / "int8.safetensors", False)
+    state = FILES.load(tmp_path / "int8.safetensors", torch.float32).state_dict()
+    torch.testing.assert_close(state["transformer_blocks.0.attn.to_q.weight"], codes.float() * scale)
 
 
 def test_a_text_encoder_is_read_in_every_spelling(base: Path, family: Any, tmp_path: Path) -> None:

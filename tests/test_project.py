@@ -214,3 +214,32 @@ def test_the_faults_that_are_put_in_by_hand_still_fit() -> None:
     gone = [f"{m.file}: {m.old}" for m in MUTANTS if m.old not in (package / m.file).read_text("utf-8")]
     files = {file for m in MUTANTS for file in m.tests.split() if not (ROOT / "tests" / f"test_{file}.py").exists()}
     assert not gone and not files
+
+
+NAMED = ("lora_rank", "learning_rate", "base_precision", "timestep_sampling")
+"""What docs/models.md says of every family's template, with whose it is and why."""
+
+
+def _defaults() -> list[tuple[str, str]]:
+    """(template, what the row of defaults says of it), in the order of docs/models.md."""
+    lines = (ROOT / "docs" / "models.md").read_text("utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(("| template", "| defaults"))]
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    assert all(one[0].startswith("template") and two[0].startswith("defaults") for one, two in pairs)
+    return [(names.split("`")[1], told) for one, two in pairs for names, told in zip(one[1:], two[1:], strict=True)]
+
+
+def test_the_defaults_in_the_docs_are_the_templates() -> None:
+    told = _defaults()
+    assert {name for name, _ in told} == {path.name for path in (ROOT / "configs").glob("*_style.yaml")}
+    for name, text in told:
+        template = yaml.safe_load((ROOT / "configs" / name).read_text("utf-8"))
+        says: dict[str, object] = {}
+        for span in re.findall(r"`([a-z_]+: [^`]+)`", text):
+            says |= {key: value for key, value in yaml.safe_load(span).items() if key in TrainConfig.model_fields}
+        is_so = {key: template.get(key, TrainConfig.model_fields[key].default) for key in says}
+        assert says == is_so, name
+        assert says.keys() >= {
+            *NAMED,
+            *({"offload_blocks", "timestep_shift", "lora_alpha", "targets"} & template.keys()),
+        }

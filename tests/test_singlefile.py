@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import tiny
+import tiny_sd2
+from lora_scripts.compute.resting import built
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sd1.load import load_parts
 
 WIDE = singlefile.Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (128, 256, 512, 512), 4, 768, 12, 3072, 49408, 77)
 Q = "first_stage_model.encoder.mid.attn_1.q.weight"
@@ -222,3 +227,32 @@ def test_to_ldm_takes_only_whole_models(models: Models) -> None:
     turned = models.vae_sd | {"quant_conv.weight": models.vae_sd["quant_conv.weight"].reshape(1, 64)}
     with pytest.raises(ValueError, match="weight has shape"):
         singlefile.to_ldm(models.unet_sd, turned, models.text_sd)
+
+
+@pytest.mark.parametrize("made", [tiny, tiny_sd2], ids=["1.x", "2.x"])
+def test_fp8_scaled_files_of_either_age_and_int8(made: ModuleType, tmp_path: Path) -> None:
+    """A number a weight as scale_weight, or one a row as weight_scale: what is loaded is codes times scales."""
+    tensors = load_file(made.write_base(tmp_path / "base.safetensors"))
+    linear = [k for k, w in tensors.items() if k.endswith(".weight") and w.dim() == 2 and "embedding." not in k]
+    linear = [key for key in linear if key.startswith(("model.diffusion_model.", "cond_stage_model."))]
+    assert any("attn1" in key for key in linear) and any(key.startswith("cond_stage_model.") for key in linear)
+    for name, axis in (("scale_weight", (0, 1)), ("weight_scale", (1,))):
+        file, meant, mixed = dict(tensors), dict(tensors), dict(tensors)
+        for key in linear:
+            scale = tensors[key].abs().amax(axis, keepdim=True) / 448
+            beside = key.removesuffix("weight") + name
+            file |= {
+                key: (tensors[key] / scale).to(torch.float8_e4m3fn),
+                beside: scale if len(axis) == 1 else scale.squeeze(),
+            }
+            meant[key] = file[key].float() * scale
+            mixed |= {key: torch.ones_like(tensors[key]).to(torch.int8), beside: file[beside]}
+        paths = {kind: tmp_path / f"{kind}.safetensors" for kind in ("file", "meant", "mixed")}
+        for kind, held in (("file", file), ("meant", meant), ("mixed", mixed)):
+            save_file({key: value.contiguous() for key, value in held.items()}, paths[kind])
+        check.check(paths["file"], True)
+        one, two = (load_parts(paths[kind], None) for kind in ("file", "meant"))
+        for ours, want in ((one.unet, two.unet), (built(one.text), built(two.text))):
+            assert equal({k: v.float() for k, v in ours.state_dict().items()}, want.state_dict())
+        with pytest.raises(UserError, match="tensors are not floating point"):
+            check.check(paths["mixed"], True)

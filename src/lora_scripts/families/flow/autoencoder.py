@@ -83,7 +83,7 @@ class Autoencoder:
             if isinstance(latents, int) and latents != self.channels:
                 self._refuse(latents, words, path)
             scaling = config.get("scaling_factor")
-            if not self.normed and isinstance(scaling, float) and abs(scaling / self.scaling - 1) > _SCALE_APART:
+            if not self.normed and isinstance(scaling, int | float) and abs(scaling / self.scaling - 1) > _SCALE_APART:
                 text = f"this VAE scales latents by {scaling}, that of {words} by {self.scaling}"
                 raise UserError(text, file=path, hint=self._hint)
             check_part(folder_of(path), self.part())

@@ -16,7 +16,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llama_names, tekken
 from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
 from lora_scripts.families.flow.places import files_of, require_signs, tokenizer_of
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.component import configured, number_of
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
 
 L = TypeVar("L")
@@ -191,23 +191,32 @@ def _place(kind: Language, base: Path, given: Sequence[Path]) -> Path:
 
 
 def _layout(kind: Language, pieces: Pieces, file: Path) -> LanguageLayout:
-    shapes, told = pieces.shapes, llama_names.config_of(next(iter(pieces.headers.values())).metadata)
-    config: dict[str, Any] = (read_config(file) or {}) if file.is_dir() else told
+    """Of a folder by its config, too, of a GGUF file by its metadata."""
+    if not file.is_dir():
+        return _told(kind, pieces, file, llama_names.config_of(next(iter(pieces.headers.values())).metadata))
+    with configured(file) as config:
+        return _told(kind, pieces, file, config)
+
+
+def _told(kind: Language, pieces: Pieces, file: Path, config: Mapping[str, Any]) -> LanguageLayout:
+    shapes = pieces.shapes
     if not kind.knows(shapes, config):
         hint = f"give {kind.file}, or the folder of the text encoder"
         other = next((f", but {own.words}" for own in _KNOWN if own.knows(shapes, config)), "")
         raise UserError(f"this is no {kind.words} text encoder{other}", file=file, hint=hint)
     packed = any(pieces.is_packed(one) for one in pieces.headers)
-    if packed and kind.turned and told.get("model_type") != kind.turned:
-        text = f"this GGUF file is of the kind {told.get('model_type')}, whose order of numbers is not known here"
+    if packed and kind.turned and config.get("model_type") != kind.turned:
+        text = f"this GGUF file is of the kind {config.get('model_type')}, whose order of numbers is not known here"
         raise UserError(text, file=file, hint=f"give one of the kind {kind.turned}, or {kind.file}")
-    config = {**config, **(config.get("text_config") or {})}
-    width, rope = size_of(shapes, "embed_tokens.weight", 1, file), config.get("rope_parameters") or {}
+    config = _filled({**config, **_table(config, "text_config")})
+    width, rope = size_of(shapes, "embed_tokens.weight", 1, file), _filled(_table(config, "rope_parameters"))
     wide = size_of(shapes, "layers.0.self_attn.q_proj.weight", 0, file)
     if kind.normed:
         head = size_of(shapes, "layers.0.self_attn.q_norm.weight", 0, file)
+    elif "num_attention_heads" in config:
+        head = wide // int(number_of(config, "num_attention_heads", 0))
     else:
-        head = wide // int(config["num_attention_heads"]) if config.get("num_attention_heads") else HEAD
+        head = HEAD
     return LanguageLayout(
         kind=kind,
         width=width,
@@ -217,10 +226,23 @@ def _layout(kind: Language, pieces: Pieces, file: Path) -> LanguageLayout:
         groups=size_of(shapes, "layers.0.self_attn.k_proj.weight", 0, file) // head,
         head=head,
         vocab=size_of(shapes, "embed_tokens.weight", 0, file),
-        theta=float(rope.get("rope_theta") or config.get("rope_theta") or kind.theta),
-        epsilon=float(config.get("rms_norm_eps") or kind.epsilon),
+        theta=number_of(rope, "rope_theta", number_of(config, "rope_theta", kind.theta)),
+        epsilon=number_of(config, "rms_norm_eps", kind.epsilon),
         turned=packed and bool(kind.turned),
     )
+
+
+def _table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A config inside of a config, {} for none. ValueError for what is none."""
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {value!r}, and not a table")
+    return value
+
+
+def _filled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that say nothing."""
+    return {key: value for key, value in config.items() if value}
 
 
 def rows(layout: LanguageLayout, layers: int | None = None) -> list[Row]:

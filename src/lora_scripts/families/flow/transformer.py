@@ -22,6 +22,7 @@ from lora_scripts.families.flow.pieces import (
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
+from lora_scripts.families.sd.component import configured, require_kinds
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
 from lora_scripts.formats.gguf import read_model
@@ -115,7 +116,8 @@ class Transformer(Generic[L]):
         if path.is_file():
             return self.layout_of(self.require_file(path).shapes, path)
         check_parts(path, [self.part], self.words)
-        return self.layout_from(read_config(path / "transformer") or {})
+        with configured(path / "transformer") as config:
+            return self.layout_from(config)
 
     # --- as `Facts` asks ---------------------------------------------------------------------------------------------
 
@@ -176,10 +178,10 @@ class Transformer(Generic[L]):
             blocks, left = take_blocks(model, pieces, self.rows(layout), lambda key: dtype)
             scaled, left = lend_scaled(model, pieces, left, dtype) if lent else ({}, left)
             return _filled(model, {**blocks, **scaled, **from_rows(pieces, left, dtype=dtype)})
-        config = read_config(path / "transformer") or {}
-        layout = self.layout_from(config)
-        pieces = Pieces(weights_of(path / "transformer", self.part.stem))
-        return self.build(layout, from_rows(pieces, as_built(self.rows(layout)), dtype=dtype), config)
+        with configured(path / "transformer") as config:
+            layout = self.layout_from(config)
+            pieces = Pieces(weights_of(path / "transformer", self.part.stem))
+            return self.build(layout, from_rows(pieces, as_built(self.rows(layout)), dtype=dtype), config)
 
     def build(
         self, layout: L, state: dict[str, torch.Tensor] | None = None, config: dict[str, Any] | None = None
@@ -191,6 +193,8 @@ class Transformer(Generic[L]):
         import torch
 
         kind = of_diffusers(self.model)
+        if config is not None:
+            require_kinds(config, kind)
         with torch.device("meta"):
             model = kind(**self.config_of(layout)) if config is None else kind.from_config(config)
         self.complete(model)

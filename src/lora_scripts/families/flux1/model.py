@@ -18,17 +18,15 @@ from lora_scripts.families.black_forest.flux1_blocks import CHANNELS
 from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
+from lora_scripts.families.flow.levels import line_of
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
 from lora_scripts.families.flux1.pair_reader import FluxEncoder
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.component import SCHEDULER, configured, shift_of
 from lora_scripts.families.sd.latents import LatentCoder
-from lora_scripts.losses.flow import Sigmas, by_resolution
-
-_LINE = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-"""Of a folder's scheduler, which says how noise levels move."""
+from lora_scripts.losses.flow import Sigmas
 
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
@@ -43,11 +41,10 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
 
 def sigmas(path: Path, *, guidance: bool) -> Sigmas:
     """The noise levels that a base is drawn with: as its folder says, else those of dev or of schnell."""
-    config = (read_config(path / "scheduler", "scheduler_config.json") or {}) if path.is_dir() else {}
-    if not config.get("use_dynamic_shifting", guidance):
-        return Sigmas(float(config.get("shift", 1.0)))
-    low, high, fewest, most = (config.get(key, usual) for key, usual in _LINE.items())
-    return Sigmas(mu=by_resolution(low, high, fewest, most))
+    with configured(path / "scheduler", SCHEDULER) as config:
+        if not config.get("use_dynamic_shifting", guidance):
+            return Sigmas(shift_of(config))
+        return Sigmas(mu=line_of(config))
 
 
 def load(path: Path, options: LoadOptions) -> FlowFamily:

@@ -26,8 +26,8 @@ from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux3.check import FILES, TAPS
 from lora_scripts.families.flux3.facts import FACTS
 from lora_scripts.families.flux3.names import INSIDE
+from lora_scripts.families.sd.component import PLAIN
 from lora_scripts.families.sd.latents import LatentCoder
-from lora_scripts.families.sd.whole import PLAIN
 from lora_scripts.losses.flow import Sigmas
 
 READING = Reading(

@@ -16,7 +16,7 @@ from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.krea2 import layout
 from lora_scripts.families.krea2.layout import Krea2Layout
 from lora_scripts.families.sd.check import read_config
-from lora_scripts.families.sd.whole import PLAIN
+from lora_scripts.families.sd.component import PLAIN
 from lora_scripts.formats.header import Kind
 
 CHECKPOINT = Kind("a Krea 2 checkpoint")

@@ -10,8 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lora_scripts.compute.meter import ran_out
-from lora_scripts.errors import UserError
+from lora_scripts.families.sd.component import configured, require_kinds
 from lora_scripts.families.sd.network import Unet
 from lora_scripts.families.sd.text import TextLayout, text_config, text_keys_like
 from lora_scripts.families.sd.unet import UnetLayout, unet_rows
@@ -68,14 +67,10 @@ def pretrained(kind: Any, folder: Path) -> Any:
     """A part of a diffusers folder, from the disk alone. UserError where it is not whole: `whole.check_part` has told
     what it knows; what is left are configs of another topology."""
     quieten()
-    try:
+    with configured(folder) as config:
+        if kind.__module__.startswith("diffusers."):
+            require_kinds(config, kind)
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
-        if ran_out(e):
-            raise
-        said = " ".join(str(e).split())
-        hint = "its config.json and its weights must be of one model; get the folder as it was published"
-        raise UserError(f"cannot be loaded: {said[:200]}", file=folder, hint=hint) from None
 
 
 def unet_of(folder: Path) -> nn.Module:

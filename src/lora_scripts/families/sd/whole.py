@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd.check import check_floats
+from lora_scripts.families.sd.component import PLAIN, configured
 from lora_scripts.families.sd.rows import Row, check_rows
 from lora_scripts.families.sd.text import TextLayout, clip_rows
 from lora_scripts.families.sd.unet import GROUPS, SIZES, UnetLayout, unet_config, unet_rows
@@ -20,7 +21,6 @@ from lora_scripts.families.sd.vae import LEVELS, modern_name, vae_config, vae_ro
 from lora_scripts.formats.header import DOWNLOAD, Header, read_header
 
 Config = Mapping[str, Any]
-PLAIN = "get the folder as it was published"
 UNET_STEM = "diffusion_pytorch_model"
 UNET_SETTINGS: Config = {
     "flip_sin_to_cos": True,
@@ -89,10 +89,11 @@ def check_part(folder: Path, part: Part) -> None:
         lacking = [key for key in part.keys if key not in config]
         if lacking:
             raise UserError(f"says nothing of {', '.join(lacking)}", file=file, hint=PLAIN)
-        try:
+        with configured(folder):
             rows = part.rows(config)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise UserError(f"a value makes no sense ({error})", file=file, hint=PLAIN) from None
+            odd = {size for row in rows for size in row.model_shape if type(size) is not int or size < 1}
+            if odd:
+                raise ValueError(f"sizes of {', '.join(map(str, odd))}")
     except UserError as fault:
         faults.append(fault)
     headers: dict[Path, Header] = {}

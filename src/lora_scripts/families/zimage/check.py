@@ -10,6 +10,7 @@ from lora_scripts.families.flow.llm import finder
 from lora_scripts.families.flow.transformer import Transformer, class_of, named_turbo, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.component import SCHEDULER, configured, shift_of
 from lora_scripts.families.zimage import layout
 from lora_scripts.families.zimage.layout import ZImageLayout
 from lora_scripts.formats.header import Kind
@@ -59,6 +60,5 @@ def is_turbo(path: Path) -> bool:
 
 
 def _said_shift(path: Path) -> float | None:
-    config = read_config(path / "scheduler", "scheduler_config.json") if path.is_dir() else None
-    given = (config or {}).get("shift")
-    return float(given) if isinstance(given, int | float) else None
+    with configured(path / "scheduler", SCHEDULER) as config:
+        return shift_of(config) if "shift" in config else None
