@@ -158,6 +158,15 @@ def test_a_vae_that_says_no_scale(tmp_path: Path) -> None:
         table.load_family(table.find(base), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
+def test_a_text_encoder_with_a_value_that_its_library_refuses(folder: Path) -> None:
+    config(initializer_factor=-1)(folder / "text_encoder/config.json")
+    with pytest.raises(
+        UserError, match=r"text_encoder.config\.json: a value makes no sense \(Validation error"
+    ) as told:
+        table.load_family(table.find(folder), folder, LoadOptions(torch.device("cpu"), torch.float32))
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"])
 def test_what_a_class_of_diffusers_may_take(kind: str) -> None:
     """Values as published files have them, or as the class itself means them."""
