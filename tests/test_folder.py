@@ -158,6 +158,21 @@ def test_a_vae_that_says_no_scale(tmp_path: Path) -> None:
         table.load_family(table.find(base), base, LoadOptions(torch.device("cpu"), torch.float32))
 
 
+def test_a_text_encoder_with_a_value_that_its_library_refuses(folder: Path) -> None:
+    config(initializer_factor=-1)(folder / "text_encoder/config.json")
+    with pytest.raises(
+        UserError, match=r"text_encoder.config\.json: a value makes no sense \(Validation error"
+    ) as told:
+        table.load_family(table.find(folder), folder, LoadOptions(torch.device("cpu"), torch.float32))
+    assert "\n" not in str(told.value)
+
+
+def test_a_unet_that_says_fewer_heads_than_levels(folder: Path) -> None:
+    config(attention_head_dim=[8])(folder / "unet/config.json")
+    with pytest.raises(UserError, match=r"unet.config\.json: a value makes no sense"):
+        table.load_family(table.find(folder), folder, LoadOptions(torch.device("cpu"), torch.float32))
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "UNet2DConditionModel", "SD3Transformer2DModel"])
 def test_what_a_class_of_diffusers_may_take(kind: str) -> None:
     """Values as published files have them, or as the class itself means them."""

@@ -19,8 +19,8 @@ from lora_scripts.families.sd.check import read_config
 
 CONFIG, SCHEDULER = "config.json", "scheduler_config.json"
 PLAIN = "get the folder as it was published"
-_BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, OSError)
-"""What values break. Not ImportError: that is the machine's matter."""
+_OTHERS = (UserError, MemoryError, ImportError)
+"""What is not the config's matter; everything else is: transformers' own errors on values derive from nothing else."""
 _SAID = 200
 """So many letters of what a library says; torch lists every tensor."""
 _KINDS: Mapping[type, str] = {bool: "a number", int: "a number", float: "a number", str: "text", dict: "a table"}
@@ -33,9 +33,9 @@ def configured(folder: Path, name: str = CONFIG) -> Iterator[dict[str, Any]]:
     wrong inside of the block, but for a shortage of memory."""
     try:
         yield read_config(folder, name) or {}
-    except UserError:
+    except _OTHERS:
         raise
-    except _BROKEN as error:
+    except Exception as error:
         if _ran_out(error):
             raise
         said = " ".join(str(error).split())[:_SAID]

@@ -76,7 +76,8 @@ def pretrained(kind: Any, folder: Path) -> Any:
 def unet_of(folder: Path) -> nn.Module:
     """The UNet of a diffusers folder that was checked: ours, its numbers mapped; diffusers' own where it has a setting
     or a topology that is not ours."""
-    layout = unet_layout(folder)
+    with configured(folder):
+        layout = unet_layout(folder)
     if layout is None:
         from diffusers import UNet2DConditionModel
 
@@ -86,7 +87,8 @@ def unet_of(folder: Path) -> nn.Module:
     for file in weights_of(folder, UNET_STEM):
         with safe_open(file, "pt") as handle:
             state |= {key: handle.get_tensor(key) for key in handle.keys() if key in known}  # noqa: SIM118
-    return build_unet(layout, state)
+    with configured(folder):
+        return build_unet(layout, state)
 
 
 def quieten() -> None:
