@@ -10,6 +10,7 @@ import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_data_uri_is_lossless(mode: str) -> None:
     assert ImageChops.difference(back, image.convert(back.mode)).getbbox(alpha_only=False) is None
     flat = Image.new("RGB", (64, 64), (7, 8, 9))
     assert decoded(data_uri(flat)).getpixel((5, 5)) == (7, 8, 9)
+
+
+def test_a_fact_has_room_for_its_words() -> None:
+    short, path, line = "5 of 50 images", "output/demo/neon/neon.safetensors", "a line of some words " * 4
+    html = render(replace(full(), facts=[("a", short), ("b", path), ("c", line), ("d", "x" * 60)]))
+    assert [a.get("class", "") for a in _parents_of_facts(html)[:4]] == ["", "long", "longest", "longest"]
+
+
+def _parents_of_facts(html: str) -> list[dict[str, str]]:
+    """What holds each fact."""
+    tags = Page(html).tags
+    return [before for (_, before), (tag, _) in pairwise(tags) if tag == "dt"]
 
 
 def test_what_people_write_is_escaped_and_kept() -> None:
@@ -290,5 +303,5 @@ def test_templates_leave_no_way_around_the_escapes() -> None:
 def test_a_lora_that_harms_is_not_recommended() -> None:
     page = Page(render(replace(full(), warning="this LoRA is worse than the base")))
     assert any("this LoRA is worse than the base" in text for text in page.text("p"))
-    assert not any("into your WebUI and write" in text for text in page.text("p"))
-    assert any("into your WebUI and write" in text for text in Page(render(full())).text("p"))
+    assert not any("into your WebUI's models/Lora and write" in text for text in page.text("p"))
+    assert any("into your WebUI's models/Lora and write" in text for text in Page(render(full())).text("p"))

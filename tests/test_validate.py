@@ -319,7 +319,8 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     assert passes["previews"] + passes["report"] == pytest.approx(counts["drawn"]) and counts["drawn"]
     # Before the run, every second step of six, and in the end a stronger LoRA, but only where that may be better.
     assert passes["held-out loss"] * 4 / 5 == pytest.approx(counts["measured"]) and counts["measured"]
-    assert "How strong" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "How strong" in page and "besides training" not in page  # what was forecast is over
 
 
 def test_what_takes_less_is_named_where_it_can_take_less() -> None:
@@ -327,8 +328,19 @@ def test_what_takes_less_is_named_where_it_can_take_less() -> None:
     more = "sample_steps; report: full draws more"
     for report, mend in (("full", "report: short"), ("short", more), ("one", more)):
         told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
-        assert told == ("besides", f"about 30 % of the time: held-out loss 10 % (val_every), report 20 % ({mend})")
+        lines = f"held-out loss 10 % (less with val_every), report 20 % (less with {mend})"
+        assert told == ("besides training", f"about 30 % of the time: {lines}")
     assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
+
+
+def test_a_finished_run_tells_no_forecast() -> None:
+    rows = [("besides training", "about 45 % of the time: report 45 % (less with report: short)")]
+    rows += [("precision", "bf16, LoRA fp32, VAE bf16 if its latents agree"), ("note", "x, VAE")]
+    for kind in ("bf16", "fp32"):
+        told = overview.afterwards(rows, f"the VAE makes latents in {kind}: of a test picture 0.6 % off")
+        assert told == [("precision", f"bf16, LoRA fp32, the VAE makes latents in {kind}"), rows[2]]
+    assert overview.afterwards(rows, "") == [("precision", "bf16, LoRA fp32"), rows[2]]
+    assert overview.vae_words("bf16", torch.device("cpu")) in rows[1][1]
 
 
 def test_a_run_that_is_not_getting_better_stops_early_and_exactly(
