@@ -182,7 +182,15 @@ def test_what_the_lora_does_uncalled_stands_beside_the_base() -> None:
     assert len(page.all("img")) == len(Page(render(full())).all("img")) + 2
     assert {SHA, SHA[:10], "1.2 MB"} <= set(page.text("dd"))
     prompt = 'it\'s "neon" \\ 霓虹\n'
-    program = ast.parse(diffusers_code(LORA, prompt))
+    for base, pipeline, call in (
+        ("", "", "DiffusionPipeline.from_pretrained('path/to/the/base/model')"),
+        ("m/v1.safetensors", "StableDiffusionPipeline", "StableDiffusionPipeline.from_single_file('m/v1.safetensors')"),
+        ("models/flux.safetensors", "", "DiffusionPipeline.from_pretrained('path/to/the/base/model')"),
+        ("a/b", "StableDiffusionPipeline", "DiffusionPipeline.from_pretrained('a/b')"),
+    ):
+        program = ast.parse(diffusers_code(LORA, prompt, 1.0, base, pipeline))
+        assert ast.unparse(program.body[1]) == f"pipe = {call}"
+        assert ast.unparse(program.body[0]) == f"from diffusers import {call.partition('.')[0]}"
     values = {node.targets[0].id: node.value for node in program.body if isinstance(node, ast.Assign)}
     assert ast.literal_eval(values["prompt"]) == prompt
 

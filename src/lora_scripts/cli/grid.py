@@ -37,10 +37,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--strengths", metavar="X", nargs="+", type=argument(_finite), default=strengths, help=text)
     add("--prompts", metavar="FILE", type=path, help="one prompt a line (default: those of the run's previews)")
     add("--seeds", metavar="N", nargs="+", type=number(int, 0, 2**32 - 1), default=(42,), help=default("42", "noise"))
-    text = default("7", "closeness to the prompt")
-    add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(7.0,), help=text)
+    text = "closeness to the prompt (default: the run's, or 7)"
+    add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(), help=text)
     add("--negative-prompt", metavar="TEXT", default="", help="what to keep out of the pictures")
-    add("--steps", metavar="N", type=number(int, 1, 1000), default=20, help=default("20", "denoising steps"))
+    add("--steps", metavar="N", type=number(int, 1, 1000), help="denoising steps (default: the run's, or 20)")
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the run's, or the base's own)")
     add("--scheduler", metavar="NAME", help="as for generate (default: DPM++ 2M Karras)")
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")

@@ -112,8 +112,8 @@ class Painter:
             prompt=line.prompt,
             negative=options.negative_prompt if line.negative is None else line.negative,
             seed=options.seeds[point.seed],
-            cfg=options.cfgs[point.cfg],
-            steps=line.steps or options.steps,
+            cfg=sources.cfgs[point.cfg],
+            steps=line.steps or sources.steps,
             size=(line.width or size[0], line.height or size[1]),
             scheduler=self.sampler.name,
             settings=(self.precision, sources.prediction, sources.zero_terminal_snr, sources.clip_skip),
@@ -162,7 +162,7 @@ def load_painter(options: GridOptions, sources: Sources) -> Painter:
     made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})
     for line in sources.prompts:
-        sampler = find_sampler(options.scheduler, made_with["prediction"], line.steps or options.steps)
+        sampler = find_sampler(options.scheduler, made_with["prediction"], line.steps or sources.steps)
         for side in (line.width, line.height):
             if side is not None:
                 check_size(side)

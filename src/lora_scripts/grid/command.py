@@ -74,7 +74,7 @@ def _labels(options: GridOptions, sources: Sources) -> dict[str, list[str]]:
         "lora": [one.label if one else "" for one in sources.loras],
         "checkpoint": [one.label if one else "" for one in sources.checkpoints],
         "seed": [str(seed) for seed in options.seeds],
-        "cfg": [f"{cfg:g}" for cfg in options.cfgs],
+        "cfg": [f"{cfg:g}" for cfg in sources.cfgs],
         "strength": [f"{strength:g}" for strength in options.strengths],
     }
     for name in NAMES:

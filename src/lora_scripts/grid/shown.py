@@ -87,10 +87,10 @@ def _facts(painter: Painter, cells: Cells, training: Training | None) -> list[tu
     facts = [
         ("pictures", f"{len(cells.at)}, {len(cells.different(bare=False))} of them different"),
         ("base", painter.sources.base.name),
-        ("sampler", f"{first.scheduler}, {options.steps} steps"),
+        ("sampler", f"{first.scheduler}, {painter.sources.steps} steps"),
         ("size", f"{first.size[0]} × {first.size[1]}"),
     ]
-    single = {"seed": options.seeds, "cfg": options.cfgs, "strength": options.strengths}
+    single = {"seed": options.seeds, "cfg": painter.sources.cfgs, "strength": options.strengths}
     facts += [(name, f"{values[0]:g}") for name, values in single.items() if len(values) == 1]
     if len(painter.sources.prompts) == 1:
         facts.append(("prompt", first.prompt))

@@ -12,8 +12,11 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import model_fault
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.generate.known_by import file_hash
 from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
 
+CFG, STEPS = 7.0, 20
+"""Where neither the command nor a run's config says."""
 _STEP = re.compile(r"-(?:step)?(\d{3,})$")
 
 
@@ -29,9 +32,9 @@ class GridOptions:
     strengths: tuple[float, ...] = (0.0, 0.4, 0.8, 1.0)
     prompts: Path | None = None
     seeds: tuple[int, ...] = (42,)
-    cfgs: tuple[float, ...] = (7.0,)
+    cfgs: tuple[float, ...] = ()
     negative_prompt: str = ""
-    steps: int = 20
+    steps: int | None = None
     size: tuple[int, int] | None = None
     scheduler: str | None = None
     vae: Path | None = None
@@ -67,6 +70,9 @@ class Sources:
     """(None,) where only checkpoints are compared"""
     checkpoints: tuple[LoraSource | None, ...]
     prompts: tuple[PromptLine, ...]
+    cfgs: tuple[float, ...]
+    steps: int
+    """Of a prompt that does not say."""
     size: tuple[int, int] | None
     data: Path | None
     prediction: Literal["epsilon", "v", "flow"] | None
@@ -105,6 +111,8 @@ def find_sources(options: GridOptions) -> Sources:
         loras=tuple(_labelled(options.loras)) or (None,),
         checkpoints=checkpoints or (None,),
         prompts=prompts,
+        cfgs=options.cfgs or (config.sample_cfg if config else CFG,),
+        steps=options.steps or (config.sample_steps if config else STEPS),
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
         prediction=options.prediction or (config.prediction if config else None),
@@ -167,7 +175,17 @@ def _checkpoints(word: str) -> list[LoraSource]:
     final = max((_step(file) or 0 for file in files), default=0) + 1
     ordered = sorted(files, key=lambda file: (final if _step(file) is None else _step(file), file.name))
     one_run = len({_STEP.sub("", file.stem) for file in ordered}) == 1 and len(ordered) > 1
-    return [LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered]
+    return _once([LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered])
+
+
+def _once(checkpoints: list[LoraSource]) -> list[LoraSource]:
+    """The same bytes under two names, as the best step that is the last, are one checkpoint with both names."""
+    kept: dict[str, LoraSource] = {}
+    for one in checkpoints:
+        digest = file_hash(one.path)
+        first, *others = sorted([*filter(None, [kept.get(digest)]), one], key=lambda source: len(source.path.stem))
+        kept[digest] = replace(first, label=" = ".join([first.label, *(other.label for other in others)]))
+    return list(kept.values())
 
 
 def _step(path: Path) -> int | None:
