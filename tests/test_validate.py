@@ -34,6 +34,7 @@ from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
+from lora_scripts.report import chinese
 from lora_scripts.run import overview
 from lora_scripts.run.heldout import STEP_COST, Measuring, as_before, levels_of, passes, trained
 from lora_scripts.run.preflight import copies, split
@@ -339,6 +340,7 @@ def test_a_finished_run_tells_no_forecast() -> None:
     for kind in ("bf16", "fp32"):
         told = overview.afterwards(rows, f"the VAE makes latents in {kind}: of a test picture 0.6 % off")
         assert told == [("precision", f"bf16, LoRA fp32, the VAE makes latents in {kind}"), rows[2]]
+        assert (chinese.translated(told[0][1]) or "").endswith(f"VAE 用 {kind}")
     assert overview.afterwards(rows, "") == [("precision", "bf16, LoRA fp32"), rows[2]]
     assert overview.vae_words("bf16", torch.device("cpu")) in rows[1][1]
 
