@@ -91,7 +91,7 @@ def run(data: Path, epochs: int, spent: Spent) -> tuple[int, dict[str, float], s
     def sink(event: Event) -> None:
         nonlocal said
         if isinstance(event, Table):
-            said = said or dict(event.rows).get("besides", "")
+            said = said or dict(event.rows).get("besides training", "")
 
     with tempfile.TemporaryDirectory() as folder:
         values = {

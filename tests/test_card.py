@@ -73,6 +73,7 @@ def test_a_card_with_a_grid(lora: Path, tmp_path: Path) -> None:
     assert widget["text"] == "a: red | house"
     picture = lora.parent / "neon-card" / widget["output"]["url"]
     assert picture.read_bytes() == (folder / "cells" / "2.png").read_bytes()
+    assert 'DiffusionPipeline.from_pretrained("a/b")' in body
     assert "<lora:neon:1>" in body and "Recommended: **1** (90 % of the training style" in body
     assert "| 0.5 | 10.0 % | 50 % | 9.0 % |" in body and "| steps | 104 |" in body and "| rank | 4 |" in body
     with Image.open(lora.with_name("neon.preview.png")) as preview:
@@ -84,6 +85,16 @@ def test_a_card_with_a_grid(lora: Path, tmp_path: Path) -> None:
     assert info["trainedWords"] == ['neon "style"'] and info["baseModel"] == "SD 1.5"
     assert info["files"][0]["hashes"]["SHA256"].lower() == hashes.sha256
     assert info["files"][0]["hashes"]["AutoV2"].lower() == hashes.sha256[:10]
+
+
+def test_what_a_grid_holds_twice_is_told_once(lora: Path, tmp_path: Path) -> None:
+    """As grids were drawn of a run whose best step is its last."""
+    folder = write_grid(tmp_path / "grid", lora)
+    told = json.loads((folder / "grid.json").read_text())
+    (folder / "grid.json").write_text(json.dumps({name: 2 * rows for name, rows in told.items()}))
+    assert card(str(lora), "--grid", str(folder)) == 0
+    text = (lora.parent / "neon-card" / "README.md").read_text("utf-8")
+    assert len(yaml.safe_load(text.split("---\n")[1])["widget"]) == 1 and text.count("| 0.5 | 10.0 %") == 1
 
 
 def test_a_persons_files_stay_unless_told(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +120,7 @@ def test_without_a_grid_it_says_what_is_not_known(lora: Path, capsys: pytest.Cap
         and "**glow**" in text
     )
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "v1-5"
+    assert 'StableDiffusionPipeline.from_single_file("v1-5.safetensors")' in text
     assert not lora.with_name("neon.preview.png").exists()
 
 

@@ -51,6 +51,30 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_pictures_whose_caption_row_is_broken_are_marked_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of eight pictures three have a caption, three have none, and the rows of two are torn."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (64, 64), (30 * number, 90, 200)).save(folder / f"{number}.png")
+    torn = [f"{number}.png,a house, by a lake" for number in (3, 4)]
+    rows = ["filename,prompt", *(f"{number}.png,house {number}" for number in range(3)), *torn]
+    for some, files in ((rows, ["3.png", "4.png"]), (rows[:-1], ["3.png"])):
+        (folder / "metadata.csv").write_text("\n".join(some) + "\n", encoding="utf-8")
+        assert main(["check", str(folder), "--json"]) == 2
+        told = json.loads(capsys.readouterr().out)
+        found = {finding["kind"]: finding for finding in told["findings"]}
+        assert found["caption_file"]["files"] == files and found["caption_file"]["source"] == "metadata.csv:5"
+        assert (told["captioned"], told["unread"]) == (3, len(files))
+        assert len(found["caption_missing"]["files"]) == 5 - len(files)
+    page = Page(Path(told["page"]).read_text("utf-8"))
+    assert "8 pictures, 3 with a caption, 1 with one that cannot be read: " in " ".join(page.text("p"))
+    assert sum(mark["title"] == "error" for mark in page.all("span", "dot")) == 1 + 4
+    assert page.text("span").count("its caption cannot be read") == 1
+
+
 @pytest.fixture
 def faulty(clean: Path, tmp_path: Path) -> Path:
     """The same with planted faults."""

@@ -175,6 +175,7 @@ def test_the_trigger() -> None:
     assert "9 of 10" in given.message
     assert vocabulary.trigger_coverage(captions(*texts), None) == []
     assert vocabulary.trigger_coverage(captions("one", "two", "three", "four", "five"), None) == []
+    assert vocabulary.trigger_coverage(captions("c1", "c2", "c3", "c4", "c5", "c6"), None) == []  # no word is "c"
 
 
 def test_words_everywhere_and_words_once() -> None:

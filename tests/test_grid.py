@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from conftest import Finished, offline
 from lora_scripts.cli import main
+from lora_scripts.config.load import dump_config, load_config
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.grid import measures
 from lora_scripts.grid.axes import NAMES, plan
 from lora_scripts.grid.cells import Cell
+from lora_scripts.grid.sources import GridOptions, find_sources
 from lora_scripts.losses.diffusion import alphas_cumprod
+from lora_scripts.report import sheet
 
 QUICK = ["--steps", "1", "--cfgs", "2", "--size", "64", "--precision", "fp32", "--device", "cpu"]
 
@@ -121,6 +125,33 @@ def test_differences(family: Any) -> None:
     assert measures.pixel_difference(black, white) == 1 and measures.pixel_difference(white, white) == 0
     one, other = (measures.look(family, measures.as_pixels(image)) for image in (black, white))
     assert measures.latent_difference(one, other) > 0 == measures.latent_difference(one, one)
+
+
+def test_a_runs_own_cfg_and_steps_and_each_file_once(
+    base: Path, finished: Finished, tmp_path: Path, never_loaded: None
+) -> None:
+    """Without torch: from the run's config, unless the command says; the final file lies there twice."""
+    folder = tmp_path / "neon"
+    folder.mkdir()
+    keys = ["sample_cfg=4", "sample_steps=9", "sample_prompts=[a house]"]
+    config = load_config(finished.folder / "config.yaml", keys)
+    (folder / "config.yaml").write_text(dump_config(config))
+    for name in ("neon", "neon-best"):
+        shutil.copyfile(finished.lora, folder / f"{name}.safetensors")
+    shutil.copyfile(sorted(finished.folder.glob("*step*.safetensors"))[0], folder / "neon-step000010.safetensors")
+    options = GridOptions(output=tmp_path / "g", checkpoints=(str(folder),))
+    found = find_sources(options)
+    assert (found.cfgs, found.steps) == ((4.0,), 9)
+    assert [one.label for one in found.checkpoints if one] == ["neon-step000010", "neon = neon-best"]
+    assert found.checkpoints[-1] is not None and found.checkpoints[-1].path.stem == "neon"
+    asked = find_sources(replace(options, cfgs=(1.0, 2.0), steps=3))
+    assert (asked.cfgs, asked.steps) == ((1.0, 2.0), 3)
+
+
+def test_a_name_is_broken_at_its_signs() -> None:
+    font = ImageFont.load_default(15)
+    assert sheet._wrapped("neon-step000100", font, int(font.getlength("neon-step00010"))) == ["neon-", "step000100"]
+    assert "".join(sheet._wrapped("x" * 40, font, 60)) == "x" * 40
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

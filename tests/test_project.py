@@ -177,6 +177,19 @@ def test_every_key_stands_in_the_table_with_a_test_that_exists() -> None:
             assert f"\ndef {name}(" in source, f"{key}: {module}::{name}"
 
 
+def test_the_keys_tables_say_first_what_a_key_does() -> None:
+    """Defaults stand in docs/keys.md."""
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    assert "| key | what it does |" in page
+    assert re.findall(r"^\| `\w+` \| `[^|]*` \|.*", page, re.MULTILINE) == []
+
+
+def test_both_readmes_count_as_many_programs() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in READMES)
+    [count] = re.findall(r"`lora-scripts verify` \| whether (\w+) programs", english)
+    assert re.findall("检查(.)种程序", chinese) == [{"eight": "八", "nine": "九", "ten": "十"}[count]]
+
+
 def test_both_readmes_have_the_same_parts() -> None:
     english, chinese = ((ROOT / name).read_text("utf-8") for name in READMES)
     assert [line.count("#") for line in english.splitlines() if re.match("#+ ", line)] == [

@@ -10,6 +10,7 @@ import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def test_data_uri_is_lossless(mode: str) -> None:
     assert decoded(data_uri(flat)).getpixel((5, 5)) == (7, 8, 9)
 
 
+def test_a_fact_has_room_for_its_words() -> None:
+    short, path, line = "5 of 50 images", "output/demo/neon/neon.safetensors", "a line of some words " * 4
+    html = render(replace(full(), facts=[("a", short), ("b", path), ("c", line), ("d", "x" * 60)]))
+    assert [a.get("class", "") for a in _parents_of_facts(html)[:4]] == ["", "long", "longest", "longest"]
+
+
+def _parents_of_facts(html: str) -> list[dict[str, str]]:
+    """What holds each fact."""
+    tags = Page(html).tags
+    return [before for (_, before), (tag, _) in pairwise(tags) if tag == "dt"]
+
+
 def test_what_people_write_is_escaped_and_kept() -> None:
     lora = LoraFile("<b>'\".safetensors", 5, SHA)
     data = replace(
@@ -169,7 +182,15 @@ def test_what_the_lora_does_uncalled_stands_beside_the_base() -> None:
     assert len(page.all("img")) == len(Page(render(full())).all("img")) + 2
     assert {SHA, SHA[:10], "1.2 MB"} <= set(page.text("dd"))
     prompt = 'it\'s "neon" \\ 霓虹\n'
-    program = ast.parse(diffusers_code(LORA, prompt))
+    for base, pipeline, call in (
+        ("", "", "DiffusionPipeline.from_pretrained('path/to/the/base/model')"),
+        ("m/v1.safetensors", "StableDiffusionPipeline", "StableDiffusionPipeline.from_single_file('m/v1.safetensors')"),
+        ("models/flux.safetensors", "", "DiffusionPipeline.from_pretrained('path/to/the/base/model')"),
+        ("a/b", "StableDiffusionPipeline", "DiffusionPipeline.from_pretrained('a/b')"),
+    ):
+        program = ast.parse(diffusers_code(LORA, prompt, 1.0, base, pipeline))
+        assert ast.unparse(program.body[1]) == f"pipe = {call}"
+        assert ast.unparse(program.body[0]) == f"from diffusers import {call.partition('.')[0]}"
     values = {node.targets[0].id: node.value for node in program.body if isinstance(node, ast.Assign)}
     assert ast.literal_eval(values["prompt"]) == prompt
 
@@ -290,5 +311,5 @@ def test_templates_leave_no_way_around_the_escapes() -> None:
 def test_a_lora_that_harms_is_not_recommended() -> None:
     page = Page(render(replace(full(), warning="this LoRA is worse than the base")))
     assert any("this LoRA is worse than the base" in text for text in page.text("p"))
-    assert not any("into your WebUI and write" in text for text in page.text("p"))
-    assert any("into your WebUI and write" in text for text in Page(render(full())).text("p"))
+    assert not any("into your WebUI's models/Lora and write" in text for text in page.text("p"))
+    assert any("into your WebUI's models/Lora and write" in text for text in Page(render(full())).text("p"))

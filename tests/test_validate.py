@@ -35,6 +35,7 @@ from lora_scripts.formats import io
 from lora_scripts.losses import diffusion
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
+from lora_scripts.report import chinese
 from lora_scripts.run import overview, story
 from lora_scripts.run.heldout import STEP_COST, Measuring, as_before, levels_of, passes, trained
 from lora_scripts.run.preflight import copies, split
@@ -334,7 +335,7 @@ def test_what_is_forecast_besides_training_is_what_is_computed(
     # Before the run, every second step of six, and in the end a stronger LoRA, but only where that may be better.
     assert passes["held-out loss"] * 4 / 5 == pytest.approx(counts["measured"]) and counts["measured"]
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "How strong" in page and "Copies?" in page
+    assert "How strong" in page and "Copies?" in page and "besides training" not in page  # what was forecast is over
     steps = Counter(int(step) for step in re.findall(r"Step (\d+): ", page))
     assert steps.keys() == {2, 4, 6, 1_000_000} and 2 * steps[2] == steps[6]
 
@@ -344,8 +345,20 @@ def test_what_takes_less_is_named_where_it_can_take_less() -> None:
     more = "sample_steps; report: full draws more"
     for report, mend in (("full", "report: short"), ("short", more), ("one", more)):
         told = overview.besides_row(shares, SimpleNamespace(report=report))  # type: ignore[arg-type]
-        assert told == ("besides", f"about 30 % of the time: held-out loss 10 % (val_every), report 20 % ({mend})")
+        lines = f"held-out loss 10 % (less with val_every), report 20 % (less with {mend})"
+        assert told == ("besides training", f"about 30 % of the time: {lines}")
     assert overview.besides_row({"report": 0.0}, SimpleNamespace(report="full"))[1] == "nothing"  # type: ignore[arg-type]
+
+
+def test_a_finished_run_tells_no_forecast() -> None:
+    rows = [("besides training", "about 45 % of the time: report 45 % (less with report: short)")]
+    rows += [("precision", "bf16, LoRA fp32, VAE bf16 if its latents agree"), ("note", "x, VAE")]
+    for kind in ("bf16", "fp32"):
+        told = overview.afterwards(rows, f"the VAE makes latents in {kind}: of a test picture 0.6 % off")
+        assert told == [("precision", f"bf16, LoRA fp32, the VAE makes latents in {kind}"), rows[2]]
+        assert (chinese.translated(told[0][1]) or "").endswith(f"VAE 用 {kind}")
+    assert overview.afterwards(rows, "") == [("precision", "bf16, LoRA fp32"), rows[2]]
+    assert overview.vae_words("bf16", torch.device("cpu")) in rows[1][1]
 
 
 def test_a_run_that_is_not_getting_better_stops_early_and_exactly(

@@ -16,6 +16,7 @@ from lora_scripts.check.shape import in_bucket
 from lora_scripts.check.verdict import check_command, ordered, summary
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
+from lora_scripts.data.captions import TornRow
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.data.unquoted import told_once
@@ -61,6 +62,8 @@ class Checked:
     pictures: int
     captioned: int
     """Pictures with a caption."""
+    unread: int
+    """Pictures whose caption cannot be read."""
     findings: tuple[Finding, ...]
     """The worst first."""
     mended: tuple[str, ...] | None
@@ -93,6 +96,12 @@ class Examined:
         """Pictures with a caption."""
         return sum(bool(self.listing.caption(name)) for name in self.listing.images)
 
+    @property
+    def unread(self) -> set[str]:
+        """Pictures whose caption cannot be read: its row or its file is broken."""
+        without = {*_without_caption(self.listing)}
+        return {name for name in self.listing.images if not self.listing.caption(name)} - without
+
 
 def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
     """Looks at every picture and caption, mends if asked to, and writes the page.
@@ -122,6 +131,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
         folder=options.folder,
         pictures=len(examined.listing.images),
         captioned=examined.captioned,
+        unread=len(examined.unread),
         findings=tuple(examined.findings),
         mended=mended,
         mend=check_command([*options.words, "--fix"]) if mendable else "",
@@ -191,13 +201,21 @@ def _captioned(listing: Listing, name: str) -> Captioned:
 
 
 def _source_faults(folder: Path, listing: Listing) -> list[Finding]:
-    """Every fault of the caption files and of the folder, with its place."""
+    """Every fault of the caption files and of the folder, with its place and the pictures that it is about."""
     names = {path: name for name, path in listing.images.items()}
+    at: dict[tuple[str, int | None], list[str]] = {}
+    for name, sources in listing.said.items():
+        for said in sources:
+            at.setdefault((str(said.file), said.line), []).append(name)
+    torn = [fault for fault in listing.faults if isinstance(fault, TornRow)]
     findings = []
     for fault in told_once(listing.faults):
         path = Path(fault.file) if fault.file is not None else folder
-        files = (names[path],) if path in names else ()
-        source = None if files else f"{_within(path, folder)}:{fault.line}" if fault.line else _within(path, folder)
+        alike = [fault] if fault in listing.faults else [row for row in torn if row.file == fault.file]
+        rows = [name for row in alike for name in at.get((str(row.file), row.line), ())]
+        files = (names[path],) if path in names else tuple(dict.fromkeys(rows))
+        place = _within(path, folder) + (f":{fault.line}" if fault.line else "")
+        source = None if path in names else place
         mend = fault.hint or "correct it"
         findings.append(Finding("caption_file", "error", files, fault.message, mend, None, source))
     return findings
@@ -259,7 +277,10 @@ def _going(options: CheckOptions, examined: Examined) -> list[str]:
 
 def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckData:
     buckets = bucket_sizes(options.resolution)
-    pictures = [_shown(name, one, examined.listing.caption(name), buckets) for name, one in examined.facts.items()]
+    pictures = [
+        replace(_shown(name, one, examined.listing.caption(name), buckets), unread=name in examined.unread)
+        for name, one in examined.facts.items()
+    ]
     rows = [
         ("pictures", str(len(pictures))),
         ("captions", str(sum(bool(picture.caption) for picture in pictures))),
@@ -269,7 +290,7 @@ def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckD
     ]
     return CheckData(
         name=Path(os.path.abspath(options.folder)).name,
-        verdict=summary(checked.pictures, checked.captioned, checked.findings),
+        verdict=summary(checked.pictures, checked.captioned, checked.findings, checked.unread),
         facts=rows,
         language=options.language,
         findings=checked.findings,

@@ -36,9 +36,10 @@ def counted(findings: Sequence[Finding]) -> str:
     return ", ".join(number_of(counts[s], s) for s in SEVERITIES if counts[s]) or "nothing wrong was found"
 
 
-def summary(pictures: int, captioned: int, findings: Sequence[Finding]) -> str:
-    """A data set in one line."""
-    return f"{pictures} pictures, {captioned} with a caption: {counted(findings)}"
+def summary(pictures: int, captioned: int, findings: Sequence[Finding], unread: int = 0) -> str:
+    """A data set in one line; `unread`: pictures whose caption cannot be read."""
+    broken = f", {unread} with one that cannot be read" if unread else ""
+    return f"{pictures} pictures, {captioned} with a caption{broken}: {counted(findings)}"
 
 
 def number_of(count: int, word: str) -> str:

@@ -137,8 +137,10 @@ def guess_trigger(captions: Sequence[Captioned]) -> str | None:
         [row[0] for caption in captions if (row := words(caption.text))],
     ):
         for begin, count in Counter(first).most_common(1):
-            if count >= GUESS * len(captions) and begin not in _STOP:
-                return begin
+            if count < GUESS * len(captions) or begin in _STOP:
+                continue
+            if sum(has_phrase(caption.text, begin) for caption in captions) >= GUESS * len(captions):
+                return begin  # and no part of a word: "c" of "c1", "c2" …
     return None
 
 

@@ -39,7 +39,7 @@ def _cast(facts: Sequence[PictureFacts]) -> Iterator[Finding]:
             f"{percent(share)} of the pictures lean towards {_hue(angle)} "
             f"(a* {middle[0]:+.0f}, b* {middle[1]:+.0f}): the LoRA will learn that"
         )
-        yield Finding("colour_cast", "note", (), message, "correct the white balance, unless it is the style", share)
+        yield Finding("colour_cast", "note", (), message, "correct the white balance, unless it is the style")
 
 
 def _hue(angle: float) -> str:

@@ -80,7 +80,7 @@ def words(checked: Checked | TextChecked) -> Iterator[str]:
         return
     if checked.mended is not None:
         yield from checked.mended or ["nothing to mend without asking"]
-    yield f"{checked.folder}: {summary(checked.pictures, checked.captioned, checked.findings)}"
+    yield f"{checked.folder}: {summary(checked.pictures, checked.captioned, checked.findings, checked.unread)}"
     yield from (f"  {line}" for line in lines(checked.findings))
     if checked.mend:
         yield f"to mend what can be mended without losing anything: {checked.mend}"

@@ -131,6 +131,8 @@ class LoraFacts:
     """Programs of `loras.verify` that know no such models, or whose rules for them are not stated there."""
     loader: str = "StableDiffusionLoraLoaderMixin"
     """The class in diffusers.loaders that reads the family's LoRAs."""
+    pipeline: str = ""
+    """The class in diffusers that opens a base in one file, whole; empty where none does."""
     webui: str = "Unknown"
     """What A1111's WebUI calls the family in NAME.json."""
     civitai: str = "Other"

@@ -14,6 +14,7 @@ from lora_scripts.config.values import model_fault
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import drawing
+from lora_scripts.generate.known_by import file_hash
 from lora_scripts.generate.prompts_file import PromptLine, preview_lines, read_prompts
 
 _STEP = re.compile(r"-(?:step)?(\d{3,})$")
@@ -185,7 +186,17 @@ def _checkpoints(word: str) -> list[LoraSource]:
     final = max((_step(file) or 0 for file in files), default=0) + 1
     ordered = sorted(files, key=lambda file: (final if _step(file) is None else _step(file), file.name))
     one_run = len({_STEP.sub("", file.stem) for file in ordered}) == 1 and len(ordered) > 1
-    return [LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered]
+    return _once([LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered])
+
+
+def _once(checkpoints: list[LoraSource]) -> list[LoraSource]:
+    """The same bytes under two names, as the best step that is the last, are one checkpoint with both names."""
+    kept: dict[str, LoraSource] = {}
+    for one in checkpoints:
+        digest = file_hash(one.path)
+        first, *others = sorted([*filter(None, [kept.get(digest)]), one], key=lambda source: len(source.path.stem))
+        kept[digest] = replace(first, label=" = ".join([first.label, *(other.label for other in others)]))
+    return list(kept.values())
 
 
 def _step(path: Path) -> int | None:

@@ -59,6 +59,10 @@ class Card:
     ranks: Sequence[int]
     alphas: Sequence[float]
     base_model: str
+    base: str
+    """What a program opens: the same with the end of a file's name."""
+    pipeline: str
+    """Diffusers' class that opens a base in one file; empty for none."""
     license: str | None
     description: str
     triggers: Sequence[str]
@@ -108,7 +112,7 @@ def readme(card: Card) -> str:
         language=card.language,
         card=card,
         tag=tag(card.stem, card.strength, card.trigger),
-        code=diffusers_code(lora, prompt, card.strength),
+        code=diffusers_code(lora, prompt, card.strength, card.base, card.pipeline),
         facts=_training(card),
     )
 

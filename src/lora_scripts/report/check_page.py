@@ -32,6 +32,8 @@ class ShownPicture:
     """The size at which it is trained."""
     kept: tuple[float, float, float, float] | None = None
     """What the bucket keeps: left, top, width and height as shares of the picture."""
+    unread: bool = False
+    """That its caption is there, and cannot be read."""
 
     @property
     def lost(self) -> float:

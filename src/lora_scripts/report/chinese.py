@@ -46,27 +46,34 @@ def missing(html: str) -> list[str]:
 def translated(text: str) -> str | None:
     """A text in Chinese; None if it is not known. A capital at its start, a full stop at its end, and several sentences
     are no other text."""
-    found = _whole(text)
-    if found is None and text.endswith(".") and (found := _whole(text[:-1])) is not None:
-        found = _ended(found)
-    if found is None:
-        sentences = re.split(r"(?<=[.;]) (?=[A-Z])", text)
-        parts = [translated(one) for one in sentences] if len(sentences) > 1 else []
-        if parts and all(parts):
-            found = "".join(_ended(part.rstrip(".")) for part in parts if part)
-    return found
+    if (found := _exact(text)) is not None:
+        return found
+    sentences = re.split(r"(?<=[.;]) (?=[A-Z])", text)  # before a hole of one takes in the next
+    parts = [translated(one) for one in sentences] if len(sentences) > 1 else []
+    if parts and all(parts):
+        return "".join(_ended(part.rstrip(".")) for part in parts if part)
+    if (found := _filled_in(text)) is not None:
+        return found
+    bare = text.removesuffix(".")
+    found = (_exact(bare) or _filled_in(bare)) if bare != text else None
+    return found and _ended(found)
 
 
 def _ended(text: str) -> str:
-    return text if text.endswith(("。", "！", "？")) else f"{text}。"
+    return text if text.endswith(("。", "！", "？", "：")) else f"{text}。"
 
 
-def _whole(text: str) -> str | None:
-    exact, patterns = _words()
+def _exact(text: str) -> str | None:
+    """Of a text without holes."""
+    exact, _ = _words()
+    forms = (text, text[:1].lower() + text[1:], text[:1].upper() + text[1:])
+    return next((exact[form] for form in forms if form in exact), None)
+
+
+def _filled_in(text: str) -> str | None:
+    """Of a text with holes."""
+    _, patterns = _words()
     lower = text[:1].lower() + text[1:]
-    for form in dict.fromkeys((text, lower, text[:1].upper() + text[1:])):
-        if form in exact:
-            return exact[form]
     for form in dict.fromkeys((text, lower)):
         for english, pattern, chinese in patterns:
             if match := pattern.fullmatch(form):

@@ -123,6 +123,10 @@ class ReportData:
     lora: LoraFile
     verification: str
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
+    base: str = ""
+    """The model that it was trained on, as its config names it,"""
+    pipeline: str = ""
+    """and diffusers' class that opens it as one file; empty for none."""
     language: str = "auto"
     """In which the page opens: en, zh, or the browser's."""
     warning: str = ""

@@ -45,6 +45,7 @@ def _html() -> Environment:
     environment.globals["asset"] = _asset
     environment.filters |= {
         "breakable": _breakable,
+        "room": _room,
         "sentence": _sentence,
         "percent": _percent,
         "share": percent,
@@ -71,6 +72,13 @@ def _asset(name: str) -> Markup:
 def _breakable(name: str) -> Markup:
     """A name that may be broken behind each underscore."""
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
+
+
+def _room(value: str) -> Markup:
+    """The class of a fact that needs two columns, or all: for its length, or for a word that one would break."""
+    widest = max(map(len, str(value).split()), default=0)
+    needs = "longest" if len(value) > 72 or widest > 50 else "long" if len(value) > 36 or widest > 24 else ""
+    return Markup(' class="{}"').format(needs) if needs else Markup("")
 
 
 def _sentence(text: str) -> str:

@@ -28,7 +28,7 @@ def render(data: ReportData) -> str:
         report=data,
         language=data.language,
         tag=tag(data.lora.stem, data.line_strength, data.trigger.phrase if data.trigger else ""),
-        code=diffusers_code(data.lora, prompt, data.line_strength),
+        code=diffusers_code(data.lora, prompt, data.line_strength, data.base, data.pipeline),
         previews=_previews(data),
         curves=curves(data),
         thumbnails=data.thumbnails[:MOST_THUMBNAILS],

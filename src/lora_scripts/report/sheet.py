@@ -97,7 +97,7 @@ def _font(blocks: Sequence[Block], size: int) -> Font:
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:
-    """Lines that fit, broken between words, and within a word where it must be."""
+    """Lines that fit, broken between words, and within a word where it must be: behind a sign, if there is one."""
     lines = [""]
     for word in text.split():
         while word:
@@ -108,6 +108,7 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
                 lines.append("")
             else:
                 cut = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width), 1)
+                cut = max((word.rfind(sign, 0, cut) for sign in "-_./"), default=0) + 1 or cut
                 lines[-1], word = word[:cut], word[cut:]
                 lines.append("")
     return [line for line in lines if line] or [""]

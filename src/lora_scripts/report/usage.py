@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_scripts.report.data import LoraFile
 
 
+ONE_FILE = (".safetensors", ".gguf")
 MEASURED = "strength.json"
 """In a run's folder: the strength that was measured of its finished file."""
 
@@ -30,11 +31,20 @@ def tag(stem: str, strength: float = UNMEASURED, trigger: str = "") -> str:
     return f"<lora:{stem}:{strength:g}> {trigger}".rstrip()
 
 
-def diffusers_code(lora: LoraFile, prompt: str, strength: float = UNMEASURED) -> str:
-    """A complete program but for the base model's folder; names and prompts are Python literals."""
+def diffusers_code(
+    lora: LoraFile, prompt: str, strength: float = UNMEASURED, base: str = "", pipeline: str = ""
+) -> str:
+    """A complete program; names and prompts are Python literals.
+
+    `base`: its file, its folder or its name on Hugging Face; empty where nobody knows. `pipeline`: diffusers' class
+    that opens it as one file; without one a folder has to be named.
+    """
+    kind, way = "DiffusionPipeline", "from_pretrained"
+    if base.lower().endswith(ONE_FILE):
+        kind, way, base = (pipeline, "from_single_file", base) if pipeline else (kind, way, "")
     return (
-        "from diffusers import DiffusionPipeline\n\n"
-        'pipe = DiffusionPipeline.from_pretrained("path/to/the/base/model")\n'
+        f"from diffusers import {kind}\n\n"
+        f"pipe = {kind}.{way}({_literal(base or 'path/to/the/base/model')})\n"
         f'pipe.load_lora_weights(".", weight_name={_literal(lora.name)}, adapter_name="lora")\n'
         f'pipe.set_adapters("lora", {strength:g})\n'
         f"prompt = {_literal(prompt or 'your prompt')}\n"

@@ -114,8 +114,9 @@ def row(held: HeldOut, config: TrainConfig, pictures: int) -> tuple[str, str]:
     if not held.on:
         return "held out", "none, and nothing is measured (val_split: 0)"
     count = len(held.samples)
-    where = f" of {config.val_data_dir}" if config.val_data_dir else f" of {count + pictures}"
-    many = f"{count}{where} images" if count else f"none of fewer than {FEWEST} images"
+    many = f"{count} of {count + pictures} images" if count else f"none of fewer than {FEWEST} images"
+    if config.val_data_dir:
+        many = f"{count} images of {config.val_data_dir}"
     return "held out", f"{many}; measured every {held.every} steps"
 
 

@@ -38,6 +38,8 @@ FAR = 0.45
 
 HELD, PREVIEWS, REPORT = "held-out loss", "previews", "report"
 """What takes time besides training."""
+BESIDES, PRECISION = "besides training", "precision"
+"""Rows that forecast."""
 
 
 def table_rows(
@@ -67,7 +69,7 @@ def table_rows(
         ),
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
         ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-        ("precision", f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
+        (PRECISION, f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
         *plain_way(model, c),
@@ -186,13 +188,28 @@ def besides_row(shares: Mapping[str, float], config: TrainConfig) -> tuple[str, 
     """Of the table: what takes time, and each with the key with which it takes less."""
     drawn = "report: short" if config.report == "full" else "sample_steps; report: full draws more"
     less = {HELD: "val_every", PREVIEWS: "sample_every", REPORT: drawn}
-    each = ", ".join(f"{what} {percent(share)} ({less[what]})" for what, share in shares.items() if share)
-    return "besides", f"about {percent(sum(shares.values()))} of the time: {each}" if each else "nothing"
+    each = ", ".join(f"{what} {percent(share)} (less with {less[what]})" for what, share in shares.items() if share)
+    return BESIDES, f"about {percent(sum(shares.values()))} of the time: {each}" if each else "nothing"
+
+
+_QUICK_VAE = ", VAE bf16 if its latents agree"
 
 
 def vae_words(precision: str, device: torch.device) -> str:
     """Of the precision's row."""
-    return ", VAE bf16 if its latents agree" if encoding(precision, device) == torch.bfloat16 else ""
+    return _QUICK_VAE if encoding(precision, device) == torch.bfloat16 else ""
+
+
+def afterwards(rows: Sequence[tuple[str, str]], latents: str) -> list[tuple[str, str]]:
+    """The table of a finished run, without what it forecast. `latents`: what was told of how they were made; empty
+    where the cache had them all."""
+    made = latents.partition(":")[0]  # the figures stand in the log
+    found = {PRECISION: f", {made}" if made else ""}
+    return [
+        (what, value.replace(_QUICK_VAE, found[what]) if what in found else value)
+        for what, value in rows
+        if what != BESIDES
+    ]
 
 
 def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, steps: int) -> list[str]:
@@ -245,4 +262,5 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'' if threads == 1 else 's'}" if device.type == "cpu" else device.type

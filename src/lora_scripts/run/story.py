@@ -37,7 +37,7 @@ from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.heldout import Measuring, as_before, build_held_out, levels_of
 from lora_scripts.run.init_lora import read_initial
-from lora_scripts.run.overview import settled, table_rows
+from lora_scripts.run.overview import afterwards, settled, table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
@@ -323,7 +323,8 @@ def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board
     sink(Note(proof))
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))
-    rows, trigger = rows_of(parts), calling(c.named_words, [s.caption for s in p.samples])
+    rows = afterwards(rows_of(parts), p.model.family.told_of_latents())
+    trigger = calling(c.named_words, [s.caption for s in p.samples])
     previews = reported(c, previews_of(c, p.samples))
     worn = wear(p.model, folder.final)
     drawn = report_pictures(worn, previews, short=c.report != "full")

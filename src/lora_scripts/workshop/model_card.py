@@ -110,6 +110,8 @@ def write_card(
         ranks=inspected.lora.ranks if inspected.lora else [],
         alphas=inspected.lora.alphas if inspected.lora else [],
         base_model=base_model or inspected.metadata.get("ss_sd_model_name", "").removesuffix(".safetensors"),
+        base=base_model or inspected.metadata.get("ss_sd_model_name", ""),
+        pipeline=family.pipeline,
         license=license,
         description=description,
         triggers=[trigger] if trigger else _triggers(inspected.triggers, config),
@@ -189,7 +191,8 @@ def _from_grid(folder: Path, autov3: str) -> _Evidence:
     path = folder / "grid.json"
     try:
         grid = json.loads(path.read_text("utf-8"))
-        cells = [cell for cell in grid["cells"] if cell["loras"] == [autov3]]
+        # One that stands there twice, as the best step that is the last, counts once.
+        cells = list({c["file"]: c for c in grid["cells"] if c["loras"] == [autov3]}.values())
         pictures = [
             CardPicture(folder / c["file"], f"images/{Path(c['file']).name}", c["prompt"], c["negative"], c["seed"],
                         c["steps"], c["cfg"], c["scheduler"], tuple(c["size"]), c["strength"])
@@ -209,7 +212,7 @@ def _from_grid(folder: Path, autov3: str) -> _Evidence:
     lost = next((picture.path for picture in pictures if not picture.path.is_file()), None)
     if lost is not None:
         raise UserError("this picture of the grid is gone", file=lost, hint="draw the grid again")
-    return _Evidence(pictures, sorted(lines, key=lambda line: line.strength))
+    return _Evidence(pictures, sorted({line.strength: line for line in lines}.values(), key=lambda line: line.strength))
 
 
 def _from_run(folder: Path, autov3: str) -> list[CardPicture]:

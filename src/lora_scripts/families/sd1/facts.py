@@ -100,7 +100,13 @@ FACTS = Facts(
     recipes=RECIPES,
     kept={860: Kept(502, 67)},
     lora=LoraFacts(
-        "sd_v1", "stable-diffusion-v1/lora", "diffusers", webui="SD1", civitai="SD 1.5", hub_tags=("stable-diffusion",)
+        "sd_v1",
+        "stable-diffusion-v1/lora",
+        "diffusers",
+        pipeline="StableDiffusionPipeline",
+        webui="SD1",
+        civitai="SD 1.5",
+        hub_tags=("stable-diffusion",),
     ),
     names=_names,
     kind_of=check.kind_of,
@@ -135,6 +141,7 @@ FACTS_2 = replace(
         # kohya's tools have proj_in and proj_out as convolutions, whose files diffusers does not load.
         unread_by=frozenset({"kohya", "additional-networks"}),
         of_v=("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        pipeline="StableDiffusionPipeline",
         webui="SD2",
         civitai="SD 2.1",
         hub_tags=("stable-diffusion",),

@@ -87,6 +87,7 @@ FACTS = Facts(
         "stable-diffusion-xl-v1-base/lora",
         "https://github.com/Stability-AI/generative-models",
         unread_by=frozenset({"additional-networks"}),
+        pipeline="StableDiffusionXLPipeline",
         webui="SDXL",
         civitai="SDXL 1.0",
         hub_tags=("stable-diffusion-xl",),

@@ -17,6 +17,7 @@ from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import Sample
 from lora_scripts.data.trigger import Trigger, calling, holds
 from lora_scripts.events import Note, Saved, Sink
+from lora_scripts.families import table
 from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import save
@@ -163,6 +164,8 @@ def report(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
+        base=str(config.base_model),
+        pipeline=table.find(config.base_model).lora.pipeline,
         language=config.language,
         warning=measuring.warning,
         trigger=trigger,
