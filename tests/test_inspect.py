@@ -150,6 +150,18 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = table.out.splitlines()
     assert len(rows) == 3 and rows[1].startswith("nan.safetensors") and "1: 1 module holds" in rows[1]
     assert "broken.safetensors: this is a web page" in table.err
+    run = tmp_path / "run"
+    for own in ("cache/0a/" + "b" * 62, "state/step-00000010/lora"):
+        (run / own).parent.mkdir(parents=True)
+        lora(run / f"{own}.safetensors")
+    assert main(["inspect", str(run)]) == 2
+    assert "no .safetensors or .gguf file but 2 of a run's cache and resume states" in capsys.readouterr().err
+    lora(run / "x.safetensors")
+    assert main(["inspect", str(run)]) == 0
+    table = capsys.readouterr()
+    rows = table.out.splitlines()
+    assert rows[0] == "2 files of a run's cache and resume states are left out"
+    assert len(rows) == 3 and rows[2].startswith("x.safetensors")
     assert main(["inspect", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "a Stable Diffusion 1.x checkpoint" in shown and "UNet: 2,424,260 numbers" in shown
