@@ -73,7 +73,7 @@ WORDS = {
         "webp with zeros from 0.5 on": "zeros: a download that was not finished",
         "a web page": "is a web page saved under the name of an image; download the image itself",
         "a git-lfs pointer as jpg": "is a git-lfs pointer, not the image itself; run: git lfs pull",
-        "HEIC": "is a HEIC or AVIF image, whatever its name says; convert it",
+        "HEIC": "is a HEIC or AVIF image; convert it",
         "a bomb": "more than|more pixels than",
         "wholly transparent": "is wholly transparent",
     },

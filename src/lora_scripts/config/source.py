@@ -75,8 +75,11 @@ def read_text(file: Path) -> str:
         raise UserError(f"cannot be read ({error.strerror})", file=file, hint="check its permissions") from None
     # UTF-16 is what Windows PowerShell writes with > and Notepad as "Unicode"; ASCII in it shows as every second 0.
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:64]:
-        kind = "UTF-16 text" if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\n\0" in data else "not text"
-        raise UserError(f"is {kind}", file=file, hint="save it as UTF-8")
+        read = [data[:64].decode(way, "replace") for way in ("utf-16-le", "utf-16-be")]
+        reads = any(all(letter.isprintable() or letter.isspace() for letter in text) for text in read)
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff") or (b"\n\0" in data and reads)
+        what, hint = ("UTF-16 text", "save it as UTF-8") if wide else ("not text", "name a .yaml file")
+        raise UserError(f"is {what}", file=file, hint=hint)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.scan import Sample, scan
@@ -46,6 +47,8 @@ class Ready:
     scanned: list[Sample]
     """All of the data set, in its order."""
     samples: Split
+    notes: Sequence[Finding] = ()
+    """On files beside them that are not read."""
 
 
 def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) -> Ready:
@@ -56,6 +59,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     folder = RunFolder(config.output_dir, config.name)
     samples: list[Sample] = []
     faults: list[UserError] = []
+    notes: list[Finding] = []
     seen = Seen(cache_of(config, folder.path) / "pictures.json")
 
     def attempt(look: Callable[[], object]) -> None:
@@ -82,6 +86,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
                 allow_missing_captions=config.allow_missing_captions,
                 small=GRID if config.val_split != 0 else 0,
                 seen=seen,
+                notes=notes,
             )
         )
     )
@@ -92,7 +97,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     raise_all(faults)
     parted = split(config, samples, sink, seen)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
-    return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen))
+    return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen), notes)
 
 
 def _bare(sample: Sample) -> Sample:
@@ -103,7 +108,7 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
     """Tells in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
     found = lines(quick_findings(samples, config.size))
     for line in found[:MOST]:
-        sink(Note(f"data {shortened(line)}"))
+        sink(Note(f"data {line}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
     sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
 

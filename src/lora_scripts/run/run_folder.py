@@ -83,6 +83,11 @@ class RunFolder:
         pattern = re.compile(re.escape(self.name) + r"-step\d{6,}" + re.escape(self.suffix))
         return sorted((p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name)), key=_step)
 
+    def newest_lora(self, step: int, *, finished: bool) -> Path | None:
+        """What another run can begin with after `step` steps of this one, or as near to them as there is."""
+        there = [self.checkpoint(step), *reversed(self.checkpoints()), self.final]
+        return next((path for path in ([self.final] if finished else []) + there if path.exists()), None)
+
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
 
