@@ -179,3 +179,5 @@ def test_what_is_no_model_is_told_in_few_words_that_fit(tmp_path: Path, capsys: 
     told = capsys.readouterr().err
     assert "this is a LoRA; " in told and len(told.splitlines()) == 1 and len(told) < 400
     assert "Stable Diffusion 1.x, Stable Diffusion 2.x, SDXL or another family of docs/models.md" in told
+    assert main(["combine", str(table), str(table), "--report-only"]) == 2
+    assert capsys.readouterr().err.count("this is not a safetensors file; name the .safetensors of a LoRA") == 1

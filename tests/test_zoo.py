@@ -110,7 +110,7 @@ WORDS = {
         "base_model: a name of a hub": "is not on this machine",
         "train_data_dir: the root": "lies in train_data_dir",
         "train_data_dir: an empty folder": "the folder is empty",
-        "base_model: a file": "this is not a safetensors file; download it again",
+        "base_model: a file": "this is not a safetensors file; name a .safetensors file, or download it again",
         "base_model: an empty folder": "a folder without a model that is known here; give a checkpoint",
         "base_model: a device": "is not a plain file",
         "base_model: the root": "a folder without a model that is known here",
