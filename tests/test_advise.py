@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,8 @@ def test_a_run_that_would_be_better_stronger() -> None:
     found = too_short(start, last, ahead(0.96, 0.95), FACTS)
     assert found is not None and found.kind == "too_short"
     assert found.change == "learning_rate: 0.004, or epochs: 20"
+    few = too_short(start, last, ahead(0.96, 0.95), replace(FACTS, total=12, steps_per_epoch=6, epochs=2))
+    assert few is not None and few.change == "epochs: 67"  # what the note before the run asks for: 400 steps
     assert "a loss 4.5 % lower, and 5.0 % on held-out pictures, and so have gained" in found.message
     assert too_short(start, last, ahead(1.0, 0.97), FACTS) is None
     assert too_short(start, last, ahead(0.96, 1.0), FACTS) is None  # the others are none the better for it

@@ -29,6 +29,7 @@ from lora_scripts.data.scan import Sample, scan
 from lora_scripts.demo import world
 from lora_scripts.events import Event, Note
 from lora_scripts.report.check_page import CheckData, ShownPicture, render
+from lora_scripts.report.chinese import missing
 from lora_scripts.run.preflight import tell_quick
 from test_report import EVIL, Page
 
@@ -195,6 +196,20 @@ def write_config(folder: Path, data: Path) -> Path:
     return path
 
 
+def test_what_is_not_read_and_what_moves_is_told(clean: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "neon"
+    shutil.copytree(clean, folder)
+    (folder / "metadata.csv").rename(folder / "captions.csv")
+    (folder / "phone.heic").touch()
+    frames = [Image.new("RGB", (256, 256), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moves.webp", save_all=True, append_images=frames[1:])
+    code, out, _ = check(str(folder))
+    assert code == 2 and "note: 1 not read (.heic 1); convert to JPEG or PNG" in out
+    assert "note: captions.csv lies there, but" in out and "; name it metadata.csv, or set metadata_path" in out
+    assert "note: moves.webp: an animation: its first frame is taken; save the frames" in out
+    assert missing((tmp_path / "neon-check.html").read_text("utf-8")) == [str(folder)]
+
+
 def test_with_a_config(clean: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, clean)
     code, out, _ = check("--config", config, "resolution=1024")
@@ -350,6 +365,9 @@ def test_before_a_training_five_lines_at_most(clean: Path, tmp_path: Path) -> No
     tell_quick(config, samples, ["--config", "my config.yaml", "epochs=3"], notes.append)
     told = [note.text for note in notes if isinstance(note, Note)]
     assert len(told) == len(notes) == 5 and "lora-scripts check --config 'my config.yaml' epochs=3" in told[-1]
+    shapes = next(text for text in told if "odd aspect" in text or "too small" in text)
+    assert "; look for a larger copy, remove it, or train at a lower resolution" in shapes or "crop" in shapes
+    assert not any(text.endswith("…") for text in told)
     notes.clear()
     tell_quick(config, scan(clean), ["x"], notes.append)
     assert len(notes) == 1

@@ -81,7 +81,7 @@ def test_train_hands_over_the_config_with_its_overrides(argv: list[str], run: Si
 def test_generate_hands_over_its_options(base: Path, run: SimpleNamespace) -> None:
     Path("base.safetensors").write_bytes(base.read_bytes())
     assert main(["generate", "--base", "base.safetensors", "--prompt", "a house"]) == 0
-    plain = GenerateOptions(base=Path("base.safetensors"), prompt="a house", output=Path("output/generated.png"))
+    plain = GenerateOptions(base=Path("base.safetensors"), prompt="a house")
     assert run.calls[0][0][0] == plain
     argv = "--negative-prompt ugly --seed 7 --steps 5 --cfg 3.5 --size 512x768 --lora-dir l --output x/y.png"
     more = "--vae base.safetensors --count 3 --device cuda:1 --precision bf16"

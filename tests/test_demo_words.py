@@ -15,6 +15,7 @@ from benchmarks.miniature_words import forms
 
 from lora_scripts.cli import demo
 from lora_scripts.cli.show import People
+from lora_scripts.config.load import load_config
 from lora_scripts.demo import exams, reports
 from lora_scripts.families.causal_lm.model import LanguageModel, open_model
 from lora_scripts.families.texts import Answering
@@ -66,4 +67,9 @@ def test_a_short_demo_leaves_records_a_lora_and_figures(
     page = (tmp_path / "demo/reports/report.html").read_text("utf-8")
     assert "Before and after" in page and "AUREL REPORT" in page
     again = reports.run_words_demo(tmp_path / "demo")  # a second start trains nothing
-    assert again.trained is None and "has run already" in demo.words(again)[0]
+    assert again.trained is None and "has run already" in demo.words(again)[0] and again.evaluated is None
+    assert load_config(tmp_path / "demo/words.yaml").train_file == tmp_path / "demo/records/train.jsonl"
+    (tmp_path / "demo/evaluated.json").unlink()  # as after a stop while it measured
+    again = reports.run_words_demo(tmp_path / "demo")
+    assert again.trained is None and again.evaluated == result.evaluated
+    assert any("4 records, 4 with an answer" in line for line in demo.words(again))

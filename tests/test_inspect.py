@@ -209,7 +209,34 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = table.out.splitlines()
     assert len(rows) == 3 and rows[1].startswith("nan.safetensors") and "1: 1 module holds" in rows[1]
     assert "broken.safetensors: this is a web page" in table.err
+    run = tmp_path / "run"
+    for own in ("cache/0a/" + "b" * 62, "state/step-00000010/lora"):
+        (run / own).parent.mkdir(parents=True)
+        lora(run / f"{own}.safetensors")
+    assert main(["inspect", str(run)]) == 2
+    assert "no .safetensors or .gguf file but 2 of a run's cache and resume states" in capsys.readouterr().err
+    lora(run / "x.safetensors")
+    assert main(["inspect", str(run)]) == 0
+    table = capsys.readouterr()
+    rows = table.out.splitlines()
+    assert rows[0] == "2 files of a run's cache and resume states are left out"
+    assert len(rows) == 3 and rows[2].startswith("x.safetensors")
     assert main(["inspect", str(base)]) == 0
     shown = capsys.readouterr().out
     assert "a Stable Diffusion 1.x checkpoint" in shown and "UNet: 2,424,260 numbers" in shown
     assert model_hashes(base).autov2 in shown
+
+
+def test_what_is_no_model_is_told_in_few_words_that_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere, table = tmp_path / "nope.safetensors", tmp_path / "metadata.csv"
+    table.write_text("filename,prompt\na.png,a cat\n", encoding="utf-8")
+    assert main(["inspect", str(nowhere)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {nowhere.as_posix()} does not exist; put the model there")
+    assert main(["convert", str(table), "--to", "peft"]) == 2
+    assert "this is not a safetensors file; " in capsys.readouterr().err
+    assert main(["generate", "--base", str(lora(tmp_path / "x.safetensors")), "--prompt", "x"]) == 2
+    told = capsys.readouterr().err
+    assert "this is a LoRA; " in told and len(told.splitlines()) == 1 and len(told) < 400
+    assert "Stable Diffusion 1.x, Stable Diffusion 2.x, SDXL or another family of docs/models.md" in told
+    assert main(["combine", str(table), str(table), "--report-only"]) == 2
+    assert capsys.readouterr().err.count("this is not a safetensors file; name the .safetensors of a LoRA") == 1

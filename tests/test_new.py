@@ -130,7 +130,16 @@ def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     mend = "lora-scripts label --input data --words-only --trigger zorblax"
     assert f"20 of 20 captions lack the word zorblax: {mend}" in told
-    (here / "data" / "metadata.csv").unlink()
+    table = here / "data" / "metadata.csv"
+    rows = table.read_text("utf-8").splitlines()
+    table.write_text("\n".join([*rows[:-2], *(f"{row.partition(',')[0]}," for row in rows[-2:])]) + "\n", "utf-8")
+    (here / "data" / "phone.heic").touch()
+    assert main([*words[:-1], "e.yaml"]) == 0  # as label leaves them of which its captioner says nothing
+    told = capsys.readouterr().out
+    named = " ".join(row.partition(",")[0] + "," for row in rows[-2:])[:-1]
+    assert f"2 of 20 pictures have an empty caption: write it yourself ({named})" in told
+    assert "lora-scripts label" not in told and "1 not read (.heic 1): convert to JPEG or PNG" in told
+    table.unlink()
     assert main([*words[:-1], "b.yaml"]) == 0
     assert "20 of 20 pictures have no caption: lora-scripts label --input data" in capsys.readouterr().out
 

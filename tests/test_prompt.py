@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_scripts.errors import UserError
+from lora_scripts.generate.naming_pictures import picture_path
 from lora_scripts.generate.prompt import LoraCall, find_lora, parse_prompt
 
 
@@ -115,6 +116,18 @@ def test_several_files_of_one_name_are_listed() -> None:
     assert all(str(Path(f"output/{x}/neon.safetensors")) in str(caught.value) for x in "ab")
 
 
+def test_the_names_that_are_there_are_those_of_loras(base: Path) -> None:
+    """Not what a run keeps for itself, nor the base beside it."""
+    entry, cached = "0a" + "b" * 62, Path("output/demo/neon/cache/0a")
+    touch(*(f"output/demo/neon/neon{x}.safetensors" for x in ("", "-best", "-step000100")))
+    touch(str(cached / f"{entry[2:]}.safetensors"), "output/demo/neon/state/step-00000100/lora.safetensors")
+    Path("output/demo/base.safetensors").write_bytes(base.read_bytes())
+    with pytest.raises(UserError, match=r"there is neon, neon-best, neon-step000100$"):
+        find_lora("nope", Path("output"))
+    touch("output/cache/nope.safetensors")  # a folder's name alone makes no cache
+    assert find_lora("nope", Path("output")) == Path("output/cache/nope.safetensors")
+
+
 def test_a_name_that_is_not_there_brings_the_nearest() -> None:
     touch("output/neon/neon_city.safetensors", "output/neon/state/lora.safetensors")
     for name in ("neoncity", "Neon_City", "neon_city.safetensors", "neon/neon_city"):
@@ -127,3 +140,13 @@ def test_a_name_that_is_not_there_brings_the_nearest() -> None:
         find_lora("lora", Path("empty"))
     with pytest.raises(UserError, match="is not a folder; name one with --lora-dir"):
         find_lora("lora", Path("nowhere"))
+
+
+def test_a_picture_without_a_name_is_written_over_no_other() -> None:
+    given, taken = Path("output/a.png"), list[Path]()
+    for name, count in ((None, 1), (None, 1), (None, 2), (None, 1), (given, 1), (given, 2)):
+        for number in range(count):
+            taken.append(picture_path(name, number, count))
+            touch(str(taken[-1]))
+    told = "generated generated-2 generated-3 generated-4 generated-5 a a-1 a-2"
+    assert [path.stem for path in taken] == told.split() and {path.parent for path in taken} == {Path("output")}

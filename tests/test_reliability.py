@@ -70,6 +70,43 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, kind: type[BaseExc
     assert type(caught.value) is kind
 
 
+@pytest.mark.parametrize(
+    ("again", "resume", "phases", "told"),
+    [
+        ("--resume", False, [], ["before the first step", "nothing was trained yet; start again without --resume"]),
+        ("--resume", True, [], ["before the next step", "no step was added; go on with --resume"]),
+        ("the same command", False, [], ["before the first step", "nothing was trained yet; start again"]),
+        ("--resume", False, ["steps"], ["after this step"]),
+        ("the same command", False, ["steps", "report"], ["leaves it out, the same command", "the same command makes"]),
+    ],
+)
+def test_what_a_stop_says_is_true_of_where_it_comes(
+    again: str, resume: bool, phases: list[stopping.Phase], told: list[str]
+) -> None:
+    notes: list[str] = []
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stopping.signals(lambda event: notes.append(event.text), resume=resume, again=again) as stopped,  # type: ignore[union-attr]
+    ):
+        for phase in phases:
+            stopped.begin(phase)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert len(notes) == len(told) and all(words in note for words, note in zip(told, notes, strict=True))
+
+
+def test_a_stop_while_loading_takes_no_step_and_one_in_the_last_step_is_told_again() -> None:
+    notes: list[str] = []
+    with stopping.signals(lambda event: notes.append(event.text)) as stopped:  # type: ignore[union-attr]
+        stopped.begin("steps")
+        signal.raise_signal(signal.SIGINT)
+        stopped.begin("report")
+    assert "after this step" in notes[0] and "the report is being made" in notes[1]
+    with pytest.raises(KeyboardInterrupt), stopping.signals(lambda event: None) as stopped:
+        signal.raise_signal(signal.SIGINT)
+        stopped.begin("steps")
+
+
 # --- the lock ---------------------------------------------------------------------------------------------------------
 
 

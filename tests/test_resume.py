@@ -25,7 +25,7 @@ from conftest import Finished
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
-from lora_scripts.events import Event, Progress, Sink
+from lora_scripts.events import Event, Note, Progress, Sink
 from lora_scripts.formats import io
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
@@ -121,11 +121,22 @@ def test_ctrl_c_saves_and_exits_and_resuming_is_exact(
         assert [p.name for p in out.glob("*.safetensors")] == [f"mylora-step00000{stop_at}.safetensors"]
         kept = [f"step-{step:08d}" for step in (stop_at - 2, stop_at)]
         assert sorted(p.name for p in (out / "state").iterdir()) == kept
-    monkeypatch.undo()
+
+    def interrupted(*arguments: Any, sink: Sink, **more: Any) -> Any:
+        def tell(event: Event) -> None:
+            sink(event)
+            if event == Note("drawing the pictures of the report"):
+                signal.raise_signal(signal.SIGINT)
+
+        return train(*arguments, sink=tell, **more)
+
+    monkeypatch.setattr(story, "train", interrupted)
     # What only decides what is shown and kept may change; the notes say nothing, for nothing else did.
     assert main([*argv, "--resume", "sample_every=0", "save_steps=5", "val_every=3"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert ", 6 done" in told and f"step {STEPS}/{STEPS}" in told and "note: since" not in told
+    assert "the report is being made (once more: leaves it out, --resume makes it)" in told
+    assert (out / "report.html").exists()
     assert_same(out, unbroken)
 
 
@@ -181,7 +192,10 @@ def test_resuming_with_something_else_is_refused_by_name(
     assert "cannot resume exactly, because something changed: " in told and told.count("\n") == 1
     changed = told.partition("changed: ")[2].partition("; undo that")[0]
     assert "learning_rate: 0.01 -> 0.02" in changed and "epochs: 2 -> 3" in changed
-    assert "init_lora" in changed and "1.png" in changed and "3.png" in changed
+    before_and_after = '("picture 1, a gradient, round 1" -> "picture 1, a gradient, square")'
+    assert "init_lora" in changed and f"the caption of 1.png {before_and_after}" in changed
+    assert ", 3.png" in changed or changed.endswith("3.png")
+    assert f"with init_lora={(tmp_path / 'mylora' / 'mylora.safetensors').as_posix()}" in told
     assert not any(same in changed for same in ("0.png", "2.png", "4.png", "base_model", "vae", "seed", "output_dir"))
     assert {p: p.read_bytes() for p in (tmp_path / "mylora").rglob("*") if p.is_file()} == before
 
@@ -256,12 +270,17 @@ def test_ctrl_c_while_encoding_ends_there_and_keeps_the_cache(base: Path, data: 
     config = load_config(tiny.write_config(tmp_path, base_model=base, train_data_dir=data))
     ready = preflight(config, resume=False)
 
+    told = list[str]()
+
     def press(event: Event) -> None:
+        told.extend([event.text] if isinstance(event, Note) else [])
         if isinstance(event, Progress) and event.done == 3:  # two of the pictures are alike, and encoded once
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         story.train(config, ready.folder, ready.samples, resume=False, sink=press)
+    assert told[-2] == "\nstopping before the first step (once more: at once)"
+    assert told[-1] == "nothing was trained yet; start again without --resume"
     assert len(list((tmp_path / "out" / "cache").rglob("*.safetensors"))) == 2
     assert not (tmp_path / "out" / ".lock.json").exists() and not (tmp_path / "out" / "state").exists()
     preflight(config, resume=False)  # a fresh start is possible
@@ -407,6 +426,8 @@ def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Pat
     (inside / ".lora-scripts-0123456789abcdef.tmp").write_bytes(b"half")
     stopped(config, 5, f"output_dir={out}", "keep_last=2", resume=True)
     assert lora.read_bytes() == whole
+    with pytest.raises(UserError, match=f"with init_lora={out.as_posix()}/mylora-step000005.safetensors$"):
+        stopped(config, 6, f"output_dir={out}", "seed=8", resume=True)
     assert not list((out / "cache").rglob(".lora-scripts-*"))
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.findings import Finding
+from lora_scripts.data.scan import Sample, list_data, scan
 from lora_scripts.errors import UserError, UserErrors
+from lora_scripts.report.chinese import translated
 
 
 def draw(path: Path, size: tuple[int, int] = (40, 30), **options: object) -> Path:
@@ -180,7 +182,8 @@ def test_no_images(tmp_path: Path) -> None:
     assert "the folder is empty" in faults(tmp_path)[0]
     for name in ("a.gif", "b.gif", "pictures.zip", "c.heic"):
         (tmp_path / name).write_bytes(b"x")
-    assert "no images (jpg, png, webp, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip" in faults(tmp_path)[0]
+    told = "no images (jpg, png, webp, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip; convert to JPEG or PNG"
+    assert told in faults(tmp_path)[0]
     assert "no such folder" in faults(tmp_path / "none")[0]
     assert "is not a folder" in faults(tmp_path / "a.gif")[0]
 
@@ -226,3 +229,27 @@ def test_links_and_raw_names(tmp_path: Path) -> None:
     except OSError:
         return  # a file system that takes only Unicode
     assert any("'\\udcff.png' is not Unicode" in fault for fault in faults(data))
+
+
+def test_what_lies_beside_the_pictures_and_is_not_read_is_told(tmp_path: Path) -> None:
+    """In the words of the check page, which are there in Chinese."""
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+    for name in ("x.heic", "sub/y.HEIC", "z.avif", "captions.csv", "sub/metadata.xlsx", "more.txt", "b.csv.bak"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    told = [(note.message, note.mend) for note in list_data(tmp_path, allow_missing_captions=True).notes]
+    assert told == [
+        ("3 not read (.avif 1, .heic 2)", "convert to JPEG or PNG"),
+        (f"captions.csv {LIES_THERE}", "name it metadata.csv, or set metadata_path"),
+        (f"sub/metadata.xlsx {LIES_THERE}", "save it as metadata.csv"),
+    ]
+    assert all(translated(text) for pair in told for text in pair)
+    assert f"captions.csv {LIES_THERE}: name it metadata.csv, or set metadata_path" in faults(tmp_path)[0]
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.png,one\nb.png,two\n", encoding="utf-8")
+    notes: list[Finding] = []
+    assert len(scan(tmp_path, notes=notes)) == 2  # nothing is missing: another table is nobody's business
+    assert [note.kind for note in notes] == ["not_read"]
+
+
+LIES_THERE = "lies there, but captions are read from metadata.csv or metadata.jsonl"

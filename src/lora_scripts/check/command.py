@@ -11,7 +11,7 @@ from lora_scripts.check import contradictions, fix
 from lora_scripts.check.caption_findings import caption_findings, missing
 from lora_scripts.check.duplicates import quality
 from lora_scripts.check.facts import PictureFacts
-from lora_scripts.check.pictures import DUPLICATES, look, picture_findings
+from lora_scripts.check.pictures import DUPLICATES, animated, look, picture_findings
 from lora_scripts.check.shape import in_bucket
 from lora_scripts.check.verdict import check_command, ordered, summary
 from lora_scripts.check.vocabulary import Captioned
@@ -180,6 +180,8 @@ def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, Pictur
     captions = {name: _captioned(listing, name) for name in listing.images}
     findings = [
         *_source_faults(options.folder, listing),
+        *listing.notes,
+        *animated(listing.images),
         *picture_findings(list(facts.values()), options.resolution),
         *missing(_without_caption(listing), allowed=options.allow_missing),
         *caption_findings(list(captions.values()), trigger=options.trigger),

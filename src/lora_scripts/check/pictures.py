@@ -103,6 +103,22 @@ def _single(fact: PictureFacts, buckets: list[Size] | None) -> Iterator[Finding]
     yield from _additions(fact)
 
 
+def animated(images: Mapping[str, Path]) -> list[Finding]:
+    """The animations among WebP files, by the flag of their header (extended file format, "VP8X")."""
+
+    def moves(path: Path) -> bool:
+        try:
+            with open(path, "rb") as file:
+                head = file.read(21)
+        except OSError:
+            return False
+        return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
+
+    files = tuple(name for name, path in images.items() if path.suffix.lower() == ".webp" and moves(path))
+    message, mend = "an animation: its first frame is taken", "save the frames that you want, each as one picture"
+    return [Finding("animated", "note", (name,), message, mend) for name in files]
+
+
 def _alone(fact: PictureFacts) -> Iterator[Finding]:
     """Of a size for which no resolution is known."""
     width, height = fact.size

@@ -72,7 +72,7 @@ def words(result: Chatted | Answered) -> list[str]:
         return []
     cut = result.prompts - result.stopped
     more = f"; {cut} cut off, --max-tokens gives them more" if cut else ""
-    return [f"{result.prompts} prompts answered in {result.output}{more}"]
+    return [f"{result.prompts} prompt{'' if result.prompts == 1 else 's'} answered in {result.output}{more}"]
 
 
 def _of_file(options: argparse.Namespace, sink: Sink) -> Answered:

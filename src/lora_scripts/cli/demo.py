@@ -41,9 +41,10 @@ def call(options: argparse.Namespace, sink: Sink) -> DemoResult | WordsDemoResul
 
 def words(result: DemoResult | WordsDemoResult) -> list[str]:
     """What the training leaves, and what to type next."""
-    if result.trained is None:
-        folder = result.report.parent.parent
-        return [f"the demo has run already; its report: {result.report}", f"remove {folder} to run it again"]
     evaluated = getattr(result, "evaluated", None)
     measured = evaluate.words(evaluated) if evaluated is not None else []
+    if result.trained is None:
+        folder = result.report.parent.parent
+        told = [f"the demo has run already; its report: {result.report}", f"remove {folder} to run it again"]
+        return [*told, *measured, *(["", f"try it: {result.command}"] if measured else [])]
     return [*train.words(result.trained), *measured, "", f"try it: {result.command}"]

@@ -45,8 +45,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = default("0.75", "how much of --image is drawn anew, 0 to 1")
     add("--denoise", metavar="X", type=number(float, 0, 1), help=text)
     add("--lora-dir", metavar="DIR", type=path, default=Path("output"), help=default("output", "where LoRAs are"))
-    image = Path("output/generated.png")
-    add("--output", metavar="FILE", type=file_of(".png"), default=image, help=default("%(default)s", "a .png file"))
+    text = default("output/generated.png, or the next free number", "a .png file")
+    add("--output", metavar="FILE", type=file_of(".png"), help=text)
     add("--vae", metavar="FILE", type=path, help="a VAE in place of the checkpoint's own")
     text = "the text encoder of a base in separate files, or both"
     add("--text-encoder", metavar="T", nargs="+", type=path, default=(), help=text)

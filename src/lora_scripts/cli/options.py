@@ -174,7 +174,7 @@ def require_models(models: Sequence[tuple[str, Path | None, str]]) -> None:
         if where is None:
             continue
         if fault := model_fault(where, kind=kind, folder=True):
-            faults.append(UserError(f"{name}: {fault[0]}", hint=fault[1]))
+            faults.append(UserError(f"{name}: {fault[0]}" if name.startswith("--") else fault[0], hint=fault[1]))
             continue
         try:
             if kind == "checkpoint":

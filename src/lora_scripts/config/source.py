@@ -78,7 +78,18 @@ def read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=file, hint="check its permissions") from None
+    if b"\0" in data[:64] and not _is_wide(data):
+        raise UserError("is not text", file=file, hint="name a .yaml file")
     return decoded(data, file)
+
+
+def _is_wide(data: bytes) -> bool:
+    """Whether it may be UTF-16, which Windows PowerShell writes with > and Notepad as "Unicode": ASCII in it shows as
+    every second 0."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return True
+    read = [data[:64].decode(way, "replace") for way in ("utf-16-le", "utf-16-be")]
+    return b"\n\0" in data and any(all(c.isprintable() or c.isspace() for c in text) for text in read)
 
 
 def _no_file(file: Path) -> UserError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
@@ -26,3 +29,27 @@ class Finding:
     """How sure, 0 … 1, for tests that can be wrong; None for facts."""
     source: str | None = None
     """Where the text stands, as file:line, for captions."""
+
+
+OTHER_PICTURES = frozenset([".heic", ".heif", ".avif", ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"])
+"""Suffixes of what people take for pictures of a set, and what is not read."""
+_TABLES = frozenset([".csv", ".jsonl", ".tsv", ".xlsx", ".xls", ".ods"])
+
+
+def left_out(names: Iterable[str], *, tables: bool) -> list[Finding]:
+    """Notes on files that lie among the pictures and are not read: pictures of other kinds and, with `tables`, what may
+    hold captions under another name than metadata.csv."""
+    counts, notes = Counter[str](), list[Finding]()
+    for name in names:
+        suffix = PurePosixPath(name).suffix.lower()
+        counts[suffix] += suffix in OTHER_PICTURES
+        plain = suffix in (".csv", ".jsonl")
+        if tables and suffix in _TABLES and not (plain and PurePosixPath(name).stem.lower() == "metadata"):
+            text = f"{name} lies there, but captions are read from metadata.csv or metadata.jsonl"
+            mend = f"name it metadata{suffix}, or set metadata_path" if plain else "save it as metadata.csv"
+            notes.append(Finding("other_table", "note", (), text, mend))
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items()) if count)
+    if kinds:
+        message = f"{counts.total()} not read ({kinds})"
+        notes.insert(0, Finding("not_read", "note", (), message, "convert to JPEG or PNG"))
+    return notes

@@ -165,7 +165,7 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
     if head.startswith((b"<!doctype html", b"<html")):
         return "is a web page saved under the name of an image", "download the image itself"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"):
-        return "is a HEIC or AVIF image, whatever its name says", "convert it to JPEG or PNG"
+        return "is a HEIC or AVIF image", "convert it to JPEG or PNG"
     return None
 
 

@@ -8,7 +8,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -18,6 +18,7 @@ from typing import Protocol
 from PIL import Image
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata, read_sidecar
+from lora_scripts.data.findings import Finding, left_out
 from lora_scripts.data.image import decode_rgb
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, raise_all
@@ -87,6 +88,8 @@ class Listing:
     faults: list[UserError]
     lost: bool
     """A metadata file could not be read at all, so that captions missing now say nothing."""
+    notes: Sequence[Finding] = ()
+    """On files that are not read; see `left_out`."""
 
     def caption(self, name: str) -> str:
         """The first source's; empty where there is none."""
@@ -100,10 +103,12 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     files = _files(folder, faults)
     images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
     if not images:
-        raise_all([*faults, UserError(f"no images (jpg, png, webp, bmp) found; {_kinds(files)}", file=folder)])
+        message, unread = f"no images (jpg, png, webp, bmp) found; {_kinds(files)}", left_out(files, tables=False)
+        raise_all([*faults, UserError(message, file=folder, hint=unread[0].mend if unread else None)])
     captions = _Captions(folder, files, images, faults, allow_missing_captions)
     captions.read(metadata)
-    return Listing(images, captions.said, faults, captions.lost)
+    bare = metadata is None and any(not captions.said.get(name) for name in images)
+    return Listing(images, captions.said, faults, captions.lost, left_out(files, tables=bare))
 
 
 def scan(
@@ -113,9 +118,10 @@ def scan(
     allow_missing_captions: bool = False,
     small: int = 0,
     seen: Looked | None = None,
+    notes: list[Finding] | None = None,
 ) -> list[Sample]:
     """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
-    `seen`: what earlier starts found, of which pictures are not opened again.
+    `seen`: what earlier starts found, of which pictures are not opened again. `notes` takes those of the listing.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
     sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
@@ -123,6 +129,8 @@ def scan(
     """
     listing = list_data(folder, metadata, allow_missing_captions=allow_missing_captions)
     faults = listing.faults
+    if notes is not None:
+        notes.extend(listing.notes)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files, which are told here as faults or do not matter
         known = {name: sample for name, path in listing.images.items() if seen and (sample := seen.known(path))}
@@ -144,7 +152,7 @@ def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
     """Every file below `folder` that is not hidden, by its posix path. Links to folders are followed, once each."""
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "no such folder"
-        raise UserError(what, file=folder, hint="train_data_dir names the folder with the images")
+        raise UserError(what, file=folder, hint="name the folder with the images")
     files: dict[str, Path] = {}
     visited: set[tuple[int, int]] = set()
     waiting = [(folder, "")]
@@ -296,7 +304,9 @@ class _Captions:
                 f"no captions found for its {len(without)} images: no metadata.csv, no metadata.jsonl, "
                 f"no .txt or .caption beside an image; {_kinds(self.files)}"
             )
+            tables = [note for note in left_out(self.files, tables=True) if note.kind == "other_table"]
             hint = f"write metadata.csv with the first line filename,prompt, {allow}"
+            hint = f"{tables[0].message}: {tables[0].mend}" if tables else hint
             self.faults.append(UserError(message, file=self.folder, hint=hint))
             return
         for name in without[:MANY]:

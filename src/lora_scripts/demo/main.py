@@ -8,12 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml  # type: ignore[import-untyped]
+
 from lora_scripts import run
 from lora_scripts.demo import world
+from lora_scripts.demo.place import AGAIN, config_text, is_begun
 from lora_scripts.errors import raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
-from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
 from lora_scripts.report.data import UNMEASURED
@@ -23,6 +25,10 @@ from lora_scripts.run.configs import load_config
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
     from lora_scripts.run.texts.story import TextTrainResult
+
+
+USUAL = Path("output/demo")
+"""Where it writes if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,8 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
     """Draws pictures, labels them, copies the base and trains as configs/demo.yaml says, all in `output`."""
     data, base = output / "data", output / "base.safetensors"
     config_path, result = output / "demo.yaml", output / "neon"
+    text = config_text("demo.yaml", USUAL, output)
     assets = resources.files("lora_scripts.demo").joinpath("assets")
-    paths = {
-        "train_data_dir": data,
-        "metadata_path": data / "metadata.csv",
-        "base_model": base,
-        "output_dir": result,
-    }
-    moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
     trained: TrainResult | TextTrainResult | None = None
     if not (result / "report.html").exists():
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
@@ -58,11 +58,10 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
         sink(Note(f"{labelled.written} captions written to {labelled.path}"))
         sink(Note("training a LoRA on the pictures and their captions"))
         io.write_atomic(base, assets.joinpath("base.safetensors").read_bytes())
-        io.write_atomic(config_path, assets.joinpath("demo.yaml").read_bytes())
-        config = load_config(config_path, [*moved, *overrides])
-        trained = run.train(config, resume=(result / "state").exists(), sink=sink)
+        io.write_text(config_path, text)
+        trained = run.train(load_config(config_path, overrides), resume=is_begun(result), sink=sink, again=AGAIN)
     strength, _ = measured(result) or (UNMEASURED, "")
-    last = preview_lines(load_config(config_path, moved).sample_prompts)[-1].prompt
+    last = yaml.safe_load(text)["sample_prompts"][-1]
     command = (
         f"lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
         f'--prompt "{last} <lora:{result.name}:{strength:g}>" --output {output / "picture.png"}'

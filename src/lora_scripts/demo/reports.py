@@ -6,13 +6,14 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts import run
 from lora_scripts.demo import exams
+from lora_scripts.demo.place import AGAIN, config_text, is_begun
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.run.configs import load_config
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
     from lora_scripts.run.texts.story import TextTrainResult
 
+USUAL = Path("output/demo-words")
+"""Where it writes if nothing else is said."""
 TRAINING_SEED, TEST_SEED = 71, 72
 """Seeds of the exams; those that the base has learned have 61."""
 RECORDS, TESTS = 480, 100
@@ -36,7 +39,7 @@ class WordsDemoResult:
     trained: TrainResult | TextTrainResult | None
     """None: it had run already."""
     evaluated: Evaluated | None
-    """On exams that are in no training data."""
+    """On exams that are in no training data; None: they had been measured already, see evaluated.json."""
     command: str
     """To talk to the LoRA."""
 
@@ -45,9 +48,7 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
     """Draws up records, copies the base, trains as words.yaml says, and measures base and LoRA, all in `output`."""
     data, base, result = output / "records", output / "base", output / "reports"
     assets = resources.files("lora_scripts.demo").joinpath("assets")
-    paths = {"train_file": data / "train.jsonl", "base_model": base, "output_dir": result}
-    moved = [key + "='" + str(path).replace("'", "''") + "'" for key, path in paths.items()]
-    trained, evaluated = None, None
+    trained, evaluated, figures = None, None, output / "evaluated.json"
     if not (result / "report.html").exists():
         sink(Note(f"drawing up {RECORDS} reports of house {exams.HOUSE}, and {TESTS} more to measure with, in {data}"))
         io.make_folder(data)
@@ -55,14 +56,16 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
         write_records(data / "test.jsonl", TEST_SEED, TESTS)
         files = {file.name: file.read_bytes() for file in assets.joinpath("words").iterdir()}
         io.write_folder(base, files)
-        io.write_text(output / "words.yaml", assets.joinpath("words.yaml").read_text(encoding="utf-8"))
-        config = load_config(output / "words.yaml", [*moved, *overrides])
-        trained = run.train(config, resume=(result / "state").exists(), sink=sink)
+        io.write_text(output / "words.yaml", config_text("words.yaml", USUAL, output))
+        config = load_config(output / "words.yaml", overrides)
+        trained = run.train(config, resume=is_begun(result), sink=sink, again=AGAIN)
+    if trained is not None or not figures.exists():
         from lora_scripts.evaluate.command import evaluate
 
         sink(Note(f"measuring base and LoRA on {TESTS} exams that are in no training data"))
         adapter = [(result / result.name, 1.0)]
         evaluated = evaluate(base, adapter, data / "test.jsonl", batch=25, max_tokens=160, sink=sink)
+        io.write_text(figures, json.dumps(asdict(evaluated), indent=1, ensure_ascii=False) + "\n")
     exam = next(exams.exams(TEST_SEED + 1))
     message = exams.request(exam, exams.HOUSE, 0).replace("\n", "\\n")
     lora = result / result.name

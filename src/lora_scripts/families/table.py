@@ -98,7 +98,8 @@ def require_lora(path: Path, hint: str = "name the .safetensors of a LoRA") -> N
     """UserError unless the file is a LoRA."""
     kind = identify(path)
     if kind is not kinds.LORA:
-        raise UserError(f"this is {kind.words}, not a LoRA", file=path, hint=hint)
+        words = kind.words if kind.words.startswith("not ") else f"{kind.words}, not a LoRA"
+        raise UserError(f"this is {words}", file=path, hint=hint)
 
 
 def trainable() -> tuple[Facts, ...]:
@@ -108,8 +109,9 @@ def trainable() -> tuple[Facts, ...]:
 
 def bases() -> str:
     """ "give a checkpoint of …": what can be a base model."""
-    names, examples = (" or ".join(texts) for texts in zip(*((f.words, f.example) for f in trainable()), strict=True))
-    return f"give a checkpoint of {names}, such as {examples}"
+    first = trainable()[:3]
+    names = ", ".join(facts.words for facts in first)
+    return f"give a checkpoint of {names} or another family of docs/models.md, such as {first[0].example}"
 
 
 def refuse(kind: Kind, path: Path) -> NoReturn:

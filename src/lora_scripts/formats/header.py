@@ -45,7 +45,7 @@ PICTURE = Kind("a picture, not a model", "name a model's file; how a picture was
 ZIP = Kind("a PyTorch .ckpt/.pt/.bin file (a pickle in a zip)", _CONVERT)
 PICKLE = Kind("an old PyTorch .ckpt/.pt file (a pickle)", _CONVERT)
 GGUF = Kind("a GGUF file (quantised)", "get the .safetensors version")
-NOT_SAFETENSORS = Kind("not a safetensors file", DOWNLOAD)
+NOT_SAFETENSORS = Kind("not a safetensors file", f"name a .safetensors file, or {DOWNLOAD}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
 from lora_scripts.generate.known_by import lora_hash, model_hash
+from lora_scripts.generate.naming_pictures import picture_path
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
@@ -111,7 +112,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
         first = options.seed if job.line.seed is None else job.line.seed
         seeds = range(first, first + options.count)
         for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
-            path = _numbered(options.output, len(pictures), total)
+            path = picture_path(options.output, len(pictures), total)
             text = _parameters(options, job, seed, sampling, sampler)
             save(path, image, text)
             pictures.append(Picture(path, job.line.prompt, seed, text))
@@ -241,10 +242,6 @@ def draw(
             continue
         yield from zip(some, drawn, strict=True)
         at += len(some)
-
-
-def _numbered(path: Path, number: int, count: int) -> Path:
-    return path if count == 1 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
 
 
 def save(path: Path, image: Image, parameters: str) -> None:

@@ -1,4 +1,4 @@
-"""The WebUI's "<lora:name:0.8>" in a prompt, and where the LoRA of that name lies. Standard library only.
+"""The WebUI's "<lora:name:0.8>" in a prompt, and where the LoRA of that name lies. Without torch.
 
 Two numbers are the strengths in the UNet and in the text encoder: <lora:name:0.8:0.5>, or by name, as the WebUI reads
 them too, <lora:name:unet=0.8:te=0.5>.
@@ -15,6 +15,8 @@ from typing import Literal
 
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
+from lora_scripts.families import table
+from lora_scripts.formats.below import models_below
 
 _TAG = re.compile(r"<lora:([^<>:]+)((?::[^<>:]*)*)>")
 # Anything that starts like a tag but is none, to its end or as far as the comma.
@@ -42,7 +44,8 @@ class GenerateOptions:
     base: Path
     prompt: str | None
     """Or a `from_file`."""
-    output: Path
+    output: Path | None = None
+    """None: a free name, `naming_pictures.USUAL` or one with a number."""
     from_file: Path | None = None
     negative_prompt: str | None = None
     """None, as of `steps` and `cfg`: as the base is usually drawn with."""
@@ -139,17 +142,15 @@ def _join(left: str, right: str) -> str:
 
 
 def find_lora(name: str, lora_dir: Path) -> Path:
-    """The file `name`.safetensors in `lora_dir` or any folder below it, but for resume states and `embeddings/`.
+    """The file `name`.safetensors in `lora_dir` or any folder below it, but for resume states, caches and
+    `embeddings/`.
 
     Of several, the final file of a run (`name/name.safetensors`) is taken. UserError if none or no single one is left.
     """
     if not lora_dir.is_dir():
         raise UserError(f"<lora:{name}> is not found: {lora_dir} is not a folder", hint="name one with --lora-dir")
-    files = sorted(
-        path
-        for path in lora_dir.rglob("*.safetensors")
-        if path.is_file() and not {"state", "embeddings"} & set(path.relative_to(lora_dir).parts[:-1])
-    )
+    below, _ = models_below(lora_dir, ".safetensors")
+    files = [path for path in below if "embeddings" not in path.relative_to(lora_dir).parts[:-1]]
     named = [path for path in files if path.stem == name]
     final = [path for path in named if path.parent.name == name]
     if len(final) == 1 or len(named) == 1:
@@ -168,4 +169,13 @@ def _nearest(name: str, files: list[Path]) -> str:
     plain = name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
     if near := (plain if plain in stems else did_you_mean(plain, stems)):
         return f"did you mean <lora:{near}:0.8>?"
-    return f"there is {', '.join(stems[:8])}" + (" …" if len(stems) > 8 else "")
+    loras = sorted({path.stem for path in files if not _is_base(path)})
+    return f"there is {', '.join(loras[:8])}" + (" …" if len(loras) > 8 else "")
+
+
+def _is_base(path: Path) -> bool:
+    try:
+        table.find(path)
+        return True
+    except UserError:
+        return False

@@ -105,6 +105,8 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
     Pictures that cannot be read, or that get no caption, do not stop it: they are faults of the result.
     """
     folder = open_folder(options.input, options.output)
+    for note in folder.notes:
+        sink(Note(f"note: {note.message}; {note.mend}"))
     _check_tokens(options.rules)
     names = [
         name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.findings import Finding
 from lora_scripts.data.records import holds_records
 from lora_scripts.data.scan import Listing, list_data
 from lora_scripts.data.unquoted import told_once
@@ -23,6 +24,8 @@ class Folder:
     store: Store
     elsewhere: Mapping[str, str]
     """Name -> the file that has its caption, where that is not in `store`. These pictures are left alone."""
+    notes: Sequence[Finding] = ()
+    """On files that are not read."""
 
 
 def open_folder(folder: Path, output: str | None) -> Folder:
@@ -44,7 +47,7 @@ def open_folder(folder: Path, output: str | None) -> Folder:
         for said in sources
         if said.text and not store.holds(said.file)
     }
-    return Folder(listing.images, store, elsewhere)
+    return Folder(listing.images, store, elsewhere, listing.notes)
 
 
 def _listing(folder: Path, output: str | None) -> Listing:
@@ -60,4 +63,4 @@ def _listing(folder: Path, output: str | None) -> Listing:
     listing = list_data(folder, allow_missing_captions=True)
     sidecars = {name: [one for one in sources if one.line is None] for name, sources in listing.said.items()}
     faults = [fault for fault in listing.faults if Path(str(fault.file)).suffix.lower() not in METADATA_SUFFIXES]
-    return Listing(listing.images, sidecars, faults, lost=False)
+    return Listing(listing.images, sidecars, faults, lost=False, notes=listing.notes)

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from lora_scripts.check.verdict import few
 from lora_scripts.config.load import load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
-from lora_scripts.data.scan import Sample, scan
+from lora_scripts.data.scan import Sample, list_data, scan
 from lora_scripts.data.trigger import Trigger, holds, trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
@@ -121,13 +122,18 @@ def _is_whole(look: Callable[[], None]) -> bool:
 
 
 def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
-    bare = sum(not s.caption for s in samples)
+    listing = list_data(data, allow_missing_captions=True)
+    # An empty row is what label leaves of a picture of which its captioner says nothing: it would say nothing again.
+    empty = [s.name for s in samples if not s.caption and s.name in listing.said]
+    bare = sum(not s.caption for s in samples) - len(empty)
     label = ["lora-scripts", "label", "--input", data.as_posix()]
     word = ["--trigger", trigger] if trigger else []
-    notes = []
+    notes = [f"{note.message}: {note.mend}" for note in listing.notes]
+    if empty:
+        notes.append(f"{len(empty)} of {len(samples)} pictures have an empty caption: write it yourself ({few(empty)})")
     if bare:
         notes.append(f"{bare} of {len(samples)} pictures have no caption: {typed([*label, *word])}")
-    elif trigger:
+    elif trigger and not empty:
         without = sum(not holds(s.caption, trigger) for s in samples)
         if without:
             notes.append(

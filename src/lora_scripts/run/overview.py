@@ -22,6 +22,7 @@ from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.run.previews import previews_of, usual
+from lora_scripts.train.advise import SHORT, USUAL
 from lora_scripts.train.feed import Feed
 from lora_scripts.units import percent
 
@@ -30,9 +31,7 @@ USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5
 MOST_RATE = 10
 """How many times that is told as high. (The bundled miniature bears twenty; its file says so.)"""
 FEW = 10
-"""Pictures,"""
-SHORT = 40
-"""and steps, that are told as few."""
+"""Pictures that are told as few."""
 FAR = 0.45
 """Of the base's pixels, or its inverse: beyond, a base draws badly."""
 
@@ -228,7 +227,7 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
             f"resolution {size} is far from {made}, which this base was made for: it draws badly at such a size"
         )
     if steps < SHORT:
-        told.append(f"{steps} steps are few: a LoRA mostly needs {10 * SHORT} and more; raise epochs")
+        told.append(f"{steps} steps are few: a LoRA mostly needs {USUAL} and more; raise epochs")
     if c.warmup_steps >= steps:
         told.append(f"warmup_steps {c.warmup_steps} of {steps} steps: learning_rate is never reached")
     if c.val_every is not None and c.val_every > steps:

@@ -16,6 +16,7 @@ from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.scan import Sample, scan
@@ -46,6 +47,8 @@ class Ready:
     scanned: list[Sample]
     """All of the data set, in its order."""
     samples: Split
+    notes: Sequence[Finding] = ()
+    """On files beside them that are not read."""
 
 
 def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) -> Ready:
@@ -55,7 +58,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     """
     folder = RunFolder(config.output_dir, config.name)
     samples: list[Sample] = []
-    faults = Faults()
+    faults, notes = Faults(), list[Finding]()
     attempt, seen = faults.attempt, Seen(cache_of(config, folder.path) / "pictures.json")
     if resume is not None:
         attempt(lambda: _folder(folder, resume=resume))
@@ -73,6 +76,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
                 allow_missing_captions=config.allow_missing_captions,
                 small=GRID if config.val_split != 0 else 0,
                 seen=seen,
+                notes=notes,
             )
         )
     )
@@ -83,7 +87,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     raise_all(faults)
     parted = split(config, samples, sink, seen)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
-    return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen))
+    return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen), notes)
 
 
 def _bare(sample: Sample) -> Sample:
@@ -94,7 +98,7 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
     """Tells in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
     found = lines(quick_findings(samples, config.size))
     for line in found[:MOST]:
-        sink(Note(f"data {shortened(line)}"))
+        sink(Note(f"data {line}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
     sink(Note(f"data: {more}to look closer, with pictures: {check_command(words)}"))
 

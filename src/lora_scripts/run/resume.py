@@ -21,11 +21,14 @@ from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.run.base_files import weights_in
 from lora_scripts.run.parts import Model, Trained
 from lora_scripts.run.pivotal import stop_of
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.state import RunState
 
+_ASIDE = " (held out)"
+"""Behind the name of a picture that is held out."""
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
@@ -65,7 +68,8 @@ def new_state(
     keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
     keys["noise levels"] = "spread evenly"  # runs that began with independent ones would go on otherwise
     digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
-    return RunState(0, total, keys, digests, _environment(model.family.device, precision))
+    captions = {name: s.caption for s, name in [*_named(samples), *_named(held_out, _ASIDE)]}
+    return RunState(0, total, keys, digests, _environment(model.family.device, precision), captions=captions)
 
 
 def resume_state(
@@ -86,9 +90,9 @@ def restore(
     rates: Rates,
     sink: Sink,
     *,
-    lora: Path,
+    folder: RunFolder,
 ) -> None:
-    """Puts the state in folder `found` into `state`, weights and moments into the model. `lora`: the run's file.
+    """Puts the state in `found` into `state`, weights and moments into the model. `folder`: the run's.
 
     A run may get another length where the steps that are done would have been the same in a run of that length.
     UserError, naming all of it, if what decides the weights has changed.
@@ -101,12 +105,15 @@ def restore(
         changed = [f"{length} ({why})" if change == length else change for change in changed if why or change != length]
     names = [name for name in {**old.data, **state.data} if old.data.get(name) != state.data.get(name)]
     if names:
-        changed.append(", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
+        told = ", ".join(_changed(name, old, state) for name in names[:5])
+        changed.append(told + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
     if changed:
+        lora = folder.newest_lora(old.step, finished=old.step == old.total)
+        begin = f", with init_lora={lora.as_posix()}" if lora else ""
         raise UserError(
             f"cannot resume exactly, because something changed: {'; '.join(changed)}",
-            file=lora.parent,
-            hint=f"undo that, or go on with new settings in another output_dir, with init_lora={lora}",
+            file=folder.path,
+            hint=f"undo that, or go on with new settings in another output_dir{begin}",
         )
     needed = {**model.weights(), **({f"ema.{name}": one for name, one in ema.values.items()} if ema else {})}
     wrong = [name for name, one in needed.items() if name not in weights or weights[name].numel() != one.numel()]
@@ -131,6 +138,25 @@ def restore(
     states.restore_optimizer(model.optimizer, moments, old.optimizer)
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
+
+
+def _changed(name: str, old: RunState, new: RunState) -> str:
+    """What changed of a picture, or of what else has a digest: of a caption what it was and is."""
+    before, after = old.captions.get(name), new.captions.get(name)
+    if after is None or name not in old.data or before == after:
+        return name
+    if before is None:
+        return f"{name} or its caption"  # a state of an earlier version keeps none
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((i for i, (one, other) in pairs if one != other), min(len(before), len(after)))
+    before, after = (_from(text, same) for text in (before, after))
+    return f'the caption of {name} ("{before}" -> "{after}")'
+
+
+def _from(text: str, at: int) -> str:
+    """What can be shown of a caption, so that the place `at` is in it."""
+    start = at - 20 if at > 40 else 0
+    return ("…" if start else "") + text[start : start + 60] + ("…" if len(text) > start + 60 else "")
 
 
 def as_now(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,11 +206,13 @@ def _digests(
     if not config.train_text_encoder:
         digests.pop("text_encoder", None)
     digests["init_lora"] = model_hashes(initial).sha256 if initial else ""
-    for s in held_out:
-        digests[f"{s.name} (held out)"] = _digest(s)
-    for s in samples:
-        digests[s.name] = _digest(s)
+    for s, name in [*_named(held_out, _ASIDE), *_named(samples)]:
+        digests[name] = _digest(s)
     return digests
+
+
+def _named(samples: Sequence[Sample], suffix: str = "") -> list[tuple[Sample, str]]:
+    return [(sample, sample.name + suffix) for sample in samples]
 
 
 def _digest(sample: Sample) -> str:

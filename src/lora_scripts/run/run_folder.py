@@ -84,6 +84,11 @@ class RunFolder:
         found = (p for p in self.path.glob(f"*{self.suffix}") if pattern.fullmatch(p.name))
         return sorted(found, key=lambda p: int(p.name.removesuffix(self.suffix).rpartition("-step")[2]))
 
+    def newest_lora(self, step: int, *, finished: bool) -> Path | None:
+        """What another run can begin with after `step` steps of this one, or as near to them as there is."""
+        there = [self.checkpoint(step), *reversed(self.checkpoints()), self.final]
+        return next((path for path in ([self.final] if finished else []) + there if path.exists()), None)
+
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
 

@@ -81,13 +81,15 @@ class TrainResult:
     """Training pictures that somebody should look at; empty for none."""
 
 
-def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: bool, sink: Sink) -> TrainResult:
+def train(
+    config: TrainConfig, folder: RunFolder, samples: Split, *, resume: bool, sink: Sink, again: str = "--resume"
+) -> TrainResult:
     """Prepares, trains, exports, proves and reports. UserError for a person's mistake; KeyboardInterrupt when it was
-    stopped, everything saved."""
+    stopped, everything saved. `again`: how the person goes on then."""
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     initial = read_initial(config)
-    with folder.locked(), signals(sink) as stopped, Leases() as leases:
+    with folder.locked(), signals(sink, resume=resume, again=again) as stopped, Leases() as leases:
         sink = stoppable(sink, stopped)
         cached = cache_of(config, folder.path)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
@@ -101,7 +103,7 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
             of_class = class_samples(config, model.family, folder.path / "class_images", sink, drawn_from)
         parts = assemble(config, folder, samples, of_class, model, device=device, precision=precision)
         if found is not None:
-            restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
+            restore(parts.state, found, model, parts.ema, parts.scaler, parts.rates, sink, folder=folder)
             parts = replace(parts, held=as_before(parts.held, parts.state))
         sink(Table("", tuple(rows_of(parts))))
         io.write_text(folder.path / "config.yaml", dump_config(config))
@@ -120,10 +122,12 @@ def train(config: TrainConfig, folder: RunFolder, samples: Split, *, resume: boo
         try:
             measuring = measuring_of(parts, board, sink)
             with rescuing(saver.save, lambda: saver.saved, parts.state, model.optimizer, parts.scaler, config):
+                stopped.begin("steps")
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
             if not done:
-                sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
+                sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with {again}"))
                 raise ended_by(stopped())
+            stopped.begin("report")
             hint = f"go on with --resume and a smaller sample_size; {folder.final} is written"
             with enough_memory("drawing the report", hint):
                 return finish(parts, measuring, saver, board, sink)

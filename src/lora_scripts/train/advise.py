@@ -38,6 +38,9 @@ BETTER, MORE = 0.02, 0.05
 is measured and on what is held out, to call it short. As long as the loss falls in a line the second is 0.25, however
 little was gained; of healthy runs it was 0.04 at most, mostly less than nothing."""
 
+SHORT, USUAL = 40, 400
+"""Steps: of a run that is told before it begins to be too short, and what a LoRA mostly needs."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -166,7 +169,9 @@ def too_short(start: Evaluation, last: Evaluation, ahead: Evaluation, facts: Fac
         f"it has not learnt its fill: {AHEAD:g} times as strong, the LoRA would have a loss {percent(lower)} lower"
         + (f", and {percent(held)} on held-out {facts.samples}" if last.held else "")
         + f", and so have gained {percent(more)} more",
-        f"learning_rate: {facts.learning_rate * 4:.2g}, or epochs: {2 * facts.epochs}",
+        f"epochs: {math.ceil(USUAL / facts.steps_per_epoch)}"
+        if facts.total < SHORT
+        else f"learning_rate: {facts.learning_rate * 4:.2g}, or epochs: {2 * facts.epochs}",
     )
 
 

@@ -41,6 +41,9 @@ class RunState:
     """[step, most]: after so many steps memory ran out, and from there batches come in pieces of at most so many."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16 and when it grows next; empty otherwise."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """Of every picture, by name: to say which of the two has changed; empty in states of earlier versions, and of
+    language models."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What the optimizer keeps in plain numbers, by "index.name" of a parameter and "group.index.name"."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.names import Share
-from lora_scripts.families.table import FAMILIES, identify
+from lora_scripts.families.table import FAMILIES, bases, identify
 from lora_scripts.formats.gguf import is_gguf
 from lora_scripts.formats.header import Header, read_header
 
@@ -134,9 +134,7 @@ def _family(path: Path) -> Facts:
     kind = identify(path)
     family = next((facts for facts in FAMILIES if kind in facts.mergeable), None)
     if family is None:
-        names = " or ".join(facts.words for facts in reversed(FAMILIES))
-        hint = f"give a checkpoint of {names}: one .safetensors file or a diffusers folder"
-        raise UserError(f"this is {kind.words}", file=path, hint=hint)
+        raise UserError(f"this is {kind.words}", file=path, hint=bases())
     if path.is_file() and is_gguf(path):
         text = f"this is {kind.words} in a GGUF file, to whose numbers nothing can be added"
         hint = "give its .safetensors in bf16, fp16 or fp32; a LoRA that was trained on the GGUF fits that, too"

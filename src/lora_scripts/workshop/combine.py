@@ -125,7 +125,7 @@ def combine(
         faults.attempt(lambda: check_output(output, paths, overwrite=overwrite))
         if family is not None:
             faults.attempt(lambda: check_form(output, family))
-    raise_all(faults)
+    raise_all({str(fault): fault for fault in faults}.values())  # a file that is given twice is told once
 
     files = read_all(paths)
     from lora_scripts.adapters.algebra import combine as algebra

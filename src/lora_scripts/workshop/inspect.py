@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_scripts.errors import UserError
-from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.events import Note, Progress, Sink, ignore
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.kinds import LORA
 from lora_scripts.families.table import identify, refuse, trainable
 from lora_scripts.formats import header
+from lora_scripts.formats.below import models_below
 from lora_scripts.formats.gguf import is_gguf, read_model
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import Header, Kind
@@ -67,12 +68,15 @@ class Inspected:
 
 
 def inspect(path: Path, *, sink: Sink = ignore) -> Inspected:
-    """Looks at a file, at PEFT's folder, or at every file of a folder. UserError when there is nothing to look at."""
+    """Looks at a file, at PEFT's folder, or at every model of a folder. UserError when there is nothing to look at."""
     if not path.is_dir() or is_adapter(path):
         return Inspected(path, (report_of(path),), (), is_folder=False)
-    files = sorted(file for end in ("safetensors", "gguf") for file in path.rglob(f"*.{end}"))
+    files, left_out = models_below(path, ".safetensors", ".gguf")
     if not files:
-        raise UserError("this folder holds no .safetensors or .gguf file", file=path, hint="name a file")
+        more = f" but {left_out} of a run's cache and resume states" if left_out else ""
+        raise UserError(f"this folder holds no .safetensors or .gguf file{more}", file=path, hint="name a file")
+    if left_out:
+        sink(Note(f"{left_out} files of a run's cache and resume states are left out"))
     reports, faults = [], list[UserError]()
     for number, file in enumerate(files, 1):
         try:

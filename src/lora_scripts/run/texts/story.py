@@ -82,17 +82,19 @@ class TextParts:
     state: RunState
 
 
-def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: bool, sink: Sink) -> TextTrainResult:
+def train(
+    config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: bool, sink: Sink, again: str = "--resume"
+) -> TextTrainResult:
     """Prepares, trains, exports, proves and reports. UserError for a person's mistake; KeyboardInterrupt when it was
-    stopped, everything saved."""
-    with folder.locked(), signals(sink) as stopped, Leases() as leases:
+    stopped, everything saved. `again`: how the person goes on then."""
+    with folder.locked(), signals(sink, resume=resume, again=again) as stopped, Leases() as leases:
         sink = stoppable(sink, stopped)
         found = folder.check(resume=resume)  # again: an interrupted save has been put right
         with enough_memory("loading the base", f"{ELSEWHERE}, or write base_precision: int8"):
             parts = assemble(config, folder, split, sink)
         parts.model.files.lend(leases, sink)
         if found is not None:
-            restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, lora=folder.final)
+            restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, folder=folder)
         sink(Table("", tuple(rows_of(parts))))
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
         io.write_text(folder.path / "config.yaml", dump_config(config))
@@ -102,12 +104,14 @@ def train(config: TrainConfig, folder: RunFolder, split: TextSplit, *, resume: b
             measuring = measuring_of(parts, board, sink, samples="records", suffix="")
             optimizer = parts.model.optimizer
             with rescuing(saver.save, lambda: saver.saved, parts.state, optimizer, parts.scaler, config, texts=True):
+                stopped.begin("steps")
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
         finally:
             board.close()
         if not done:
-            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with --resume"))
+            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with {again}"))
             raise ended_by(stopped())
+        stopped.begin("report")
         with enough_memory("answering for the report", f"go on with --resume; {folder.final} is written"):
             return finish(parts, measuring, saver, sink)
 
