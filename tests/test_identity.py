@@ -233,9 +233,9 @@ def test_a_state_of_another_run_is_refused(copy: Path) -> None:
     shutil.copytree(copy / "start" / "state" / "step-00000001", found)
     state = json.loads((found / "run.json").read_text())
     state["config"]["seed"] = 1
-    files = {path.name: path.read_bytes() for path in found.iterdir() if path.name != "manifest.json"}
-    files["run.json"] = json.dumps(state).encode()
-    for name, data in states.with_manifest(files).items():
-        (found / name).write_bytes(data)
+    files: dict[str, Any] = {path.name: [path.read_bytes()] for path in found.iterdir() if path.name != "manifest.json"}
+    files["run.json"] = [json.dumps(state).encode()]
+    for name, pieces in states.with_manifest(files).items():
+        (found / name).write_bytes(b"".join(pieces))
     with pytest.raises(UserError, match=r"something changed: seed: 1 -> 42; undo that"):
         stopped(copy / "config.yaml", 3, resume=True)

@@ -62,7 +62,7 @@ WORDS = {
         "full-width colon": "the plain colon and a space",
         "control characters": ":4: holds the character U\\+0007",
         "UTF-16": "is UTF-16 text; save it as UTF-8",
-        "GBK": "perhaps GBK or another old encoding; save it as UTF-8",
+        "GBK": r"it looks like GBK \(Chinese\); save it as UTF-8",
         "binary": "is not text",
     },
     "picture": {

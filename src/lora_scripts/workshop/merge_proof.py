@@ -15,7 +15,6 @@ from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.records import Records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
-from lora_scripts.loras import on_texts
 from lora_scripts.units import percent
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ class Meant:
 def meant(base: Path, loras: Sequence[tuple[Path, float]], records: Records | None, sink: Sink) -> Meant:
     """Asks the base on some of the records, or else on drawn tokens. UserError, with file and line, for a record of
     which nothing can be made."""
+    from lora_scripts.loras import on_texts
+
     model = _load(base)
     rows = _examples(model, records)
     sink(Note(f"proving the merge on {len(rows)} {'rows of drawn tokens' if records is None else 'records'}"))
@@ -96,6 +97,7 @@ def _load(path: Path) -> TextFamily:
     import torch
 
     from lora_scripts.families.base import LoadOptions
+    from lora_scripts.loras import on_texts
 
     return on_texts.load(path, LoadOptions(torch.device("cpu"), torch.float32))
 
