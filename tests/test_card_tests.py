@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow  # it imports everything once more
 def test_a_run_of_the_tests_for_a_card_goes_well_on_a_cpu() -> None:
     argv = [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-q", "-n", "0", "-p", "no:cacheprovider"]
     argv += ["-k", "run_ends and bf16"]

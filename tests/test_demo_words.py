@@ -47,6 +47,7 @@ def test_the_base_knows_other_houses_and_not_the_demos(model: LanguageModel) -> 
     assert all(answer.stopped for answer in answers)
 
 
+@pytest.mark.slow  # runs of texts have tests of their own
 def test_a_short_demo_leaves_records_a_lora_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

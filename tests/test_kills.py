@@ -51,7 +51,7 @@ def end_of(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks and SIGKILL")
-@pytest.mark.parametrize("runs", [10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [6, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_runs_end_as_one_that_was_not(runs: int, base: Path, tmp_path: Path) -> None:
     """Forks of a process that has the base loaded: the moments fall between the first look and the last file."""
     keys = {"targets": "['*mid_block*attn2*']", "batch_size": 1, "epochs": 1, "save_steps": 1, "keep_last": 1}
