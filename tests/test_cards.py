@@ -119,6 +119,10 @@ def test_the_least_is_changed_that_fits() -> None:
         for less in before:
             with_tiles = config.model_copy(update={**less, "vae_tiling": True})
             assert max(needs(with_tiles, MADE).values()) > card * GB
+    for rung in order:  # each can be written
+        TrainConfig.model_validate({**config.model_dump(exclude_unset=True), **rung})
+    long = config_of(batch_size=1024, gradient_accumulation=2)
+    assert not any("batch_size" in rung for rung in rungs(long, MADE))  # more than a config takes
     assert allowed(config, MADE, 48).changes == {} and allowed(config, MADE, 2).changes is None
     assert allowed(config, MADE, 8).ram == allowed(config, MADE, 8).changes["offload_blocks"] * 500_000_000  # type: ignore[index]
 
@@ -135,7 +139,10 @@ def test_it_is_asked_without_a_card_and_without_a_rehearsal(own: Path, capsys: p
     assert main(["plan", "--config", str(own), "--cards"]) == 0
     told = capsys.readouterr().out
     assert [line.split()[:2] for line in told.splitlines()[:4]] == [[str(n), "GB"] for n in CARDS]
-    assert "fits as it is: about 1." in told and "not known for a base of this size" in told
+    assert (
+        "fits as it is: about 1." in told
+        and "not in it: what a step keeps, which is not known for a base of this size" in told
+    )
     assert main(["plan", "--config", str(own), "--cards", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["card"], row["changes"]) for row in rows] == [(n, {}) for n in CARDS]

@@ -317,7 +317,9 @@ def test_a_rehearsal_that_the_system_ends_is_an_answer(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["plan", "--config", str(config), f"output_dir={tmp_path / 'new'}"]) == 0
     told = capsys.readouterr().out.strip().splitlines()[-1]
-    assert told == "does not fit: memory ran out in loading; no smaller batch size, resolution or rank helps"
+    tried = "no smaller batch size, resolution or rank helps, nor a base in 8 bits"
+    head = f"does not fit: memory ran out in loading; {tried}"
+    assert told == f"{head}: plan --cards counts what else there is"
     assert main(["plan", "--config", str(config), f"output_dir={tmp_path / 'new'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] == "no"
 

@@ -109,8 +109,8 @@ def cards_words(cards: Cards) -> list[str]:
             ram = f", and {size(row.ram)} of RAM for its blocks" if row.ram else ""
             told = f"{' '.join(as_words(row.changes)) or 'fits as it is'}: about {size(row.bytes)}{ram}"
         rows.append((f"{row.card} GB", told))
-    known = "" if cards.counted else "; what a step keeps is not known for a base of this size, and not in it"
-    return [*facts(rows), f"{cards.words}, counted and not rehearsed: plan without --cards does that{known}"]
+    without = f"; not in it: {' and '.join(cards.left_out)}" if cards.left_out else ""
+    return [*facts(rows), f"{cards.words}, counted and not rehearsed: plan without --cards does that{without}"]
 
 
 def profile_rows(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -208,7 +208,8 @@ def verdict_words(plan: Plan) -> str:
     else:
         head = f"does not fit: peak {peak} ({phase}), of {limit}"
     if plan.proposal is None:
-        return f"{head}; no smaller batch size, resolution or rank helps"
+        tried = "no smaller batch size, resolution or rank helps, nor a base in 8 bits"
+        return f"{head}; {tried}: plan --cards counts what else there is"
     return f"{head}; {_proposal_words(plan.proposal)}type: {plan.proposal.command}"
 
 

@@ -23,6 +23,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Kept
 from lora_scripts.formats.gguf import packed_types
+from lora_scripts.plan.forecast import LONGEST_ACCUMULATION
 
 CARDS = (8, 12, 16, 24)
 """GB."""
@@ -30,7 +31,6 @@ BESIDE = GB
 """Bytes for the driver, for torch's own and for what else the screen shows."""
 MORE = 1.05
 """What is asked for over what is counted: what torch reserves beside what it gave; see docs/memory.md."""
-WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOVED = {"adamw": 8, "schedule_free": 8, "adamw8bit": 2, "lion": 4, "adafactor": 1, "prodigy": 16}
 """Bytes that an optimizer keeps for a number, beside the number and its gradient in float32 and a copy of two bytes."""
 
@@ -99,8 +99,8 @@ class Cards:
 
     words: str
     """What the base is."""
-    counted: bool
-    """Whether what a step keeps is known for such a base; else it is not in the sums."""
+    left_out: Sequence[str]
+    """What is not in the sums, in words."""
     rows: Sequence[Allowed]
 
 
@@ -112,7 +112,9 @@ def cards(config: TrainConfig) -> Cards:
         raise UserError("--cards is for models that draw", file=config.base_model, hint=hint)
     facts.check(config.base_model, config.vae is None)
     base = base_of(config, facts)
-    return Cards(facts.words, base.kept is not None, [allowed(config, base, card) for card in CARDS])
+    left_out = [] if base.kept else ["what a step keeps, which is not known for a base of this size"]
+    left_out += ["the text encoder that is trained"] if config.train_text_encoder else []
+    return Cards(facts.words, left_out, [allowed(config, base, card) for card in CARDS])
 
 
 def base_of(config: TrainConfig, facts: Facts) -> Base:
@@ -165,7 +167,7 @@ def _piece(modules: Sequence[nn.Module], *, stored: bool) -> Piece:
 
 def needs(config: TrainConfig, base: Base) -> dict[str, int]:
     """Bytes on the card in a step, and while a picture is drawn."""
-    storage, width = config.base_precision, WIDTH["fp32" if config.precision == "fp32" else "bf16"]
+    storage, width = config.base_precision, 4 if config.precision == "fp32" else 2
     sizes = _sizes(config, base)
     away = sizes[: config.offload_blocks]
     there = base.around.size("auto", width, 0) + sum(sizes) - sum(away) + sum(away[:2])
@@ -182,7 +184,7 @@ def needs(config: TrainConfig, base: Base) -> dict[str, int]:
 
 def _sizes(config: TrainConfig, base: Base) -> list[int]:
     """Bytes of each block as it is stored, the largest first."""
-    storage, width = config.base_precision, WIDTH["fp32" if config.precision == "fp32" else "bf16"]
+    storage, width = config.base_precision, 4 if config.precision == "fp32" else 2
     return sorted((block.size(storage, width, base.packed) for block in base.blocks), reverse=True)
 
 
@@ -223,8 +225,8 @@ def rungs(config: TrainConfig, base: Base) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
-    if config.batch_size > 1:
-        accumulated = config.batch_size * config.gradient_accumulation
+    accumulated = config.batch_size * config.gradient_accumulation
+    if config.batch_size > 1 and accumulated <= LONGEST_ACCUMULATION:
         changes |= {"batch_size": 1, "gradient_accumulation": accumulated}
         yield dict(changes)
     rounds = config.base_precision == "auto" and config.adapter not in SCALING
