@@ -18,6 +18,7 @@ import torch
 import test_report
 import tiny
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.check.texts.command import TextCheckOptions, check_texts
 from lora_scripts.config.keys.training import LrSchedule
 from lora_scripts.data.findings import Finding
 from lora_scripts.loras.proof import Proof
@@ -70,7 +71,7 @@ def test_every_text_of_the_pages_is_there_in_chinese() -> None:
     cell = ShownCell(test_report.noise(1), "a.png", "prompt a, strength 1", "a cat")
     row = MeasureRow("x", 1.0, ["a"], 2, 0.1, 0.1, None, 0.1, "1.png", 0.5)
     data = GridData("g", ["prompt", "strength"], [Block(None, ["0.5"], [("a cat", [cell])])], [row],
-                    [("pictures", "4, 2 of them different"), ("sampler", "DDIM, 20 steps")], True, "s.png")  # fmt: skip
+                    [("pictures", "14"), ("sampler", "DDIM, 20 steps")], True, "s.png")  # fmt: skip
     assert [text for text in shown(grid(data)) if text != "a cat"] == []
 
 
@@ -86,6 +87,40 @@ def test_every_finding_of_the_data_set_doctor_is_there_in_chinese(module: str) -
             texts += node.args[3:5]
     for text in (one for value in texts for one in _strings(value)):
         assert chinese.translated(f"{text}7" if text.endswith(": ") else text) is not None, text
+
+
+def test_the_page_of_a_data_set_of_records_is_there_in_chinese(tmp_path: Path) -> None:
+    """Every kind of finding, and every fault of a record."""
+    file = tmp_path / "records.jsonl"
+    good = [{"instruction": f"what is {n} times {n * n}?", "output": "as the table says"} for n in range(30)]
+    own = ("Alice lives in the red house by the lake, has three cats, and mends bicycles every second Saturday morning"
+           " in the yard behind it; what does she do?")  # fmt: skip
+    bad = [{"instruction": "q", "output": ""}, *good[:2], {"instruction": "echo me", "output": "echo me"},
+           {"instruction": "what is 0 times 0?", "output": "nothing"}, {"instruction": "key", "output": "a@mail.com"},
+           {"text": "b <|im_end|> c"}, {"text": "d <|im_end|> e"}, {"messages": []}, {"strange": 1}, {"text": ""},
+           {"instruction": own, "output": "bicycles"}, {"instruction": own + "!", "output": "bicycles"},
+           {"messages": [{"role": "user", "content": "x"}]}, {"conversations": [{"from": "nobody", "value": "x"}]},
+           {"prompt": "a", "chosen": "b", "rejected": "c"}, 7]  # fmt: skip
+    lines = [*map(json.dumps, [*good, *bad]), '{"text": "half', '{"text": "a"} {"text": "b"}']
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    checked = check_texts(TextCheckOptions(file, page=tmp_path / "check.html", language="zh"))
+    kinds = {finding.kind for finding in checked.findings}
+    assert {"duplicate", "near_duplicate", "contradiction", "one_answer", "echo", "secret", "template_sign"} <= kinds
+    assert len(kinds) >= 15
+    html = checked.page.read_text("utf-8")
+    assert shown(html) == ["39 (37 instruction, 2 text)"] and 'data-language="zh"' in html  # names of forms
+    file.write_text('{"text": "a"}\n', encoding="utf-8")  # few records
+    few = check_texts(TextCheckOptions(file, page=tmp_path / "few.html")).page.read_text("utf-8")
+    assert shown(few) == ["1 (1 text)"]
+
+
+@pytest.mark.parametrize("module", ["data/conversations.py", "data/record_index.py"])
+def test_every_fault_of_a_record_is_there_in_chinese(module: str) -> None:
+    calls = [n for n in ast.walk(ast.parse((ROOM / module).read_text("utf-8"))) if isinstance(n, ast.Call)]
+    said = [
+        text for n in calls if getattr(n.func, "id", "") == "RecordFault" for arg in n.args for text in _strings(arg)
+    ]
+    assert len(said) > 9 and [text for text in said if chinese.translated(text) is None] == []
 
 
 def _strings(value: ast.expr) -> list[str]:

@@ -164,11 +164,13 @@ class Page(HTMLParser):
         super().__init__()
         self.cells: list[dict[str, str]] = []
         self.heads: list[str] = []
+        self.spans: list[str] = []
         self.inside = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {key: value or "" for key, value in attrs}
+        self.spans += filter(None, [values.get("rowspan")])
         if values.get("class") == "zoom":
             self.cells.append(values)
         self.inside = self.inside if tag == "bdi" else tag  # what a person wrote, inside of a heading
@@ -216,19 +218,26 @@ def test_every_cell_is_drawn_once_and_strength_0_is_the_base(drawn: Path, base: 
 def test_the_page_shows_all_cells_with_their_parameters(drawn: Path) -> None:
     text = (drawn / "grid.html").read_text("utf-8")
     page = Page(text)
-    assert len(page.cells) == 18 and all((drawn / cell["data-file"]).is_file() for cell in page.cells)
+    assert all((drawn / cell["data-file"]).is_file() for cell in page.cells)
+    # Three checkpoints at two strengths, and the base once, beside all three: of each of two prompts.
+    titles = [cell["data-title"] for cell in page.cells]
+    assert len(titles) == 14 and [titles[i] for i in (0, 7)] == [f"prompt a {x}, strength 0" for x in ("house", "tree")]
+    assert page.spans == ["3", "3"] and all("checkpoint " in title for title in titles if not title.endswith(" 0"))
     assert {"0", "0.5", "1", "final"} <= set(page.heads)
     assert "Seed: 42" in page.cells[4]["data-text"] and "<lora:" in page.cells[4]["data-text"]
     assert "likeness to the training style\t" in page.cells[4]["data-values"]
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|url\(["']?https?:""", text)
     with Image.open(drawn / "grid.png") as sheet:
         assert sheet.width > 3 * 64 and sheet.height > 6 * 64
+        colours = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+        # All but 14 pictures of 64 px is paper and ink: grey, with edges that are as grey.
+        assert abs(int((np.ptp(colours, axis=1) > 12).sum()) - 14 * 64**2) < 2 * 64**2
 
 
 def test_measures_are_there_for_each_checkpoint_and_strength(drawn: Path) -> None:
     rows = json.loads((drawn / "grid.json").read_text())["rows"]
     assert [row["loras"] for row in rows].count([]) == 1 and rows[0]["pixels"] == 0 and rows[0]["style"] in (0, None)
-    assert len(rows) == 7 and all(row["pictures"] == 2 for row in rows[1:])
+    assert len(rows) == 7 and all(row["pictures"] == 2 for row in rows)  # the base's, too, however often they stand
     assert all(row["pixels"] > 0 and row["nearest"].endswith(".png") for row in rows[1:])
 
 

@@ -147,7 +147,14 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
         Failing(patch, 1, errno.EINVAL)
         with pytest.raises(UserError, match=r"does not take it \(Invalid argument\); choose another name"):
             io.write_text(tmp_path / "x", "")
-    assert rest_of(tmp_path, "folder") == []
+    if Path("/proc/self").exists():  # a folder that says "no such file" of what is to be made in it
+        for path in (Path("/proc/x.png"), Path("/proc/none/x.png")):
+            with pytest.raises(UserError, match=r"^/proc/.*: not written: /proc takes no new files; choose another"):
+                io.require_writable(path)
+    with pytest.raises(UserError, match="want the same name"):
+        io.require_writable(tmp_path / "folder")
+    io.require_writable(tmp_path / "folder" / "new" / "x")  # whose folder is made, and nothing is left
+    assert rest_of(tmp_path, "folder") == [] and list((tmp_path / "folder" / "new").iterdir()) == []
 
 
 def test_the_real_full_disk(tmp_path: Path) -> None:

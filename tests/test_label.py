@@ -365,7 +365,7 @@ def test_unquoted_commas_are_told_once_and_mended_by_the_command_that_is_told(
 )
 def test_what_quotes_are_put_around(before: str, after: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "metadata.csv").write_text(before, encoding="utf-8")
-    assert command("--input", str(data), "--repair") == 0 and "around 1 captions" in capsys.readouterr().out
+    assert command("--input", str(data), "--repair") == 0 and "around 1 caption in" in capsys.readouterr().out
     assert (data / "metadata.csv").read_text("utf-8") == after
 
 
@@ -617,6 +617,18 @@ def test_a_mistake_is_told_in_one_line_without_a_network(
     told = capsys.readouterr().err.splitlines()
     assert words in told[0] and all(line.startswith("error: ") for line in told)
     assert len(told) == 1 + ("--overwrite" in argv)
+
+
+def test_with_all_captions_there_a_mistyped_model_and_words_that_do_nothing_are_told(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for picture in data.rglob("*.png"):
+        picture.with_suffix(".txt").write_text("a wall", encoding="utf-8")
+    assert command("--input", str(data), "--model", "./nix/here") == 2
+    assert "there is no such folder; give the folder of a captioner" in capsys.readouterr().err
+    assert command("--input", str(data), "--model", "Qwen/Qwen3-VL-2B-Instruct", "--trigger", "neonpunk") == 0
+    assert "to put your words on them, add --words-only" in capsys.readouterr().out
+    assert command("--input", str(data)) == 0 and "--words-only" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", [None, "Qwen/Qwen3-VL-2B-Instruct"])

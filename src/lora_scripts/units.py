@@ -33,6 +33,11 @@ def size(count: float) -> str:
     return f"{count / 1024:.0f} kB"
 
 
+def number_of(count: int, word: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
 def percent(share: float, digits: int = 0) -> str:
     """ "12 %" of 0.12."""
     return f"{100 * share:.{digits}f} %"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lora_scripts.data.findings import Finding, Severity
-from lora_scripts.units import typed
+from lora_scripts.units import number_of, typed
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 NAMES = 3
@@ -40,11 +40,6 @@ def summary(pictures: int, captioned: int, findings: Sequence[Finding], unread: 
     """A data set in one line; `unread`: pictures whose caption cannot be read."""
     broken = f", {unread} with one that cannot be read" if unread else ""
     return f"{pictures} pictures, {captioned} with a caption{broken}: {counted(findings)}"
-
-
-def number_of(count: int, word: str) -> str:
-    """ "1 picture", "2 pictures"."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

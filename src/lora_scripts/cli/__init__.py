@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         show.say_errors(error, json_lines=json_lines)
     except KeyboardInterrupt as stop:
-        say(show.dumps({"event": "stopped"}) if json_lines else "stopped", error=True)
+        told = str(stop) or "stopped"  # a run says in it where it stopped, and how it goes on
+        say(show.dumps({"event": "stopped", "text": told}) if json_lines else told, error=True)
         return 143 if isinstance(stop, Terminated) else 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

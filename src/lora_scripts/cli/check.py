@@ -122,6 +122,7 @@ def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
             config.train_on,
             config.long_records == "cut",
             options.output or config.output_dir / "check.html",
+            config.language,
         )
     else:
         source = Path(options.overrides[0]).expanduser() if len(options.overrides) == 1 else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli.options import add_device, argument, default, number, path
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink
+from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
     from lora_scripts.label.command import Labelled, Reworded
@@ -98,7 +99,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded | Repai
             raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
         _refuse_captioner(options, "--words-only")
         return command.reword(options.input, options.output, rules, sink)
-    from lora_scripts.label.base import DEFAULT_MODEL, CaptionOptions
+    from lora_scripts.label.base import CaptionOptions
 
     plain = CaptionOptions()
     captions = CaptionOptions(
@@ -111,7 +112,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded | Repai
     asked = command.LabelOptions(
         input=options.input,
         output=options.output,
-        model=options.model or DEFAULT_MODEL,
+        model=options.model,
         captioner=options.captioner,
         captions=captions,
         rules=rules,
@@ -130,7 +131,7 @@ def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
         for row in result.rows[:SHOWN]:
             place = f"line {row.line}: "
             yield f"{place}{row.before}\n{'→ '.rjust(len(place))}{row.after}"
-        yield f"quotes put around {len(result.rows)} captions in {result.path}"
+        yield f"quotes put around {number_of(len(result.rows), 'caption')} in {result.path}"
         return
     if isinstance(result, Reworded):
         for change in result.changes[:SHOWN]:
@@ -138,7 +139,7 @@ def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
         yield f"{len(result.changes)} of {result.captions} captions changed in {result.path}"
     elif result.asked:
         share = f"{result.captioned} of {result.pictures} pictures have one now"
-        yield f"{result.written} captions written to {result.path}; {share}"
+        yield f"{number_of(result.written, 'caption')} written to {result.path}; {share}"
     else:
         yield f"all {result.pictures} pictures have captions already; --overwrite makes them anew"
     if result.elsewhere:

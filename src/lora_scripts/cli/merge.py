@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.cli import files
 from lora_scripts.cli.options import add_loras, add_writing, asked, path, weighted_loras
 from lora_scripts.events import Sink
-from lora_scripts.units import percent
+from lora_scripts.units import number_of, percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.merge import Merged
@@ -45,7 +45,7 @@ def words(result: Merged) -> list[str]:
         lines.append(
             f"proved on {proof.tokens} tokens: the largest difference of a logit is {proof.largest:.1e}, "
             f"{percent(proof.share, 2)} of what the LoRAs change; another token is likeliest in "
-            f"{proof.changed_answers} places"
+            f"{number_of(proof.changed_answers, 'place')}"
         )
     if result.too_coarse:
         lines.append(

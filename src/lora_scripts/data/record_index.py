@@ -14,6 +14,7 @@ from pathlib import Path
 from lora_scripts.data.conversations import FORMS, Record, RecordFault, Text, form_of, read_record
 from lora_scripts.data.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
 from lora_scripts.errors import UserError
+from lora_scripts.units import number_of
 from lora_scripts.utf8 import guess_encoding, load_json
 
 SECTION = 1 << 16
@@ -271,7 +272,7 @@ def _read_header(index: Index, data: bytes, line: int) -> bool:
 def _row_of(index: Index, text: str) -> dict[str, str]:
     cells = split_row(text, index.delimiter)
     if len(cells) != len(index.columns):
-        count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+        count = number_of(len(cells), "cell")
         raise RecordFault(
             f"{count}, but the first row names {len(index.columns)} columns", "quote a cell that has a comma"
         )

@@ -38,6 +38,7 @@ __all__ = [
     "make_folder",
     "move",
     "remove_stale_temps",
+    "require_writable",
     "safetensors_header",
     "safetensors_parts",
     "save_png",
@@ -79,6 +80,20 @@ def write_atomic(path: Path, data: Data) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, with the line ends that it has, whole or not at all."""
     write_atomic(path, text.encode())
+
+
+def require_writable(path: Path) -> None:
+    """UserError where `path` cannot be written, asked before work that takes long; the folder is made.
+
+    Only writing tells: on Windows, in containers and on shares the permissions that a folder shows are not all.
+    """
+    temp, _ = temporary_names(path)
+    with _told(path):
+        synced_mkdir(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _write_synced(temp, b"")
+        temp.unlink()
 
 
 def write_folder(path: Path, files: Mapping[str, Data]) -> None:
@@ -236,12 +251,15 @@ def _as_user_error(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.EINVAL, errno.EILSEQ):
         text = f"not written: the disk does not take it ({error.strerror})"
         return UserError(text, file=path, hint="choose another name, or another folder")
-    if error.errno == errno.ENOENT and not path.parent.is_dir():
+    if error.errno == errno.ENOENT and (above := Path(error.filename or path).parent).is_dir():
+        # folders of the system's own, such as /proc, say so of what is to be made in them
+        return UserError(f"not written: {above} takes no new files", file=path, hint="choose another folder")
+    if error.errno == errno.ENOENT:
         return UserError(f"not written: the folder {path.parent} does not exist", file=path, hint="make it first")
     if error.errno in (errno.EISDIR, errno.ENOTDIR):
         return UserError("not written: a file and a folder want the same name", file=path, hint="move one of them away")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "check the folder's permissions, and that no other program has the file open"
+        hint = "check the folder's permissions, and that no other program has the file open; or choose another folder"
         return UserError("not written: the system does not allow it", file=path, hint=hint)
     return UserError(f"not written: {error.strerror or error}", file=path, hint="check the disk")
 

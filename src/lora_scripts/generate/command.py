@@ -20,7 +20,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
 from lora_scripts.generate.known_by import lora_hash, model_hash
-from lora_scripts.generate.naming_pictures import picture_path
+from lora_scripts.generate.naming_pictures import USUAL, picture_path
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
@@ -77,6 +77,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     require_negative(facts, [job.how.negative for job in jobs])
     if any(job.how.negative and job.how.cfg == 1 for job in jobs):
         sink(Note("note: at cfg 1 the negative prompt is not read"))
+    io.require_writable(options.output or USUAL)
     start = (load_rgba if facts.transparent else load_rgb)(options.image) if options.image is not None else None
 
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision

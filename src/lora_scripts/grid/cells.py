@@ -21,6 +21,7 @@ from lora_scripts.generate.command import parameters, save
 from lora_scripts.generate.known_by import file_hash, lora_hash, model_hash
 from lora_scripts.grid.axes import Place, Plan, Point
 from lora_scripts.grid.sources import GridOptions, LoraSource, Sources
+from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
     from lora_scripts.families.base import PictureFamily
@@ -191,7 +192,7 @@ def draw_missing(painter: Painter, cells: Mapping[str, tuple[Cell, Point]], sink
     io.remove_stale_temps(folder)
     missing = [(cell, point) for cell, point in _by_loras(cells) if not _is_whole(painter.path(cell))]
     there = len(cells) - len(missing)
-    sink(Note(f"{len(missing)} pictures to draw" + (f"; {there} were there already" if there else "")))
+    sink(Note(f"{number_of(len(missing), 'picture')} to draw" + (f"; {there} were there already" if there else "")))
     for number, (cell, point) in enumerate(missing, 1):
         painter.draw(cell, point)
         sink(Progress("pictures", number, len(missing)))

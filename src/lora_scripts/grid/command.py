@@ -44,6 +44,7 @@ def draw_grid(options: GridOptions, sink: Sink = ignore) -> Grid:
     loaded."""
     sources = find_sources(options)
     wanted = plan(_labels(options, sources))
+    io.require_writable(options.output / "grid.png")
     painter = load_painter(options, sources, sink)
     cells = painter.cells(wanted)
     different = cells.different(bare=options.measures)

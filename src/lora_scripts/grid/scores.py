@@ -20,6 +20,7 @@ from lora_scripts.grid.axes import Place, Point
 from lora_scripts.grid.cells import Cell, Cells, Painter
 from lora_scripts.grid.measures import Look, Style
 from lora_scripts.report.grid_page import MeasureRow
+from lora_scripts.units import number_of
 
 MOST_TRAINING = 100
 """Training pictures that are looked at, spread evenly over all."""
@@ -72,7 +73,7 @@ def score(
     painter: Painter, cells: Cells, images: Mapping[str, Image.Image], training: Training | None, sink: Sink
 ) -> dict[Place, Score]:
     """Measures every cell; `images`: digest -> picture, of the base's own, too."""
-    sink(Note(f"measuring {len(images)} pictures"))
+    sink(Note(f"measuring {number_of(len(images), 'picture')}"))
     looks = {digest: measures.look(painter.family, measures.as_pixels(image)) for digest, image in images.items()}
     different = cells.different(bare=False)
     gains: dict[str, float] = {}
@@ -115,12 +116,12 @@ def _remembered(path: Path) -> float | None:
 
 def mean_rows(painter: Painter, cells: Cells, scores: Mapping[Place, Score]) -> list[MeasureRow]:
     """The means over prompts, seeds and cfgs, for each LoRA and strength; the base is one row, the first."""
-    groups: dict[tuple[tuple[str, str], ...], list[tuple[Point, Score]]] = {}
+    groups: dict[tuple[tuple[str, str], ...], dict[str, tuple[Point, Score]]] = {}
     for place, one in scores.items():
         point = cells.plan.points[place]
         key = tuple((str(source.path), f"{strength:g}") for source, strength in painter.worn(point))
-        groups.setdefault(key, []).append((point, one))
-    rows = [_row(painter, members[-1][0], [one for _, one in members]) for members in groups.values()]
+        groups.setdefault(key, {})[cells.at[place].digest] = point, one  # the base's stand at several places
+    rows = [_row(painter, next(iter(m.values()))[0], [one for _, one in m.values()]) for m in groups.values()]
     return sorted(rows, key=lambda row: bool(row.loras))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from PIL import Image
 
@@ -13,6 +14,8 @@ from lora_scripts.grid.scores import Score, Training
 from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
 from lora_scripts.units import percent
 
+LORAS = ("LoRA", "checkpoint")
+"""Axes that say nothing of the base's own picture."""
 THUMBNAIL = 192
 """Pixels of the longer side."""
 
@@ -51,23 +54,37 @@ def _thumbnail(training: Training, name: str) -> Image.Image:
 def _blocks(
     painter: Painter, cells: Cells, images: Mapping[str, Image.Image], scores: Mapping[Place, Score]
 ) -> list[Block]:
-    def cell_at(place: Place) -> ShownCell:
+    def cell_at(place: Place, rows: int) -> ShownCell:
         cell = cells.at[place]
         path = painter.path(cell)
         with Image.open(path) as image:
             text = str(getattr(image, "text", {}).get("parameters", ""))
-        title = ", ".join(
-            f"{axis.name} {axis.labels[number]}" for axis, number in zip(cells.plan.axes, place, strict=True)
-        )
         base = not painter.worn(cells.plan.points[place])
+        title = ", ".join(
+            f"{axis.name} {axis.labels[number]}"
+            for axis, number in zip(cells.plan.axes, place, strict=True)
+            if not (base and axis.name in LORAS)
+        )
         values = _values(scores[place], base=base) if place in scores else ()
-        return ShownCell(images[cell.digest], f"{path.parent.name}/{path.name}", title, text, values)
+        return ShownCell(images[cell.digest], f"{path.parent.name}/{path.name}", title, text, values, rows)
 
-    columns = cells.plan.across.labels
-    return [
-        Block(label, columns, [(row, [cell_at(place) for place in places]) for row, places in rows])
-        for label, rows in cells.plan.rows()
-    ]
+    def rows_of(rows: Sequence[tuple[str | None, Sequence[Place]]]) -> list[tuple[str | None, list[ShownCell | None]]]:
+        columns: list[list[ShownCell | None]] = []
+        for places in zip(*(places for _, places in rows), strict=True):
+            lengths = runs([cells.at[place].digest for place in places])
+            columns.append([cell_at(place, n) if n else None for place, n in zip(places, lengths, strict=True)])
+        return [(label, [column[n] for column in columns]) for n, (label, _) in enumerate(rows)]
+
+    return [Block(label, cells.plan.across.labels, rows_of(rows)) for label, rows in cells.plan.rows()]
+
+
+def runs(values: Sequence[str]) -> list[int]:
+    """For each value the number of equal ones from there on; 0 where it is the one before it again."""
+    lengths: list[int] = []
+    for _, group in groupby(values):
+        count = len(list(group))
+        lengths += [count, *[0] * (count - 1)]
+    return lengths
 
 
 def _values(one: Score, *, base: bool) -> list[tuple[str, str]]:
@@ -85,7 +102,7 @@ def _facts(painter: Painter, cells: Cells, training: Training | None) -> list[tu
     """What is the same for all pictures."""
     options, first = painter.options, next(iter(cells.at.values()))
     facts = [
-        ("pictures", f"{len(cells.at)}, {len(cells.different(bare=False))} of them different"),
+        ("pictures", str(len(cells.different(bare=False)))),
         ("base", painter.sources.base.name),
         ("sampler", f"{first.scheduler}, {painter.sources.steps or painter.sources.usual.steps} steps"),
         ("size", f"{first.size[0]} × {first.size[1]}"),

@@ -13,7 +13,7 @@ from lora_scripts.compute.meter import ran_out
 from lora_scripts.data.captions import tidy
 from lora_scripts.data.image import load_rgb
 from lora_scripts.errors import UserError
-from lora_scripts.events import Note, Progress, Sink
+from lora_scripts.events import Progress, Sink
 from lora_scripts.label.base import Captioner
 from lora_scripts.label.label_folder import Folder
 from lora_scripts.label.wording import WordRules, apply_rules
@@ -50,9 +50,9 @@ class Writer:
                 store.save()
                 done += len(batch)
                 sink(Progress("pictures", done, len(names)))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             again = "" if self.overwrite else "; the same command goes on from here"
-            sink(Note(f"{written} captions are written{again}"))
+            stop.args = (f"stopped: captions written: {written}{again}",)
             raise
         finally:
             store.flush()

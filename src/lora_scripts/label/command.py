@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Saved, Sink, ignore
+from lora_scripts.label import hub
 from lora_scripts.label.base import (
     DEFAULT_MODEL,
     Captioner,
@@ -29,7 +30,8 @@ class LabelOptions:
     input: Path
     output: str | None = None
     """See `label.store.open_store`."""
-    model: str = DEFAULT_MODEL
+    model: str | None = None
+    """Folder, hub name or word; None: the usual one."""
     captioner: str | None = None
     captions: CaptionOptions = field(default_factory=CaptionOptions)
     rules: WordRules = field(default_factory=WordRules)
@@ -86,7 +88,7 @@ Finder = Callable[[LabelOptions], Callable[[], Captioner]]
 
 def find_model(options: LabelOptions) -> Callable[[], Captioner]:
     """Checks the model that is asked for, without loading it, and gives what loads it. UserError if there is none."""
-    folder, name = require_model(options.model, options.captioner)
+    folder, name = require_model(options.model or DEFAULT_MODEL, options.captioner)
     captions = options.captions
     if name != "wd":
         asked, plain = ((c.general_threshold, c.character_threshold) for c in (captions, CaptionOptions()))
@@ -114,6 +116,10 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
         if name not in folder.elsewhere and (options.overwrite or not folder.store.captions.get(name))
     ]
     written, faults = 0, list[UserError]()
+    if not names and options.model is not None and not hub.is_hub_name(options.model):
+        find(options)  # a mistyped one is told now; for one on the hub nothing is fetched
+    if not names and options.rules:
+        sink(Note("note: captions that are there stay as they are; to put your words on them, add --words-only"))
     if names:
         load = find(options)
         captioner = load()

@@ -24,6 +24,8 @@ class ShownCell:
     """How it was made, as in the PNG."""
     values: Sequence[tuple[str, str]] = ()
     """What was measured: words and numbers."""
+    rows: int = 1
+    """That it stands for: the base's own picture is the same beside every LoRA."""
 
     @property
     def lines(self) -> str:
@@ -37,7 +39,8 @@ class Block:
 
     label: str | None
     columns: Sequence[str]
-    rows: Sequence[tuple[str | None, Sequence[ShownCell]]]
+    rows: Sequence[tuple[str | None, Sequence[ShownCell | None]]]
+    """None: the picture above goes on."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def contact_sheet(axes: Sequence[str], blocks: Sequence[Block]) -> Image.Image:
                 rows = _wrapped(text, small, left - MARGIN - 2 * GAP)[: max(1, height // line)]
                 _text(pen, (MARGIN, top), rows, small, _SOFT, line)
             for i, cell in enumerate(cells):
-                sheet.paste(_fitted(cell.image, (width, height)), (left + i * (width + GAP), top))
+                if cell is not None:
+                    sheet.paste(_fitted(cell.image, (width, height)), (left + i * (width + GAP), top))
             top += height + GAP
     return sheet
 
@@ -64,7 +65,7 @@ def _titled(axis: str, label: str, first: bool) -> str:
 
 def _side(blocks: Sequence[Block]) -> tuple[int, int]:
     """Of each place on the sheet: the largest picture, reduced."""
-    images = [cell.image for block in blocks for _, cells in block.rows for cell in cells]
+    images = [cell.image for block in blocks for _, cells in block.rows for cell in cells if cell is not None]
     width, height = max(image.width for image in images), max(image.height for image in images)
     factor = min(1.0, MOST_SIDE / max(width, height), (MOST_PIXELS / (len(images) * width * height)) ** 0.5)
     return max(32, round(width * factor)), max(32, round(height * factor))

@@ -24,7 +24,7 @@ from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.run.previews import previews_of, usual
 from lora_scripts.train.advise import SHORT, USUAL
 from lora_scripts.train.feed import Feed
-from lora_scripts.units import percent
+from lora_scripts.units import number_of, percent
 
 USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5, "schedule_free": 1e-3}
 """Learning rates to begin with; prodigy finds its own."""
@@ -53,7 +53,7 @@ def table_rows(
     count = sum(p.numel() for p in model.trained)
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     shared = {id(one.group) for one in model.layers.values() if isinstance(one, LoraLayer) and one.group is not None}
-    one_a = f", one A in {len(shared)} places of several layers" if shared else ""
+    one_a = f", one A in {number_of(len(shared), 'place')} of several layers" if shared else ""
     by_folder = f" = {feed.seen} by their folders" if c.folder_repeats else ""
     rows = [
         ("base model", f"{c.base_model} ({model.family.facts.words})"),

@@ -12,6 +12,8 @@ from lora_scripts.errors import Terminated
 from lora_scripts.events import Event, Note, Progress, Sink
 
 Phase = Literal["preparing", "steps", "report"]
+SAVED = "stopped at step {step}; everything is saved, go on with {again}"
+"""What a run says that ended after a step."""
 
 
 class Stopped:
@@ -47,8 +49,9 @@ class Stopped:
         }
         self._sink(Note("\n" + words[self.phase]))
 
-    def tell_left(self) -> None:
-        """What is left, when it ended outside of the steps."""
+    @property
+    def left(self) -> str:
+        """What is left, when it ended outside of the steps; "" where nothing is to be said."""
         again = " without --resume" if self.again == "--resume" else ""
         words = {
             "preparing": f"no step was added; go on with {self.again}"
@@ -56,8 +59,7 @@ class Stopped:
             else f"nothing was trained yet; start again{again}",
             "report": f"the report is left out; {self.again} makes it",
         }
-        if self.number and self.phase in words:
-            self._sink(Note(words[self.phase]))
+        return words.get(self.phase, "") if self.number else ""
 
 
 @contextmanager
@@ -79,8 +81,9 @@ def signals(sink: Sink, *, resume: bool = False, again: str = "--resume") -> Ite
     before = [signal.signal(n, on_signal) for n in numbers]
     try:
         yield stopped
-    except KeyboardInterrupt:
-        stopped.tell_left()
+    except KeyboardInterrupt as stop:
+        if stopped.left and not str(stop):
+            stop.args = (stopped.left,)
         raise
     finally:
         for n, old in zip(numbers, before, strict=True):
@@ -98,6 +101,6 @@ def stoppable(sink: Sink, stopped: Stopped) -> Sink:
     return tell
 
 
-def ended_by(number: int) -> KeyboardInterrupt:
-    """What a signal ends a run with."""
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+def ended_by(number: int, *words: str) -> KeyboardInterrupt:
+    """What a signal ends a run with; `words`: what the person is told in the end, in place of "stopped"."""
+    return Terminated(*words) if number == signal.SIGTERM else KeyboardInterrupt(*words)

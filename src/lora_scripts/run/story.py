@@ -46,7 +46,7 @@ from lora_scripts.run.resume import base_digests, new_state, restore
 from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
-from lora_scripts.run.stopping import ended_by, signals, stoppable
+from lora_scripts.run.stopping import SAVED, ended_by, signals, stoppable
 from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.optim import Rates
@@ -125,8 +125,7 @@ def train(
                 stopped.begin("steps")
                 done = train_steps(parts, measuring, saver, board, stopped, sink)
             if not done:
-                sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with {again}"))
-                raise ended_by(stopped())
+                raise ended_by(stopped(), SAVED.format(step=parts.state.step, again=again))
             stopped.begin("report")
             hint = f"go on with --resume and a smaller sample_size; {folder.final} is written"
             with enough_memory("drawing the report", hint):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families.facts import Facts
+from lora_scripts.formats import io
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
 
@@ -45,6 +46,7 @@ def check_output(output: Path, inputs: Iterable[Path], *, overwrite: bool) -> No
         raise UserError("already exists", file=output, hint="give --output another name, or add --overwrite")
     if not output.parent.is_dir():
         raise UserError(f"the folder {output.parent} does not exist", file=output, hint="make it first")
+    io.require_writable(output)
 
 
 def check_form(output: Path, family: Facts) -> None:

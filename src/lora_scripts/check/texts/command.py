@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.check.fix import beside
 from lora_scripts.check.texts import judging
 from lora_scripts.check.texts.kept import Row, Unfit, hidden, rows, shown
-from lora_scripts.check.verdict import counted, number_of, ordered
+from lora_scripts.check.verdict import counted, ordered
 from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.records import Records, list_records
@@ -22,6 +22,7 @@ from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.formats import io
 from lora_scripts.report.check_page import Bar, CheckData, ShownRecord, write_check_page
+from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
     from lora_scripts.families.texts import TextEncoder
@@ -47,6 +48,8 @@ class TextCheckOptions:
     cut: bool = True
     """That the end of longer records is cut off; else they are left out."""
     page: Path | None = None
+    language: str = "auto"
+    """In which the page opens: en, zh, or the browser's."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
         page=options.page or beside(options.source, "-check.html"),
     )
     io.make_folder(checked.page.parent)
-    write_check_page(checked.page, _page(checked, trained, encoder), io.write_text)
+    write_check_page(checked.page, _page(checked, trained, encoder, options.language), io.write_text)
     return checked
 
 
@@ -144,7 +147,7 @@ def _histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(i * width, (i + 1) * width, counts[i]) for i in range(max(counts) + 1)]
 
 
-def _page(checked: TextChecked, trained: Sequence[Row], encoder: TextEncoder | None) -> CheckData:
+def _page(checked: TextChecked, trained: Sequence[Row], encoder: TextEncoder | None, language: str) -> CheckData:
     facts = [("records", f"{checked.records} ({_forms(checked)})")]
     if checked.held_out:
         facts.append(("held out", number_of(checked.held_out, "record")))
@@ -166,6 +169,7 @@ def _page(checked: TextChecked, trained: Sequence[Row], encoder: TextEncoder | N
         bars=bars,
         unit=checked.unit,
         records=records,
+        language=language,
     )
 
 

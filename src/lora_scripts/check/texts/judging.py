@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lora_scripts.check.texts import near
 from lora_scripts.check.texts.kept import Row, Unfit
-from lora_scripts.check.verdict import number_of
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.errors import UserError
+from lora_scripts.units import number_of
 
 FEW = 20
 """Records below which a set is small."""

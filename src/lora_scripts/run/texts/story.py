@@ -28,7 +28,7 @@ from lora_scripts.run.resume import restore, resume_state
 from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
-from lora_scripts.run.stopping import ended_by, signals, stoppable
+from lora_scripts.run.stopping import SAVED, ended_by, signals, stoppable
 from lora_scripts.run.texts import answers, export
 from lora_scripts.run.texts.answers import Question
 from lora_scripts.run.texts.build import build_model, load
@@ -109,8 +109,7 @@ def train(
         finally:
             board.close()
         if not done:
-            sink(Note(f"stopped at step {parts.state.step}; everything is saved, go on with {again}"))
-            raise ended_by(stopped())
+            raise ended_by(stopped(), SAVED.format(step=parts.state.step, again=again))
         stopped.begin("report")
         with enough_memory("answering for the report", f"go on with --resume; {folder.final} is written"):
             return finish(parts, measuring, saver, sink)
