@@ -153,3 +153,5 @@ def test_tags() -> None:
     assert len(set(orders)) > 15  # of 24
     assert caption_for("a, b", shuffle=True, keep=9, rng_key="x") == "a, b"
     assert caption_for("", shuffle=True, keep=0, rng_key="x") == ""
+    wide = caption_for("霓虹，夜晚、雨，1girl", shuffle=False, keep=1, rng_key="x", dropout=0.999)
+    assert wide == "霓虹"  # the commas of an input method

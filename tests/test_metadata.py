@@ -95,6 +95,7 @@ def test_buckets_trigger_and_tags_as_other_tools_write_them() -> None:
     [
         (["ohwx man by a lake", "ohwx man at night", "OHWX man"], "ohwx"),
         (["neon style, a cat", "neon style, a car", "neon style, rain", "a neon style", "neon style, b"], "neon style"),
+        (["霓虹，一座房子", "霓虹，夜晚，雨", "霓虹、红色"], "霓虹"),  # the commas of an input method
         (["a photo of a cat", "a photo of a dog"], None),
         (["photo of ohwx", "photo of ohwx man"], None),
         (["one red cat", "two blue dogs", "snow"], None),

@@ -151,6 +151,8 @@ RULES = WordRules(trigger="neonpunk", prefix="a photo of", append="cyberpunk sty
         ("a cat on a mat.", "sentence", "neonpunk, a photo of a cat on a mat, cyberpunk style, rain"),
         ("rain, cat, neonpunk", "tags", "neonpunk, a photo of, cat, cyberpunk style, rain"),
         ("", "sentence", "neonpunk, a photo of, cyberpunk style, rain"),
+        ("neonpunk，一座房子，红色，rain", "tags", "neonpunk, a photo of, 一座房子, 红色, cyberpunk style, rain"),
+        ("neonpunk，一座房子，红色", "sentence", "neonpunk, a photo of 一座房子，红色, cyberpunk style, rain"),
     ],
 )
 def test_own_words_stand_around_the_caption_once(text: str, kind: Any, wanted: str) -> None:

@@ -22,8 +22,15 @@ TEXT_COLUMNS = ("prompt", "text", "caption")
 METADATA_SUFFIXES = (".csv", ".jsonl")
 SIDECAR_SUFFIXES = (".txt", ".caption")
 
+COMMA = re.compile("[,，、]")
+"""What parts the tags of a caption: the commas of Chinese and Japanese, too."""
 _LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
+
+
+def tags_of(caption: str) -> list[str]:
+    """What stands between the commas of a caption, without empty parts."""
+    return [tag for part in COMMA.split(caption) if (tag := part.strip())]
 
 
 @dataclass(frozen=True)

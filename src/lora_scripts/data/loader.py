@@ -12,6 +12,7 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lora_scripts.data.captions import tags_of
 from lora_scripts.errors import UserError, raise_all
 
 MOST = 1_000_000
@@ -131,7 +132,7 @@ def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str, dropout
     """
     if not shuffle and not dropout:
         return caption
-    tags = [tag for tag in (part.strip() for part in caption.split(",")) if tag]
+    tags = tags_of(caption)
     rest = tags[keep:]
     if shuffle:
         random.Random(f"tags/{rng_key}").shuffle(rest)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_scripts.data.captions import COMMA
+
 SHARE = 0.8
 """Of the captions that must begin alike."""
 _FEW = 2
@@ -56,8 +58,8 @@ def trigger_of(captions: Sequence[str]) -> Trigger | None:
     """The first tag (of captions with commas), or else the first word, of most captions, as it is mostly written; None
     where they begin differently, or with what calls nothing.
     """
-    tags = [tag for caption in captions if "," in caption and (tag := caption.partition(",")[0].strip())]
-    words = [caption.split()[0].strip(",.;:") for caption in captions if caption.split()]
+    tags = [tag for caption in captions if (tag := COMMA.split(caption)[0].strip()) != caption.strip() and tag]
+    words = [caption.split()[0].strip(",.;:，、。；：") for caption in captions if caption.split()]
     for beginnings in (tags, words):
         counts = Counter(beginning.casefold() for beginning in beginnings)
         if not counts:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_scripts.data.captions import COMMA, tags_of
 from lora_scripts.label.conventions import CUT, cut_phrases, leaves_out
 
 Kind = Literal["sentence", "tags"]
@@ -61,16 +62,11 @@ def apply_rules(text: str, rules: WordRules, kind: Kind, count: Callable[[str], 
 
 def looks_like_tags(text: str) -> bool:
     """Whether a caption is tags rather than sentences, from the shape of its pieces between commas."""
-    pieces = split_tags(text)
+    pieces = tags_of(text)
     if any(re.fullmatch(r"\w+(?:_\w+)+(?:_?\(\w+\))?", piece) for piece in pieces):
         return True
     words = sum(len(piece.split()) for piece in pieces)
     return len(pieces) >= 3 and words <= 3 * len(pieces) and not any(_ARTICLE.match(piece) for piece in pieces)
-
-
-def split_tags(text: str) -> list[str]:
-    """The pieces between commas, without empty ones."""
-    return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
 def clean_tag(tag: str) -> str:
@@ -82,10 +78,10 @@ def clean_tag(tag: str) -> str:
 
 def _tags(text: str, rules: WordRules) -> list[str]:
     """Clean tags without duplicates: who is in the picture first, then the captioner's order."""
-    tags = [clean_tag(tag) for tag in split_tags(text)]
+    tags = [clean_tag(tag) for tag in tags_of(text)]
     if rules.purpose:
         tags = [tag for tag in tags if not leaves_out(tag, rules.purpose)]
-    tags = split_tags(_replace(", ".join(tags), rules.replace))
+    tags = tags_of(_replace(", ".join(tags), rules.replace))
     unwanted, wanted = ({_folded(word) for word in words} for words in (rules.remove, rules.whitelist))
     own = {_folded(piece) for piece in _own(rules, "tags")}
     seen: dict[str, str] = {}
@@ -157,18 +153,18 @@ def close_gaps(text: str) -> str:
 
 def _own(rules: WordRules, kind: Kind) -> list[str]:
     """The pieces that the rules themselves put around a caption."""
-    return split_tags(f"{rules.trigger},{rules.append},{rules.prefix if kind == 'tags' else ''}")
+    return tags_of(f"{rules.trigger},{rules.append},{rules.prefix if kind == 'tags' else ''}")
 
 
 def without_own(text: str, rules: WordRules, kind: Kind) -> str:
     """What the rules add is taken off first, so that a second pass adds nothing twice."""
     own = {piece.casefold() for piece in _own(rules, kind)}
-    pieces = text.split(",")
+    pieces = re.split(f"({COMMA.pattern})", text)  # with the commas between, as they were written
     while pieces and pieces[0].strip().casefold() in own:
-        del pieces[0]
+        del pieces[:2]
     while pieces and pieces[-1].strip().casefold() in own:
-        del pieces[-1]
-    text = ",".join(pieces).strip()
+        del pieces[-2:]
+    text = "".join(pieces).strip()
     prefix = rules.prefix.strip()
     if kind == "sentence" and prefix and (text + " ").casefold().startswith(prefix.casefold() + " "):
         text = text[len(prefix) :].strip()
@@ -179,7 +175,7 @@ def _join(units: Sequence[str], rules: WordRules, kind: Kind) -> str:
     """Trigger first, then prefix, the caption's own units, and what is appended."""
     prefix = rules.prefix.strip()
     if kind == "tags":
-        return ", ".join([*split_tags(f"{rules.trigger},{prefix}"), *units, *split_tags(rules.append)])
+        return ", ".join([*tags_of(f"{rules.trigger},{prefix}"), *units, *tags_of(rules.append)])
     body = " ".join(units)
     if rules.append.strip():
         body = body.rstrip(" .,;")

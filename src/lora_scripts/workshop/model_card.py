@@ -14,6 +14,7 @@ from PIL import Image
 
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.captions import tags_of
 from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import list_data
 from lora_scripts.data.trigger import trigger_of
@@ -279,5 +280,5 @@ def _triggers(words: Sequence[tuple[str, int | None]], config: TrainConfig | Non
     begins = trigger_of(captions)
     if begins is not None:
         return [begins.phrase]
-    tags = Counter(tag for caption in captions for tag in {part.strip() for part in caption.split(",")} if tag)
+    tags = Counter(tag for caption in captions for tag in set(tags_of(caption)))
     return [tag for tag, count in tags.most_common(3) if count > 1 and count >= 0.8 * len(captions)]
