@@ -68,6 +68,29 @@ def test_transparency_is_a_mask_and_a_picture_without_it_is_told(tmp_path: Path)
         read_mask(tmp_path / "square.png", (96, 64))
 
 
+def test_every_gap_is_told_before_a_model_is_loaded(
+    base: Path, tmp_path: Path, never_loaded: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, masks = tmp_path / "data", tmp_path / "masks"
+    masks.mkdir()
+    data.mkdir()
+    for i in range(14):
+        Image.new("RGB", (96, 64), (9 * i, 90, 50)).save(data / f"{i}.png")
+        (data / f"{i}.txt").write_text("a cat", encoding="utf-8")
+        blot((64, 96) if i else (96, 64)).save(masks / f"{i}.png")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    blot((64, 96)).save(masks / "1.png", exif=turned)  # upright it is 96 x 64
+    keys = {"base_model": base, "train_data_dir": data, "val_split": 0}
+    assert main(["train", "--config", str(tiny.write_config(tmp_path, **keys, mask_alpha=True))]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 11 and told[-1] == "error: and 4 pictures more" and "no transparency" in told[9]
+    assert main(["train", "--config", str(tiny.write_config(tmp_path, **keys, mask_dir=masks))]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 11 and told[-1] == "error: and 2 pictures more"
+    assert all("is 64 x 96, its picture 96 x 64" in line for line in told[:10])
+
+
 def test_tag_dropout_keeps_the_first_and_drops_its_share() -> None:
     tags = ", ".join(f"t{i}" for i in range(50))
     assert caption_for(tags, shuffle=False, keep=0, rng_key="a") == tags

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from PIL import ExifTags, Image
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.image import load_alpha, load_rgb
 from lora_scripts.data.scan import Sample
-from lora_scripts.errors import UserError, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MOST = 10
+"""Faults that are told at once."""
 
 
 def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
@@ -39,8 +44,49 @@ def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
             faults.append(UserError("has no mask", file=sample.path, hint=hint))
         else:
             found[sample.name] = path
-    raise_all(faults[:10])
+    _raise_first(faults)
     return found
+
+
+def require_masks(samples: Sequence[Sample], folder: Path | None) -> None:
+    """UserErrors for samples without a mask in the folder, or (None) without transparency, and for masks of another
+    shape: asked before a model is loaded, by the heads of the files alone."""
+    found = {sample.name: sample.path for sample in samples} if folder is None else find_masks(samples, folder)
+    faults = Faults()
+    for sample in samples:
+        faults.attempt(partial(_check, sample, found[sample.name], own=folder is None))
+    _raise_first(faults)
+
+
+def _check(sample: Sample, path: Path, *, own: bool) -> None:
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            size = image.size[::-1] if turned else image.size
+            transparent = image.has_transparency_data
+    except (OSError, SyntaxError, ValueError):
+        return  # told by whoever reads it
+    if own and not transparent:
+        raise _opaque(path)
+    if not own:
+        _check_shape(path, size, (sample.width, sample.height))
+
+
+def _opaque(path: Path) -> UserError:
+    hint = "cut it out in a painting program and save it as PNG, or use mask_dir"
+    return UserError("has no transparency to take as its mask", file=path, hint=hint)
+
+
+def _check_shape(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """UserError unless the sides are in the picture's proportion, within two pixels."""
+    if abs(size[0] * wanted[1] - size[1] * wanted[0]) > 2 * max(*size, *wanted):
+        text = f"is {size[0]} x {size[1]}, its picture {wanted[0]} x {wanted[1]}"
+        raise UserError(text, file=path, hint="save the mask in the picture's own size")
+
+
+def _raise_first(faults: Sequence[UserError]) -> None:
+    more = UserError(f"and {len(faults) - MOST} pictures more") if len(faults) > MOST else None
+    raise_all([*faults[:MOST], *filter(None, [more])])
 
 
 def _by_folded(folder: Path) -> dict[str, Path]:
@@ -58,9 +104,7 @@ def read_mask(path: Path, size: tuple[int, int], digest: str = "") -> Image.Imag
     """A mask picture as grey; UserError unless its sides are in the picture's proportion (within two pixels), and its
     bytes still have the digest, if there is one."""
     mask = load_rgb(path, digest).convert("L")
-    if abs(mask.width * size[1] - mask.height * size[0]) > 2 * max(*mask.size, *size):
-        text = f"is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}"
-        raise UserError(text, file=path, hint="save the mask in the picture's own size")
+    _check_shape(path, mask.size, size)
     return mask
 
 
@@ -68,8 +112,7 @@ def alpha_mask(path: Path, digest: str = "") -> Image.Image:
     """The transparency of a picture as its mask; UserError if it has none, is invisible, or has another digest."""
     mask = load_alpha(path, digest)
     if mask is None:
-        hint = "cut it out in a painting program and save it as PNG, or use mask_dir"
-        raise UserError("has no transparency to take as its mask", file=path, hint=hint)
+        raise _opaque(path)
     return mask
 
 
@@ -78,6 +121,8 @@ def view_mask(mask: Image.Image, view: View, factor: int, background: float) -> 
 
     The same scaling, crop and mirror as the picture's (`data.image.apply_view`).
     """
+    import torch
+
     width, height = view.bucket
     scaled = mask.resize(view.scaled, Image.Resampling.BILINEAR) if mask.size != view.scaled else mask
     pixels = np.asarray(scaled, dtype=np.float32)[view.top : view.top + height, view.left : view.left + width] / 255

@@ -19,6 +19,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.loader import check_numbered
+from lora_scripts.data.masks import require_masks
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
@@ -86,6 +87,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         attempt(lambda: check_numbered(s.name for s in samples))
     raise_all(faults)
     parted = split(config, samples, sink, seen)
+    if config.mask_alpha or config.mask_dir is not None:
+        require_masks(parted.trained, config.mask_dir)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
     return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen), notes)
 
