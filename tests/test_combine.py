@@ -270,6 +270,13 @@ def test_report_only_writes_nothing(files: Files, tmp_path: Path, capsys: pytest
     assert "fights: a.safetensors x 1 and a.safetensors x -0.5 in text_encoder, unet.down_blocks.0" in out
 
 
+def test_a_weak_lora_is_not_suggested_away(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("combine", f"{files['a']}:0.05", f"{files['b']}:0.05", "--output", weak := tmp_path / "weak.safetensors")
+    run("combine", files["a"], weak, "--report-only")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("suggested weights, ")]
+    assert "weak.safetensors:0" not in line and "none for weak.safetensors: so weak that the others do more" in line
+
+
 def test_weights_on_the_command_line() -> None:
     assert weighted("a.safetensors:0.8") == (Path("a.safetensors"), 0.8)
     assert weighted("a.safetensors") == (Path("a.safetensors"), 1.0)

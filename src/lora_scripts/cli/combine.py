@@ -100,8 +100,14 @@ def _suggestion(result: Combination) -> str:
     weights = [(part.file.name, part.weight, round(part.suggested, 2)) for part in result.files]
     if all(abs(new - old) < 0.02 for _, old, new in weights):
         return "suggested weights: as given (no two of them pull the same way)"
-    each = ", ".join(f"{name}:{new:g}" for name, _, new in weights)
-    return f"suggested weights, at which each comes out as strong as it would alone: {each}"
+    each = ", ".join(f"{name}:{new:g}" for name, _, new in weights if new)
+    told = f"suggested weights, at which each comes out as strong as it would alone: {each}"
+    if weak := [name for name, _, new in weights if not new]:
+        told += (
+            f"; none for {', '.join(weak)}: so weak that the others do more of what it does than it does alone. Look at "
+            "pictures with it and without, as lora-scripts grid draws them"
+        )
+    return told
 
 
 def _written(file: CombinedFile) -> list[str]:
