@@ -79,6 +79,9 @@ def test_two_weights_are_for_unet_and_text_encoder(text: str, unet: float, te: f
         ("< lora:a:0.8> x", "< lora:a:0.8>"),
         ("<lora:a:<lora:b:1>> x", "<lora:a:"),
         ("<lyco:a:1> x", "<lyco:a:1>"),
+        ("x ＜lora:a:0.8＞, y", "＜lora:a:0.8＞"),
+        ("x 《lora：a：0.8》", "《lora：a：0.8》"),
+        ("x <a b:0.8> y", "<a b:0.8>"),
     ],
 )
 def test_a_malformed_tag_is_shown(text: str, piece: str) -> None:

@@ -104,8 +104,8 @@ def _suggestion(result: Combination) -> str:
     told = f"suggested weights, at which each comes out as strong as it would alone: {each}"
     if weak := [name for name, _, new in weights if not new]:
         told += (
-            f"; none for {', '.join(weak)}: so weak that the others do more of what it does than it does alone. Look at "
-            "pictures with it and without, as lora-scripts grid draws them"
+            f"; none for {', '.join(weak)}: so weak that the others do more of what it does than it does alone. "
+            "Look at pictures with it and without, as lora-scripts grid draws them"
         )
     return told
 

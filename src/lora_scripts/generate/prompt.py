@@ -19,8 +19,11 @@ from lora_scripts.families import table
 from lora_scripts.formats.below import models_below
 
 _TAG = re.compile(r"<lora:([^<>:]+)((?::[^<>:]*)*)>")
-# Anything that starts like a tag but is none, to its end or as far as the comma.
-_BROKEN = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
+# Anything that starts like a tag but is none, to its end or as far as the comma; also in the brackets of an input
+# method, and a name with a weight where the word lora was forgotten.
+_BROKEN = re.compile(
+    r"[<＜〈《]\s*(lora|lyco|hypernet)\b[^<>＞〉》,\n]*[>＞〉》]?|<[^<>,:：\n]+[:：]\s*[-+]?[0-9.]+\s*>", re.IGNORECASE
+)
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _FORM = "write <lora:name:0.8>, or <lora:name:0.8:0.5> for UNet and text encoder"
 
@@ -99,7 +102,7 @@ def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:
 def _without_broken(piece: str) -> str:
     """A piece of a prompt that holds no whole tag; UserError where it holds the beginnings of one."""
     if broken := _BROKEN.search(piece):
-        hint = _FORM if broken[1].lower() == "lora" else "only <lora:name:0.8> is known"
+        hint = _FORM if (broken[1] or "lora").lower() == "lora" else "only <lora:name:0.8> is known"
         raise UserError(f"the prompt holds {broken[0].strip()!r}, which calls no LoRA", hint=hint)
     return piece
 
