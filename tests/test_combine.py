@@ -270,6 +270,17 @@ def test_report_only_writes_nothing(files: Files, tmp_path: Path, capsys: pytest
     assert "fights: a.safetensors x 1 and a.safetensors x -0.5 in text_encoder, unet.down_blocks.0" in out
 
 
+def test_the_words_that_call_them_go_along(files: Files, tmp_path: Path) -> None:
+    called = {}
+    for name, phrase in (("a", "mira"), ("b", "neonpunk"), ("c", "gone")):
+        called[name] = tmp_path / f"{name}.safetensors"
+        run("metadata", files[name], "--set", f"modelspec.trigger_phrase={phrase}", "--output", called[name])
+    output = tmp_path / "all.safetensors"
+    run("combine", called["a"], called["b"], files["b"], f"{called['c']}:-0.5", "--output", output)
+    with safe_open(output, "pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "mira, neonpunk"  # what is taken away is not called
+
+
 def test_a_weak_lora_is_not_suggested_away(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("combine", f"{files['a']}:0.05", f"{files['b']}:0.05", "--output", weak := tmp_path / "weak.safetensors")
     run("combine", files["a"], weak, "--report-only")

@@ -17,6 +17,8 @@ from lora_scripts.families.facts import Facts, LoraFacts
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 TRAINED_WITH = "lora_scripts.training_adapter"
+TRIGGER = "modelspec.trigger_phrase"
+"""What calls the LoRA in a prompt."""
 AGREEMENT = "lora_scripts.trigger_agreement"
 """How many of the captions begin with `modelspec.trigger_phrase`: "48 of 50"."""
 
@@ -131,6 +133,12 @@ def shared(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {key: first[key] for key in keys if key in first and all(file.get(key) == first[key] for file in files)}
 
 
+def together(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The words that call any of several LoRAs that are one file now, each once."""
+    phrases = dict.fromkeys(phrase for file in files if (phrase := file.get(TRIGGER, "").strip()))
+    return {TRIGGER: ", ".join(phrases)} if phrases else {}
+
+
 def _least(lora: LoraFacts, name: str, rank: int, alpha: float, args: Mapping[str, object]) -> dict[str, str]:
     """What programs need to list a LoRA and to tell what it is for."""
     return {
@@ -215,7 +223,7 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
     if facts.clip_skip > 1:
         result["modelspec.encoder_layer"] = str(facts.clip_skip)
     if facts.trigger is not None:
-        result["modelspec.trigger_phrase"] = facts.trigger.phrase
+        result[TRIGGER] = facts.trigger.phrase
         result[AGREEMENT] = facts.trigger.agreement
     if facts.date is not None:
         result["modelspec.date"] = facts.date

@@ -200,6 +200,7 @@ def _write(
         sources=[Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)],
     )
     values |= metadata.shared([file.metadata for file in files])
+    values |= metadata.together([file.metadata for file, s in zip(files, strengths, strict=True) if s > 0])
     written, rounding = write(output, files[0].family, padded, dtype, values, files[0].path)
     cut = method.name not in ("concat", "linear")
     worst_module, worst_share = combined.worst if cut else (None, None)
