@@ -39,8 +39,8 @@ def number_of(count: int, word: str) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """ "12 %" of 0.12."""
-    return f"{100 * share:.{digits}f} %"
+    """ "12 %" of 0.12, and never "-0 %"."""
+    return f"{100 * share:z.{digits}f} %"
 
 
 def typed(words: Sequence[str], *, windows: bool = os.name == "nt") -> str:

@@ -9,6 +9,9 @@ from statistics import fmean
 
 ENOUGH = 0.95
 """Of the style at full strength: what a weaker LoRA must show to be recommended."""
+LITTLE = 0.05
+"""Of the style at full strength: below it what weaker ones show is chance. Pictures of a LoRA that had learnt nothing
+scatter by 0.01."""
 STEP = 0.1
 """Strengths are recommended in such steps."""
 
@@ -43,9 +46,9 @@ def at(points: Sequence[Point], strength: float) -> Point:
 
 
 def recommended(points: Sequence[Point]) -> Point:
-    """The weakest strength that shows enough of the style of the full one; the full one where it shows none."""
+    """The weakest strength that shows enough of the style of the full one; the full one where it shows little."""
     full = points[-1]
-    if not full.style > 0:
+    if full.style < LITTLE:
         return full
     steps = round((full.strength - points[0].strength) / STEP)
     for i in range(1, steps):

@@ -12,7 +12,7 @@ from lora_scripts.grid import measures
 from lora_scripts.report.data import Strength
 from lora_scripts.run.after.copies import still_there
 from lora_scripts.train.feed import Feed
-from lora_scripts.train.strength import Point, averaged, recommended
+from lora_scripts.train.strength import LITTLE, Point, averaged, recommended
 from lora_scripts.units import percent
 
 MOST = 16
@@ -63,6 +63,8 @@ def _row(
 def reason(best: Point, full: Point, prompts: int) -> str:
     """Why it is recommended, in words that stand alone."""
     measured = f"measured by the run on {prompts} prompts"
+    if full.style < LITTLE:
+        return f"even it shows little of the style, {measured}"
     if best.strength == full.strength:
         return f"weaker ones lose part of the style, {measured}"
     return f"{_share(best, full)} of the style of full strength, {measured}"
@@ -72,13 +74,15 @@ def words(best: Point, full: Point, prompts: int) -> str:
     """What is recommended, and why."""
     share = _share(best, full)
     text = f"recommended strength: {best.strength:g}, "
+    if full.style < LITTLE:
+        return text + f"and even that shows little of the style (measured on {prompts} prompts)"
     if best.strength == full.strength:
         return text + f"for weaker ones lose part of the style (measured on {prompts} prompts)"
     return text + f"which shows {share} of the style of full strength (measured on {prompts} prompts)"
 
 
 def _share(best: Point, full: Point) -> str:
-    return percent(best.style / full.style) if full.style > 0 else "as much"
+    return percent(best.style / full.style)
 
 
 def note(point: Point) -> str:
