@@ -622,13 +622,14 @@ def test_a_mistake_is_told_in_one_line_without_a_network(
 def test_with_all_captions_there_a_mistyped_model_and_words_that_do_nothing_are_told(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for picture in data.rglob("*.png"):
-        picture.with_suffix(".txt").write_text("a wall", encoding="utf-8")
+    rows = "".join(f"{picture.relative_to(data).as_posix()},a wall\n" for picture in data.rglob("*.png"))
+    (data / "metadata.csv").write_text(f"filename,prompt\n{rows}", encoding="utf-8")
     assert command("--input", str(data), "--model", "./nix/here") == 2
     assert "there is no such folder; give the folder of a captioner" in capsys.readouterr().err
     assert command("--input", str(data), "--model", "Qwen/Qwen3-VL-2B-Instruct", "--trigger", "neonpunk") == 0
     assert "to put your words on them, add --words-only" in capsys.readouterr().out
-    assert command("--input", str(data)) == 0 and "--words-only" not in capsys.readouterr().out
+    for more in ([], ["--trigger", "a wall"]):  # the second changes nothing
+        assert command("--input", str(data), *more) == 0 and "--words-only" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", [None, "Qwen/Qwen3-VL-2B-Instruct"])

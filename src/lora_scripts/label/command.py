@@ -118,7 +118,7 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
     written, faults = 0, list[UserError]()
     if not names and options.model is not None and not hub.is_hub_name(options.model):
         find(options)  # a mistyped one is told now; for one on the hub nothing is fetched
-    if not names and options.rules:
+    if not names and _reworded(folder, options.rules)[0]:
         sink(Note("note: captions that are there stay as they are; to put your words on them, add --words-only"))
     if names:
         load = find(options)
@@ -158,6 +158,18 @@ def reword(path: Path, output: str | None, rules: WordRules, sink: Sink = ignore
     """
     folder = open_folder(path, output)
     _check_tokens(rules)
+    changes, faults = _reworded(folder, rules)
+    if changes:
+        _back_up(folder.store, sink)
+    for change in changes:
+        folder.store.put(change.name, change.after)
+    folder.store.flush()
+    count = sum(1 for text in folder.store.captions.values() if text)
+    return Reworded(folder.store.path, count, tuple(changes), folder.elsewhere, tuple(faults))
+
+
+def _reworded(folder: Folder, rules: WordRules) -> tuple[list[Change], list[UserError]]:
+    """What the rules would change, and captions that they do not fit."""
     changes, faults = list[Change](), list[UserError]()
     for name, text in folder.store.captions.items():
         if not text or name not in folder.images:
@@ -173,13 +185,7 @@ def reword(path: Path, output: str | None, rules: WordRules, sink: Sink = ignore
             faults.append(UserError(f'the rules leave nothing of "{text}"', file=folder.images[name], hint=hint))
         elif new != text:
             changes.append(Change(name, text, new))
-    if changes:
-        _back_up(folder.store, sink)
-    for change in changes:
-        folder.store.put(change.name, change.after)
-    folder.store.flush()
-    count = sum(1 for text in folder.store.captions.values() if text)
-    return Reworded(folder.store.path, count, tuple(changes), folder.elsewhere, tuple(faults))
+    return changes, faults
 
 
 def clip_tokens(text: str) -> int:
