@@ -218,6 +218,18 @@ def test_generate_knows_the_words_beside_a_lora_and_in_it(
         stack.wear([Worn(inside, 1, 1), Worn(other, 1, 1)])
 
 
+def test_what_is_made_of_a_lora_says_where_its_word_stays(
+    base: Path, trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = trained[0] / "neon.safetensors"
+    told = f"note: the word zorblax of neon.safetensors does not go in; take its embedding file along: {trained[0]}"
+    assert main(["combine", str(lora), f"{lora}:0.5", "--output", str(tmp_path / "both.safetensors")]) == 0
+    assert capsys.readouterr().out.count(told) == 1
+    output = tmp_path / ("merged" if base.is_dir() else "merged.safetensors")
+    assert main(["merge", str(lora), "--base", str(base), "--output", str(output)]) == 0
+    assert capsys.readouterr().out.count(told) == 1
+
+
 def test_who_takes_a_file_with_words_in_it(base: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
     lora = trained[0] / "neon.safetensors"
     assert all(verdict.ok for verdict in verify(lora, base, None, CONSUMERS))

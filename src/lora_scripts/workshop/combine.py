@@ -24,6 +24,7 @@ from lora_scripts.workshop.common import (
     made_by,
     one_family,
     read_all,
+    tell_words,
 )
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def combine(
     written = None
     if output is not None:
         written = _write(output, files, strengths, how, precision, measured.together, sink)
+        tell_words(paths, sink)
     return Combination(_parts(files, strengths, measured), measured.together, _meetings(measured), written)
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import Faults, UserError, raise_all
+from lora_scripts.events import Note, Sink
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
+from lora_scripts.loras.words import embedding_files
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +87,14 @@ def read_all(paths: Sequence[Path], *, dora: bool = False) -> list[LoraFile]:
             files.append(file)
     raise_all(faults)
     return files
+
+
+def tell_words(paths: Iterable[Path], sink: Sink) -> None:
+    """That new words of the LoRAs stay behind, and where they are: without its vectors a word means nothing."""
+    for path in dict.fromkeys(paths):
+        for word, file in embedding_files(path).items():
+            where = f"take its embedding file along: {file}" if file else "its embedding file is not beside the LoRA"
+            sink(Note(f"note: the word {word} of {path.name} does not go in; {where}"))
 
 
 def dtype_of(precision: str, files: Sequence[LoraFile] = ()) -> torch.dtype:

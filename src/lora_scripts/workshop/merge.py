@@ -16,7 +16,7 @@ from lora_scripts.loras.file import LoraFile
 from lora_scripts.workshop import merge_proof, merge_record
 from lora_scripts.workshop.additions import rewrite
 from lora_scripts.workshop.checkpoint import BESIDE, Checkpoint, open_checkpoint
-from lora_scripts.workshop.common import Weighted, check_output, check_weights, one_family, read_all
+from lora_scripts.workshop.common import Weighted, check_output, check_weights, one_family, read_all, tell_words
 from lora_scripts.workshop.merge_proof import MergeProof
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def merge(
     more = beside(base, [lora.path for lora in loras]) if beside else {}
     added = [(file, lora.weight) for file, lora in zip(files, loras, strict=True)]
     rounding = rewrite(model, output, added, metadata, precision, sink, more)
+    tell_words([lora.path for lora in loras], sink)
     return Merged(
         **_as_rewritten(model, files, output, rounding),
         rounding_lost=rounding.lost,
