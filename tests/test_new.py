@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,12 @@ def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixt
     assert f"2 of 20 pictures have an empty caption: write it yourself ({named})" in told
     assert "lora-scripts label" not in told and "1 not read (.heic 1): convert to JPEG or PNG" in told
     table.unlink()
-    assert main([*words[:-1], "b.yaml"]) == 0
-    assert "20 of 20 pictures have no caption: lora-scripts label --input data" in capsys.readouterr().out
+    assert main([*words[:-1], "b c.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "20 of 20 pictures have no caption: lora-scripts label --input data" in told
+    for command in ("check", "plan", "train"):  # to be copied, blanks and all
+        line = next(line for line in told.splitlines() if f"lora-scripts {command}" in line)
+        assert shlex.split(line.partition(": ")[2])[-2:] == ["--config", "b c.yaml"]
 
 
 def test_folders_that_say_how_often_are_written_and_counted(here: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
 from lora_scripts.events import Note, Sink
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
@@ -35,7 +36,7 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
-        given = f"lora-scripts new {options.lora} --data {options.data.as_posix()}"
+        given = typed(["lora-scripts", "new", options.lora, "--data", options.data.as_posix()])
         lines, error = no_base(find(), given + (" --for character" if options.purpose == "character" else ""))
         for line in lines:
             sink(Note(line))
@@ -52,7 +53,7 @@ def words(result: NewConfig) -> list[str]:
     return [
         f"written: {config} ({result.pictures} pictures, {result.base}, {result.steps} steps)",
         *(f"before that: {note}" for note in result.notes),
-        f"look at the pictures: lora-scripts check --config {config}",
-        f"how long it will take: lora-scripts plan --config {config}",
-        f"train: lora-scripts train --config {config}",
+        f"look at the pictures: {typed(['lora-scripts', 'check', '--config', config])}",
+        f"how long it will take: {typed(['lora-scripts', 'plan', '--config', config])}",
+        f"train: {typed(['lora-scripts', 'train', '--config', config])}",
     ]

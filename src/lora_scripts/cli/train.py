@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Saved, Sink
 from lora_scripts.report.usage import tag
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
@@ -54,7 +55,7 @@ def words(result: TrainResult | TextTrainResult) -> list[str]:
     """Where everything lies."""
     warning = [f"warning: {result.warning}"] if result.warning else []
     if not hasattr(result, "trigger"):
-        talk = f"lora-scripts chat --base {result.base} --lora {result.lora}:1"
+        talk = typed(["lora-scripts", "chat", "--base", str(result.base), "--lora", f"{result.lora}:1"])
         return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
     drawn = cast("TrainResult", result)
     return [

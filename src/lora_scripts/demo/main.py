@@ -21,6 +21,7 @@ from lora_scripts.label.command import LabelOptions, label
 from lora_scripts.report.data import UNMEASURED
 from lora_scripts.report.usage import measured
 from lora_scripts.run.configs import load_config
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
@@ -52,7 +53,8 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
     if not (result / "report.html").exists():
         sink(Note(f"drawing 50 pictures of the neon style into {data}"))
         world.write_pictures(data, world.training_scenes())
-        sink(Note(f"labelling them, as lora-scripts label --input {data} --model {MINIATURE} does"))
+        asked = typed(["lora-scripts", "label", "--input", str(data), "--model", MINIATURE])
+        sink(Note(f"labelling them, as {asked} does"))
         labelled = label(LabelOptions(input=data, model=MINIATURE), sink)
         raise_all(labelled.faults)
         sink(Note(f"{labelled.written} captions written to {labelled.path}"))
@@ -63,7 +65,7 @@ def run_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -
     strength, _ = measured(result) or (UNMEASURED, "")
     last = yaml.safe_load(text)["sample_prompts"][-1]
     command = (
-        f"lora-scripts generate --base {base} --lora-dir {output} --cfg 4 --seed 43 "
-        f'--prompt "{last} <lora:{result.name}:{strength:g}>" --output {output / "picture.png"}'
+        f"{typed(['lora-scripts', 'generate', '--base', str(base), '--lora-dir', str(output)])} --cfg 4 --seed 43 "
+        f'--prompt "{last} <lora:{result.name}:{strength:g}>" {typed(["--output", str(output / "picture.png")])}'
     )
     return DemoResult(result / "report.html", trained, command)
