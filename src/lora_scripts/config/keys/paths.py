@@ -25,9 +25,9 @@ class PathKeys(Keys):
     vae: ConfigPath | None = None
     """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
     text_encoder: ConfigPaths | None = None
-    """The text encoder of a base that comes in separate files: a .safetensors or .gguf file with its tokenizer.json
-    beside it (Mistral's has it inside), or a folder. Of a base with several of them a list, in any
-    order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
+    """The text encoder of a base that comes in separate files: a .safetensors or .gguf file, or a folder
+    (CLIP's, Qwen's and T5's tokenizers come along, Mistral's lies in its file). Of a base with several of them a list,
+    in any order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
     prediction: Literal["epsilon", "v", "flow"] | None = None
     """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file or folder says,
     or its weights give away (a run tells); else epsilon."""
