@@ -17,6 +17,8 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.dora import DoraLayer, RowDoraLayer
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
@@ -274,6 +276,24 @@ def test_dora_is_baked_as_the_paper_says(shape: tuple[int, ...]) -> None:
     assert float((dense(low.weights) - wanted).norm()) == pytest.approx(float(values[2:].norm()), rel=1e-6)
     with pytest.raises(UserError, match="neither one number an input nor one an output"):
         dora.change(LoraWeights(w.down, w.up, 1.0, torch.ones(1, 4)), base)
+
+
+@pytest.mark.parametrize("kind", [DoraLayer, RowDoraLayer])
+def test_what_of_a_weight_is_all_zeros_stays_so_under_a_dora(kind: type[LoraLayer]) -> None:
+    """Its length is 0, so its direction is none: the layer leaves it, and so do file and base."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 4, bias=False)
+    linear.weight.data[:, 1] = linear.weight.data[1] = 0
+    layer = kind(linear, 2, 1.0)
+    values = {"down": torch.randn(2, 4), "up": torch.randn(4, 2)}
+    values["down"][:, 1] = values["up"][1] = 0
+    layer.load({**layer.values(), **values})
+    leaves, x = layer.leaves(), torch.randn(3, 4)
+    w = LoraWeights(leaves["lora_down.weight"], leaves["lora_up.weight"], 1.0, leaves["dora_scale"])
+    wanted = layer(x) - linear(x)
+    assert wanted.isfinite().all() and wanted.abs().max() > 0.1
+    torch.testing.assert_close(x @ layer.delta().T, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(x @ dora.change(w, linear.weight.detach()).float().T, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_command_bakes_a_dora(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

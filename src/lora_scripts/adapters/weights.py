@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lora_scripts.errors import UserError
 
+SHORTEST = 1e-12
+"""The least length that a column or row of W + ΔW counts as having in a DoRA: one of zeros alone stays zeros."""
+
 
 @dataclass(frozen=True)
 class LoraWeights:
