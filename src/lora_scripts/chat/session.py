@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,8 +83,6 @@ class Session:
         return self._answer(self.messages[:-1], tell, seed)
 
     def _answer(self, talk: list[Message], tell: Callable[[str], None] | None, seed: int) -> Answer:
-        from dataclasses import replace
-
         answering = replace(self.answering, seed=self.answering.seed + seed)
         answer = self.model.answer(talk, answering, tell, template=self.template)
         self.messages = [*talk, {"role": "assistant", "content": answer.text}]

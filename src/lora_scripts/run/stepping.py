@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from lora_scripts.compute.device import peak_memory
+from lora_scripts.compute.meter import GB, Meter
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Stepped
 from lora_scripts.formats import io
@@ -131,7 +132,7 @@ def measuring_of(
 
 def telling(run: Run, board: Board, sink: Sink, samples: str) -> Callable[[StepFacts], None]:
     """Tells of each step, TensorBoard and `sink`; `samples`: what its speed is counted in."""
-    smoothed = Smoothed(run.state.losses)
+    smoothed, meter = Smoothed(run.state.losses), Meter(run.device)
 
     def told(facts: StepFacts) -> None:
         smoothed.add(facts.loss)
@@ -141,7 +142,7 @@ def telling(run: Run, board: Board, sink: Sink, samples: str) -> Callable[[StepF
             "loss/smoothed": smoothed.value,
             "grad_norm": facts.grad_norm,
             f"{samples}_per_second": rate,
-            "memory_gib": peak_memory(run.device),
+            "memory_gib": meter.peak() / GB or math.nan,
         }
         rates = {f"learning_rate/{g['name']}": g["lr"] for g in run.model.optimizer.param_groups}
         board.scalars(facts.step, values | rates)

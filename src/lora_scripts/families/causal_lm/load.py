@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +54,7 @@ class Folder:
     @property
     def parameters(self) -> int:
         """How many numbers the weights are."""
-        total = 0
-        for header in self.files.values():
-            for shape in header.shapes.values():
-                count = 1
-                for side in shape:
-                    count *= side
-                total += count
-        return total
+        return sum(math.prod(shape) for header in self.files.values() for shape in header.shapes.values())
 
 
 def has_template(path: Path) -> bool:

@@ -191,7 +191,7 @@ class LanguageModel:
         return self._packs
 
     def leak(self) -> float:
-        """See `batch.leak`; on the model as it stands."""
+        """As `leak.leak`, of the model as it stands."""
 
         def logits(ids: Tensor, positions: Tensor) -> Tensor:
             batch = TextBatch(ids, torch.full_like(ids, IGNORED), positions, None, ())
