@@ -168,8 +168,9 @@ def test_pictures_are_forecast_by_the_passes_that_they_take(
         monkeypatch.setattr(previews, "drawing", lambda path: usual)
         monkeypatch.setattr(overview.heldout, "trained", lambda config, steps: 1000.0)
         monkeypatch.setattr(overview.heldout, "passes", lambda held, config, steps: 0.0)
-        feed, held = SimpleNamespace(steps_per_epoch=10), SimpleNamespace(on=False)
-        shares = overview.besides(config, feed, held, [], 11, guided=guided)  # type: ignore[arg-type]
+        family = SimpleNamespace(facts=SimpleNamespace(features={"negative"} if guided else set()))
+        feed, held = SimpleNamespace(steps_per_epoch=10, family=family), SimpleNamespace(on=False)
+        shares = overview.besides(config, feed, held, [], 11)  # type: ignore[arg-type]
         whole = 1000 / (1 - sum(shares.values()))
         return round(whole * shares["previews"], 6), round(whole * shares["report"], 6)
 

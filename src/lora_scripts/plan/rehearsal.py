@@ -141,14 +141,14 @@ class Rehearsal:
         """What the whole run has to do."""
         m, feed, held, config = self.measured, whole.feed, whole.held, whole.config
         prompts = [p.prompt for p in previews_of(config, whole.samples)]
-        m.steps, m.prompts, m.best = whole.total, len(prompts), held.on and bool(held.samples)
-        m.measuring = heldout.share(held, config, whole.total)
+        m.steps, m.prompts, m.best = whole.state.total, len(prompts), held.on and bool(held.samples)
+        m.measuring = heldout.share(held, config, whole.state.total)
         every = config.preview_steps(feed.steps_per_epoch)
-        m.previews = (whole.total - 1) // every if every else 0
+        m.previews = (whole.state.total - 1) // every if every else 0
         m.shown = drawn_in_all(config, previews_of(config, whole.samples), whole.samples, held)
         output = RunFolder(config.output_dir, config.name).final
         m.rows = table_rows(
-            config, whole.model, feed, held, steps=whole.total, done=0, precision=whole.precision, output=output
+            config, whole.model, feed, held, steps=whole.state.total, done=0, precision=whole.precision, output=output
         )
         batches = feed.batches(0)  # every epoch has the same, in another order
         counts = Counter((*feed.pictures[batch[0]].bucket, len(batch)) for batch in batches)
@@ -343,9 +343,8 @@ def short(whole: Parts, feed: Feed) -> Parts:
     endless = 1_000_000
     keys = {"save_steps": endless, "sample_every": 0, "sample_every_epochs": None, "on_oom": "stop"}
     whole.state.total = endless
-    return replace(
-        whole, config=whole.config.model_copy(update=keys), feed=feed, total=endless, held=replace(whole.held, every=0)
-    )
+    config = whole.config.model_copy(update=keys)
+    return replace(whole, config=config, feed=feed, held=replace(whole.held, every=0))
 
 
 def _copy(sample: Sample, number: int) -> Sample:

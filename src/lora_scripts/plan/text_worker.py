@@ -117,8 +117,8 @@ def _measure(parts: TextParts, measured: TextMeasured, enter: Callable[[str], No
     from lora_scripts.train import state as states
 
     p, config, every = parts, parts.config, parts.held.every
-    measured.steps, measured.answers = p.total, len(p.questions)
-    measured.measurements = -(-p.total // every) + 1 if every else 0
+    measured.steps, measured.answers = p.state.total, len(p.questions)
+    measured.measurements = -(-p.state.total // every) + 1 if every else 0
     enter("step")
     batches, lengths, size = p.feed.batches(0), p.encoded.trained.lengths, config.gradient_accumulation
     heaviest = sorted(batches, key=lambda batch: -sum(lengths[i] for i in batch))[: min(size, 2)]

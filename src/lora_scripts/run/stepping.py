@@ -55,8 +55,6 @@ class Run(Protocol):
     @property
     def rates(self) -> Rates: ...
     @property
-    def total(self) -> int: ...
-    @property
     def ema(self) -> Ema | None: ...
     @property
     def scaler(self) -> torch.amp.GradScaler: ...
@@ -79,7 +77,7 @@ class Saver(ABC):
     def complete(self) -> None:
         """What `save` had still to do when a kill came: the LoRA of the last state, and removing the oldest."""
         run = self.run
-        if 0 < run.state.step < run.total:
+        if 0 < run.state.step < run.state.total:
             if not run.folder.checkpoint(run.state.step).exists():
                 self.write(run.folder.checkpoint(run.state.step), "LoRA")
             run.folder.prune(run.config.keep_last, self.sink)
@@ -96,7 +94,7 @@ class Saver(ABC):
         self.saved = run.state.step
         run.folder.prune_states(STATES, self.sink)
         self.sink(Saved("state", state, run.state.step))
-        if run.state.step < run.total:
+        if run.state.step < run.state.total:
             self.write(run.folder.checkpoint(run.state.step), "LoRA")
             run.folder.prune(run.config.keep_last, self.sink)
 
@@ -108,7 +106,7 @@ def measuring_of(
     c = run.config
     facts = Facts(
         c.learning_rate,
-        run.total,
+        run.state.total,
         run.feed.steps_per_epoch,
         c.warmup_steps,
         run.folder.name,
@@ -177,7 +175,7 @@ def train_steps(
             saver.write(run.folder.best, "best LoRA")
 
     run.model.train(True)
-    if measuring.ended and state.step < run.total:
+    if measuring.ended and state.step < state.total:
         sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
@@ -185,7 +183,7 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
     settings = LoopSettings(
-        run.total,
+        state.total,
         run.rates,
         c.max_grad_norm,
         c.seed,

@@ -176,13 +176,13 @@ def report(
         kept=seen.base,
         previews=_previews(folder, [p.prompt for p in previews]),
         loss=list(enumerate(state.losses, 1)),
-        learning_rate=[(s + 1, config.learning_rate * rates.share(s, state.total)) for s in range(state.step)],
+        learning_rate=rates.curve(config.learning_rate, state.total, state.step),
         held_out=measuring.curve(),
         advice=[str(one) for one in measuring.advice],
         nearest=seen.copies,
         thumbnails=[(image, s.caption) for s in samples[:12] if (image := thumbnail(s.path, 256)) is not None],
         config_text=dump_config(config),
-        versions={k: v for k, v in state.environment.items() if k not in ("device", "precision", "threads")},
+        versions=state.versions,
     )
     write_report(path, data, io.write_text)
 
