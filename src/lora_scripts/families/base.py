@@ -21,6 +21,18 @@ Conditions = Mapping[str, Tensor]
 """What a model is told besides what it works on, by the family's own names; each [n, ...]."""
 
 
+def stacked(rows: Sequence[Conditions]) -> dict[str, Tensor]:
+    """n tables of tensors [...] as one of tensors [n, ...]; of texts of different lengths the shorter ones are filled
+    up with zeros."""
+    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a preview picture is made."""

@@ -9,10 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lora_scripts.families.base import Batch
+from lora_scripts.families.base import Batch, stacked
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import STEPS, Draws, at_level, middle
-from lora_scripts.train.feed import Feed, generator, place_of, stacked
+from lora_scripts.train.feed import Feed, generator, place_of
 
 
 @dataclass(frozen=True)

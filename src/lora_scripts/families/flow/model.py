@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
 from lora_scripts.compute.resting import Late
@@ -26,6 +24,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.families.sd.load import quieten
 from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
 from lora_scripts.losses import diffusion, noise
 from lora_scripts.losses.diffusion import Levels
@@ -74,9 +73,7 @@ def load(
 ) -> FlowFamily:
     """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
     UserError. The text encoder is asked first, and gone before the transformer comes."""
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten()
     encoder = encoder_of(files.find_text(path, options.text_encoder), options.device, options.dtype)
     encoder.digest_of = options.digest
     if options.first is not None:
@@ -171,8 +168,7 @@ class FlowFamily:
         x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
         levels = Levels(1 - sigma, sigma)
-        mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-        return Answered(self.predict(diffusion.add_noise(x0, mixed, levels), sigma, texts), x0, draws, levels)
+        return Answered(self.predict(diffusion.add_noise(x0, draws.mixed, levels), sigma, texts), x0, draws, levels)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
         return None
