@@ -116,6 +116,17 @@ def test_a_scale_that_is_no_power_of_two_is_told(tmp_path: Path, capsys: pytest.
     assert same(open_lora(tmp_path / "x-peft").modules(), modules)
 
 
+def test_what_the_folded_scale_makes_too_large_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In half precision, of which kohya's form holds every number: down 1, up 4000, and 64 times that folded."""
+    large = {FEW[0]: LoraWeights(torch.ones(4, 48), torch.full((48, 4), 4000.0), 256.0)}
+    start, there = exported(tmp_path / "x.safetensors", large), tmp_path / "there.safetensors"
+    line = ["convert", str(start), "--to", "diffusers", "--output", str(there), "--dtype"]
+    assert main([*line, "fp16"]) == 2
+    assert "not finite numbers; train again with a lower learning rate, or save in fp32" in capsys.readouterr().err
+    assert not there.exists()
+    assert main([*line, "fp32"]) == 0
+
+
 def mixed() -> dict[str, LoraWeights]:
     return lora_files.weights() | lora_files.weights(FEW[:3], rank=2, alpha=4.0) | lora_files.weights(FEW[5:6], 3, 1.5)
 
