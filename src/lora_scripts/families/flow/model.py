@@ -99,6 +99,19 @@ def by_length(alike: Ask) -> Ask:
     return ask
 
 
+def there(texts: Conditions) -> Tensor | None:
+    """[n, tokens], on the CPU: which states are a text's, and not behind it; None: all are."""
+    own = torch.arange(texts["states"].shape[1]) < texts["lengths"][:, None].cpu()
+    return None if own.all() else own
+
+
+def guidance(transformer: Any, sigma: Tensor, texts: Conditions) -> Tensor | None:
+    """[n]: how close to the prompt a transformer is told to keep, 1 where nobody asks; None: it knows no such thing."""
+    if not transformer.config.guidance_embeds:
+        return None
+    return texts["guidance"].expand(len(sigma)) if "guidance" in texts else torch.ones_like(sigma)
+
+
 def places(*sizes: int, on: torch.device) -> Tensor:
     """[tokens, axes]: where each token stands, along axes of these sizes."""
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
