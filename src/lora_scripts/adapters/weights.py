@@ -33,6 +33,11 @@ class LoraWeights:
         return self.down.shape[0]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of ΔW, [out, in], or of a convolution [out, in, k, k]."""
+        return self.up.shape[0], *self.down.shape[1:]
+
+    @property
     def by_output(self) -> bool:
         """Of a DoRA: that it has a length for each output, as PEFT's, in place of one for each input."""
         return (

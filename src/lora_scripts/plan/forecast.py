@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.report.data import COMPARED, PREVIEWS
 from lora_scripts.run.configs import can_be_rounded, smaller_batches
 from lora_scripts.run.run_folder import STATES
 
@@ -188,13 +189,13 @@ def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
     sizes, previews = m.sizes, _previews(config, m)
     kept = (m.steps - 1) // config.save_steps
     kept = kept if config.keep_last is None else min(kept, config.keep_last)
-    shown = 2 + 2 * min(m.prompts, 4) + min(previews + 1, 8) * m.prompts
+    shown = 2 + 2 * min(m.prompts, COMPARED) + min(previews + 1, PREVIEWS) * m.prompts
     return {
         "cache": cache_size(m) + REMEMBERED * sum(v.pictures for v in m.views),
         "LoRA files": (kept + 1 + m.best) * sizes["lora"],
         "class pictures": m.drawn * sizes.get("class picture", 0),
         "resume state": sizes["state"] + 22 * m.steps,  # the loss of each step as text
-        "samples": (previews * m.prompts + min(m.prompts, 4)) * sizes["picture"],
+        "samples": (previews * m.prompts + min(m.prompts, COMPARED)) * sizes["picture"],
         "logs": m.steps * sizes["scalars"] + previews * m.prompts * sizes["picture"],
         # Pictures stand in the page as text, four letters for three bytes; small ones take about a byte for a pixel.
         "report": round((shown * sizes["picture"] + m.thumbnails) * 4 / 3) + 50_000,

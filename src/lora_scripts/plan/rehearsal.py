@@ -21,6 +21,7 @@ from lora_scripts.events import Event, Progress, Stepped, ignore
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
+from lora_scripts.report.data import THUMBNAIL, THUMBNAILS
 from lora_scripts.run import heldout, story
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import build_model
@@ -161,7 +162,8 @@ class Rehearsal:
         pictures = Counter(bucket for _, bucket in {(digest, view.bucket) for digest, view in views})
         m.views = [Views(*bucket, count, encoded[bucket]) for bucket, count in sorted(pictures.items())]
         m.thumbnails = sum(
-            round(s.width * s.height * min(1, 256 / max(s.width, s.height)) ** 2) for s in whole.samples[:12]
+            round(s.width * s.height * min(1, THUMBNAIL / max(s.width, s.height)) ** 2)
+            for s in whole.samples[:THUMBNAILS]
         )
         m.captions = len({p.sample.caption for p in pictures_of_all} | {""}) if feed.cache_text else 0
 

@@ -23,6 +23,7 @@ from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
+from lora_scripts.families.sd.alike import Pictures
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.load import quieten
 from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
@@ -117,7 +118,7 @@ def places(*sizes: int, on: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
 
 
-class FlowFamily:
+class FlowFamily(Pictures):
     """As `families.base.PictureFamily`; its text encoder takes no words."""
 
     def __init__(self, facts: Facts, parts: Parts, options: LoadOptions) -> None:
@@ -148,32 +149,11 @@ class FlowFamily:
     def fingerprint(self, part: str) -> str:
         return self.coder.fingerprint() if part == "vae" else self.encoder.fingerprint()
 
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.coder.encode(pixels)
-
-    def told_of_latents(self) -> str:
-        return self.coder.told()
-
-    def decode_image(self, latents: Tensor) -> Image.Image:
-        return self.coder.decode(latents)
-
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.coder.features(pixels)
-
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """As `Standby.encode`: what is worth keeping, for no LoRA counts in it."""
         return self.encoder.encode(captions)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
-
-    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        return self.losses(batch, objective, batch.draws(objective, None)).sum(), len(batch.captions)
-
-    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).losses(batch, objective)
-
-    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).missed(objective)
 
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Answered:
         texts = self.encoder.told(batch.captions, batch.texts)
@@ -199,9 +179,6 @@ class FlowFamily:
 
     def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
         return samplers.find_sampler(name, "flow", steps)
-
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        return self.draw(prompt, [seed], sampling)[0]
 
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
