@@ -66,4 +66,4 @@ def folder_kind(path: Path) -> Kind | None:
         return None
     pipeline = str(index_of(path).get("_class_name", ""))
     channels = (read_config(path / "transformer") or {}).get("in_channels", 4 * CHANNELS)
-    return _PIPELINES.get(pipeline) or _BY_CHANNELS.get(channels, RELATIVE)
+    return _PIPELINES.get(pipeline) or _BY_CHANNELS.get(channels if isinstance(channels, int) else 0, RELATIVE)
