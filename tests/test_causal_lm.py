@@ -325,6 +325,14 @@ def test_faults_of_a_folder_all_at_once(folders: dict[str, Path], tmp_path: Path
         open_folder(tmp_path / "nowhere")
 
 
+def test_a_folder_whose_configs_hold_other_things_than_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": 5, "model_type": ["gpt2"]}')
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a.weight": ["model.safetensors"]}}')
+    assert folder_kind(tmp_path) is None
+    with pytest.raises(UserErrors, match="no causal language model"):
+        open_folder(tmp_path)
+
+
 def test_weights_that_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = write(tmp_path / "model", "qwen3")
     config = json.loads((folder / "config.json").read_text())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
 from lora_scripts.events import Note, Sink
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
@@ -35,8 +35,9 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
-        given = f"lora-scripts new {options.lora} --data {options.data.as_posix()}"
-        lines, error = no_base(find(), given + (" --for character" if options.purpose == "character" else ""))
+        purpose = ["--for", "character"] if options.purpose == "character" else []
+        given = typed(["lora-scripts", "new", options.lora, "--data", options.data.as_posix(), *purpose])
+        lines, error = no_base(find(), given)
         for line in lines:
             sink(Note(line))
         raise error
@@ -48,11 +49,12 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
 
 def words(result: NewConfig) -> list[str]:
     """What was written, and what to type next."""
-    config = Path(result.path).as_posix()
+    config = result.path.as_posix()
+    look, plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("check", "plan", "train"))
     return [
         f"written: {config} ({result.pictures} pictures, {result.base}, {result.steps} steps)",
         *(f"before that: {note}" for note in result.notes),
-        f"look at the pictures: lora-scripts check --config {config}",
-        f"how long it will take: lora-scripts plan --config {config}",
-        f"train: lora-scripts train --config {config}",
+        f"look at the pictures: {look}",
+        f"how long it will take: {plan}",
+        f"train: {train}",
     ]

@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from lora_scripts.data.buckets import View
+from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.data.image import load_alpha, load_rgb
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, raise_all
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = tuple(sorted(IMAGE_SUFFIXES, key=lambda suffix: suffix != ".png"))
+"""Of masks, the likeliest first."""
 
 
 def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:

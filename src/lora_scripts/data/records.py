@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, overload
 
 from lora_scripts.data.conversations import FORMS, Record
+from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.data.record_index import TEXT_SUFFIXES, index_file
 from lora_scripts.errors import UserError, raise_all
 
@@ -21,8 +22,6 @@ SUFFIXES = (".jsonl", ".json", ".csv", *TEXT_SUFFIXES)
 """What is read without a further package."""
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """What is read with the `datasets` library."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""What a folder of records does not hold."""
 HINT = "records are read from .jsonl, .json, .csv, .txt, .md and .parquet"
 _ABOUT = re.compile(r"(readme|licen[cs]e|changelog|dataset_infos?|dataset_dict|state|datasheet)\b.*", re.IGNORECASE)
 """Files about a data set, which are none of it."""
@@ -168,7 +167,7 @@ def holds_records(path: Path) -> bool:
     if not path.is_dir():
         return False
     suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
-    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and not suffixes & set(PICTURES)
+    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and suffixes.isdisjoint(IMAGE_SUFFIXES)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -106,12 +106,9 @@ def evaluate(
     on_texts.check(base, loras)
     records = _held_out(data)
     chosen = range(len(records) if count is None else min(count, len(records)))
-    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.texts import Answering
 
-    where = choose_device(device)
-    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    model = on_texts.load_on(base, device, precision)
     template = on_texts.template_of(template, loras)
     encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
     examples: list[tuple[int, Example]] = []

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_scripts.data.conversations import Message, Record
-from lora_scripts.families.facts import Facts
+from lora_scripts.families.base import Family
 from lora_scripts.losses.language import IGNORED
 
 BEGINNING = "beginning"
@@ -226,29 +226,12 @@ class Answer:
     """Whether it ended by itself; False: at `max_tokens`."""
 
 
-class TextFamily(Protocol):
+class TextFamily(Family, Protocol):
     """A family whose samples are texts."""
-
-    facts: Facts
-    device: torch.device
 
     @property
     def words(self) -> str:
         """What it is, for people: its architecture and size."""
-        ...
-
-    @property
-    def roots(self) -> Mapping[str, nn.Module]:
-        """The parts that can take LoRA, by the first word of a path."""
-        ...
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """Path -> layer, for every layer that LoRA may wrap."""
-        ...
-
-    @property
-    def usual(self) -> list[str]:
-        """The paths that are trained unless a config names others."""
         ...
 
     @property

@@ -58,6 +58,14 @@ def load(base: Path, options: LoadOptions) -> TextFamily:
     return cast("TextFamily", table.load_family(_answering(base), base, options))
 
 
+def load_on(base: Path, device: str, precision: str) -> TextFamily:
+    """As `load`, on a device and in a precision as commands name them."""
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+
+    where = choose_device(device)
+    return load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+
+
 def wear(model: TextFamily, adapters: Sequence[tuple[Path, float]]) -> list[dict[str, Adapter]]:
     """Puts LoRAs on, each with its strength; they add up. What `adapters.inject.remove` takes off, the last first."""
     worn = []

@@ -10,8 +10,8 @@ from typing import Any, cast
 from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import open_folder
-from lora_scripts.families.causal_lm.template import Rendered, Template, named_template
-from lora_scripts.families.causal_lm.tokens import load_tokenizer
+from lora_scripts.families.causal_lm.template import Rendered, Template, template_of
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, stops_of
 from lora_scripts.families.texts import Counts, Example, LongRecords, TrainOn
 
 
@@ -144,16 +144,7 @@ class Encoder:
 def encoder_of(path: Path, template: str | None, train_on: str, max_length: int) -> Encoder:
     """UserError for a folder that is none, or a template that does not fit."""
     folder, tokenizer = open_folder(path), load_tokenizer(path)
-    eos = tokenizer.eos_token_id
-    stops = folder.stops | ({eos} if eos is not None else set())
-    own: Template | None
-    if template is not None:
-        own = named_template(template, tokenizer)
-    else:
-        try:
-            own = Template(tokenizer, tokenizer.get_chat_template())
-        except ValueError:
-            own = None
+    own = template_of(template, tokenizer)
     if train_on not in ("answers", "all"):
         raise UserError(f"train_on: {train_on} is neither answers nor all")
-    return Encoder(tokenizer, own, stops, cast("TrainOn", train_on), max_length)
+    return Encoder(tokenizer, own, stops_of(folder, tokenizer), cast("TrainOn", train_on), max_length)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.compute.memory import around
+from lora_scripts.compute.memory import around, layers_of
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.conversations import Message, RecordFault
@@ -27,8 +27,8 @@ from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.skeleton import straighten
-from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
-from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
+from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet, stops_of
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
@@ -71,8 +71,7 @@ class LanguageModel:
     @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer, by the model's configs and its tokenizer."""
-        eos = self.tokenizer.eos_token_id
-        return self.folder.stops | ({eos} if eos is not None else set())
+        return stops_of(self.folder, self.tokenizer)
 
     def trainable(self) -> dict[str, nn.Module]:
         """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
@@ -191,7 +190,7 @@ class LanguageModel:
         return self._packs
 
     def leak(self) -> float:
-        """See `batch.leak`; on the model as it stands."""
+        """As `leak.leak`, of the model as it stands."""
 
         def logits(ids: Tensor, positions: Tensor) -> Tensor:
             batch = TextBatch(ids, torch.full_like(ids, IGNORED), positions, None, ())
@@ -214,16 +213,8 @@ class LanguageModel:
     # --- records and answers ------------------------------------------------------------------------------------------
 
     def template(self, named: str | None = None) -> Template | None:
-        """The model's own chat template, or that of a name or a .jinja file; None where it has none.
-
-        UserError for a name that is none, or a template whose signs the tokenizer does not have.
-        """
-        if named is not None:
-            return named_template(named, self.tokenizer)
-        try:
-            return Template(self.tokenizer, self.tokenizer.get_chat_template())
-        except ValueError:
-            return None
+        """As `template.template_of`."""
+        return template_of(named, self.tokenizer)
 
     def encoder(
         self,
@@ -330,7 +321,7 @@ def load(path: Path, options: LoadOptions) -> LanguageModel:
     memory = options.memory
     # What is to be stored in fewer bits becomes so in RAM: the whole of it may be more than a card holds.
     model = open_model(path, torch.device("cpu") if memory.storage else options.device, options.dtype)
-    blocks = blocks_of(model.model)
+    blocks = layers_of(model.model)
     if memory.storage is not None:
         quantise_layers(model.model, blocks, memory.storage, options.dtype)
         model.model.to(options.device)
@@ -339,12 +330,6 @@ def load(path: Path, options: LoadOptions) -> LanguageModel:
         for block in blocks:
             around(block)
     return model
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The layers of a transformer, in the order in which they are run: the longest list of modules that it has."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
 
 
 def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:

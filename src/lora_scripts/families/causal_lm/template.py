@@ -204,6 +204,19 @@ class Template:
         return texts[0], [tuple(span) for span in spans[0]] if marks else []
 
 
+def template_of(named: str | None, tokenizer: Any) -> Template | None:
+    """The tokenizer's own chat template, or that of a name or a .jinja file; None where it has none.
+
+    UserError for a name that is none, or a template whose signs the tokenizer does not have.
+    """
+    if named is not None:
+        return named_template(named, tokenizer)
+    try:
+        return Template(tokenizer, tokenizer.get_chat_template())
+    except ValueError:
+        return None
+
+
 def named_template(named: str, tokenizer: Any) -> Template:
     """A template by its name in NAMED, or from a .jinja file. UserError for one that is neither, or does not fit."""
     source = NAMED.get(named, "")

@@ -19,7 +19,7 @@ from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
-from lora_scripts.run.build import DIGESTS, memory_words
+from lora_scripts.run.build import DIGESTS, memory_words, rates_of
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import device_name
@@ -76,7 +76,6 @@ class TextParts:
     held: TextHeldOut
     questions: list[Question]
     rates: Rates
-    total: int
     ema: Ema | None
     scaler: torch.amp.GradScaler
     state: RunState
@@ -144,8 +143,7 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         feed=feed,
         held=build_held_out(family, c, encoded, total),
         questions=answers.questions(c, split),
-        rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
-        total=total,
+        rates=rates_of(c),
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         # The loss is a sum over tokens, often a thousand: as much scaled as a mean is by the usual 65,536.
         scaler=torch.amp.GradScaler(device.type, init_scale=64.0, enabled=precision == "fp16"),
@@ -174,7 +172,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
         (
             "steps",
             f"{len(lengths)} records x {c.repeats} repeats / batch {c.batch_size} = {batches} batches{accumulated}, "
-            f"x {c.epochs} epochs = {p.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
+            f"x {c.epochs} epochs = {p.state.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
         ),
         (
             "LoRA",
@@ -204,7 +202,7 @@ class TextSaver(Saver):
         p, c = self.parts, self.parts.config
         facts = {
             "step": p.state.step,
-            "steps": p.total,
+            "steps": p.state.total,
             "records": len(p.encoded.trained),
             "tokens": p.encoded.counts.trained,
             "train_on": c.train_on,
@@ -275,11 +273,11 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         ],
         example=marked(p.encoded.trained[0], model.family.decode),
         loss=list(enumerate(p.state.losses, 1)),
-        learning_rate=[(s + 1, c.learning_rate * p.rates.share(s, p.state.total)) for s in range(p.state.step)],
+        learning_rate=p.rates.curve(c.learning_rate, p.state.total, p.state.step),
         held_out=measuring.curve(),
         advice=[str(one) for one in measuring.advice],
         config_text=dump_config(c),
-        versions={k: v for k, v in p.state.environment.items() if k not in ("device", "precision", "threads")},
+        versions=p.state.versions,
     )
     write_text_report(page, data, io.write_text)
     folder.prune_states(1, sink)
