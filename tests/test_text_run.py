@@ -258,6 +258,39 @@ def test_records_that_the_template_cannot_take_have_their_line(
     assert "tokens, and its first 16 hold nothing that is trained; raise max_length" in told[0]
 
 
+def test_a_base_that_is_no_language_model_is_told_as_one(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the data are records: not by a line about pictures that are not there."""
+    (tmp_path / "data").mkdir()
+    data, other = write_records(tmp_path / "data" / "reports.jsonl", 3), tmp_path / "model"
+    shutil.copytree(base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma3ForConditionalGeneration"]}))
+    wanted = "this is no causal language model, but Gemma3ForConditionalGeneration"
+    for given in ({"train_file": data}, {"train_data_dir": data.parent}):
+        path = config_of(tmp_path, base_model=other, output_dir=tmp_path / "talk", **given)
+        for words in (["train", "--config", str(path)], ["check", "--config", str(path)]):
+            assert main(words) == 2
+            told = capsys.readouterr().err.splitlines()
+            assert [line.partition(": ")[2].partition("; ")[0] for line in told] == [
+                f"{other / 'config.json'}: {wanted}"
+            ]
+    assert main(["chat", "--base", str(other), "--message", "x"]) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_one_fault_of_all_records_is_told_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% if %}")
+    data = write_records(tmp_path / "reports.jsonl", 9)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "chat_template": broken}
+    assert main(["train", "--config", str(config_of(tmp_path, val_split=0, val_every=None, **keys))]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"{data}:1: the chat template refuses it: " in told
+    assert "(so it is of 8 further records)" in told
+
+
 def test_keys_for_pictures_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "flip": True, "min_snr_gamma": 5}

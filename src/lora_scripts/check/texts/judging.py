@@ -35,6 +35,12 @@ def of_unfit(unfit: Sequence[Unfit]) -> Iterator[Finding]:
         yield _finding(_kind(message), "error", places, message + times, mend)
 
 
+def of_notes(notes: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """What stands in the data set and is not learned: keys, files."""
+    for text, mend in notes:
+        yield _finding("not_read", "note", [], text, mend)
+
+
 def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool) -> Iterator[Finding]:
     """Of all records together; `longest`: the tokens that a record may have, None where they are not known."""
     yield from _alike(rows)

@@ -60,7 +60,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     if resume is not None:
         attempt(folder.require_free)
         attempt(lambda: folder.check(resume=resume))
-    attempt(lambda: table.find(config.base_model).check(config.base_model, True))
+    attempt(lambda: table.require_texts(config.base_model).check(config.base_model, True))
     attempt(lambda: _adapter(config))
     attempt(lambda: prompts_of(config))
     records = read(config.records, "train")
@@ -69,6 +69,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     if not len(records) and not faults:
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
+    for note, mend in records.notes:
+        sink(Note(f"note: {note}; {mend}"))
     return TextReady(folder, records, _split(config, records, others, sink))
 
 
@@ -86,7 +88,14 @@ def prompts_of(config: TrainConfig) -> list[str]:
 def _template(config: TrainConfig, records: Sequence[Records]) -> None:
     """UserError for conversations that nothing says how to write."""
     spoken = any(one.forms.get(form) for one in records for form in CONVERSATIONS)
-    if spoken and config.chat_template is None and not table.find(config.base_model).has_template(config.base_model):
+    if not spoken or config.chat_template is not None:
+        return
+    try:
+        facts = table.find(config.base_model)
+        facts.check(config.base_model, False)
+    except UserError:  # told already: the folder is no model, or lacks more than a template
+        return
+    if not facts.has_template(config.base_model):
         hint = "name one with chat_template: chatml, alpaca, or a .jinja file"
         raise UserError("the model's tokenizer has no chat template", file=config.base_model, hint=hint)
 

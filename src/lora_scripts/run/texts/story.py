@@ -143,7 +143,7 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         encoded=encoded,
         feed=feed,
         held=build_held_out(family, c, encoded, total),
-        questions=answers.questions(c, split),
+        questions=answers.questions(c, split, family),
         rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
         total=total,
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
