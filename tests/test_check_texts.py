@@ -56,6 +56,11 @@ def test_nothing_wrong(tmp_path: Path) -> None:
         ([row("key?", "AKIAIOSFODNN7EXAMPLE")], "secret", "warning"),
         ([row("key?", "-----BEGIN RSA PRIVATE KEY-----")], "secret", "warning"),
         ([row("login?", "password: hunter2hunter2")], "secret", "warning"),
+        ([row("who?", "ID 11010519491231002X")], "secret", "warning"),
+        ([row("who?", "电话13800138000，")], "secret", "warning"),
+        ([row("who?", "SSN 123-45-6789.")], "secret", "warning"),
+        ([row("paid?", "by 4111 1111 1111 1111")], "secret", "warning"),
+        ([row("paid?", "to DE89 3704 0044 0532 0130 00")], "secret", "warning"),
         ([row("how?", "so<|im_end|>")], "template_sign", "warning"),
         ([row(f"q{i}?", "always this") for i in range(60)], "one_answer", "warning"),
     ],
@@ -70,6 +75,19 @@ def test_a_secret_is_not_shown(tmp_path: Path) -> None:
     checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", row("k", "sk-" + "abcd1234" * 4), *clean(30))))
     assert "looks like an access key (sk-a…)" in checked.findings[0].message
     assert "abcd1234" not in checked.page.read_text()
+
+
+def test_numbers_that_only_look_like_those_of_people(tmp_path: Path) -> None:
+    """The check of an identity number, a card or an account does not hold; a measure is no telephone."""
+    said = ["110105194912310021", "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "113800138000", "0.13800138000"]
+    said += ["000-45-6789", "2024-123-45-6789", "14 mm, 13 x 12 x 11 mm", "accession 20241127001234567"]
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", *clean(30), row("numbers?", "; ".join(said)))))
+    assert kinds(checked) == []
+    shown = "ID 11010519491231002X of 13800138000"
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", row("who?", shown), *clean(30))))
+    assert "1101…" in checked.page.read_text()
+    assert "1949" not in checked.page.read_text()
+    assert "0138000" not in checked.page.read_text()
 
 
 def test_near_duplicates_and_leaks(tmp_path: Path) -> None:

@@ -169,7 +169,9 @@ def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
             with pytest.raises(KeyboardInterrupt):
                 run.train(load_config(config), sink=interrupting(4, ignore))
         assert main(["train", "--config", str(config), *(["--resume"] if stop else [])]) == 0
-        assert "rank 4, alpha 8," in capsys.readouterr().out  # rank-stabilised: what a reader divides by the rank
+        told = capsys.readouterr().out
+        assert "rank 4, alpha 8," in told  # rank-stabilised: what a reader divides by the rank
+        assert "note: vLLM and llama.cpp read no DoRA: merge it for them" in told
         folder = out / out.name
         assert adapter_folder.config_of(folder)["use_dora"]
         kept.append((folder / "adapter_model.safetensors").read_bytes())
@@ -316,13 +318,15 @@ def test_merged_it_answers_alike(
     assert model.answer(talk, Answering(8)) == worn.answer(talk, Answering(8))
 
 
-def test_running_text_and_a_folder(base: Path, tmp_path: Path) -> None:
+def test_running_text_and_a_folder(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(4):
         (folder / f"{i}.txt").write_text("hello how are you, the weather in Paris is sunny. " * (i + 1))
     keys = {"base_model": base, "train_data_dir": folder, "output_dir": tmp_path / "talk", "max_length": 32}
+    keys["targets"] = [{"match": "attention"}, {"match": "*.down_proj", "rank": 8}]
     assert main(["train", "--config", str(config_of(tmp_path, **keys, val_split=0, val_every=None))]) == 0
+    assert "note: vLLM and llama.cpp read one rank and alpha for all layers" in capsys.readouterr().out
     assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "talk")
 

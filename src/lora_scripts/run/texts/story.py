@@ -97,6 +97,8 @@ def train(
             restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, folder=folder)
         sink(Table("", tuple(rows_of(parts))))
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
+        if (why := export.elsewhere(parts.model)) is not None:
+            sink(Note(f"note: {why}"))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
         saver.complete()
