@@ -147,6 +147,15 @@ def test_with_a_model_tokens_and_template_count(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "out" / "check.html").exists()
 
 
+def test_a_bare_file_is_counted_in_the_tokens_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, base = write(tmp_path / "x.jsonl", *clean(30)), small_words.write_model(tmp_path / "model")
+    assert main(["check", str(data), "--base", str(base), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unit"] == "tokens"
+    assert main(["check", str(data), "--base", str(data)]) == 2  # it did nothing
+    assert main(["check", str(data), "--base"]) == 2
+    assert "--base needs a folder here" in capsys.readouterr().err
+
+
 def test_the_command_knows_texts_from_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "x.jsonl", *clean(30))
     assert main(["check", str(data)]) == 0

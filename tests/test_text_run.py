@@ -16,6 +16,7 @@ import small_words
 from lora_scripts import run
 from lora_scripts.cli import main
 from lora_scripts.data.conversations import Conversation
+from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
@@ -24,7 +25,7 @@ from lora_scripts.report.chinese import missing
 from lora_scripts.run import base_files
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.texts import export
-from lora_scripts.run.texts.preflight import digest_of
+from lora_scripts.run.texts.preflight import digest_of, preflight
 from runs import interrupting
 
 
@@ -329,6 +330,34 @@ def test_running_text_and_a_folder(base: Path, tmp_path: Path, capsys: pytest.Ca
     assert "note: vLLM and llama.cpp read one rank and alpha for all layers" in capsys.readouterr().out
     assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "talk")
+
+
+def test_files_named_as_splits_are_trained_or_measured_or_told(base: Path, tmp_path: Path) -> None:
+    folder, notes = tmp_path / "texts", list[str]()
+    folder.mkdir()
+    for name, first in (("train", 0), ("valid", 20), ("test", 40)):
+        rows = write_records(tmp_path / "all.jsonl", 60).read_text().splitlines(keepends=True)[first : first + 20]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+
+    def split(**more: Any) -> tuple[list[str], list[str]]:
+        """Places of what is trained and of what is held out; `notes` as told."""
+        notes.clear()
+        config = config_of(tmp_path, base_model=base, output_dir=tmp_path / "talk", val_every=None, **more)
+        ready = preflight(load_config(config), resume=None, sink=lambda event: notes.append(getattr(event, "text", "")))
+        trained, held = (
+            [str(rows.place(i)) for rows, i in part] for part in (ready.split.trained, ready.split.held_out)
+        )
+        return trained, held
+
+    trained, held = split(train_data_dir=folder)
+    assert trained == [f"{folder / 'train.jsonl'}:{line}" for line in range(1, 21)]
+    assert held == [f"{folder / 'valid.jsonl'}:{line}" for line in range(1, 21)]
+    assert notes == ["note: held out, by their names: valid.jsonl", "note: not trained, by their names: test.jsonl"]
+    trained, held = split(train_data_dir=folder, val_split=0.1)
+    assert (len(trained), len(held)) == (18, 2)
+    assert notes == ["note: not trained, by their names: test.jsonl, valid.jsonl"]
+    with pytest.raises(UserError, match="each of its records is trained, too, so nothing could be measured"):
+        split(train_file=folder / "train.jsonl", val_file=folder / "train.jsonl")
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,32 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _adapter(config))
     attempt(lambda: prompts_of(config))
     records = read(config.records, "train")
-    others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
+    others = _others(config, records, read)
     attempt(lambda: _template(config, [records, *([others] if others is not None else [])]))
     if not len(records) and not faults:
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
     for note, mend in records.notes:
         sink(Note(f"note: {note}; {mend}"))
+    measured = {part.path for part in others.parts} if others is not None else set()
+    for held, what in ((True, "held out"), (False, "not trained")):
+        named = [path for path in records.left_out if (path in measured) == held]
+        if named:
+            names = ", ".join(path.relative_to(config.records).as_posix() for path in named[:4])
+            more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+            sink(Note(f"note: {what}, by their names: {names}{more}"))
     return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def _others(config: TrainConfig, records: Records, read: Callable[[Path, str], Records]) -> Records | None:
+    """Records that are measured and not trained: those that the config names, else, where it says nothing of that, the
+    validation split of the folder; None for none."""
+    if config.held_out_records is not None:
+        return read(config.held_out_records, "valid")
+    if config.val_split is not None or not records.left_out:
+        return None
+    found = read(config.records, "valid")
+    return found if len(found) else None
 
 
 def prompts_of(config: TrainConfig) -> list[str]:
@@ -122,6 +140,9 @@ def _split(config: TrainConfig, records: Records, others: Records | None, sink: 
         trained = set(digests)
         apart = [i for i, record in enumerate(others) if digest_of(record) not in trained]
         if len(apart) < len(others):
+            if not apart:
+                message = "each of its records is trained, too, so nothing could be measured"
+                raise UserError(message, file=others.parts[0].path, hint="take others, or write val_split: 0.1")
             sink(Note(f"note: {len(others) - len(apart)} held-out records are trained, too, and left out"))
         split = TextSplit([(records, i) for i in range(len(records))], [(others, i) for i in apart], data)
     else:
