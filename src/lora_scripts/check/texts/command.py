@@ -99,7 +99,9 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
     if encoder and (count := encoder.counts.thoughtless):
         text = f"of {number_of(count, 'conversation')} the chat template leaves the thoughts out (reasoning_content)"
         findings += judging.of_notes([(text, "they are not learned; another chat_template may write them")])
-    findings += judging.of_set(kept, _longest(options, encoder), cut=options.cut)
+    longest = _longest(options, encoder)
+    own = longest is not None and longest < options.max_length
+    findings += judging.of_set(kept, longest, cut=options.cut, own=own)
     trained = [row for row in kept if not row.held_out]
     checked = TextChecked(
         source=options.source,
