@@ -212,7 +212,7 @@ def test_answers_of_no_weight_are_read_and_not_learned() -> None:
     one, said, two, other, three, last = TALKS["three"].messages
     whole = tokenizer.apply_chat_template(list(TALKS["three"].messages), tokenize=False)
     for source in (None, marked_one):
-        for unlearned in ({"weight": 0}, {"train": False}):
+        for unlearned in ({"weight": 0}, {"train": False}, {"train": 0}):
             talk = Conversation((one, said | unlearned, two, other, three, last | unlearned))
             wanted = whole[: whole.index("4<|im_end|>")] + "⟦4<|im_end|>\n⟧"
             assert shown(tokenizer, source, talk) == [wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -325,9 +326,13 @@ def test_running_text_and_a_folder(base: Path, tmp_path: Path, capsys: pytest.Ca
     for i in range(4):
         (folder / f"{i}.txt").write_text("hello how are you, the weather in Paris is sunny. " * (i + 1))
     keys = {"base_model": base, "train_data_dir": folder, "output_dir": tmp_path / "talk", "max_length": 32}
+    keys["warmup_steps"] = 9  # as words.yaml has more than a small set has steps
     keys["targets"] = [{"match": "attention"}, {"match": "*.down_proj", "rank": 8}]
     assert main(["train", "--config", str(config_of(tmp_path, **keys, val_split=0, val_every=None))]) == 0
-    assert "note: vLLM and llama.cpp read one rank and alpha for all layers" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "note: vLLM and llama.cpp read one rank and alpha for all layers" in told
+    assert re.search(r"warmup_steps 9 of \d steps: learning_rate is never reached", told)
+    assert re.search(r"\d+ records are few", told)
     assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "talk")
 

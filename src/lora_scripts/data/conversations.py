@@ -267,7 +267,7 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 
 def is_learned(message: Message) -> bool:
     """Whether an answer is one to learn: OpenAI's `weight: 0` and axolotl's `train: false` say that it is not."""
-    return message.get("weight", 1) != 0 and message.get("train", True) is not False
+    return bool(message.get("weight", 1)) and bool(message.get("train", True))
 
 
 def _message(row: object) -> Message:
