@@ -67,6 +67,7 @@ def test_other_spellings_of_the_same(tmp_path: Path) -> None:
         ({"Question": "a?", "Response": "b."}, CHAT),
         ({"input": "a?", "output": "b."}, CHAT),
         ({**CHAT, "system": "s"}, told),
+        ({**told, "system": "s"}, told),
     ]
     for row, wanted in pairs:
         one, other = read_records(lines(tmp_path / "x.jsonl", row, wanted))
@@ -148,6 +149,7 @@ def _nested(depth: int) -> list[Any]:
         ({"messages": [{"role": "user", "content": ""}, ASKED[1]]}, "an empty question"),
         ({"messages": [{"role": "bot", "content": "x"}]}, 'nobody has the role "bot"'),
         ({"messages": [*ASKED, {"role": "system", "content": "x"}]}, "a system prompt in the middle"),
+        ({"messages": [{"role": "system", "content": "x"}, *ASKED], "system": "y"}, "a system prompt in the middle"),
         ({"messages": [ASKED[0], {"role": "tool", "content": "2"}, ASKED[1]]}, "a tool answers, but was not called"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASKED[1]]}, "a message with pictures"),
         ({"messages": "hello"}, '"messages" is not JSON'),

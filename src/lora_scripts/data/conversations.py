@@ -320,6 +320,8 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
     """The messages, if they follow one another as a conversation does. Raises RecordFault."""
     if not messages:
         raise RecordFault("the conversation is empty", "remove the record")
+    if messages[0] in messages[1:2] and messages[0]["role"] in SYSTEM_ROLES:  # beside the turns, and among them
+        messages = messages[1:]
     turns = [m for m in messages if m["role"] not in SYSTEM_ROLES]
     if any(m["role"] in SYSTEM_ROLES for m in messages[1:]):
         raise RecordFault("a system prompt in the middle of the conversation", "put it first, and only once")
