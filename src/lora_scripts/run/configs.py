@@ -11,7 +11,7 @@ from lora_scripts.config import load
 from lora_scripts.config.load import ItemFault
 from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
 from lora_scripts.config.types import FEATURES, TargetRule, rule_for
-from lora_scripts.config.values import did_you_mean, hub_name
+from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink, ignore
 from lora_scripts.families import download, table
@@ -21,13 +21,23 @@ from lora_scripts.families.facts import Facts
 def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -> TrainConfig:
     """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault.
 
-    A base that is a name on the hub is fetched, once nothing else is wrong, and then judged.
+    A base that is a name on the hub is fetched with what belongs to it, once nothing else is wrong, and then judged.
     """
     config = load.load_config(path, overrides, _judge)
-    if hub_name(config.base_model) is None:
+    fetched = dict(_fetched(config, sink))
+    if all(getattr(config, key) == value for key, value in fetched.items()):
         return config
-    base = download.fetch(config.base_model, sink)
-    return load.load_config(path, overrides, _judge).model_copy(update={"base_model": base})
+    return load.load_config(path, overrides, _judge).model_copy(update=fetched)
+
+
+def _fetched(config: TrainConfig, sink: Sink) -> Iterator[tuple[str, Any]]:
+    """Of each key that may name something on the hub its value on the disk."""
+    for key in ("base_model", "text_encoder", "vae", "training_adapter"):
+        value = getattr(config, key)
+        if isinstance(value, tuple):
+            yield key, tuple(download.fetch(part, sink, key) for part in value)
+        elif value is not None:
+            yield key, download.fetch(value, sink, key)
 
 
 def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
 from lora_scripts.families.base import Conditions
-from lora_scripts.families.flow import tekken
 from lora_scripts.formats.hashes import sha256_of
 
 
@@ -97,14 +95,6 @@ class Standby(ABC):
             self._model = self._build()
             memory.bring(self._model, self.device)
         return self._model
-
-
-def bare_tokenizer(file: Path) -> Tokenizer:
-    """Without a limit, and without what it would fill up with."""
-    tokens = tekken.tokenizer(file) if tekken.is_one(file) else Tokenizer.from_file(str(file))
-    tokens.no_padding()
-    tokens.no_truncation()
-    return tokens
 
 
 def _together(rows: list[Tensor]) -> Tensor:
