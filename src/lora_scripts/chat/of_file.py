@@ -56,6 +56,11 @@ def answer_file(
     model = on_texts.load_on(base, device, precision)
     on_texts.wear(model, loras)
     template = on_texts.template_of(template, loras)
+    raise_all(
+        UserError(f"prompt {number} is so long that the model has no place for an answer", file=source)
+        for number, talk in enumerate(talks, 1)
+        if (room := model.room(talk, template=template)) is not None and room < 1
+    )
     rows: list[str] = []
     stopped = 0
     for start in range(0, len(talks), AT_ONCE):

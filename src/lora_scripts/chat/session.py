@@ -137,7 +137,8 @@ def chat(
             continue
         sink(Piece("\n"))
         if not answer.stopped:
-            sink(Note(f"(cut off after {answer.tokens} tokens; --max-tokens gives it more)"))
+            more = "--max-tokens gives it more" if answer.tokens >= max_tokens else "the model takes no more at once"
+            sink(Note(f"(cut off after {answer.tokens} tokens; {more})"))
     return Chatted(tuple(session.turns))
 
 

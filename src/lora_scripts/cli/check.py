@@ -34,7 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "put the pictures with these findings beside the folder: corrupt, too_small, blurred … (see the page)"
     add("--set-aside", metavar="KIND", nargs="+", type=argument(_kind), default=[], help=text)
     text = (
-        "load this base: can it draw the pictures' detail, are there strays, exchanged captions? with --config its own"
+        "load this base: can it draw the pictures' detail, are there strays, exchanged captions? with --config its "
+        "own; of a bare file of records: count in its tokens"
     )
     add("--base", metavar="FILE", nargs="?", type=Path, const=_OF_CONFIG, help=text)
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
@@ -132,7 +133,12 @@ def _texts(options: argparse.Namespace, sink: Sink) -> TextCheckOptions | None:
         source = Path(options.overrides[0]).expanduser() if len(options.overrides) == 1 else None
         if source is None or not holds_records(source):
             return None
-        asked = TextCheckOptions(source, page=options.output)
+        asked = TextCheckOptions(source, base=options.base, page=options.output)
+    if options.base is not None and (options.config or options.base is _OF_CONFIG):
+        what = (
+            "does nothing more of records: the base of the config is asked" if options.config else "needs a folder here"
+        )
+        raise UserError(f"--base {what}", hint="leave it out")
     unused = [name for name in ("resolution", "trigger", "set_aside", "fix") if getattr(options, name)]
     if unused:
         word = "--" + unused[0].replace("_", "-")

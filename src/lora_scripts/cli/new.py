@@ -6,20 +6,29 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
+from lora_scripts.data.records import holds_records
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
 
-HELP = "write a config for your pictures and your base model"
+HELP = "write a config for your pictures or records and your base model"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
-    add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
-    text = "the checkpoint: .safetensors, diffusers folder, or hf:owner/name/file (without it: which ones are here)"
+    add(
+        "--data",
+        metavar="DIR",
+        type=path,
+        required=True,
+        help="the folder of your pictures; for a language model the file or folder of records",
+    )
+    text = (
+        "the checkpoint: .safetensors, the folder of a model, or hf:owner/name/file (without it: which ones are here)"
+    )
     add("--base", metavar="FILE", type=path, help=text)
     kinds = ("style", "character")
     add(
@@ -31,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
-    """Looks at pictures and base and writes a config for them, every line with its reason."""
+    """Looks at pictures or records and base and writes a config for them, every line with its reason."""
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
@@ -41,6 +50,10 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
         for line in lines:
             sink(Note(line))
         raise error
+    if options.base.is_dir() and holds_records(options.data):
+        from lora_scripts.families import table
+
+        table.require_texts(options.base)  # or a line about pictures would tell what the folder is not
     base = base_of(options.base, sink)
     from lora_scripts.run.first_config import new_config
 
@@ -52,9 +65,9 @@ def words(result: NewConfig) -> list[str]:
     config = result.path.as_posix()
     look, plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("check", "plan", "train"))
     return [
-        f"written: {config} ({result.pictures} pictures, {result.base}, {result.steps} steps)",
+        f"written: {config} ({result.pictures} {result.samples}, {result.base}, {result.steps} steps)",
         *(f"before that: {note}" for note in result.notes),
-        f"look at the pictures: {look}",
+        f"look at the {result.samples}: {look}",
         f"how long it will take: {plan}",
         f"train: {train}",
     ]

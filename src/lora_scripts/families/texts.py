@@ -110,6 +110,8 @@ class Counts:
     """Records that were longer than `max_length`, and are not trained at all."""
     split: int = 0
     """Conversations that became several examples, because the template rewrites the history."""
+    thoughtless: int = 0
+    """Conversations of which the template leaves out what the model thought before an answer."""
     ended: int = 0
     """Answers to which the end of a text was added, because the template puts no sign there that stops the model."""
 
@@ -192,6 +194,10 @@ class TextEncoder(Protocol):
     """Turns records into tokens."""
 
     counts: Counts
+    max_length: int
+    """Tokens of an example, at most."""
+    places: int | None
+    """How many tokens the model can take at once; None: it names no limit."""
 
     def encode(self, record: Record) -> list[Example]:
         """The sequences of one record. `data.conversations.RecordFault` for one that cannot be trained."""
@@ -252,6 +258,12 @@ class TextFamily(Family, Protocol):
         """Whether sequences in one row leave each other alone, as a test on the loaded model finds."""
         ...
 
+    def room(
+        self, messages: Sequence[Message], *, template: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> int | None:
+        """How many tokens are left for an answer to a conversation, below 1: none; None where no limit is known."""
+        ...
+
     def loss(self, batch: TextBatch) -> tuple[Tensor, int]:
         """The sum of the losses of all trained tokens, with gradient, and their number."""
         ...
@@ -280,7 +292,8 @@ class TextFamily(Family, Protocol):
     def encoder(
         self, *, template: str | None = None, train_on: TrainOn, max_length: int, long_records: LongRecords
     ) -> TextEncoder:
-        """`template`: name or file of a chat template, None: the model's own. UserError for one that is none."""
+        """`template`: name or file of a chat template, None: the model's own. UserError for one that is none. Examples
+        are no longer than the model has places for, whatever `max_length` is."""
         ...
 
     def answer(
@@ -292,11 +305,17 @@ class TextFamily(Family, Protocol):
         template: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Answer:
-        """The next turn of a conversation; `tell` gets its text piece by piece, as it comes."""
+        """The next turn of a conversation; `tell` gets its text piece by piece, as it comes. UserError where nothing
+        can be answered: see `room`."""
         ...
 
     def answers(
-        self, talks: Sequence[Sequence[Message]], answering: Answering, *, template: str | None = None
+        self,
+        talks: Sequence[Sequence[Message]],
+        answering: Answering,
+        *,
+        template: str | None = None,
+        tools: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> list[Answer]:
-        """The next turn of each conversation, worked out together."""
+        """The next turn of each conversation, worked out together; `tools` are those of each."""
         ...

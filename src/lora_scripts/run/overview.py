@@ -224,6 +224,12 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
         )
     if steps < SHORT:
         told.append(f"{steps} steps are few: a LoRA mostly needs {USUAL} and more; raise epochs")
+    return told + odd_schedule(c, steps)
+
+
+def odd_schedule(config: TrainConfig, steps: int) -> list[str]:
+    """The same of keys that count steps, whatever is trained."""
+    c, told = config, []
     if c.warmup_steps >= steps:
         told.append(f"warmup_steps {c.warmup_steps} of {steps} steps: learning_rate is never reached")
     if c.val_every is not None and c.val_every > steps:

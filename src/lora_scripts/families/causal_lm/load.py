@@ -78,6 +78,8 @@ def open_folder(path: Path) -> Folder:
     if not path.is_dir():
         hint = "give the folder, not a file in it" if path.is_file() else _MEND
         raise UserError("is not a folder" if path.exists() else "no such folder", file=path, hint=hint)
+    if not (path / "config.json").is_file():
+        _explain(path)
     faults: list[UserError] = []
     config = _json(path / "config.json", faults)
     generation = _json(path / "generation_config.json", faults, needed=False)
@@ -89,6 +91,18 @@ def open_folder(path: Path) -> Folder:
     files = _weights(path, faults)
     raise_all(faults)
     return Folder(path, config, generation, files)
+
+
+def _explain(path: Path) -> None:
+    """UserError for what people take for the folder of a model: a LoRA's, or one around it."""
+    if (path / "adapter_config.json").is_file():
+        hint = "give the folder of the model that it was made for; a run goes on from a LoRA by init_lora"
+        raise UserError("this is the folder of a LoRA, not of a model", file=path, hint=hint)
+    inside = sorted(p.parent for pattern in ("*", "snapshots/*") for p in path.glob(f"{pattern}/config.json"))
+    if inside:
+        raise UserError("has no config.json, but a folder in it has", file=path, hint=f"did you mean {inside[0]}?")
+    if not any((path / name).is_file() for name in (WEIGHTS, INDEX, *TOKENIZERS)):
+        raise UserError("no such file", file=path / "config.json", hint=_MEND)
 
 
 def layer_weights(folder: Folder) -> dict[str, FolderWeight]:

@@ -34,6 +34,12 @@ def stops_of(folder: Folder, tokenizer: Any) -> frozenset[int]:
     return folder.stops | ({eos} if eos is not None else set())
 
 
+def places_of(config: Any) -> int | None:
+    """How many tokens a text may have, by transformers' config of a model; None where it names no limit."""
+    places = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return places if isinstance(places, int) and places > 0 else None
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' bars and remarks: what matters of them is told here."""
