@@ -38,8 +38,8 @@ from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.image import apply_view
 from lora_scripts.demo import world
-from lora_scripts.demo.evaluate import wilson
 from lora_scripts.errors import UserError
+from lora_scripts.evaluate.scoring import wilson
 from lora_scripts.events import ignore
 from lora_scripts.families import table as families
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling

@@ -75,7 +75,7 @@ MUTANTS = [
     Mutant("run/build.py", "rule.alpha or alpha / rank * own", "rule.alpha or alpha", "adapters"),
     Mutant("loras/on_model.py", "layer.strength = text_strength if family.facts.inside_text(path) else strength", "layer.strength = strength", "generate_more generate grid"),
     Mutant("compute/packed.py", "block.weights, block.size, torch.float32", "block.weights, block.size, dtype", "gguf"),
-    Mutant("families/chroma/model.py", "if not there.all():", "if False:", "chroma"),
+    Mutant("families/flow/model.py", "return None if own.all() else own", "return None", "chroma qwen_image krea2"),
     Mutant("families/chroma/model.py", "ids = [*own, self.tokens.fill][:MOST]", "ids = own", "chroma"),
     Mutant("families/flux1/pair_reader.py", "if self._lent else texts", "if False else texts", "flux1_text"),
     Mutant("families/flow/model.py", ", : lengths[g[0]]]", "]", "flux3 qwen_image21"),

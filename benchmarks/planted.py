@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_scripts.demo import world
-from lora_scripts.demo.evaluate import wilson
+from lora_scripts.evaluate.scoring import wilson
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.table import load_pictures
 

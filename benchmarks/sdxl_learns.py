@@ -21,17 +21,22 @@ from lora_scripts.demo import world
 from lora_scripts.label.base import MINIATURE
 from lora_scripts.label.command import LabelOptions, label
 
+DEMO = Path(str(resources.files("lora_scripts.demo"))) / "assets" / "demo.yaml"
+"""The demo's config."""
 
-def train(data: Path, base: Path, out: Path, overrides: list[str], unknown: tuple[str, ...] = ()) -> Path:
+
+def train(
+    data: Path, base: Path, out: Path, overrides: list[str], unknown: tuple[str, ...] = (), template: Path = DEMO
+) -> Path:
     """The LoRA, trained as the demo's on a narrow base; the pictures are drawn into `data`, and labelled, once.
 
-    `unknown`: keys of the demo's config that are not for such a base.
+    `unknown`: keys of the template that are not for such a base.
     """
     if not (data / "metadata.csv").exists():
         world.write_pictures(data, world.training_scenes())
         label(LabelOptions(input=data, model=MINIATURE))
     if not (out / "report.html").exists():
-        lines = resources.files("lora_scripts.demo").joinpath("assets/demo.yaml").read_text("utf-8").splitlines()
+        lines = template.read_text("utf-8").splitlines()
         config = data.parent / f"{out.name}.yaml"
         config.write_text("\n".join(line for line in lines if not line.startswith(unknown)), encoding="utf-8")
         paths = {

@@ -250,6 +250,15 @@ def test_digests_are_made_beside_other_work(own: Path, tmp_path: Path, monkeypat
     spoilt = load_file(own)
     next(iter(spoilt.values())).fill_(math.nan)
     save_file(spoilt, own)
+    asked, go_on = threading.Event(), threading.Event()
+    files = BaseFiles([second, own])
+    read = files.begin(lambda name: asked.set() is None and go_on.wait(60), record=record)
+    assert asked.wait(60)  # one file is read, the other is not: what follows from both is not known by the one
+    assert files.remembered(record, "vae", lambda: "made") == "made" and f"vae {whole}" not in json.loads(
+        record.read_text()
+    )
+    go_on.set()
+    assert read()[second] == whole
     read = BaseFiles([own]).begin(lambda name: False)
     with pytest.raises(UserError, match="not finite"):
         read()

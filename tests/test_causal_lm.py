@@ -24,7 +24,7 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.data.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
-from lora_scripts.families.causal_lm.encode import Encoder
+from lora_scripts.families.causal_lm.encode import Encoder, encoder_of
 from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, open_folder
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
 from lora_scripts.families.causal_lm.modelfile import modelfile
@@ -323,6 +323,22 @@ def test_faults_of_a_folder_all_at_once(folders: dict[str, Path], tmp_path: Path
     assert "there is pytorch_model.bin, which is not read" in told
     with pytest.raises(UserError, match="no such folder"):
         open_folder(tmp_path / "nowhere")
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="this is the folder of a LoRA, not of a model"):
+        open_folder(folder)
+    around = tmp_path / "around"
+    shutil.copytree(folders["qwen3"], around / "snapshots" / "1a2b")
+    with pytest.raises(UserError, match=re.escape(f"did you mean {around / 'snapshots' / '1a2b'}?")):
+        open_folder(around)
+
+
+def test_a_folder_whose_configs_hold_other_things_than_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": 5, "model_type": ["gpt2"]}')
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a.weight": ["model.safetensors"]}}')
+    assert folder_kind(tmp_path) is None
+    with pytest.raises(UserErrors, match="no causal language model"):
+        open_folder(tmp_path)
 
 
 def test_weights_that_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -523,6 +539,32 @@ def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:
     talks = [[{"role": "user", "content": "hello " * n}] for n in (1, 5, 2, 9)]
     together = model.answers(talks, Answering(max_tokens=8))
     assert together == [model.answer(talk, Answering(max_tokens=8)) for talk in talks]
+
+
+def test_no_more_tokens_than_the_model_has_places_for(folders: dict[str, Path]) -> None:
+    """GPT-2 has a table of places: one more, and torch's own error would end the run."""
+    model = open_model(folders["gpt2"], CPU, torch.float32)
+    assert model.places == model.model.config.n_positions == 256
+    coder = model.encoder()
+    (example,) = coder.encode(
+        Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300}))
+    )
+    assert (len(example.ids), coder.max_length, coder.counts.cut) == (256, 256, 1)
+    assert model.loss(padded([example]))[0].isfinite()
+    assert model.encoder(max_length=99).max_length == 99
+    without = encoder_of(folders["gpt2"], None, "answers", 1 << 40)
+    assert (without.places, without.max_length) == (256, 1 << 40)  # check tells how long the longest is
+    short, long, most = ([{"role": "user", "content": "q" * n}] for n in (3, 220, 300))
+    asked = model.room(short)
+    assert asked is not None
+    alone = model.answer(short, Answering(max_tokens=500))
+    assert alone.stopped or alone.tokens == asked
+    assert model.answers([long, short], Answering(max_tokens=40))[1] == model.answer(short, Answering(max_tokens=40))
+    room = model.room(most)
+    assert room is not None
+    assert room < 1
+    with pytest.raises(UserError, match="and the model takes 256 at once"):
+        model.answer(most, Answering(max_tokens=4))
 
 
 def test_drawn_answers_are_functions_of_the_seed(folders: dict[str, Path]) -> None:

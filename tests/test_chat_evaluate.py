@@ -221,6 +221,29 @@ def test_shares_have_wilsons_interval() -> None:
     assert not exact("a b", "a  b")
 
 
+def test_tools_of_a_record_are_asked_with(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without them another prompt would be measured; an answer that is a call has a loss and no text to compare."""
+    template = tmp_path / "tools.jinja"
+    listed = "{%- for tool in tools or [] %}{{- tool.function.name + '\\n' }}{%- endfor %}"
+    called = "{%- set calls %}{%- for c in m.tool_calls or [] %}{{ c.function.name }}{%- endfor %}{%- endset %}"
+    said = small_words.CHATML.replace("{{- '<|im_start|>' + m.role", called + "{{- '<|im_start|>' + m.role")
+    template.write_text(listed + said.replace("+ m.content", "+ m.content + calls"))
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
+    asked = {"role": "user", "content": "hello"}
+    model = open_model(base, torch.device("cpu"), torch.float32)
+    wanted = model.answer([asked], Answering(6), template=str(template), tools=tools).text
+    assert wanted != model.answer([asked], Answering(6), template=str(template)).text
+    rows = [{"messages": [asked, {"role": "assistant", "content": wanted}], "tools": tools}]
+    rows.append({"messages": [asked, call], "tools": tools})
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "--base", str(base), "--data", str(data), "--template", str(template), "--max-tokens", "6"]
+    assert main([*words, "--device", "cpu", "--precision", "fp32", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["records"], result["answered"], result["base"]["exact"]["hits"]) == (2, 1, 1)
+
+
 def test_evaluate_finds_what_was_put_there(
     base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,6 +200,47 @@ def test_what_cannot_be_trained_is_refused() -> None:
         encoder(tokenizer, silent).encode(TALKS["one"])
 
 
+def test_answers_of_no_weight_are_read_and_not_learned() -> None:
+    """OpenAI's `weight`, axolotl's `train`; with marks in the template as without."""
+    tokenizer = small_words.tokenizer()
+    start, end = "{{- '<|im_start|>' + m.role + '\\n' }}", "{{- m.content + '<|im_end|>\\n' }}"
+    marks = (
+        f"{{%- if m.role == 'assistant' %}}{{% generation %}}{end}{{% endgeneration %}}{{%- else %}}{end}{{%- endif %}}"
+    )
+    prompt = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    marked_one = f"{{%- for m in messages %}}{start}{marks}{{%- endfor %}}{prompt}"
+    one, said, two, other, three, last = TALKS["three"].messages
+    whole = tokenizer.apply_chat_template(list(TALKS["three"].messages), tokenize=False)
+    for source in (None, marked_one):
+        for unlearned in ({"weight": 0}, {"train": False}, {"train": 0}):
+            talk = Conversation((one, said | unlearned, two, other, three, last | unlearned))
+            wanted = whole[: whole.index("4<|im_end|>")] + "⟦4<|im_end|>\n⟧"
+            assert shown(tokenizer, source, talk) == [wanted]
+            talk = Conversation((one, said, two, other | unlearned, three, last | {"weight": 1}))
+            text = shown(tokenizer, source, talk)[0]
+            assert text.replace("⟦", "").replace("⟧", "") == whole
+            assert re.findall("⟦(.*?)⟧", text, re.DOTALL) == ["Hello, you!<|im_end|>\n", "Yes.\n<|im_end|>\n"]
+
+
+def test_what_a_template_leaves_out_is_told() -> None:
+    """A system prompt and tools are refused, thoughts are counted: of all three trl says nothing."""
+    tokenizer = small_words.tokenizer()
+    deaf = small_words.CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")
+    with pytest.raises(RecordFault, match="the chat template leaves the system prompt out"):
+        encoder(tokenizer, deaf).encode(TALKS["system"])
+    talk = Conversation(TALKS["one"].messages, (TOOL,))
+    with pytest.raises(RecordFault, match="the chat template leaves the tools out"):
+        encoder(tokenizer).encode(talk)
+    coder = encoder(tokenizer)
+    for kind in ("thought", "one"):
+        coder.encode(TALKS[kind])
+    assert coder.counts.thoughtless == 1
+    thinking = small_words.CHATML.replace("+ m.content", "+ (m.reasoning_content or '') + m.content")
+    coder = encoder(tokenizer, thinking)
+    coder.encode(TALKS["thought"])
+    assert coder.counts.thoughtless == 0
+
+
 def test_the_date_does_not_change_the_tokens() -> None:
     tokenizer = small_words.tokenizer()
     dated = "{{- 'Today: ' + strftime_now('%d %b %Y') + ' ' + strftime_now('%Y-%m-%d') + '\\n' }}" + small_words.CHATML
@@ -335,7 +376,14 @@ def test_tokens_and_masks_as_trl_has_them(name: str, stock: str, training: str) 
         theirs = _as_trl(tokenizer, training, talk)
         if theirs is None:
             continue
-        (marked_one,) = Encoder(tokenizer, Template(tokenizer, training), stops).encode(talk)
+        try:
+            (marked_one,) = Encoder(tokenizer, Template(tokenizer, training), stops).encode(talk)
+        except RecordFault as fault:  # it passes over what trl then trains without
+            assert (kind, fault.message.split(" leaves ")[1]) in (
+                ("tools", "the tools out"),
+                ("system", "the system prompt out"),
+            )
+            continue
         assert (marked_one.ids, marked_one.trained) == theirs, kind
         try:
             ours = Encoder(tokenizer, Template(tokenizer, stock), stops).encode(talk)

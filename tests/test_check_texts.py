@@ -56,6 +56,11 @@ def test_nothing_wrong(tmp_path: Path) -> None:
         ([row("key?", "AKIAIOSFODNN7EXAMPLE")], "secret", "warning"),
         ([row("key?", "-----BEGIN RSA PRIVATE KEY-----")], "secret", "warning"),
         ([row("login?", "password: hunter2hunter2")], "secret", "warning"),
+        ([row("who?", "ID 11010519491231002X")], "secret", "warning"),
+        ([row("who?", "电话13800138000，")], "secret", "warning"),
+        ([row("who?", "SSN 123-45-6789.")], "secret", "warning"),
+        ([row("paid?", "by 4111 1111 1111 1111")], "secret", "warning"),
+        ([row("paid?", "to DE89 3704 0044 0532 0130 00")], "secret", "warning"),
         ([row("how?", "so<|im_end|>")], "template_sign", "warning"),
         ([row(f"q{i}?", "always this") for i in range(60)], "one_answer", "warning"),
     ],
@@ -70,6 +75,19 @@ def test_a_secret_is_not_shown(tmp_path: Path) -> None:
     checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", row("k", "sk-" + "abcd1234" * 4), *clean(30))))
     assert "looks like an access key (sk-a…)" in checked.findings[0].message
     assert "abcd1234" not in checked.page.read_text()
+
+
+def test_numbers_that_only_look_like_those_of_people(tmp_path: Path) -> None:
+    """The check of an identity number, a card or an account does not hold; a measure is no telephone."""
+    said = ["110105194912310021", "4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "113800138000", "0.13800138000"]
+    said += ["000-45-6789", "2024-123-45-6789", "14 mm, 13 x 12 x 11 mm", "accession 20241127001234567"]
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", *clean(30), row("numbers?", "; ".join(said)))))
+    assert kinds(checked) == []
+    shown = "ID 11010519491231002X of 13800138000"
+    checked = check_texts(TextCheckOptions(write(tmp_path / "x.jsonl", row("who?", shown), *clean(30))))
+    assert "1101…" in checked.page.read_text()
+    assert "1949" not in checked.page.read_text()
+    assert "0138000" not in checked.page.read_text()
 
 
 def test_near_duplicates_and_leaks(tmp_path: Path) -> None:
@@ -127,6 +145,15 @@ def test_with_a_model_tokens_and_template_count(tmp_path: Path, capsys: pytest.C
     assert "1 record of more than 64 tokens (max_length), at most" in told.out
     assert "training would stop at 1 error" in told.err
     assert (tmp_path / "out" / "check.html").exists()
+
+
+def test_a_bare_file_is_counted_in_the_tokens_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, base = write(tmp_path / "x.jsonl", *clean(30)), small_words.write_model(tmp_path / "model")
+    assert main(["check", str(data), "--base", str(base), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unit"] == "tokens"
+    assert main(["check", str(data), "--base", str(data)]) == 2  # it did nothing
+    assert main(["check", str(data), "--base"]) == 2
+    assert "--base needs a folder here" in capsys.readouterr().err
 
 
 def test_the_command_knows_texts_from_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import COMMANDS, _not_typed, _parse, main
+from lora_scripts.cli import COMMANDS, _not_typed, _parse, main, new, train
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
+from lora_scripts.run.first_config import NewConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(lora_scripts.__file__).parents[1]
@@ -61,6 +62,14 @@ def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, *args]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env={**clean, **env})
+
+
+def test_commands_that_are_told_can_be_typed_where_a_folder_has_a_blank() -> None:
+    trained: Any = SimpleNamespace(base="my base", lora=Path("out/my lora"), report=Path("r.html"), warning="")
+    written = NewConfig(Path("my configs/x.yaml"), 3, "a base", 10, ())
+    for line in (train.words(trained)[1], *new.words(written)[1:]):
+        words = shlex.split(line.split(": ", 1)[1])
+        assert {"out/my lora:1", "my configs/x.yaml"} & set(words), line
 
 
 @pytest.mark.parametrize(

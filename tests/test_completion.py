@@ -51,6 +51,15 @@ def test_bash(line: str, script: Path) -> None:
     assert found == (set() if ASKED[line] == {"base.safetensors"} else ASKED[line])  # readline finishes files itself
 
 
+def test_fish_finishes_every_path(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has to be told, where the other shells do so by themselves: the folder of `--lora`, a text encoder, too."""
+    assert main(["completion", "fish"]) == 0
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if " -l lora " in line or " -l text-encoder " in line
+    ]
+    assert len(lines) > 4 and all(" -r -F " in line for line in lines)
+
+
 @pytest.mark.parametrize("script", ["fish"], indirect=True)
 @pytest.mark.parametrize("line", ASKED)
 def test_fish(line: str, script: Path) -> None:

@@ -17,6 +17,8 @@ from conftest import offline
 from lora_files import FEW, KOHYA, MID, dense, tensors
 from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
+from lora_scripts.adapters.dora import DoraLayer, RowDoraLayer
+from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
@@ -112,6 +114,17 @@ def test_a_scale_that_is_no_power_of_two_is_told(tmp_path: Path, capsys: pytest.
     run(start, "--to", "peft")
     assert "no power of two" not in capsys.readouterr().out
     assert same(open_lora(tmp_path / "x-peft").modules(), modules)
+
+
+def test_what_the_folded_scale_makes_too_large_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In half precision, of which kohya's form holds every number: down 1, up 4000, and 64 times that folded."""
+    large = {FEW[0]: LoraWeights(torch.ones(4, 48), torch.full((48, 4), 4000.0), 256.0)}
+    start, there = exported(tmp_path / "x.safetensors", large), tmp_path / "there.safetensors"
+    line = ["convert", str(start), "--to", "diffusers", "--output", str(there), "--dtype"]
+    assert main([*line, "fp16"]) == 2
+    assert "not finite numbers; train again with a lower learning rate, or save in fp32" in capsys.readouterr().err
+    assert not there.exists()
+    assert main([*line, "fp32"]) == 0
 
 
 def mixed() -> dict[str, LoraWeights]:
@@ -274,6 +287,24 @@ def test_dora_is_baked_as_the_paper_says(shape: tuple[int, ...]) -> None:
     assert float((dense(low.weights) - wanted).norm()) == pytest.approx(float(values[2:].norm()), rel=1e-6)
     with pytest.raises(UserError, match="neither one number an input nor one an output"):
         dora.change(LoraWeights(w.down, w.up, 1.0, torch.ones(1, 4)), base)
+
+
+@pytest.mark.parametrize("kind", [DoraLayer, RowDoraLayer])
+def test_what_of_a_weight_is_all_zeros_stays_so_under_a_dora(kind: type[LoraLayer]) -> None:
+    """Its length is 0, so its direction is none: the layer leaves it, and so do file and base."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 4, bias=False)
+    linear.weight.data[:, 1] = linear.weight.data[1] = 0
+    layer = kind(linear, 2, 1.0)
+    values = {"down": torch.randn(2, 4), "up": torch.randn(4, 2)}
+    values["down"][:, 1] = values["up"][1] = 0
+    layer.load({**layer.values(), **values})
+    leaves, x = layer.leaves(), torch.randn(3, 4)
+    w = LoraWeights(leaves["lora_down.weight"], leaves["lora_up.weight"], 1.0, leaves["dora_scale"])
+    wanted = layer(x) - linear(x)
+    assert wanted.isfinite().all() and wanted.abs().max() > 0.1
+    torch.testing.assert_close(x @ layer.delta().T, wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(x @ dora.change(w, linear.weight.detach()).float().T, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_the_command_bakes_a_dora(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from lora_scripts.cli import demo
 from lora_scripts.cli.show import People
 from lora_scripts.config.load import load_config
 from lora_scripts.demo import world
-from lora_scripts.demo.main import USUAL, run_demo
-from lora_scripts.demo.place import config_text
+from lora_scripts.demo.main import run_demo
+from lora_scripts.demo.place import PICTURES, config_text
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.sd1 import check
 from lora_scripts.families.table import by_name, load_family
@@ -64,6 +64,6 @@ def test_a_short_demo_leaves_a_lora_a_report_and_a_data_set(tmp_path: Path, caps
     assert Image.open(tmp_path / "demo" / "data" / "img050.png").size == (128, 128)
     written = load_config(tmp_path / "demo" / "demo.yaml")  # finds its own folder
     assert (written.train_data_dir, written.output_dir) == (tmp_path / "demo" / "data", tmp_path / "demo" / "neon")
-    assert config_text("demo.yaml", USUAL, USUAL) == (ASSETS / "demo.yaml").read_text("utf-8")
+    assert config_text("demo.yaml", PICTURES, PICTURES) == (ASSETS / "demo.yaml").read_text("utf-8")
     again = run_demo(tmp_path / "demo")  # a second start trains nothing
     assert again.trained is None and "has run already" in demo.words(again)[0]

@@ -137,13 +137,13 @@ def test_shifts_of_two_kinds_are_one_formula() -> None:
 FILE = Path("base.safetensors")
 SHIFTED_BY_3 = (1.0, 0.98276, 0.75, 0.13636)
 COMFYUI = {
-    "FLUX.1 dev": (flux1(FILE, guidance=True), 4096, (1.0, 0.98361, 0.75951, 0.14253)),
+    "FLUX.1 dev": (flux1(FILE, guided=True), 4096, (1.0, 0.98361, 0.75951, 0.14253)),
     "FLUX.1 dev, its node ModelSamplingFlux at 512 x 512": (
-        flux1(FILE, guidance=True),
+        flux1(FILE, guided=True),
         1024,
         (1.0, 0.97273, 0.65249, 0.08993),
     ),
-    "FLUX.1 schnell": (flux1(FILE, guidance=False), 4096, (1.0, 0.95, 0.5, 0.05)),
+    "FLUX.1 schnell": (flux1(FILE, guided=False), 4096, (1.0, 0.95, 0.5, 0.05)),
     "Chroma": (CHROMA, 4096, (1.0, 0.98361, 0.75951, 0.14253)),
     "FLUX.2, its node Flux2Scheduler": (Sigmas(mu=empirical_mu), 4096, (1.0, 0.99419, 0.90007, 0.3216)),
     "FLUX.2, that node at 512 x 512": (Sigmas(mu=empirical_mu), 1024, (1.0, 0.99232, 0.87173, 0.26345)),

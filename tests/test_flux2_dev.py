@@ -25,7 +25,7 @@ from lora_scripts.compute.memory import MemoryOptions, place
 from lora_scripts.compute.quantised import ScaledLinear
 from lora_scripts.families.black_forest import flux2_layout as layout
 from lora_scripts.families.flow.reader import LanguageEncoder, build
-from lora_scripts.families.flow.standby import bare_tokenizer
+from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.flux2_dev.check import FILES
 from lora_scripts.families.flux2_dev.model import READING
 from lora_scripts.families.table import by_name, identify

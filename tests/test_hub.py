@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -129,6 +130,28 @@ def test_what_the_hub_does_not_have_is_one_line(server: tuple[str, type[Hub]], t
     assert "the hub is not reached" in nobody.stderr and nobody.stderr.count("\n") == 1
     wrong = run(here, endpoint, "train", "--config", str(config), "epochs=many")  # the rest is told first
     assert "epochs=many: must be a whole number" in wrong.stderr and "on the hub" not in wrong.stderr
+
+
+def test_parts_are_fetched_too_and_nothing_for_a_look_at_the_pictures(
+    server: tuple[str, type[Hub]], tmp_path: Path
+) -> None:
+    endpoint, own = server
+    here = tmp_path / "here"
+    tiny.write_pictures(here / "data", 5)
+    keys = {"base_model": "hf:someone/tiny/tiny.safetensors", "vae": "hf:someone/tiny/tiny.safetensors"}
+    config = tiny.write_config(here, train_data_dir=here / "data", **keys)
+    looked = run(here, endpoint, "check", "--config", str(config))
+    assert looked.returncode == 0 and own.asked == [] and not (here / "models").exists(), looked.stderr
+    whole = run(here, endpoint, "check", "--config", str(config), "vae=hf:someone/tiny")
+    assert whole.returncode == 2 and "vae=hf:someone/tiny: " in whole.stderr, whole.stderr
+    assert "names a whole model; name the file in it, such as hf:someone/tiny/name.safetensors" in whole.stderr
+    shutil.copy(own.folder / "tiny.safetensors", own.folder / "vae.safetensors")
+    counted = run(here, endpoint, "plan", "--config", str(config), "vae=hf:someone/tiny/vae.safetensors", "--cards")
+    assert counted.returncode == 0, counted.stderr
+    fetched = sorted(path.name for path in (here / "models" / "someone" / "tiny").glob("*.safetensors"))
+    assert fetched == ["tiny.safetensors", "vae.safetensors"] and counted.stdout.count("downloading") == 2
+    nobody = run(here, endpoint, "plan", "--config", str(config), "vae=hf:someone/else/a.safetensors", "--cards")
+    assert "vae someone/else is not on this machine" in nobody.stderr and "write vae: models/" in nobody.stderr
 
 
 def test_what_is_fetched_of_a_model_in_a_folder() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lora_scripts.demo import evaluate, world
 from lora_scripts.demo.judge import ASSET, HIDDEN, SLOTS, Judge, Reading, accuracies, blurred, labels_of, softened
+from lora_scripts.evaluate.scoring import wilson
 
 SEED = 909
 """None of the seeds of training."""
@@ -88,7 +89,7 @@ def test_the_wilson_interval_is_the_published_one() -> None:
         (1, 29): (0.0061, 0.1718),
     }
     for (hits, count), interval in published.items():
-        assert np.allclose(evaluate.wilson(hits, count), interval, atol=5e-5)
+        assert np.allclose(wilson(hits, count), interval, atol=5e-5)
 
 
 def test_prompts_are_seeded_and_leave_out_what_was_trained_on() -> None:

@@ -7,10 +7,15 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_scripts.losses.language import IGNORED, cross_entropy, shifted, token_losses
+from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """Labels of the tokens [n, length] -> what each place should say, which is the token after it."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def material(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, nn.Linear]:

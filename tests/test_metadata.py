@@ -35,7 +35,6 @@ FACTS = TrainingFacts(
     steps=75,
     max_steps=375,
     learning_rate=2e-4,
-    unet_learning_rate=2e-4,
     text_learning_rate=None,
     optimizer="AdamW",
     scheduler="cosine",
@@ -64,16 +63,15 @@ def test_the_least_set_of_the_consumers() -> None:
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in texts.items())
 
 
-def test_nothing_private_and_no_date_unless_given() -> None:
+def test_nothing_private_unless_given() -> None:
     keys = set(metadata.of_training(FACTS))
     given = replace(
         FACTS,
-        date="2026-11-22T10:00:00",
         tag_frequency={"set": {"neon": 3}},
         dataset_dirs={"set": {"img_count": 50, "n_repeats": 2}},
     )
     more = metadata.of_training(given)
-    assert set(more) - keys == {"ss_tag_frequency", "ss_dataset_dirs", "modelspec.date"}
+    assert set(more) - keys == {"ss_tag_frequency", "ss_dataset_dirs"}
     assert json.loads(more["ss_tag_frequency"]) == {"set": {"neon": 3}}
     assert json.loads(more["ss_dataset_dirs"])["set"]["img_count"] == 50
 

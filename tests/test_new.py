@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import small_words
 import tiny
 import tiny_xl
 from lora_scripts.cli import main
@@ -198,3 +200,32 @@ def test_settings_that_are_rarely_meant_are_told_with_what_to_write() -> None:
         odd_settings(config.model_copy(update={"optimizer": "prodigy", "learning_rate": 1.0}), (512, 512), 50, 130)
         == []
     )
+
+
+def test_for_a_language_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command: keys for records, their lengths in the model's tokens, and a template where it has none."""
+    monkeypatch.chdir(tmp_path)
+    base = small_words.write_model(tmp_path / "model")
+    rows = [{"instruction": f"what is {i}?", "output": "x" * (300 if i < 3 else 9), "id": i} for i in range(60)]
+    Path("reports.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["new", "report", "--data", "reports.jsonl", "--base", "model"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "written: configs/report.yaml (60 records, a causal language model, 90 steps)" in told
+    assert "before that: nothing is learned of these keys of records: id (60)" in told
+    config = load_config(Path("configs/report.yaml"))
+    assert (config.train_file, config.output_dir.name) == (Path("reports.jsonl"), "report")
+    assert (config.epochs, config.max_length, config.val_split, config.chat_template) == (6, 256, 0.05, None)
+    assert "# tokens of a record; 3 of 60 are longer and lose their end" in Path("configs/report.yaml").read_text()
+    (base / "chat_template.jinja").unlink()
+    assert main([*words, "--output", "other.yaml"]) == 0
+    assert load_config(Path("other.yaml")).chat_template == "alpaca"
+    assert main([*words, "--output", "third.yaml", "--trigger", "x"]) == 2
+    assert "--trigger is for pictures" in capsys.readouterr().err
+    told_by = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(told_by | {"architectures": ["Gemma3ForConditionalGeneration"]}))
+    assert main([*words, "--output", "third.yaml"]) == 2
+    assert "this is no causal language model, but Gemma3ForConditionalGeneration" in capsys.readouterr().err
+    assert not Path("third.yaml").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import shlex
@@ -366,14 +365,15 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
 
     monkeypatch.setattr(story.Smoothed, "add", greedy)
     keys = [f"output_dir={tmp_path / 'new'}", "class_images=3", "class_prompt=a thing"]
-    loaded, out = load_config(config, keys), io.StringIO()
+    loaded, lines = load_config(config, keys), list[str]()
     samples = preflight(loaded, resume=None).samples
     parted = (samples.trained, samples.held_out)
     values = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
     asked, scratch = loaded.model_dump(mode="json", exclude_unset=True), tmp_path / "scratch"
     scratch.mkdir()
-    rehearse({"config": asked, "samples": values, "scratch": str(scratch), "memory": 0}, out)
-    last = Measured.read(json.loads(out.getvalue().splitlines()[-1]))
+    task = {"config": asked, "samples": values, "scratch": str(scratch), "memory": 0, "profile": False}
+    rehearse(task, lambda message: lines.append(json.dumps(message)))
+    last = Measured.read(json.loads(lines[-1]))
     assert last.drawn == 3 and Kind(128, 128, 8, 1) in last.kinds and Kind(128, 128, 3, 1) in last.kinds
     assert not (tmp_path / "new").exists()
     assert last.short and last.worst == "step" and not last.done

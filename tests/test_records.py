@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lora_scripts.data import record_index
-from lora_scripts.data.conversations import Completion, Conversation, Text
-from lora_scripts.data.records import list_records, read_records
+from lora_scripts.data.conversations import Completion, Conversation, Text, is_learned
+from lora_scripts.data.records import HINT, list_records, read_records
 from lora_scripts.errors import UserError, UserErrors
 
 CHAT = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
@@ -57,6 +57,46 @@ def test_instruction_with_input_system_and_history(tmp_path: Path) -> None:
         ("user", "Sum up\nx y"),
         ("assistant", "z"),
     ]
+
+
+def test_other_spellings_of_the_same(tmp_path: Path) -> None:
+    """Dolly's context, names in capital letters, an input alone, a system prompt beside the turns: none is dropped."""
+    told: dict[str, Any] = {"messages": [{"role": "system", "content": "s"}, *ASKED]}
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"instruction": "a?", "context": "c", "response": "b."}, {"instruction": "a?", "input": "c", "output": "b."}),
+        ({"Question": "a?", "Response": "b."}, CHAT),
+        ({"input": "a?", "output": "b."}, CHAT),
+        ({**CHAT, "system": "s"}, told),
+        ({**told, "system": "s"}, told),
+    ]
+    for row, wanted in pairs:
+        one, other = read_records(lines(tmp_path / "x.jsonl", row, wanted))
+        assert one == other
+    turns = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b.", "weight": 0}]
+    shared = {"conversations": [*turns, turns[0], {"from": "gpt", "value": "c."}]}
+    (record,) = read_records(lines(tmp_path / "x.jsonl", shared))
+    assert isinstance(record, Conversation)
+    assert [is_learned(m) for m in record.messages if m["role"] == "assistant"] == [False, True]
+
+
+def test_what_is_not_learned_is_told(tmp_path: Path) -> None:
+    """Keys of no use, and files of other kinds; not what has a use, nor what is about the set."""
+    rows = [CHAT | {"id": 3, "source": ""}, {"instruction": "a?", "output": "b.", "response": "c.", "input": ""}]
+    lines(tmp_path / "x.jsonl", *rows, {"prompt": "a", "completion": "b", "label": True})
+    for name in ("a.docx", "b.docx", "c.pdf", "README.md", "dataset_info.json", ".hidden"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "State of the art.txt").write_text("about nothing but itself")
+    records = read_records(tmp_path)
+    assert [mend for _, mend in records.notes] == [
+        "rename what is to be learned",
+        f"save documents as .txt, UTF-8; {HINT}",
+    ]
+    assert [note for note, _ in records.notes] == [
+        "nothing is learned of these keys of records: id (1), response (1)",
+        "files of the folder that are not read: 2 .docx, 1 .pdf",
+    ]
+    assert Text("about nothing but itself") in records
+    assert read_records(lines(tmp_path / "y.jsonl", CHAT)).notes == []
 
 
 def test_calls_of_every_spelling_become_one(tmp_path: Path) -> None:
@@ -109,6 +149,7 @@ def _nested(depth: int) -> list[Any]:
         ({"messages": [{"role": "user", "content": ""}, ASKED[1]]}, "an empty question"),
         ({"messages": [{"role": "bot", "content": "x"}]}, 'nobody has the role "bot"'),
         ({"messages": [*ASKED, {"role": "system", "content": "x"}]}, "a system prompt in the middle"),
+        ({"messages": [{"role": "system", "content": "x"}, *ASKED], "system": "y"}, "a system prompt in the middle"),
         ({"messages": [ASKED[0], {"role": "tool", "content": "2"}, ASKED[1]]}, "a tool answers, but was not called"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ASKED[1]]}, "a message with pictures"),
         ({"messages": "hello"}, '"messages" is not JSON'),
@@ -121,6 +162,12 @@ def _nested(depth: int) -> list[Any]:
         ({"prompt": "a", "completion": ""}, "the completion is empty"),
         ({"prompt": "a"}, '"completion" is nothing, not text'),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "a preference record"),
+        ({"instruction": "a", "chosen": "b", "rejected": "c"}, "a preference record"),
+        ({"prompt": "a", "completion": "b", "label": False}, "an answer that is rated as bad (label: false)"),
+        ({**CHAT, "kto_tag": False}, "an answer that is rated as bad (kto_tag: false)"),
+        ({"messages": [ASKED[0], ASKED[1] | {"weight": 0}]}, "no answer of it is to be learned"),
+        ({"messages": [ASKED[0], ASKED[1] | {"weight": 2}]}, '"weight" of a turn is 2; write 0 or 1'),
+        ({"messages": [ASKED[0], ASKED[1] | {"train": "no"}]}, "\"train\" of a turn is 'no'; write true or false"),
         ({"text": " "}, "the text is empty"),
         ({"text": 5}, '"text" is a number, not text'),
         ({"content": "x", "id": 3}, "keys of no known form: content, id"),
@@ -259,6 +306,18 @@ def test_csv_as_the_csv_module_writes_it(tmp_path: Path) -> None:
     assert [m["content"] for m in record.messages] == ["a, b", 'c "d"']
     (tmp_path / "x.csv").write_text('text\n"a" b\n')
     assert "there is text after a closing quote" in told(tmp_path / "x.csv")[0]
+
+
+def test_tables_as_spreadsheets_put_them_out(tmp_path: Path) -> None:
+    """With the line that tells Excel the mark between cells, and rows of nothing but marks at the end."""
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\nprompt;completion\r\na;b\r\n;\r\n;\r\n")
+    (tmp_path / "y.tsv").write_text("prompt\tcompletion\na\tb\n\t\n")
+    (tmp_path / "z.ndjson").write_text('{"prompt": "a", "completion": "b"}\n')
+    records = read_records(tmp_path)
+    assert list(records) == [Completion("a", "b")] * 3
+    assert records.place(0).line == 3
+    lines(tmp_path / "z.ndjson", '{"text": "a"},')
+    assert told(tmp_path) == ["z.ndjson:1: a comma behind the record; remove it: a line holds a record and no more"]
 
 
 def test_a_csv_row_that_is_too_long_is_told_and_the_others_are_read(tmp_path: Path) -> None:

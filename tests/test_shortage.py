@@ -261,6 +261,8 @@ def test_what_to_lower() -> None:
     whole = config(batch_size=6)
     tight: dict[str, object] = {"gradient_checkpointing": True}
     assert "batch_size: 3 with gradient_accumulation: 2, which learns" in lower(whole, card=True, begun=False)
+    gathered = lower(config(batch_size=6, gradient_accumulation=600, **tight), card=True, begun=False)
+    assert "gradient_accumulation" not in gathered and "base_precision: int8" in gathered  # 1200 would be refused
     assert "gradient_checkpointing=true" in lower(whole, card=True, begun=True)
     assert "--resume on_oom=adapt: half the batch" in lower(config(**tight), card=True, begun=True)
     tight["on_oom"] = "adapt"

@@ -33,8 +33,8 @@ TRUE = {"shell", "trust_remote_code", "allow_pickle"}
 TEXTS = ("0.0.0.0", "trust_remote_code=True", "shell=True")
 WRITERS = {"write_text", "write_bytes", "savez", "tofile"}
 """Methods that write files; only one module may."""
-MAY_WRITE = {"formats/io.py", "compute/meter.py", "plan/worker.py", "plan/text_worker.py"}
-"""The one that writes, and three that write to /proc."""
+MAY_WRITE = {"formats/io.py", "compute/meter.py", "plan/stage.py"}
+"""The one that writes, and two that write to /proc."""
 
 
 def name_of(node: ast.AST) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import small_words
 from lora_scripts import run
 from lora_scripts.cli import main
 from lora_scripts.data.conversations import Conversation
+from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
@@ -24,7 +26,7 @@ from lora_scripts.report.chinese import missing
 from lora_scripts.run import base_files
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.texts import export
-from lora_scripts.run.texts.preflight import digest_of
+from lora_scripts.run.texts.preflight import digest_of, preflight
 from runs import interrupting
 
 
@@ -169,7 +171,9 @@ def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
             with pytest.raises(KeyboardInterrupt):
                 run.train(load_config(config), sink=interrupting(4, ignore))
         assert main(["train", "--config", str(config), *(["--resume"] if stop else [])]) == 0
-        assert "rank 4, alpha 8," in capsys.readouterr().out  # rank-stabilised: what a reader divides by the rank
+        told = capsys.readouterr().out
+        assert "rank 4, alpha 8," in told  # rank-stabilised: what a reader divides by the rank
+        assert "note: vLLM and llama.cpp read no DoRA: merge it for them" in told
         folder = out / out.name
         assert adapter_folder.config_of(folder)["use_dora"]
         kept.append((folder / "adapter_model.safetensors").read_bytes())
@@ -258,6 +262,39 @@ def test_records_that_the_template_cannot_take_have_their_line(
     assert "tokens, and its first 16 hold nothing that is trained; raise max_length" in told[0]
 
 
+def test_a_base_that_is_no_language_model_is_told_as_one(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the data are records: not by a line about pictures that are not there."""
+    (tmp_path / "data").mkdir()
+    data, other = write_records(tmp_path / "data" / "reports.jsonl", 3), tmp_path / "model"
+    shutil.copytree(base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma3ForConditionalGeneration"]}))
+    wanted = "this is no causal language model, but Gemma3ForConditionalGeneration"
+    for given in ({"train_file": data}, {"train_data_dir": data.parent}):
+        path = config_of(tmp_path, base_model=other, output_dir=tmp_path / "talk", **given)
+        for words in (["train", "--config", str(path)], ["check", "--config", str(path)]):
+            assert main(words) == 2
+            told = capsys.readouterr().err.splitlines()
+            assert [line.partition(": ")[2].partition("; ")[0] for line in told] == [
+                f"{other / 'config.json'}: {wanted}"
+            ]
+    assert main(["chat", "--base", str(other), "--message", "x"]) == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_one_fault_of_all_records_is_told_once(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% if %}")
+    data = write_records(tmp_path / "reports.jsonl", 9)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "chat_template": broken}
+    assert main(["train", "--config", str(config_of(tmp_path, val_split=0, val_every=None, **keys))]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"{data}:1: the chat template refuses it: " in told
+    assert "(so it is of 8 further records)" in told
+
+
 def test_keys_for_pictures_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "flip": True, "min_snr_gamma": 5}
@@ -283,15 +320,49 @@ def test_merged_it_answers_alike(
     assert model.answer(talk, Answering(8)) == worn.answer(talk, Answering(8))
 
 
-def test_running_text_and_a_folder(base: Path, tmp_path: Path) -> None:
+def test_running_text_and_a_folder(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(4):
         (folder / f"{i}.txt").write_text("hello how are you, the weather in Paris is sunny. " * (i + 1))
     keys = {"base_model": base, "train_data_dir": folder, "output_dir": tmp_path / "talk", "max_length": 32}
+    keys["warmup_steps"] = 9  # as words.yaml has more than a small set has steps
+    keys["targets"] = [{"match": "attention"}, {"match": "*.down_proj", "rank": 8}]
     assert main(["train", "--config", str(config_of(tmp_path, **keys, val_split=0, val_every=None))]) == 0
+    told = capsys.readouterr().out
+    assert "note: vLLM and llama.cpp read one rank and alpha for all layers" in told
+    assert re.search(r"warmup_steps 9 of \d steps: learning_rate is never reached", told)
+    assert re.search(r"\d+ records are few", told)
     assert (tmp_path / "talk" / "talk" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "talk")
+
+
+def test_files_named_as_splits_are_trained_or_measured_or_told(base: Path, tmp_path: Path) -> None:
+    folder, notes = tmp_path / "texts", list[str]()
+    folder.mkdir()
+    for name, first in (("train", 0), ("valid", 20), ("test", 40)):
+        rows = write_records(tmp_path / "all.jsonl", 60).read_text().splitlines(keepends=True)[first : first + 20]
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+
+    def split(**more: Any) -> tuple[list[str], list[str]]:
+        """Places of what is trained and of what is held out; `notes` as told."""
+        notes.clear()
+        config = config_of(tmp_path, base_model=base, output_dir=tmp_path / "talk", val_every=None, **more)
+        ready = preflight(load_config(config), resume=None, sink=lambda event: notes.append(getattr(event, "text", "")))
+        trained, held = (
+            [str(rows.place(i)) for rows, i in part] for part in (ready.split.trained, ready.split.held_out)
+        )
+        return trained, held
+
+    trained, held = split(train_data_dir=folder)
+    assert trained == [f"{folder / 'train.jsonl'}:{line}" for line in range(1, 21)]
+    assert held == [f"{folder / 'valid.jsonl'}:{line}" for line in range(1, 21)]
+    assert notes == ["note: held out, by their names: valid.jsonl", "note: not trained, by their names: test.jsonl"]
+    trained, held = split(train_data_dir=folder, val_split=0.1)
+    assert (len(trained), len(held)) == (18, 2)
+    assert notes == ["note: not trained, by their names: test.jsonl, valid.jsonl"]
+    with pytest.raises(UserError, match="each of its records is trained, too, so nothing could be measured"):
+        split(train_file=folder / "train.jsonl", val_file=folder / "train.jsonl")
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------

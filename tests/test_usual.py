@@ -24,7 +24,7 @@ from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
-from lora_scripts.events import Note
+from lora_scripts.events import Note, ignore
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import by_name, drawing
 from lora_scripts.generate.png import read_infotext
@@ -168,8 +168,9 @@ def test_pictures_are_forecast_by_the_passes_that_they_take(
         monkeypatch.setattr(previews, "drawing", lambda path: usual)
         monkeypatch.setattr(overview.heldout, "trained", lambda config, steps: 1000.0)
         monkeypatch.setattr(overview.heldout, "passes", lambda held, config, steps: 0.0)
-        feed, held = SimpleNamespace(steps_per_epoch=10), SimpleNamespace(on=False)
-        shares = overview.besides(config, feed, held, [], 11, guided=guided)  # type: ignore[arg-type]
+        family = SimpleNamespace(facts=SimpleNamespace(features={"negative"} if guided else set()))
+        feed, held = SimpleNamespace(steps_per_epoch=10, family=family), SimpleNamespace(on=False)
+        shares = overview.besides(config, feed, held, [], 11)  # type: ignore[arg-type]
         whole = 1000 / (1 - sum(shares.values()))
         return round(whole * shares["previews"], 6), round(whole * shares["report"], 6)
 
@@ -212,6 +213,25 @@ def test_prompts_of_previews_that_are_cut_off_are_told_beside_captions(base: Pat
     told.clear()
     captions_first(config.model_copy(update={"sample_prompts": ("a",)}), tmp_path, Split([], []), told.append)(Reader())
     assert not [event for event in told if isinstance(event, Note)]
+
+
+def test_captions_of_class_pictures_are_encoded_while_the_text_encoder_is_there(base: Path, tmp_path: Path) -> None:
+    """Else it would be loaded once more, beside the model: its own captions, and the prompt where one has none."""
+    for name, caption in {"1": "a cat", "2": None}.items():
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+        if caption:
+            (tmp_path / f"{name}.txt").write_text(caption)
+    given = {"train_data_dir": tmp_path, "base_model": base, "output_dir": tmp_path / "out"}
+    config = TrainConfig(**given, class_data_dir=tmp_path, class_prompt="a thing")  # type: ignore[arg-type]
+    encoded = list[str]()
+
+    class Told(Reader):
+        def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+            encoded.extend(captions)
+            return super().encode(captions)
+
+    captions_first(config, tmp_path / "out", Split([], []), ignore)(Told())
+    assert encoded == ["a cat", "a thing", ""]
 
 
 def test_a_negative_prompt_that_nobody_would_read_is_refused(data: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.causal_lm.template import named_template
 from lora_scripts.generate.prompts_file import read_prompts
 from lora_scripts.run.texts.preflight import prompts_of
-from lora_scripts.utf8 import DEEPEST, load_json
+from lora_scripts.utf8 import DEEPEST, guess_encoding, load_json
 
 INSIDE = "a\u2028b\x85c\x0bd"
 """Where str.splitlines() cuts, and no editor."""
@@ -89,6 +89,23 @@ def test_another_encoding_is_told_with_file_and_line(reader: str, tmp_path: Path
             read(path)
         assert str(caught.value).startswith(wanted) and str(caught.value).endswith("save it as UTF-8")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "name"),
+    [
+        ("Leber: größer als früher", "cp1252", "Windows-1252"),
+        ("für", "cp1252", "Windows-1252"),
+        ("señor", "cp1252", "Windows-1252"),
+        ("déjà vu – “été”", "cp1252", "Windows-1252"),
+        ("一", "gbk", "GBK"),
+        ("CT报告, 未见异常", "gbk", "GBK"),
+        ("貓, 狗", "big5", "Big5"),
+        ("ネコ, イヌ", "shift_jis", "Shift-JIS"),
+    ],
+)
+def test_encodings_are_told_apart(text: str, encoding: str, name: str) -> None:
+    assert guess_encoding(text.encode(encoding)).startswith(name)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes as files of POSIX")

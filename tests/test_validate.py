@@ -425,7 +425,7 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     open_, found = load_config(config), []
     measured = replace(parts.held, looks_at_whole=True)  # as from ten epochs on
     for total in (6000, 1500, 700, 400, 300, 240, 180, 6):
-        c, held = overview.settled(open_, parts.feed, measured, parts.samples, total, guided=True)
+        c, held = overview.settled(open_, parts.feed, measured, parts.samples, total)
         rounds = (total - 1) // c.sample_every if c.sample_every else 0
         found.append((-(-total // held.every), rounds, c.report, levels_of(held)))
         assert held.looks_at_whole == (c.report == "full")
@@ -438,16 +438,16 @@ def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: P
     short = [(3, 1, "short", many), (3, 0, "short", many), (3, 0, "short", few)]
     assert found == [*full, *short, (3, 0, "one", few), (3, 0, "one", few)]
     named = load_config(config, ["sample_prompts=[a, b, c]", "val_every=2"])  # somebody's prompts are all drawn
-    c, held = overview.settled(named, parts.feed, measured, parts.samples, 6, guided=True)
+    c, held = overview.settled(named, parts.feed, measured, parts.samples, 6)
     assert (c.report, levels_of(held)) == ("short", many)
     wished = load_config(config, ["report=full", "sample_every=2", "val_every=1"])
-    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6, guided=True)
+    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6)
     assert (c, held.every) == (wished, 1)
     wished = load_config(config, ["report=full"])  # pictures that do not fit are part of it, however short the run
-    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6, guided=True)
+    c, held = overview.settled(wished, parts.feed, measured, parts.samples, 6)
     assert held.looks_at_whole and (c.sample_every, held.every) == (0, 2)
     often = load_config(config, ["sample_every=2"])  # somebody's wish takes nothing from the rest
-    c, held = overview.settled(often, parts.feed, measured, parts.samples, 6000, guided=True)
+    c, held = overview.settled(often, parts.feed, measured, parts.samples, 6000)
     assert (c.sample_every, c.report, held.every) == (2, "full", 600)
 
 

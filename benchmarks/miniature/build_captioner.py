@@ -30,7 +30,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 from lora_scripts.data.image import load_rgb
 from lora_scripts.demo import world
-from lora_scripts.demo.evaluate import wilson
+from lora_scripts.evaluate.scoring import wilson
 from lora_scripts.formats import io
 from lora_scripts.label.base import CaptionOptions, load_captioner
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lora_scripts.demo import exams
-from lora_scripts.demo.evaluate import wilson
+from lora_scripts.evaluate.scoring import wilson
 from lora_scripts.formats import io
 
 ASSET = Path(__file__).parents[2] / "src/lora_scripts/demo/assets/words"

@@ -43,6 +43,12 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:z.{digits}f} %"
 
 
+def span(values: Sequence[float]) -> str:
+    """ "8", or "4 … 16" of values that rise; "?" of none."""
+    ends = dict.fromkeys(f"{value:g}" for value in (*values[:1], *values[-1:]))
+    return " … ".join(ends) or "?"
+
+
 def typed(words: Sequence[str], *, windows: bool = os.name == "nt") -> str:
     """A command as it is typed: what holds a blank in quotes, on Windows in double ones: the command prompt knows no
     others."""

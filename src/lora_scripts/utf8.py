@@ -64,10 +64,18 @@ def _line(before: str) -> int:
     return len(NEWLINE.findall(before)) + 1
 
 
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_WESTERN = "Windows-1252 (Western European)"
+
+
 def guess_encoding(data: bytes) -> str:
     """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
     if b"\0" in data:
         return "UTF-16, or no text at all"
+    high = _HIGH.findall(data)
+    letters = sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
+    if 2 * letters >= len(high) and sum(map(len, high)) < 2 * len(high):
+        return _WESTERN  # an accent here and there among plain letters
     for encoding, name, wanted in (
         ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]"),
         ("gb2312", "GBK (Chinese)", "[\u4e00-\u9fff]"),
@@ -81,7 +89,7 @@ def guess_encoding(data: bytes) -> str:
         foreign = [c for c in text if c > "\x7f"]
         if 2 * len(re.findall(wanted, text)) > len(foreign):
             return name
-    return "Windows-1252 (Western European)"
+    return _WESTERN
 
 
 def load_json(text: str) -> Any:

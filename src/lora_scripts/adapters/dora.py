@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lora_scripts.adapters import products
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.weights import SHORTEST
 
 
 class DoraLayer(LoraLayer):
@@ -53,7 +54,7 @@ class DoraLayer(LoraLayer):
         if self.strength == 0.0:
             plain: Tensor = self.base(x, *args)
             return plain
-        gain = self.magnitude / self.norm().clamp(min=1e-12)
+        gain = self.magnitude / self.norm().clamp(min=SHORTEST)
         linear = isinstance(self.frozen, nn.Linear)
         shaped = gain if linear else gain.view(-1, 1, 1)
         if self.strength == 1.0:
@@ -70,8 +71,7 @@ class DoraLayer(LoraLayer):
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         weight = self.frozen.weight.detach().to(dtype)
         changed = weight + super().delta(dtype)
-        norm = self._columns(changed).sum(0).sqrt()
-        gain = self.magnitude.detach().to(dtype) / norm
+        gain = self.magnitude.detach().to(dtype) / self._columns(changed).sum(0).sqrt().clamp(min=SHORTEST)
         return changed * gain.view(1, -1, *[1] * (weight.dim() - 2)) - weight
 
 
@@ -113,7 +113,7 @@ class RowDoraLayer(LoraLayer):
             plain: Tensor = self.base(x, *args)
             return plain
         layer = self.frozen
-        gain = self.magnitude / self.norm().clamp(min=1e-12) - 1
+        gain = self.magnitude / self.norm().clamp(min=SHORTEST) - 1
         shape = [-1] if isinstance(layer, nn.Linear) else [-1, 1, 1]
         bias = 0 if layer.bias is None else layer.bias.view(shape).to(x.dtype)
         y = self.changed(x)
@@ -131,5 +131,5 @@ class RowDoraLayer(LoraLayer):
     def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         weight = self.frozen.weight.detach().to(dtype)
         changed = weight + super().delta(dtype)
-        gain = self.magnitude.detach().to(dtype) / changed.flatten(1).norm(dim=1)
+        gain = self.magnitude.detach().to(dtype) / changed.flatten(1).norm(dim=1).clamp(min=SHORTEST)
         return changed * gain.view(-1, *[1] * (weight.dim() - 1)) - weight

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lora_scripts.errors import UserError
 
+SHORTEST = 1e-12
+"""The least length that a column or row of W + ΔW counts as having in a DoRA: one of zeros alone stays zeros."""
+
 
 @dataclass(frozen=True)
 class LoraWeights:
@@ -28,6 +31,11 @@ class LoraWeights:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of ΔW, [out, in], or of a convolution [out, in, k, k]."""
+        return self.up.shape[0], *self.down.shape[1:]
 
     @property
     def by_output(self) -> bool:

@@ -53,13 +53,14 @@ def answer_file(
         raise UserError("is there already", file=output, hint="give --output another name, or remove it")
     talks = read_talks(source, system)
     on_texts.check(base, loras)
-    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions
-
-    where = choose_device(device)
-    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    model = on_texts.load_on(base, device, precision)
     on_texts.wear(model, loras)
     template = on_texts.template_of(template, loras)
+    raise_all(
+        UserError(f"prompt {number} is so long that the model has no place for an answer", file=source)
+        for number, talk in enumerate(talks, 1)
+        if (room := model.room(talk, template=template)) is not None and room < 1
+    )
     rows: list[str] = []
     stopped = 0
     for start in range(0, len(talks), AT_ONCE):

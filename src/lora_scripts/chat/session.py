@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,8 +83,6 @@ class Session:
         return self._answer(self.messages[:-1], tell, seed)
 
     def _answer(self, talk: list[Message], tell: Callable[[str], None] | None, seed: int) -> Answer:
-        from dataclasses import replace
-
         answering = replace(self.answering, seed=self.answering.seed + seed)
         answer = self.model.answer(talk, answering, tell, template=self.template)
         self.messages = [*talk, {"role": "assistant", "content": answer.text}]
@@ -109,15 +107,11 @@ def chat(
     sink: Sink = ignore,
 ) -> Chatted:
     """Answers each line that `lines` gives, until that is None. UserErrors for what is wrong with the files."""
+    from lora_scripts.families.texts import Answering
     from lora_scripts.loras import on_texts
 
     on_texts.check(base, loras)
-    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions
-    from lora_scripts.families.texts import Answering
-
-    where = choose_device(device)
-    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    model = on_texts.load_on(base, device, precision)
     on_texts.wear(model, loras)
     template = on_texts.template_of(template, loras)
     session = Session(model, Answering(max_tokens, temperature, top_p, seed, think), system, template)
@@ -143,7 +137,8 @@ def chat(
             continue
         sink(Piece("\n"))
         if not answer.stopped:
-            sink(Note(f"(cut off after {answer.tokens} tokens; --max-tokens gives it more)"))
+            more = "--max-tokens gives it more" if answer.tokens >= max_tokens else "the model takes no more at once"
+            sink(Note(f"(cut off after {answer.tokens} tokens; {more})"))
     return Chatted(tuple(session.turns))
 
 

@@ -7,7 +7,16 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_device, argument, asked, default, file_of, number, path, weighted
+from lora_scripts.cli.options import (
+    add_device,
+    add_language_model,
+    add_template,
+    asked,
+    default,
+    file_of,
+    number,
+    path,
+)
 from lora_scripts.cli.printing import say
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink
@@ -21,17 +30,14 @@ HELP = "talk to a language model with LoRAs on it"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--base", metavar="DIR", type=path, required=True, help="the folder of the language model")
-    text = "a LoRA's folder with its weight, report_lora:0.8; any number of times"
-    add("--lora", metavar="DIR:WEIGHT", dest="loras", type=argument(weighted), action="append", default=[], help=text)
+    add_language_model(parser)
     add("--system", metavar="TEXT", default="", help="the system prompt")
     add("--message", metavar="TEXT", help="ask this, and leave")
     text = 'answer each line of it, or of a .jsonl file each {"prompt": …} or {"messages": …}, and leave'
     add("--from-file", metavar="FILE", type=path, help=text)
     text = "with --from-file: where the answers go (default: FILE-answers.jsonl beside it)"
     add("--output", metavar="FILE", type=file_of(".jsonl"), help=text)
-    text = "chatml, alpaca or a .jinja file (default: what the LoRA was trained with, or the model's own)"
-    add("--template", metavar="NAME", help=text)
+    add_template(parser)
     tokens = number(int, 1, 1_000_000)
     add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))
     text = default("0", "0: always the likeliest token")
@@ -39,8 +45,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = default("1", "draw from the likeliest tokens that have this share")
     add("--top-p", metavar="X", type=number(float, 0.01, 1), default=1.0, help=text)
     add("--seed", metavar="N", type=number(int, 0, 2**31), default=0, help=default("0", "of drawn answers"))
-    text = "have it answer without thinking first, where its template knows that"
-    add("--no-think", dest="think", action="store_false", help=text)
     add_device(parser)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.cli.options import argument, file_of, size
+from lora_scripts.cli.options import argument, base_of, file_of, size
 from lora_scripts.data.records import holds_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
@@ -34,7 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "put the pictures with these findings beside the folder: corrupt, too_small, blurred … (see the page)"
     add("--set-aside", metavar="KIND", nargs="+", type=argument(_kind), default=[], help=text)
     text = (
-        "load this base: can it draw the pictures' detail, are there strays, exchanged captions? with --config its own"
+        "load this base: can it draw the pictures' detail, are there strays, exchanged captions? with --config its "
+        "own; of a bare file of records: count in its tokens"
     )
     add("--base", metavar="FILE", nargs="?", type=Path, const=_OF_CONFIG, help=text)
     add("--fix", action="store_true", help="set duplicates aside and correct captions; backups stay, pictures too")
@@ -53,13 +54,13 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
     finding. Exit code 0 if training can start, warnings or not, and 2 if it would stop."""
     if options.trigger is not None and not options.trigger.strip():
         raise UserError("--trigger is an empty text", hint="leave it out, or name the word")
-    if (texts := _texts(options)) is not None:
+    if (texts := _texts(options, sink)) is not None:
         from lora_scripts.check.texts.command import check_texts
 
         return check_texts(texts, sink)
-    target = _config(options) if options.config else _folder(options)
+    target = _config(options, sink) if options.config else _folder(options)
     if options.base is not None and options.base is not _OF_CONFIG:
-        target["base"] = options.base.expanduser()
+        target["base"] = base_of(options.base.expanduser(), sink)
     from lora_scripts.check.command import CheckOptions, check_data
 
     asked = CheckOptions(**target, page=options.output, fix=options.fix, set_aside=tuple(options.set_aside))
@@ -100,7 +101,7 @@ def faults(checked: Checked | TextChecked) -> list[UserError]:
     return [UserError(f"training would stop at {counted(checked.errors)}", file=where, hint="mend them first")]
 
 
-def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
+def _texts(options: argparse.Namespace, sink: Sink) -> TextCheckOptions | None:
     """What is asked, if it is about records of a language model: by the base of a config, or by what lies there."""
     from lora_scripts.check.texts.command import TextCheckOptions
 
@@ -108,9 +109,14 @@ def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
         return None  # a mistake with pictures and texts alike
     if options.config:
         from lora_scripts import run
+        from lora_scripts.config import load
+        from lora_scripts.families import download
         from lora_scripts.run.configs import load_config
 
-        config = load_config(options.config, options.overrides)
+        config = load.load_config(options.config, options.overrides)
+        if not download.place(config.base_model).exists() and not holds_records(config.records):
+            return None  # pictures, for whose look the base is not downloaded
+        config = load_config(options.config, options.overrides, sink)
         if not run.of_texts(config):
             return None
         asked = TextCheckOptions(
@@ -128,7 +134,12 @@ def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
         source = Path(options.overrides[0]).expanduser() if len(options.overrides) == 1 else None
         if source is None or not holds_records(source):
             return None
-        asked = TextCheckOptions(source, page=options.output)
+        asked = TextCheckOptions(source, base=options.base, page=options.output)
+    if options.base is not None and (options.config or options.base is _OF_CONFIG):
+        what = (
+            "does nothing more of records: the base of the config is asked" if options.config else "needs a folder here"
+        )
+        raise UserError(f"--base {what}", hint="leave it out")
     unused = [name for name in ("resolution", "trigger", "set_aside", "fix") if getattr(options, name)]
     if unused:
         word = "--" + unused[0].replace("_", "-")
@@ -136,13 +147,20 @@ def _texts(options: argparse.Namespace) -> TextCheckOptions | None:
     return asked
 
 
-def _config(options: argparse.Namespace) -> dict[str, Any]:
-    from lora_scripts.config.load import load_config
+def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
+    from lora_scripts.config import load
+    from lora_scripts.run.configs import load_config
 
     if options.resolution:
         width, height = options.resolution
         raise UserError("--resolution has no effect with --config", hint=f"write resolution=[{width},{height}]")
-    config = load_config(options.config, options.overrides)
+    asked = options.base is _OF_CONFIG
+    # Without --base nothing is downloaded.
+    config = (
+        load_config(options.config, options.overrides, sink)
+        if asked
+        else load.load_config(options.config, options.overrides)
+    )
     return {
         "trigger": options.trigger or next(iter(config.named_words), None),
         "language": config.language,
@@ -152,7 +170,7 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
         "allow_missing": config.allow_missing_captions,
         "default_page": config.output_dir / "check.html",
         "words": ("--config", str(options.config), *options.overrides),
-        "base": config.base_model if options.base is _OF_CONFIG else None,
+        "base": config.base_model if asked else None,
         "vae": config.vae,
     }
 

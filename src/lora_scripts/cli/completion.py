@@ -11,7 +11,7 @@ from lora_scripts.events import Sink
 
 HELP = "let the Tab key finish commands and options"
 SHELLS = ("bash", "zsh", "fish")
-_FILES = ("FILE", "DIR", "PATH", "RUN", "LORA")
+_FILES = ("FILE", "DIR", "DIR:WEIGHT", "PATH", "RUN", "LORA", "T")
 """What an option's value is called where it is a file or a folder."""
 
 

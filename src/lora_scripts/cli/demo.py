@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli import evaluate, train
 from lora_scripts.cli.options import default, path
+from lora_scripts.demo.place import PICTURES, WORDS
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 HELP = "train a LoRA on the bundled miniature world, or words"
 event_words = train.event_words
-FOLDERS = {"pictures": "output/demo", "words": "output/demo-words"}
+FOLDERS = {"pictures": PICTURES, "words": WORDS}
 """World -> the folder that its demo writes to."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     text = default("pictures", "pictures in a style, or words: reports as one house writes them")
     parser.add_argument("world", metavar="WORLD", nargs="?", choices=tuple(FOLDERS), default="pictures", help=text)
-    text = default(" or ".join(FOLDERS.values()))
+    text = default(" or ".join(folder.as_posix() for folder in FOLDERS.values()))
     parser.add_argument("--output", metavar="DIR", type=path, help=text)
 
 
 def call(options: argparse.Namespace, sink: Sink) -> DemoResult | WordsDemoResult:
     """Trains a LoRA on the bundled miniature world: no downloads, no GPU, two to three minutes."""
-    output = options.output or Path(FOLDERS[options.world])
+    output = options.output or FOLDERS[options.world]
     if options.world == "words":
         from lora_scripts.demo.reports import run_words_demo
 

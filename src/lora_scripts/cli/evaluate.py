@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_device, argument, asked, default, number, path, weighted
+from lora_scripts.cli.options import add_device, add_language_model, add_template, asked, default, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
 from lora_scripts.units import percent
@@ -20,9 +20,7 @@ HELP = "measure a language model, without and with LoRAs"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--base", metavar="DIR", type=path, required=True, help="the folder of the language model")
-    text = "a LoRA's folder with its weight, report_lora:0.8; any number of times"
-    add("--lora", metavar="DIR:WEIGHT", dest="loras", type=argument(weighted), action="append", default=[], help=text)
+    add_language_model(parser)
     add(
         "--data",
         metavar="PATH",
@@ -31,14 +29,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="held-out records: a file, or a folder (its test split)",
     )
     add("--count", metavar="N", type=number(int, 1, 10**9), help="only the first so many records")
-    text = "chatml, alpaca or a .jinja file (default: what the LoRA was trained with, or the model's own)"
-    add("--template", metavar="NAME", help=text)
+    add_template(parser)
     tokens = number(int, 1, 1_000_000)
     add("--max-length", metavar="N", type=tokens, default=2048, help=default("2048", "tokens of a record"))
     add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))
     add("--batch", metavar="N", type=number(int, 1, 1024), default=8, help=default("8", "records at a time"))
-    text = "have it answer without thinking first, where its template knows that"
-    add("--no-think", dest="think", action="store_false", help=text)
     add_device(parser)
 
 

@@ -86,8 +86,8 @@ def _table(reports: Sequence[Report], folder: Path) -> list[str]:
             (
                 report.path.relative_to(folder).as_posix(),
                 f"{what}, {report.family}" if lora else what,
-                _span(lora.ranks) if lora else "",
-                _span(lora.alphas) if lora else "",
+                units.span(lora.ranks) if lora else "",
+                units.span(lora.alphas) if lora else "",
                 str(len(lora.modules)) if lora else "",
                 units.size(report.size),
                 report.hashes.get("AutoV2", ""),
@@ -98,10 +98,4 @@ def _table(reports: Sequence[Report], folder: Path) -> list[str]:
 
 
 def _ranks(lora: Portrait) -> str:
-    return f"rank {_span(lora.ranks)}, alpha {_span(lora.alphas)}, alpha / rank {_span(lora.scales)}"
-
-
-def _span(values: Sequence[float]) -> str:
-    if not values:
-        return "?"
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} … {values[-1]:g}"
+    return f"rank {units.span(lora.ranks)}, alpha {units.span(lora.alphas)}, alpha / rank {units.span(lora.scales)}"

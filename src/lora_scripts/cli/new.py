@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
+from lora_scripts.data.records import holds_records
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.run.first_config import NewConfig
 
-HELP = "write a config for your pictures and your base model"
+HELP = "write a config for your pictures or records and your base model"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lora", metavar="NAME", help="of the LoRA, as prompts will call it: <lora:NAME:0.8>")
-    add("--data", metavar="DIR", type=path, required=True, help="the folder of your pictures")
-    text = "the checkpoint: .safetensors, diffusers folder, or hf:owner/name/file (without it: which ones are here)"
+    add(
+        "--data",
+        metavar="DIR",
+        type=path,
+        required=True,
+        help="the folder of your pictures; for a language model the file or folder of records",
+    )
+    text = (
+        "the checkpoint: .safetensors, the folder of a model, or hf:owner/name/file (without it: which ones are here)"
+    )
     add("--base", metavar="FILE", type=path, help=text)
     kinds = ("style", "character")
     add(
@@ -32,15 +40,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
-    """Looks at pictures and base and writes a config for them, every line with its reason."""
+    """Looks at pictures or records and base and writes a config for them, every line with its reason."""
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
-        given = typed(["lora-scripts", "new", options.lora, "--data", options.data.as_posix()])
-        lines, error = no_base(find(), given + (" --for character" if options.purpose == "character" else ""))
+        purpose = ["--for", "character"] if options.purpose == "character" else []
+        given = typed(["lora-scripts", "new", options.lora, "--data", options.data.as_posix(), *purpose])
+        lines, error = no_base(find(), given)
         for line in lines:
             sink(Note(line))
         raise error
+    if options.base.is_dir() and holds_records(options.data):
+        from lora_scripts.families import table
+
+        table.require_texts(options.base)  # or a line about pictures would tell what the folder is not
     base = base_of(options.base, sink)
     from lora_scripts.run.first_config import new_config
 
@@ -49,11 +62,12 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
 
 def words(result: NewConfig) -> list[str]:
     """What was written, and what to type next."""
-    config = Path(result.path).as_posix()
+    config = result.path.as_posix()
+    look, plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("check", "plan", "train"))
     return [
-        f"written: {config} ({result.pictures} pictures, {result.base}, {result.steps} steps)",
+        f"written: {config} ({result.pictures} {result.samples}, {result.base}, {result.steps} steps)",
         *(f"before that: {note}" for note in result.notes),
-        f"look at the pictures: {typed(['lora-scripts', 'check', '--config', config])}",
-        f"how long it will take: {typed(['lora-scripts', 'plan', '--config', config])}",
-        f"train: {typed(['lora-scripts', 'train', '--config', config])}",
+        f"look at the {result.samples}: {look}",
+        f"how long it will take: {plan}",
+        f"train: {train}",
     ]

@@ -148,6 +148,24 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=text)
 
 
+def add_language_model(parser: argparse.ArgumentParser) -> None:
+    """--base and --lora: a language model, and the LoRAs on it."""
+    text = "the folder of the language model"
+    parser.add_argument("--base", metavar="DIR", type=path, required=True, help=text)
+    text = "a LoRA's folder with its weight, report_lora:0.8; any number of times"
+    parser.add_argument(
+        "--lora", metavar="DIR:WEIGHT", dest="loras", type=argument(weighted), action="append", default=[], help=text
+    )
+
+
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """--template and --no-think, of a language model."""
+    text = "chatml, alpaca or a .jinja file (default: what the LoRA was trained with, or the model's own)"
+    parser.add_argument("--template", metavar="NAME", help=text)
+    text = "have it answer without thinking first, where its template knows that"
+    parser.add_argument("--no-think", dest="think", action="store_false", help=text)
+
+
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """--prediction, --zero-terminal-snr and --clip-skip: what the base was trained for."""
     kinds = ("epsilon", "v", "flow")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import number
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lora_scripts.plan.command import Plan, Proposal
     from lora_scripts.plan.text_plan import TextPlan
 
+Rows = Sequence[tuple[str, str]]
+"""(what, its value)"""
 HELP = "say what a training will do and take, without starting it"
 OVERRIDES = True
 
@@ -74,27 +76,40 @@ def words(plan: Plan | TextPlan | Cards) -> list[str]:
     if not isinstance(plan, Plan):
         return _text_words(plan)
 
-    m = plan.measured
-    rows = list(m.rows)
+    m, batch, ram = plan.measured, [], []
     if m.kinds:
         least = f"; smallest: {m.kinds[-1]}" if m.kinds[-1] != m.kinds[0] else ""
-        rows.append(("largest batch", f"{m.kinds[0]}{least}"))
-    if plan.seconds:
-        rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
-    if m.peaks:
-        there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
-        peaks = ", ".join(f"{PHASES[phase]} {size(peak)}" for phase, peak in m.peaks.items())
-        rows.append(("memory", peaks + there))
+        batch.append(("largest batch", f"{m.kinds[0]}{least}"))
     if m.ram:
         needed = m.ram + (m.sizes["kept"] if m.done else 0)
-        rows.append(("RAM", f"about {size(needed)} of {size(m.free_ram)}"))
-    if plan.disk:
-        rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
-    if m.profile:
-        rows += profile_rows(m.profile)
-    if plan.note:
-        rows.append(("note", plan.note))
+        ram.append(("RAM", f"about {size(needed)} of {size(m.free_ram)}"))
+    rows = [*m.rows, *batch, *_needs(plan, PHASES, ram)]
     return [*facts(rows), verdict_words(plan), *filter(None, [disk_words(plan)])]
+
+
+def _text_words(plan: TextPlan) -> list[str]:
+    """Of a run on texts."""
+    from lora_scripts.plan.text_plan import PHASES
+
+    m = plan.measured
+    return [*facts([*m.rows, *_needs(plan, PHASES)]), _text_verdict(plan, PHASES.get(m.at, "loading"))]
+
+
+def _needs(plan: Plan | TextPlan, phases: Mapping[str, str], ram: Rows = ()) -> Iterator[tuple[str, str]]:
+    """Time, memory, RAM and disk, as far as they were measured; `phases`: what a rehearsal goes through, in words."""
+    m = plan.measured
+    if plan.seconds:
+        yield "time", f"about {_parts(plan.seconds, duration, least=0.5)}"
+    if m.peaks:
+        there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
+        yield "memory", ", ".join(f"{phases[phase]} {size(peak)}" for phase, peak in m.peaks.items()) + there
+    yield from ram
+    if plan.disk:
+        yield "disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"
+    if m.profile:
+        yield from profile_rows(m.profile)
+    if plan.note:
+        yield "note", plan.note
 
 
 def cards_words(cards: Cards) -> list[str]:
@@ -150,25 +165,6 @@ def _meaning(seconds: float, least: Mapping[str, float], waiting: float) -> str:
 
 def _fine(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 0.95 else duration(seconds)
-
-
-def _text_words(plan: TextPlan) -> list[str]:
-    """Of a run on texts."""
-    from lora_scripts.plan.text_plan import PHASES
-
-    m, rows = plan.measured, list(plan.measured.rows)
-    if plan.seconds:
-        rows.append(("time", f"about {_parts(plan.seconds, duration, least=0.5)}"))
-    if m.peaks:
-        there = f"; {size(plan.limit)} to fit into" if plan.limit else ""
-        rows.append(("memory", ", ".join(f"{PHASES[at]} {size(peak)}" for at, peak in m.peaks.items()) + there))
-    if plan.disk:
-        rows.append(("disk", f"{_parts(plan.disk, size, least=1024)}; {size(plan.free_disk)} free"))
-    if m.profile:
-        rows += profile_rows(m.profile)
-    if plan.note:
-        rows.append(("note", plan.note))
-    return [*facts(rows), _text_verdict(plan, PHASES.get(m.at, "loading"))]
 
 
 def _text_verdict(plan: TextPlan, where: str) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Saved, Sink
-from lora_scripts.report.usage import tag
-from lora_scripts.units import typed
+from lora_scripts.report.usage import chat_command, tag
 
 if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
@@ -55,8 +54,8 @@ def words(result: TrainResult | TextTrainResult) -> list[str]:
     """Where everything lies."""
     warning = [f"warning: {result.warning}"] if result.warning else []
     if not hasattr(result, "trigger"):
-        talk = typed(["lora-scripts", "chat", "--base", str(result.base), "--lora", f"{result.lora}:1"])
-        return [f"the LoRA: {result.lora}", f"talk to it: {talk}", f"the report: {result.report}", *warning]
+        talk = f"talk to it: {chat_command(result.base, result.lora)}"
+        return [f"the LoRA: {result.lora}", talk, f"the report: {result.report}", *warning]
     drawn = cast("TrainResult", result)
     return [
         f"the LoRA: {drawn.lora}  (prompt: {tag(drawn.name, drawn.strength, drawn.trigger)})",

@@ -1,8 +1,6 @@
-"""Which device, which precision, how much memory."""
+"""Which device, and which precision."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 
@@ -47,15 +45,3 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies in bf16 (AVX512-BF16 or AMX); elsewhere it is emulated, and slower than float32."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()) or cpu_has_matrix_units()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Highest use so far in GiB: of the card, or of this process (NaN where the system does not tell)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

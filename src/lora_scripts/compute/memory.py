@@ -60,6 +60,12 @@ def blocks_of(unet: Any) -> list[nn.Module]:
     return found
 
 
+def layers_of(transformer: nn.Module) -> list[nn.Module]:
+    """Of a transformer, in the order in which they are run: the longest list of modules in it."""
+    lists = [module for module in transformer.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
 def around(block: nn.Module, before: Callable[[], None] | None = None) -> None:
     """From now on a pass with gradients keeps only the block's input and computes the rest again in the backward pass.
 
@@ -311,16 +317,13 @@ def bring(model: nn.Module, device: torch.device, room: int | None = None) -> No
     """
     if room is None and device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        allowed = (
-            torch.cuda.get_per_process_memory_fraction(numbered(device)) * total
-        )  # less where a plan is told how much
+        allowed = torch.cuda.get_per_process_memory_fraction(numbered(device)) * total  # where a plan is told how much
         room = round(min(free + torch.cuda.memory_reserved(device), allowed)) - torch.cuda.memory_allocated(device)
     tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
     if room is None or sum(tensors.values()) + ASKED <= room:
         model.to(device)
         return
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = max(lists, key=len)
+    blocks = layers_of(model)
     Offloader(blocks, PlainMover(device))
     _rest_to(model, blocks, device)
 

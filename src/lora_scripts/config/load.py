@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from lora_scripts.config.faults import explain, our_name
 from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
 from lora_scripts.config.source import MANY, Entry, parse_file, parse_overrides, read_text
-from lora_scripts.config.values import base_fault, model_fault, parse_path
+from lora_scripts.config.values import base_fault, model_fault, parse_path, part_fault
 from lora_scripts.errors import UserError, raise_all
 
 ItemFault = tuple[str, str, str, int | None]
@@ -186,10 +186,10 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "train_data_dir": _data_fault,
     "metadata_path": _metadata_fault,
     "base_model": base_fault,
-    "vae": lambda path: model_fault(path, kind="VAE", folder=True),
-    "text_encoder": lambda path: model_fault(path, kind="text encoder", folder=True),
+    "vae": lambda path: part_fault(path, kind="VAE", folder=True),
+    "text_encoder": lambda path: part_fault(path, kind="text encoder", folder=True),
     "init_lora": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
-    "training_adapter": lambda path: model_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
+    "training_adapter": lambda path: part_fault(path, kind="LoRA", folder=(path / "adapter_config.json").is_file()),
     "val_data_dir": _data_fault,
     "train_file": _records_fault,
     "val_file": _records_fault,

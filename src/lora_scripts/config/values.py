@@ -135,6 +135,16 @@ def base_fault(path: Path) -> tuple[str, str] | None:
     return model_fault(path, kind="checkpoint", folder=True)
 
 
+def part_fault(path: Path, *, kind: str, folder: bool) -> tuple[str, str] | None:
+    """As `model_fault`, for what belongs to a checkpoint, which may be a file on the hub instead."""
+    name = hub_name(path) if path.as_posix().startswith("hf:") else None
+    if name is None or path.suffix.lower() in PICKLES:
+        return model_fault(path, kind=kind, folder=folder)
+    if not name.file:
+        return f"{path.as_posix()} names a whole model", f"name the file in it, such as hf:{name.repo}/name.safetensors"
+    return None
+
+
 def _mend_of_missing(path: Path, kind: str) -> str:
     """What to do about a file of weights that is not there: the nearest name beside it, or where to put one."""
     here = [p for p in path.parent.glob("*") if p.suffix in WEIGHTS]

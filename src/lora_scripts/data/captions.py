@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.errors import UserError
 from lora_scripts.units import HALF
 from lora_scripts.utf8 import read_lines, read_text
@@ -24,7 +25,6 @@ SIDECAR_SUFFIXES = (".txt", ".caption")
 
 COMMA = re.compile("[,，、]")
 """What parts the tags of a caption: the commas of Chinese and Japanese, too."""
-_LOOKS_LIKE_AN_IMAGE = re.compile(r".+\.(?:png|jpe?g|webp|bmp)", re.IGNORECASE)
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
 
 
@@ -177,7 +177,7 @@ def _read_csv(lines: list[str], table: _Table) -> None:
 def header_problem(fields: list[str]) -> tuple[str, str] | None:
     """What is wrong with the first line, and the mend."""
     example = "write filename,prompt as the first line"
-    if any(_LOOKS_LIKE_AN_IMAGE.fullmatch(field) for field in fields):
+    if any(field.lower().endswith(IMAGE_SUFFIXES) for field in fields):
         return "the header line is missing", example
     for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("\uff0c", "full-width commas")):
         if len(fields) == 1 and mark in fields[0]:

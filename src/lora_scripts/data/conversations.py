@@ -54,6 +54,8 @@ class RecordFault(Exception):
         super().__init__(message)
 
 
+RATED = ("label", "kto_tag")
+"""By which KTO's records (trl, LLaMA-Factory) say whether an answer is a good one."""
 SYSTEM_ROLES = ("system", "developer")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 SHAREGPT_ROLES = {
@@ -72,7 +74,9 @@ SHAREGPT_ROLES = {
     "function_call": "call",
 }
 """The speakers of ShareGPT files and of their descendants; "call" is an assistant that calls a function."""
-QUESTIONS, ANSWERS = ("instruction", "question", "query"), ("output", "response", "answer")
+QUESTIONS, ANSWERS = ("instruction", "question", "query", "input"), ("output", "response", "answer")
+MORE = ("input", "context")
+"""What stands below the question: Alpaca's key, and Dolly's."""
 _MARKERS = {  # a key that a form cannot do without -> the form, in the order in which they are looked for
     "messages": "messages",
     "conversations": "conversations",
@@ -81,6 +85,14 @@ _MARKERS = {  # a key that a form cannot do without -> the form, in the order in
     "query": "instruction",
     "prompt": "prompt",
     "text": "text",
+    "input": "instruction",
+}
+_READ = {  # form -> the keys that it has besides questions and answers
+    "messages": ("messages", "system", "tools"),
+    "conversations": ("conversations", "system", "tools"),
+    "instruction": (*MORE, "system", "history"),
+    "prompt": ("prompt", "completion", "tools"),
+    "text": ("text",),
 }
 CONVERSATIONS = ("messages", "conversations", "instruction")
 """Forms that a chat template writes."""
@@ -95,16 +107,38 @@ def form_of(value: Mapping[str, Any]) -> str | None:
     return next((form for key, form in _MARKERS.items() if value.get(key) is not None), None)
 
 
+def unread(value: Mapping[str, Any]) -> list[str]:
+    """The keys of a record of which nothing is learned: those that its form does not have."""
+    value = _small(value)
+    form = form_of(value) or ""
+    own = set(_READ.get(form, ()))
+    if form in ("instruction", "prompt"):
+        pairs = (QUESTIONS if form == "instruction" else (), ("completion", *ANSWERS))
+        own |= {*RATED} | {next((key for key in keys if value.get(key) is not None), "") for keys in pairs}
+    return [key for key, said in value.items() if key not in own and said not in (None, "", [], {})]
+
+
+def _small(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With its keys in small letters, if it has a form only so: Question, Response."""
+    if form_of(value) is not None:
+        return value
+    small = {str(key).strip().lower(): said for key, said in value.items()}
+    return small if form_of(small) is not None and len(small) == len(value) else value
+
+
 def read_record(value: object) -> tuple[str, Record]:
     """The form of a record and what it says. Raises RecordFault."""
     if not isinstance(value, dict):
         raise RecordFault(f"a record is an object with keys, not {kind_of(value)}", WANTED)
+    value = _small(value)
     form = form_of(value)
+    if {"chosen", "rejected"} <= value.keys() and form != "text" and not any(value.get(key) for key in ANSWERS):
+        mend = "as completion" if form == "prompt" else "as output" if form == "instruction" else "as messages"
+        raise RecordFault("a preference record (chosen, rejected)", f"keep the chosen answer, {mend}")
     if form is None:
-        keys = ", ".join(map(str, value)) or "none"
-        if {"chosen", "rejected"} <= value.keys():
-            raise RecordFault("a preference record (chosen, rejected)", "keep the chosen answer, as messages")
-        raise RecordFault(f"keys of no known form: {keys}", WANTED)
+        raise RecordFault(f"keys of no known form: {', '.join(map(str, value)) or 'none'}", WANTED)
+    if form != "text" and (rated := next((key for key in RATED if str(value.get(key)).lower() == "false"), None)):
+        raise RecordFault(f"an answer that is rated as bad ({rated}: false)", "remove it: every answer is learned")
     readers = {
         "messages": _of_messages,
         "conversations": _of_sharegpt,
@@ -138,8 +172,6 @@ def _of_text(value: Mapping[str, Any]) -> Text:
 
 
 def _of_prompt(value: Mapping[str, Any]) -> Record:
-    if "completion" not in value and ("chosen" in value or "rejected" in value):
-        raise RecordFault("a preference record (chosen, rejected)", "keep the chosen answer, as completion")
     prompt, completion = value["prompt"], value.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         return Conversation(_checked([_message(m) for m in [*prompt, *completion]]), _tools(value))
@@ -156,15 +188,13 @@ def _of_instruction(value: Mapping[str, Any]) -> Conversation:
     if answer is None:
         raise RecordFault(f"{question} without an answer", 'add the key "output"')
     asked = _text(value, question)
-    more = _text(value, "input") if value.get("input") else ""
-    messages: list[Message] = []
-    if value.get("system"):
-        messages.append({"role": "system", "content": _text(value, "system")})
+    more = [_text(value, key) for key in MORE if key != question and value.get(key)]
+    messages = _system(value)
     for before, reply in _history(value):
         messages += [{"role": "user", "content": before}, {"role": "assistant", "content": reply}]
-    if not asked.strip() and not more.strip():
+    if not "".join((asked, *more)).strip():
         raise RecordFault(f"the {question} is empty", "write it, or remove the record")
-    messages.append({"role": "user", "content": "\n".join(part for part in (asked, more) if part)})
+    messages.append({"role": "user", "content": "\n".join(part for part in (asked, *more) if part)})
     messages.append({"role": "assistant", "content": _text(value, answer)})
     return Conversation(_checked(messages))
 
@@ -179,13 +209,16 @@ def _history(value: Mapping[str, Any]) -> list[list[str]]:
 
 def _of_messages(value: Mapping[str, Any]) -> Conversation:
     rows = _parsed(value["messages"], "messages")
-    return Conversation(_checked([_message(row) for row in rows]), _tools(value))
+    return Conversation(_checked([*_system(value), *map(_message, rows)]), _tools(value))
+
+
+def _system(value: Mapping[str, Any]) -> list[Message]:
+    """The system prompt that stands beside the turns, if one does."""
+    return [{"role": "system", "content": _text(value, "system")}] if value.get("system") else []
 
 
 def _of_sharegpt(value: Mapping[str, Any]) -> Conversation:
-    messages: list[Message] = []
-    if value.get("system"):
-        messages.append({"role": "system", "content": _text(value, "system")})
+    messages = _system(value)
     for row in _parsed(value["conversations"], "conversations"):
         if not isinstance(row, dict):
             raise RecordFault(f"a turn is an object with from and value, not {kind_of(row)}")
@@ -200,9 +233,10 @@ def _of_sharegpt(value: Mapping[str, Any]) -> Conversation:
         if speaker == "call":
             call = _json(_text(row, "value"), "a function_call")
             calls = call if isinstance(call, list) else [call]
-            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(calls)})
+            turn: Message = {"role": "assistant", "content": "", "tool_calls": _calls(calls)}
         else:
-            messages.append({"role": speaker, "content": _text(row, "value")})
+            turn = {"role": speaker, "content": _text(row, "value")}
+        messages.append(turn | {key: row[key] for key in ("weight", "train") if row.get(key) is not None})
     return Conversation(_checked(messages), _tools(value))
 
 
@@ -229,6 +263,11 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def is_learned(message: Message) -> bool:
+    """Whether an answer is one to learn: OpenAI's `weight: 0` and axolotl's `train: false` say that it is not."""
+    return bool(message.get("weight", 1)) and bool(message.get("train", True))
 
 
 def _message(row: object) -> Message:
@@ -281,6 +320,8 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
     """The messages, if they follow one another as a conversation does. Raises RecordFault."""
     if not messages:
         raise RecordFault("the conversation is empty", "remove the record")
+    if messages[0] in messages[1:2] and messages[0]["role"] in SYSTEM_ROLES:  # beside the turns, and among them
+        messages = messages[1:]
     turns = [m for m in messages if m["role"] not in SYSTEM_ROLES]
     if any(m["role"] in SYSTEM_ROLES for m in messages[1:]):
         raise RecordFault("a system prompt in the middle of the conversation", "put it first, and only once")
@@ -293,6 +334,11 @@ def _checked(messages: list[Message]) -> tuple[Message, ...]:
             raise RecordFault("a tool answers, but was not called", 'the assistant before it wants "tool_calls"')
     if not any(m["role"] == "assistant" for m in turns):
         raise RecordFault("nothing is answered: no turn of the assistant", "add the answer, or remove the record")
+    for key, kept in (("weight", (0, 1)), ("train", (True, False))):
+        if strange := next((m[key] for m in turns if m.get(key, kept[0]) not in kept), None):
+            raise RecordFault(f'"{key}" of a turn is {strange!r}', f"write {kept[0]} or {kept[1]}".lower())
+    if not any(m["role"] == "assistant" and is_learned(m) for m in turns):
+        raise RecordFault("no answer of it is to be learned (weight: 0)", "remove the record")
     if turns[-1]["role"] != "assistant":
         raise RecordFault(f"ends with the {turns[-1]['role']}'s turn", "add the answer, or remove that turn")
     for message in turns:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-_LOOKS_LIKE_A_ROW = re.compile(r'\s*"?[^",]+\.(?:png|jpe?g|webp|bmp)"?\s*,', re.IGNORECASE)
+from lora_scripts.data.findings import IMAGE_SUFFIXES
+
+_IMAGE = "|".join(map(re.escape, IMAGE_SUFFIXES))
+_LOOKS_LIKE_A_ROW = re.compile(rf'\s*"?[^",]+(?:{_IMAGE})"?\s*,', re.IGNORECASE)
 
 
 def read_record(lines: list[str], row: int) -> tuple[list[str], int]:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lora_scripts.data.buckets import View
+from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.data.image import load_alpha, load_rgb
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import Faults, UserError, raise_all
@@ -19,7 +20,8 @@ from lora_scripts.errors import Faults, UserError, raise_all
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = tuple(sorted(IMAGE_SUFFIXES, key=lambda suffix: suffix != ".png"))
+"""Of masks, the likeliest first."""
 MOST = 10
 """Faults that are told at once."""
 

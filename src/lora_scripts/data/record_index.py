@@ -7,11 +7,12 @@ import json
 import mmap
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_scripts.data.conversations import FORMS, Record, RecordFault, Text, form_of, read_record
+from lora_scripts.data.conversations import FORMS, MORE, Record, RecordFault, Text, form_of, read_record, unread
 from lora_scripts.data.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
 from lora_scripts.errors import UserError
 from lora_scripts.units import number_of
@@ -33,6 +34,8 @@ class Index:
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     lines: array[int] = field(default_factory=lambda: array("Q"))
     forms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FORMS, 0))
+    unread: Counter[str] = field(default_factory=Counter)
+    """Key of which nothing is learned -> how many records have it."""
     faults: list[UserError] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     """Of a CSV file."""
@@ -72,7 +75,7 @@ class Index:
         kind = self.path.suffix.lower()
         if kind in TEXT_SUFFIXES:
             return Text(_as_text(data), begins=number == 0, ends=number == len(self.starts) - 1)
-        if kind == ".csv":
+        if kind in TABLES:
             return read_record(self.row(split_row(_as_text(data), self.delimiter)))[1]
         return read_record(load_json(data.decode()))[1]
 
@@ -81,17 +84,17 @@ class Index:
         return {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell or name not in _OPTIONAL}
 
 
-TEXT_SUFFIXES = (".txt", ".md")
-_OPTIONAL = ("input", "system", "history", "tools")
+LINES, TABLES, TEXT_SUFFIXES = (".jsonl", ".ndjson"), (".csv", ".tsv"), (".txt", ".md")
+_OPTIONAL = (*MORE, "system", "history", "tools")
 
 
 def index_file(path: Path) -> Index:
     """Reads a file once from end to end and gives its index; every fault is in there, none is raised."""
     index = Index(path)
     readers: dict[str, Callable[[Index], None]] = {
-        ".jsonl": _index_lines,
+        **dict.fromkeys(LINES, _index_lines),
         ".json": _index_json,
-        ".csv": _index_csv,
+        **dict.fromkeys(TABLES, _index_csv),
         **dict.fromkeys(TEXT_SUFFIXES, _index_text),
     }
     try:
@@ -120,10 +123,12 @@ def _judge(index: Index, data: bytes, start: int, line: int, read: Callable[[str
         index.fault(inside, f"not UTF-8 text; it looks like {guess_encoding(data)}", _NOT_UTF8)
         return
     try:
-        form, _ = read_record(read(text))
+        value = read(text)
+        form, _ = read_record(value)
     except RecordFault as fault:
         index.fault(line, fault.message, fault.hint)
     else:
+        index.unread.update(unread(value) if isinstance(value, dict) else ())
         index.add(start, len(data), line, form)
 
 
@@ -149,6 +154,8 @@ def _json_line(text: str) -> object:
         return load_json(text)
     except json.JSONDecodeError as error:
         rest = text[error.pos :].strip()
+        if rest == "," and error.msg == "Extra data":
+            raise RecordFault("a comma behind the record", "remove it: a line holds a record and no more") from None
         if not rest or error.msg.startswith("Unterminated string"):
             raise RecordFault(
                 "half a record: the JSON ends in the middle", "write the line again, or remove it"
@@ -213,6 +220,10 @@ def _excerpt(data: bytes) -> str:
 # --- .csv -------------------------------------------------------------------------------------------------------------
 
 _UNCLOSED = "the quote that opens here is never closed", 'write a quote inside a cell twice: ""'
+_EMPTY = b' \t\r\n,;"'
+"""All that a row without anything in it holds, as tables put out by a spreadsheet end."""
+_SEP = re.compile(rb'"?sep=."?', re.IGNORECASE)
+"""The first line by which Excel is told what stands between the cells."""
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -241,7 +252,7 @@ def split_row(text: str, delimiter: str) -> list[str]:
 def _index_csv(index: Index) -> None:
     with index.path.open("rb") as file:
         for row in rows(file):
-            if not row.data.strip():
+            if not row.data.strip(_EMPTY) or (not index.columns and _SEP.fullmatch(row.data.strip())):
                 continue
             if row.length > MAX_BYTES:
                 index.fault(row.number, *(_UNCLOSED if row.quotes % 2 else _too_long(row.length)))

@@ -6,12 +6,13 @@ Its tables are mapped into memory, so that a row is read from the disk when it i
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.data.conversations import FORMS, Record, RecordFault, read_record
+from lora_scripts.data.conversations import FORMS, Record, RecordFault, read_record, unread
 from lora_scripts.data.record_index import MANY
 from lora_scripts.errors import UserError
 
@@ -28,6 +29,8 @@ class Table:
     digest: str
     lines: list[int] = field(default_factory=list)
     forms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FORMS, 0))
+    unread: Counter[str] = field(default_factory=Counter)
+    """Column of which nothing is learned -> how many records have something in it."""
 
     def read(self, number: int) -> Record:
         return read_record(_without_nothing(self.rows[self.lines[number] - 1]))[1]
@@ -74,6 +77,7 @@ def _judge(table: Table) -> list[UserError]:
         else:
             table.lines.append(number)
             table.forms[form] += 1
+            table.unread.update(unread(_without_nothing(row)))
     if further:
         faults.append(UserError(f"{further} further records have faults", file=table.path))
     return faults

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Protocol, overload
 
 from lora_scripts.data.conversations import FORMS, Record
-from lora_scripts.data.record_index import TEXT_SUFFIXES, index_file
+from lora_scripts.data.findings import IMAGE_SUFFIXES
+from lora_scripts.data.record_index import LINES, TABLES, TEXT_SUFFIXES, index_file
 from lora_scripts.errors import UserError, raise_all
 
-SUFFIXES = (".jsonl", ".json", ".csv", *TEXT_SUFFIXES)
+SUFFIXES = (*LINES, ".json", *TABLES, *TEXT_SUFFIXES)
 """What is read without a further package."""
 TABLE_SUFFIXES = (".parquet", ".arrow")
 """What is read with the `datasets` library."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""What a folder of records does not hold."""
-HINT = "records are read from .jsonl, .json, .csv, .txt, .md and .parquet"
-_ABOUT = re.compile(r"(readme|licen[cs]e|changelog|dataset_infos?|dataset_dict|state|datasheet)\b.*", re.IGNORECASE)
+HINT = "records are read from .jsonl, .json, .csv, .tsv, .txt, .md and .parquet"
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|changelog|datasheet)([._-].*)?|(dataset_infos?|dataset_dict|state)\.json", re.IGNORECASE
+)
 """Files about a data set, which are none of it."""
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|valid|validation|val|dev|test|eval)(?:[/_.-]|$)", re.IGNORECASE)
 
@@ -47,6 +48,11 @@ class Part(Protocol):
     @property
     def forms(self) -> Mapping[str, int]:
         """Form -> how many records have it."""
+        ...
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Key of which nothing is learned -> how many records have it."""
         ...
 
     @property
@@ -80,6 +86,8 @@ class Records(Sequence[Record]):
     parts: tuple[Part, ...]
     left_out: tuple[Path, ...] = ()
     """Files that are named as another split: valid.jsonl beside train.jsonl."""
+    unknown: tuple[Path, ...] = ()
+    """Files of the folder that are not read, as they are none of records: report.docx."""
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -112,6 +120,24 @@ class Records(Sequence[Record]):
         return {form: counts[form] for form in FORMS if counts[form]}
 
     @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What of the data set is not learned, though it stands there; and the mend."""
+        notes, keys = list[tuple[str, str]](), Counter[str]()
+        for part in self.parts:
+            keys.update(part.unread)
+        if keys:
+            named = ", ".join(f"{key} ({count})" for key, count in keys.most_common(8))
+            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+            notes.append(
+                (f"nothing is learned of these keys of records: {named}{more}", "rename what is to be learned")
+            )
+        if self.unknown:
+            kinds = Counter(path.suffix.lower() or path.name for path in self.unknown)
+            named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+            notes.append((f"files of the folder that are not read: {named}", _mend(self.unknown)))
+        return notes
+
+    @property
     def fingerprint(self) -> str:
         """A digest of the content of all files, 64 hex digits."""
         return hashlib.sha256("\n".join(part.digest for part in self.parts).encode()).hexdigest()
@@ -132,7 +158,8 @@ def list_records(source: Path, split: str = "train") -> tuple[Records, list[User
     """
     if not source.exists():
         raise UserError("no such file or folder", file=source, hint="the key names a file of records, or a folder")
-    wanted, others = ([source], []) if not source.is_dir() else _of_split(_files(source), source, split)
+    files, unknown = _files(source) if source.is_dir() else ([source], [])
+    wanted, others = _of_split(files, source, split) if source.is_dir() else (files, [])
     parts: list[Part] = []
     faults: list[UserError] = []
     tables = [path for path in wanted if path.suffix.lower() in TABLE_SUFFIXES]
@@ -148,10 +175,10 @@ def list_records(source: Path, split: str = "train") -> tuple[Records, list[User
             faults += index.faults
             parts.append(index)
         elif path.suffix.lower() not in TABLE_SUFFIXES:
-            faults.append(UserError(f"{path.suffix or 'this'} is not a file of records", file=path, hint=HINT))
+            faults.append(UserError(f"{path.suffix or 'this'} is not a file of records", file=path, hint=_mend([path])))
     order = {path: number for number, path in enumerate(wanted)}
     parts.sort(key=lambda part: order[part.path])
-    return Records(tuple(part for part in parts if len(part.lines)), tuple(others)), faults
+    return Records(tuple(part for part in parts if len(part.lines)), tuple(others), tuple(unknown)), faults
 
 
 def read_records(source: Path, split: str = "train") -> Records:
@@ -168,11 +195,25 @@ def holds_records(path: Path) -> bool:
     if not path.is_dir():
         return False
     suffixes = {file.suffix.lower() for file in path.rglob("*") if file.is_file()}
-    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and not suffixes & set(PICTURES)
+    return bool(suffixes & {*SUFFIXES, *TABLE_SUFFIXES}) and suffixes.isdisjoint(IMAGE_SUFFIXES)
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of records below a folder, sorted by name. UserError if there is none."""
+def _mend(paths: Sequence[Path]) -> str:
+    """What to do with files that are not read."""
+    kinds = {path.suffix.lower() for path in paths}
+    mends = [mend for suffixes, mend in _MENDS.items() if kinds & set(suffixes)]
+    return "; ".join([*mends, HINT])
+
+
+_MENDS = {
+    (".docx", ".doc", ".odt", ".rtf", ".pdf"): "save documents as .txt, UTF-8",
+    (".xlsx", ".xls", ".ods"): "save tables as .csv, UTF-8",
+    (".gz", ".zip", ".zst", ".xz", ".bz2"): "unpack archives",
+}
+
+
+def _files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of records below a folder, sorted by name, and the others. UserError if there is none of records."""
     readable = (*SUFFIXES, *TABLE_SUFFIXES)
     below = sorted(path for path in folder.rglob("*") if path.is_file())
     shown = [p for p in below if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
@@ -180,8 +221,9 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         kinds = Counter(path.suffix.lower() or path.name for path in shown)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
-        raise UserError(f"no records found; the folder holds {told or 'nothing'}", file=folder, hint=HINT)
-    return files
+        raise UserError(f"no records found; the folder holds {told or 'nothing'}", file=folder, hint=_mend(shown))
+    others = [p for p in shown if p.suffix.lower() not in readable and not _ABOUT.fullmatch(p.name)]
+    return files, others
 
 
 def _of_split(files: Sequence[Path], folder: Path, split: str) -> tuple[list[Path], list[Path]]:

@@ -13,24 +13,38 @@ from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 
+class Lines:
+    """The lines of a text file, some of which become others, with every other byte as it was."""
+
+    def __init__(self, path: Path) -> None:
+        """UserError for a file that cannot be read, or is no text."""
+        pieces = re.split(f"({NEWLINE.pattern})", read_text(path))
+        self.lines, self._ends = pieces[::2], [*pieces[1::2], ""]
+        self._mark = codecs.BOM_UTF8 if read_bytes(path).startswith(codecs.BOM_UTF8) else b""
+
+    def replace(self, start: int, after: int, text: str | None) -> None:
+        """One line in the place of those from `start` up to `after`; None: none. All others keep their numbers, for
+        what is gone stays as empty lines without an end."""
+        gone, end = [""] * (after - start - 1), self._ends[after - 1]
+        self.lines[start:after] = [text or "", *gone]
+        self._ends[start:after] = [*gone, "" if text is None else end]
+
+    def content(self) -> bytes:
+        """The whole file."""
+        return self._mark + "".join(map(str.__add__, self.lines, self._ends)).encode()
+
+
 def rewritten(path: Path, changes: Mapping[int, str | None]) -> bytes:
     """The bytes of a metadata file in which the caption of the row on each line of `changes` is another.
 
     None takes the row out. The lines are those that `read_metadata` gave. Byte order mark and line ends stay.
     """
-    pieces = re.split(f"({NEWLINE.pattern})", read_text(path))
-    lines, ends = pieces[::2], [*pieces[1::2], ""]
+    file = Lines(path)
     change = _changed_csv if path.suffix.lower() == ".csv" else _changed_jsonl
     for line, caption in changes.items():
-        row = line - 1
-        text, after = change(lines, row, caption)
-        if text is None:  # gone; lines are kept in place, empty, until all changes are made
-            lines[row:after], ends[row:after] = [""] * (after - row), [""] * (after - row)
-        else:
-            lines[row:after] = [text, *[""] * (after - row - 1)]
-            ends[row:after] = [*[""] * (after - row - 1), ends[after - 1]]
-    mark = codecs.BOM_UTF8 if read_bytes(path).startswith(codecs.BOM_UTF8) else b""
-    return mark + "".join(line + end for line, end in zip(lines, ends, strict=True)).encode()
+        text, after = change(file.lines, line - 1, caption)
+        file.replace(line - 1, after, text)
+    return file.content()
 
 
 def _changed_csv(lines: list[str], row: int, caption: str | None) -> tuple[str | None, int]:

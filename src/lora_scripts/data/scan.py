@@ -18,13 +18,12 @@ from typing import Protocol
 from PIL import Image
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata, read_sidecar
-from lora_scripts.data.findings import Finding, left_out
+from lora_scripts.data.findings import IMAGE_SUFFIXES, Finding, left_out
 from lora_scripts.data.image import decode_rgb
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.utf8 import read_bytes
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MIN_SIDE = 16
 """Pixels. An image with a shorter side is an icon or a mistake."""
 MANY = 20

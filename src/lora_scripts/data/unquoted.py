@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.data.captions import TornRow, header_problem, joined
 from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.rewrite import Lines
 from lora_scripts.errors import UserError
 from lora_scripts.units import typed
-from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 LISTED = 3
 """Lines in a message."""
@@ -58,15 +56,13 @@ def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
 
     UserError for a file that cannot be read, or whose first line is wrong.
     """
-    pieces = re.split(f"({NEWLINE.pattern})", read_text(path))
-    lines, ends = pieces[::2], [*pieces[1::2], ""]
+    file, row = Lines(path), 0
     header: list[str] = []
     rows: list[MendedRow] = []
-    row = 0
-    while row < len(lines):
+    while row < len(file.lines):
         start = row
         try:
-            fields, row = read_record(lines, row)
+            fields, row = read_record(file.lines, row)
         except ValueError:  # told by whoever reads it; there is no telling what was meant
             row += 1
             continue
@@ -77,9 +73,7 @@ def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
                 raise UserError(problem[0], file=path, line=start + 1, hint=problem[1])
             header = [field.lower() for field in fields]
         elif (whole := joined(fields, header)) is not None:
-            before, after = "\n".join(lines[start:row]), write_record(whole)
+            before, after = "\n".join(file.lines[start:row]), write_record(whole)
             rows.append(MendedRow(start + 1, before, after))
-            lines[start:row] = [after, *[""] * (row - start - 1)]
-            ends[start:row] = [*[""] * (row - start - 1), ends[row - 1]]
-    mark = codecs.BOM_UTF8 if read_bytes(path).startswith(codecs.BOM_UTF8) else b""
-    return mark + "".join(line + end for line, end in zip(lines, ends, strict=True)).encode(), rows
+            file.replace(start, row, after)
+    return file.content(), rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from lora_scripts.config.values import DEVICE
 from lora_scripts.demo import world
 from lora_scripts.demo.judge import SLOTS, Judge, Reading
 from lora_scripts.errors import UserError
+from lora_scripts.evaluate.scoring import wilson
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
 from lora_scripts.families.table import load_pictures
 from lora_scripts.formats.io import save_png
@@ -61,14 +61,6 @@ def draw(
     for i, scene in enumerate(asked):
         image = family.generate(world.caption(scene), seed + i, sampling)
         yield Judged(scene, image, judge.read([image])[0])
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927)."""
-    z, p = 1.959964, hits / count
-    centre, scale = p + z * z / (2 * count), 1 + z * z / count
-    reach = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
 
 
 MEASURES: dict[str, Callable[[Judged], bool]] = {

@@ -7,6 +7,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
+PICTURES, WORDS = Path("output/demo"), Path("output/demo-words")
+"""Where the demo of each writes if nothing else is said."""
 AGAIN = "the same command"
 """How a demo that was stopped goes on: it knows by itself what it has done."""
 

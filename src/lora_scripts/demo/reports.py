@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from lora_scripts import run
 from lora_scripts.demo import exams
-from lora_scripts.demo.place import AGAIN, config_text, is_begun
+from lora_scripts.demo.place import AGAIN, WORDS, config_text, is_begun
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
+from lora_scripts.report.usage import chat_command
 from lora_scripts.run.configs import load_config
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
     from lora_scripts.run.texts.story import TextTrainResult
 
-USUAL = Path("output/demo-words")
-"""Where it writes if nothing else is said."""
 TRAINING_SEED, TEST_SEED = 71, 72
 """Seeds of the exams; those that the base has learned have 61."""
 RECORDS, TESTS = 480, 100
@@ -56,7 +55,7 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
         write_records(data / "test.jsonl", TEST_SEED, TESTS)
         files = {file.name: file.read_bytes() for file in assets.joinpath("words").iterdir()}
         io.write_folder(base, files)
-        io.write_text(output / "words.yaml", config_text("words.yaml", USUAL, output))
+        io.write_text(output / "words.yaml", config_text("words.yaml", WORDS, output))
         config = load_config(output / "words.yaml", overrides)
         trained = run.train(config, resume=is_begun(result), sink=sink, again=AGAIN)
     if trained is not None or not figures.exists():
@@ -68,8 +67,7 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
         io.write_text(figures, json.dumps(asdict(evaluated), indent=1, ensure_ascii=False) + "\n")
     exam = next(exams.exams(TEST_SEED + 1))
     message = exams.request(exam, exams.HOUSE, 0).replace("\n", "\\n")
-    lora = result / result.name
-    command = f"lora-scripts chat --base {base} --lora {lora}:1 --message $'{message}'"
+    command = f"{chat_command(base, result / result.name)} --message $'{message}'"
     return WordsDemoResult(result / "report.html", trained, evaluated, command)
 
 

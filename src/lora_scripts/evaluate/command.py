@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault
 from lora_scripts.data.records import Records, read_records
@@ -66,7 +66,7 @@ class Evaluated:
 
     records: int
     answered: int
-    """Records with an answer; the others are running text, of which only the loss is taken."""
+    """Records with an answer; the others are running text, or end with a call: only their loss is taken."""
     base: Figures
     lora: Figures | None
     compared: Compared | None
@@ -106,12 +106,9 @@ def evaluate(
     on_texts.check(base, loras)
     records = _held_out(data)
     chosen = range(len(records) if count is None else min(count, len(records)))
-    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
-    from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.texts import Answering
 
-    where = choose_device(device)
-    model = on_texts.load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    model = on_texts.load_on(base, device, precision)
     template = on_texts.template_of(template, loras)
     encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
     examples: list[tuple[int, Example]] = []
@@ -122,14 +119,20 @@ def evaluate(
         except RecordFault as fault:
             place = records.place(i)
             faults.append(UserError(fault.message, file=place.file, line=place.line, hint=fault.hint))
+    asked = [(i, found) for i in chosen if (found := _question(records[i])) is not None]
+    for i, one in asked:
+        room = model.room(one.messages, template=template, tools=one.tools)
+        if room is not None and room < 1:
+            place = records.place(i)
+            message = "the question is so long that the model has no place for an answer"
+            faults.append(UserError(message, file=place.file, line=place.line, hint="shorten it, or leave it out"))
     raise_all(faults)
-    asked = [(i, *pair) for i in chosen if (pair := _question(records[i])) is not None]
     answering = Answering(max_tokens=max_tokens, think=think)
     taken = [_take(model, examples, asked, answering, template, batch, sink, "base")]
     if loras:
         on_texts.wear(model, loras)
         taken.append(_take(model, examples, asked, answering, template, batch, sink, "LoRA"))
-    wanted = [want for _, _, want in asked]
+    wanted = [one.wanted for _, one in asked]
     figures = [_figures(one, wanted) for one in taken]
     return Evaluated(
         records=len(chosen),
@@ -151,22 +154,31 @@ def _held_out(data: Path) -> Records:
     return read_records(data)
 
 
-def _question(record: Record) -> tuple[list[Message], str] | None:
-    """What comes before the last answer, and that answer; None of running text."""
+@dataclass(frozen=True)
+class _Asked:
+    """What comes before the last answer, and that answer."""
+
+    messages: list[Message]
+    wanted: str
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+def _question(record: Record) -> _Asked | None:
+    """None of running text, and where the last answer is a call of a tool: as text that is none of the record's."""
     from lora_scripts.families.texts import BEGINNING
 
     match record:
-        case Conversation(messages):
-            return list(messages[:-1]), messages[-1]["content"]
+        case Conversation(messages, tools) if not messages[-1].get("tool_calls"):
+            return _Asked(list(messages[:-1]), messages[-1]["content"], tools)
         case Completion(prompt, completion):
-            return [{"role": BEGINNING, "content": prompt}], completion
+            return _Asked([{"role": BEGINNING, "content": prompt}], completion)
     return None
 
 
 def _take(
     model: TextFamily,
     examples: Sequence[tuple[int, Example]],
-    asked: Sequence[tuple[int, list[Message], str]],
+    asked: Sequence[tuple[int, _Asked]],
     answering: Answering,
     template: str | None,
     batch: int,
@@ -182,8 +194,9 @@ def _take(
     losses = [sum(values) / len(values) for values in by_record.values()]
     answers: list[Answer] = []
     for start in range(0, len(asked), batch):
-        talks = [messages for _, messages, _ in asked[start : start + batch]]
-        answers += model.answers(talks, answering, template=template)
+        some = [one for _, one in asked[start : start + batch]]
+        talks, tools = [one.messages for one in some], [one.tools for one in some]
+        answers += model.answers(talks, answering, template=template, tools=tools)
         sink(Progress(f"answers of the {name}", len(answers), len(asked)))
     return _Taken(losses, answers)
 
@@ -215,11 +228,10 @@ def _compared(base: _Taken, lora: _Taken, wanted: Sequence[str], seed: int) -> C
     )
 
 
-def _shown(records: Records, asked: Sequence[tuple[int, list[Message], str]], taken: Sequence[_Taken]) -> list[Shown]:
+def _shown(records: Records, asked: Sequence[tuple[int, _Asked]], taken: Sequence[_Taken]) -> list[Shown]:
     rows = []
-    for number, (i, messages, want) in enumerate(asked[:SHOWN]):
-        said = [one.answers[number].text for one in taken]
-        rows.append(
-            Shown(str(records.place(i)), messages[-1]["content"], want, said[0], said[1] if len(said) > 1 else None)
-        )
+    for number, (i, one) in enumerate(asked[:SHOWN]):
+        said = [own.answers[number].text for own in taken]
+        lora = said[1] if len(said) > 1 else None
+        rows.append(Shown(str(records.place(i)), one.messages[-1]["content"], one.wanted, said[0], lora))
     return rows

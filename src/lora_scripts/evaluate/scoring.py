@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,11 +55,15 @@ class Share:
         return self.hits / self.count if self.count else 0.0
 
 
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927)."""
+    z, p = 1.959964, hits / count
+    centre, scale = p + z * z / (2 * count), 1 + z * z / count
+    reach = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
 def share(flags: Sequence[bool]) -> Share:
     """Of the flags that are set."""
-    from scipy.stats import binomtest
-
-    if not flags:
-        return Share(0, 0, 0.0, 1.0)
-    interval = binomtest(sum(flags), len(flags)).proportion_ci(method="wilson")
-    return Share(sum(flags), len(flags), float(interval.low), float(interval.high))
+    hits, count = sum(flags), len(flags)
+    return Share(hits, count, *(wilson(hits, count) if count else (0.0, 1.0)))

@@ -1,4 +1,4 @@
-"""What the house knows of a model: the protocol of every family, and what picture families have besides."""
+"""What the house knows of a model: the protocol of every family, and that of picture families."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ from lora_scripts.losses.noise import Draws, draw
 
 Conditions = Mapping[str, Tensor]
 """What a model is told besides what it works on, by the family's own names; each [n, ...]."""
+
+
+def stacked(rows: Sequence[Conditions]) -> dict[str, Tensor]:
+    """n tables of tensors [...] as one of tensors [n, ...]; of texts of different lengths the shorter ones are filled
+    up with zeros."""
+    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return torch.stack(tensors)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,8 @@ class Batch:
         return draw(shape, self.generators, objective.timesteps, objective.noise, levels, self.quantiles)
 
 
-class Host(Protocol):
-    """What putting a LoRA on needs to know of a model of any kind."""
+class Family(Protocol):
+    """A model of any kind, as whatever puts a LoRA on it, trains it or saves what was trained knows it."""
 
     @property
     def facts(self) -> Facts: ...
@@ -104,24 +116,20 @@ class Host(Protocol):
         ...
 
 
-class Family(Protocol):
-    """One kind of model. A step calls `loss`; everything else is done before and after it."""
+class PictureFamily(Family, Protocol):
+    """A family whose samples are pictures. A step calls `loss`; everything else is done before and after it."""
 
-    facts: Facts
-    device: torch.device
+    native_size: tuple[int, int]
+    """(width, height) in pixels of the pictures that the base was made for"""
+
+    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
+        """Path -> layer, for every layer that LoRA may wrap and the export has a name for; of these parts alone, the
+        first words of paths, where they are given: the others need not be loaded for it."""
+        ...
 
     @property
     def objective(self) -> Objective:
         """What the base itself was made with: what it answers with, and its noise schedule; nothing weighted."""
-        ...
-
-    @property
-    def roots(self) -> Mapping[str, nn.Module]:
-        """The parts that can take LoRA, by the first word of a path."""
-        ...
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """Path -> layer, for every layer that LoRA may wrap and the export has a name for."""
         ...
 
     def fingerprint(self, part: str) -> str:
@@ -147,18 +155,6 @@ class Family(Protocol):
     def rest(self, *, text_encoder: bool) -> None:
         """Moves to the CPU what is not needed while training (the VAE, and the text encoder if told so)."""
         ...
-
-
-class PictureFamily(Family, Protocol):
-    """A family whose samples are pictures: what preparing, previews and reports need."""
-
-    def trainable(self, parts: Collection[str] | None = None) -> dict[str, nn.Module]:
-        """Path -> layer, for every layer that LoRA may wrap and the export has a name for; of these parts alone, the
-        first words of paths, where they are given: the others need not be loaded for it."""
-        ...
-
-    native_size: tuple[int, int]
-    """(width, height) in pixels of the pictures that the base was made for"""
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """[n, 3, h, w] in [-1, 1] -> latents by name, each [n, c, h / f, w / f] float32 on the CPU, scaled.
@@ -218,11 +214,11 @@ class CaptionEncoder(Protocol):
     """A text encoder by itself, while the rest of the model is not there yet."""
 
     def fingerprint(self) -> str:
-        """As `Family.fingerprint("text")`."""
+        """As `PictureFamily.fingerprint("text")`."""
         ...
 
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """As `Family.encode_text`. Loads the encoder, where that is not there."""
+        """As `PictureFamily.encode_text`. Loads the encoder, where that is not there."""
         ...
 
     def remember(self, texts: Sequence[str]) -> None:

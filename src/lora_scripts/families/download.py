@@ -1,6 +1,7 @@
-"""Base models by their name on the Hugging Face hub, fetched once into models/, where other programs find them too.
+"""Base models and their parts by name on the Hugging Face hub, fetched once into models/, where all programs find them.
 
-The network is touched only for a base that is written as `owner/name` or `hf:owner/name/file` and is not there yet.
+The network is touched only for what is written as `hf:owner/name/file`, of a base also `owner/name`, and is not there
+yet.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ def place(base: Path) -> Path:
     return FOLDER / name.repo / name.file if name else base
 
 
-def fetch(base: Path, sink: Sink) -> Path:
-    """The base on the disk; downloaded first, after saying what and how much, where it is a name on the hub and not
-    there yet. UserError, with the mend, where that cannot be."""
+def fetch(base: Path, sink: Sink, key: str = "base_model") -> Path:
+    """The base, or the part of it that `key` names, on the disk; downloaded first, after saying what and how much,
+    where it is a name on the hub and not there yet. UserError, with the mend, where that cannot be."""
     name, target = hub_name(base), place(base)
     if name is None or (target.is_file() if name.file else any((target / file).is_file() for file in _WHOLE)):
         return target
-    folder, mend = FOLDER / name.repo, _by_hand(name.repo, name.file)
-    listed = _listed(name.repo, mend)
+    folder, mend = FOLDER / name.repo, _by_hand(name.repo, name.file, key)
+    listed = _listed(name.repo, key, mend)
     wanted = _one(listed, name.repo, name.file) if name.file else _whole(listed, name.repo)
     total = sum(listed[file] for file in wanted)
     what = wanted[0] if len(wanted) == 1 else f"{len(wanted)} files"
@@ -51,12 +52,12 @@ def fetch(base: Path, sink: Sink) -> Path:
     return target
 
 
-def _by_hand(repo: str, file: str) -> str:
+def _by_hand(repo: str, file: str, key: str) -> str:
     what = f"{repo} {file}" if file else repo
     here = (FOLDER / repo).as_posix()
     return (
         f"on a machine with a network run: hf download {what} --local-dir {here}, copy that folder here, and write "
-        f"base_model: {here}{'/' + file if file else ''}"
+        f"{key}: {here}{'/' + file if file else ''}"
     )
 
 
@@ -66,7 +67,7 @@ def _endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _listed(repo: str, mend: str) -> Mapping[str, int]:
+def _listed(repo: str, key: str, mend: str) -> Mapping[str, int]:
     """File -> bytes, of all files of a repository."""
     from huggingface_hub import HfApi
 
@@ -74,7 +75,7 @@ def _listed(repo: str, mend: str) -> Mapping[str, int]:
         siblings = HfApi().model_info(repo, files_metadata=True, timeout=_PATIENCE).siblings
         return {file.rfilename: file.size or 0 for file in siblings or ()}
     except failures() as error:
-        raise UserError(f"base_model {repo} is not on this machine, and {why(error)}", hint=mend) from None
+        raise UserError(f"{key} {repo} is not on this machine, and {why(error)}", hint=mend) from None
 
 
 def _one(listed: Mapping[str, int], repo: str, file: str) -> list[str]:

@@ -196,6 +196,22 @@ def require_pictures(path: Path) -> Facts:
     return facts
 
 
+def require_texts(path: Path) -> Facts:
+    """The family of a base that answers. UserError for a base of another kind, or UserErrors with what it lacks to be a
+    language model."""
+    try:
+        facts = find(path)
+    except UserError:
+        for own in trainable():
+            if "texts" in own.features:
+                own.check(path, False)
+        raise
+    if "texts" not in facts.features:
+        text = f"this is {facts.checkpoint.words}, which answers nothing"
+        raise UserError(text, file=path, hint="give the folder of a language model")
+    return facts
+
+
 def require_negative(facts: Facts, texts: Iterable[str | None]) -> None:
     """UserError where a negative prompt is among the texts and the family reads none."""
     text = next((text for text in texts if text), None)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_scripts.data.conversations import Message, Record
-from lora_scripts.families.facts import Facts
+from lora_scripts.families.base import Family
 from lora_scripts.losses.language import IGNORED
 
 BEGINNING = "beginning"
@@ -110,6 +110,8 @@ class Counts:
     """Records that were longer than `max_length`, and are not trained at all."""
     split: int = 0
     """Conversations that became several examples, because the template rewrites the history."""
+    thoughtless: int = 0
+    """Conversations of which the template leaves out what the model thought before an answer."""
     ended: int = 0
     """Answers to which the end of a text was added, because the template puts no sign there that stops the model."""
 
@@ -192,6 +194,10 @@ class TextEncoder(Protocol):
     """Turns records into tokens."""
 
     counts: Counts
+    max_length: int
+    """Tokens of an example, at most."""
+    places: int | None
+    """How many tokens the model can take at once; None: it names no limit."""
 
     def encode(self, record: Record) -> list[Example]:
         """The sequences of one record. `data.conversations.RecordFault` for one that cannot be trained."""
@@ -226,29 +232,12 @@ class Answer:
     """Whether it ended by itself; False: at `max_tokens`."""
 
 
-class TextFamily(Protocol):
+class TextFamily(Family, Protocol):
     """A family whose samples are texts."""
-
-    facts: Facts
-    device: torch.device
 
     @property
     def words(self) -> str:
         """What it is, for people: its architecture and size."""
-        ...
-
-    @property
-    def roots(self) -> Mapping[str, nn.Module]:
-        """The parts that can take LoRA, by the first word of a path."""
-        ...
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """Path -> layer, for every layer that LoRA may wrap."""
-        ...
-
-    @property
-    def usual(self) -> list[str]:
-        """The paths that are trained unless a config names others."""
         ...
 
     @property
@@ -267,6 +256,12 @@ class TextFamily(Protocol):
     @property
     def packs(self) -> bool:
         """Whether sequences in one row leave each other alone, as a test on the loaded model finds."""
+        ...
+
+    def room(
+        self, messages: Sequence[Message], *, template: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> int | None:
+        """How many tokens are left for an answer to a conversation, below 1: none; None where no limit is known."""
         ...
 
     def loss(self, batch: TextBatch) -> tuple[Tensor, int]:
@@ -297,7 +292,8 @@ class TextFamily(Protocol):
     def encoder(
         self, *, template: str | None = None, train_on: TrainOn, max_length: int, long_records: LongRecords
     ) -> TextEncoder:
-        """`template`: name or file of a chat template, None: the model's own. UserError for one that is none."""
+        """`template`: name or file of a chat template, None: the model's own. UserError for one that is none. Examples
+        are no longer than the model has places for, whatever `max_length` is."""
         ...
 
     def answer(
@@ -309,11 +305,17 @@ class TextFamily(Protocol):
         template: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Answer:
-        """The next turn of a conversation; `tell` gets its text piece by piece, as it comes."""
+        """The next turn of a conversation; `tell` gets its text piece by piece, as it comes. UserError where nothing
+        can be answered: see `room`."""
         ...
 
     def answers(
-        self, talks: Sequence[Sequence[Message]], answering: Answering, *, template: str | None = None
+        self,
+        talks: Sequence[Sequence[Message]],
+        answering: Answering,
+        *,
+        template: str | None = None,
+        tools: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> list[Answer]:
-        """The next turn of each conversation, worked out together."""
+        """The next turn of each conversation, worked out together; `tools` are those of each."""
         ...

@@ -76,7 +76,7 @@ class GenerateOptions:
     """What the base predicts; None: what it says of itself."""
     zero_terminal_snr: bool | None = None
     clip_skip: int = 1
-    """As `families.base.Family.clip_skip`."""
+    """As the key of a config."""
 
 
 def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:

@@ -57,15 +57,12 @@ def own_form(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
     if names.form == "kohya" or any(w.dora is not None for w in modules.values()):
         return Folded(kohya.to_kohya(modules, names.written, dtype=dtype), {}, True)
     kohya.check_named(modules, names.written)
-    folded = to_diffusers(uniform(modules), names, dtype)
-    odd = [key for key, tensor in folded.tensors.items() if not finite(tensor)]
-    hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
-    raise_all([UserError(f"{key} holds values that are not finite numbers", hint=hint) for key in odd[:10]])
-    return folded
+    return to_diffusers(uniform(modules), names, dtype)
 
 
 def to_diffusers(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
-    """Folds alpha into `up`; see above. UserError for a DoRA, whose magnitudes diffusers would drop."""
+    """Folds alpha into `up`; see above. UserError for a DoRA, whose magnitudes diffusers would drop, and for values
+    that are not finite in `dtype`."""
     _refuse_dora(modules, "diffusers")
     tensors, exact = {}, True
     for path, w in modules.items():
@@ -75,6 +72,8 @@ def to_diffusers(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
         stem = names.diffusers[path]
         tensors[f"{stem}.lora_A.weight"] = w.down.to(dtype).contiguous()
         tensors[f"{stem}.lora_B.weight"] = folded.contiguous()
+    odd = [key for key, tensor in tensors.items() if not finite(tensor)]
+    raise_all([kohya.not_finite(key, dtype) for key in odd[:10]])
     alphas = {path: w.alpha for path, w in modules.items()}
     told = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else alphas
     return Folded(tensors, {ALPHA_KEY: json.dumps(told)}, exact)

@@ -57,8 +57,7 @@ def to_kohya(
             weights = with_turned(weights)
         down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
         if not (finite(down) and finite(up)):
-            hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
-            errors.append(UserError(f"the LoRA of {path} holds values that are not finite numbers", hint=hint))
+            errors.append(not_finite(f"the LoRA of {path}", dtype))
         stem = table[path]
         result |= {f"{stem}.{DOWN}": down, f"{stem}.{UP}": up, f"{stem}.{ALPHA}": _alpha(weights.alpha, dtype)}
         if weights.dora is not None:
@@ -119,11 +118,16 @@ def to_lycoris(
         for leaf, tensor in leaves.items():
             value = _alpha(tensor.item(), dtype) if leaf == ALPHA else tensor.to("cpu", dtype).contiguous()
             if not finite(value):
-                hint = "train again with a lower learning rate, or save in fp32"
-                errors.append(UserError(f"{leaf} of {path} holds values that are not finite numbers", hint=hint))
+                errors.append(not_finite(f"{leaf} of {path}", dtype))
             result[f"{table[path]}.{leaf}"] = value
     raise_all(errors[:10])
     return result
+
+
+def not_finite(what: str, dtype: torch.dtype) -> UserError:
+    """Of values that would be written in `dtype`, which may be too narrow for them."""
+    hint = "train again with a lower learning rate" + (", or save in fp32" if dtype == torch.float16 else "")
+    return UserError(f"{what} holds values that are not finite numbers", hint=hint)
 
 
 def check_named(paths: Mapping[str, object], table: Mapping[str, str]) -> None:

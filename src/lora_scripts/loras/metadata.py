@@ -50,7 +50,7 @@ class TrainingFacts:
     """Steps done."""
     max_steps: int
     learning_rate: float
-    unet_learning_rate: float
+    """Of all but the text encoders."""
     text_learning_rate: float | tuple[float, ...] | None
     """Of all text encoders, or of each; None: they are frozen."""
     optimizer: str
@@ -71,8 +71,6 @@ class TrainingFacts:
     caption_dropout: float = 0.0
     training_adapter: str = ""
     """Name and SHA-256 of a LoRA that was on while this one was trained; empty for none."""
-    date: str | None = None
-    """ISO 8601. None leaves it out, so that equal runs give equal files."""
     trigger: Trigger | None = None
     """What the captions begin with."""
     buckets: Mapping[tuple[int, int], int] | None = None
@@ -99,7 +97,7 @@ def tag_counts(captions: Iterable[str]) -> dict[str, int]:
 
 
 def of_training(facts: TrainingFacts) -> dict[str, str]:
-    """The `ss_*` and `modelspec.*` of a LoRA that was trained; the same facts give the same texts."""
+    """The `ss_*` and `modelspec.*` of a LoRA that was trained; no date, so that equal runs give equal files."""
     lora = facts.lora
     if facts.v_prediction and lora.of_v is not None:
         lora = replace(lora, base_version=lora.of_v[0], architecture=lora.of_v[1])
@@ -187,7 +185,7 @@ def _ss(facts: TrainingFacts) -> dict[str, str]:
         "ss_gradient_accumulation_steps": str(facts.gradient_accumulation),
         "ss_resolution": str(facts.resolution),
         "ss_learning_rate": str(facts.learning_rate),
-        "ss_unet_lr": str(facts.unet_learning_rate),
+        "ss_unet_lr": str(facts.learning_rate),
         "ss_text_encoder_lr": str(list(rates) if isinstance(rates, tuple) else rates),
         "ss_optimizer": facts.optimizer,
         "ss_lr_scheduler": facts.scheduler,
@@ -225,6 +223,4 @@ def _modelspec(facts: TrainingFacts) -> dict[str, str]:
     if facts.trigger is not None:
         result[TRIGGER] = facts.trigger.phrase
         result[AGREEMENT] = facts.trigger.agreement
-    if facts.date is not None:
-        result["modelspec.date"] = facts.date
     return result

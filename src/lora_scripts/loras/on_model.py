@@ -16,11 +16,11 @@ from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.products import outline
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.base import Host, PictureFamily
+from lora_scripts.families.base import Family, PictureFamily
 from lora_scripts.loras.reading import Change
 
 
-def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
+def check_fits(weights: Mapping[str, Change], family: Family, path: Path) -> None:
     """UserError, all faults at once, unless every module is there and has the right shape."""
     faults = []
     for name, w in weights.items():
@@ -45,7 +45,7 @@ def check_fits(weights: Mapping[str, Change], family: Host, path: Path) -> None:
     raise_all(faults[:5])
 
 
-def _layer(family: Host, path: str) -> nn.Linear | nn.Conv2d | None:
+def _layer(family: Family, path: str) -> nn.Linear | nn.Conv2d | None:
     """The base's layer of that path, also one that is never trained here; None where there is none."""
     root, _, inner = path.partition(".")
     try:
@@ -70,7 +70,7 @@ def check_words_fit(words: Mapping[str, Tensor], family: PictureFamily, path: Pa
 
 
 def apply(
-    family: Host, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
+    family: Family, weights: Mapping[str, Change], strength: float, text_strength: float | None = None
 ) -> dict[str, Adapter]:
     """Puts a LoRA on; take it off with `adapters.inject.remove(family.roots, layers)`.
 
@@ -95,7 +95,7 @@ def apply(
     return layers
 
 
-def set_strength(family: Host, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
+def set_strength(family: Family, layers: Mapping[str, Adapter], strength: float, text_strength: float) -> None:
     """Of a LoRA that is on: of its layers outside the text encoder, and of those in it."""
     for path, layer in layers.items():
         layer.strength = text_strength if family.facts.inside_text(path) else strength

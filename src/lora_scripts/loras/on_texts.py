@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.base import LoadOptions
-from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply, check_fits
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def check(base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
     """Looks at what was given before anything heavy is loaded. UserErrors with all that is wrong."""
     faults = Faults()
-    facts = faults.attempt(partial(_answering, base))
+    facts = faults.attempt(partial(table.require_texts, base))
     if facts is not None:
         faults.attempt(partial(facts.check, base, False))
     for path, strength in adapters:
@@ -33,15 +32,6 @@ def check(base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
             text = f"this LoRA is for {own.words}"
             faults.append(UserError(text, file=path, hint="take one of a language model"))
     raise_all(faults)
-
-
-def _answering(base: Path) -> Facts:
-    """UserError for a base that answers nothing."""
-    facts = table.find(base)
-    if "texts" not in facts.features:
-        text = f"this is {facts.checkpoint.words}, which answers nothing"
-        raise UserError(text, file=base, hint="give the folder of a language model")
-    return facts
 
 
 def template_of(named: str | None, adapters: Sequence[tuple[Path, float]]) -> str | None:
@@ -55,7 +45,15 @@ def template_of(named: str | None, adapters: Sequence[tuple[Path, float]]) -> st
 
 def load(base: Path, options: LoadOptions) -> TextFamily:
     """The model alone. UserError for a base that answers nothing."""
-    return cast("TextFamily", table.load_family(_answering(base), base, options))
+    return cast("TextFamily", table.load_family(table.require_texts(base), base, options))
+
+
+def load_on(base: Path, device: str, precision: str) -> TextFamily:
+    """As `load`, on a device and in a precision as commands name them."""
+    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+
+    where = choose_device(device)
+    return load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
 
 
 def wear(model: TextFamily, adapters: Sequence[tuple[Path, float]]) -> list[dict[str, Adapter]]:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
-from lora_scripts.adapters.algebra.factors import Factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.loras.naming import PAIRS
 
@@ -160,16 +159,10 @@ def _pairs(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, Lora
 def _module(name: str, w: LoraWeights) -> Module:
     thin = factors.of(w)
     finite = bool(torch.isfinite(thin.up).all()) and bool(torch.isfinite(thin.down).all())
-    values = _singular_values(thin) if finite else torch.zeros(1)
-    shape = (w.up.shape[0], *w.down.shape[1:])
+    values = torch.linalg.svdvals(factors.core(thin)) if finite else torch.zeros(1)
     frobenius, spectral = torch.linalg.norm(values).item(), values.max().item()
     scale = w.alpha / w.rank
-    return Module(name, w.rank, w.alpha, scale, shape, frobenius, spectral, finite, w.dora is not None)
-
-
-def _singular_values(thin: Factors) -> Tensor:
-    """Of ΔW, from the small triangles of the factors' QR decompositions."""
-    return torch.linalg.svdvals(torch.linalg.qr(thin.up).R @ torch.linalg.qr(thin.down.T).R.T)
+    return Module(name, w.rank, w.alpha, scale, w.shape, frobenius, spectral, finite, w.dora is not None)
 
 
 def _blocks(modules: list[Module]) -> list[Block]:
@@ -229,14 +222,14 @@ def _of_alphas(tensors: Mapping[str, Tensor], found: Mapping[str, LoraWeights]) 
     if bare:
         which = "no module has" if len(bare) == len(kohya) else f"{len(bare)} of {len(kohya)} modules have no"
         problems.append(f"{which} alpha, first {bare[0]}: the programs then take alpha = rank")
-    ranks, scales = {w.rank for w in found.values()}, {w.alpha for w in found.values()}
+    ranks, alphas = {w.rank for w in found.values()}, {w.alpha for w in found.values()}
     if len(ranks) > 1:
         problems.append(
             f"ranks differ, {min(ranks)} to {max(ranks)}: old diffusers misapply that; convert pads them to one"
         )
-    if kohya and len(scales) > 1:
+    if kohya and len(alphas) > 1:
         problems.append(
-            f"alphas differ, {min(scales):g} to {max(scales):g}: diffusers misapplies that; convert mends it"
+            f"alphas differ, {min(alphas):g} to {max(alphas):g}: diffusers misapplies that; convert mends it"
         )
     return problems
 

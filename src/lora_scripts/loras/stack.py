@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_scripts.adapters.dora import DoraLayer
 from lora_scripts.adapters.inject import remove
 from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.weights import SHORTEST
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply, check_fits, check_words_fit, set_strength
@@ -106,5 +107,5 @@ def _with_change(adapter: Adapter, inner: Tensor) -> Tensor:
         return inner + adapter.strength * adapter.delta()
     # As its forward pass has it: the input is scaled, for whatever is inside.
     change = super(DoraLayer, adapter).delta()
-    gain = (adapter.magnitude / adapter.norm().clamp(min=1e-12)).view(1, -1, *[1] * (inner.dim() - 2))
+    gain = (adapter.magnitude / adapter.norm().clamp(min=SHORTEST)).view(1, -1, *[1] * (inner.dim() - 2))
     return inner * (1 + adapter.strength * (gain - 1)) + adapter.strength * change * gain

@@ -23,11 +23,6 @@ Head = Callable[[Tensor], Tensor]
 """Hidden states [n, width] -> logits [n, vocabulary]."""
 
 
-def shifted(labels: Tensor) -> Tensor:
-    """Labels of the tokens [n, length] -> what each place should say, which is the token after it."""
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-
-
 def cross_entropy(
     hidden: Tensor, targets: Tensor, head: Head, parameters: Sequence[nn.Parameter] = (), *, rows: int | None = None
 ) -> tuple[Tensor, int]:

@@ -34,11 +34,16 @@ class Draws:
     u: Tensor
     """float64 [n] on the CPU: noise levels in [0, 1), the higher the noisier; the family says what they are"""
     noise: Tensor
-    """as the latents: what is mixed in, and what an epsilon model should answer"""
+    """as the latents: what an epsilon model should answer"""
     posterior: Tensor
     """as the latents: the sample of the VAE's posterior is mean + std * posterior"""
     perturbation: Tensor | None = None
     """as the latents: more noise in the input, of which the target knows nothing"""
+
+    @property
+    def mixed(self) -> Tensor:
+        """What is mixed in, with what the target knows nothing of."""
+        return self.noise if self.perturbation is None else self.noise + self.perturbation
 
     def to(self, device: torch.device) -> Draws:
         more = None if self.perturbation is None else self.perturbation.to(device)

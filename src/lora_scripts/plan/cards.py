@@ -18,12 +18,11 @@ from lora_scripts.adapters.layer import lora_shapes
 from lora_scripts.compute.memory import TILE, blocks_of
 from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Kept
 from lora_scripts.formats.gguf import packed_types
-from lora_scripts.plan.forecast import LONGEST_ACCUMULATION
+from lora_scripts.run.configs import can_be_rounded, smaller_batches
 
 CARDS = (8, 12, 16, 24)
 """GB."""
@@ -174,9 +173,9 @@ def needs(config: TrainConfig, base: Base) -> dict[str, int]:
     if storage != "auto" or base.packed:
         there += width * max((block.largest for block in base.blocks), default=0)
     moved = 10 + MOVED[config.optimizer] + 4 * (config.ema_decay is not None)
-    share = config.batch_size * _area(config.size) / base.native
+    share = config.batch_size * math.prod(config.size) / base.native
     step = there + base.lora * moved + round(_kept(config, base) * share)
-    coder, drawn = base.facts.coder, _area(config.effective_sample_size)
+    coder, drawn = base.facts.coder, math.prod(config.effective_sample_size)
     at_once = min(drawn, TILE**2) if config.vae_tiling else drawn
     preview = there + base.lora * moved + coder.weights * 10**6 + coder.pixel * at_once
     return {"step": round(MORE * step) + BESIDE, "preview": round(MORE * preview) + BESIDE}
@@ -225,17 +224,11 @@ def rungs(config: TrainConfig, base: Base) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
-    accumulated = config.batch_size * config.gradient_accumulation
-    if config.batch_size > 1 and accumulated <= LONGEST_ACCUMULATION:
-        changes |= {"batch_size": 1, "gradient_accumulation": accumulated}
+    if single := [batch for batch in smaller_batches(config, config.batch_size) if batch["batch_size"] == 1]:
+        changes |= single[0]
         yield dict(changes)
-    rounds = config.base_precision == "auto" and config.adapter not in SCALING
-    if rounds and not packed_types(config.base_model):
+    if can_be_rounded(config):
         changes["base_precision"] = "int8"
         yield dict(changes)
     for count in range(config.offload_blocks + 1, len(base.blocks) + 1):
         yield {**changes, "offload_blocks": count}
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]

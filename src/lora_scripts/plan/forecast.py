@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.types import SCALING
-from lora_scripts.formats.gguf import packed_types
+from lora_scripts.report.data import COMPARED, PREVIEWS
+from lora_scripts.run.configs import can_be_rounded, smaller_batches
 from lora_scripts.run.run_folder import STATES
 
 PHASES = {
@@ -36,8 +36,6 @@ CHECKPOINTED = 0.3
 """About what a step still needs, beyond the resident, with gradient_checkpointing."""
 REMEMBERED = 250
 """Bytes in the cache about a picture that was looked at, with its path."""
-LONGEST_ACCUMULATION = 1024
-"""As the config has it."""
 
 
 class Kind(NamedTuple):
@@ -191,13 +189,13 @@ def disk(config: TrainConfig, m: Measured) -> dict[str, int]:
     sizes, previews = m.sizes, _previews(config, m)
     kept = (m.steps - 1) // config.save_steps
     kept = kept if config.keep_last is None else min(kept, config.keep_last)
-    shown = 2 + 2 * min(m.prompts, 4) + min(previews + 1, 8) * m.prompts
+    shown = 2 + 2 * min(m.prompts, COMPARED) + min(previews + 1, PREVIEWS) * m.prompts
     return {
         "cache": cache_size(m) + REMEMBERED * sum(v.pictures for v in m.views),
         "LoRA files": (kept + 1 + m.best) * sizes["lora"],
         "class pictures": m.drawn * sizes.get("class picture", 0),
         "resume state": sizes["state"] + 22 * m.steps,  # the loss of each step as text
-        "samples": (previews * m.prompts + min(m.prompts, 4)) * sizes["picture"],
+        "samples": (previews * m.prompts + min(m.prompts, COMPARED)) * sizes["picture"],
         "logs": m.steps * sizes["scalars"] + previews * m.prompts * sizes["picture"],
         # Pictures stand in the page as text, four letters for three bytes; small ones take about a byte for a pixel.
         "report": round((shown * sizes["picture"] + m.thumbnails) * 4 / 3) + 50_000,
@@ -241,7 +239,7 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
     help the phases in `too_much` is left out.
     """
     changes: dict[str, Any] = {}
-    if "preview" in too_much and _area(config.effective_sample_size) > _area(config.size):
+    if "preview" in too_much and math.prod(config.effective_sample_size) > math.prod(config.size):
         changes["sample_size"] = config.resolution
         yield dict(changes)
     if too_much & {"step", "measure"}:
@@ -250,9 +248,9 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
             yield dict(changes)
     if too_much & {"encode", "step", "preview", "measure"}:
         for side in SIDES:
-            if least <= side**2 < _area(config.size):
+            if least <= side**2 < math.prod(config.size):
                 changes["resolution"] = smaller = _resolution(config, side)
-                if config.sample_size is not None and _area(config.effective_sample_size) > side**2:
+                if config.sample_size is not None and math.prod(config.effective_sample_size) > side**2:
                     changes["sample_size"] = smaller
                 yield dict(changes)
     if too_much - {"load"} and config.init_lora is None:  # the rank of an earlier LoRA stays
@@ -265,19 +263,9 @@ def ladder(config: TrainConfig, too_much: set[str], images: int, least: int = 0)
     if "step" in too_much and not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
-    if config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
+    if can_be_rounded(config):
         changes["base_precision"] = "int8"
         yield dict(changes)
-
-
-def smaller_batches(config: TrainConfig, samples: int) -> Iterator[dict[str, int]]:
-    """Batches of fewer than `samples`, each at most half of the one before, and the accumulation that makes up for it
-    exactly."""
-    batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
-    while batch > 1:
-        batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
-        if batch < samples and effective // batch <= LONGEST_ACCUMULATION:
-            yield {"batch_size": batch, "gradient_accumulation": effective // batch}
 
 
 def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limit: int) -> bool:
@@ -287,9 +275,9 @@ def promising(config: TrainConfig, changes: Mapping[str, Any], m: Measured, limi
         # At best all that was loaded was the base.
         smaller = 4 if m.precision == "fp32" else 2
         return m.peaks.get("load", 0) / smaller <= target(m, limit)
-    area = _area(changed.size) / _area(config.size)
+    area = math.prod(changed.size) / math.prod(config.size)
     images = min(changed.batch_size, m.kinds[0].images) / m.kinds[0].images if m.kinds else 1.0
-    drawn = _area(changed.effective_sample_size) / _area(config.effective_sample_size)
+    drawn = math.prod(changed.effective_sample_size) / math.prod(config.effective_sample_size)
     kept = CHECKPOINTED if changed.gradient_checkpointing and not config.gradient_checkpointing else 1.0
     factors = {"load": 1.0, "encode": area, "preview": drawn, "step": area * images * kept, "measure": area * images}
     known = {phase: m.peaks[phase] for phase in factors if phase in m.peaks and not (m.short and phase == m.at)}
@@ -313,7 +301,3 @@ def _resolution(config: TrainConfig, side: int) -> int | tuple[int, int]:
 
 def _side(length: float) -> int:
     return max(SIDE_STEP, int(length) // SIDE_STEP * SIDE_STEP)
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]

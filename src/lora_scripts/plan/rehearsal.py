@@ -21,6 +21,7 @@ from lora_scripts.events import Event, Progress, Stepped, ignore
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
 from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
+from lora_scripts.report.data import THUMBNAIL, THUMBNAILS
 from lora_scripts.run import heldout, story
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import build_model
@@ -141,14 +142,14 @@ class Rehearsal:
         """What the whole run has to do."""
         m, feed, held, config = self.measured, whole.feed, whole.held, whole.config
         prompts = [p.prompt for p in previews_of(config, whole.samples)]
-        m.steps, m.prompts, m.best = whole.total, len(prompts), held.on and bool(held.samples)
-        m.measuring = heldout.share(held, config, whole.total)
+        m.steps, m.prompts, m.best = whole.state.total, len(prompts), held.on and bool(held.samples)
+        m.measuring = heldout.share(held, config, whole.state.total)
         every = config.preview_steps(feed.steps_per_epoch)
-        m.previews = (whole.total - 1) // every if every else 0
+        m.previews = (whole.state.total - 1) // every if every else 0
         m.shown = drawn_in_all(config, previews_of(config, whole.samples), whole.samples, held)
         output = RunFolder(config.output_dir, config.name).final
         m.rows = table_rows(
-            config, whole.model, feed, held, steps=whole.total, done=0, precision=whole.precision, output=output
+            config, whole.model, feed, held, steps=whole.state.total, done=0, precision=whole.precision, output=output
         )
         batches = feed.batches(0)  # every epoch has the same, in another order
         counts = Counter((*feed.pictures[batch[0]].bucket, len(batch)) for batch in batches)
@@ -161,7 +162,8 @@ class Rehearsal:
         pictures = Counter(bucket for _, bucket in {(digest, view.bucket) for digest, view in views})
         m.views = [Views(*bucket, count, encoded[bucket]) for bucket, count in sorted(pictures.items())]
         m.thumbnails = sum(
-            round(s.width * s.height * min(1, 256 / max(s.width, s.height)) ** 2) for s in whole.samples[:12]
+            round(s.width * s.height * min(1, THUMBNAIL / max(s.width, s.height)) ** 2)
+            for s in whole.samples[:THUMBNAILS]
         )
         m.captions = len({p.sample.caption for p in pictures_of_all} | {""}) if feed.cache_text else 0
 
@@ -343,9 +345,8 @@ def short(whole: Parts, feed: Feed) -> Parts:
     endless = 1_000_000
     keys = {"save_steps": endless, "sample_every": 0, "sample_every_epochs": None, "on_oom": "stop"}
     whole.state.total = endless
-    return replace(
-        whole, config=whole.config.model_copy(update=keys), feed=feed, total=endless, held=replace(whole.held, every=0)
-    )
+    config = whole.config.model_copy(update=keys)
+    return replace(whole, config=config, feed=feed, held=replace(whole.held, every=0))
 
 
 def _copy(sample: Sample, number: int) -> Sample:

@@ -53,8 +53,8 @@ class Stage(Generic[M]):
         profile: bool = False,
         also: Mapping[str, object] | None = None,
     ) -> None:
-        """`worker`: the module of the process, which takes a task as JSON, `also` in it, and tells what it has measured
-        in lines of JSON, which `read` makes figures of. `phases`: what it goes through, in words."""
+        """`worker`: the module of the process, which calls `serve`; `also`: what stands in its task besides; `read`
+        makes figures of what it tells; `phases`: what it goes through, in words."""
         self.worker, self.read, self.phases = worker, read, phases
         self.scratch, self.memory, self.sink, self.also = scratch, memory, sink, also or {}
         self.profile = profile
@@ -131,6 +131,29 @@ class Stage(Generic[M]):
             if line is None:
                 return
             yield line
+
+
+Tell = Callable[[Mapping[str, Any]], None]
+"""Takes what was measured so far."""
+
+
+def serve(rehearse: Callable[[Mapping[str, Any], Tell], None]) -> None:
+    """The other side of `Stage.rehearse`, in a process of its own: does the task that its input has as JSON, and tells
+    what is measured in lines of JSON: should the system end it for want of memory, the last line says where. A person's
+    mistake comes as {"faults": …}."""
+    with suppress(OSError):  # should Linux run out of memory, it is to end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else is printed is no message
+
+    def tell(message: Mapping[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        rehearse(json.load(sys.stdin), tell)
+    except UserError as error:
+        tell({"faults": [one.as_dict() for one in error.errors]})
 
 
 def _ended(code: int, output: str, at: str | None) -> Exception:

@@ -10,12 +10,12 @@ from typing import Any
 
 from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.types import SCALING
 from lora_scripts.events import Sink, ignore
 from lora_scripts.plan.command import BUDGET, PlanOptions, as_words, note_of, to_type
-from lora_scripts.plan.forecast import ROOM, changed_config, smaller_batches
+from lora_scripts.plan.forecast import ROOM, changed_config
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.plan.text_worker import TextMeasured
+from lora_scripts.run.configs import can_be_rounded, smaller_batches
 from lora_scripts.run.texts.preflight import preflight
 
 WORKER = "lora_scripts.plan.text_worker"
@@ -88,7 +88,7 @@ def _ladder(config: TrainConfig) -> Iterator[dict[str, Any]]:
     if not config.gradient_checkpointing:
         changes["gradient_checkpointing"] = True
         yield dict(changes)
-    if config.base_precision == "auto" and config.adapter not in SCALING:
+    if can_be_rounded(config):
         changes["base_precision"] = "int8"
         yield dict(changes)
     length = config.max_length

@@ -1,25 +1,17 @@
-"""The process that a run on texts is rehearsed in: `python -m lora_scripts.plan.text_worker`, started by `text_plan`.
-
-It reads a task from its input as JSON, and tells what it measured so far in lines of JSON: should the system end it for
-want of memory, the last line says where. A person's mistake comes as {"faults": …}.
-"""
+"""The process that a run on texts is rehearsed in: `python -m lora_scripts.plan.text_worker`, see `stage.serve`."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.compute.meter import Meter, ran_out
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
+from lora_scripts.plan.stage import Tell, serve
 
 if TYPE_CHECKING:
     from lora_scripts.run.texts.story import TextParts
@@ -66,49 +58,44 @@ class TextMeasured:
         return found
 
 
-def rehearse(config: TrainConfig, scratch: Path, memory: int, out: TextIO, *, profile: bool = False) -> None:
-    """Measures a run, all of it as it is, except that it is cut short and writes into `scratch`."""
+def rehearse(task: Mapping[str, Any], tell: Tell) -> None:
+    """Measures a run, all of it as it is, except that it is cut short and writes elsewhere; tells a `TextMeasured`
+    time and again."""
     from lora_scripts.compute.device import choose_device
     from lora_scripts.run.run_folder import RunFolder
     from lora_scripts.run.texts import preflight, story
 
+    config = TrainConfig.model_validate(task["config"])
     measured, device = TextMeasured(), choose_device(config.device)
     meter = Meter(device)
-
-    def tell() -> None:
-        out.write(json.dumps(asdict(measured)) + "\n")
-        out.flush()
 
     def enter(at: str) -> None:
         measured.peaks[measured.at] = meter.peak()
         meter.restart()
         measured.at = at
-        tell()
+        tell(asdict(measured))
 
-    if memory:
-        meter.limit_to(memory)
+    if task["memory"]:
+        meter.limit_to(task["memory"])
     measured.device, measured.there = str(device), meter.there()
-    tell()
+    tell(asdict(measured))
     try:
         begun = time.perf_counter()
         ready = preflight.preflight(config, resume=None)
-        folder = RunFolder(scratch / config.name, config.name, suffix="")
+        folder = RunFolder(Path(task["scratch"]) / config.name, config.name, suffix="")
         parts = story.assemble(config, folder, ready.split, ignore)
         measured.seconds["load"] = time.perf_counter() - begun
         measured.rows = [row for row in story.rows_of(parts) if row[0] != "output"]
         _measure(parts, measured, enter)
-        if profile:
+        if task["profile"]:
             measured.profile = _profile(parts)
-            tell()
-    except UserError as error:
-        out.write(json.dumps({"faults": [one.as_dict() for one in error.errors]}) + "\n")
-        out.flush()
+            tell(asdict(measured))
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
         measured.short = True
         measured.peaks[measured.at] = meter.peak()
-        tell()
+        tell(asdict(measured))
 
 
 def _measure(parts: TextParts, measured: TextMeasured, enter: Callable[[str], None]) -> None:
@@ -117,8 +104,8 @@ def _measure(parts: TextParts, measured: TextMeasured, enter: Callable[[str], No
     from lora_scripts.train import state as states
 
     p, config, every = parts, parts.config, parts.held.every
-    measured.steps, measured.answers = p.total, len(p.questions)
-    measured.measurements = -(-p.total // every) + 1 if every else 0
+    measured.steps, measured.answers = p.state.total, len(p.questions)
+    measured.measurements = -(-p.state.total // every) + 1 if every else 0
     enter("step")
     batches, lengths, size = p.feed.batches(0), p.encoded.trained.lengths, config.gradient_accumulation
     heaviest = sorted(batches, key=lambda batch: -sum(lengths[i] for i in batch))[: min(size, 2)]
@@ -168,8 +155,7 @@ def _step(parts: TextParts, window: list[list[int]]) -> float:
         loss, count = parts.model.family.loss(parts.feed.batch(indices))
         (loss / count).backward()
         parts.model.masters.gather()
-    moved = [p for group in parts.model.optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(moved, parts.config.max_grad_norm or float("inf"))
+    torch.nn.utils.clip_grad_norm_(parts.model.trained, parts.config.max_grad_norm or float("inf"))
     parts.model.optimizer.step()
     parts.model.optimizer.zero_grad(set_to_none=True)
     if parts.device.type == "cuda":
@@ -178,10 +164,4 @@ def _step(parts: TextParts, window: list[list[int]]) -> float:
 
 
 if __name__ == "__main__":
-    with suppress(OSError):  # should Linux run out of memory, it is to end this process and no other
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else is printed is no message
-    task = json.load(sys.stdin)
-    config = TrainConfig.model_validate(task["config"])
-    rehearse(config, Path(task["scratch"]), task["memory"], told, profile=task["profile"])
+    serve(rehearse)

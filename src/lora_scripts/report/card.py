@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_scripts.report.data import LoraFile
 from lora_scripts.report.environment import fill_markdown
 from lora_scripts.report.usage import diffusers_code, tag
+from lora_scripts.units import span
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,9 @@ def readme(card: Card) -> str:
 
 def _training(card: Card) -> list[tuple[str, str]]:
     facts = [("family", card.family)]
-    facts += [(name, _span(values)) for name, values in (("rank", card.ranks), ("alpha", card.alphas)) if values]
+    facts += [(name, span(values)) for name, values in (("rank", card.ranks), ("alpha", card.alphas)) if values]
     stored = ((name, card.metadata.get(key, "")) for key, name in _FACTS.items())
     return facts + [(name, value) for name, value in stored if value and value != "None"]
-
-
-def _span(values: Sequence[float]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} … {values[-1]:g}"
 
 
 def webui_json(card: Card) -> dict[str, object]:

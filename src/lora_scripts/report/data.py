@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # a word of this file is asked for before anything heavy may 
 
     from lora_scripts.data.trigger import Trigger
 
+COMPARED, PREVIEWS, THUMBNAILS = 4, 8, 12
+"""At most, on the page of a run: prompts that are drawn in the end, steps of previews, pictures that were trained,"""
+THUMBNAIL = 256
+"""and the pixels of such a picture's longer side."""
 UNMEASURED = 1.0
 """The strength to write where none was measured: that of the training."""
 
@@ -148,7 +152,7 @@ class ReportData:
     advice: Sequence[str] = ()
     nearest: Nearest | None = None
     thumbnails: Sequence[tuple[Image, str]] = ()
-    """Training images and captions; the first 12 are shown."""
+    """Training images and captions; the first `THUMBNAILS` are shown."""
     config_text: str = ""
     """The resolved configuration, as YAML."""
     versions: Mapping[str, str] = field(default_factory=dict)

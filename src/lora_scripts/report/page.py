@@ -8,11 +8,9 @@ from pathlib import Path
 from PIL.Image import Image
 
 from lora_scripts.report.curves import curves
-from lora_scripts.report.data import LoraFile, ReportData
+from lora_scripts.report.data import THUMBNAILS, LoraFile, ReportData
 from lora_scripts.report.environment import fill
 from lora_scripts.report.usage import diffusers_code, tag
-
-MOST_THUMBNAILS = 12
 
 
 def write_report(path: Path, data: ReportData, write: Callable[[Path, str], None]) -> None:
@@ -31,7 +29,7 @@ def render(data: ReportData) -> str:
         code=diffusers_code(data.lora, prompt, data.line_strength, data.base, data.pipeline),
         previews=_previews(data),
         curves=curves(data),
-        thumbnails=data.thumbnails[:MOST_THUMBNAILS],
+        thumbnails=data.thumbnails[:THUMBNAILS],
         file=_file_facts(data.lora),
     )
 

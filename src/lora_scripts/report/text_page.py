@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_scripts.report.curves import curves
 from lora_scripts.report.data import HeldOutCurve
 from lora_scripts.report.environment import fill
+from lora_scripts.report.usage import chat_command
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,5 @@ def write_text_report(path: Path, data: TextReportData, write: Callable[[Path, s
 
 def render(data: TextReportData) -> str:
     """The whole page as HTML."""
-    return fill("text_report.html", report=data, curves=curves(data), language=data.language)
+    chat = chat_command(data.base, data.folder)
+    return fill("text_report.html", report=data, chat=chat, curves=curves(data), language=data.language)

@@ -1,4 +1,4 @@
-"""What a person types to use the file: a prompt's tag, and a program for diffusers."""
+"""What a person types to use the file: a prompt's tag, a program for diffusers, a chat."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.report.data import UNMEASURED
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.report.data import LoraFile
@@ -29,6 +30,11 @@ def measured(folder: Path, autov3: str | None = None) -> tuple[float, str] | Non
 def tag(stem: str, strength: float = UNMEASURED, trigger: str = "") -> str:
     """What a person writes in a prompt to use the file: the tag, and behind it the word that calls the LoRA."""
     return f"<lora:{stem}:{strength:g}> {trigger}".rstrip()
+
+
+def chat_command(base: str | Path, lora: str | Path) -> str:
+    """What a person types to talk to a language model with a LoRA on it."""
+    return typed(["lora-scripts", "chat", "--base", str(base), "--lora", f"{lora}:1"])
 
 
 def diffusers_code(

@@ -47,11 +47,13 @@ def train(
 
 
 def of_texts(config: TrainConfig) -> bool:
-    """Whether the base of a run is a language model. A base that is none of ours is told by whoever looks closer."""
+    """Whether the base of a run is a language model, or the data are its records where the base is none of ours: what
+    it is then is told by whoever looks closer."""
+    from lora_scripts.data.records import holds_records
     from lora_scripts.errors import UserError
     from lora_scripts.families import table
 
     try:
         return "texts" in table.find(config.base_model).features
     except UserError:
-        return False
+        return config.train_file is not None or (config.base_model.is_dir() and holds_records(config.train_data_dir))

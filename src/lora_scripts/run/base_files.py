@@ -83,8 +83,11 @@ class BaseFiles:
         `record`: a file in which digests are kept; a file of which place, size, times and samples are as they were then
         is not read again (5 s of a start for 4 GB). `kind`: a word for what is `unread`, which counts with them.
         """
-        for path, seen in self._seen.items():
-            self.digests[path] = _digest(path, seen, record, kind, partial(sound_digest, path, unread))
+        # All at once: `remembered` may be asked meanwhile, and some of them would say less than it needs.
+        self.digests = {
+            path: _digest(path, seen, record, kind, partial(sound_digest, path, unread))
+            for path, seen in self._seen.items()
+        }
         self.require_unchanged()
         return self.digests
 

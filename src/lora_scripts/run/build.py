@@ -40,7 +40,7 @@ from lora_scripts.run.base_files import BaseFiles, file_digest, model_files
 from lora_scripts.run.init_lora import Size, default_size, fit_all, read_adapter, size_of
 from lora_scripts.run.parts import Model
 from lora_scripts.run.pivotal import group_of, make_words
-from lora_scripts.train.optim import Group, build_optimizer
+from lora_scripts.train.optim import Group, Rates, build_optimizer
 from lora_scripts.train.passes import LaunchedPasses, Passes, RecordedPasses
 
 DIGESTS = "digests.json"
@@ -184,6 +184,11 @@ def groups_of(
         yield Group(label, early, rate, *window)
         if late:  # Hayou et al. 2024: B needs a higher rate than A
             yield Group(f"{label} B", late, rate * config.lora_plus_ratio, *window)
+
+
+def rates_of(config: TrainConfig) -> Rates:
+    """The learning rate over the run, as the keys say."""
+    return Rates(config.effective_lr_schedule, config.warmup_steps, config.lr_cycles, config.lr_power)
 
 
 def freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
+from lora_scripts.data.scan import list_data
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
@@ -34,7 +35,7 @@ def captions_first(
 
     def encode(encoder: CaptionEncoder) -> None:
         cache, fingerprint = Cache(cache_of(config, folder), write, KEPT), encoder.fingerprint()
-        captions = list(known := dict.fromkeys(_captions(samples)))
+        captions = list(known := dict.fromkeys(_captions(config, samples)))
         for done, caption in enumerate(captions, 1):
             make_caption(cache, fingerprint, caption, encoder.encode)
             sink(Progress("captions", done, len(captions)))
@@ -49,8 +50,12 @@ def captions_first(
     return encode
 
 
-def _captions(samples: Split) -> Iterator[str]:
+def _captions(config: TrainConfig, samples: Split) -> Iterator[str]:
+    """All that are trained or measured, those of class pictures among them."""
     yield from (sample.caption for sample in (*samples.trained, *samples.held_out))
+    if config.class_data_dir is not None:
+        listing = list_data(config.class_data_dir, allow_missing_captions=bool(config.class_prompt))
+        yield from (listing.caption(name) or config.class_prompt for name in listing.images)
     yield ""
 
 

@@ -8,26 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.config import load
+from lora_scripts.config.keys.training import LONGEST_ACCUMULATION
 from lora_scripts.config.load import ItemFault
 from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
-from lora_scripts.config.types import FEATURES, TargetRule, rule_for
-from lora_scripts.config.values import did_you_mean, hub_name
+from lora_scripts.config.types import FEATURES, SCALING, TargetRule, rule_for
+from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink, ignore
 from lora_scripts.families import download, table
 from lora_scripts.families.facts import Facts
+from lora_scripts.formats.gguf import packed_types
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -> TrainConfig:
     """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault.
 
-    A base that is a name on the hub is fetched, once nothing else is wrong, and then judged.
+    A base that is a name on the hub is fetched with what belongs to it, once nothing else is wrong, and then judged.
     """
     config = load.load_config(path, overrides, _judge)
-    if hub_name(config.base_model) is None:
+    fetched = dict(_fetched(config, sink))
+    if all(getattr(config, key) == value for key, value in fetched.items()):
         return config
-    base = download.fetch(config.base_model, sink)
-    return load.load_config(path, overrides, _judge).model_copy(update={"base_model": base})
+    return load.load_config(path, overrides, _judge).model_copy(update=fetched)
+
+
+def _fetched(config: TrainConfig, sink: Sink) -> Iterator[tuple[str, Any]]:
+    """Of each key that may name something on the hub its value on the disk."""
+    for key in ("base_model", "text_encoder", "vae", "training_adapter"):
+        value = getattr(config, key)
+        if isinstance(value, tuple):
+            yield key, tuple(download.fetch(part, sink, key) for part in value)
+        elif value is not None:
+            yield key, download.fetch(value, sink, key)
 
 
 def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
@@ -97,3 +109,21 @@ def _targets(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:
         block = next((name for name in facts.groups if name.startswith("OUT")), None)
         kinds = ", ".join([*shown, *([f"a block such as {block}"] if block else [])])
         yield "targets", f'must be {kinds}, or a pattern with *, not "{word}"', mend, number
+
+
+# --- what can be changed where memory is short ------------------------------------------------------------------------
+
+
+def smaller_batches(config: TrainConfig, samples: int) -> Iterator[dict[str, int]]:
+    """Batches of fewer than `samples`, each at most half of the one before, and the accumulation that makes up for it
+    exactly."""
+    batch, effective = config.batch_size, config.batch_size * config.gradient_accumulation
+    while batch > 1:
+        batch = max(n for n in range(1, batch // 2 + 1) if config.batch_size % n == 0)
+        if batch < samples and effective // batch <= LONGEST_ACCUMULATION:
+            yield {"batch_size": batch, "gradient_accumulation": effective // batch}
+
+
+def can_be_rounded(config: TrainConfig) -> bool:
+    """Whether `base_precision: int8` would store the base in less: it is not rounded yet, and is not to be scaled."""
+    return config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model)

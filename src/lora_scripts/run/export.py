@@ -136,7 +136,6 @@ def facts_of(
         steps=state.step,
         max_steps=state.total,
         learning_rate=c.learning_rate,
-        unet_learning_rate=c.learning_rate,
         text_learning_rate=c.effective_text_encoder_lr,
         optimizer=optimizer.__module__ + "." + optimizer.__qualname__,
         scheduler=c.effective_lr_schedule,

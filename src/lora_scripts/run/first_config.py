@@ -39,6 +39,8 @@ class NewConfig:
     steps: int
     notes: tuple[str, ...]
     """What is still to be done before it can be trained."""
+    samples: str = "pictures"
+    """What `pictures` counts."""
 
 
 def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, output: Path | None) -> NewConfig:
@@ -52,9 +54,11 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
     raise_all(faults)
     facts = table.find(base)
-    if purpose not in facts.recipes:
-        text = f"there are no settings to begin with for {facts.checkpoint.words}"
-        raise UserError(text, file=base, hint="copy configs/words.yaml, which says what each key does")
+    if "texts" in facts.features:
+        for option, given in (("--trigger", trigger), ("--for character", purpose == "character")):
+            if given:
+                raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
+        return _of_texts(name, data, base, path, facts)
     samples = scan(data, allow_missing_captions=True)
     begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
     trigger = begins.phrase if begins else " ".join(trigger.split())
@@ -80,15 +84,30 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     ]
     notes = [*_beside(facts, base), *_notes(data, samples, trigger)]
     text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
+    _write(path, text, whole=not notes)
+    return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
+
+
+def _of_texts(name: str, data: Path, base: Path, path: Path, facts: Facts) -> NewConfig:
+    """For the records of a language model."""
+    from lora_scripts.run.texts import first_config
+
+    text, records, steps = first_config.text_of(name, data, base)
+    _write(path, text, whole=True)
+    notes = (f"{note}; {mend}" for note, mend in records.notes)
+    return NewConfig(path, len(records), facts.checkpoint.words, steps, tuple(notes), "records")
+
+
+def _write(path: Path, text: str, *, whole: bool) -> None:
+    """Writes it; `whole`: nothing is still to be done, so that it must be what `train` takes."""
     io.make_folder(path.parent)
     io.write_text(path, text)
-    if not notes:
+    if whole:
         try:
-            load_config(path)  # what is written is what `train` takes
+            load_config(path)
         except BaseException:
             path.unlink()  # or the next `new` of this name would be refused
             raise
-    return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
 
 
 def _reason(begins: Trigger | None) -> str:

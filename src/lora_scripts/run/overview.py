@@ -59,7 +59,7 @@ def table_rows(
         ("base model", f"{c.base_model} ({model.family.facts.words})"),
         ("images", f"{len(feed.pictures)}" + (f", {views} views each" if views > 1 else "")),
         heldout.row(held, c, len(samples)),
-        besides_row(besides(c, feed, held, samples, steps, guided="negative" in model.family.facts.features), c),
+        besides_row(besides(c, feed, held, samples, steps), c),
         ("buckets", sizes + (f", … {len(buckets)} in all" if len(buckets) > 6 else "")),
         (
             "steps",
@@ -125,11 +125,11 @@ SHARE = 0.15
 
 
 def settled(
-    config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int, *, guided: bool
+    config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int
 ) -> tuple[TrainConfig, HeldOut]:
     """The config with what it leaves open filled in (val_every, sample_every, report), and what is measured.
 
-    What a key asks for is not counted: it is somebody's wish. The rest as of `besides`.
+    What a key asks for is not counted: it is somebody's wish.
     """
     c = config
     for service in SERVICES:
@@ -139,7 +139,7 @@ def settled(
         filled = c.model_copy(update={"sample_every": _rounds(c, service, steps), "report": report})
         found = replace(held, every=measured, looks_at_whole=held.looks_at_whole and report == "full")
         found = at_levels(found, LEVELS if c.val_every else service.levels)
-        shares = besides(filled, feed, found, samples, steps, guided=guided)
+        shares = besides(filled, feed, found, samples, steps)
         open_ = {HELD: c.val_every is None, PREVIEWS: filled.sample_every != c.sample_every, REPORT: c.report == "auto"}
         if sum(share for what, share in shares.items() if open_[what]) <= SHARE:
             break
@@ -158,14 +158,10 @@ def _rounds(config: TrainConfig, service: Service, steps: int) -> int | None:
     return c.save_steps * max(1, -(-steps // (c.save_steps * (service.rounds + 1))))
 
 
-def besides(
-    config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int, *, guided: bool
-) -> dict[str, float]:
-    """What of the run's time is not training, as shares of the whole, forecast in forward passes; by what takes it.
-
-    `guided`: whether a step of a picture takes two passes, with its prompt and with the negative one.
-    """
+def besides(config: TrainConfig, feed: Feed, held: HeldOut, samples: Sequence[Sample], steps: int) -> dict[str, float]:
+    """What of the run's time is not training, as shares of the whole, forecast in forward passes; by what takes it."""
     c, previews = config, previews_of(config, samples)
+    guided = "negative" in feed.family.facts.features  # then a step takes two passes, one with the negative prompt
     every = c.preview_steps(feed.steps_per_epoch)
     rounds = (-(-steps // every) - 1 if every else 0) + c.sample_first  # those of the last step are the report's
     # As if a picture had the size that is trained.
@@ -228,6 +224,12 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
         )
     if steps < SHORT:
         told.append(f"{steps} steps are few: a LoRA mostly needs {USUAL} and more; raise epochs")
+    return told + odd_schedule(c, steps)
+
+
+def odd_schedule(config: TrainConfig, steps: int) -> list[str]:
+    """The same of keys that count steps, whatever is trained."""
+    c, told = config, []
     if c.warmup_steps >= steps:
         told.append(f"warmup_steps {c.warmup_steps} of {steps} steps: learning_rate is never reached")
     if c.val_every is not None and c.val_every > steps:

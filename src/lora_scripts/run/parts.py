@@ -224,8 +224,6 @@ class Parts:
     feed: Feed
     held: HeldOut
     rates: Rates
-    total: int
-    """Optimizer steps."""
     ema: Ema | None
     scaler: torch.amp.GradScaler
     state: RunState

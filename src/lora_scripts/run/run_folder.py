@@ -130,7 +130,8 @@ class RunFolder:
             return "run", "add --resume to go on, or choose another output_dir"
         even = keys.get("lr_schedule") == "constant" or keys.get("optimizer") == "schedule_free"
         longer = f"--resume epochs={2 * epochs} trains it longer; " if even else ""
-        other = "with more epochs or other pictures" if not longer else "with other pictures"
+        data = "other pictures" if self.suffix else "other records"
+        other = f"with more epochs or {data}" if not longer else f"with {data}"
         start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
         return f"finished run ({total} steps)", f"{longer}{start}; another output_dir alone starts anew"
 

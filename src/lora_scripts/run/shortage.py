@@ -11,10 +11,9 @@ import torch
 
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.types import SCALING
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Sink
-from lora_scripts.formats.gguf import packed_types
+from lora_scripts.run.configs import can_be_rounded, smaller_batches
 from lora_scripts.train.encoded import Unfed
 from lora_scripts.train.loop import Halfway, NoRoom
 from lora_scripts.train.state import RunState
@@ -141,11 +140,9 @@ def lower(config: TrainConfig, *, card: bool, begun: bool, texts: bool = False) 
     if begun and card and not config.offload_blocks and not texts:
         return f"go on with --resume offload_blocks={OFFLOADED}: the same LoRA with less memory, more slowly"
     changes = [] if config.gradient_checkpointing else ["gradient_checkpointing: true"]
-    if config.batch_size > 1:
-        batch = max(n for n in range(1, config.batch_size // 2 + 1) if config.batch_size % n == 0)
-        accumulation = config.batch_size * config.gradient_accumulation // batch
-        changes.append(f"batch_size: {batch} with gradient_accumulation: {accumulation}, which learns the same")
-    elif config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model):
+    if (half := next(smaller_batches(config, config.batch_size), None)) is not None:
+        changes.append(f"{' with '.join(f'{key}: {count}' for key, count in half.items())}, which learns the same")
+    elif can_be_rounded(config):
         changes.append("base_precision: int8")
     else:
         changes.append("a smaller max_length" if texts else "a lower resolution")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from lora_scripts.compute.device import peak_memory
+from lora_scripts.compute.meter import GB, Meter
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Stepped
 from lora_scripts.formats import io
@@ -54,8 +55,6 @@ class Run(Protocol):
     @property
     def rates(self) -> Rates: ...
     @property
-    def total(self) -> int: ...
-    @property
     def ema(self) -> Ema | None: ...
     @property
     def scaler(self) -> torch.amp.GradScaler: ...
@@ -78,7 +77,7 @@ class Saver(ABC):
     def complete(self) -> None:
         """What `save` had still to do when a kill came: the LoRA of the last state, and removing the oldest."""
         run = self.run
-        if 0 < run.state.step < run.total:
+        if 0 < run.state.step < run.state.total:
             if not run.folder.checkpoint(run.state.step).exists():
                 self.write(run.folder.checkpoint(run.state.step), "LoRA")
             run.folder.prune(run.config.keep_last, self.sink)
@@ -95,7 +94,7 @@ class Saver(ABC):
         self.saved = run.state.step
         run.folder.prune_states(STATES, self.sink)
         self.sink(Saved("state", state, run.state.step))
-        if run.state.step < run.total:
+        if run.state.step < run.state.total:
             self.write(run.folder.checkpoint(run.state.step), "LoRA")
             run.folder.prune(run.config.keep_last, self.sink)
 
@@ -107,7 +106,7 @@ def measuring_of(
     c = run.config
     facts = Facts(
         c.learning_rate,
-        run.total,
+        run.state.total,
         run.feed.steps_per_epoch,
         c.warmup_steps,
         run.folder.name,
@@ -131,7 +130,7 @@ def measuring_of(
 
 def telling(run: Run, board: Board, sink: Sink, samples: str) -> Callable[[StepFacts], None]:
     """Tells of each step, TensorBoard and `sink`; `samples`: what its speed is counted in."""
-    smoothed = Smoothed(run.state.losses)
+    smoothed, meter = Smoothed(run.state.losses), Meter(run.device)
 
     def told(facts: StepFacts) -> None:
         smoothed.add(facts.loss)
@@ -141,7 +140,7 @@ def telling(run: Run, board: Board, sink: Sink, samples: str) -> Callable[[StepF
             "loss/smoothed": smoothed.value,
             "grad_norm": facts.grad_norm,
             f"{samples}_per_second": rate,
-            "memory_gib": peak_memory(run.device),
+            "memory_gib": meter.peak() / GB or math.nan,
         }
         rates = {f"learning_rate/{g['name']}": g["lr"] for g in run.model.optimizer.param_groups}
         board.scalars(facts.step, values | rates)
@@ -176,7 +175,7 @@ def train_steps(
             saver.write(run.folder.best, "best LoRA")
 
     run.model.train(True)
-    if measuring.ended and state.step < run.total:
+    if measuring.ended and state.step < state.total:
         sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
@@ -184,7 +183,7 @@ def train_steps(
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
     settings = LoopSettings(
-        run.total,
+        state.total,
         run.rates,
         c.max_grad_norm,
         c.seed,

@@ -31,7 +31,7 @@ from lora_scripts.run import export, stepping
 from lora_scripts.run.after.finish import look, report, report_pictures, reported, save_last_previews, save_strength
 from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
-from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of
+from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of, rates_of
 from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
@@ -49,7 +49,6 @@ from lora_scripts.run.stepping import Saver, measuring_of
 from lora_scripts.run.stopping import SAVED, ended_by, signals, stoppable
 from lora_scripts.train.average import Ema
 from lora_scripts.train.encoded import KEPT
-from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import Ready
 from lora_scripts.train.progress import Board, Smoothed
 
@@ -153,9 +152,9 @@ def assemble(
     check_tiles(c, [p.bucket for p in feed.pictures])
     total = feed.steps_per_epoch * c.epochs
     set_stop(model.optimizer, c.token_stop, total)
-    held, guided = build_held_out(c, model, feed, samples.held_out, total), "negative" in model.family.facts.features
+    held = build_held_out(c, model, feed, samples.held_out, total)
     own = [p.sample for p in feed.pictures if not p.of_class]
-    filled, held = settled(c, feed, held, own, total, guided=guided)
+    filled, held = settled(c, feed, held, own, total)
     masks = feed.settings.masks.digests if feed.settings.masks else {}
     state = new_state(c, model, [p.sample for p in feed.pictures], samples.held_out, masks, total, precision)
     state.levels = list(levels_of(held))
@@ -168,8 +167,7 @@ def assemble(
         model=model,
         feed=feed,
         held=held,
-        rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
-        total=total,
+        rates=rates_of(c),
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         state=state,
@@ -178,7 +176,7 @@ def assemble(
 
 def rows_of(parts: Parts) -> list[tuple[str, str]]:
     """The table of a run."""
-    steps, done = parts.total, parts.state.step
+    steps, done = parts.state.total, parts.state.step
     rows = table_rows(
         parts.config,
         parts.model,

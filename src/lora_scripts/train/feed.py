@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, quantile, seed_of
 from lora_scripts.data.scan import Sample
-from lora_scripts.families.base import Batch, PictureFamily, Place
+from lora_scripts.families.base import Batch, PictureFamily, Place, stacked
 from lora_scripts.train.ahead import ahead
 from lora_scripts.train.encoded import Encoded, Masks, Picture, Read
 
@@ -143,18 +143,6 @@ class Feed:
             encoded = self.family.encode_text(unknown)
             rows |= {c: {name: t[i] for name, t in encoded.items()} for i, c in enumerate(unknown)}
         return stacked([rows[c] for c in captions])
-
-
-def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """n tables of tensors [...] as one of tensors [n, ...]; of texts of different lengths the shorter ones are filled
-    up with zeros."""
-    return {name: _stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    if len({tensor.shape for tensor in tensors}) == 1:
-        return torch.stack(list(tensors))
-    return nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
 
 
 def place_of(sample: Sample, view: View) -> Place:

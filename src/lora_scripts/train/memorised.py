@@ -49,21 +49,28 @@ def features(latents: Iterable[Tensor]) -> Tensor:
 
 
 def pairs(drawn: Tensor, train: Tensor, held: Tensor | None = None) -> list[Pair]:
-    """For each drawn picture its nearest training picture, the closest pair first; features as rows.
-
-    What all pictures of the set share, its style, is taken off first, and every row then brought to length 1: a drawn
-    picture of too much contrast is still a copy.
-    """
-    known = train if held is None or not len(held) else torch.cat([train, held])
-    drawn, train, *others = (F.normalize(x - known.mean(0), dim=1) for x in (drawn, train, known[len(train) :]))
+    """For each drawn picture its nearest training picture, the closest pair first; features as rows."""
+    drawn, known = _apart(drawn, train, held)
+    train, others = known[: len(train)], known[len(train) :]
     usual = spacing(train)
     near, which = torch.cdist(drawn, train).min(1)
-    outside = torch.cdist(drawn, others[0]).min(1).values / usual if len(others[0]) else None
+    outside = torch.cdist(drawn, others).min(1).values / usual if len(others) else None
     found = [
         Pair(i, int(which[i]), float(near[i] / usual), None if outside is None else float(outside[i]))
         for i in range(len(drawn))
     ]
     return sorted(found, key=lambda pair: pair.distance)
+
+
+def _apart(drawn: Tensor, train: Tensor, held: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The drawn pictures, and the known ones, those held out behind those trained; features as rows.
+
+    What all pictures of the set share, its style, is taken off, and every row then brought to length 1: a drawn picture
+    of too much contrast is still a copy.
+    """
+    known = train if held is None else torch.cat([train, held])
+    middle = known.mean(0)
+    return F.normalize(drawn - middle, dim=1), F.normalize(known - middle, dim=1)
 
 
 def spacing(train: Tensor) -> float:
@@ -114,11 +121,10 @@ class Found:
 
 def compare(drawn: Tensor, train: Tensor, held: Tensor | None, asked: Sequence[Asked]) -> Found:
     """Features as rows."""
-    known = train if held is None or not len(held) else torch.cat([train, held])
-    rows = [F.normalize(x - known.mean(0), dim=1) for x in (drawn, known)]
+    pictures, known = _apart(drawn, train, held)
     logs: dict[bool, list[float]] = {True: [], False: []}
     for one in asked:
-        distance = float((rows[0][one.drawn] - rows[1][one.known]).norm())
+        distance = float((pictures[one.drawn] - known[one.known]).norm())
         logs[one.trained].append(math.log(max(distance, 1e-6)))
     return Found(
         pairs(drawn, train, held), welch(logs[True], logs[False]) if min(map(len, logs.values())) > 1 else None

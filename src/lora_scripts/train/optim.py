@@ -57,6 +57,10 @@ class Rates:
             done = done * self.cycles % 1.0
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
+    def curve(self, peak: float, total: int, done: int) -> list[tuple[int, float]]:
+        """(step, rate) of the first `done` of `total` steps, counted from 1."""
+        return [(step + 1, peak * self.share(step, total)) for step in range(done)]
+
 
 Rows = list[dict[str, Any]]
 

@@ -9,10 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lora_scripts.families.base import Batch
+from lora_scripts.families.base import Batch, stacked
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import STEPS, Draws, at_level, middle
-from lora_scripts.train.feed import Feed, generator, place_of, stacked
+from lora_scripts.train.feed import Feed, generator, place_of
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,25 @@ class Probe:
 
         Draws nothing from torch's own generator.
         """
-        columns = range(self.levels.strata) if self.parts is None else self.parts
-        found = torch.zeros(len(self.indices), len(columns))
+        losses = torch.zeros(len(self.indices), len(self.columns))
         for places in self._batches():
             batch, draws = self._ready(places, captions)
             each = self.feed.family.losses(batch, self.objective, draws).float().cpu()
             for (row, part), value in zip(places, each, strict=True):
-                found[row, columns.index(part)] = value
-        return found
+                losses[row, self.columns.index(part)] = value
+        return losses
+
+    @property
+    def columns(self) -> Sequence[int]:
+        """The strata that are measured."""
+        return range(self.levels.strata) if self.parts is None else self.parts
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """(row, stratum), each batch of one bucket."""
         by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for row, index in enumerate(self.indices):
             places = by_bucket.setdefault(self.feed.pictures[index].bucket, [])
-            places += [(row, part) for part in self.parts or range(self.levels.strata)]
+            places += [(row, part) for part in self.columns]
         for places in by_bucket.values():
             yield from (places[i : i + self.batch] for i in range(0, len(places), self.batch))
 

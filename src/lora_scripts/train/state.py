@@ -47,6 +47,11 @@ class RunState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What the optimizer keeps in plain numbers, by "index.name" of a parameter and "group.index.name"."""
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the environment: the program, and what it is made of."""
+        return {name: what for name, what in self.environment.items() if name not in ("device", "precision", "threads")}
+
 
 def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, list[Buffer]]:
     """The files of a state folder: name -> content, in pieces that are the tensors' own memory where they are on the

@@ -99,8 +99,8 @@ def extract(
     weights = {path: layer.weights for path, layer in layers.items()}
     weights |= missing_attention(weights, {path: before.shape(path) for path in before.places})
     padded = uniform(weights)
-    metadata = _metadata(before, after, output, padded, made_by("extract", rank=rank, energy=energy))
-    written, rounding = write(output, before.family, padded, dtype_of(precision), metadata, base)
+    told = _metadata(before, after, output, padded, made_by("extract", rank=rank, energy=energy))
+    written, rounding = write(output, before.family, padded, dtype_of(precision), told, base)
     total = sum(layer.energy for layer in layers.values())
     worst = min(layers, key=lambda path: layers[path].share)
     elsewhere = _elsewhere(before, after, set(names))

@@ -82,7 +82,7 @@ def rewrite(path: Path, output: Path, metadata: Mapping[str, str]) -> None:
         io.Row(name, info.dtype, info.shape, info.span[1] - info.span[0])
         for name, info in sorted(head.tensors.items(), key=lambda item: item[1].span)
     ]
-    filled = {key: value for key, value in metadata.items() if key not in ("sshs_model_hash", "sshs_legacy_hash")}
+    filled = {key: value for key, value in metadata.items() if key not in _COMPUTED}
     filled |= {"sshs_model_hash": model_hashes(path).sshs_model_hash, "sshs_legacy_hash": "0" * 8}
     start = io.safetensors_header(rows, filled)
     if len(start) > LEGACY_START:  # the hash would have to contain itself

@@ -30,7 +30,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """The types that hold weights."""
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

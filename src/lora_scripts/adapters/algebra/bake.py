@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
-from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.adapters.weights import SHORTEST, LoraWeights
 from lora_scripts.errors import UserError
 
 
@@ -36,7 +36,7 @@ def change(weights: LoraWeights, base: Tensor) -> Tensor:
     axis = axis_of(weights.dora, base.shape)
     shape = [1] * base.dim()
     shape[axis] = base.shape[axis]
-    norms = moved.transpose(0, axis).flatten(1).norm(dim=1)
+    norms = moved.transpose(0, axis).flatten(1).norm(dim=1).clamp(min=SHORTEST)
     return moved * (weights.dora.double().reshape(shape) / norms.reshape(shape)) - frozen
 
 

@@ -76,10 +76,9 @@ def check(loras: Sequence[Lora], names: Sequence[str], method: Method) -> None:
     for lora, name in zip(loras, names, strict=True):
         wrong = []
         for path, w in lora.items():
-            shape = (w.up.shape[0], *w.down.shape[1:])
-            seen, other = first.setdefault(path, (shape, name))
-            if _plain(shape) != _plain(seen):
-                wrong.append(f"{path} is {list(shape)} here and {list(seen)} in {other}")
+            seen, other = first.setdefault(path, (w.shape, name))
+            if _plain(w.shape) != _plain(seen):
+                wrong.append(f"{path} is {list(w.shape)} here and {list(seen)} in {other}")
         if wrong:
             more = f" (and {len(wrong) - 1} modules more)" if len(wrong) > 1 else ""
             errors.append(UserError(wrong[0] + more, file=name, hint="these LoRAs are for base models of other widths"))

@@ -82,10 +82,14 @@ def inner(a: Factors, b: Factors) -> float:
     return ((a.up.T @ b.up) * (a.down @ b.down.T)).sum().item()
 
 
+def core(a: Factors) -> Tensor:
+    """[r, r] at most, of the singular values of ΔW, by QR: exact also where two large parts nearly cancel."""
+    return torch.linalg.qr(a.up).R @ torch.linalg.qr(a.down.T).R.T
+
+
 def norm(a: Factors) -> float:
-    """Frobenius norm of ΔW, by QR: exact also where two large parts nearly cancel."""
-    core = torch.linalg.qr(a.up).R @ torch.linalg.qr(a.down.T).R.T
-    return torch.linalg.norm(core).item()
+    """Frobenius norm of ΔW."""
+    return torch.linalg.norm(core(a)).item()
 
 
 def distance(a: Factors, b: Factors) -> float:

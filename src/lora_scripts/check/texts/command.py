@@ -98,7 +98,13 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
     findings = [*map(judging.of_fault, faults), *judging.of_unfit(unfit)]
     if not kept and not findings:
         raise UserError("there are no records", file=options.source, hint="give a file or a folder of records")
-    findings += judging.of_set(kept, options.max_length if encoder else None, cut=options.cut)
+    findings += judging.of_notes(sets[0][0].notes)
+    if encoder and (count := encoder.counts.thoughtless):
+        text = f"of {number_of(count, 'conversation')} the chat template leaves the thoughts out (reasoning_content)"
+        findings += judging.of_notes([(text, "they are not learned; another chat_template may write them")])
+    longest = _longest(options, encoder)
+    own = longest is not None and longest < options.max_length
+    findings += judging.of_set(kept, longest, cut=options.cut, own=own)
     trained = [row for row in kept if not row.held_out]
     checked = TextChecked(
         source=options.source,
@@ -121,10 +127,15 @@ def _encoder(options: TextCheckOptions) -> TextEncoder | None:
     """Of the model, without loading it, and without a limit to the length. UserError for a broken folder."""
     if options.base is None:
         return None
-    facts = table.find(options.base)
+    facts = table.require_texts(options.base)
     assert facts.text_encoder is not None
     encoder: TextEncoder = facts.text_encoder(options.base, options.template, options.train_on, 1 << 40)
     return encoder
+
+
+def _longest(options: TextCheckOptions, encoder: TextEncoder | None) -> int | None:
+    """Tokens that a record may have; None without a model."""
+    return min(options.max_length, encoder.places or options.max_length) if encoder else None
 
 
 def _opened(options: TextCheckOptions) -> tuple[list[tuple[Records, bool]], list[UserError]]:

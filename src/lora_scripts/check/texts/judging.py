@@ -35,15 +35,22 @@ def of_unfit(unfit: Sequence[Unfit]) -> Iterator[Finding]:
         yield _finding(_kind(message), "error", places, message + times, mend)
 
 
-def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool) -> Iterator[Finding]:
-    """Of all records together; `longest`: the tokens that a record may have, None where they are not known."""
+def of_notes(notes: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """What stands in the data set and is not learned: keys, files."""
+    for text, mend in notes:
+        yield _finding("not_read", "note", [], text, mend)
+
+
+def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool, own: bool = False) -> Iterator[Finding]:
+    """Of all records together; `longest`: the tokens that a record may have, None where they are not known; `own`:
+    it is the model that takes no more."""
     yield from _alike(rows)
     yield from _contradictions(rows)
     yield from _answers(rows)
     yield from _secrets(rows)
     yield from _signs(rows)
     if longest is not None:
-        yield from _lengths(rows, longest, cut=cut)
+        yield from _lengths(rows, longest, cut=cut, own=own)
     trained = sum(not row.held_out for row in rows)
     if 0 < trained < FEW:
         text = f"{number_of(trained, 'record')} to learn from"
@@ -118,13 +125,16 @@ def _signs(rows: Sequence[Row]) -> Iterator[Finding]:
         yield from _gathered("template_sign", (row for row in rows if row.sign == sign), text, "take it out")
 
 
-def _lengths(rows: Sequence[Row], longest: int, *, cut: bool) -> Iterator[Finding]:
+def _lengths(rows: Sequence[Row], longest: int, *, cut: bool, own: bool) -> Iterator[Finding]:
     """Records that would not be learned as a whole; running text comes in pieces, and is none of them."""
     longer = sorted((row for row in rows if row.length > longest and row.question), key=lambda row: -row.length)
     if longer:
+        limit = "more than the model takes at once" if own else "max_length"
         fate = "the end is cut off" if cut else "left out"
-        head = f"{number_of(len(longer), 'record')} of more than {longest} tokens (max_length), at most "
-        mend = "raise max_length, or shorten them" + (", or set long_records: leave_out" if cut else "")
+        head = f"{number_of(len(longer), 'record')} of more than {longest} tokens ({limit}), at most "
+        mend = ("shorten them" if own else "raise max_length, or shorten them") + (
+            ", or set long_records: leave_out" if cut else ""
+        )
         places = [row.place for row in longer]
         yield _finding("too_long", "warning", places, f"{head}{longer[0].length}: {fate}", mend)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,20 +18,62 @@ from lora_scripts.data.records import Records, words_of
 if TYPE_CHECKING:
     from lora_scripts.families.texts import TextEncoder
 
-SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a private key", re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")),
+
+def _luhn(found: str) -> bool:
+    """Whether the digits of a payment card have the right sum (ISO/IEC 7812-1, annex B)."""
+    digits = [int(sign) for sign in reversed(found) if sign.isdigit()]
+    return sum(digit if i % 2 == 0 else sum(divmod(2 * digit, 10)) for i, digit in enumerate(digits)) % 10 == 0
+
+
+def _identity(found: str) -> bool:
+    """Whether the last sign of a Chinese identity number is the right one (GB 11643-1999)."""
+    total = sum(int(c) * pow(2, 17 - i, 11) for i, c in enumerate(found[:17]))
+    return "10X98765432"[total % 11] == found[17].upper()
+
+
+def _iban(found: str) -> bool:
+    """Whether a bank account has the right remainder (ISO 13616)."""
+    whole = found.replace(" ", "")
+    return int("".join(str(int(c, 36)) for c in whole[4:] + whole[:4])) % 97 == 1
+
+
+def _always(found: str) -> bool:
+    return True
+
+
+SECRETS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
+    ("a private key", re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"), _always),
     (
         "an access key",
         re.compile(
             r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}"
             r"|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,})\b"
         ),
+        _always,
     ),
-    ("a session token", re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")),
-    ("a password", re.compile(r"(?i)\b(?:password|passwd|secret|api[_-]?key)\s*[:=]\s*['\"]?[^\s'\"]{8,}")),
-    ("a mail address", re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")),
+    ("a session token", re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"), _always),
+    ("a password", re.compile(r"(?i)\b(?:password|passwd|secret|api[_-]?key)\s*[:=]\s*['\"]?[^\s'\"]{8,}"), _always),
+    ("a mail address", re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"), _always),
+    ("an identity number", re.compile(r"(?<!\d)[1-9]\d{5}(?:19|20)\d{9}[\dXx](?![\dA-Za-z])", re.ASCII), _identity),
+    ("a mobile number", re.compile(r"(?<![\d.])(?:\+?86[ -]?)?1[3-9]\d{9}(?![\d.])", re.ASCII), _always),
+    (
+        "a social security number",
+        re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])", re.ASCII),
+        _always,
+    ),
+    (
+        "a payment card",
+        re.compile(
+            r"(?<!\d)(?:62\d{15,17}"
+            r"|(?:4\d|5[1-5]|2[2-7]|6[25])\d\d(?:[ -]?\d{4}){3}|3[47]\d\d[ -]?\d{6}[ -]?\d{5})(?!\d)",
+            re.ASCII,
+        ),
+        _luhn,
+    ),
+    ("a bank account", re.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", re.ASCII), _iban),
 )
-"""What should not be learned by heart, by what it looks like: AWS, OpenAI, GitHub, Hugging Face, Google, Slack."""
+"""What should not be learned by heart, by what it looks like and whether its own check says so: keys of AWS, OpenAI,
+GitHub, Hugging Face, Google, Slack; mail; numbers of people in China and the United States, cards, IBAN."""
 _SIGN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]")
 EXCERPT = 100
 """Letters of a record that are shown."""
@@ -100,7 +143,7 @@ def rows(records: Records, encoder: TextEncoder | None, *, held_out: bool) -> It
             length = max((len(example.ids) for example in examples), default=0)
             learned = sum(example.count for example in examples)
         sign = _SIGN.search(text)
-        found = [(what, match[0]) for what, pattern in SECRETS if (match := pattern.search(text))]
+        found = [(what, first) for what, pattern, real in SECRETS if (first := _first(text, pattern, real))]
         yield Row(
             records=records,
             number=number,
@@ -143,9 +186,18 @@ def shown(record: Record, encoder: TextEncoder | None) -> str:
 
 def hidden(text: str) -> str:
     """The text without the secrets in it."""
-    for _, pattern in SECRETS:
-        text = pattern.sub(lambda match: f"{match[0][:4]}…", text)
+
+    def shortened(real: Callable[[str], bool], match: re.Match[str]) -> str:
+        return f"{match[0][:4]}…" if real(match[0]) else match[0]
+
+    for _, pattern, real in SECRETS:
+        text = pattern.sub(partial(shortened, real), text)
     return text
+
+
+def _first(text: str, pattern: re.Pattern[str], real: Callable[[str], bool]) -> str:
+    """The first secret of a kind; empty for none."""
+    return next((match[0] for match in pattern.finditer(text) if real(match[0])), "")
 
 
 def excerpt(text: str) -> str:

@@ -23,11 +23,12 @@ class PathKeys(Keys):
     the Hugging Face hub (hf:owner/name/file.safetensors, owner/name), which is fetched once into models/ after its size
     is told."""
     vae: ConfigPath | None = None
-    """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder."""
+    """A VAE to use in place of the checkpoint's own: one .safetensors file, or a diffusers folder; or
+    hf:owner/name/file.safetensors, as of base_model."""
     text_encoder: ConfigPaths | None = None
-    """The text encoder of a base that comes in separate files: a .safetensors or .gguf file with its tokenizer.json
-    beside it (Mistral's has it inside), or a folder. Of a base with several of them a list, in any
-    order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
+    """The text encoder of a base that comes in separate files: a .safetensors or .gguf file, a folder,
+    or hf:owner/name/file.safetensors, as of base_model (CLIP's, Qwen's and T5's tokenizers come along, Mistral's lies
+    in its file). Of a base with several of them a list, in any order: [clip_l.safetensors, t5xxl_fp16.safetensors]."""
     prediction: Literal["epsilon", "v", "flow"] | None = None
     """What the base model predicts: epsilon (most of them), v or flow. Without it, as the base's file or folder says,
     or its weights give away (a run tells); else epsilon."""

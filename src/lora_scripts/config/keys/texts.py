@@ -30,7 +30,7 @@ class TextKeys(Keys):
     )
 
     train_file: ConfigPath | None = None
-    """One file of records (.jsonl, .json, .csv, .txt, .md, .parquet), in place of train_data_dir."""
+    """One file of records (.jsonl, .json, .csv, .tsv, .txt, .md, .parquet), in place of train_data_dir."""
     val_file: ConfigPath | None = None
     """A file of records to measure, so that all of the others are trained; in place of val_data_dir."""
     train_on: Literal["answers", "all"] = "answers"
@@ -38,7 +38,7 @@ class TextKeys(Keys):
     chat_template: str | None = None
     """chatml, alpaca, or a .jinja file, for a base that has no chat template. Without it, the base's own."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 2048
-    """Tokens of a record. Running text comes in pieces of this length."""
+    """Tokens of a record, at most as many as the model has places for. Running text comes in pieces of this length."""
     long_records: Literal["cut", "leave_out"] = "cut"
     """What becomes of longer records: their end is cut off, or they are left out; either is counted."""
     packing: Literal["auto", "off"] = "auto"

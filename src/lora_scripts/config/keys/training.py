@@ -21,6 +21,9 @@ PACKAGES = {
 """Optimizers that need a package of their own: its module, and the name to install."""
 
 
+LONGEST_ACCUMULATION = 1024
+
+
 class TrainingKeys(Keys):
     """How long, and how the weights are moved."""
 
@@ -30,7 +33,7 @@ class TrainingKeys(Keys):
     """How often the whole data set is seen."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
     """Pictures in one step. The first number to lower when memory runs out."""
-    gradient_accumulation: Annotated[int, Field(ge=1, le=1024)] = 1
+    gradient_accumulation: Annotated[int, Field(ge=1, le=LONGEST_ACCUMULATION)] = 1
     """Batches gathered into one step: the effect of a larger batch without its memory."""
     optimizer: Optimizer = "adamw"
     """How the weights are moved: adamw, adamw8bit, adafactor, lion, prodigy or schedule_free."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 from lora_scripts.errors import UserError
 from lora_scripts.families.anima import layout
 from lora_scripts.families.anima.layout import ADAPTER, AdapterLayout, AnimaLayout
-from lora_scripts.families.flow import llm
+from lora_scripts.families.flow import llm, token_files
 from lora_scripts.families.flow.film import QWEN_VAE
 from lora_scripts.families.flow.llm import QWEN3, Source
 from lora_scripts.families.flow.pieces import Pieces, as_built
 from lora_scripts.families.flow.places import require_signs
+from lora_scripts.families.flow.token_files import shipped, signs_of, tokens_in
 from lora_scripts.families.flow.transformer import PREFIXES, Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
@@ -103,16 +103,20 @@ FILES = AnimaFiles(
 
 
 def _t5(text: Path, base: Path, adapter: AdapterLayout) -> Path:
-    """The tokenizer.json of T5. UserError where there is none, or one with more tokens than the adapter knows."""
+    """A tokenizer.json of T5, else the one that ships. UserError where there is none, or one with more tokens than the
+    adapter knows."""
     own = text if text.is_dir() else text.parent
     folders = [own / "t5_tokenizer", own.parent / "t5_tokenizer", *([base / "t5_tokenizer"] if base.is_dir() else [])]
     places = [own / "t5_tokenizer.json", *(folder / "tokenizer.json" for folder in folders)]
     found = next((place for place in places if place.is_file()), None)
+    ours = shipped(token_files.T5, adapter.tokens)
+    if ours is not None and (found is None or "</s>" not in signs_of(found)):
+        return ours
     if found is None:
         hint = "copy tokenizer.json of T5 (folder t5_tokenizer of the model's page) beside it as t5_tokenizer.json"
         raise UserError("there is no t5_tokenizer.json beside this text encoder", file=text, hint=hint)
     require_signs(found, ("</s>",), "t5_tokenizer")
-    count = len(json.loads(found.read_text("utf-8")).get("model", {}).get("vocab", ()))
+    count = tokens_in(found)
     if not 0 < count <= adapter.tokens:
         hint = "copy the one from the model's page (folder t5_tokenizer)"
         raise UserError(f"has {count} tokens, the adapter knows {adapter.tokens}", file=found, hint=hint)

@@ -24,7 +24,8 @@ from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
 from lora_scripts.families.flow.model import FlowFamily, Parts
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby, bare_tokenizer
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.rows import from_rows

@@ -11,7 +11,7 @@ from lora_scripts.families.black_forest.flux2_layout import GUIDED, Flux2Layout
 from lora_scripts.families.flow.autoencoder import VAE32
 from lora_scripts.families.flow.transformer import Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of, read_config
 
 TAPPED = 3
 """Layers of the text encoder whose states stand side by side."""
@@ -57,4 +57,4 @@ def guided_folder(path: Path) -> bool | None:
     config = read_config(path / "transformer")
     if config is not None:
         return bool(config.get("guidance_embeds", True))
-    return (read_config(path, "model_index.json") or {}).get("_class_name") == "Flux2Pipeline"
+    return index_of(path).get("_class_name") == "Flux2Pipeline"

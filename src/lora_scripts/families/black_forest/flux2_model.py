@@ -19,7 +19,7 @@ from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.model import FlowFamily, Parts, guidance, places
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.families.sd.latents import LatentCoder
@@ -40,17 +40,14 @@ def empirical_mu(tokens: int, steps: int) -> float:
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
     n, channels, height, width = x.shape
-    states, guidance = texts["states"], None
-    if transformer.config.guidance_embeds:
-        guidance = texts["guidance"] if "guidance" in texts else torch.ones_like(sigma)
-        guidance = guidance.expand(n)
+    states = texts["states"]
     answer: Tensor = transformer(
         hidden_states=x.flatten(2).transpose(1, 2),
         encoder_hidden_states=states,
         timestep=sigma,
         img_ids=places(1, height, width, 1, on=x.device).expand(n, -1, -1),
         txt_ids=places(1, 1, 1, states.shape[1], on=x.device).expand(n, -1, -1),
-        guidance=guidance,
+        guidance=guidance(transformer, sigma, texts),
         return_dict=False,
     )[0]
     return answer.transpose(1, 2).reshape(n, channels, height, width)

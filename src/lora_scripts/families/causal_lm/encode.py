@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
+from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text, is_learned
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import open_folder
-from lora_scripts.families.causal_lm.template import Rendered, Template, named_template
-from lora_scripts.families.causal_lm.tokens import load_tokenizer
+from lora_scripts.families.causal_lm.template import Rendered, Template, template_of
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
 from lora_scripts.families.texts import Counts, Example, LongRecords, TrainOn
 
 
@@ -27,6 +27,8 @@ class Encoder:
     train_on: TrainOn = "answers"
     max_length: int = 2048
     long_records: LongRecords = "cut"
+    places: int | None = None
+    """How many tokens the model can take at once; None: it names no limit."""
     counts: Counts = field(default_factory=Counts)
 
     def encode(self, record: Record) -> list[Example]:
@@ -42,6 +44,7 @@ class Encoder:
                     raise RecordFault("the model's tokenizer has no chat template", hint)
                 parts = self.template.divide(record)
                 self.counts.split += len(parts) > 1
+                self.counts.thoughtless += _leaves_thoughts_out(record, parts)
                 examples = self._fitting([self._of_rendered(part) for part in parts])
         self.counts.examples += len(examples)
         self.counts.tokens += sum(len(example.ids) for example in examples)
@@ -141,19 +144,23 @@ class Encoder:
         return list(encoded["input_ids"]), places
 
 
+def _leaves_thoughts_out(conversation: Conversation, parts: Sequence[Rendered]) -> bool:
+    """Whether the template writes none of what the model thought before an answer (`reasoning_content`)."""
+    thoughts = [str(m.get("reasoning_content") or "").strip() for m in conversation.messages if is_learned(m)]
+    return any(thought and not any(thought in part.text for part in parts) for thought in thoughts)
+
+
 def encoder_of(path: Path, template: str | None, train_on: str, max_length: int) -> Encoder:
     """UserError for a folder that is none, or a template that does not fit."""
     folder, tokenizer = open_folder(path), load_tokenizer(path)
-    eos = tokenizer.eos_token_id
-    stops = folder.stops | ({eos} if eos is not None else set())
-    own: Template | None
-    if template is not None:
-        own = named_template(template, tokenizer)
-    else:
-        try:
-            own = Template(tokenizer, tokenizer.get_chat_template())
-        except ValueError:
-            own = None
+    own = template_of(template, tokenizer)
     if train_on not in ("answers", "all"):
         raise UserError(f"train_on: {train_on} is neither answers nor all")
-    return Encoder(tokenizer, own, stops, cast("TrainOn", train_on), max_length)
+    with quiet():
+        from transformers import AutoConfig
+
+        try:
+            places = places_of(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        except (ValueError, OSError, KeyError):  # an architecture that is not known: told by whoever loads it
+            places = None
+    return Encoder(tokenizer, own, stops_of(folder, tokenizer), cast("TrainOn", train_on), max_length, places=places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Folder:
     @property
     def architecture(self) -> str:
         """Of transformers: "Qwen3ForCausalLM"."""
-        return str((self.config.get("architectures") or [""])[0])
+        return (_architectures(self.config) or [""])[0]
 
     @property
     def tied(self) -> bool:
@@ -53,14 +54,7 @@ class Folder:
     @property
     def parameters(self) -> int:
         """How many numbers the weights are."""
-        total = 0
-        for header in self.files.values():
-            for shape in header.shapes.values():
-                count = 1
-                for side in shape:
-                    count *= side
-                total += count
-        return total
+        return sum(math.prod(shape) for header in self.files.values() for shape in header.shapes.values())
 
 
 def has_template(path: Path) -> bool:
@@ -73,10 +67,10 @@ def has_template(path: Path) -> bool:
 def folder_kind(path: Path) -> Kind | None:
     """CAUSAL_LM for a folder whose config.json says so; None for anything else."""
     try:
-        names = json.loads((path / "config.json").read_bytes()).get("architectures") or []
-    except (OSError, ValueError, AttributeError):
+        config = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
         return None
-    return CAUSAL_LM if any(_is_causal(str(name)) for name in names) else None
+    return CAUSAL_LM if isinstance(config, dict) and any(map(_is_causal, _architectures(config))) else None
 
 
 def open_folder(path: Path) -> Folder:
@@ -84,6 +78,8 @@ def open_folder(path: Path) -> Folder:
     if not path.is_dir():
         hint = "give the folder, not a file in it" if path.is_file() else _MEND
         raise UserError("is not a folder" if path.exists() else "no such folder", file=path, hint=hint)
+    if not (path / "config.json").is_file():
+        _explain(path)
     faults: list[UserError] = []
     config = _json(path / "config.json", faults)
     generation = _json(path / "generation_config.json", faults, needed=False)
@@ -97,19 +93,38 @@ def open_folder(path: Path) -> Folder:
     return Folder(path, config, generation, files)
 
 
+def _explain(path: Path) -> None:
+    """UserError for what people take for the folder of a model: a LoRA's, or one around it."""
+    if (path / "adapter_config.json").is_file():
+        hint = "give the folder of the model that it was made for; a run goes on from a LoRA by init_lora"
+        raise UserError("this is the folder of a LoRA, not of a model", file=path, hint=hint)
+    inside = sorted(p.parent for pattern in ("*", "snapshots/*") for p in path.glob(f"{pattern}/config.json"))
+    if inside:
+        raise UserError("has no config.json, but a folder in it has", file=path, hint=f"did you mean {inside[0]}?")
+    if not any((path / name).is_file() for name in (WEIGHTS, INDEX, *TOKENIZERS)):
+        raise UserError("no such file", file=path / "config.json", hint=_MEND)
+
+
 def layer_weights(folder: Folder) -> dict[str, FolderWeight]:
     """Name of a layer, as transformers calls it -> where its weight stands."""
-    prefix = _PREFIXES.get(str(folder.config.get("model_type")), "model")
+    kind = str(folder.config.get("model_type"))
+    prefix = _PREFIXES.get(kind, "model")
     keys = [key for header in folder.files.values() for key in header.tensors]
     bare = not any(key.startswith(f"{prefix}.") for key in keys)  # saved without its output layer, as GPT-2 was
     return {
         (f"{prefix}." if bare and not key.startswith("lm_head.") else "") + key.removesuffix(".weight"): FolderWeight(
-            name, key, flipped=key.split(".")[-2] in FLIPPED and folder.config.get("model_type") in _PREFIXES
+            name, key, flipped=key.split(".")[-2] in FLIPPED and kind in _PREFIXES
         )
         for name, header in folder.files.items()
         for key, info in header.tensors.items()
         if key.endswith(".weight") and len(info.shape) == 2
     }
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    """What config.json says that it is the config of."""
+    names = config.get("architectures")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _is_causal(architecture: str) -> bool:
@@ -118,7 +133,7 @@ def _is_causal(architecture: str) -> bool:
 
 def _faults_of(config: Mapping[str, Any], path: Path) -> list[UserError]:
     faults, file = [], path / "config.json"
-    names = [str(name) for name in config.get("architectures") or []]
+    names = _architectures(config)
     if not any(map(_is_causal, names)):
         told = ", ".join(names) or f"model_type {config.get('model_type')}"
         faults.append(UserError(f"this is no causal language model, but {told}", file=file, hint=_MEND))
@@ -152,7 +167,7 @@ def _weights(path: Path, faults: list[UserError]) -> dict[str, Header]:
     names = [WEIGHTS] if (path / WEIGHTS).is_file() else []
     if not names and (path / INDEX).is_file():
         index = _json(path / INDEX, faults).get("weight_map", {})
-        names = sorted(set(index.values())) if isinstance(index, dict) else []
+        names = sorted({str(name) for name in index.values()}) if isinstance(index, dict) else []
     if not names:
         other = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
         message = f"no {WEIGHTS}" + (f"; there is {other[0]}, which is not read" if other else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_scripts.families.causal_lm.load import open_folder
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template
-from lora_scripts.families.causal_lm.tokens import load_tokenizer
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, stops_of
 
 TEMPLATE = "chat_template.jinja"
 """In a LoRA's folder: the template that it was trained with."""
@@ -28,7 +28,7 @@ def beside(base: Path, loras: Sequence[Path]) -> dict[str, bytes]:
         return {}
     template = Template(tokenizer, source or tokenizer.get_chat_template())
     files = {} if source is None else {TEMPLATE: source.encode()}
-    stops = set(folder.stops) | ({tokenizer.eos_token_id} - {None})
+    stops = set(stops_of(folder, tokenizer))
     sign = template.end_of_turn
     if sign is not None and sign not in stops:
         told = {**folder.generation, "eos_token_id": sorted({*folder.stops, sign})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.compute.memory import around
+from lora_scripts.compute.memory import around, layers_of
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.conversations import Message, RecordFault
@@ -27,8 +27,8 @@ from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.skeleton import straighten
-from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, named_template
-from lora_scripts.families.causal_lm.tokens import load_tokenizer, quiet
+from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
+from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TextBatch, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
@@ -71,8 +71,12 @@ class LanguageModel:
     @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer, by the model's configs and its tokenizer."""
-        eos = self.tokenizer.eos_token_id
-        return self.folder.stops | ({eos} if eos is not None else set())
+        return stops_of(self.folder, self.tokenizer)
+
+    @property
+    def places(self) -> int | None:
+        """How many tokens it can take at once, by its config; None: it names no limit."""
+        return places_of(self.model.config)
 
     def trainable(self) -> dict[str, nn.Module]:
         """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
@@ -191,7 +195,7 @@ class LanguageModel:
         return self._packs
 
     def leak(self) -> float:
-        """See `batch.leak`; on the model as it stands."""
+        """As `leak.leak`, of the model as it stands."""
 
         def logits(ids: Tensor, positions: Tensor) -> Tensor:
             batch = TextBatch(ids, torch.full_like(ids, IGNORED), positions, None, ())
@@ -214,16 +218,8 @@ class LanguageModel:
     # --- records and answers ------------------------------------------------------------------------------------------
 
     def template(self, named: str | None = None) -> Template | None:
-        """The model's own chat template, or that of a name or a .jinja file; None where it has none.
-
-        UserError for a name that is none, or a template whose signs the tokenizer does not have.
-        """
-        if named is not None:
-            return named_template(named, self.tokenizer)
-        try:
-            return Template(self.tokenizer, self.tokenizer.get_chat_template())
-        except ValueError:
-            return None
+        """As `template.template_of`."""
+        return template_of(named, self.tokenizer)
 
     def encoder(
         self,
@@ -234,7 +230,9 @@ class LanguageModel:
         long_records: LongRecords = "cut",
     ) -> Encoder:
         """What turns records into tokens; see `TextFamily`."""
-        return Encoder(self.tokenizer, self.template(template), self.stops, train_on, max_length, long_records)
+        length = min(max_length, self.places or max_length)
+        own = self.template(template)
+        return Encoder(self.tokenizer, own, self.stops, train_on, length, long_records, self.places)
 
     def answer(
         self,
@@ -247,16 +245,47 @@ class LanguageModel:
     ) -> Answer:
         """The next turn of a conversation; see `TextFamily`."""
         prompt = self._prompt(messages, answering, template, tools)
-        with self._evaluating():
-            return generate(self.model, self.tokenizer, [prompt], self._ends(template), answering, tell)[0]
+        return self._generate([prompt], answering, template, tell)[0]
 
     def answers(
-        self, talks: Sequence[Sequence[Message]], answering: Answering, *, template: str | None = None
+        self,
+        talks: Sequence[Sequence[Message]],
+        answering: Answering,
+        *,
+        template: str | None = None,
+        tools: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> list[Answer]:
         """The next turn of each conversation, worked out together."""
-        prompts = [self._prompt(messages, answering, template) for messages in talks]
+        given = zip(talks, tools or [()] * len(talks), strict=True)
+        prompts = [self._prompt(messages, answering, template, own) for messages, own in given]
+        if self.places is not None and max(map(len, prompts)) + answering.max_tokens > self.places:
+            # The longest would end the others, too.
+            return [self._generate([prompt], answering, template)[0] for prompt in prompts]
+        return self._generate(prompts, answering, template)
+
+    def room(
+        self, messages: Sequence[Message], *, template: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> int | None:
+        """How many tokens an answer may have; None: no limit is known. See `TextFamily`."""
+        places = self.places
+        return None if places is None else places - len(self._prompt(messages, Answering(), template, tools))
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answering: Answering,
+        template: str | None,
+        tell: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """The continuation of each prompt. UserError where one leaves no place for an answer."""
+        longest = max(map(len, prompts))
+        if self.places is not None:
+            if longest >= self.places:
+                message = f"what is asked has {longest} tokens, and the model takes {self.places} at once"
+                raise UserError(message, hint="ask for less, or begin a new conversation")
+            answering = replace(answering, max_tokens=min(answering.max_tokens, self.places - longest))
         with self._evaluating():
-            return generate(self.model, self.tokenizer, prompts, self._ends(template), answering)
+            return generate(self.model, self.tokenizer, prompts, self._ends(template), answering, tell)
 
     def _prompt(
         self,
@@ -330,7 +359,7 @@ def load(path: Path, options: LoadOptions) -> LanguageModel:
     memory = options.memory
     # What is to be stored in fewer bits becomes so in RAM: the whole of it may be more than a card holds.
     model = open_model(path, torch.device("cpu") if memory.storage else options.device, options.dtype)
-    blocks = blocks_of(model.model)
+    blocks = layers_of(model.model)
     if memory.storage is not None:
         quantise_layers(model.model, blocks, memory.storage, options.dtype)
         model.model.to(options.device)
@@ -339,12 +368,6 @@ def load(path: Path, options: LoadOptions) -> LanguageModel:
         for block in blocks:
             around(block)
     return model
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The layers of a transformer, in the order in which they are run: the longest list of modules that it has."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
 
 
 def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.data.conversations import Conversation, Message, RecordFault
+from lora_scripts.data.conversations import SYSTEM_ROLES, Conversation, Message, RecordFault, is_learned
 from lora_scripts.errors import UserError
 from lora_scripts.utf8 import read_text
 
@@ -46,6 +46,7 @@ NO_DATE = (
 )
 """What templates that write down the date take for today: a record must give the same tokens on every day."""
 NOT_THINKING: Mapping[str, Any] = {"enable_thinking": False}
+_NO_TOOLS = "it was made for a model without tools; remove the record, or name another chat_template"
 _SIGN = re.compile(r"<\|[^|<>]{1,40}\|>")
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -90,13 +91,14 @@ class Template:
         RecordFault where the template refuses the conversation, or where nothing in it is an answer.
         """
         messages, tools = conversation.messages, conversation.tools
-        if _MARKS.search(self.source):
+        if _MARKS.search(self.source) and all(map(is_learned, messages)):
             text, spans = self._rendered(messages, tools, marks=True)
             parts = [Rendered(text, _joined(spans))]
         else:
             parts = self._by_beginnings(messages, tools)
         if not any(part.answers for part in parts):
             raise RecordFault("the chat template shows no answer, so nothing would be trained", "see chat_template")
+        _nothing_left_out(conversation, parts[-1].text)
         return parts
 
     @cached_property
@@ -120,13 +122,12 @@ class Template:
         """From the last answer to the first: each into the part that holds it as it was written, or into its own."""
         parts: list[tuple[str, list[Span]]] = []
         for i in range(len(messages) - 1, 0, -1):
-            if messages[i]["role"] != "assistant":
+            if messages[i]["role"] != "assistant" or not is_learned(messages[i]):
                 continue
             after = self.render(messages[: i + 1], tools)
             start = self._start(messages[:i], tools, after)
             if any(call["function"]["name"] not in after[start:] for call in messages[i].get("tool_calls", ())):
-                hint = "it was made for a model without tools; remove the record, or name another chat_template"
-                raise RecordFault("the chat template leaves tool calls out", hint)
+                raise RecordFault("the chat template leaves tool calls out", _NO_TOOLS)
             end = self._end(messages[i], after, start, parts[-1][0]) if parts else None
             if end is None:
                 parts.append((after, [(start, len(after))]))
@@ -204,6 +205,19 @@ class Template:
         return texts[0], [tuple(span) for span in spans[0]] if marks else []
 
 
+def template_of(named: str | None, tokenizer: Any) -> Template | None:
+    """The tokenizer's own chat template, or that of a name or a .jinja file; None where it has none.
+
+    UserError for a name that is none, or a template whose signs the tokenizer does not have.
+    """
+    if named is not None:
+        return named_template(named, tokenizer)
+    try:
+        return Template(tokenizer, tokenizer.get_chat_template())
+    except ValueError:
+        return None
+
+
 def named_template(named: str, tokenizer: Any) -> Template:
     """A template by its name in NAMED, or from a .jinja file. UserError for one that is neither, or does not fit."""
     source = NAMED.get(named, "")
@@ -218,6 +232,18 @@ def named_template(named: str, tokenizer: Any) -> Template:
         message = f"chat_template {named}: the tokenizer does not know {', '.join(lacking)} as one token"
         raise UserError(message, hint="take chat_template: alpaca, which needs none")
     return Template(tokenizer, source)
+
+
+def _nothing_left_out(conversation: Conversation, text: str) -> None:
+    """RecordFault where a template that takes no system prompt, or no tools, passes over one without a word."""
+    said = [m["content"].strip() for m in conversation.messages if m["role"] in SYSTEM_ROLES]
+    if not all(one in text for one in said):
+        hint = "put it into the first question, or name another chat_template"
+        raise RecordFault("the chat template leaves the system prompt out", hint)
+    functions = [tool.get("function", tool) for tool in conversation.tools]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    if not all(name in text for name in names if isinstance(name, str)):
+        raise RecordFault("the chat template leaves the tools out", _NO_TOOLS)
 
 
 def _end_of(message: Message, after: str, start: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
+from lora_scripts.families.causal_lm.load import Folder
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -25,6 +26,18 @@ def load_tokenizer(path: Path) -> Any:
         raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
     tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
     return tokenizer
+
+
+def stops_of(folder: Folder, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the model's configs and its tokenizer."""
+    eos = tokenizer.eos_token_id
+    return folder.stops | ({eos} if eos is not None else set())
+
+
+def places_of(config: Any) -> int | None:
+    """How many tokens a text may have, by transformers' config of a model; None where it names no limit."""
+    places = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return places if isinstance(places, int) and places > 0 else None
 
 
 @contextmanager

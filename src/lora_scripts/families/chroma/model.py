@@ -25,7 +25,7 @@ from lora_scripts.families.chroma.check import FILES
 from lora_scripts.families.chroma.facts import FACTS
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Parts, there
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.t5 import T5Source
 from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
@@ -68,13 +68,11 @@ class ChromaEncoder(Standby):
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
-    states = texts["states"]
-    there = torch.arange(states.shape[1]) < texts["lengths"][:, None].cpu()
-    mask = None
-    if not there.all():
+    mask = there(texts)
+    if mask is not None:
         # Truth values: numbers would be added to the scores, and mask nothing (huggingface/diffusers#12116).
-        mask = F.pad(there, (0, x.shape[-2] * x.shape[-1] // PATCH**2), value=True).to(x.device)
-    return asked(transformer, x, states, timestep=sigma, attention_mask=mask)
+        mask = F.pad(mask, (0, x.shape[-2] * x.shape[-1] // PATCH**2), value=True).to(x.device)
+    return asked(transformer, x, texts["states"], timestep=sigma, attention_mask=mask)
 
 
 def load(path: Path, options: LoadOptions) -> FlowFamily:

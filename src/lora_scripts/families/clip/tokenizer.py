@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 VOCABULARY, MAX_LENGTH = 49408, 77
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The 256 printable stand-ins for bytes, in the order of the vocabulary (OpenAI CLIP, `bytes_to_unicode`)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -25,7 +25,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     packed = resources.files("lora_scripts.families").joinpath("assets/clip_merges.txt.gz").read_bytes()
     rows = gzip.decompress(packed).decode("utf-8").splitlines()
     merges = [(one, other) for one, other in (row.split(" ") for row in rows)]
-    characters = _byte_characters()
+    characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *(one + other for one, other in merges)]
     return {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}, merges
 

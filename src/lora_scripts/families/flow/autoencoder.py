@@ -17,7 +17,7 @@ from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, from_rows, is_spare, size_of
 from lora_scripts.families.sd.vae import LEVELS, VAE_PREFIX, modern_name, published_name, vae_config, vae_rows
-from lora_scripts.families.sd.whole import Part, check_part
+from lora_scripts.families.sd.whole import Part, check_part, vae_folder
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Autoencoder:
         """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`:
         what people call the base."""
         if path.is_dir():
-            config = read_config(folder_of(path)) or {}
+            config = read_config(vae_folder(path)) or {}
             if "z_dim" in config:
                 raise UserError(f"this is {kinds.FILM_VAE.words}, not a VAE of {words}", file=path, hint=self._hint)
             latents = config.get("latent_channels")
@@ -86,7 +86,7 @@ class Autoencoder:
             if not self.normed and isinstance(scaling, int | float) and abs(scaling / self.scaling - 1) > _SCALE_APART:
                 text = f"this VAE scales latents by {scaling}, that of {words} by {self.scaling}"
                 raise UserError(text, file=path, hint=self._hint)
-            check_part(folder_of(path), self.part())
+            check_part(vae_folder(path), self.part())
             return None
         header = read_header(path)
         own = self._own(header.shapes)
@@ -140,7 +140,7 @@ class Autoencoder:
         kind = of_diffusers("AutoencoderKLFlux2" if self.normed else "AutoencoderKL")
         header = self.check(path, words)
         if header is None:
-            return pretrained(kind, folder_of(path))
+            return pretrained(kind, vae_folder(path))
         names = self._names(self._own(header.shapes), path)
         widths = widths_in({name: header.shapes[key] for name, key in names.items()}, path)
         with safe_open(path, "pt") as handle:
@@ -176,8 +176,3 @@ VAE32 = Autoencoder(32, quant=True, normed=True, file="flux2-vae.safetensors")
 def widths_in(shapes: Shapes, file: Path) -> tuple[int, ...]:
     """Channels of the four levels, from published names."""
     return tuple(size_of(shapes, f"encoder.down.{n}.block.0.conv2.weight", 0, file) for n in range(LEVELS))
-
-
-def folder_of(path: Path) -> Path:
-    """The folder of the VAE, in a diffusers folder or by itself."""
-    return path / "vae" if (path / "vae").is_dir() else path

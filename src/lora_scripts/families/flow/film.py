@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
-from lora_scripts.families.flow.autoencoder import folder_of
 from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, both, check_rows, from_rows, is_spare, size_of
 from lora_scripts.families.sd.vae import LEVELS, RESNETS
-from lora_scripts.families.sd.whole import Part, check_part
+from lora_scripts.families.sd.whole import Part, check_part, vae_folder
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -137,11 +136,11 @@ class FilmAutoencoder:
         """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`:
         what people call the base."""
         if path.is_dir():
-            config = read_config(folder_of(path)) or {}
+            config = read_config(vae_folder(path)) or {}
             if "block_out_channels" in config:
                 raise UserError(f"this is a VAE of pictures alone, not the VAE of {words}", file=path, hint=self._hint)
             self._fits(config.get("z_dim"), config.get("input_channels", 3), words, path)
-            check_part(folder_of(path), self.part())
+            check_part(vae_folder(path), self.part())
             return None
         header = read_header(path)
         kind = kinds.addition(header.shapes) or kinds.other(header.shapes)
@@ -179,7 +178,7 @@ class FilmAutoencoder:
         kind = of_diffusers("AutoencoderKLQwenImage")
         header = self.check(path, words)
         if header is None:
-            return Still(pretrained(kind, folder_of(path)))
+            return Still(pretrained(kind, vae_folder(path)))
         names = _names(header.shapes)
         layout = _layout_of({name: header.shapes[key] for name, key in names.items()}, path)
         with safe_open(path, "pt") as handle:

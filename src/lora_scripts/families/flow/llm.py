@@ -16,6 +16,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llama_names, tekken
 from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
 from lora_scripts.families.flow.places import files_of, require_signs, tokenizer_of
+from lora_scripts.families.flow.token_files import QWEN, shipped
 from lora_scripts.families.sd.component import configured, number_of
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
 
@@ -24,7 +25,7 @@ ROPE_THETA, EPSILON = 1_000_000.0, 1e-6
 HEAD = 128
 """Channels of a head of every published Qwen2.5 from 3B on, and of Mistral Small, where no config says how many."""
 _PLAIN = "get the original file"
-_BRING = "add text_encoder: its file{beside}, or its folder (such as {file})"
+_BRING = "add text_encoder: its file, or its folder (such as {file})"
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _TOWER = "visual."
 """What the keys of a Qwen's vision tower begin with."""
@@ -164,13 +165,14 @@ def find(
     require_floats(pieces, {pieces.key_in_file(key) for key in unknown})  # first: blocks have other shapes, too
     check_rows(pieces.shapes, {"text encoder": rows(layout)}, unknown, file=path, plain=_PLAIN)
     require_package(pieces)
-    return Source(path, files, _tokenizer(kind, pieces, path, base, signs), layout)
+    return Source(path, files, _tokenizer(layout, pieces, path, base, signs), layout)
 
 
-def _tokenizer(kind: Language, pieces: Pieces, path: Path, base: Path, signs: Sequence[str]) -> Path:
+def _tokenizer(layout: LanguageLayout, pieces: Pieces, path: Path, base: Path, signs: Sequence[str]) -> Path:
     """Of one that lies in the file of the text encoder, that file: beside it there may be another model's."""
-    if not kind.tekken:
-        return tokenizer_of(path, base, "tokenizer", signs, also=("processor",))
+    if not layout.kind.tekken:
+        own = shipped(QWEN, layout.vocab)
+        return tokenizer_of(path, base, "tokenizer", signs, also=("processor",), shipped=own)
     for file, header in pieces.headers.items():
         if tekken.KEY in header.tensors:
             require_signs(file, signs, "tokenizer")
@@ -184,8 +186,7 @@ def _place(kind: Language, base: Path, given: Sequence[Path]) -> Path:
     if not given:
         if not (base / "text_encoder").is_dir():
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
-            beside = "" if kind.tekken else ", with tokenizer.json beside it"
-            raise UserError(f"this {what}", file=base, hint=_BRING.format(beside=beside, file=kind.file))
+            raise UserError(f"this {what}", file=base, hint=_BRING.format(file=kind.file))
         return base / "text_encoder"
     return given[0] / "text_encoder" if (given[0] / "text_encoder").is_dir() else given[0]
 

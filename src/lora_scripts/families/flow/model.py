@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from lora_scripts.compute import memory
 from lora_scripts.compute.resting import Late
@@ -25,7 +23,9 @@ from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
+from lora_scripts.families.sd.alike import Pictures
 from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.families.sd.load import quieten
 from lora_scripts.families.sd.steps import Answered, Lead, guided, led_away
 from lora_scripts.losses import diffusion, noise
 from lora_scripts.losses.diffusion import Levels
@@ -74,9 +74,7 @@ def load(
 ) -> FlowFamily:
     """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
     UserError. The text encoder is asked first, and gone before the transformer comes."""
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten()
     encoder = encoder_of(files.find_text(path, options.text_encoder), options.device, options.dtype)
     encoder.digest_of = options.digest
     if options.first is not None:
@@ -102,12 +100,25 @@ def by_length(alike: Ask) -> Ask:
     return ask
 
 
+def there(texts: Conditions) -> Tensor | None:
+    """[n, tokens], on the CPU: which states are a text's, and not behind it; None: all are."""
+    own = torch.arange(texts["states"].shape[1]) < texts["lengths"][:, None].cpu()
+    return None if own.all() else own
+
+
+def guidance(transformer: Any, sigma: Tensor, texts: Conditions) -> Tensor | None:
+    """[n]: how close to the prompt a transformer is told to keep, 1 where nobody asks; None: it knows no such thing."""
+    if not transformer.config.guidance_embeds:
+        return None
+    return texts["guidance"].expand(len(sigma)) if "guidance" in texts else torch.ones_like(sigma)
+
+
 def places(*sizes: int, on: torch.device) -> Tensor:
     """[tokens, axes]: where each token stands, along axes of these sizes."""
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
 
 
-class FlowFamily:
+class FlowFamily(Pictures):
     """As `families.base.PictureFamily`; its text encoder takes no words."""
 
     def __init__(self, facts: Facts, parts: Parts, options: LoadOptions) -> None:
@@ -138,32 +149,11 @@ class FlowFamily:
     def fingerprint(self, part: str) -> str:
         return self.coder.fingerprint() if part == "vae" else self.encoder.fingerprint()
 
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.coder.encode(pixels)
-
-    def told_of_latents(self) -> str:
-        return self.coder.told()
-
-    def decode_image(self, latents: Tensor) -> Image.Image:
-        return self.coder.decode(latents)
-
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.coder.features(pixels)
-
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """As `Standby.encode`: what is worth keeping, for no LoRA counts in it."""
         return self.encoder.encode(captions)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
-
-    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        return self.losses(batch, objective, batch.draws(objective, None)).sum(), len(batch.captions)
-
-    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).losses(batch, objective)
-
-    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).missed(objective)
 
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Answered:
         texts = self.encoder.told(batch.captions, batch.texts)
@@ -171,8 +161,7 @@ class FlowFamily:
         x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
         levels = Levels(1 - sigma, sigma)
-        mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-        return Answered(self.predict(diffusion.add_noise(x0, mixed, levels), sigma, texts), x0, draws, levels)
+        return Answered(self.predict(diffusion.add_noise(x0, draws.mixed, levels), sigma, texts), x0, draws, levels)
 
     def levels(self, objective: diffusion.Objective) -> int | None:
         return None
@@ -190,9 +179,6 @@ class FlowFamily:
 
     def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
         return samplers.find_sampler(name, "flow", steps)
-
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        return self.draw(prompt, [seed], sampling)[0]
 
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:

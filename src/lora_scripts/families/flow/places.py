@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import tekken
+from lora_scripts.families.flow.token_files import signs_of
 from lora_scripts.families.sd.whole import weights_of
 
 
@@ -28,17 +27,21 @@ def tokenizer_of(
     *,
     also: Sequence[str] = (),
     page: str = "the model's page",
+    shipped: Path | None = None,
 ) -> Path:
     """The tokenizer of a text encoder, by the first of `names`: beside it, in a folder of this name beside it, or in
-    the base. UserError where there is none, or for one that does not know `signs`.
+    the base; else the one that ships for it. UserError where there is none, or for one that does not know `signs`.
 
-    `also`: other names that the folder may have; `page`: where people find it.
+    `also`: other names that the folder may have; `page`: where people find it; `shipped`: as of `token_files`.
     """
     own, folders = path if path.is_dir() else path.parent, (folder, *also)
     # The folders first: beside the files of several text encoders lies the tokenizer.json of one of them.
     parents = [own.parent, *([base] if base.is_dir() else [])]
     places = [*(own / name for name in folders), own, *(place / name for place in parents for name in folders)]
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
+    # Files of several text encoders often lie in one folder, and with them the tokenizer of another model.
+    if shipped is not None and (found is None or not signs_of(found).issuperset(signs)):
+        return shipped
     if found is None:
         told = " or ".join(names)
         text = f"there is no {told} beside this text encoder, and without it captions cannot be read"
@@ -50,14 +53,7 @@ def tokenizer_of(
 
 def require_signs(tokenizer: Path, wanted: Sequence[str], folder: str) -> None:
     """UserError unless the tokenizer knows the signs that a family's texts are made of."""
-    try:
-        if tekken.is_one(tokenizer):
-            known = set(tekken.signs(tokenizer))
-        else:
-            table = json.loads(tokenizer.read_text("utf-8"))
-            known = {str(row["content"]) for row in table["added_tokens"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("is no tokenizer", file=tokenizer, hint="get the original file") from None
+    known = signs_of(tokenizer)
     lacking = [sign for sign in wanted if sign not in known]
     if lacking:
         text = f"this tokenizer does not know {', '.join(lacking)}: it is of another model"

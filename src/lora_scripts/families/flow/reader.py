@@ -13,7 +13,8 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.llm import Source
 from lora_scripts.families.flow.pieces import lend_scaled, take_blocks
-from lora_scripts.families.flow.standby import Standby, bare_tokenizer
+from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
 FILL = "<|endoftext|>"

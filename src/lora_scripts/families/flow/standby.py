@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
-from lora_scripts.families.base import Conditions
-from lora_scripts.families.flow import tekken
+from lora_scripts.families.base import Conditions, stacked
 from lora_scripts.formats.hashes import sha256_of
 
 
@@ -43,8 +41,7 @@ class Standby(ABC):
 
     def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones. No LoRA counts."""
-        rows = [self._kept[text] if text in self._kept else self._on_cpu(text) for text in captions]
-        return {name: _together([row[name] for row in rows]) for name in rows[0]}
+        return stacked([self._kept[text] if text in self._kept else self._on_cpu(text) for text in captions])
 
     def told(self, captions: Sequence[str], encoded: Conditions | None = None) -> Conditions:
         """What the model is told of captions as the encoder stands, with whatever LoRA on it; `encoded`: what `encode`
@@ -97,17 +94,3 @@ class Standby(ABC):
             self._model = self._build()
             memory.bring(self._model, self.device)
         return self._model
-
-
-def bare_tokenizer(file: Path) -> Tokenizer:
-    """Without a limit, and without what it would fill up with."""
-    tokens = tekken.tokenizer(file) if tekken.is_one(file) else Tokenizer.from_file(str(file))
-    tokens.no_padding()
-    tokens.no_truncation()
-    return tokens
-
-
-def _together(rows: list[Tensor]) -> Tensor:
-    if len({row.shape for row in rows}) == 1:
-        return torch.stack(rows)
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)

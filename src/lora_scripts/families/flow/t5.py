@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.flow import llama_names
+from lora_scripts.families.flow import llama_names, token_files
 from lora_scripts.families.flow.pieces import Pieces, require_floats, require_package
 from lora_scripts.families.flow.places import files_of, tokenizer_of
+from lora_scripts.families.flow.token_files import shipped
 from lora_scripts.families.sd.check import read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, size_of
 
@@ -75,7 +76,7 @@ def find_alone(base: Path, given: Sequence[Path], width: int) -> T5Source:
     inside = next((place / name for name in _FOLDERS if (place / name).is_dir()), place)
     if not given and inside is place:
         what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoder that is read"
-        hint = f"add text_encoder: its file, with tokenizer.json beside it, or its folder (such as {FILE})"
+        hint = f"add text_encoder: its file, or its folder (such as {FILE})"
         raise UserError(f"this {what}", file=base, hint=hint)
     return look(inside, base, width, also=("tokenizer",), page="FLUX.1's page")
 
@@ -109,7 +110,8 @@ def look(
     check_rows(pieces.shapes, {"T5": rows(layout)}, read, file=path, plain=f"get the original file, {FILE}")
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
     require_package(pieces)
-    tokenizer = tokenizer_of(path, base, folder, (END, FILL), also=also, page=page)
+    own = shipped(token_files.T5, layout.vocab)
+    tokenizer = tokenizer_of(path, base, folder, (END, FILL), also=also, page=page, shipped=own)
     return T5Source(path, files, tokenizer, folder, layout, inside)
 
 

@@ -9,8 +9,8 @@ import torch
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import t5
 from lora_scripts.families.flow.pieces import take_blocks
-from lora_scripts.families.flow.standby import bare_tokenizer
 from lora_scripts.families.flow.t5 import T5Source
+from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
 

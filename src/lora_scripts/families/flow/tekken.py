@@ -22,7 +22,7 @@ FILE = "tekken.json"
 
 def is_one(path: Path) -> bool:
     """Whether a file is to be read so: tekken.json, or a file of weights."""
-    return path.name == FILE or path.suffix != ".json"
+    return path.name == FILE or path.suffix not in (".json", ".gz")
 
 
 def signs(path: Path) -> list[str]:

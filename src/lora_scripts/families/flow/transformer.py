@@ -21,7 +21,7 @@ from lora_scripts.families.flow.pieces import (
 )
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.library import of_diffusers
-from lora_scripts.families.sd.check import native_size, read_config, refuse_scales
+from lora_scripts.families.sd.check import index_of, native_size, read_config, refuse_scales
 from lora_scripts.families.sd.component import configured, require_kinds
 from lora_scripts.families.sd.rows import Row, check_rows, is_spare
 from lora_scripts.families.sd.whole import Part, check_parts, weights_of
@@ -229,7 +229,7 @@ def class_of(folder: Path) -> str:
     config = read_config(folder / "transformer")
     if config is not None:
         return str(config.get("_class_name", ""))
-    entry = (read_config(folder, "model_index.json") or {}).get("transformer")
+    entry = index_of(folder).get("transformer")
     return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else ""
 
 

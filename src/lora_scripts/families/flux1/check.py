@@ -11,7 +11,7 @@ from lora_scripts.families.flow.transformer import Transformer, class_of, stripp
 from lora_scripts.families.flux1 import layout, pair
 from lora_scripts.families.flux1.layout import Flux1Layout
 from lora_scripts.families.kinds import Shapes, axis
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of, read_config
 from lora_scripts.formats.header import Kind
 
 _BASE = "give FLUX.1 dev (flux1-dev.safetensors)"
@@ -64,6 +64,6 @@ def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
     if class_of(path) != FILES.model:
         return None
-    pipeline = str((read_config(path, "model_index.json") or {}).get("_class_name", ""))
+    pipeline = str(index_of(path).get("_class_name", ""))
     channels = (read_config(path / "transformer") or {}).get("in_channels", 4 * CHANNELS)
-    return _PIPELINES.get(pipeline) or _BY_CHANNELS.get(channels, RELATIVE)
+    return _PIPELINES.get(pipeline) or _BY_CHANNELS.get(channels if isinstance(channels, int) else 0, RELATIVE)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
@@ -19,7 +18,7 @@ from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import line_of
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Parts, guidance
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
@@ -31,18 +30,20 @@ from lora_scripts.losses.flow import Sigmas
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
-    guidance = None
-    if transformer.config.guidance_embeds:
-        guidance = texts["guidance"] if "guidance" in texts else torch.ones_like(sigma)
-        guidance = guidance.expand(len(x))
-    told = {"timestep": sigma, "guidance": guidance, "pooled_projections": texts["pooled"]}
-    return asked(transformer, x, texts["states"], **told)
+    return asked(
+        transformer,
+        x,
+        texts["states"],
+        timestep=sigma,
+        guidance=guidance(transformer, sigma, texts),
+        pooled_projections=texts["pooled"],
+    )
 
 
-def sigmas(path: Path, *, guidance: bool) -> Sigmas:
+def sigmas(path: Path, *, guided: bool) -> Sigmas:
     """The noise levels that a base is drawn with: as its folder says, else those of dev or of schnell."""
     with configured(path / "scheduler", SCHEDULER) as config:
-        if not config.get("use_dynamic_shifting", guidance):
+        if not config.get("use_dynamic_shifting", guided):
             return Sigmas(shift_of(config))
         return Sigmas(mu=line_of(config))
 
@@ -59,7 +60,7 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
             channels=CHANNELS,
             encoder=encoder,
             ask=ask,
-            sigmas=sigmas(path, guidance=transformer.config.guidance_embeds),
+            sigmas=sigmas(path, guided=transformer.config.guidance_embeds),
             patch=2,
             native_size=FILES.made_for(path),
             distilled=True,

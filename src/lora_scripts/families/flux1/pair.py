@@ -57,7 +57,7 @@ def _places(base: Path, given: Sequence[Path]) -> list[Path]:
         places = [base / name for name in _FOLDERS if (base / name).is_dir()]
         if not places:
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoders that are read"
-            raise UserError(f"this {what}", file=base, hint=f"add {_BOTH}, with T5's tokenizer.json beside it")
+            raise UserError(f"this {what}", file=base, hint=f"add {_BOTH}")
         return places
     inside = [[path / name for name in _FOLDERS if (path / name).is_dir()] or [path] for path in given]
     return [place for places in inside for place in places]

@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_scripts.families.black_forest.flux2_files import TAPPED, files, guided, guided_folder
 from lora_scripts.families.flow.llm import finder
 from lora_scripts.families.kinds import Shapes
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of
 from lora_scripts.formats.header import Kind
 
 CHECKPOINT = Kind("a FLUX.2 klein checkpoint")
@@ -30,4 +30,4 @@ def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
     if guided_folder(path) is not False:
         return None
-    return DISTILLED if (read_config(path, "model_index.json") or {}).get("is_distilled") is True else CHECKPOINT
+    return DISTILLED if index_of(path).get("is_distilled") is True else CHECKPOINT

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llm
@@ -15,7 +14,7 @@ from lora_scripts.families.flow.transformer import Transformer, class_of, stripp
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.krea2 import layout
 from lora_scripts.families.krea2.layout import Krea2Layout
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of
 from lora_scripts.families.sd.component import PLAIN
 from lora_scripts.formats.header import Kind
 
@@ -25,7 +24,6 @@ BARE = Kind(
     "give the whole diffusers folder, or krea2_raw_bf16.safetensors",
 )
 _SIGNS = ("<|im_start|>", "<|im_end|>")
-_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def _texts(own: Krea2Layout, base: Path, given: Sequence[Path]) -> Texts:
     layers, told = source.layout.layers, index_of(base).get("text_encoder_select_layers")
     if told is not None and not (isinstance(told, list) and len(told) == own.taps and all(map(_is_place, told))):
         text = f"text_encoder_select_layers does not name {own.taps} layers, as many as the transformer reads"
-        raise UserError(text, file=base / _INDEX, hint=PLAIN)
+        raise UserError(text, file=base / "model_index.json", hint=PLAIN)
     taps = tuple(told) if told else tuple((n + 1) * layers // own.taps - 1 for n in range(own.taps))
     if max(taps) > layers or layers < own.taps:
         text = f"this text encoder has {layers} layers, the base reads the states behind {max(max(taps), own.taps)}"
@@ -81,8 +79,3 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
 def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config."""
     return CHECKPOINT if class_of(path) == FILES.model else None
-
-
-def index_of(base: Path) -> Mapping[str, Any]:
-    """What a folder says of its pipeline; nothing of a file."""
-    return (read_config(base, _INDEX) or {}) if base.is_dir() else {}

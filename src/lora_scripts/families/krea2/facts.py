@@ -8,7 +8,8 @@ from lora_scripts.families.facts import Drawing, Kept, Setting
 from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flow.transformer import named_turbo
-from lora_scripts.families.krea2.check import CHECKPOINT, FILES, folder_kind, index_of, kind_of
+from lora_scripts.families.krea2.check import CHECKPOINT, FILES, folder_kind, kind_of
+from lora_scripts.families.sd.check import index_of
 
 _BLOCKS = "transformer.transformer_blocks."
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, places
+from lora_scripts.families.flow.model import FlowFamily, Parts, places, there
 from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
-from lora_scripts.families.krea2.check import FILES, Texts, index_of
+from lora_scripts.families.krea2.check import FILES, Texts
 from lora_scripts.families.krea2.facts import FACTS
 from lora_scripts.families.krea2.layout import PATCH
 from lora_scripts.families.krea2.names import INSIDE
+from lora_scripts.families.sd.check import index_of
 from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
@@ -51,16 +52,15 @@ def reading(taps: tuple[int, ...]) -> Reading:
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
-    states, lengths, packed = texts["states"], texts["lengths"], pack(x)
+    states, packed, own = texts["states"], pack(x), there(texts)
     n, channels, height, width = packed.shape
-    there = torch.arange(states.shape[1]) < lengths[:, None].cpu()
     grid = places(1, height, width, on=x.device)
     answer: Tensor = transformer(
         hidden_states=packed.flatten(2).transpose(1, 2),
         encoder_hidden_states=states.unflatten(-1, (transformer.config.num_text_layers, -1)),
         timestep=sigma,
         position_ids=torch.cat([grid.new_zeros(states.shape[1], 3), grid]),
-        encoder_attention_mask=None if there.all() else there.to(states.device),
+        encoder_attention_mask=None if own is None else own.to(x.device),
         return_dict=False,
     )[0]
     return unpack(answer.transpose(1, 2).reshape(n, channels, height, width))

@@ -12,7 +12,7 @@ from lora_scripts.families.flow.transformer import Transformer, class_of, stripp
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.qwen_image import layout
 from lora_scripts.families.qwen_image.layout import QwenImageLayout
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of, read_config
 from lora_scripts.formats.header import Kind
 
 
@@ -59,11 +59,7 @@ def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
     if class_of(path) != FILES.model:
         return None
-    config, pipeline = read_config(path / "transformer") or {}, str(_index(path).get("_class_name", ""))
+    config, pipeline = read_config(path / "transformer") or {}, str(index_of(path).get("_class_name", ""))
     if config.get("use_layer3d_rope") or config.get("use_additional_t_cond") or "Layered" in pipeline:
         return LAYERED
     return EDIT if config.get("zero_cond_t") or "Edit" in pipeline else CHECKPOINT
-
-
-def _index(path: Path) -> Mapping[str, object]:
-    return read_config(path, "model_index.json") or {}

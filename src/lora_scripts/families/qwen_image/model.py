@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Parts, there
 from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.qwen_image.check import FILES
@@ -43,13 +42,12 @@ SIGMAS = Sigmas(mu=by_resolution(0.5, 0.9, 256, 8192), terminal=0.02)
 
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
-    states, lengths, packed = texts["states"], texts["lengths"], pack(x)
+    packed, own = pack(x), there(texts)
     n, channels, height, width = packed.shape
-    there = torch.arange(states.shape[1]) < lengths[:, None].cpu()
     answer: Tensor = transformer(
         hidden_states=packed.flatten(2).transpose(1, 2),
-        encoder_hidden_states=states,
-        encoder_hidden_states_mask=None if there.all() else there.to(states.device),
+        encoder_hidden_states=texts["states"],
+        encoder_hidden_states_mask=None if own is None else own.to(x.device),
         timestep=sigma,
         img_shapes=[[(1, height, width)]] * n,
         return_dict=False,

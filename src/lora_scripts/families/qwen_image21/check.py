@@ -13,7 +13,7 @@ from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.qwen_image21 import layout
 from lora_scripts.families.qwen_image21.layout import QwenImage21Layout
 from lora_scripts.families.qwen_image21.rgba import RGBA_VAE
-from lora_scripts.families.sd.check import read_config
+from lora_scripts.families.sd.check import index_of
 from lora_scripts.formats.header import Kind
 
 CHECKPOINT = Kind("a Qwen-Image-2.1 checkpoint")
@@ -55,4 +55,4 @@ def folder_kind(path: Path) -> Kind | None:
     """What a diffusers folder is, by its transformer's config and its index."""
     if class_of(path) != FILES.model:
         return None
-    return TURBO if (read_config(path, "model_index.json") or {}).get("sample_sigmas") else CHECKPOINT
+    return TURBO if index_of(path).get("sample_sigmas") else CHECKPOINT

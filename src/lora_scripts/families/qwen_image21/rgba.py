@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
-from lora_scripts.families.flow.autoencoder import folder_of
 from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.qwen_image21.layout import CHANNELS, PIXEL
 from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, both, check_rows, count_of, is_spare, size_of
 from lora_scripts.families.sd.vae import RESNETS
-from lora_scripts.families.sd.whole import Part, check_part
+from lora_scripts.families.sd.whole import Part, check_part, vae_folder
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -137,11 +136,11 @@ class RgbaAutoencoder:
         """The header of a file with such a VAE alone; None of a folder. UserErrors for another file or VAE; `words`:
         what people call the base."""
         if path.is_dir():
-            config = read_config(folder_of(path)) or {}
+            config = read_config(vae_folder(path)) or {}
             if "block_out_channels" in config:
                 raise UserError(f"this is a VAE without transparency, not that of {words}", file=path, hint=self._hint)
             self._fits(config.get("z_dim"), config.get("in_channels", PIXEL), words, path)
-            check_part(folder_of(path), self.part())
+            check_part(vae_folder(path), self.part())
             return None
         header = read_header(path)
         kind = kinds.addition(header.shapes) or kinds.other(header.shapes)
@@ -178,7 +177,7 @@ class RgbaAutoencoder:
         kind = of_diffusers("AutoencoderKLQwenImage21")
         header = self.check(path, words)
         if header is None:
-            return Frame(pretrained(kind, folder_of(path)))
+            return Frame(pretrained(kind, vae_folder(path)))
         names = _names(header.shapes)
         layout = _layout_of(_flat(header.shapes, names), path)
         with safe_open(path, "pt") as handle:

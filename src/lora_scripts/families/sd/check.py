@@ -45,6 +45,11 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | Non
     return values if isinstance(values, dict) else None
 
 
+def index_of(path: Path) -> dict[str, Any]:
+    """What a diffusers folder says of its pipeline; {} where there is none."""
+    return read_config(path, "model_index.json") or {}
+
+
 V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 """Empty tensors by which a file says that it answers with v, and that its noise schedule ends in pure noise."""
 

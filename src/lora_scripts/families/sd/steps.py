@@ -52,8 +52,7 @@ def answered(
     draws, mean, std = draws.to(on), batch.latents["mean"], batch.latents["std"]
     levels, times = schedule_of(objective).at(draws.u, on)
     x0 = mean.to(on) + std.to(on) * draws.posterior
-    mixed = draws.noise if draws.perturbation is None else draws.noise + draws.perturbation
-    return Answered(answer(diffusion.add_noise(x0, mixed, levels), times, conditions), x0, draws, levels)
+    return Answered(answer(diffusion.add_noise(x0, draws.mixed, levels), times, conditions), x0, draws, levels)
 
 
 Lead = Callable[[Tensor, Tensor, float], Tensor]

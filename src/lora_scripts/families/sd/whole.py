@@ -110,6 +110,11 @@ def check_part(folder: Path, part: Part) -> None:
     check_rows(shapes, {part.words: wanted}, (), file=where, plain=PLAIN)
 
 
+def vae_folder(path: Path) -> Path:
+    """The folder of the VAE, in a diffusers folder or by itself."""
+    return path / "vae" if (path / "vae").is_dir() else path
+
+
 def weights_of(folder: Path, stem: str) -> list[Path]:
     """The files of a part's weights: one, or the pieces that its index names. UserErrors for what is not there."""
     index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"

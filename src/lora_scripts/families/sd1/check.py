@@ -10,7 +10,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import check_floats, read_config, said, size_made_for, told
-from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part
+from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part, vae_folder
 from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.layout import TEXT_2_PREFIX, TEXT_PREFIX, UNET_PREFIX
 from lora_scripts.formats.header import Header, Kind, read_header
@@ -113,7 +113,7 @@ def check_vae(path: Path) -> Header | None:
     """The header of a file with a VAE of SD 1.x or 2.x: alone, in LDM or diffusers names, or in a checkpoint; else
     UserError."""
     if path.is_dir():
-        check_part(path / "vae" if (path / "vae").is_dir() else path, VAE)
+        check_part(vae_folder(path), VAE)
         return None
     header = read_header(path)
     kind = kinds.addition(header.shapes) or kind_of(header.shapes, {}) or kinds.other(header.shapes)

@@ -13,6 +13,7 @@ from torch import nn
 from lora_scripts.compute.resting import Unbuilt
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.network import Unet
+from lora_scripts.families.sd.whole import vae_folder
 from lora_scripts.families.sd1 import check, singlefile
 
 
@@ -63,8 +64,7 @@ def load_vae(path: Path) -> Any:
     if path.is_dir():
         from diffusers import AutoencoderKL
 
-        inner = path / "vae" if (path / "vae").is_dir() else path
-        return load.pretrained(AutoencoderKL, inner)
+        return load.pretrained(AutoencoderKL, vae_folder(path))
     head = check.check_vae(path)
     assert head is not None
     with safe_open(path, "pt") as handle:

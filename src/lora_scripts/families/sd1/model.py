@@ -16,6 +16,7 @@ from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
+from lora_scripts.families.sd.alike import Pictures
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import Rows, TextEncoder
 from lora_scripts.families.sd.latents import LatentCoder, Normal
@@ -29,8 +30,10 @@ PAD_2 = 0
 """2.x fills its chunks up with this token, an exclamation mark (as published: tokenizer/tokenizer_config.json)."""
 
 
-class StableDiffusion1:
+class StableDiffusion1(Pictures):
     """A UNet, a VAE and a CLIP text encoder, all frozen, of a 1.x or a 2.x; LoRA layers come from outside."""
+
+    words: prompts.Words = MappingProxyType({})
 
     def __init__(
         self,
@@ -80,18 +83,6 @@ class StableDiffusion1:
         usual = (skip, tokens) == (1, prompts.ROOM)
         return self.encoder.digest("text encoder", "" if usual else f"clip skip {skip}, {tokens} tokens")
 
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.coder.encode(pixels)
-
-    def told_of_latents(self) -> str:
-        return self.coder.told()
-
-    def decode_image(self, latents: Tensor) -> Image.Image:
-        return self.coder.decode(latents)
-
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.coder.features(pixels)
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"states": [n, 77 k, width]}"""
@@ -119,15 +110,6 @@ class StableDiffusion1:
     def vectors_of(self, text: str) -> Tensor:
         return self.encoder.vectors_of(text)
 
-    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        return self.losses(batch, objective, batch.draws(objective, self.levels(objective))).sum(), len(batch.captions)
-
-    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).losses(batch, objective)
-
-    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).missed(objective)
-
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> steps.Answered:
         texts = self._captions(batch.captions) if batch.texts is None else batch.texts
         return steps.answered(batch, objective, draws, texts, self._answer, self.device)
@@ -142,13 +124,8 @@ class StableDiffusion1:
         """The UNet's answer [n, 4, h, w] to noised latents, timesteps [n] and text states [n, 77, width]."""
         return self.denoiser(x_t, t, states)
 
-    words: prompts.Words = MappingProxyType({})
-
     def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
         return samplers.find_sampler(name, self.settings.prediction, steps)
-
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        return self.draw(prompt, [seed], sampling)[0]
 
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:

@@ -64,7 +64,7 @@ def find(layout: Sd3Layout, base: Path, given: Sequence[Path]) -> Trio:
     if missing and not faults:
         if len(missing) == len(_KINDS):
             what = "folder has no text_encoder" if base.is_dir() else "file holds no text encoders"
-            text, hint = f"this {what}", f"add {_ALL}, with T5's tokenizer.json beside it"
+            text, hint = f"this {what}", f"add {_ALL}"
         else:
             text = f"this base needs three text encoders, and there is no {' and no '.join(missing)}"
             hint = f"write {_ALL}, in any order"

@@ -11,7 +11,7 @@ from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import check_floats, read_config, scheduler_of
 from lora_scripts.families.sd.vae import check_vae as check_vae_rows
-from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part
+from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part, vae_folder
 from lora_scripts.families.sdxl import singlefile
 from lora_scripts.families.sdxl.layout import SCALING, UNET_PREFIX, VAE_PREFIX
 from lora_scripts.formats.header import Header, Kind, read_header
@@ -117,11 +117,6 @@ def check_vae(path: Path) -> Header | None:
 
 
 OTHER_VAE = "give a VAE of SDXL, such as sdxl_vae.safetensors or the one mended for fp16, or leave vae out"
-
-
-def vae_folder(path: Path) -> Path:
-    """The folder of the VAE, in a diffusers folder or by itself."""
-    return path / "vae" if (path / "vae").is_dir() else path
 
 
 def _other(shapes: Shapes) -> Kind:

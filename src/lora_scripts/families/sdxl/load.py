@@ -16,6 +16,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.sd import load
 from lora_scripts.families.sd.check import native_size, size_made_for
 from lora_scripts.families.sd.vae import VAE_PREFIX, check_vae, vae_from, vae_layout_of
+from lora_scripts.families.sd.whole import vae_folder
 from lora_scripts.families.sdxl import check, singlefile
 from lora_scripts.families.sdxl.layout import SIDE, vae_config
 from lora_scripts.formats.header import Header
@@ -106,7 +107,7 @@ def _vae(path: Path) -> Any:
     if header is None:
         from diffusers import AutoencoderKL
 
-        return load.pretrained(AutoencoderKL, check.vae_folder(path))
+        return load.pretrained(AutoencoderKL, vae_folder(path))
     with safe_open(path, "pt") as handle:
         return _unbuilt_vae(vae_from(handle, header.shapes, file=path))
 

@@ -22,6 +22,7 @@ from lora_scripts.families import samplers
 from lora_scripts.families.base import Batch, Conditions, LoadOptions, Place, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.sd import steps
+from lora_scripts.families.sd.alike import Pictures
 from lora_scripts.families.sd.denoiser import Denoiser
 from lora_scripts.families.sd.encoder import TextEncoder
 from lora_scripts.families.sd.latents import LatentCoder, Normal
@@ -38,7 +39,7 @@ LAYER = 2
 """Counted from the last: the layer whose states are read."""
 
 
-class Sdxl:
+class Sdxl(Pictures):
     """A UNet, a VAE and two CLIP text encoders, all frozen; LoRA layers come from outside."""
 
     facts = FACTS
@@ -87,18 +88,6 @@ class Sdxl:
         read = f"layer {self._layer}, {self.settings.caption_tokens} tokens"
         return " ".join(encoder.digest(name, read) for name, encoder in self.encoders.items())
 
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.coder.encode(pixels)
-
-    def told_of_latents(self) -> str:
-        return self.coder.told()
-
-    def decode_image(self, latents: Tensor) -> Image.Image:
-        return self.coder.decode(latents)
-
-    def image_features(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self.coder.features(pixels)
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"states": [n, 77 k, width], "pooled": [n, width of the second]}"""
@@ -132,15 +121,6 @@ class Sdxl:
     def vectors_of(self, text: str) -> Tensor:
         return torch.cat([encoder.vectors_of(text) for encoder in self.encoders.values()], -1)
 
-    def loss(self, batch: Batch, objective: diffusion.Objective) -> tuple[Tensor, int]:
-        return self.losses(batch, objective, batch.draws(objective, self.levels(objective))).sum(), len(batch.captions)
-
-    def losses(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).losses(batch, objective)
-
-    def missed(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Tensor:
-        return self._answered(batch, objective, draws).missed(objective)
-
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> steps.Answered:
         texts = self._captions(batch.captions) if batch.texts is None else batch.texts
         assert batch.places is not None
@@ -160,9 +140,6 @@ class Sdxl:
 
     def sampler(self, name: str | None, steps: int = 1) -> samplers.Sampler:
         return samplers.find_sampler(name, self.settings.prediction, steps)
-
-    def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
-        return self.draw(prompt, [seed], sampling)[0]
 
     @torch.no_grad()
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:

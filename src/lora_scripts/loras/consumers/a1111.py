@@ -21,7 +21,7 @@ from lora_scripts.families.names import Base, Layer
 from lora_scripts.families.table import FAMILIES
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
-from lora_scripts.loras.embedding import BUNDLE, bundled
+from lora_scripts.loras.embedding import bundled
 from lora_scripts.loras.naming import DORA
 
 _VERSION = "ss_base_model_version"
@@ -33,8 +33,6 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     reading, groups = Reading(), rules.stems(tensors)
     partial = _partial(base, {table[stem].path for stem in groups if stem in table})
     for stem, parts in groups.items():
-        if stem + "." == BUNDLE:
-            continue
         first = f"{stem}.{next(iter(parts))}"
         if stem in containers:
             return reading.refuse(first, "the whole file fails to load: this is no layer, there are layers in it")

@@ -16,7 +16,6 @@ from torch import Tensor
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
-from lora_scripts.loras.embedding import BUNDLE
 from lora_scripts.loras.naming import DORA, DOWN, LYCORIS, UP
 
 _UNTOLD = "it cannot tell on installing what base this is for (no attn2_to_k, attn2_to_v or text encoder in it)"
@@ -25,11 +24,8 @@ _UNTOLD = "it cannot tell on installing what base this is for (no attn2_to_k, at
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
     table = {layer.kohya or f"lora_unet_{layer.hf_flat}": layer for layer in base.layers}
-    reading = Reading()
-    reading.note = rules.unread_words(tensors)
+    reading = Reading(note=rules.unread_words(tensors))
     for stem, parts in rules.stems(tensors).items():
-        if stem + "." == BUNDLE:
-            continue
         first = f"{stem}.{next(iter(parts))}"
         change = rules.change_of(parts)
         if "oft_blocks" in parts or not (UP in parts or DORA in parts or any(leaf in LYCORIS for leaf in parts)):

@@ -15,19 +15,15 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
-from lora_scripts.loras.embedding import BUNDLE
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
 
 
 def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     """What it would apply."""
     table = {layer.kohya: layer for layer in base.layers if layer.kohya}
-    reading = Reading()
+    reading = Reading(note=rules.unread_words(tensors))
     for stem, parts in rules.stems(tensors).items():
         layer = table.get(stem)
-        if stem + "." == BUNDLE:
-            reading.note = rules.unread_words(tensors)
-            continue
         if layer is None:
             reading.faults += [Fault(f"{stem}.{leaf}", "passed over: no layer has this name") for leaf in parts]
             continue

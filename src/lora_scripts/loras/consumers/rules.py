@@ -20,7 +20,7 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
 from lora_scripts.families.names import Base
-from lora_scripts.loras.embedding import bundled
+from lora_scripts.loras.embedding import BUNDLE, bundled
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, LYCORIS, UP
 from lora_scripts.loras.reading import Change
 
@@ -109,11 +109,13 @@ class Reading:
 
 
 def stems(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Stem -> leaf -> tensor, cut at the first dot, as most consumers do."""
+    """Stem -> leaf -> tensor, cut at the first dot, as most consumers do; without bundled words, which change no
+    layer."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         stem, _, leaf = key.partition(".")
-        groups.setdefault(stem, {})[leaf] = tensor
+        if not key.startswith(BUNDLE):
+            groups.setdefault(stem, {})[leaf] = tensor
     return groups
 
 

@@ -30,41 +30,24 @@ def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
     import diffusers.loaders
 
     Loader = getattr(diffusers.loaders, loader)
+    asked: dict[str, Any] = {"local_files_only": True, "return_lora_metadata": True}
     texts = {part: root for part, root in roots.items() if part.startswith("text_encoder")}
     try:
-        if "transformer" in roots:
-            with quiet():
-                asked: dict[str, bool] = {"local_files_only": True, "return_lora_metadata": True}
-                with_alphas = "network_alphas" in signature(Loader.load_lora_into_transformer).parameters
-                asked |= {"return_alphas": True} if with_alphas else {}
-                tensors, *alphas, metadata = Loader.lora_state_dict(str(path), **asked)
-                Loader.load_lora_into_transformer(
-                    tensors, *alphas, transformer=roots["transformer"], adapter_name="proof", metadata=metadata
-                )
-                for part, text in texts.items():
-                    Loader.load_lora_into_text_encoder(
-                        tensors, *alphas, text_encoder=text, prefix=part, adapter_name="proof", metadata=metadata
-                    )
-            return Reading(dict(applied(roots, "proof")))
         with quiet():
-            unet = roots["unet"]
-            tensors, alphas, metadata = Loader.lora_state_dict(
-                str(path), local_files_only=True, unet_config=unet.config, return_lora_metadata=True
-            )
-            Loader.load_lora_into_unet(
-                tensors, network_alphas=alphas, unet=unet, adapter_name="proof", metadata=metadata
-            )
+            if "transformer" in roots:
+                if "network_alphas" in signature(Loader.load_lora_into_transformer).parameters:
+                    asked["return_alphas"] = True
+                main, load = {"transformer": roots["transformer"]}, Loader.load_lora_into_transformer
+            else:
+                asked["unet_config"] = roots["unet"].config
+                main, load = {"unet": roots["unet"]}, Loader.load_lora_into_unet
+            tensors, *alphas, metadata = Loader.lora_state_dict(str(path), **asked)
+            told = {"adapter_name": "proof", "metadata": metadata}
+            load(tensors, *alphas, **main, **told)
             for part, text in texts.items():
-                Loader.load_lora_into_text_encoder(
-                    tensors,
-                    network_alphas=alphas,
-                    text_encoder=text,
-                    prefix=part,
-                    adapter_name="proof",
-                    metadata=metadata,
-                )
+                Loader.load_lora_into_text_encoder(tensors, *alphas, text_encoder=text, prefix=part, **told)
     except REFUSALS as error:
-        return Reading().refuse("", f"the loading stops: {told(error)}")
+        return Reading().refuse("", f"the loading stops: {in_a_line(error)}")
     return Reading(dict(applied(roots, "proof")))
 
 
@@ -86,7 +69,7 @@ def applied(roots: Mapping[str, nn.Module], adapter: str) -> Iterator[tuple[str,
                 yield f"{root}.{inner}", Delta(weights, compute=partial(_delta, module, adapter))
 
 
-def told(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     """An exception of a library in one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {text[:160]}" + ("…" if len(text) > 160 else "")

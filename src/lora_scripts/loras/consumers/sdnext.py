@@ -17,7 +17,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
-from lora_scripts.loras.embedding import BUNDLE, bundled
+from lora_scripts.loras.embedding import bundled
 from lora_scripts.loras.naming import DORA
 
 
@@ -29,8 +29,6 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
     }
     reading, containers = Reading(), rules.containers(base)
     for stem, parts in rules.stems(tensors).items():
-        if stem + "." == BUNDLE:
-            continue
         first = f"{stem}.{next(iter(parts))}"
         if stem in containers:
             return reading.refuse(first, "the whole file fails to load: this is no layer, there are layers in it")

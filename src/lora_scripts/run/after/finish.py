@@ -22,7 +22,19 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import save
 from lora_scripts.generate.known_by import lora_hash
-from lora_scripts.report.data import Comparison, Kept, LoraFile, Nearest, ReportData, Strength, StrengthRow
+from lora_scripts.report.data import (
+    COMPARED,
+    PREVIEWS,
+    THUMBNAIL,
+    THUMBNAILS,
+    Comparison,
+    Kept,
+    LoraFile,
+    Nearest,
+    ReportData,
+    Strength,
+    StrengthRow,
+)
 from lora_scripts.report.page import write_report
 from lora_scripts.report.usage import MEASURED
 from lora_scripts.run.after import base_kept, copies, strengths
@@ -41,9 +53,6 @@ STRENGTHS = (0.0, 0.4, 0.6, 0.8, 1.0)
 ROWS = 2
 """Prompts that are drawn at every strength."""
 
-REPORTED = 4
-"""Previews that the report shows, at most."""
-
 Cells = Mapping[tuple[int, float], Image.Image]
 """(number of the preview, strength) -> picture"""
 
@@ -57,7 +66,7 @@ def report_pictures(worn: Worn, previews: Sequence[Preview], *, short: bool) -> 
 
 def reported(config: TrainConfig, previews: Sequence[Preview]) -> Sequence[Preview]:
     """Those of all previews that are drawn in the end."""
-    return previews[: 1 if config.report == "one" else REPORTED]
+    return previews[: 1 if config.report == "one" else COMPARED]
 
 
 def drawn_in_all(config: TrainConfig, previews: Sequence[Preview], samples: Sequence[Sample], held: HeldOut) -> int:
@@ -159,6 +168,7 @@ def report(
 ) -> None:
     """Writes report.html."""
     lora, cells = folder.final, drawn
+    small = [(thumbnail(s.path, THUMBNAIL), s.caption) for s in samples[:THUMBNAILS]]
     at = [s for s in STRENGTHS if (0, s) in drawn and config.report == "full"]
     data = ReportData(
         name=folder.name,
@@ -176,13 +186,13 @@ def report(
         kept=seen.base,
         previews=_previews(folder, [p.prompt for p in previews]),
         loss=list(enumerate(state.losses, 1)),
-        learning_rate=[(s + 1, config.learning_rate * rates.share(s, state.total)) for s in range(state.step)],
+        learning_rate=rates.curve(config.learning_rate, state.total, state.step),
         held_out=measuring.curve(),
         advice=[str(one) for one in measuring.advice],
         nearest=seen.copies,
-        thumbnails=[(image, s.caption) for s in samples[:12] if (image := thumbnail(s.path, 256)) is not None],
+        thumbnails=[(image, caption) for image, caption in small if image is not None],
         config_text=dump_config(config),
-        versions={k: v for k, v in state.environment.items() if k not in ("device", "precision", "threads")},
+        versions=state.versions,
     )
     write_report(path, data, io.write_text)
 
@@ -194,8 +204,9 @@ def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list
     for step in folder.sampled():
         drawn = [(prompt, _drawn(folder.sample(step, n))) for n, prompt in enumerate(prompts, 1)]
         rows.append((step, [(prompt, image) for prompt, image in drawn if image is not None]))
-    most = 8
-    return rows if len(rows) <= most else [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+    if len(rows) <= PREVIEWS:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
 
 
 def _drawn(path: Path) -> Image.Image | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.conversations import Completion, Conversation, Message, Record
+from lora_scripts.errors import UserError
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, TextFamily
 from lora_scripts.formats import io
 from lora_scripts.run.parts import TextModel
@@ -32,14 +33,26 @@ class Question:
         return text
 
 
-def questions(config: TrainConfig, split: TextSplit) -> list[Question]:
-    """`sample_prompts`, or else questions of held-out records, or of trained ones where there are none."""
+def questions(config: TrainConfig, split: TextSplit, family: TextFamily) -> list[Question]:
+    """`sample_prompts`, or else questions of held-out records, or of trained ones where there are none.
+
+    UserError for a prompt so long that the model has no place for an answer; such records are passed over.
+    """
+
+    def has_room(question: Question) -> bool:
+        room = family.room(question.messages, template=config.chat_template)
+        return room is None or room > 0
+
     if config.sample_prompts:
-        return [Question(({"role": "user", "content": text},)) for text in prompts_of(config)]
+        asked = [Question(({"role": "user", "content": text},)) for text in prompts_of(config)]
+        if long := [one.asked for one in asked if not has_room(one)]:
+            text = f'sample_prompts: "{long[0][:40]} …" leaves the model no place for an answer'
+            raise UserError(text, hint="write a shorter one")
+        return asked
     found: list[Question] = []
     for records, i in [*split.held_out, *split.trained]:
         question = _question(records[i])
-        if question is not None:
+        if question is not None and has_room(question):
             found.append(question)
         if len(found) == SHOWN:
             break

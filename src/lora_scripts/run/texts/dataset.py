@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from lora_scripts.train.text_feed import TextFeed, TextProbe, TextSettings
 
 MOST_FAULTS = 20
 """Records that cannot be trained, told one by one; further ones are counted."""
+ALIKE = 4
+"""Records with the same fault that are told one by one."""
 INSIDE = 12
 """Trained records that are measured beside the held-out ones, to tell learning from memorising."""
 
@@ -58,6 +61,8 @@ class Encoded:
     held_out: Examples
     counts: Counts
     """Of the trained ones."""
+    length: int
+    """Tokens that one may have: max_length, or what the model has places for."""
 
 
 def encode(family: TextFamily, config: TrainConfig, split: TextSplit, sink: Sink) -> Encoded:
@@ -89,7 +94,8 @@ def encode(family: TextFamily, config: TrainConfig, split: TextSplit, sink: Sink
         )
 
     own = encoder()
-    encoded = Encoded(turned(own, split.trained), turned(encoder(), split.held_out), own.counts)
+    encoded = Encoded(turned(own, split.trained), turned(encoder(), split.held_out), own.counts, own.max_length)
+    faults = _gathered(faults)
     if len(faults) > MOST_FAULTS:
         more = len(faults) - MOST_FAULTS
         faults[MOST_FAULTS:] = [UserError(f"{more} further records cannot be trained", file=config.records)]
@@ -100,11 +106,27 @@ def encode(family: TextFamily, config: TrainConfig, split: TextSplit, sink: Sink
     return encoded
 
 
+def _gathered(faults: Sequence[UserError]) -> list[UserError]:
+    """Those that say the same of more records than a person wants to read become one, at the first of them."""
+    alike = Counter((fault.message, fault.hint) for fault in faults)
+    out: dict[object, UserError] = {}
+    for fault in faults:
+        count = alike[fault.message, fault.hint]
+        if count <= ALIKE:
+            out[id(fault)] = fault
+        else:
+            text = f"{fault.message} (so it is of {count - 1} further records)"
+            out.setdefault(
+                (fault.message, fault.hint), UserError(text, file=fault.file, line=fault.line, hint=fault.hint)
+            )
+    return list(out.values())
+
+
 def build_feed(family: TextFamily, config: TrainConfig, encoded: Encoded) -> TextFeed:
     """Batches; packed where the config wants it and a test on the model finds that nothing leaks."""
     packing = config.packing == "auto" and family.packs
     settings = TextSettings(
-        config.batch_size, config.gradient_accumulation, config.repeats, config.seed, config.max_length, packing
+        config.batch_size, config.gradient_accumulation, config.repeats, config.seed, encoded.length, packing
     )
     return TextFeed(encoded.trained, encoded.trained.places, settings)
 
@@ -127,14 +149,21 @@ def build_held_out(family: TextFamily, config: TrainConfig, encoded: Encoded, to
 def tell(family: TextFamily, config: TrainConfig, encoded: Encoded, feed: TextFeed, sink: Sink) -> None:
     """What happened to the records, and one of them with its trained tokens marked."""
     counts, notes = encoded.counts, list[str]()
+    if encoded.length < config.max_length:
+        notes.append(f"the model takes {encoded.length} tokens at once, so max_length is {encoded.length}")
     if counts.cut:
-        notes.append(f"{counts.cut} records are longer than {config.max_length} tokens: their end is cut off")
+        notes.append(f"{counts.cut} records are longer than {encoded.length} tokens: their end is cut off")
     if counts.left_out:
-        notes.append(f"{counts.left_out} records are longer than {config.max_length} tokens, and left out")
+        notes.append(f"{counts.left_out} records are longer than {encoded.length} tokens, and left out")
     if counts.split:
         notes.append(
             f"{counts.split} conversations come in parts, one for each answer: the chat template writes earlier "
             "answers otherwise than the model did"
+        )
+    if counts.thoughtless:
+        notes.append(
+            f"of {counts.thoughtless} conversations the chat template leaves the thoughts out (reasoning_content): "
+            "they are not learned"
         )
     if counts.ended:
         notes.append(

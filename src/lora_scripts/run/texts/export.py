@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts import __version__
+from lora_scripts.adapters.dora import RowDoraLayer
 from lora_scripts.adapters.inject import put_back, remove
 from lora_scripts.adapters.weights import LoraWeights, check
 from lora_scripts.compute.device import DTYPES
@@ -61,6 +62,16 @@ def write(
     if template is not None:
         files[adapter_folder.TEMPLATE] = template.encode()
     io.write_folder(path, files)
+
+
+def elsewhere(model: TextModel) -> str | None:
+    """What other programs than PEFT do not read of the adapter: None where that is nothing."""
+    layers = list(model.layers.values())
+    if any(isinstance(layer, RowDoraLayer) for layer in layers):
+        return "vLLM and llama.cpp read no DoRA: merge it for them"
+    if len({(layer.rank, layer.alpha) for layer in layers}) > 1:
+        return "vLLM and llama.cpp read one rank and alpha for all layers, and these differ: merge the LoRA for them"
+    return None
 
 
 def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, examples: Sequence[Example]) -> str:

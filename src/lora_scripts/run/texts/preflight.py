@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +60,36 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     if resume is not None:
         attempt(folder.require_free)
         attempt(lambda: folder.check(resume=resume))
-    attempt(lambda: table.find(config.base_model).check(config.base_model, True))
+    attempt(lambda: table.require_texts(config.base_model).check(config.base_model, True))
     attempt(lambda: _adapter(config))
     attempt(lambda: prompts_of(config))
     records = read(config.records, "train")
-    others = read(config.held_out_records, "valid") if config.held_out_records is not None else None
+    others = _others(config, records, read)
     attempt(lambda: _template(config, [records, *([others] if others is not None else [])]))
     if not len(records) and not faults:
         faults.append(UserError("there are no records to train", file=config.records))
     raise_all(faults)
+    for note, mend in records.notes:
+        sink(Note(f"note: {note}; {mend}"))
+    measured = {part.path for part in others.parts} if others is not None else set()
+    for held, what in ((True, "held out"), (False, "not trained")):
+        named = [path for path in records.left_out if (path in measured) == held]
+        if named:
+            names = ", ".join(path.relative_to(config.records).as_posix() for path in named[:4])
+            more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+            sink(Note(f"note: {what}, by their names: {names}{more}"))
     return TextReady(folder, records, _split(config, records, others, sink))
+
+
+def _others(config: TrainConfig, records: Records, read: Callable[[Path, str], Records]) -> Records | None:
+    """Records that are measured and not trained: those that the config names, else, where it says nothing of that, the
+    validation split of the folder; None for none."""
+    if config.held_out_records is not None:
+        return read(config.held_out_records, "valid")
+    if config.val_split is not None or not records.left_out:
+        return None
+    found = read(config.records, "valid")
+    return found if len(found) else None
 
 
 def prompts_of(config: TrainConfig) -> list[str]:
@@ -86,7 +106,14 @@ def prompts_of(config: TrainConfig) -> list[str]:
 def _template(config: TrainConfig, records: Sequence[Records]) -> None:
     """UserError for conversations that nothing says how to write."""
     spoken = any(one.forms.get(form) for one in records for form in CONVERSATIONS)
-    if spoken and config.chat_template is None and not table.find(config.base_model).has_template(config.base_model):
+    if not spoken or config.chat_template is not None:
+        return
+    try:
+        facts = table.find(config.base_model)
+        facts.check(config.base_model, False)
+    except UserError:  # told already: the folder is no model, or lacks more than a template
+        return
+    if not facts.has_template(config.base_model):
         hint = "name one with chat_template: chatml, alpaca, or a .jinja file"
         raise UserError("the model's tokenizer has no chat template", file=config.base_model, hint=hint)
 
@@ -113,6 +140,9 @@ def _split(config: TrainConfig, records: Records, others: Records | None, sink: 
         trained = set(digests)
         apart = [i for i, record in enumerate(others) if digest_of(record) not in trained]
         if len(apart) < len(others):
+            if not apart:
+                message = "each of its records is trained, too, so nothing could be measured"
+                raise UserError(message, file=others.parts[0].path, hint="take others, or write val_split: 0.1")
             sink(Note(f"note: {len(others) - len(apart)} held-out records are trained, too, and left out"))
         split = TextSplit([(records, i) for i in range(len(records))], [(others, i) for i in apart], data)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lora_scripts.check.texts.judging import FEW
 from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.load import dump_config
@@ -19,10 +20,10 @@ from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
-from lora_scripts.run.build import DIGESTS, memory_words
+from lora_scripts.run.build import DIGESTS, memory_words, rates_of
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
-from lora_scripts.run.overview import device_name
+from lora_scripts.run.overview import device_name, odd_schedule
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
 from lora_scripts.run.run_folder import RunFolder, cache_of
@@ -76,7 +77,6 @@ class TextParts:
     held: TextHeldOut
     questions: list[Question]
     rates: Rates
-    total: int
     ema: Ema | None
     scaler: torch.amp.GradScaler
     state: RunState
@@ -97,6 +97,8 @@ def train(
             restore(parts.state, found, parts.model, parts.ema, parts.scaler, parts.rates, sink, folder=folder)
         sink(Table("", tuple(rows_of(parts))))
         tell(parts.model.family, config, parts.encoded, parts.feed, sink)
+        if (why := export.elsewhere(parts.model)) is not None:
+            sink(Note(f"note: {why}"))
         io.write_text(folder.path / "config.yaml", dump_config(config))
         saver, board = TextSaver(parts, sink), Board(folder.logs, parts.state.step, sink)
         saver.complete()
@@ -142,9 +144,8 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         encoded=encoded,
         feed=feed,
         held=build_held_out(family, c, encoded, total),
-        questions=answers.questions(c, split),
-        rates=Rates(c.effective_lr_schedule, c.warmup_steps, c.lr_cycles, c.lr_power),
-        total=total,
+        questions=answers.questions(c, split, family),
+        rates=rates_of(c),
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         # The loss is a sum over tokens, often a thousand: as much scaled as a mean is by the usual 65,536.
         scaler=torch.amp.GradScaler(device.type, init_scale=64.0, enabled=precision == "fp16"),
@@ -157,6 +158,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
     p, c, model = parts, parts.config, parts.model
     counts, held = p.encoded.counts, p.held
     lengths = sorted(p.encoded.trained.lengths)
+    few = len(lengths) < FEW
     batches, count = len(p.feed.batches(0)), sum(t.numel() for t in model.trained)
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     learned = f"{counts.trained:,} of {counts.tokens:,} tokens are learned ({c.train_on})"
@@ -173,7 +175,7 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
         (
             "steps",
             f"{len(lengths)} records x {c.repeats} repeats / batch {c.batch_size} = {batches} batches{accumulated}, "
-            f"x {c.epochs} epochs = {p.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
+            f"x {c.epochs} epochs = {p.state.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
         ),
         (
             "LoRA",
@@ -185,6 +187,8 @@ def rows_of(parts: TextParts) -> list[tuple[str, str]]:
         *([("memory", memory_words(c))] if memory_words(c) else []),
         *([("memory ran out", smaller_words(p.state))] if p.state.smaller else []),
         ("output", str(p.folder.final)),
+        *([("note", f"{len(lengths)} records are few: a hundred of one kind teach far more")] if few else []),
+        *(("note", text) for text in odd_schedule(c, p.state.total)),
     ]
     if c.init_lora:
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized]))))
@@ -203,7 +207,7 @@ class TextSaver(Saver):
         p, c = self.parts, self.parts.config
         facts = {
             "step": p.state.step,
-            "steps": p.total,
+            "steps": p.state.total,
             "records": len(p.encoded.trained),
             "tokens": p.encoded.counts.trained,
             "train_on": c.train_on,
@@ -274,11 +278,11 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         ],
         example=marked(p.encoded.trained[0], model.family.decode),
         loss=list(enumerate(p.state.losses, 1)),
-        learning_rate=[(s + 1, c.learning_rate * p.rates.share(s, p.state.total)) for s in range(p.state.step)],
+        learning_rate=p.rates.curve(c.learning_rate, p.state.total, p.state.step),
         held_out=measuring.curve(),
         advice=[str(one) for one in measuring.advice],
         config_text=dump_config(c),
-        versions={k: v for k, v in p.state.environment.items() if k not in ("device", "precision", "threads")},
+        versions=p.state.versions,
     )
     write_text_report(page, data, io.write_text)
     folder.prune_states(1, sink)
