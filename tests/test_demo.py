@@ -30,11 +30,11 @@ def test_the_template_is_the_one_in_the_package() -> None:
     assert (ROOT / "configs" / "demo.yaml").read_text("utf-8") == (ASSETS / "demo.yaml").read_text("utf-8")
 
 
-def test_all_that_the_package_brings_is_within_26_mb() -> None:
+def test_all_that_the_package_brings_is_within_27_mb() -> None:
     package = Path(str(resources.files("lora_scripts")))
     brought = [p for p in package.rglob("assets/**/*") if p.is_file()]
     assert ASSETS / "base.safetensors" in brought
-    assert sum(p.stat().st_size for p in brought) <= 26_000_000
+    assert sum(p.stat().st_size for p in brought) <= 27_000_000
 
 
 def test_the_base_is_a_stable_diffusion_1_in_fp16_and_says_its_size() -> None:
