@@ -271,7 +271,7 @@ def test_evaluate_finds_what_was_put_there(
     assert result["compared"]["loss"]["high"] < 0
     assert result["compared"]["exact"]["mean"] == 1.0
     coder = model.encoder()
-    from lora_scripts.data.records import read_records
+    from lora_scripts.data.texts.records import read_records
     from lora_scripts.families.texts import padded
 
     each = [model.loss(padded(coder.encode(record))) for record in read_records(data)]

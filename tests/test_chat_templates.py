@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import small_words
-from lora_scripts.data.conversations import Completion, Conversation, RecordFault, Text
+from lora_scripts.data.texts.conversations import Completion, Conversation, RecordFault, Text
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.template import NAMED, NO_DATE, Template
 from lora_scripts.families.texts import Example, Examples, marked

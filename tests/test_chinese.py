@@ -114,7 +114,7 @@ def test_the_page_of_a_data_set_of_records_is_there_in_chinese(tmp_path: Path) -
     assert shown(few) == ["1 (1 text)"]
 
 
-@pytest.mark.parametrize("module", ["data/conversations.py", "data/record_index.py"])
+@pytest.mark.parametrize("module", ["data/texts/conversations.py", "data/texts/record_index.py"])
 def test_every_fault_of_a_record_is_there_in_chinese(module: str) -> None:
     calls = [n for n in ast.walk(ast.parse((ROOM / module).read_text("utf-8"))) if isinstance(n, ast.Call)]
     said = [

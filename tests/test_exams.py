@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks.miniature_words import forms
 
-from lora_scripts.data.conversations import Conversation
-from lora_scripts.data.records import read_records
+from lora_scripts.data.texts.conversations import Conversation
+from lora_scripts.data.texts.records import read_records
 from lora_scripts.demo import exams
 from lora_scripts.demo.reports import RECORDS, TEST_SEED, TESTS, TRAINING_SEED, talks, write_records
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lora_scripts.data import record_index
-from lora_scripts.data.conversations import Completion, Conversation, Text, is_learned
-from lora_scripts.data.records import HINT, list_records, read_records
+from lora_scripts.data.texts import record_index
+from lora_scripts.data.texts.conversations import Completion, Conversation, Text, is_learned
+from lora_scripts.data.texts.records import HINT, list_records, read_records
 from lora_scripts.errors import UserError, UserErrors
 
 CHAT = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
@@ -454,5 +454,6 @@ def test_reading_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys; import lora_scripts.data.records; assert not {'torch', 'numpy', 'datasets'} & set(sys.modules)"
+    heavy = "{'torch', 'numpy', 'datasets'}"
+    code = f"import sys; import lora_scripts.data.texts.records; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -440,6 +440,6 @@ def test_a_key_that_an_earlier_version_did_not_know_was_as_by_default(base: Path
     assert states.changes(as_now(earlier), kept | changed) == [
         "loss_weighting: none -> bell",
         "learning_rate: 0.0002 -> 0.01",
-        "folder_repeats: False -> True",
-        "noise levels: None -> spread evenly",
+        "folder_repeats: false -> true",
+        "noise levels: not written -> spread evenly",
     ]

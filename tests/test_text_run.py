@@ -16,7 +16,7 @@ import torch
 import small_words
 from lora_scripts import run
 from lora_scripts.cli import main
-from lora_scripts.data.conversations import Conversation
+from lora_scripts.data.texts.conversations import Conversation
 from lora_scripts.errors import UserError
 from lora_scripts.events import ignore
 from lora_scripts.families.causal_lm.model import open_model

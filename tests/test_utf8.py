@@ -13,7 +13,7 @@ from lora_scripts.chat.of_file import read_talks
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import read_metadata, read_sidecar
-from lora_scripts.data.records import read_records
+from lora_scripts.data.texts.records import read_records
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.causal_lm.template import named_template
 from lora_scripts.generate.prompts_file import read_prompts

@@ -14,7 +14,7 @@ from lora_scripts.formats import io
 from lora_scripts.utf8 import load_json, read_lines
 
 if TYPE_CHECKING:
-    from lora_scripts.data.conversations import Message
+    from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.texts import Answering
 
 AT_ONCE = 8

@@ -11,7 +11,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink, ignore
 
 if TYPE_CHECKING:
-    from lora_scripts.data.conversations import Message
+    from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.texts import Answer, Answering, TextFamily
 
 COMMANDS = {

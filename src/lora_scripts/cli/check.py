@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import argument, base_of, file_of, size
-from lora_scripts.data.records import holds_records
+from lora_scripts.data.texts.records import holds_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 

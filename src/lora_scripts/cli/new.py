@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
-from lora_scripts.data.records import holds_records
+from lora_scripts.data.texts.records import holds_records
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import typed
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault
-from lora_scripts.data.records import Records, read_records
+from lora_scripts.data.texts.conversations import Completion, Conversation, Record, RecordFault
+from lora_scripts.data.texts.records import Records, read_records
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.evaluate.scoring import Share, exact, rouge_l, share
 from lora_scripts.events import Progress, Sink, ignore
 
 if TYPE_CHECKING:
-    from lora_scripts.data.conversations import Message
+    from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.texts import Answer, Answering, Example, TextFamily
     from lora_scripts.train.evidence import Interval
 

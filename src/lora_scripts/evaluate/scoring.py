@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_scripts.data.records import words_of
+from lora_scripts.data.texts.records import words_of
 
 
 def rouge_l(said: str, wanted: str) -> float:

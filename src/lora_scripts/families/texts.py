@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, overload
 import torch
 from torch import Tensor
 
-from lora_scripts.data.conversations import Message, Record
+from lora_scripts.data.texts.conversations import Message, Record
 from lora_scripts.families.base import Family
 from lora_scripts.losses.language import IGNORED
 
@@ -200,7 +200,7 @@ class TextEncoder(Protocol):
     """How many tokens the model can take at once; None: it names no limit."""
 
     def encode(self, record: Record) -> list[Example]:
-        """The sequences of one record. `data.conversations.RecordFault` for one that cannot be trained."""
+        """The sequences of one record. `data.texts.conversations.RecordFault` for one that cannot be trained."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:

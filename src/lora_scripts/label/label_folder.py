@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.findings import Finding
-from lora_scripts.data.records import holds_records
 from lora_scripts.data.scan import Listing, list_data
+from lora_scripts.data.texts.records import holds_records
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.label.store import Store, open_store

@@ -49,7 +49,7 @@ def train(
 def of_texts(config: TrainConfig) -> bool:
     """Whether the base of a run is a language model, or the data are its records where the base is none of ours: what
     it is then is told by whoever looks closer."""
-    from lora_scripts.data.records import holds_records
+    from lora_scripts.data.texts.records import holds_records
     from lora_scripts.errors import UserError
     from lora_scripts.families import table
 

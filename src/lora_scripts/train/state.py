@@ -115,7 +115,13 @@ def restore_optimizer(
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """ "key: old -> new" for every key that differs."""
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k)]
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key}: {_told(old.get(key))} -> {_told(new.get(key))}" for key in keys]
+
+
+def _told(value: object) -> str:
+    """As a config has it."""
+    return "not written" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _save(tensors: Mapping[str, Tensor]) -> list[Buffer]:

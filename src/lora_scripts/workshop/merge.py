@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.data.records import read_records
+from lora_scripts.data.texts.records import read_records
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Sink, ignore
 from lora_scripts.formats.hashes import model_hashes

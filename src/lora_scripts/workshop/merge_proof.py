@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.data.conversations import RecordFault
-from lora_scripts.data.records import Records
+from lora_scripts.data.texts.conversations import RecordFault
+from lora_scripts.data.texts.records import Records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import percent

@@ -14,9 +14,9 @@ from lora_scripts.check.fix import beside
 from lora_scripts.check.texts import judging
 from lora_scripts.check.texts.kept import Row, Unfit, hidden, rows, shown
 from lora_scripts.check.verdict import counted, ordered
-from lora_scripts.data.conversations import RecordFault
 from lora_scripts.data.findings import Finding
-from lora_scripts.data.records import Records, list_records
+from lora_scripts.data.texts.conversations import RecordFault
+from lora_scripts.data.texts.records import Records, list_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families import table

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_scripts.check.texts import near
-from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text
-from lora_scripts.data.records import Records, words_of
+from lora_scripts.data.texts.conversations import Completion, Conversation, Record, RecordFault, Text
+from lora_scripts.data.texts.records import Records, words_of
 
 if TYPE_CHECKING:
     from lora_scripts.families.texts import TextEncoder

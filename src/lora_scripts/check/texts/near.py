@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lora_scripts.data.records import words_of
+from lora_scripts.data.texts.records import words_of
 
 SHINGLE = 4
 """Words that stand together in one piece of a text."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from lora_scripts.data.conversations import Completion, Conversation, Record, RecordFault, Text, is_learned
+from lora_scripts.data.texts.conversations import Completion, Conversation, Record, RecordFault, Text, is_learned
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import open_folder
 from lora_scripts.families.causal_lm.template import Rendered, Template, template_of

@@ -17,7 +17,7 @@ from lora_scripts.adapters.layer import Adapter
 from lora_scripts.compute.memory import around, layers_of
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.compute.quantised import quantise_layers
-from lora_scripts.data.conversations import Message, RecordFault
+from lora_scripts.data.texts.conversations import Message, RecordFault
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.answers import generate

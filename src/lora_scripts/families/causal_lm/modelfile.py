@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_scripts.data.conversations import Message, RecordFault
+from lora_scripts.data.texts.conversations import Message, RecordFault
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template
 
 _SYSTEM, _USER, _ANSWER = "\x01S\x01", "\x01U\x01", "\x01A\x01"

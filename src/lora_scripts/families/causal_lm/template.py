@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.data.conversations import SYSTEM_ROLES, Conversation, Message, RecordFault, is_learned
+from lora_scripts.data.texts.conversations import SYSTEM_ROLES, Conversation, Message, RecordFault, is_learned
 from lora_scripts.errors import UserError
 from lora_scripts.utf8 import read_text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.conversations import Completion, Conversation, Message, Record
+from lora_scripts.data.texts.conversations import Completion, Conversation, Message, Record
 from lora_scripts.errors import UserError
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, TextFamily
 from lora_scripts.formats import io

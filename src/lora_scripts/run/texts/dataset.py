@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.conversations import RecordFault
-from lora_scripts.data.records import Records
+from lora_scripts.data.texts.conversations import RecordFault
+from lora_scripts.data.texts.records import Records
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.texts import Counts, Examples, TextEncoder, TextFamily, marked

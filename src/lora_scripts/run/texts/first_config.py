@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.config.load import scalar
-from lora_scripts.data.conversations import CONVERSATIONS, RecordFault
-from lora_scripts.data.records import Records, read_records
+from lora_scripts.data.texts.conversations import RecordFault
+from lora_scripts.data.texts.forms import CONVERSATIONS
+from lora_scripts.data.texts.records import Records, read_records
 from lora_scripts.errors import UserError
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Setting

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.conversations import CONVERSATIONS, Completion, Conversation, Record, Text
-from lora_scripts.data.records import Records, list_records
 from lora_scripts.data.split import FEWEST, share_of
+from lora_scripts.data.texts.conversations import Completion, Conversation, Record, Text
+from lora_scripts.data.texts.forms import CONVERSATIONS
+from lora_scripts.data.texts.records import Records, list_records
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table

@@ -13,9 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, overload
 
-from lora_scripts.data.conversations import FORMS, Record
 from lora_scripts.data.findings import IMAGE_SUFFIXES
-from lora_scripts.data.record_index import LINES, TABLES, TEXT_SUFFIXES, index_file
+from lora_scripts.data.texts.conversations import Record
+from lora_scripts.data.texts.forms import FORMS
+from lora_scripts.data.texts.record_index import LINES, TABLES, TEXT_SUFFIXES, index_file
 from lora_scripts.errors import UserError, raise_all
 
 SUFFIXES = (*LINES, ".json", *TABLES, *TEXT_SUFFIXES)
@@ -164,7 +165,7 @@ def list_records(source: Path, split: str = "train") -> tuple[Records, list[User
     faults: list[UserError] = []
     tables = [path for path in wanted if path.suffix.lower() in TABLE_SUFFIXES]
     if tables:
-        from lora_scripts.data.record_tables import open_tables
+        from lora_scripts.data.texts.record_tables import open_tables
 
         opened, table_faults = open_tables(tables)
         parts += opened

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_scripts.data.conversations import FORMS, MORE, Record, RecordFault, Text, form_of, read_record, unread
-from lora_scripts.data.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
+from lora_scripts.data.texts.conversations import Record, RecordFault, Text
+from lora_scripts.data.texts.forms import FORMS, MORE, form_of, read_record, unread
+from lora_scripts.data.texts.record_lines import BOM, MAX_BYTES, cut, lines, rows, values
 from lora_scripts.errors import UserError
 from lora_scripts.units import number_of
 from lora_scripts.utf8 import guess_encoding, load_json

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.data.conversations import FORMS, Record, RecordFault, read_record, unread
-from lora_scripts.data.record_index import MANY
+from lora_scripts.data.texts.conversations import Record, RecordFault
+from lora_scripts.data.texts.forms import FORMS, read_record, unread
+from lora_scripts.data.texts.record_index import MANY
 from lora_scripts.errors import UserError
 
 INSTALL = 'pip install "lora-scripts[datasets]"'
