@@ -273,11 +273,12 @@ def test_zeros_at_the_end_of_a_webp_are_told_only_in_its_picture(tmp_path: Path,
             load_rgb(path)
 
 
-@pytest.mark.parametrize("quality", [0, 100])
+@pytest.mark.parametrize("quality", [5, 100])
 def test_a_plain_background_at_the_foot_of_a_webp_is_whole(tmp_path: Path, quality: int) -> None:
     """Encoders write hundreds of zeros for it."""
     image = Image.new("RGB", (512, 512), "#4080c0")
-    image.paste(Image.effect_noise((512, 256), 60).convert("RGB"))
+    grain = np.random.default_rng(0).normal(128, 40, (256, 512)).clip(0, 255)
+    image.paste(Image.fromarray(grain.astype(np.uint8)).convert("RGB"))
     image.save(tmp_path / "a.webp", method=0, quality=quality)
     assert (tmp_path / "a.webp").read_bytes().endswith(bytes(64)) and load_rgb(tmp_path / "a.webp").size == (512, 512)
 
