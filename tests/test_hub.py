@@ -83,11 +83,11 @@ def server(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
     http.server_close()
 
 
-def run(here: Path, endpoint: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: huggingface_hub reads its settings once."""
+def run(here: Path, endpoint: str, *words: str, code: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The command, or some code, in a process of its own: huggingface_hub reads its settings once."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
     own = {"PYTHONPATH": str(Path(lora_scripts.__file__).parents[1]), "HF_ENDPOINT": endpoint, "HF_HOME": str(here)}
-    command = [sys.executable, "-m", "lora_scripts", *words]
+    command = [sys.executable, *(["-c", code] if code else ["-m", "lora_scripts"]), *words]
     return subprocess.run(command, cwd=here, env={**clean, **own, **env}, capture_output=True, text=True)
 
 
@@ -142,16 +142,26 @@ def test_parts_are_fetched_too_and_nothing_for_a_look_at_the_pictures(
     config = tiny.write_config(here, train_data_dir=here / "data", **keys)
     looked = run(here, endpoint, "check", "--config", str(config))
     assert looked.returncode == 0 and own.asked == [] and not (here / "models").exists(), looked.stderr
-    whole = run(here, endpoint, "check", "--config", str(config), "vae=hf:someone/tiny")
-    assert whole.returncode == 2 and "vae=hf:someone/tiny: " in whole.stderr, whole.stderr
-    assert "names a whole model; name the file in it, such as hf:someone/tiny/name.safetensors" in whole.stderr
     shutil.copy(own.folder / "tiny.safetensors", own.folder / "vae.safetensors")
-    counted = run(here, endpoint, "plan", "--config", str(config), "vae=hf:someone/tiny/vae.safetensors", "--cards")
-    assert counted.returncode == 0, counted.stderr
-    fetched = sorted(path.name for path in (here / "models" / "someone" / "tiny").glob("*.safetensors"))
-    assert fetched == ["tiny.safetensors", "vae.safetensors"] and counted.stdout.count("downloading") == 2
-    nobody = run(here, endpoint, "plan", "--config", str(config), "vae=hf:someone/else/a.safetensors", "--cards")
-    assert "vae someone/else is not on this machine" in nobody.stderr and "write vae: models/" in nobody.stderr
+    # What every command does first, without the command's own imports.
+    code = """
+import sys
+from pathlib import Path
+from lora_scripts.errors import UserError
+from lora_scripts.run.configs import load_config
+for vae in "hf:someone/tiny", "hf:someone/tiny/vae.safetensors", "hf:someone/else/a.safetensors":
+    try:
+        config = load_config(Path(sys.argv[1]), ["vae=" + vae], lambda event: print(type(event).__name__))
+        print(config.base_model.as_posix(), config.vae.as_posix())
+    except UserError as error:
+        print(error)
+"""
+    told = run(here, endpoint, str(config), code=code).stdout
+    assert "names a whole model; name the file in it, such as hf:someone/tiny/name.safetensors" in told
+    assert "models/someone/tiny/tiny.safetensors models/someone/tiny/vae.safetensors" in told
+    assert all((here / "models" / "someone" / "tiny" / f"{name}.safetensors").is_file() for name in ("tiny", "vae"))
+    assert told.count("Note\n") == 2  # one each, before it is fetched
+    assert "vae someone/else is not on this machine" in told and "write vae: models/someone/else" in told
 
 
 def test_what_is_fetched_of_a_model_in_a_folder() -> None:
