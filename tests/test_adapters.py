@@ -403,3 +403,19 @@ def test_inject_wraps_whatever_is_made() -> None:
     net = nn.ModuleDict({"a": nn.Linear(4, 4)})
     layers = inject({"n": net}, ["n.a"], lambda _, layer: DoraLayer(layer, 2, 2.0))
     assert isinstance(net["a"], DoraLayer) and layers["n.a"] is net["a"]
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_a_start_is_the_seeds_alone_whatever_was_drawn_before(kind: str) -> None:
+    pytest.importorskip("lycoris")
+    starts = []
+    for drawn in range(2):
+        torch.manual_seed(drawn)
+        layer = LycorisLayer(nn.Linear(24, 32), kind, 2, 3.0)
+        after = torch.rand(1)
+        torch.manual_seed(drawn)
+        nn.Linear(24, 32)
+        assert torch.equal(after, torch.rand(1))  # nor does it change what is drawn afterwards
+        layer.reset(torch.Generator().manual_seed(5))
+        starts.append(layer.leaves())
+    assert all(torch.equal(starts[0][leaf], starts[1][leaf]) for leaf in starts[0])

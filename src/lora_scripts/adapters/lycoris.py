@@ -189,7 +189,9 @@ class LycorisLayer(Adapter):
         super().__init__(base)
         # OFT has no alpha.
         scale = {} if kind == "oft" else {"alpha": alpha}
-        start = _modules()[kind]("", self.frozen, lora_dim=rank, bypass_mode=False, **scale)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of what it draws, `reset` keeps the spread, which shall be the same in every run
+            start = _modules()[kind]("", self.frozen, lora_dim=rank, bypass_mode=False, **scale)
         self._take(start.state_dict())
         self.rank, self.alpha = rank, alpha
 
