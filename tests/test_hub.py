@@ -18,7 +18,7 @@ import pytest
 
 import lora_scripts
 import tiny
-from lora_scripts.config.values import HubName, hub_name
+from lora_scripts.config.values import HubName, hub_name, model_fault
 from lora_scripts.errors import UserError
 from lora_scripts.families import download, on_machine
 
@@ -206,6 +206,11 @@ def test_names_and_paths(text: str, name: HubName | None, tmp_path: Path, monkey
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
     assert hub_name(Path(text)) == name
+
+
+def test_where_no_name_on_the_hub_is_taken_that_is_told() -> None:
+    told = model_fault(Path("hf:owner/name/vae.safetensors"), kind="VAE", folder=True)
+    assert told is not None and told[0] == "hf:owner/name/vae.safetensors is a name on the hub"
 
 
 def test_a_webuis_checkpoints_are_found_and_offered(tmp_path: Path) -> None:

@@ -125,6 +125,9 @@ def model_fault(path: Path, *, kind: str, folder: bool) -> tuple[str, str] | Non
         return f"{path.as_posix()} is a folder", mend
     if path.exists():
         return None
+    if path.as_posix().startswith("hf:"):
+        mend = "download it and write its path: names on the hub are for --base and for keys of a config"
+        return f"{path.as_posix()} is a name on the hub", mend
     return f"{path.as_posix()} does not exist", _mend_of_missing(path, kind)
 
 

@@ -14,8 +14,8 @@ from lora_scripts.families.flow import llm, token_files
 from lora_scripts.families.flow.film import QWEN_VAE
 from lora_scripts.families.flow.llm import QWEN3, Source
 from lora_scripts.families.flow.pieces import Pieces, as_built
-from lora_scripts.families.flow.places import require_signs
-from lora_scripts.families.flow.token_files import shipped, signs_of, tokens_in
+from lora_scripts.families.flow.places import own_or_shipped, require_signs
+from lora_scripts.families.flow.token_files import shipped, tokens_in
 from lora_scripts.families.flow.transformer import PREFIXES, Transformer, class_of, stripped
 from lora_scripts.families.kinds import Shapes
 from lora_scripts.families.sd.check import read_config
@@ -109,9 +109,7 @@ def _t5(text: Path, base: Path, adapter: AdapterLayout) -> Path:
     folders = [own / "t5_tokenizer", own.parent / "t5_tokenizer", *([base / "t5_tokenizer"] if base.is_dir() else [])]
     places = [own / "t5_tokenizer.json", *(folder / "tokenizer.json" for folder in folders)]
     found = next((place for place in places if place.is_file()), None)
-    ours = shipped(token_files.T5, adapter.tokens)
-    if ours is not None and (found is None or "</s>" not in signs_of(found)):
-        return ours
+    found = own_or_shipped(found, shipped(token_files.T5, adapter.tokens), ("</s>",))
     if found is None:
         hint = "copy tokenizer.json of T5 (folder t5_tokenizer of the model's page) beside it as t5_tokenizer.json"
         raise UserError("there is no t5_tokenizer.json beside this text encoder", file=text, hint=hint)

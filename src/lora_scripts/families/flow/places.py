@@ -39,9 +39,7 @@ def tokenizer_of(
     parents = [own.parent, *([base] if base.is_dir() else [])]
     places = [*(own / name for name in folders), own, *(place / name for place in parents for name in folders)]
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
-    # Files of several text encoders often lie in one folder, and with them the tokenizer of another model.
-    if shipped is not None and (found is None or not signs_of(found).issuperset(signs)):
-        return shipped
+    found = own_or_shipped(found, shipped, signs)
     if found is None:
         told = " or ".join(names)
         text = f"there is no {told} beside this text encoder, and without it captions cannot be read"
@@ -49,6 +47,14 @@ def tokenizer_of(
         raise UserError(text, file=path, hint=hint)
     require_signs(found, signs, folder)
     return found
+
+
+def own_or_shipped(own: Path | None, shipped: Path | None, signs: Sequence[str]) -> Path | None:
+    """The tokenizer that lies there, unless one ships and it is of another model: files of several text encoders often
+    lie in one folder, and with them the tokenizer of one. UserError for what is none."""
+    if shipped is None or (own is not None and signs_of(own).issuperset(signs)):
+        return own
+    return shipped
 
 
 def require_signs(tokenizer: Path, wanted: Sequence[str], folder: str) -> None:

@@ -38,7 +38,7 @@ def shipped(tokenizer: Path, rows: int) -> Path | None:
 def signs_of(file: Path) -> set[str]:
     """What the tokenizer reads as a token of its own. UserError for what is none."""
     if file == QWEN:
-        return set(_qwen_table()[1])
+        return set(_text(QWEN).rpartition("\n\n")[2].splitlines())
     try:
         if tekken.is_one(file):
             return set(tekken.signs(file))
