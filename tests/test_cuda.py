@@ -37,8 +37,9 @@ from lora_scripts.cli import main
 from lora_scripts.compute import memory, recorded
 from lora_scripts.compute.activations import Geglu, Normed, norm_silu
 from lora_scripts.compute.attention import attend, quickest_attention
-from lora_scripts.compute.memory import CudaMover, MemoryOptions, offload
+from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.compute.meter import GB, Meter, ran_out
+from lora_scripts.compute.offload import CudaMover, offload
 from lora_scripts.compute.profile import Watch, speeds_of
 from lora_scripts.compute.quantised import quantise_layer
 from lora_scripts.config.load import load_config

@@ -24,7 +24,8 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.cli import main
 from lora_scripts.compute import memory, pages
 from lora_scripts.compute import resting as rest
-from lora_scripts.compute.memory import MemoryOptions, Offloader, blocks_of, offload
+from lora_scripts.compute.memory import MemoryOptions, blocks_of
+from lora_scripts.compute.offload import Offloader, offload
 from lora_scripts.compute.quantised import QuantisedLayer, dequantise, quantise, quantise_layer, quantise_layers
 from lora_scripts.compute.resting import Resting
 from lora_scripts.config.load import load_config

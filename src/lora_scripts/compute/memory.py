@@ -1,22 +1,21 @@
-"""Blocks of a model that keep less: computed again in the backward pass, or brought to the card only for their turn."""
+"""How a model comes to its device and type, storing and keeping no more than it is told to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lora_scripts.compute.compiled import compile_blocks, forward_of
+from lora_scripts.compute.checkpoints import around
+from lora_scripts.compute.compiled import compile_blocks
 from lora_scripts.compute.device import numbered
+from lora_scripts.compute.offload import CudaMover, Offloader, PlainMover, offload, slots_of
 from lora_scripts.compute.quantised import Storage, quantise_layers, restore
-from lora_scripts.errors import UserError
 
 TILE = 512
 """Pixels along a side of the tiles that a VAE works in, if told to: the size that SD's was trained at."""
@@ -66,216 +65,6 @@ def layers_of(transformer: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def around(block: nn.Module, before: Callable[[], None] | None = None) -> None:
-    """From now on a pass with gradients keeps only the block's input and computes the rest again in the backward pass.
-
-    `before` is called ahead of each computation, the repeated one too. Random numbers are drawn as the first time, so
-    dropout has the same masks (Chen et al. 2016).
-    """
-    # In the instance, not as a module around it: paths, and with them the names of everything inside, stay.
-    block.forward = partial(_call, block, before)
-
-
-def _call(block: nn.Module, before: Callable[[], None] | None, *args: Any, **kwargs: Any) -> Any:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if before is not None:
-            before()
-        return forward_of(block, *args, **kwargs)
-
-    if torch.is_grad_enabled():
-        # What is recorded draws nothing, and a card's generator cannot be asked for its state meanwhile.
-        draws = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
-    return run(*args, **kwargs)
-
-
-# --- blocks in RAM ----------------------------------------------------------------------------------------------------
-
-
-class Copies(Protocol):
-    """Tensors on their way to the card."""
-
-    def arrived(self) -> list[Tensor]:
-        """The copies, once whatever is computed next may read them."""
-        ...
-
-
-class Mover(Protocol):
-    """Where tensors live, and how they are brought."""
-
-    def home(self, tensor: Tensor) -> Tensor:
-        """The tensor as it lies in RAM."""
-        ...
-
-    def begin(self, tensors: Sequence[Tensor]) -> Copies:
-        """Starts to copy to the card."""
-        ...
-
-    def turn(self) -> None:
-        """Called when a block's turn begins, before others are brought: may wait, so that not too many are there."""
-        ...
-
-
-class CudaMover:
-    """Pinned memory, and a stream of its own for the copies."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-        self._last: torch.cuda.Event | None = None
-
-    def home(self, tensor: Tensor) -> Tensor:
-        return tensor.cpu().pin_memory()
-
-    def begin(self, tensors: Sequence[Tensor]) -> Copies:
-        with torch.cuda.stream(self.stream):
-            copies = [t.to(self.device, non_blocking=True) for t in tensors]
-            done = torch.cuda.Event()
-            done.record(self.stream)
-        return _CudaCopies(copies, done)
-
-    def turn(self) -> None:
-        # Python runs ahead of the card. Were it to bring block after block, they would all be there at once: so it
-        # waits until the card has begun with the block before this one.
-        if self._last is not None:
-            self._last.synchronize()
-        self._last = torch.cuda.Event()
-        self._last.record(torch.cuda.current_stream(self.device))
-
-
-class PlainMover:
-    """From where tensors lie anyway: takes no RAM, and waits for each copy. For what is done once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def home(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def begin(self, tensors: Sequence[Tensor]) -> Copies:
-        return _Arrived([t.to(self.device) for t in tensors])
-
-    def turn(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _Arrived:
-    copies: list[Tensor]
-
-    def arrived(self) -> list[Tensor]:
-        return self.copies
-
-
-@dataclass(frozen=True)
-class _CudaCopies:
-    copies: list[Tensor]
-    done: torch.cuda.Event
-
-    def arrived(self) -> list[Tensor]:
-        current = torch.cuda.current_stream(self.copies[0].device)
-        current.wait_event(self.done)
-        for copy in self.copies:
-            copy.record_stream(current)  # its memory is not given away while the computation still reads it
-        return self.copies
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a tensor stands in a module."""
-
-    owner: MutableMapping[str, Any]
-    name: str
-
-    @property
-    def tensor(self) -> Tensor:
-        found = self.owner[self.name]
-        assert found is not None
-        return found
-
-    def put(self, tensor: Tensor) -> None:
-        # Another object in its place: what autograd kept of the one before stays where it was.
-        parameter = isinstance(self.tensor, nn.Parameter) and not isinstance(tensor, nn.Parameter)
-        self.owner[self.name] = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
-
-
-@dataclass
-class Offloader:
-    """Keeps frozen blocks in RAM; the one whose turn it is, and the next, are on the card.
-
-    A block goes through `around`, so a pass keeps its input alone, and in the backward pass the block comes again.
-    """
-
-    blocks: Sequence[nn.Module]
-    """In the order in which they are run."""
-    mover: Mover
-    _slots: list[list[Slot]] = field(default_factory=list)
-    _homes: list[list[Tensor]] = field(default_factory=list)
-    _coming: dict[int, Copies] = field(default_factory=dict)
-    _there: set[int] = field(default_factory=set)
-    _last: int = -1
-
-    def __post_init__(self) -> None:
-        """Takes every tensor that the blocks have now home. Adapters that come later stay on the card."""
-        for number, block in enumerate(self.blocks):
-            slots = [s for module in block.modules() for s in _slots(module)]
-            self._slots.append(slots)
-            self._homes.append([_like(self.mover.home(s.tensor), s.tensor) for s in slots])
-            self._send(number)
-            around(block, partial(self._turn, number))
-
-    def _turn(self, number: int) -> None:
-        """The block's computation begins."""
-        following = self._next(number)
-        for other in {*self._there, *self._coming} - {number, following}:
-            self._send(other)
-        self.mover.turn()
-        self._begin(number)
-        if number not in self._there:
-            for slot, copy in zip(self._slots[number], self._coming.pop(number).arrived(), strict=True):
-                slot.put(copy)
-            self._there.add(number)
-        self._begin(following)
-        self._last = number
-
-    def _next(self, number: int) -> int:
-        """Up in the forward pass, down in the backward pass, which begins with the block that was the last."""
-        top = len(self.blocks) - 1
-        if number == top:
-            return max(0, top - 1) if torch.is_grad_enabled() else 0
-        if number == 0 or number > self._last:
-            return number + 1
-        return number - 1
-
-    def _begin(self, number: int) -> None:
-        if number not in self._there and number not in self._coming:
-            self._coming[number] = self.mover.begin(self._homes[number])
-
-    def _send(self, number: int) -> None:
-        """Nothing is copied: frozen weights are at home as they were."""
-        self._coming.pop(number, None)
-        self._there.discard(number)
-        for slot, home in zip(self._slots[number], self._homes[number], strict=True):
-            slot.put(home)
-
-
-def _slots(module: nn.Module) -> Iterable[Slot]:
-    for owner in (module._parameters, module._buffers):
-        yield from (Slot(owner, name) for name, tensor in owner.items() if tensor is not None)
-
-
-def _like(home: Tensor, tensor: Tensor) -> Tensor:
-    return nn.Parameter(home, requires_grad=False) if isinstance(tensor, nn.Parameter) else home
-
-
-def offload(blocks: Sequence[nn.Module], count: int, mover: Mover) -> Offloader:
-    """Sends the `count` largest of the blocks home. UserError if there are not so many."""
-    if count > len(blocks):
-        raise UserError(f"offload_blocks {count}: this model has {len(blocks)} blocks", hint=f"{len(blocks)} at most")
-    sizes = [sum(s.tensor.nbytes for module in block.modules() for s in _slots(module)) for block in blocks]
-    largest = sorted(range(len(blocks)), key=lambda n: -sizes[n])[:count]
-    return Offloader([blocks[n] for n in sorted(largest)], mover)
-
-
 def place(
     unet: Any,
     options: MemoryOptions,
@@ -319,7 +108,7 @@ def bring(model: nn.Module, device: torch.device, room: int | None = None) -> No
         free, total = torch.cuda.mem_get_info(device)
         allowed = torch.cuda.get_per_process_memory_fraction(numbered(device)) * total  # where a plan is told how much
         room = round(min(free + torch.cuda.memory_reserved(device), allowed)) - torch.cuda.memory_allocated(device)
-    tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in _slots(module)}
+    tensors = {id(s.tensor): s.tensor.nbytes for module in model.modules() for s in slots_of(module)}
     if room is None or sum(tensors.values()) + ASKED <= room:
         model.to(device)
         return

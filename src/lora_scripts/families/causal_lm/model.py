@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
-from lora_scripts.compute.memory import around, layers_of
+from lora_scripts.compute.checkpoints import around
+from lora_scripts.compute.memory import layers_of
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.texts.conversations import Message, RecordFault

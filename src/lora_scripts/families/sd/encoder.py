@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.compute import memory
+from lora_scripts.compute.checkpoints import around
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.compute.resting import Resting
 from lora_scripts.errors import UserError
@@ -55,7 +55,7 @@ class TextEncoder:
         inner.eos_token_id = prompts.END
         if self._checkpointing:
             for layer in inner.encoder.layers:
-                memory.around(layer)
+                around(layer)
 
     @property
     def model(self) -> Any:
