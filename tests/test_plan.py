@@ -33,6 +33,7 @@ from lora_scripts.plan import forecast, text_plan
 from lora_scripts.plan.command import Plan, PlanOptions, plan, stage_of, to_type
 from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
 from lora_scripts.plan.stage import Stage
+from lora_scripts.plan.text_worker import TextMeasured
 from lora_scripts.plan.worker import rehearse
 from lora_scripts.run import story
 from lora_scripts.run.preflight import Split, preflight
@@ -272,9 +273,14 @@ def test_time_goes_by_the_line_through_two_batches() -> None:
     assert (found["LoRA files"], found["samples"], found["logs"]) == (2 * 500, 8 * 100, 10 * 3 + 6 * 100)
     assert forecast.disk(config_of(save_steps=4), m)["LoRA files"] == 3 * 500
     # Steps 4, 8 and 10 save: the third state comes while the first two are there; one is counted among what stays.
-    assert forecast.in_passing(config, m) == 2 * 900 + 500
-    assert forecast.in_passing(config_of(save_steps=9), m) == 900 + 500
-    assert forecast.in_passing(config_of(save_steps=10), m) == 500
+    assert forecast.in_passing(config, 10, 900, 500) == 2 * 900 + 500
+    assert forecast.in_passing(config_of(save_steps=9), 10, 900, 500) == 900 + 500
+    assert forecast.in_passing(config_of(save_steps=10), 10, 900, 500) == 500
+    m_texts = TextMeasured(at="done", steps=10, lora=500, state=900)
+    there = text_plan.TextPlan(m_texts, 0, "unknown", {}, {"LoRAs": 1500, "resume state": 900}, 2300, 4700)
+    assert not any("disk space" in line for line in cli.words(there))
+    told = cli.words(dataclasses.replace(there, free_disk=4699))[-1]
+    assert told.startswith("not enough disk space: needs 5 kB, 5 kB free; lower it with keep_last=1")
     assert [duration(s) for s in (0.04, 45, 120, 200, 7801)] == ["0.0 s", "45 s", "2 min", "3 min 20 s", "2 h 10 min"]
 
 

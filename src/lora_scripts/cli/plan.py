@@ -92,7 +92,8 @@ def _text_words(plan: TextPlan) -> list[str]:
     from lora_scripts.plan.text_plan import PHASES
 
     m = plan.measured
-    return [*facts([*m.rows, *_needs(plan, PHASES)]), _text_verdict(plan, PHASES.get(m.at, "loading"))]
+    verdict = _text_verdict(plan, PHASES.get(m.at, "loading"))
+    return [*facts([*m.rows, *_needs(plan, PHASES)]), verdict, *filter(None, [disk_words(plan)])]
 
 
 def _needs(plan: Plan | TextPlan, phases: Mapping[str, str], ram: Rows = ()) -> Iterator[tuple[str, str]]:
@@ -216,7 +217,8 @@ def _proposal_words(proposal: Proposal) -> str:
     return f"rehearsed with peak {size(tried.peak)}, about {duration(proposal.seconds)}, "
 
 
-def disk_words(plan: Plan) -> str:
+def disk_words(plan: Plan | TextPlan) -> str:
+    """That the disk is too small; "" where it is not."""
     needs = sum(plan.disk.values()) + plan.in_passing
     if not plan.disk or needs <= plan.free_disk:
         return ""

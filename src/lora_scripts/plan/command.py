@@ -101,7 +101,7 @@ def _plan(options: PlanOptions, stage: Stage[Measured], looked: float, note: str
         fits,
         forecast.times(config, m, looked + stage.start),
         forecast.disk(config, m),
-        forecast.in_passing(config, m),
+        forecast.in_passing(config, m.steps, m.sizes["state"], m.sizes["lora"]),
         shutil.disk_usage(place_of(config.output_dir)).free,
         proposal,
         note,

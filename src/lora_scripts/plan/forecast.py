@@ -209,11 +209,11 @@ def cache_size(m: Measured) -> int:
     return round(latents) + m.captions * m.sizes.get("caption", 0)
 
 
-def in_passing(config: TrainConfig, m: Measured) -> int:
+def in_passing(config: TrainConfig, steps: int, state: int, lora: int) -> int:
     """What is on the disk beyond that for a moment: a new state beside the two before it, and a new LoRA file, before
-    older ones go."""
-    states = min(STATES + 1, -(-m.steps // config.save_steps))
-    return (states - 1) * m.sizes["state"] + m.sizes["lora"]
+    older ones go. `state`, `lora`: bytes of one of each."""
+    states = min(STATES + 1, -(-steps // config.save_steps))
+    return (states - 1) * state + lora
 
 
 # --- memory, and what to change ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lora_scripts.compute.meter import GB
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Sink, ignore
 from lora_scripts.plan.command import BUDGET, PlanOptions, as_words, note_of, to_type
-from lora_scripts.plan.forecast import ROOM, changed_config
+from lora_scripts.plan.forecast import ROOM, changed_config, in_passing
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.plan.text_worker import TextMeasured
 from lora_scripts.run.configs import can_be_rounded, smaller_batches
@@ -45,6 +45,8 @@ class TextPlan:
     """ "yes", "no", or "unknown"."""
     seconds: Mapping[str, float]
     disk: Mapping[str, int]
+    in_passing: int
+    """Bytes that are on the disk for a moment, beyond those of `disk`."""
     free_disk: int
     proposal: TextProposal | None = None
     note: str = ""
@@ -68,7 +70,8 @@ def plan_texts(options: PlanOptions, sink: Sink = ignore) -> TextPlan:
         proposal = _propose(options, stage, limit) if fits == "no" else None
     free = shutil.disk_usage(place).free
     times, disk = _times(config, measured), _disk(config, measured)
-    return TextPlan(measured, limit, fits, times, disk, free, proposal, note_of(ready.folder))
+    more = in_passing(config, measured.steps, measured.state, measured.lora) if disk else 0
+    return TextPlan(measured, limit, fits, times, disk, more, free, proposal, note_of(ready.folder))
 
 
 def _verdict(measured: TextMeasured, limit: int) -> str:

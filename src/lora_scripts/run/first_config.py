@@ -156,7 +156,7 @@ def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
         without = sum(not holds(s.caption, trigger) for s in samples)
         if without:
             notes.append(
-                f"{without} of {len(samples)} captions lack the word {trigger}: "
+                f"{without} of {len(samples)} captions {'lacks' if without == 1 else 'lack'} the word {trigger}: "
                 f"{typed([*label, '--words-only', *word])}"
             )
     if len(samples) < 15:
