@@ -15,6 +15,7 @@ import torch
 
 import small_words
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.chat import of_file
 from lora_scripts.chat.session import Session
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
@@ -156,7 +157,7 @@ def test_a_file_of_prompts(base: Path, lora: Path, tmp_path: Path, capsys: pytes
         alone = Session(model, Answering(12), "Be brief").ask(row["prompt"])
         assert (row["answer"], row["stopped"]) == (alone.text, alone.stopped)
     assert main([*words, str(prompts)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "is there already; add --resume" in capsys.readouterr().err
     asked = [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]
     said = {"messages": [*asked, {"role": "assistant", "content": "y"}]}
     lines = [json.dumps(row) for row in ({"prompt": "hello"}, {"messages": asked}, said, [])]
@@ -167,6 +168,30 @@ def test_a_file_of_prompts(base: Path, lora: Path, tmp_path: Path, capsys: pytes
     more.write_text("\n".join(lines[:2]))
     assert main([*words, str(more), "--output", str(tmp_path / "out.jsonl")]) == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_stopped_file_of_prompts_goes_on(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same drawn answers, and never with those to other prompts."""
+    prompts, whole, rest = tmp_path / "prompts.txt", tmp_path / "whole.jsonl", tmp_path / "rest.jsonl"
+    prompts.write_text("".join(f"hello {number}\n" for number in range(10)))
+    words = [*talk(base, "--temperature", "1", "--from-file"), str(prompts), "--output"]
+    assert main([*words, str(whole)]) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    rest.write_text("".join(lines[: of_file.AT_ONCE]))
+    assert main([*words, str(rest), "--resume"]) == 0
+    assert rest.read_bytes() == whole.read_bytes()
+    assert main([*words, str(rest), "--resume"]) == 0  # nothing is left to do
+    assert "10 prompts answered in" in capsys.readouterr().out
+    for wrong in (lines[1], '{"prompt": "hello 0"}\n', "{half"):
+        rest.write_text(wrong)
+        assert main([*words, str(rest), "--resume"]) == 2
+        assert "rest.jsonl:1: " in capsys.readouterr().err
+        assert rest.read_text() == wrong
+    rest.write_text("".join([*lines, lines[0]]))
+    assert main([*words, str(rest), "--resume"]) == 2
+    assert "rest.jsonl:11: answers no prompt of the file" in capsys.readouterr().err
+    assert main([*talk(base), "--message", "x", "--resume"]) == 2
+    assert "--resume does nothing without --from-file" in capsys.readouterr().err
 
 
 def test_a_lora_brings_the_template_that_it_was_trained_with(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Saved, Sink, ignore
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.texts import Answering
 
+Row = dict[str, Any]
+"""A line of the file: prompt, answer, and whether it ended by itself."""
 AT_ONCE = 8
 """Prompts that are answered together."""
 
@@ -41,17 +43,23 @@ def answer_file(
     system: str = "",
     template: str | None = None,
     answering: Answering,
+    resume: bool = False,
     device: str = "auto",
     precision: str = "auto",
     sink: Sink = ignore,
 ) -> Answered:
-    """Answers each prompt and writes the answers as they come. UserErrors for what is wrong with the files, at once."""
+    """Answers each prompt and writes the answers as they come; with `resume` those that are not in `output` yet.
+    UserErrors for what is wrong with the files, at once."""
     from lora_scripts.loras import on_texts
 
     output = output or source.with_name(f"{source.stem}-answers.jsonl")
-    if output.exists():
-        raise UserError("is there already", file=output, hint="give --output another name, or remove it")
+    if output.exists() and not resume:
+        hint = "add --resume to go on with it, give --output another name, or remove it"
+        raise UserError("is there already", file=output, hint=hint)
     talks = read_talks(source, system)
+    rows = read_answers(output, talks) if output.exists() else []
+    if len(rows) == len(talks):
+        return Answered(output, len(talks), _ended(rows))
     on_texts.check(base, loras)
     model = on_texts.load_on(base, device, precision)
     on_texts.wear(model, loras)
@@ -61,18 +69,46 @@ def answer_file(
         for number, talk in enumerate(talks, 1)
         if (room := model.room(talk, template=template)) is not None and room < 1
     )
-    rows: list[str] = []
-    stopped = 0
-    for start in range(0, len(talks), AT_ONCE):
+    for start in range(len(rows), len(talks), AT_ONCE):
         some = talks[start : start + AT_ONCE]
         for talk, answer in zip(some, model.answers(some, answering, template=template), strict=True):
-            row = {"prompt": talk[-1]["content"], "answer": answer.text, "stopped": answer.stopped}
-            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-            stopped += answer.stopped
-        io.write_text(output, "".join(rows))
+            rows.append({"prompt": talk[-1]["content"], "answer": answer.text, "stopped": answer.stopped})
+        io.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         sink(Progress("prompts", len(rows), len(talks)))
     sink(Saved("answers", output))
-    return Answered(output, len(talks), stopped)
+    return Answered(output, len(talks), _ended(rows))
+
+
+def read_answers(output: Path, talks: Sequence[Sequence[Message]]) -> list[Row]:
+    """What a command that was stopped had written of these conversations. UserError where it is of others."""
+    rows: list[Row] = []
+    for number, line in enumerate(read_lines(output), 1):
+        if not line.strip():
+            continue
+        row = _answer(line)
+        prompt = talks[len(rows)][-1]["content"] if len(rows) < len(talks) else None
+        if row is None or row["prompt"] != prompt:
+            text = "answers no prompt of the file" if row else "no answer as chat writes it"
+            hint = "give --output another name, or leave --resume out"
+            raise UserError(text, file=output, line=number, hint=hint)
+        rows.append(row)
+    return rows
+
+
+def _answer(line: str) -> Row | None:
+    try:
+        row = load_json(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    kinds = {"prompt": str, "answer": str, "stopped": bool}
+    return row if all(isinstance(row.get(key), kind) for key, kind in kinds.items()) else None
+
+
+def _ended(rows: Sequence[Row]) -> int:
+    """How many answers ended by themselves."""
+    return sum(row["stopped"] for row in rows)
 
 
 def read_talks(source: Path, system: str = "") -> list[list[Message]]:

@@ -37,6 +37,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--from-file", metavar="FILE", type=path, help=text)
     text = "with --from-file: where the answers go (default: FILE-answers.jsonl beside it)"
     add("--output", metavar="FILE", type=file_of(".jsonl"), help=text)
+    text = "with --from-file: go on with the answers that are there, of a command that was stopped"
+    add("--resume", action="store_true", help=text)
     add_template(parser)
     tokens = number(int, 1, 1_000_000)
     add("--max-tokens", metavar="N", type=tokens, default=512, help=default("512", "the longest answer"))
@@ -54,6 +56,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
         raise UserError("--message and --from-file are both given", hint="leave one out")
     if options.output is not None and options.from_file is None:
         raise UserError("--output does nothing without --from-file", hint="leave it out, or name a file of prompts")
+    if options.resume and options.from_file is None:
+        raise UserError("--resume does nothing without --from-file", hint="leave it out, or name a file of prompts")
     if options.from_file is not None:
         return _of_file(options, sink)
     from lora_scripts.chat.session import Piece, chat
@@ -65,7 +69,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
             sink(event)
 
     lines = _once(options.message) if options.message is not None else _typed(sink, quiet=options.json)
-    return chat(lines=lines, sink=tell, **asked(options, "message", "from_file", "output"))
+    return chat(lines=lines, sink=tell, **asked(options, "message", "from_file", "output", "resume"))
 
 
 def words(result: Chatted | Answered) -> list[str]:
