@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 import tiny
+import tiny_zimage
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.run import resume as resuming
@@ -239,3 +240,32 @@ def test_a_state_of_another_run_is_refused(copy: Path) -> None:
         (found / name).write_bytes(b"".join(pieces))
     with pytest.raises(UserError, match=r"something changed: seed: 1 -> 42; undo that"):
         stopped(copy / "config.yaml", 3, resume=True)
+
+
+def test_another_text_encoder_beside_the_base_is_refused_wherever_it_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is not trained: what it makes of the captions decides the weights. Another place is no other one."""
+    base, data = tiny_zimage.write_base(tmp_path / "base.safetensors"), tiny.write_pictures(tmp_path / "data", 2)
+    where = tmp_path / "text" / "qwen_3_4b.safetensors"
+    keys = {"targets": "['*layers.0.*to_q']", "vae": tmp_path / "ae.safetensors", "text_encoder": [where]}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, epochs=3, **keys)
+    stopped(config, 1)
+    whole = where.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-2] ^= 1
+    where.write_bytes(flipped)
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    assert "because something changed: text_encoder; undo that" in capsys.readouterr().err
+    where.write_bytes(whole)
+    (tmp_path / "text").rename(tmp_path / "other")
+    stopped(config, 2, f"text_encoder=[{tmp_path / 'other' / where.name}]", resume=True)
+    run = tmp_path / "out" / "state" / "step-00000002" / "run.json"
+    assert json.loads(run.read_text())["data"].keys() == {
+        "base_model",
+        "vae",
+        "text_encoder",
+        "init_lora",
+        "0.png",
+        "1.png",
+    }

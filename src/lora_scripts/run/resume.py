@@ -32,7 +32,7 @@ _ASIDE = " (held out)"
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
-    *("training_adapter", "mask_dir", "class_data_dir"),
+    *("text_encoder", "training_adapter", "mask_dir", "class_data_dir"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks", "cuda_graphs"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
@@ -104,6 +104,8 @@ def restore(
     if length:
         changed = [f"{length} ({why})" if change == length else change for change in changed if why or change != length]
     names = [name for name in {**old.data, **state.data} if old.data.get(name) != state.data.get(name)]
+    if "text_encoder" not in old.data and "text_encoder" in names:
+        names.remove("text_encoder")  # a state of an earlier version keeps that of one that is trained alone
     if names:
         told = ", ".join(_changed(name, old, state) for name in names[:5])
         changed.append(told + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
@@ -203,8 +205,6 @@ def _digests(
     config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample]
 ) -> dict[str, str]:
     digests, initial = base_digests(config, model), config.init_lora
-    if not config.train_text_encoder:
-        digests.pop("text_encoder", None)
     digests["init_lora"] = model_hashes(initial).sha256 if initial else ""
     for s, name in [*_named(held_out, _ASIDE), *_named(samples)]:
         digests[name] = _digest(s)

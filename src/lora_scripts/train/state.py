@@ -26,8 +26,8 @@ class RunState:
     config: dict[str, Any]
     """The keys that decide the weights; a resumed run must have the same."""
     data: dict[str, str]
-    """Digests of the base model, the VAE, the LoRA it began with, every picture with its caption and every mask, by
-    name."""
+    """Digests of the base model, the VAE, the text encoder where that may lie beside it, the LoRA it began with, every
+    picture with its caption and every mask, by name."""
     environment: dict[str, str]
     """Thread count, versions, device: a change may change the last bits, and is told."""
     losses: list[float] = field(default_factory=list)
