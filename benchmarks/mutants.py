@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant("run/init_lora.py", "w.alpha != first.alpha or not torch.equal(w.down, first.down)", "w.alpha != first.alpha", "together"),
     Mutant("adapters/layer.py", "1 / math.sqrt(self.down[0].numel())", "1 / self.down[0].numel()", "lora training"),
     Mutant("adapters/dora.py", "2 * self.scale * ((up.T @ weight)", "self.scale * ((up.T @ weight)", "adapters"),
-    Mutant("adapters/weights.py", "up * (weights.alpha / weights.rank / scale)", "up * (weights.alpha / scale)", "kohya"),
+    Mutant("adapters/weights.py", "rescaled(up, weights.alpha / weights.rank / scale)", "rescaled(up, weights.alpha / scale)", "kohya"),
     Mutant("adapters/weights.py", "LoraWeights(down, up, scale * rank, weights.dora)", "LoraWeights(down, up, scale * weights.rank, weights.dora)", "kohya"),
     Mutant("adapters/weights.py", "(weights.up.double() * (weights.alpha / weights.rank))", "(weights.up.double() * (weights.rank / weights.alpha))", "kohya adapters verify"),
     Mutant("families/sd/latents.py", "(mean - shift) * scale, std * scale", "(mean - shift) * scale, std", "family sdxl"),

@@ -114,6 +114,24 @@ def test_a_scale_that_is_no_power_of_two_is_told(tmp_path: Path, capsys: pytest.
     run(start, "--to", "peft")
     assert "no power of two" not in capsys.readouterr().out
     assert same(open_lora(tmp_path / "x-peft").modules(), modules)
+    # In half precision alpha is what it was, and ΔW what stands in the file: it is not rounded a second time.
+    run(start, "--to", "diffusers", "--dtype", "fp16")
+    written = load_file(tmp_path / "x-diffusers-fp16.safetensors")
+    up, down = (written[f"{Q}.lora_{side}.weight"].double() for side in "BA")
+    read = open_lora(tmp_path / "x-diffusers-fp16.safetensors").modules()[Q]
+    assert read.alpha == 1.0
+    torch.testing.assert_close(dense(read).double(), up @ down, rtol=1e-6, atol=1e-12)
+
+
+def test_alphas_that_differ_become_one_without_rounding_in_half_precision(tmp_path: Path) -> None:
+    """The file is fp16; what is asked for is not."""
+    modules = lora_files.weights(FEW[:2]) | lora_files.weights(FEW[2:3], 4, 3.0)
+    start = lora_files.write(tmp_path / "x.safetensors", tensors(modules, torch.float16))
+    run(start, "--to", "kohya", "--dtype", "fp32", "--output", tmp_path / "one.safetensors")
+    held, one = open_lora(start).modules(), open_lora(tmp_path / "one.safetensors").modules()
+    assert {w.alpha for w in one.values()} == {4.0}
+    for path, w in held.items():
+        torch.testing.assert_close(dense(one[path]), dense(w), rtol=1e-6, atol=1e-9)
 
 
 def test_what_the_folded_scale_makes_too_large_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -275,6 +275,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     for words, tensors in cases.items():
         with pytest.raises(UserError, match=words):
             file.read(lora_files.write(tmp_path / "x.safetensors", tensors))
+    whole = {f"{stem}.{key}": value for key, value in (loha | {"alpha": torch.tensor(1.0)}).items()}
+    with pytest.raises(UserError, match="a LyCORIS file \\(it has hada_w1_a of "):  # alpha is no sign of one
+        file.read_plain(lora_files.write(tmp_path / "x.safetensors", whole))
     for key, words in ((reading.DIFFUSERS_KEY, "lora_adapter_metadata is not readable"),):
         folded = dialects.to_diffusers(lora_files.weights(), sd1(), torch.float32).tensors
         with pytest.raises(UserError, match=words):

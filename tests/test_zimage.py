@@ -418,6 +418,20 @@ def test_other_adapters_are_trained_and_proved(base: Path, data: Path, tmp_path:
     assert (tmp_path / "out" / "out.safetensors").exists()
 
 
+def test_a_strength_that_is_no_power_of_two_is_proved(base: Path, data: Path, tmp_path: Path) -> None:
+    """In the precision that files have unless another is asked for: alpha / rank is folded into them, and rounded."""
+    keys = {
+        "lora_rank": 4,
+        "lora_alpha": 3,
+        "epochs": 1,
+        "targets": "['*layers.0.*']",
+        **tiny_zimage.beside(base.parent),
+    }
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    assert {w.alpha for w in read(tmp_path / "out" / "out.safetensors").weights.values()} == {3.0}
+
+
 def test_a_stored_base_and_recomputed_blocks_train(tmp_path: Path) -> None:
     """Pictures that are no squares, at a resolution whose eighth is no multiple of what a token covers."""
     folder, data = tiny_zimage.write_folder(tmp_path / "base"), tiny.write_pictures(tmp_path / "data", 2, (96, 72))

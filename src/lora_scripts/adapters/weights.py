@@ -62,12 +62,21 @@ def uniform(modules: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
         down, up = weights.down, weights.up
         more = rank - weights.rank
         if weights.alpha / weights.rank != scale:
-            up = up * (weights.alpha / weights.rank / scale)
+            up = rescaled(up, weights.alpha / weights.rank / scale)
         if more:
             down = torch.cat([down, down.new_zeros(more, *down.shape[1:])])
             up = torch.cat([up, up.new_zeros(up.shape[0], more, *up.shape[2:])], dim=1)
         result[path] = LoraWeights(down, up, scale * rank, weights.dora)
     return result
+
+
+def rescaled(up: Tensor, factor: float) -> Tensor:
+    """`factor` · `up` in its own type, or in float32 where that would round it: ΔW stays what the file says."""
+    if factor == 1:
+        return up
+    exact = up.double() * factor
+    own = exact.to(up.dtype)
+    return own if torch.equal(own.double(), exact) else exact.float()
 
 
 def folded(weights: LoraWeights) -> LoraWeights:

@@ -195,7 +195,8 @@ def plain(modules: Mapping[str, Change], file: Path | None = None, *, dora: bool
     result = {}
     for path, change in modules.items():
         if not isinstance(change, LoraWeights):
-            text = f"this is a LyCORIS file (it has {next(iter(change))} of {path})"
+            leaf = next(leaf for leaf in change if leaf in naming.LYCORIS)  # alpha stands before them
+            text = f"this is a LyCORIS file (it has {leaf} of {path})"
             raise UserError(text, file=file, hint="give a plain LoRA")
         if change.dora is not None and not dora:
             name, form = file.as_posix() if file else "FILE", "peft" if file and file.is_dir() else "kohya"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.adapters import lycoris
-from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, halved
+from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, halved, rescaled
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names, Share
@@ -232,8 +232,7 @@ def _change(path: str, module: Module, alphas: Alphas) -> Change:
     elif alphas.folded is not None:
         folded = alphas.folded if isinstance(alphas.folded, float) else alphas.folded.get(path, float(rank))
         scale = (folded or rank) / rank
-        up = up if scale == 1 else (up.double() / scale).to(up.dtype)
-        weights = LoraWeights(down, up, folded or float(rank), leaves.get(DORA))
+        weights = LoraWeights(down, rescaled(up, 1 / scale), folded or float(rank), leaves.get(DORA))
     else:
         told = alphas.told(path, rank)
         weights = LoraWeights(down, up, float(rank) if told is None else told, leaves.get(DORA))
