@@ -104,17 +104,24 @@ def _single(fact: PictureFacts, buckets: list[Size] | None) -> Iterator[Finding]
 
 
 def animated(images: Mapping[str, Path]) -> list[Finding]:
-    """The animations among WebP files, by the flag of their header (extended file format, "VP8X")."""
+    """The animations among WebP files, by the flag of their header (extended file format, "VP8X"), and among PNG files,
+    by the chunk "acTL" before the first of the picture."""
 
     def moves(path: Path) -> bool:
         try:
             with open(path, "rb") as file:
                 head = file.read(21)
+                if head.startswith(b"RIFF"):
+                    return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
+                file.seek(8)
+                while len(chunk := file.read(8)) == 8 and chunk[4:] not in (b"IDAT", b"acTL"):
+                    file.seek(int.from_bytes(chunk[:4]) + 4, 1)  # what it holds, and its checksum
         except OSError:
             return False
-        return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
+        return chunk[4:] == b"acTL"
 
-    files = tuple(name for name, path in images.items() if path.suffix.lower() == ".webp" and moves(path))
+    kinds = (".webp", ".png")
+    files = tuple(name for name, path in images.items() if path.suffix.lower() in kinds and moves(path))
     message, mend = "an animation: its first frame is taken", "save the frames that you want, each as one picture"
     return [Finding("animated", "note", (name,), message, mend) for name in files]
 
