@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import tiny_flux1
 from conftest import offline
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.shape import in_bucket
@@ -214,13 +215,18 @@ def test_what_is_not_read_and_what_moves_is_told(clean: Path, tmp_path: Path) ->
 def test_with_a_config(clean: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, clean)
     code, out, _ = check("--config", config, "resolution=1024")
-    assert code == 0 and "too small (6)" in out
+    assert code == 0 and "too small (6)" in out and "set them aside" not in out  # none would be left
     page = (tmp_path / "out/check.html").read_text(encoding="utf-8")
     assert "1024\u00a0×\u00a01024" in page
     (tmp_path / "other.csv").write_text("filename,prompt\nimg01.png,a cat\n")
     other = f"metadata_path={tmp_path}/other.csv"
     assert check("--config", config, other)[0] == 2
     assert check("--config", config, other, "allow_missing_captions=true")[0] == 0
+    (tmp_path / "other.csv").write_text(f"filename,prompt\nimg01.png,{'neon ' * 100}\n")
+    flux = f"base_model={tiny_flux1.write_base(tmp_path / 'flux.safetensors')}"
+    for word, cut in (("", True), ("caption_tokens=150", False), (flux, False)):
+        _, out, _ = check(*filter(None, ["--config", config, other, "allow_missing_captions=true", word]))
+        assert ("100 tokens, of which CLIP reads 75" in out) == cut, word
 
 
 @pytest.mark.parametrize(
@@ -357,6 +363,23 @@ def test_the_quick_part_sees_what_headers_tell() -> None:
     assert by_kind["too_small"].files == ("c.png",) and "1.71-fold" in by_kind["too_small"].message
     assert by_kind["odd_aspect"].files == ("d.png",)
     assert quick_findings([sample("a.png"), sample("b.png", (768, 512))], (512, 512)) == []
+
+
+def test_captions_are_counted_by_what_the_base_reads(clean: Path, tmp_path: Path, base: Path) -> None:
+    """CLIP reads 75 tokens, more where the config says so; what a language model reads it tells by itself."""
+    flux = tiny_flux1.write_base(tmp_path / "flux.safetensors")
+    long = [sample("a.png", caption=" ".join(["neon"] * 100)), sample("b.png", caption=" ".join(["neon"] * 200))]
+
+    def told(*overrides: str) -> list[str]:
+        notes: list[Event] = []
+        tell_quick(load_config(write_config(tmp_path, clean), list(overrides)), long, ["x"], notes.append)
+        return [note.text for note in notes if isinstance(note, Note) and "CLIP reads" in note.text]
+
+    [at_75] = told(f"base_model={base}")
+    assert "100 tokens, of which CLIP reads 75; " in at_75 and "; also b.png" in at_75
+    [at_150] = told(f"base_model={base}", "caption_tokens=150")
+    assert "b.png: 200 tokens, of which CLIP reads 150; " in at_150 and "a.png" not in at_150
+    assert told(f"base_model={flux}") == []
 
 
 def test_before_a_training_five_lines_at_most(clean: Path, tmp_path: Path) -> None:

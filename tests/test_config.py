@@ -141,6 +141,7 @@ MODELS = "models/v1-5-pruned.ckpt"
             'c.yaml:4: lr_schedule: must be one of cosine, constant, linear, cosine_restarts, polynomial, not "Cosin"; '
             "did you mean cosine?",
         ),
+        ("caption_tokens: 100", "c.yaml:4: caption_tokens: must be one of 75, 150, 225, not 100"),
         (
             "prediction: v_prediction",
             'c.yaml:4: prediction: must be one of epsilon, v, flow, not "v_prediction"; did you mean v?',
@@ -206,6 +207,10 @@ MODELS = "models/v1-5-pruned.ckpt"
             "keep_tags: 2",
             "c.yaml:4: keep_tags: has no effect without shuffle_tags or tag_dropout; add shuffle_tags: true, "
             "or leave keep_tags out",
+        ),
+        (
+            "tag_dropout: 0.1\ncaption_dropout: 1",
+            "c.yaml:4: tag_dropout: has no effect, because caption_dropout: 1 drops every caption; lower it",
         ),
         (
             "text_encoder_lr: 1e-5",

@@ -18,12 +18,15 @@ READ = 75
 """Tokens of a caption that CLIP reads: 77 positions, less the two that mark start and end."""
 
 
-def caption_findings(captions: Sequence[Captioned], *, trigger: str | None = None) -> list[Finding]:
-    """Every test of the captions; pictures without one are left to `missing`."""
+def caption_findings(
+    captions: Sequence[Captioned], *, trigger: str | None = None, read: int | None = READ
+) -> list[Finding]:
+    """Every test of the captions; pictures without one are left to `missing`. `read`: tokens that CLIP reads of one;
+    None where another text encoder reads it."""
     said = [caption for caption in captions if caption.text]
     return [
         *nonsense(said),
-        *truncated(said),
+        *truncated(said, read),
         *identical(said),
         *contradictions.within(said),
         *vocabulary.misspelt(said),
@@ -70,21 +73,21 @@ def missing(names: Sequence[str], *, allowed: bool) -> list[Finding]:
     return [Finding("caption_missing", severity, tuple(names), message, mend)]
 
 
-def cut(text: str) -> tuple[int, int] | None:
+def cut(text: str, read: int = READ) -> tuple[int, int] | None:
     """How many tokens a caption has, and the letter where CLIP stops reading; None if it reads all."""
-    if text.isascii() and len(text) <= READ:
+    if text.isascii() and len(text) <= read:
         return None  # a token has at least one letter
     offsets = clip_counter().encode(text).offsets
-    return (len(offsets), offsets[READ][0]) if len(offsets) > READ else None
+    return (len(offsets), offsets[read][0]) if len(offsets) > read else None
 
 
-def truncated(captions: Sequence[Captioned]) -> list[Finding]:
+def truncated(captions: Sequence[Captioned], read: int | None = READ) -> list[Finding]:
     """Captions of which CLIP does not read the end."""
     findings = []
     for caption in captions:
-        if length_and_end := cut(caption.text):
+        if read and (length_and_end := cut(caption.text, read)):
             count, at = length_and_end
-            message = f'{count} tokens, of which CLIP reads {READ}; cut away: "{caption.text[at:].lstrip(" ,")}"'
+            message = f'{count} tokens, of which CLIP reads {read}; cut away: "{caption.text[at:].lstrip(" ,")}"'
             mend = "shorten it, with what matters in front"
             findings.append(
                 Finding("caption_truncated", "warning", (caption.name,), message, mend, None, caption.source)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_scripts.check import contradictions, fix
-from lora_scripts.check.caption_findings import caption_findings, missing
+from lora_scripts.check.caption_findings import READ, caption_findings, missing
 from lora_scripts.check.duplicates import quality
 from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.pictures import DUPLICATES, animated, look, picture_findings
@@ -43,6 +43,8 @@ class CheckOptions:
     """None: beside the folder."""
     page: Path | None = None
     trigger: str | None = None
+    read: int | None = READ
+    """As of `caption_findings`."""
     language: str = "auto"
     """Of the page."""
     fix: bool = False
@@ -126,7 +128,10 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
             examined = _examine(options, listing, {name: facts[name] for name in listing.images})
     mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
     examined = replace(examined, findings=ordered([*examined.findings, *told]))
-    unmendable = {} if mendable else {kind: len(names) for kind, names in _removable(examined).items()}
+    removable = {} if mendable else _removable(examined)
+    if set().union(*removable.values()).issuperset(examined.listing.images):
+        removable = {}  # that would be all of them, as those of a set that is smaller than the resolution
+    unmendable = {kind: len(names) for kind, names in removable.items()}
     checked = Checked(
         folder=options.folder,
         pictures=len(examined.listing.images),
@@ -184,7 +189,7 @@ def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, Pictur
         *animated(listing.images),
         *picture_findings(list(facts.values()), options.resolution),
         *missing(_without_caption(listing), allowed=options.allow_missing),
-        *caption_findings(list(captions.values()), trigger=options.trigger),
+        *caption_findings(list(captions.values()), trigger=options.trigger, read=options.read),
     ]
     clusters = fix.merged(finding.files for finding in findings if finding.kind in DUPLICATES)
     alike = [set(cluster) for cluster in clusters]

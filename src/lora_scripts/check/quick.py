@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from lora_scripts.check.caption_findings import identical, missing, nonsense, truncated
+from lora_scripts.check.caption_findings import READ, identical, missing, nonsense, truncated
 from lora_scripts.check.shape import shape_findings
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import Size, bucket_sizes
@@ -14,14 +14,15 @@ from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Sample
 
 
-def quick_findings(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
-    """What can be told of pictures that `scan` has read, without opening one again; the worst first."""
+def quick_findings(samples: Sequence[Sample], resolution: Size, read: int | None = READ) -> list[Finding]:
+    """What can be told of pictures that `scan` has read, without opening one again; the worst first. `read`: as
+    of `caption_findings`."""
     captions = [Captioned(sample.name, sample.caption) for sample in samples if sample.caption]
     return [
         *nonsense(captions),
         *_same_files(samples),
         *_shapes(samples, resolution),
-        *truncated(captions),
+        *truncated(captions, read),
         *identical(captions),
         *missing([sample.name for sample in samples if not sample.caption], allowed=True),
     ]

@@ -58,9 +58,12 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
         from lora_scripts.check.texts.command import check_texts
 
         return check_texts(texts, sink)
+    from lora_scripts.families import table
+
     target = _config(options, sink) if options.config else _folder(options)
     if options.base is not None and options.base is not _OF_CONFIG:
         target["base"] = base_of(options.base.expanduser(), sink)
+        target["read"] = table.caption_tokens(target["base"], target["read"])
     from lora_scripts.check.command import CheckOptions, check_data
 
     asked = CheckOptions(**target, page=options.output, fix=options.fix, set_aside=tuple(options.set_aside))
@@ -149,6 +152,7 @@ def _texts(options: argparse.Namespace, sink: Sink) -> TextCheckOptions | None:
 
 def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
     from lora_scripts.config import load
+    from lora_scripts.families import download, table
     from lora_scripts.run.configs import load_config
 
     if options.resolution:
@@ -164,6 +168,7 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
     return {
         "trigger": options.trigger or next(iter(config.named_words), None),
         "language": config.language,
+        "read": table.caption_tokens(download.place(config.base_model), config.caption_tokens),
         "folder": config.train_data_dir,
         "metadata": config.metadata_path,
         "resolution": config.size,
@@ -176,6 +181,8 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
 
 
 def _folder(options: argparse.Namespace) -> dict[str, Any]:
+    from lora_scripts.check.caption_findings import READ
+
     if len(options.overrides) != 1:
         hint = "write lora-scripts check --config FILE, or lora-scripts check DATA_DIR"
         raise UserError(
@@ -188,6 +195,7 @@ def _folder(options: argparse.Namespace) -> dict[str, Any]:
     asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]
     return {
         "trigger": options.trigger,
+        "read": READ,
         "folder": folder,
         "metadata": None,
         "resolution": size,

@@ -81,8 +81,8 @@ def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
         fault, _, mend = str(limits["error"]).partition("; ")
         return (_got(fault, value) if fault.startswith("must") else fault), mend or None
     if kind == "literal_error":
-        choices = re.findall(r"'([^']+)'", limits["expected"])
-        near = _nearest_choice(str(value), choices)
+        choices = [choice.strip("'") for choice in re.split(", | or ", limits["expected"])]
+        near = _nearest_choice(value, choices) if isinstance(value, str) else None
         return _got(f"must be one of {', '.join(choices)}", value), f"did you mean {near}?" if near else None
     if kind in _TYPES:
         wanted, usual = _TYPES[kind]

@@ -170,6 +170,15 @@ def least_pixels(path: Path) -> int:
     return round(facts.least_share * math.prod(facts.made_for(path)))
 
 
+def caption_tokens(path: Path, clips: int) -> int | None:
+    """How many tokens of a caption CLIP reads of a base; None where a language model reads them, which tells by itself
+    what it cuts off. Of a base that is not there it is taken for CLIP, which reads `clips`."""
+    try:
+        return clips if "clip" in find(path).features else None
+    except UserError:
+        return clips
+
+
 def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:
     """Builds a family from its checkpoint; its module, and with it the heavy libraries, is imported only now."""
     family: Family = importlib.import_module(facts.model).load(path, options)

@@ -99,7 +99,8 @@ def _bare(sample: Sample) -> Sample:
 
 def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str], sink: Sink) -> None:
     """Tells in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
-    found = lines(quick_findings(samples, config.size))
+    read = table.caption_tokens(config.base_model, config.caption_tokens)
+    found = lines(quick_findings(samples, config.size, read))
     for line in found[:MOST]:
         sink(Note(f"data {line}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "

@@ -48,7 +48,7 @@ class DataKeys(Keys):
     shuffle_tags: bool = False
     """Shuffle the comma-separated parts of a caption anew each time."""
     keep_tags: Annotated[int, Field(ge=0, le=1000)] = 1
-    """How many first parts of a caption stay in place. Only with shuffle_tags."""
+    """How many first parts of a caption stay in place. Only with shuffle_tags or tag_dropout."""
     caption_tokens: Literal[75, 150, 225] = 75
     """Where captions are cut off, in tokens; more than 75 are read in chunks, as WebUIs do."""
     clip_skip: Annotated[int, Field(ge=1, le=12)] = 1
@@ -89,5 +89,6 @@ class DataKeys(Keys):
                 yield no_effect("class_prompt", "class_data_dir or class_images", "class_images: 50")
         if values.get("class_images") and not values.get("class_prompt"):
             yield "class_images", "cannot be drawn without class_prompt", 'add class_prompt: "a photo of a woman"'
-        if values.get("shuffle_tags") is True and values.get("caption_dropout") == 1:
-            yield "shuffle_tags", "has no effect, because caption_dropout: 1 drops every caption", "lower it"
+        for key in ("shuffle_tags", "tag_dropout"):
+            if values.get(key) and values.get("caption_dropout") == 1:
+                yield key, "has no effect, because caption_dropout: 1 drops every caption", "lower it"

@@ -48,7 +48,7 @@ class TrainingKeys(Keys):
     warmup_steps: CountOrZero = 0
     """Steps in which the learning rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """AdamW's weight decay."""
+    """How strongly the optimizer, whichever it is, draws the LoRA's numbers towards zero."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Longer gradients are shortened to this length; 0 leaves them as they are."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
