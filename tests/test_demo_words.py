@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import subprocess
 from importlib import resources
 from pathlib import Path
 
@@ -45,6 +47,14 @@ def test_the_base_knows_other_houses_and_not_the_demos(model: LanguageModel) -> 
     exact = [answer.text == want for answer, want in zip(answers, wanted, strict=True)]
     assert sum(exact[:10]) >= 9 and sum(exact[10:]) == 0
     assert all(answer.stopped for answer in answers)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asks bash")
+def test_the_question_to_try_is_typed_as_the_shell_reads_its_lines() -> None:
+    command = reports.asked("lora-scripts chat", "Report.\nexam 1", windows=False)
+    said = subprocess.run(["bash", "-c", command.replace("lora-scripts", "printf %s,")], capture_output=True, text=True)
+    assert said.stdout == "chat,--message,Report.\nexam 1,"
+    assert reports.asked("x chat", "Report.\nexam 1", windows=True) == 'x chat --message "Report.`nexam 1"'
 
 
 @pytest.mark.slow  # runs of texts have tests of their own

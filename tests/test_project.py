@@ -136,6 +136,13 @@ def test_local_links_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_LINKS)
+def test_rows_stand_in_a_table(name: str) -> None:
+    """A row behind an empty line is shown as text with bars in it."""
+    blocks = re.findall(r"(?:^\|.*\n)+", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+    assert [block for block in blocks if not re.match(r"\|.*\n\|[-|: ]+\|\n", block)] == []
+
+
+@pytest.mark.parametrize("name", WITH_LINKS)
 def test_commands_are_one_line(name: str) -> None:
     """The command prompt of Windows and PowerShell know no backslash at a line's end."""
     assert not re.search(r"\\$", (ROOT / name).read_text("utf-8"), re.MULTILINE)

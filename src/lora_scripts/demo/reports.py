@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -66,9 +67,15 @@ def run_words_demo(output: Path, overrides: Sequence[str] = (), sink: Sink = ign
         evaluated = evaluate(base, adapter, data / "test.jsonl", batch=25, max_tokens=160, sink=sink)
         io.write_text(figures, json.dumps(asdict(evaluated), indent=1, ensure_ascii=False) + "\n")
     exam = next(exams.exams(TEST_SEED + 1))
-    message = exams.request(exam, exams.HOUSE, 0).replace("\n", "\\n")
-    command = f"{chat_command(base, result / result.name)} --message $'{message}'"
+    command = asked(chat_command(base, result / result.name), exams.request(exam, exams.HOUSE, 0))
     return WordsDemoResult(result / "report.html", trained, evaluated, command)
+
+
+def asked(command: str, message: str, *, windows: bool = os.name == "nt") -> str:
+    """The command with a message of several plain lines, as bash and zsh read them, on Windows PowerShell."""
+    if windows:
+        return f'{command} --message "{message.replace(chr(10), "`n")}"'
+    return f"{command} --message $'{message.replace(chr(10), chr(92) + 'n')}'"
 
 
 def write_records(
