@@ -19,6 +19,7 @@ from PIL import Image, ImageFont
 from conftest import Finished, offline
 from lora_scripts.cli import main
 from lora_scripts.config.load import dump_config, load_config
+from lora_scripts.data.scan import scan
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
 from lora_scripts.grid import measures
@@ -146,6 +147,11 @@ def test_a_runs_own_cfg_and_steps_and_each_file_once(
     assert found.checkpoints[-1] is not None and found.checkpoints[-1].path.stem == "neon"
     asked = find_sources(replace(options, cfgs=(1.0, 2.0), steps=3))
     assert (asked.cfgs, asked.steps) == ((1.0, 2.0), 3)
+    assert [line.prompt for line in found.prompts] == ["a house"]
+    # A run of the nine keys names no prompts: as its previews, two captions of its data.
+    (folder / "config.yaml").write_text(dump_config(load_config(folder / "config.yaml", ["sample_prompts=[]"])))
+    captions = [sample.caption for sample in scan(config.train_data_dir)]
+    assert [line.prompt for line in find_sources(options).prompts] == list(dict.fromkeys(captions))[:2]
 
 
 def test_a_name_is_broken_at_its_signs() -> None:

@@ -35,7 +35,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     strengths = (0.0, 0.4, 0.8, 1.0)
     text = default("0 0.4 0.8 1", "how strongly the LoRA is on")
     add("--strengths", metavar="X", nargs="+", type=argument(_finite), default=strengths, help=text)
-    add("--prompts", metavar="FILE", type=path, help="one prompt a line (default: those of the run's previews)")
+    add(
+        "--prompts",
+        metavar="FILE",
+        type=path,
+        help="one prompt a line (default: the run's, or two of its captions)",
+    )
     add("--seeds", metavar="N", nargs="+", type=number(int, 0, 2**32 - 1), default=(42,), help=default("42", "noise"))
     text = "closeness to the prompt (default: the run's, or the base's usual, such as 7)"
     add("--cfgs", metavar="X", nargs="+", type=number(float, 0, 100), default=(), help=text)

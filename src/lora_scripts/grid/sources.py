@@ -11,6 +11,7 @@ from typing import Literal
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import model_fault
+from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import drawing
@@ -162,12 +163,22 @@ def _prompts(options: GridOptions, config: TrainConfig | None) -> tuple[PromptLi
                 faults.append(error)
         raise_all(faults)
         return tuple(dict.fromkeys(lines))
-    if config is None or not config.sample_prompts:
+    lines = preview_lines(config.sample_prompts) or _captions(config) if config else []
+    if not lines:
         raise UserError(
             "there are no prompts to draw", hint="write them into a file, one a line: --prompts prompts.txt"
         )
-    lines = preview_lines(config.sample_prompts)  # seeds and cfgs are axes
-    return tuple(dict.fromkeys(replace(line, seed=None, cfg=None) for line in lines))
+    return tuple(dict.fromkeys(replace(line, seed=None, cfg=None) for line in lines))  # seeds and cfgs are axes
+
+
+def _captions(config: TrainConfig) -> list[PromptLine]:
+    """Two of the data set, as the previews of a run without prompts are; none where it has gone."""
+    try:
+        listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
+    except UserError:
+        return []
+    captions = dict.fromkeys(filter(None, map(listing.caption, listing.images)))
+    return [PromptLine(caption) for caption in list(captions)[:2]]
 
 
 def _checkpoints(word: str) -> list[LoraSource]:
