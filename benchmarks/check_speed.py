@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from lora_scripts.check.pictures import look, picture_findings
+from lora_scripts.data.buckets import bucket_sizes
 
 
 def write(folder: Path, count: int) -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         before, start = _cpu(), time.perf_counter()
         facts = look(files, workers=given.workers)
         looked, start_pairs = time.perf_counter() - start, time.perf_counter()
-        found = picture_findings(facts, (1024, 1024))
+        found = picture_findings(facts, bucket_sizes((1024, 1024)))
         paired, used = time.perf_counter() - start_pairs, _cpu() - before
     print(f"{len(files)} pictures of 1024 x 1024 px, {size:.0f} MB, {given.workers} processes")
     print(f"looked at in {looked:.1f} s, compared in {paired:.1f} s, {used:.1f} s of CPU; {len(found)} findings")

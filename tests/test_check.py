@@ -380,6 +380,12 @@ def test_captions_are_counted_by_what_the_base_reads(clean: Path, tmp_path: Path
     [at_150] = told(f"base_model={base}", "caption_tokens=150")
     assert "b.png: 200 tokens, of which CLIP reads 150; " in at_150 and "a.png" not in at_150
     assert told(f"base_model={flux}") == []
+    # And the buckets are the base's own: FLUX.1's sides are multiples of 32, not of 64.
+    long = [sample("c.png", (400, 100))]
+    for path, bucket in ((base, "768 x 320"), (flux, "800 x 320")):
+        notes: list[Event] = []
+        tell_quick(load_config(write_config(tmp_path, clean), [f"base_model={path}"]), long, ["x"], notes.append)
+        assert sum(f"-fold to {bucket};" in note.text for note in notes if isinstance(note, Note)) == 1
 
 
 def test_before_a_training_five_lines_at_most(clean: Path, tmp_path: Path) -> None:

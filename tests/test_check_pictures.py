@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from lora_scripts.check import duplicates, integrity, overlays, pictures, whole_set
 from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.pictures import look, picture_findings
+from lora_scripts.data.buckets import bucket_sizes
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world
 from lora_scripts.events import Event, Progress
@@ -60,7 +61,7 @@ def findings(
     """By kind."""
     data = {name: v if isinstance(v, bytes) else encoded(v) for name, v in files.items()}
     out: dict[str, list[Finding]] = {}
-    for finding in picture_findings(facts_of(folder, data), resolution):
+    for finding in picture_findings(facts_of(folder, data), resolution and bucket_sizes(resolution)):
         out.setdefault(finding.kind, []).append(finding)
     return out
 

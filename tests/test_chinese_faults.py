@@ -14,6 +14,7 @@ from PIL import Image
 from lora_scripts.check.command import _source_faults
 from lora_scripts.check.facts import measure
 from lora_scripts.check.pictures import picture_findings
+from lora_scripts.data.buckets import bucket_sizes
 from lora_scripts.data.scan import list_data
 from lora_scripts.report import check_page, chinese
 
@@ -101,7 +102,7 @@ def test_what_a_caption_file_does_wrong_is_told_in_chinese(folder: Path, name: s
 @pytest.mark.parametrize("content", PICTURES.values(), ids=PICTURES)
 def test_what_a_picture_does_wrong_is_told_in_chinese(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    findings = picture_findings([measure("a.png", tmp_path / "a.png")], (512, 512))
+    findings = picture_findings([measure("a.png", tmp_path / "a.png")], bucket_sizes((512, 512)))
     assert [finding.kind for finding in findings] == ["corrupt"] and english(findings) == []
 
 

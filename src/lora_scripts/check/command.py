@@ -15,7 +15,7 @@ from lora_scripts.check.pictures import DUPLICATES, animated, look, picture_find
 from lora_scripts.check.shape import in_bucket
 from lora_scripts.check.verdict import check_command, ordered, summary
 from lora_scripts.check.vocabulary import Captioned
-from lora_scripts.data.buckets import Size, bucket_sizes
+from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
 from lora_scripts.data.captions import TornRow
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
@@ -45,6 +45,8 @@ class CheckOptions:
     trigger: str | None = None
     read: int | None = READ
     """As of `caption_findings`."""
+    steps: tuple[int, int] = STEPS
+    """Of what the sides of buckets are multiples, mostly and at least."""
     language: str = "auto"
     """Of the page."""
     fix: bool = False
@@ -54,6 +56,10 @@ class CheckOptions:
     """A base that is asked what it can draw of some pictures' detail, and which captions fit which pictures."""
     vae: Path | None = None
     """In place of the base's own."""
+
+    @property
+    def buckets(self) -> list[Size]:
+        return bucket_sizes(self.resolution, *self.steps)
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, Pictur
         *_source_faults(options.folder, listing),
         *listing.notes,
         *animated(listing.images),
-        *picture_findings(list(facts.values()), options.resolution),
+        *picture_findings(list(facts.values()), options.buckets),
         *missing(_without_caption(listing), allowed=options.allow_missing),
         *caption_findings(list(captions.values()), trigger=options.trigger, read=options.read),
     ]
@@ -283,9 +289,8 @@ def _going(options: CheckOptions, examined: Examined) -> list[str]:
 
 
 def _page(options: CheckOptions, examined: Examined, checked: Checked) -> CheckData:
-    buckets = bucket_sizes(options.resolution)
     pictures = [
-        replace(_shown(name, one, examined.listing.caption(name), buckets), unread=name in examined.unread)
+        replace(_shown(name, one, examined.listing.caption(name), options.buckets), unread=name in examined.unread)
         for name, one in examined.facts.items()
     ]
     rows = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from lora_scripts.check import duplicates, whole_set
 from lora_scripts.check.facts import PictureFacts, measure
 from lora_scripts.check.shape import shape_findings
-from lora_scripts.data.buckets import MAX_RATIO, Size, bucket_sizes, choose_bucket
+from lora_scripts.data.buckets import MAX_RATIO, Size, choose_bucket
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.data.scan import MIN_SIDE
 from lora_scripts.errors import UserError
@@ -49,12 +49,11 @@ def look(files: Mapping[str, Path], *, workers: int | None = None, sink: Sink = 
     return [done[name] for name in names]
 
 
-def picture_findings(facts: Sequence[PictureFacts], resolution: Size | None) -> list[Finding]:
-    """Everything to say about the pictures; `resolution` (width, height) is what will be trained, None if unknown.
+def picture_findings(facts: Sequence[PictureFacts], buckets: Sequence[Size] | None) -> list[Finding]:
+    """Everything to say about the pictures; `buckets`: the sizes that will be trained, None if unknown.
 
     Of `DUPLICATES` the first file is the one to keep.
     """
-    buckets = None if resolution is None else bucket_sizes(resolution)
     singles = [finding for fact in facts for finding in _single(fact, buckets)]
     return [*singles, *_copies(facts), *whole_set.findings(facts)]
 
@@ -84,7 +83,7 @@ def _chunk(files: list[tuple[str, Path]]) -> list[PictureFacts]:
     return [measure(name, path) for name, path in files]
 
 
-def _single(fact: PictureFacts, buckets: list[Size] | None) -> Iterator[Finding]:
+def _single(fact: PictureFacts, buckets: Sequence[Size] | None) -> Iterator[Finding]:
     name = (fact.name,)
     if fact.problem is not None:
         yield Finding("corrupt", "error", name, fact.problem, fact.mend or "copy or download it again")

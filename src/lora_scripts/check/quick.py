@@ -9,19 +9,21 @@ from functools import cache
 from lora_scripts.check.caption_findings import READ, identical, missing, nonsense, truncated
 from lora_scripts.check.shape import shape_findings
 from lora_scripts.check.vocabulary import Captioned
-from lora_scripts.data.buckets import Size, bucket_sizes
+from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Sample
 
 
-def quick_findings(samples: Sequence[Sample], resolution: Size, read: int | None = READ) -> list[Finding]:
-    """What can be told of pictures that `scan` has read, without opening one again; the worst first. `read`: as
-    of `caption_findings`."""
+def quick_findings(
+    samples: Sequence[Sample], resolution: Size, steps: tuple[int, int] = STEPS, read: int | None = READ
+) -> list[Finding]:
+    """What can be told of pictures that `scan` has read, without opening one again; the worst first. `steps`: of what
+    the sides of buckets are multiples, mostly and at least; `read`: as of `caption_findings`."""
     captions = [Captioned(sample.name, sample.caption) for sample in samples if sample.caption]
     return [
         *nonsense(captions),
         *_same_files(samples),
-        *_shapes(samples, resolution),
+        *_shapes(samples, bucket_sizes(resolution, *steps)),
         *truncated(captions, read),
         *identical(captions),
         *missing([sample.name for sample in samples if not sample.caption], allowed=True),
@@ -40,7 +42,6 @@ def _same_files(samples: Sequence[Sample]) -> list[Finding]:
     ]
 
 
-def _shapes(samples: Sequence[Sample], resolution: Size) -> list[Finding]:
-    buckets = bucket_sizes(resolution)
+def _shapes(samples: Sequence[Sample], buckets: Sequence[Size]) -> list[Finding]:
     of = cache(lambda size: [f for f in shape_findings("", size, buckets) if f.severity != "note"])  # sizes are few
     return [replace(f, files=(sample.name,)) for sample in samples for f in of((sample.width, sample.height))]

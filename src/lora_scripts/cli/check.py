@@ -64,6 +64,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
     if options.base is not None and options.base is not _OF_CONFIG:
         target["base"] = base_of(options.base.expanduser(), sink)
         target["read"] = table.caption_tokens(target["base"], target["read"])
+        target["steps"] = table.bucket_steps(target["base"])
     from lora_scripts.check.command import CheckOptions, check_data
 
     asked = CheckOptions(**target, page=options.output, fix=options.fix, set_aside=tuple(options.set_aside))
@@ -165,10 +166,12 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
         if asked
         else load.load_config(options.config, options.overrides)
     )
+    base = download.place(config.base_model)
     return {
         "trigger": options.trigger or next(iter(config.named_words), None),
         "language": config.language,
-        "read": table.caption_tokens(download.place(config.base_model), config.caption_tokens),
+        "read": table.caption_tokens(base, config.caption_tokens),
+        "steps": table.bucket_steps(base),
         "folder": config.train_data_dir,
         "metadata": config.metadata_path,
         "resolution": config.size,

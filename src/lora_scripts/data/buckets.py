@@ -11,6 +11,8 @@ from lora_scripts.errors import UserError
 
 Size = tuple[int, int]
 
+STEPS = (64, 8)
+"""Of what sides are multiples, mostly and at small resolutions at least, where no base says otherwise."""
 MAX_RATIO = 2.5
 """Longest to shortest side of a bucket. Longer images lose their ends."""
 ZOOM = 1.125
@@ -30,7 +32,7 @@ class View:
     flip: bool
 
 
-def bucket_sizes(resolution: Size, step: int = 64, least: int = 8) -> list[Size]:
+def bucket_sizes(resolution: Size, step: int = STEPS[0], least: int = STEPS[1]) -> list[Size]:
     """The sizes at which images are trained, sorted by width / height; `resolution` itself is always among them.
 
     Every other size has sides that are multiples of `step`, an area at most that of `resolution` that a further step

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
+from lora_scripts.data.buckets import STEPS
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.anima.facts import FACTS as ANIMA
@@ -177,6 +178,14 @@ def caption_tokens(path: Path, clips: int) -> int | None:
         return clips if "clip" in find(path).features else None
     except UserError:
         return clips
+
+
+def bucket_steps(path: Path) -> tuple[int, int]:
+    """As `Facts.bucket_steps`; the usual ones for a base that is not there."""
+    try:
+        return find(path).bucket_steps
+    except UserError:
+        return STEPS
 
 
 def load_family(facts: Facts, path: Path, options: LoadOptions) -> Family:

@@ -99,8 +99,8 @@ def _bare(sample: Sample) -> Sample:
 
 def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[str], sink: Sink) -> None:
     """Tells in at most five lines what can be told of the data set in no time; `words`: what the whole check needs."""
-    read = table.caption_tokens(config.base_model, config.caption_tokens)
-    found = lines(quick_findings(samples, config.size, read))
+    steps, read = table.bucket_steps(config.base_model), table.caption_tokens(config.base_model, config.caption_tokens)
+    found = lines(quick_findings(samples, config.size, steps, read))
     for line in found[:MOST]:
         sink(Note(f"data {line}"))
     more = f"{len(found) - MOST} more; " if len(found) > MOST else "" if found else "nothing wrong at first sight; "
