@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+from lora_scripts.formats import io
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.optim import Group, Rates, Schedule, build_optimizer, set_rates
-from lora_scripts.train.state import RunState, pack, restore_optimizer
+from lora_scripts.train.state import RunState, pack, restore_optimizer, unpack
 
 SCHEDULES = ["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
 NAMES = ["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free"]
@@ -121,6 +123,17 @@ def test_a_packed_optimizer_goes_on_bit_for_bit(name: str) -> None:
         p.grad = 2 * (p.detach() - 1)
         fresh.step()
     assert torch.equal(p, whole) and not torch.equal(p, half)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing tells what is mapped")
+def test_a_state_that_was_read_can_be_removed_on_windows(tmp_path: Path) -> None:
+    """There no file is removed, and no folder replaced, of which something is mapped: the optimizer keeps what it was
+    given while the run goes on."""
+    p, optimizer = walk("adamw", 3)
+    io.write_folder(tmp_path / "state", pack(RunState(3, 6, {}, {}, {}), {"p": p}, optimizer))
+    _, _, moments = unpack(tmp_path / "state")
+    restore_optimizer(optimizer, moments, {})
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_ema_by_hand_and_put_back_bit_for_bit() -> None:

@@ -70,6 +70,7 @@ def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.
     return with_manifest(files)
 
 
+_TENSORS = ("lora", "optimizer")
 # Set by the config and the step, so never restored.
 _OURS = ("params", "lr", "peak", "name", "weight_decay", "start", "stop")
 
@@ -84,8 +85,8 @@ def unpack(folder: Path) -> tuple[RunState, dict[str, Tensor], dict[int, dict[st
         if damaged := damage(folder):
             raise ValueError(damaged)
         state = RunState(**json.loads((folder / "run.json").read_text("utf-8")))
-        weights = safetensors.torch.load_file(folder / "lora.safetensors")
-        flat = safetensors.torch.load_file(folder / "optimizer.safetensors")
+        # Read, not mapped: the optimizer keeps what it is given, and Windows removes no file that is mapped.
+        weights, flat = (safetensors.torch.load((folder / f"{name}.safetensors").read_bytes()) for name in _TENSORS)
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as e:
         raise UserError(
             f"the resume state cannot be read ({e})", file=folder, hint="start again in another output_dir"
