@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import os
@@ -275,6 +276,9 @@ def test(root: Path, arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Runs one command; gives the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a file or a pipe Windows' code page lacks letters of folders
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog="start.py", description="Sets everything up in .venv, then runs one command.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="setup | demo | test")
     about = "install everything into .venv, say what to type next, and do nothing else"

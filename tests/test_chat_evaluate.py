@@ -74,6 +74,17 @@ def test_history_system_prompt_and_commands(
     assert [m["role"] for m in one.messages] == ["user", "assistant"] * 2
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the latter where no language is set
+def test_piped_messages_of_another_encoding_are_told(
+    base: Path, errors: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piped = io.TextIOWrapper(io.BytesIO("你好\n".encode("gbk")), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", piped)
+    assert main(talk(base)) == 2
+    told = "error: the messages that are piped in are not utf-8 text; save them as UTF-8, or give a file of them"
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_again_after_a_new_conversation_keeps_the_system_prompt(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

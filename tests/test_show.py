@@ -217,6 +217,31 @@ def test_a_closed_pipe_ends_the_telling_and_not_the_work(tmp_path: Path) -> None
     assert done.read_text() == "the work was done"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_under_what_is_told_ends_no_work_but_a_result_is_missed(tmp_path: Path) -> None:
+    script, done, full = tmp_path / "chatter.py", tmp_path / "done.txt", Path("/dev/full")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    script.write_text(CHATTER)
+    with full.open("w") as nowhere:
+        command = [sys.executable, str(script), "x", str(done)]
+        ended = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, env=environment)
+        command = [sys.executable, "-m", "lora_scripts", "completion", "bash"]
+        alone = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, env=environment)
+    reason = "what stdout goes to cannot be written (No space left on device)"
+    assert (ended.returncode, ended.stderr) == (0, f"note: {reason}; the work goes on without being told\n")
+    assert done.read_text() == "the work was done"
+    assert (alone.returncode, alone.stderr) == (2, f"error: {reason}; send it to a disk with room\n")
+
+
+def test_streams_that_are_not_there_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where whoever started it closed them, and with pythonw.exe."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["completion", "bash"]) == 0
+    assert main(["completions"]) == 2
+    assert sys.stdin.read() == ""
+
+
 def test_a_pipe_of_another_process_is_not_taken_for_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a command did not do its work, and must not end as if it had."""
 

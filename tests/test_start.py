@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -223,6 +224,17 @@ def test_a_moved_project_makes_its_environment_again(start: ModuleType, root: Pa
     pip = Pip()
     start.set_up(moved, "demo", pip)
     assert len(pip.calls) == 3 and quick_venv == [root / ".venv", moved / ".venv"]
+
+
+def test_letters_that_a_file_of_an_old_code_page_lacks_end_nothing(
+    start: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`py start.py setup > log.txt` in a folder with such letters."""
+    written = io.BytesIO()
+    monkeypatch.setattr(start, "set_up", lambda root, command: print(root))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert start.main(["setup"], tmp_path / "画") == 0
+    assert rb"\u753b" in written.getvalue().splitlines()[0]
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash

@@ -29,7 +29,7 @@ from lora_scripts import __version__
 from lora_scripts.cli import show
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.options import Parser, add_json, examples_text, options_of
-from lora_scripts.cli.printing import is_closed_pipe, mute, say
+from lora_scripts.cli.printing import say, supply_streams
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import Terminated, UserError, raise_all
 from lora_scripts.units import HALF
@@ -70,6 +70,7 @@ or see how it all works in a few minutes: lora-scripts demo"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code: 0, 2 for a person's mistake (told on stderr), 130 when interrupted, 143 when
     the system asked it to end (SIGTERM)."""
+    supply_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # An old Windows code page lacks letters of people's folders; a strange letter must not end a run.
@@ -141,13 +142,9 @@ def _no_temporary_files() -> bool:
 
 
 def _flush() -> None:
-    """What waits in the buffer goes out here, where a closed pipe is no error, and not when Python ends."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        if not is_closed_pipe(error):
-            raise
-        mute(sys.stdout)
+    """What waits in the buffer, as argparse's help does, goes out here, where a closed pipe is no error, and not when
+    Python ends."""
+    say("", end="")
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

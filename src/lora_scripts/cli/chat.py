@@ -20,6 +20,7 @@ from lora_scripts.cli.options import (
 from lora_scripts.cli.printing import say
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink
+from lora_scripts.units import HALF
 
 if TYPE_CHECKING:
     from lora_scripts.chat.of_file import Answered
@@ -97,6 +98,11 @@ def _once(message: str) -> Callable[[], str | None]:
     return lambda: waiting.pop() if waiting else None
 
 
+def _not_text() -> UserError:
+    hint = "save them as UTF-8, or give a file of them with --from-file"
+    return UserError(f"the messages that are piped in are not {sys.stdin.encoding} text", hint=hint)
+
+
 def _typed(sink: Sink, *, quiet: bool) -> Callable[[], str | None]:
     """What a person types after "> ", or the lines of a pipe."""
     people = sys.stdin.isatty() and not quiet
@@ -105,8 +111,13 @@ def _typed(sink: Sink, *, quiet: bool) -> Callable[[], str | None]:
 
     def line() -> str | None:
         try:
-            return input("> " if people else "")
+            text = input("> " if people else "")
         except EOFError:
             return None
+        except UnicodeDecodeError:
+            raise _not_text() from None
+        if HALF.search(text):  # of such bytes, where the system hands them on
+            raise _not_text()
+        return text
 
     return line

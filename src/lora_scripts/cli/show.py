@@ -20,7 +20,7 @@ from pathlib import PurePath
 from types import TracebackType
 
 from lora_scripts.cli.gauge import STEPS, Bar, Lines
-from lora_scripts.cli.printing import say
+from lora_scripts.cli.printing import say, say_whole
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 from lora_scripts.units import percent
@@ -42,9 +42,9 @@ def say_errors(error: UserError, *, json_lines: bool = False) -> None:
 def say_result(result: object, lines: Iterable[str], *, as_document: bool) -> None:
     """One JSON document, or the lines for people; nothing for a result that is None or has no words."""
     if as_document:
-        say(dumps(result, indent=2))
+        say_whole(dumps(result, indent=2))
     elif text := "\n".join(lines):
-        say(text)
+        say_whole(text)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
