@@ -282,6 +282,20 @@ def test_what_a_virus_scanner_holds_for_a_moment(
     assert rest_of(tmp_path, "x", "f") == []
 
 
+def test_a_path_that_windows_finds_too_long_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that there is no such folder, of a folder that is there."""
+
+    def refuse(*paths: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "The system cannot find the path specified", str(paths[0]))
+
+    monkeypatch.setattr(io, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="takes no path of 260 letters and more; choose a folder with a shorter path"):
+        io.write_text(tmp_path / ("x" * 250), "a")
+    with pytest.raises(UserError, match="takes no new files"):
+        io.write_text(tmp_path / "x", "a")
+
+
 def test_without_locks_what_was_touched_lately_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows, where nothing tells whether a writer lives."""
     monkeypatch.setattr(locks, "sys", SimpleNamespace(platform="win32"))

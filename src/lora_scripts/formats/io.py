@@ -54,6 +54,8 @@ _CLEARED: set[str] = set()
 """Folders that this process has cleared of what killed writers left."""
 _PAUSES = (0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.3)
 """Seconds between attempts to rename, on Windows."""
+_LONGEST = 260
+"""Letters of a path, from which on Windows says that there is no such folder, unless long ones were allowed there."""
 _CHUNK = 1 << 24  # bytes for one os.write; the largest that every system takes is 2 GiB
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot sync a folder
 
@@ -251,6 +253,9 @@ def _as_user_error(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.EINVAL, errno.EILSEQ):
         text = f"not written: the disk does not take it ({error.strerror})"
         return UserError(text, file=path, hint="choose another name, or another folder")
+    if error.errno == errno.ENOENT and sys.platform == "win32" and len(os.path.abspath(path)) >= _LONGEST:
+        hint = "choose a folder with a shorter path"
+        return UserError(f"not written: Windows takes no path of {_LONGEST} letters and more", file=path, hint=hint)
     if error.errno == errno.ENOENT and (above := Path(error.filename or path).parent).is_dir():
         # folders of the system's own, such as /proc, say so of what is to be made in them
         return UserError(f"not written: {above} takes no new files", file=path, hint="choose another folder")
