@@ -17,6 +17,7 @@ from lora_scripts.cli import COMMANDS, _not_typed, _parse, main, new, train
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
+from lora_scripts.grid import sources
 from lora_scripts.run.first_config import NewConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +258,28 @@ def test_a_console_that_lacks_letters_gets_no_traceback() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: \\u6a21\\u578b.yaml: no such file")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "~/x"],
+        ["check", "data", "--base", "~/x"],
+        ["label", "--input", "data", "--output", "~/x.csv"],
+        ["label", "--input", "data", "--repair", "--output", "~/x.csv"],
+        ["label", "--input", "data", "--blacklist", "~/x.txt"],
+        ["new", "x", "--data", "data"],
+    ],
+    ids=" ".join,
+)
+def test_nobodys_home(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a container whose user has no name, or a service."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # so it leaves a ~ that it does not know
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "the home folder is not known; write the whole path" in told or words[0] == "new"
+    with pytest.raises(UserError, match="the home folder is not known"):
+        sources._checkpoints("~/x")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file has no such name")

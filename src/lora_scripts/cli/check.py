@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.cli.options import argument, base_of, file_of, size
+from lora_scripts.config.values import at_home
 from lora_scripts.data.texts.records import holds_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
@@ -62,7 +63,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Checked | TextChecked:
 
     target = _config(options, sink) if options.config else _folder(options)
     if options.base is not None and options.base is not _OF_CONFIG:
-        target["base"] = base_of(options.base.expanduser(), sink)
+        target["base"] = base_of(at_home(str(options.base)), sink)
         target["read"] = table.caption_tokens(target["base"], target["read"])
         target["steps"] = table.bucket_steps(target["base"])
     from lora_scripts.check.command import CheckOptions, check_data
@@ -135,7 +136,7 @@ def _texts(options: argparse.Namespace, sink: Sink) -> TextCheckOptions | None:
             config.language,
         )
     else:
-        source = Path(options.overrides[0]).expanduser() if len(options.overrides) == 1 else None
+        source = at_home(options.overrides[0]) if len(options.overrides) == 1 else None
         if source is None or not holds_records(source):
             return None
         asked = TextCheckOptions(source, base=options.base, page=options.output)
@@ -193,7 +194,7 @@ def _folder(options: argparse.Namespace) -> dict[str, Any]:
         )
     if options.base is _OF_CONFIG:
         raise UserError("--base needs a file here", hint="write --base models/base.safetensors")
-    folder = Path(options.overrides[0]).expanduser()
+    folder = at_home(options.overrides[0])
     width, height = size = options.resolution or (512, 512)
     asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]
     return {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import add_device, argument, default, number, path
+from lora_scripts.config.values import at_home
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink
 from lora_scripts.units import number_of
@@ -189,8 +190,9 @@ def _words(text: str | None) -> tuple[str, ...]:
         return ()
     from lora_scripts.utf8 import read_text
 
-    file = Path(text).expanduser()
+    file = Path(text)
     if "," not in text and file.suffix == ".txt":
+        file = at_home(text)
         text = read_text(file).replace("\n", ",")
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     if not words:

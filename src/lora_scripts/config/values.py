@@ -1,4 +1,4 @@
-"""Values that the config and the command line share: paths, sizes, devices. Standard library only, so it is quick."""
+"""Values that the config and the command line share: paths, sizes, devices. Quick: no library is imported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+
+from lora_scripts.errors import UserError
 
 SIZE_STEP, SIZE_MIN, SIZE_MAX = 8, 64, 2048
 SIZE_RULE = f"multiples of {SIZE_STEP} from {SIZE_MIN} to {SIZE_MAX} pixels"
@@ -54,6 +56,16 @@ def parse_path(value: object) -> Path:
             f"is {len(os.fsencode(path))} bytes long, and {PATH_MAX - 1} is the most; choose a shorter one"
         )
     return path
+
+
+def at_home(word: str) -> Path:
+    """A word of the command line as a path, `~` expanded. UserError where the home folder is not known, as in a
+    container whose user has no name, or where ~word names nobody."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        text = f"{word} starts with ~, but the home folder is not known"
+        raise UserError(text, hint=f"write the whole path, or ./{word} for what is called so here") from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,9 +42,10 @@ class Found:
 
 def roots() -> list[Path]:
     """Folders in which people put programs: here, beside, at home, and the drives of Windows."""
-    home = Path.home()
-    near = [Path(), Path("..")]
-    usual = [home, *(home / name for name in ("Desktop", "Documents", "Downloads", "AI"))]
+    near, usual = [Path(), Path("..")], list[Path]()
+    with suppress(RuntimeError):  # nobody's home, as in a container whose user has no name
+        home = Path.home()
+        usual = [home, *(home / name for name in ("Desktop", "Documents", "Downloads", "AI"))]
     drives = [Path(f"{letter}:\\") for letter in string.ascii_uppercase[2:]] if os.name == "nt" else [Path("/opt")]
     return [folder for folder in (*near, *usual, *drives) if folder.is_dir()]
 

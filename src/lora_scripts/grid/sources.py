@@ -10,7 +10,7 @@ from typing import Literal
 
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.config.values import model_fault
+from lora_scripts.config.values import at_home, model_fault
 from lora_scripts.data.scan import list_data
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Drawing
@@ -183,7 +183,7 @@ def _captions(config: TrainConfig) -> list[PromptLine]:
 
 def _checkpoints(word: str) -> list[LoraSource]:
     """Of a run's folder, a pattern or a file: the earliest first, the file without a step last. UserError for none."""
-    path = Path(word).expanduser()
+    path = at_home(word)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
     elif set("*?[") & set(word):

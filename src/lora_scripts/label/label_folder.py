@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts.config.values import at_home
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.scan import Listing, list_data
@@ -52,7 +53,7 @@ def open_folder(folder: Path, output: str | None) -> Folder:
 
 def _listing(folder: Path, output: str | None) -> Listing:
     """The pictures, and the captions that a training with this output would read."""
-    path = Path(output).expanduser() if output else folder / "metadata.csv"
+    path = at_home(output) if output else folder / "metadata.csv"
     if path.suffix.lower() not in METADATA_SUFFIXES or path.is_dir():
         return list_data(folder, allow_missing_captions=True)
     if path.stem.lower() == "metadata" and path.parent.resolve() == folder.resolve():

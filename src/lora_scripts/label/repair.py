@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts.config.values import at_home
 from lora_scripts.data.unquoted import MendedRow, mend
 from lora_scripts.errors import UserError
 from lora_scripts.events import Saved, Sink, ignore
@@ -27,7 +28,7 @@ def repair(folder: Path, output: str | None, sink: Sink = ignore) -> Repaired:
     Every other byte stays, and a copy of the file as it was lies beside it. UserError for a file that is not there, is
     no .csv, or begins with a wrong line.
     """
-    path = Path(output).expanduser() if output else folder / "metadata.csv"
+    path = at_home(output) if output else folder / "metadata.csv"
     if path.suffix.lower() != ".csv":
         hint = "name the file with --output, or leave it out for metadata.csv in the folder"
         raise UserError("--repair mends .csv files only", file=path, hint=hint)

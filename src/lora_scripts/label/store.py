@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from lora_scripts.config.values import at_home
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_sidecar
 from lora_scripts.data.write_captions import CaptionTable, check_name
 from lora_scripts.errors import UserError, raise_all
@@ -63,7 +64,7 @@ def open_store(output: str | None, folder: Path, images: Mapping[str, Path]) -> 
     """
     if output is None:
         output = str(folder / "metadata.csv")
-    path = Path(output).expanduser()
+    path = at_home(output)
     if path.suffix.lower() in METADATA_SUFFIXES and not path.is_dir():
         return TableStore(path, folder, images)
     suffix = output if output.startswith(".") else f".{output}"
