@@ -27,9 +27,9 @@ from lora_scripts.units import percent
 
 BOUND = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Of the change that the LoRA makes to the logits, how much the file may be off by: its numbers are rounded."""
-NOISE = 4
-"""How many times as much as rounding alone makes of the logits: a base in bf16 says a little else after any change, and
-a LoRA that has learned little yet is not much more than that."""
+NOISE, TRIALS = 2, 8
+"""How many times as much as rounding alone makes of the logits, and how often that is tried: a base in bf16 says a
+little else after any change, and a LoRA that has learned little yet is not much more than that."""
 
 
 def weights_of(model: TextModel, ema: Ema | None) -> dict[str, LoraWeights]:
@@ -83,7 +83,7 @@ def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, ex
     with averaged(model.trained, model.optimizer, ema):
         model.train(False)
         trained = [_logits(family, row) for row in rows]
-        noise = _length(_rounded(model, config, rows), trained)
+        noise = _noise(model, config, rows, trained)
         with model.off():
             base = [_logits(family, row) for row in rows]
         model.train(True)
@@ -110,20 +110,23 @@ def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, ex
     )
 
 
-def _rounded(model: TextModel, config: TrainConfig, rows: Sequence[Example]) -> list[Tensor]:
-    """The logits with the LoRA's numbers rounded as in the file, or as in fp16 where the base is coarser than they."""
-    dtype = DTYPES[config.save_precision]
-    coarse = any(p.dtype != torch.float32 for root in model.family.roots.values() for p in root.parameters())
-    if dtype == torch.float32 and coarse:
-        dtype = torch.float16
-    kept = [p.detach().clone() for p in model.trained]
+def _noise(model: TextModel, config: TrainConfig, rows: Sequence[Example], trained: Sequence[Tensor]) -> float:
+    """How far the logits go by rounding alone: of the LoRA's numbers as in the file, and on a base of 16 bits by as
+    much as its type rounds, too. There PEFT multiplies with the numbers as they are, and a step that a few of all the
+    sums take or do not take is most of what a LoRA does that has learned little: the farthest of some trials counts."""
+    types = {p.dtype for root in model.family.roots.values() for p in root.parameters()} - {torch.float32}
+    step = max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
+    dtype, generator = DTYPES[config.save_precision], torch.Generator().manual_seed(0)
+    kept, found = [p.detach().clone() for p in model.trained], 0.0
     with torch.no_grad():
-        for p in model.trained:
-            p.copy_(p.to(dtype).to(p.dtype))
-        logits = [_logits(model.family, row) for row in rows]
+        for _ in range(TRIALS if step else 1):
+            for p, value in zip(model.trained, kept, strict=True):
+                moved = 1 + step * (torch.rand(p.shape, generator=generator) - 0.5)
+                p.copy_(value.to(dtype).to(p.dtype) * moved.to(p.device))
+            found = max(found, _length([_logits(model.family, row) for row in rows], trained))
         for p, value in zip(model.trained, kept, strict=True):
             p.copy_(value)
-    return logits
+    return found
 
 
 def _logits(family: TextFamily, row: Example) -> Tensor:
