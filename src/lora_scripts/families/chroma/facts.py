@@ -25,6 +25,7 @@ FACTS = flow_facts(
         Setting("timestep_shift", "1", "and not moved towards the noise, as those are that it draws with"),
         rank=("16", "16 to 32; alpha is the same"),
         rate="3e-4",
+        seen=500,
         rates="1e-4 to 3e-4",
     ),
     kept={8900: Kept(27375, 1468)},
