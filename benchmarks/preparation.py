@@ -1,7 +1,8 @@
 """Encoding pictures against what the VAE alone takes: `python benchmarks/preparation.py [--pictures 50] [--rounds 3]`.
 
-Pictures of 1024 px, made on the spot, and a VAE of the usual kind with random weights, narrow and without attention:
-one of the true size takes a minute a picture on a CPU, and decoding would not show beside it. In turn, each with an
+Pictures of 1024 px, made on the spot, and a VAE of the usual kind with random weights, narrow and without attention,
+so that decoding shows beside it; with --true-size Stable Diffusion's own, which takes half a minute a picture on a CPU,
+in float32. In turn, each with an
 empty cache: the VAE on tensors that are ready; a picture decoded, scaled, encoded and written after the other; and
 `Encoded.fill`, which decodes and scales the next one meanwhile. Wall clock and processor time, and the VAE's share.
 """
@@ -12,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from memory import SD15
 from PIL import Image
 
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import scan
 from lora_scripts.families.sd1.facts import FACTS
+from lora_scripts.families.sd1.singlefile import vae_config
 from lora_scripts.formats import io
 from lora_scripts.train.encoded import Encoded, plan_pictures
 
@@ -36,8 +40,11 @@ class Family:
 
     facts = FACTS
 
-    def __init__(self) -> None:
+    def __init__(self, *, true_size: bool) -> None:
         torch.manual_seed(0)
+        if true_size:
+            self.vae = AutoencoderKL(**vae_config(replace(SD15, vae_widths=(128, 256, 512, 512))))
+            return
         widths, down = (16, 16, 32, 32), ("DownEncoderBlock2D",) * 4
         up = ("UpDecoderBlock2D",) * 4
         self.vae = AutoencoderKL(
@@ -67,10 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--true-size", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work, data = Path(name), Path(name) / "data"
-        family: Any = Family()
+        family: Any = Family(true_size=args.true_size)
         data.mkdir()
         write_pictures(data, args.pictures)
         samples = scan(data, allow_missing_captions=True)
