@@ -188,9 +188,10 @@ def test_a_stopped_file_of_prompts_goes_on(base: Path, tmp_path: Path, capsys: p
     words = [*talk(base, "--temperature", "1", "--from-file"), str(prompts), "--output"]
     assert main([*words, str(whole)]) == 0
     lines = whole.read_text().splitlines(keepends=True)
-    rest.write_text("".join(lines[: of_file.AT_ONCE]))
+    kept = json.dumps({"prompt": "hello 0", "answer": "as it was", "stopped": True}) + "\n"  # is not asked again
+    rest.write_text("".join([kept, *lines[1 : of_file.AT_ONCE]]))
     assert main([*words, str(rest), "--resume"]) == 0
-    assert rest.read_bytes() == whole.read_bytes()
+    assert rest.read_text() == "".join([kept, *lines[1:]])
     assert main([*words, str(rest), "--resume"]) == 0  # nothing is left to do
     assert "10 prompts answered in" in capsys.readouterr().out
     for wrong in (lines[1], '{"prompt": "hello 0"}\n', "{half"):

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,17 @@ def test_peft_and_chat_say_what_the_training_says(
     assert tokenizer.decode(out, skip_special_tokens=True) == said
 
 
+def alpha_doubled(write: Callable[..., None]) -> Callable[..., None]:
+    """Writes a folder that means another LoRA."""
+
+    def wrong(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        told = adapter_folder.config_of(path)
+        (path / adapter_folder.ADAPTER_CONFIG).write_text(json.dumps(told | {"lora_alpha": 2 * told["lora_alpha"]}))
+
+    return wrong
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_folder_that_means_another_lora_ends_the_run(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str
@@ -125,18 +137,27 @@ def test_a_folder_that_means_another_lora_ends_the_run(
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "val_split": 0, "val_every": None}
     config = config_of(tmp_path, **keys, epochs=2, precision=precision, save_precision="fp16", learning_rate=3e-3)
     write = export.write
-
-    def wrong(path: Path, *rest: Any) -> None:
-        write(path, *rest)
-        told = adapter_folder.config_of(path)
-        (path / adapter_folder.ADAPTER_CONFIG).write_text(json.dumps(told | {"lora_alpha": 2 * told["lora_alpha"]}))
-
-    monkeypatch.setattr(export, "write", wrong)
+    monkeypatch.setattr(export, "write", alpha_doubled(export.write))
     assert main(["train", "--config", str(config)]) == 2
     assert "makes another model of it: off by" in capsys.readouterr().err
     monkeypatch.setattr(export, "write", write)
     shutil.rmtree(tmp_path / "talk")
     assert main(["train", "--config", str(config), "learning_rate=1e-4"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [4, 5, 6, 7])
+@pytest.mark.parametrize("rate", [4e-3, 2e-3, 7e-4, 3e-4, 1.7e-4, 1.1e-4, 9e-5, 5e-5])
+def test_in_bf16_right_folders_pass_and_wrong_ones_do_not(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, seed: int
+) -> None:
+    """However little was learnt."""
+    data = write_records(tmp_path / "reports.jsonl", 12)
+    keys = {"base_model": base, "train_file": data, "val_split": 0, "val_every": None, "epochs": 2, "seed": seed}
+    keys |= {"precision": "bf16", "save_precision": "fp16", "learning_rate": rate}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys, output_dir=tmp_path / "right"))]) == 0
+    monkeypatch.setattr(export, "write", alpha_doubled(export.write))
+    assert main(["train", "--config", str(config_of(tmp_path, **keys, output_dir=tmp_path / "wrong"))]) == 2
 
 
 def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

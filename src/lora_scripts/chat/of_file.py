@@ -96,13 +96,7 @@ def read_answers(output: Path, talks: Sequence[Sequence[Message]]) -> list[Row]:
 
 
 def _answer(line: str) -> Row | None:
-    try:
-        row = load_json(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
-    kinds = {"prompt": str, "answer": str, "stopped": bool}
+    row, kinds = _object(line), {"prompt": str, "answer": str, "stopped": bool}
     return row if all(isinstance(row.get(key), kind) for key, kind in kinds.items()) else None
 
 
@@ -138,12 +132,7 @@ def read_talks(source: Path, system: str = "") -> list[list[Message]]:
 
 def _asked(line: str) -> list[Message] | None:
     """Of one line of JSON; None where it asks nothing."""
-    try:
-        row = load_json(line)
-    except ValueError:
-        return None
-    if not isinstance(row, dict):
-        return None
+    row = _object(line)
     if isinstance(row.get("prompt"), str) and row["prompt"].strip():
         return [{"role": "user", "content": row["prompt"]}]
     messages = row.get("messages")
@@ -152,3 +141,12 @@ def _asked(line: str) -> list[Message] | None:
         for m in messages
     )
     return messages if sound and messages and messages[-1]["role"] == "user" else None
+
+
+def _object(line: str) -> dict[str, Any]:
+    """A line of JSON; empty where it is none, or no object."""
+    try:
+        row = load_json(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}

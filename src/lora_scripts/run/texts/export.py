@@ -114,8 +114,8 @@ def _noise(model: TextModel, config: TrainConfig, rows: Sequence[Example], train
     """How far the logits go by rounding alone: of the LoRA's numbers as in the file, and on a base of 16 bits by as
     much as its type rounds, too. There PEFT multiplies with the numbers as they are, and a step that a few of all the
     sums take or do not take is most of what a LoRA does that has learned little: the farthest of some trials counts."""
-    types = {p.dtype for root in model.family.roots.values() for p in root.parameters()} - {torch.float32}
-    step = max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
+    types = {p.dtype for root in model.family.roots.values() for p in root.parameters()}
+    step = max((torch.finfo(dtype).eps for dtype in types & {torch.bfloat16, torch.float16}), default=0.0)
     dtype, generator = DTYPES[config.save_precision], torch.Generator().manual_seed(0)
     kept, found = [p.detach().clone() for p in model.trained], 0.0
     with torch.no_grad():
