@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -243,6 +243,11 @@ class TextFamily(Family, Protocol):
     @property
     def transposes(self) -> bool:
         """Whether its weights lie [in, out] in its files."""
+        ...
+
+    @property
+    def layer_names(self) -> Collection[str]:
+        """Paths of all layers that whoever loads the whole model has: those of `trainable`, and what is not loaded."""
         ...
 
     def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:

@@ -26,7 +26,9 @@ _BLOCK = re.compile(
 )
 
 
-_LAYER = re.compile(r"(?:^|\.)(?:model|transformer|gpt_neox|backbone)\.(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(
+    r"(?:^|\.)(?:model|transformer|gpt_neox|backbone|language_model|text_model)\.(?:layers|h|blocks)\.(\d+)\."
+)
 """Of a language model; those of text encoders stand under an encoder."""
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.families.causal_lm.sight import module_of, sees
 from lora_scripts.families.facts import FolderWeight
 from lora_scripts.formats.header import Header, Kind, read_header
 
 CAUSAL_LM = Kind("a causal language model")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TEMPLATE, PROCESSORS = "chat_template.jinja", "chat_template.json"
+"""Where a chat template lies, beside tokenizer_config.json; the second is how models that see had it before 2025."""
 FLIPPED = ("c_attn", "c_proj", "c_fc", "q_attn")
 """Layers of GPT-2 and its like, whose weights lie [in, out]."""
 _PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer"}
@@ -40,14 +42,26 @@ class Folder:
         return (_architectures(self.config) or [""])[0]
 
     @property
+    def sees(self) -> bool:
+        """Whether it reads pictures, too, so that the language model is one part of it."""
+        return sees(self.config)
+
+    @property
     def tied(self) -> bool:
         """Whether the output layer is the table of embeddings once more."""
-        return not any(name.startswith(("lm_head.", "embed_out.")) for f in self.files.values() for name in f.tensors)
+        names = (self.module_of(name) for header in self.files.values() for name in header.tensors)
+        return not any(name.startswith(("lm_head.", "embed_out.")) for name in names)
+
+    def module_of(self, key: str) -> str:
+        """The name that transformers has for what the files call `key`."""
+        return module_of(key) if self.sees else key
 
     @property
     def stops(self) -> frozenset[int]:
         """The tokens that end an answer, by generation_config.json or else config.json."""
-        told = self.generation.get("eos_token_id", self.config.get("eos_token_id"))
+        inside = self.config.get("text_config") if self.sees else None
+        config = {**(inside if isinstance(inside, dict) else {}), **self.config}
+        told = self.generation.get("eos_token_id", config.get("eos_token_id"))
         tokens = told if isinstance(told, list) else [told]
         return frozenset(token for token in tokens if isinstance(token, int))
 
@@ -59,9 +73,14 @@ class Folder:
 
 def has_template(path: Path) -> bool:
     """Whether the tokenizer of a folder has a chat template."""
-    if any((path / name).is_file() for name in TEMPLATES):
-        return True
-    return bool(_json(path / "tokenizer_config.json", [], needed=False).get("chat_template"))
+    told = _json(path / "tokenizer_config.json", [], needed=False).get("chat_template")
+    return bool(told) or (path / TEMPLATE).is_file() or processors_template(path) is not None
+
+
+def processors_template(path: Path) -> str | None:
+    """The chat template that only the processor of a model which sees is told; None where there is none."""
+    source = _json(path / PROCESSORS, [], needed=False).get("chat_template")
+    return source if isinstance(source, str) else None
 
 
 def folder_kind(path: Path) -> Kind | None:
@@ -70,7 +89,7 @@ def folder_kind(path: Path) -> Kind | None:
         config = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return CAUSAL_LM if isinstance(config, dict) and any(map(_is_causal, _architectures(config))) else None
+    return CAUSAL_LM if isinstance(config, dict) and _is_causal(config) else None
 
 
 def open_folder(path: Path) -> Folder:
@@ -109,10 +128,12 @@ def layer_weights(folder: Folder) -> dict[str, FolderWeight]:
     """Name of a layer, as transformers calls it -> where its weight stands."""
     kind = str(folder.config.get("model_type"))
     prefix = _PREFIXES.get(kind, "model")
-    keys = [key for header in folder.files.values() for key in header.tensors]
-    bare = not any(key.startswith(f"{prefix}.") for key in keys)  # saved without its output layer, as GPT-2 was
+    names = {key: folder.module_of(key) for header in folder.files.values() for key in header.tensors}
+    # Saved without its output layer, as GPT-2 was.
+    bare = not any(name.startswith(f"{prefix}.") for name in names.values())
     return {
-        (f"{prefix}." if bare and not key.startswith("lm_head.") else "") + key.removesuffix(".weight"): FolderWeight(
+        (f"{prefix}." if bare and not key.startswith("lm_head.") else "")
+        + names[key].removesuffix(".weight"): FolderWeight(
             name, key, flipped=key.split(".")[-2] in FLIPPED and kind in _PREFIXES
         )
         for name, header in folder.files.items()
@@ -127,15 +148,14 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _is_causal(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    return sees(config) or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in _architectures(config))
 
 
 def _faults_of(config: Mapping[str, Any], path: Path) -> list[UserError]:
     faults, file = [], path / "config.json"
-    names = _architectures(config)
-    if not any(map(_is_causal, names)):
-        told = ", ".join(names) or f"model_type {config.get('model_type')}"
+    if not _is_causal(config):
+        told = ", ".join(_architectures(config)) or f"model_type {config.get('model_type')}"
         faults.append(UserError(f"this is no causal language model, but {told}", file=file, hint=_MEND))
     quantised = config.get("quantization_config")
     if isinstance(quantised, dict):

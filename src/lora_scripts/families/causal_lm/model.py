@@ -27,7 +27,8 @@ from lora_scripts.families.causal_lm.facts import FACTS
 from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
-from lora_scripts.families.causal_lm.skeleton import straighten
+from lora_scripts.families.causal_lm.sight import blind
+from lora_scripts.families.causal_lm.skeleton import loader, straighten
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
 from lora_scripts.families.facts import Facts
@@ -49,6 +50,8 @@ class LanguageModel:
     device: torch.device
     transposed: frozenset[str] = frozenset()
     """Layers whose weights lie [in, out] in the files, as GPT-2's."""
+    elsewhere: frozenset[str] = frozenset()
+    """Layers of the model that are not loaded here, of one that sees: whoever loads all of it has them, too."""
     facts: Facts = FACTS
     _packs: bool | None = field(default=None, init=False)
 
@@ -57,7 +60,8 @@ class LanguageModel:
         """What it is, for people: its architecture and size."""
         count = self.folder.parameters
         size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
-        return f"{self.folder.architecture}, {size} parameters"
+        seeing = ", trained on texts: what sees is not loaded" if self.folder.sees else ""
+        return f"{self.folder.architecture}, {size} parameters{seeing}"
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
@@ -93,6 +97,11 @@ class LanguageModel:
             if isinstance(inner, nn.Linear) and not tied and name.rpartition(".")[2] not in ROUTERS:
                 layers[f"{ROOT}.{name}"] = layer
         return layers
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Paths of all layers of the whole model; see `TextFamily`."""
+        return [*self.trainable(), *(f"{ROOT}.{name}" for name in sorted(self.elsewhere))]
 
     @property
     def usual(self) -> list[str]:
@@ -166,7 +175,7 @@ class LanguageModel:
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor] | None:
         """From hidden states to logits; None where the model does more there than we know: then logits are whole."""
-        config, layer = self.model.config, self.model.get_output_embeddings()
+        config, layer = self.model.config.get_text_config(), self.model.get_output_embeddings()
         if layer is None:
             return None
 
@@ -327,12 +336,19 @@ class LanguageModel:
         """Whether the model is told the places of tokens."""
         return "position_ids" in inspect.signature(self.model.forward).parameters
 
+    @cached_property
+    def _in_space(self) -> bool:
+        """Whether a place is told four times, as of Qwen2-VL and its heirs: in text, in time, in height and width."""
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None)
+        return self.folder.sees and isinstance(rope, dict) and "mrope_section" in rope
+
     def _hidden(self, batch: TextBatch) -> Tensor:
         out: Tensor = self._run(self.model.base_model, batch).last_hidden_state
         return out
 
     def _run(self, module: Any, batch: TextBatch) -> Any:
-        more = {"position_ids": batch.positions} if self._positions else {}
+        places = batch.positions.expand(4, -1, -1) if self._in_space else batch.positions
+        more = {"position_ids": places} if self._positions else {}
         return module(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **more)
 
     def _probe(self) -> TextBatch:
@@ -380,10 +396,8 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
     folder = open_folder(path)
     tokenizer = load_tokenizer(path)
     with quiet():
-        from transformers import AutoModelForCausalLM
-
         try:
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, told = loader(folder).from_pretrained(
                 path,
                 dtype=dtype,
                 local_files_only=True,
@@ -401,5 +415,6 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
         names = ", ".join(map(str, missing[:4])) or "tensors of other shapes"
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise UserError(f"the weights do not fit config.json: {names}{more}", file=path, hint="download it again")
+    gone = blind(model) if folder.sees else []
     model.requires_grad_(False).eval().to(device)
-    return LanguageModel(folder, model, tokenizer, device, frozenset(straighten(model)))
+    return LanguageModel(folder, model, tokenizer, device, frozenset(straighten(model)), frozenset(gone))

@@ -9,26 +9,33 @@ import torch
 from torch import nn
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.causal_lm.load import open_folder
+from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.tokens import quiet
 
 
 def skeleton(path: Path) -> nn.Module:
     """The model of a folder, its weights not set: only for looking at what a loader puts onto it. UserError for a
     folder that is none."""
-    open_folder(path)
+    folder = open_folder(path)
     with quiet():
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
-                model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+                model: nn.Module = loader(folder).from_config(config, trust_remote_code=False)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"transformers cannot build it: {reason}", file=path) from None
     straighten(model)
     return model.to_empty(device="cpu")  # memory that nothing is written to costs nothing
+
+
+def loader(folder: Folder) -> Any:
+    """The class of transformers that gives the whole model of a folder, with the names that its LoRAs have."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if folder.sees else AutoModelForCausalLM
 
 
 def straighten(model: nn.Module) -> list[str]:

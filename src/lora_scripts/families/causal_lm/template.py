@@ -102,6 +102,18 @@ class Template:
         return parts
 
     @cached_property
+    def _in_parts(self) -> bool:
+        """Whether what is said must be a list of parts, as LLaVA and SmolVLM have it: of a text they write nothing."""
+        said = "What is it?"
+        for parts in (False, True):
+            try:
+                if said in self._written([{"role": "user", "content": said}], parts=parts)[0]:
+                    return parts
+            except RecordFault:
+                continue
+        return False
+
+    @cached_property
     def end_of_turn(self) -> int | None:
         """The token by which an answer ends, as far as the template shows: the first special one behind it.
 
@@ -185,13 +197,28 @@ class Template:
         marks: bool = False,
         **more: Any,
     ) -> tuple[str, list[Span]]:
+        return self._written(messages, tools, prompt=prompt, marks=marks, parts=self._in_parts, **more)
+
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] = (),
+        *,
+        prompt: bool = False,
+        marks: bool = False,
+        parts: bool,
+        **more: Any,
+    ) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = NO_DATE + self.source if "strftime_now" in self.source else self.source
+        given = [dict(message) for message in messages]
+        for message in given if parts else ():
+            message["content"] = [{"type": "text", "text": message["content"]}]
         try:
             texts, spans = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
+                conversations=[given],
                 tools=list(tools) or None,
                 chat_template=source,
                 return_assistant_tokens_mask=marks,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
-from lora_scripts.families.causal_lm.load import Folder
+from lora_scripts.families.causal_lm.load import Folder, processors_template
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -24,6 +24,7 @@ def load_tokenizer(path: Path) -> Any:
             raise UserError(f"transformers cannot load the tokenizer: {reason}", file=path) from None
     if not tokenizer.is_fast:
         raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
+    tokenizer.chat_template = tokenizer.chat_template or processors_template(path)
     tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
     return tokenizer
 

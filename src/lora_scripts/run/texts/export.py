@@ -54,7 +54,7 @@ def write(
         weights,
         dtype,
         base=str(config.base_model),
-        layers=model.family.trainable(),
+        layers=model.family.layer_names,
         transposed=model.family.transposes,
         metadata=metadata,
     )
