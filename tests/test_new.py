@@ -169,7 +169,10 @@ def test_faults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "a/b", "--data", "data", "--base", "base.safetensors"]) == 2
     assert "the name 'a/b' cannot be a file's" in capsys.readouterr().err
     assert main(["new", "a", "--data", "nowhere", "--base", "base.safetensors"]) == 2
-    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert main(["new", "Nul.2", "--data", "nowhere", "--base", "other.safetensors"]) == 2
+    told = capsys.readouterr().err  # all at once
+    assert all(part in told for part in ("'Nul.2' cannot", "nowhere: no such", "other.safetensors does not exist"))
     assert not (here / "configs").exists()
     assert main(["new", "a", "--data", "data", "--base", "base.safetensors"]) == 0
     assert "3 pictures are few" in capsys.readouterr().out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
 from lora_scripts.data.texts.records import holds_records
+from lora_scripts.errors import Faults, raise_all
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import typed
 
@@ -50,14 +52,22 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
         for line in lines:
             sink(Note(line))
         raise error
+    from lora_scripts.run.first_config import file_for, in_the_way, new_config
+
+    faults = Faults(in_the_way(options.lora, options.data, file_for(options.lora, options.output)))
+    base = faults.attempt(lambda: _base(options, sink))
+    raise_all(faults)
+    assert base is not None
+    return new_config(options.lora, options.data, base, options.purpose, options.trigger.strip(), options.output)
+
+
+def _base(options: argparse.Namespace, sink: Sink) -> Path:
+    """The base on the disk. UserErrors where it is none for such data."""
     if options.base.is_dir() and holds_records(options.data):
         from lora_scripts.families import table
 
         table.require_texts(options.base)  # or a line about pictures would tell what the folder is not
-    base = base_of(options.base, sink)
-    from lora_scripts.run.first_config import new_config
-
-    return new_config(options.lora, options.data, base, options.purpose, options.trigger.strip(), options.output)
+    return base_of(options.base, sink)
 
 
 def words(result: NewConfig) -> list[str]:

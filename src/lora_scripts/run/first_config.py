@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,8 @@ FEWEST, MOST = 5, 40
 """Epochs, however many pictures there are."""
 STEP = 64
 """Pixels that a resolution is a multiple of."""
+_OF_WINDOWS = re.compile(r"(?:con|prn|aux|nul|com[1-9]|lpt[1-9])(?:\..*)?|.*[. ]", re.IGNORECASE)
+"""Names that Windows gives to devices, and ends that it drops: a LoRA is shared with those who have it."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,8 @@ class NewConfig:
 def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, output: Path | None) -> NewConfig:
     """Looks at pictures and base, and writes configs/NAME.yaml (or `output`). UserErrors for all that is in the way;
     then nothing is written."""
-    path = output or Path("configs") / f"{name}.yaml"
-    faults = []
-    if path.exists():
-        faults.append(UserError("is there already", file=path, hint="choose another name, or move it away"))
-    if not name.isprintable() or not name or set(name) & set('<>:"/\\|?*'):
-        faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
-    raise_all(faults)
+    path = file_for(name, output)
+    raise_all(in_the_way(name, data, path))
     facts = table.find(base)
     if "texts" in facts.features:
         for option, given in (("--trigger", trigger), ("--for character", purpose == "character")):
@@ -86,6 +84,24 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
     text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
     _write(path, text, whole=not notes)
     return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
+
+
+def file_for(name: str, output: Path | None) -> Path:
+    """Where the config goes."""
+    return output or Path("configs") / f"{name}.yaml"
+
+
+def in_the_way(name: str, data: Path, path: Path) -> list[UserError]:
+    """What can be said of a name, its pictures and the file to write before anything is looked into."""
+    faults = []
+    if path.exists():
+        faults.append(UserError("is there already", file=path, hint="choose another name, or move it away"))
+    if not name.isprintable() or not name or set(name) & set('<>:"/\\|?*') or _OF_WINDOWS.fullmatch(name):
+        faults.append(UserError(f"the name {name!r} cannot be a file's", hint="use letters, digits, - and _"))
+    if not data.exists():
+        hint = "give the folder of your pictures; for a language model the file or folder of records"
+        faults.append(UserError("no such file or folder", file=data, hint=hint))
+    return faults
 
 
 def _of_texts(name: str, data: Path, base: Path, path: Path, facts: Facts) -> NewConfig:
