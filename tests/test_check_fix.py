@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lora_scripts.check import fix
+from lora_scripts.check.command import CheckOptions, check_data
 from lora_scripts.data.rewrite import rewritten
 from lora_scripts.data.scan import list_data, scan
 from lora_scripts.formats import io
@@ -176,6 +178,43 @@ def test_nothing_in_the_side_folder_is_replaced(tmp_path: Path) -> None:
         (data / "b.txt").write_text(f"{colour} cat")
         mend(data, ["b.png"])
     assert {s.name: s.caption for s in scan(side(data))} == {"b.png": "red cat", "b-2.png": "blue cat"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("gbk", "GBK (Chinese)"), ("utf-16", "UTF-16"), ("big5", "Big5 (Chinese)")]
+)
+def test_captions_of_another_encoding_become_utf8(tmp_path: Path, encoding: str, name: str) -> None:
+    """As Excel and the editors of Windows save them. One that is no text in it stays, and so does what is UTF-8."""
+    said = {"a": "一隻黑貓坐在屋頂上，夜裡的城市", "b": "藍色的天空，海邊的房子"}
+    for stem, text in said.items():
+        draw(tmp_path / "d" / f"{stem}.png", "red" if stem == "a" else "blue")
+        (tmp_path / "d" / f"{stem}.txt").write_bytes(f"{text}\r\n".encode(encoding))
+    draw(tmp_path / "d" / "c.png", "tan")
+    (tmp_path / "d" / "c.txt").write_text("沙漠", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "d").glob("*.txt")}
+    options = CheckOptions(tmp_path / "d", None, (64, 64), False, [str(tmp_path / "d")], None)
+    assert check_data(options).mend.endswith("--fix")
+    checked = check_data(replace(options, fix=True))
+    assert not checked.errors
+    assert checked.mended is not None
+    assert checked.mended[0].startswith(f"2 caption files were {name}, and UTF-8 now; as before: a.txt.bak-1")
+    assert {s.name: s.caption for s in scan(tmp_path / "d")} == {
+        "a.png": said["a"],
+        "b.png": said["b"],
+        "c.png": "沙漠",
+    }
+    assert (tmp_path / "d" / "b.txt").read_bytes() == f"{said['b']}\r\n".encode()
+    assert {name: (tmp_path / "d" / f"{name}.bak-1").read_bytes() for name in ("a.txt", "b.txt")} == {
+        name: before[name] for name in ("a.txt", "b.txt")
+    }
+    assert (tmp_path / "d" / "c.txt").read_bytes() == before["c.txt"]
+    assert check_data(replace(options, fix=True)).mended == ()
+
+
+def test_what_is_no_text_in_any_encoding_is_left(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", "red")
+    (tmp_path / "a.txt").write_bytes(b"\x00\xff\x81\x00")
+    assert not fix.foreign(list_data(tmp_path, allow_missing_captions=True))
 
 
 def test_links_and_broken_rows_are_left(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_another_encoding_is_told_with_file_and_line(reader: str, tmp_path: Path
         ("CT报告, 未见异常", "gbk", "GBK"),
         ("貓, 狗", "big5", "Big5"),
         ("ネコ, イヌ", "shift_jis", "Shift-JIS"),
+        ("파란 하늘 아래 빨간 자동차, 밤의 도시", "cp949", "EUC-KR"),
+        ("夜里的城市，霓虹灯，下着雨", "gbk", "GBK"),
     ],
 )
 def test_encodings_are_told_apart(text: str, encoding: str, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_lines(path: Path, *, pipe: bool = False) -> list[str]:
 
 def decoded(data: bytes, path: Path) -> str:
     """What the bytes of a file say. UserError, which says what another encoding looks like, and the line of it."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if data[:2] in _UTF16:
         raise UserError("this is UTF-16 text", file=path, line=1, hint=_SAVE)
     try:
         text = data.decode("utf-8-sig")
@@ -64,32 +65,68 @@ def _line(before: str) -> int:
     return len(NEWLINE.findall(before)) + 1
 
 
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HIGH = re.compile(rb"[\x80-\xff]+")
-_WESTERN = "Windows-1252 (Western European)"
+_WESTERN = "cp1252", "Windows-1252 (Western European)"
+_HAN = "[\u4e00-\u9fff]"
+_MOST, _ALL = 0.5, 0.99
+_ENCODINGS = (
+    ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]", _MOST, 1),
+    # The bytes of Hangul are those of half of all Chinese signs, by their sound: ten in a row are no chance.
+    ("cp949", "EUC-KR (Korean)", "[\uac00-\ud7a3]", _ALL, 10),
+    ("gb2312", "GBK (Chinese)", _HAN, _MOST, 1),
+    ("big5", "Big5 (Chinese)", _HAN, _MOST, 1),
+    ("gb18030", "GBK (Chinese)", _HAN, _MOST, 1),
+)
+"""Codec, name, the signs that text in it has, the share of them among all that are not ASCII, and how many there are
+at least."""
 
 
 def guess_encoding(data: bytes) -> str:
     """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
-    if b"\0" in data:
-        return "UTF-16, or no text at all"
+    return "UTF-16, or no text at all" if b"\0" in data else _guess(data)[1]
+
+
+def _guess(data: bytes) -> tuple[str, str]:
+    """Codec and name."""
     high = _HIGH.findall(data)
     letters = sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
     if 2 * letters >= len(high) and sum(map(len, high)) < 2 * len(high):
         return _WESTERN  # an accent here and there among plain letters
-    for encoding, name, wanted in (
-        ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]"),
-        ("gb2312", "GBK (Chinese)", "[\u4e00-\u9fff]"),
-        ("big5", "Big5 (Chinese)", "[\u4e00-\u9fff]"),
-        ("gb18030", "GBK (Chinese)", "[\u4e00-\u9fff]"),
-    ):
+    for codec, name, wanted, share, least in _ENCODINGS:
         try:
-            text = data.decode(encoding)
+            text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        foreign = [c for c in text if c > "\x7f"]
-        if 2 * len(re.findall(wanted, text)) > len(foreign):
-            return name
+        signs, foreign = len(re.findall(wanted, text)), sum(c > "\x7f" for c in text)
+        if signs > share * foreign and signs >= least:
+            return codec, name
     return _WESTERN
+
+
+def read_otherwise(files: Sequence[bytes]) -> tuple[list[str | None], str]:
+    """What files say that are not UTF-8, and the name of their encoding, guessed from all of them together, as they
+    come from one program. None for one that is no text in it."""
+    if all(data[:2] in _UTF16 for data in files):
+        codec, name = "utf-16", "UTF-16"
+    else:
+        codec, name = _guess(b"\n".join(files))
+    texts: list[str | None] = []
+    for data in files:
+        try:
+            texts.append(data.decode(codec))
+        except UnicodeDecodeError:
+            texts.append(None)
+    return [None if text is None or "\0" in text else text for text in texts], name
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether the bytes of a file are read here."""
+    try:
+        decoded(data, Path())
+    except UserError:
+        return False
+    return True
 
 
 def load_json(text: str) -> Any:

@@ -122,17 +122,23 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
             "the page would lie among the pictures", file=page, hint="choose a path outside of their folder"
         )
     listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
+    recoded: list[str] = []
+    if options.fix and (others := fix.foreign(listing)):
+        recoded = fix.write_as_utf8(others)
+        listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
     facts = {one.name: one for one in look(listing.images, sink=sink)}
     examined = _examine(options, listing, facts)
     told = _by_base(options, listing, sink)
     mended: tuple[str, ...] | None = None
     if options.fix or options.set_aside:
         mend = fix.plan(options.folder, listing, _going(options, examined), captions=options.fix)
-        mended = tuple(fix.apply(mend, options.folder))
+        mended = (*recoded, *fix.apply(mend, options.folder))
         if mend:
             listing = list_data(options.folder, options.metadata, allow_missing_captions=True)
             examined = _examine(options, listing, {name: facts[name] for name in listing.images})
-    mendable = not options.fix and fix.plan(options.folder, examined.listing, surplus(examined))
+    mendable = not options.fix and (
+        fix.foreign(examined.listing) or fix.plan(options.folder, examined.listing, surplus(examined))
+    )
     examined = replace(examined, findings=ordered([*examined.findings, *told]))
     removable = {} if mendable else _removable(examined)
     if set().union(*removable.values()).issuperset(examined.listing.images):

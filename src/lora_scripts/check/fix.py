@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_scripts.check.tags import corrected, corrections
-from lora_scripts.data.captions import SIDECAR_SUFFIXES, read_metadata
+from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata
 from lora_scripts.data.csv_rows import write_record
 from lora_scripts.data.rewrite import rewritten
 from lora_scripts.data.scan import Listing, Said
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
-from lora_scripts.utf8 import read_bytes
+from lora_scripts.utf8 import is_utf8, read_bytes, read_otherwise
 
 SIDE_LIST = "captions.csv"
 """In the side folder: what the captions of the pictures in it were."""
@@ -140,6 +140,40 @@ def apply(mend: Mend, folder: Path) -> list[str]:
     if mend.moves:
         undo.insert(0, f"move the files in {mend.side} (not {SIDE_LIST}) back into {folder}")
     return done + ([f"to undo: {'; '.join(_few(undo))}"] if undo else []) + mend.left
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Caption files in another encoding than UTF-8."""
+
+    encoding: str
+    texts: Mapping[Path, str]
+    """File -> what it says."""
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+
+def foreign(listing: Listing) -> Foreign:
+    """Those of a data set that can be read all the same."""
+    paths = dict.fromkeys(Path(fault.file) for fault in listing.faults if fault.file is not None)
+    captions = [path for path in paths if path.suffix.lower() in (*SIDECAR_SUFFIXES, *METADATA_SUFFIXES)]
+    files = {path: data for path in captions if path.is_file() and not is_utf8(data := read_bytes(path))}
+    texts, name = read_otherwise([*files.values()]) if files else ([], "")
+    return Foreign(name, {path: text for path, text in zip(files, texts, strict=True) if text is not None})
+
+
+def write_as_utf8(of: Foreign) -> list[str]:
+    """Each beside a backup; gives in words what was done. UserError when the disk or the permissions refuse."""
+    backups = []
+    for path, text in of.texts.items():
+        backups.append(_backed_up(path))
+        io.write_atomic(path, text.encode())
+    count, first = len(backups), backups[0]
+    what = "caption file was" if count == 1 else "caption files were"
+    rest = f", and so on with {count - 1} more" if count > 1 else ""
+    done = f"{count} {what} {of.encoding}, and UTF-8 now; as before: {first.name}{rest}"
+    return [done, f"to undo: move {first} back over {next(iter(of.texts))}{rest}"]
 
 
 def _few(undo: list[str]) -> list[str]:
