@@ -36,28 +36,29 @@ def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
         raise UserError(f"cannot be read: {error.strerror or error}", file=path) from None
 
 
-def read_text(path: Path, *, pipe: bool = False) -> str:
+def read_text(path: Path, *, pipe: bool = False, mend: str = _SAVE) -> str:
     """The text of a file; `pipe` as of `read_bytes`. Raises UserError, as that and `decoded` do."""
-    return decoded(read_bytes(path, pipe=pipe), path)
+    return decoded(read_bytes(path, pipe=pipe), path, mend)
 
 
-def read_lines(path: Path, *, pipe: bool = False) -> list[str]:
-    """The lines of a file, without what ends them; `pipe` as of `read_bytes`. Raises UserError, as `read_text`."""
-    return NEWLINE.split(read_text(path, pipe=pipe))
+def read_lines(path: Path, *, pipe: bool = False, mend: str = _SAVE) -> list[str]:
+    """The lines of a file, without what ends them; the rest as of `read_text`."""
+    return NEWLINE.split(read_text(path, pipe=pipe, mend=mend))
 
 
-def decoded(data: bytes, path: Path) -> str:
-    """What the bytes of a file say. UserError, which says what another encoding looks like, and the line of it."""
+def decoded(data: bytes, path: Path, mend: str = _SAVE) -> str:
+    """What the bytes of a file say. UserError, which says what another encoding looks like, and the line of it; `mend`
+    is what to do then."""
     if data[:2] in _UTF16:
-        raise UserError("this is UTF-16 text", file=path, line=1, hint=_SAVE)
+        raise UserError("this is UTF-16 text", file=path, line=1, hint=mend)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         message = f"not UTF-8 text; it looks like {guess_encoding(data)}"
-        raise UserError(message, file=path, line=_line(data[: error.start].decode("latin-1")), hint=_SAVE) from None
+        raise UserError(message, file=path, line=_line(data[: error.start].decode("latin-1")), hint=mend) from None
     if "\0" in text:
         line = _line(text[: text.index("\0")])
-        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=_SAVE)
+        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=mend)
     return text
 
 

@@ -22,6 +22,7 @@ NAME_COLUMNS = ("filename", "file_name")
 TEXT_COLUMNS = ("prompt", "text", "caption")
 METADATA_SUFFIXES = (".csv", ".jsonl")
 SIDECAR_SUFFIXES = (".txt", ".caption")
+_RECODE = "save it as UTF-8, or let lora-scripts check --fix do it"
 
 COMMA = re.compile("[,，、]")
 """What parts the tags of a caption: the commas of Chinese and Japanese, too."""
@@ -67,7 +68,7 @@ def image_name(raw: str) -> str:
 
 def read_sidecar(path: Path, *, allow_empty: bool = False) -> str:
     """The caption in a .txt or .caption file; several lines become one. UserError, also for what is no caption."""
-    text = tidy(read_text(path))
+    text = tidy(read_text(path, mend=_RECODE))
     head = text[:100].lower()
     if head.startswith("version https://git-lfs"):
         raise UserError("is a git-lfs pointer, not the caption itself", file=path, hint="run: git lfs pull")
@@ -91,7 +92,7 @@ def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = Fa
         faults.append(UserError("captions are read from a .csv or a .jsonl file", file=path, hint="name one of these"))
         return {}
     try:
-        lines = read_lines(path)
+        lines = read_lines(path, mend=_RECODE)
     except UserError as fault:
         faults.append(fault)
         return {}
