@@ -316,7 +316,7 @@ def test_faults_of_base_vae_init_lora_and_captions_come_at_once(
     assert main(["train", "--config", str(config)]) == 2
     told = capsys.readouterr().err
     assert told.count("this is a web page, not a model") == 3  # base_model, vae, init_lora
-    assert "no images (jpg, png, webp, bmp) found" in told and len(told.splitlines()) == 4
+    assert "no images (jpg, png, webp, avif, bmp) found" in told and len(told.splitlines()) == 4
 
 
 def test_a_rate_that_destroys_is_refused_unless_one_is_sure(

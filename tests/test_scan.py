@@ -32,14 +32,15 @@ def faults(folder: Path, metadata: Path | None = None, **options: bool) -> list[
 def test_any_layout(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    paths = {name: draw(tmp_path / name) for name in ("b.JPG", "10_name/c.webp", "10_name/deep er/d.bmp", "中.png")}
+    names = ("b.JPG", "10_name/c.webp", "10_name/deep er/d.bmp", "中.png", "e.avif", "f.jfif")
+    paths = {name: draw(tmp_path / name) for name in names}
     paths["a.jpeg"] = draw(tmp_path / "a.jpeg", exif=exif)
     for hidden in (".hidden.png", ".git/x.png", "__MACOSX/y.png", "10_name/._c.webp"):
         draw(tmp_path / "t.png").rename((tmp_path / hidden).parent.mkdir(exist_ok=True) or tmp_path / hidden)
     (tmp_path / "notes.md").write_text("not a caption", encoding="utf-8")
     (tmp_path / "metadata.csv").write_text(
         'filename,prompt\nb.JPG,"one, two"\n10_name/c.webp,three\n'
-        "10_name/deep er/d.bmp,four\n中.png,five\na.jpeg,six\n",
+        "10_name/deep er/d.bmp,four\n中.png,five\na.jpeg,six\ne.avif,seven\nf.jfif,eight\n",
         encoding="utf-8",
     )
     samples = scan(tmp_path)
@@ -182,7 +183,9 @@ def test_no_images(tmp_path: Path) -> None:
     assert "the folder is empty" in faults(tmp_path)[0]
     for name in ("a.gif", "b.gif", "pictures.zip", "c.heic"):
         (tmp_path / name).write_bytes(b"x")
-    told = "no images (jpg, png, webp, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip; convert to JPEG or PNG"
+    told = (
+        "no images (jpg, png, webp, avif, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip; convert to JPEG or PNG"
+    )
     assert told in faults(tmp_path)[0]
     assert "no such folder" in faults(tmp_path / "none")[0]
     assert "is not a folder" in faults(tmp_path / "a.gif")[0]
@@ -235,12 +238,12 @@ def test_what_lies_beside_the_pictures_and_is_not_read_is_told(tmp_path: Path) -
     """In the words of the check page, which are there in Chinese."""
     for name in ("a.png", "b.png"):
         draw(tmp_path / name)
-    for name in ("x.heic", "sub/y.HEIC", "z.avif", "captions.csv", "sub/metadata.xlsx", "more.txt", "b.csv.bak"):
+    for name in ("x.heic", "sub/y.HEIC", "z.jxl", "captions.csv", "sub/metadata.xlsx", "more.txt", "b.csv.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     told = [(note.message, note.mend) for note in list_data(tmp_path, allow_missing_captions=True).notes]
     assert told == [
-        ("3 not read (.avif 1, .heic 2)", "convert to JPEG or PNG"),
+        ("3 not read (.heic 2, .jxl 1)", "convert to JPEG or PNG"),
         (f"captions.csv {LIES_THERE}", "name it metadata.csv, or set metadata_path"),
         (f"sub/metadata.xlsx {LIES_THERE}", "save it as metadata.csv"),
     ]

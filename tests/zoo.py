@@ -86,7 +86,7 @@ def pictures() -> Iterator[tuple[str, str, bytes]]:
 
     whole = {}
     image = Image.effect_noise((64, 64), 80).convert("RGB")
-    for suffix, kind in (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"), ("bmp", "BMP")):
+    for suffix, kind in (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF"), ("bmp", "BMP")):
         buffer = io.BytesIO()
         image.save(buffer, kind)
         whole[suffix] = buffer.getvalue()
@@ -109,7 +109,7 @@ def pictures() -> Iterator[tuple[str, str, bytes]]:
         "a zip": b"PK\x03\x04" + b"\0" * 60,
         "a program": b"MZ" + b"\0" * 200,
         "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-        "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+        "the head of an AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
         "a video": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
         "PSD": b"8BPS\0\x01" + b"\0" * 30,
         "one byte": b"\x89",

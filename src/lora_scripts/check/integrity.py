@@ -1,7 +1,7 @@
 """Damage inside an image file that decoders pass over: they show grey or garbage from there on, and say nothing.
 
-JPEG, PNG and WebP are read as containers only (markers, checksums, lengths), which costs next to nothing. A single
-wrong bit in the coded data of a JPEG or a WebP is within their rules and stays unseen.
+JPEG, PNG, WebP and AVIF are read as containers only (markers, checksums, lengths), which costs next to nothing. A
+single wrong bit in the coded data of a JPEG, WebP or AVIF is within their rules and stays unseen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def damage(data: bytes) -> str | None:
         return _jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+    if (data.startswith(b"RIFF") and data[8:12] == b"WEBP") or data[4:8] == b"ftyp":
         return _lost_sector(data, 12, len(data))
     return None
 

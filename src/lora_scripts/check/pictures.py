@@ -103,8 +103,8 @@ def _single(fact: PictureFacts, buckets: Sequence[Size] | None) -> Iterator[Find
 
 
 def animated(images: Mapping[str, Path]) -> list[Finding]:
-    """The animations among WebP files, by the flag of their header (extended file format, "VP8X"), and among PNG files,
-    by the chunk "acTL" before the first of the picture."""
+    """The animations among WebP files, by the flag of their header (extended file format, "VP8X"), among PNG files, by
+    the chunk "acTL" before the first of the picture, and among AVIF files, by their brand."""
 
     def moves(path: Path) -> bool:
         try:
@@ -112,6 +112,8 @@ def animated(images: Mapping[str, Path]) -> list[Finding]:
                 head = file.read(21)
                 if head.startswith(b"RIFF"):
                     return head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
+                if head[4:8] == b"ftyp":
+                    return head[8:12] == b"avis"
                 file.seek(8)
                 while len(chunk := file.read(8)) == 8 and chunk[4:] not in (b"IDAT", b"acTL"):
                     file.seek(int.from_bytes(chunk[:4]) + 4, 1)  # what it holds, and its checksum
@@ -119,7 +121,7 @@ def animated(images: Mapping[str, Path]) -> list[Finding]:
             return False
         return chunk[4:] == b"acTL"
 
-    kinds = (".webp", ".png")
+    kinds = (".webp", ".png", ".avif")
     files = tuple(name for name, path in images.items() if path.suffix.lower() in kinds and moves(path))
     message, mend = "an animation: its first frame is taken", "save the frames that you want, each as one picture"
     return [Finding("animated", "note", (name,), message, mend) for name in files]

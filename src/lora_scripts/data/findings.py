@@ -31,9 +31,9 @@ class Finding:
     """Where the text stands, as file:line, for captions."""
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp")
 """Suffixes of pictures that are read."""
-OTHER_PICTURES = frozenset([".heic", ".heif", ".avif", ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"])
+OTHER_PICTURES = frozenset([".heic", ".heif", ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"])
 """Suffixes of what people take for pictures of a set, and what is not read."""
 _TABLES = frozenset([".csv", ".jsonl", ".tsv", ".xlsx", ".xls", ".ods"])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.captions import tidy
@@ -27,7 +27,7 @@ from lora_scripts.utf8 import read_bytes
 if TYPE_CHECKING:
     import torch
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # no decoder that starts another program
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF")  # no decoder that starts another program
 _DECODER_ERRORS = (  # what Pillow's decoders let through when a file is damaged
     OSError,
     SyntaxError,
@@ -37,6 +37,7 @@ _DECODER_ERRORS = (  # what Pillow's decoders let through when a file is damaged
     LookupError,
     OverflowError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -55,6 +56,8 @@ _UPRIGHT = {
 
 _ZEROS = 64
 """Bytes at the end of a compressed picture that no encoder writes as zeros."""
+_SECTOR = 512
+"""And what a download leaves of an AVIF: whole sectors of a disk."""
 _PLAIN = 14
 """But of a plain block in a lossy WebP: at most 13.7 were seen, beside noise, at the least qualities of libwebp."""
 
@@ -123,8 +126,9 @@ def _decode(data: bytes, path: Path, convert: Callable[[Image.Image, Path], Imag
     except Image.DecompressionBombError:
         raise UserError("has more pixels than are read", file=path, hint="scale it down") from None
     except UnidentifiedImageError:
-        hint = "copy or download it again, or remove it"
-        raise UserError("is not an image, or is damaged from its first bytes on", file=path, hint=hint) from None
+        text = "is not an image, or is damaged from its first bytes on"
+        text = "damaged image: its end is missing, or what it says of itself is wrong" if is_avif(data) else text
+        raise UserError(text, file=path, hint="copy or download it again, or remove it") from None
     except _DECODER_ERRORS as error:
         reason = tidy(str(error)) or type(error).__name__
         raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
@@ -166,9 +170,18 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
         return "is a git-lfs pointer, not the image itself", "run: git lfs pull"
     if head.startswith((b"<!doctype html", b"<html")):
         return "is a web page saved under the name of an image", "download the image itself"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"):
-        return "is a HEIC or AVIF image", "convert it to JPEG or PNG"
+    if is_avif(data):
+        mend = "pip install -U pillow, or convert it to JPEG or PNG"
+        return None if features.check("avif") else ("is an AVIF image, which this Pillow does not read", mend)
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "is a HEIC image", "convert it to JPEG or PNG"
     return None
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether a file says that it is AVIF: among the brands of its first box (ISO/IEC 14496-12, section 4.3)."""
+    end = int.from_bytes(data[:4])
+    return data[4:8] == b"ftyp" and any(data[at : at + 4] in (b"avif", b"avis") for at in range(8, min(end, 256), 4))
 
 
 def _unfinished(data: bytes) -> tuple[str, str] | None:
@@ -182,6 +195,8 @@ def _unfinished(data: bytes) -> tuple[str, str] | None:
         whole = there.endswith(b"IEND\xaeB`\x82")
     elif data.startswith(b"\xff\xd8"):  # cameras may pad a whole one
         whole = there.endswith(b"\xff\xd9")
+    elif is_avif(data):
+        whole = zeros < _SECTOR  # EXIF may lie behind the picture
     else:
         end, most = _end_in_webp(data) if data[8:12] == b"WEBP" else (0, 0)
         whole = end - len(there) <= most

@@ -102,7 +102,7 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     files = _files(folder, faults)
     images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
     if not images:
-        message, unread = f"no images (jpg, png, webp, bmp) found; {_kinds(files)}", left_out(files, tables=False)
+        message, unread = f"no images (jpg, png, webp, avif, bmp) found; {_kinds(files)}", left_out(files, tables=False)
         raise_all([*faults, UserError(message, file=folder, hint=unread[0].mend if unread else None)])
     captions = _Captions(folder, files, images, faults, allow_missing_captions)
     captions.read(metadata)
@@ -262,7 +262,7 @@ class _Captions:
     def _hint(self, name: str) -> str:
         """Which image a row without one may mean."""
         if name in self.files:
-            return "the file is there, but images are read from jpg, png, webp and bmp: convert it"
+            return "the file is there, but images are read from jpg, png, webp, avif and bmp: convert it"
         wanted = PurePosixPath(name)
         for other in self.images:
             path = PurePosixPath(other)

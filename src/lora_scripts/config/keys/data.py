@@ -56,8 +56,8 @@ class DataKeys(Keys):
     tag_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of the comma-separated parts of a caption left out anew each time; the first keep_tags stay."""
     mask_alpha: bool = False
-    """Train only what is opaque in each picture (PNG or WebP with transparency). Of a base that draws transparency this
-    is then not trained."""
+    """Train only what is opaque in each picture (PNG, WebP, AVIF with transparency). Of a base that draws transparency
+    this is then not trained."""
     mask_dir: ConfigPath | None = None
     """Train only what is white in the picture of the same name in this folder."""
     mask_background: Annotated[float, Field(ge=0, lt=1)] = 0.0
