@@ -201,12 +201,12 @@ def test_what_is_not_read_and_what_moves_is_told(clean: Path, tmp_path: Path) ->
     folder = tmp_path / "neon"
     shutil.copytree(clean, folder)
     (folder / "metadata.csv").rename(folder / "captions.csv")
-    (folder / "phone.heic").touch()
+    (folder / "scan.tif").touch()
     frames = [Image.new("RGB", (256, 256), colour) for colour in ("red", "blue")]
     for name in ("moves.webp", "moves_too.png", "again.avif"):
         frames[0].save(folder / name, save_all=True, append_images=frames[1:])
     code, out, _ = check(str(folder))
-    assert code == 2 and "note: 1 not read (.heic 1); convert to JPEG or PNG" in out
+    assert code == 2 and "note: 1 not read (.tif 1); convert to JPEG or PNG" in out
     assert "note: captions.csv lies there, but" in out and "; name it metadata.csv, or set metadata_path" in out
     assert "note: animated (3): again.avif: an animation: its first frame is taken; save the frames" in out
     assert missing((tmp_path / "neon-check.html").read_text("utf-8")) == [str(folder)]

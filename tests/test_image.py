@@ -8,10 +8,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageDraw
 
+from lora_scripts.data import image as data_image
 from lora_scripts.data.buckets import View, bucket_sizes, choose_bucket, views
 from lora_scripts.data.image import apply_view, load_rgb, load_rgba, on_white
 from lora_scripts.errors import UserError
@@ -46,20 +48,45 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "heic"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """In HEIC a box of its own turns the picture, which EXIF then says once more."""
+    pillow_heif.register_heif_opener()
     drawn = np.asarray(quarters())
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](drawn)))
-    whole = {"subsampling": "4:4:4"} if suffix == "avif" else {"lossless": True, "subsampling": 0}
-    stored.save(path, exif=exif, quality=95, **whole)  # type: ignore[arg-type]
+    boxed: dict[str, object] = {"subsampling": "4:4:4"} if suffix == "avif" else {"chroma": 444}
+    whole = boxed if suffix in ("avif", "heic") else {"lossless": True, "subsampling": 0}
+    stored.save(path, exif=exif.tobytes(), quality=95, **whole)  # type: ignore[arg-type]
+    assert suffix != "heic" or orientation == 1 or b"irot" in path.read_bytes() or b"imir" in path.read_bytes()
     upright = pixels(path)
     assert upright.shape == drawn.shape
     for y, x in ((8, 12), (8, 36), (24, 12), (24, 36)):
         assert np.abs(upright[y, x] - drawn[y, x]).max() <= 4
+
+
+def test_a_picture_of_a_phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC. Cut off, unfinished, and without the package it is told as that."""
+    drawn, path = quarters(), tmp_path / "IMG_1.HEIC"
+    pillow_heif.from_pillow(drawn).save(path, quality=95, chroma=444)
+    for y, x in ((8, 12), (8, 36), (24, 12), (24, 36)):
+        assert np.abs(pixels(path)[y, x] - np.asarray(drawn)[y, x]).max() <= 4
+    noise, whole = Image.effect_noise((96, 96), 60).convert("RGB"), io.BytesIO()
+    pillow_heif.from_pillow(noise).save(whole)
+    data = whole.getvalue()
+    for spoilt, words in (
+        (data[: len(data) // 2], "damaged image: "),
+        (data[: len(data) // 2] + bytes(len(data) - len(data) // 2), "a download that was not finished"),
+    ):
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError, match=words):
+            load_rgb(path)
+    monkeypatch.setattr(data_image, "_reads_heic", lambda: False)
+    with pytest.raises(UserError, match=r"needs the package pillow-heif; pip install pillow-heif, or convert it"):
+        load_rgb(path)
 
 
 def test_a_rotated_image_keeps_its_transparency(tmp_path: Path) -> None:
@@ -226,7 +253,7 @@ def test_colour_profiles(tmp_path: Path) -> None:
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>404</html>", "web page"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0" + b"\0" * 60, "HEIC"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0heic" + b"\1" * 60, "damaged image: its end is missing"),
         (b"GARBAGE" * 50, "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
@@ -238,7 +265,7 @@ def test_not_an_image(tmp_path: Path, data: bytes, words: str) -> None:
     assert str(caught.value).startswith(str(tmp_path / "a.jpg"))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP"])
 def test_damage_is_never_a_traceback(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(1)
     buffer = io.BytesIO()

@@ -136,12 +136,12 @@ def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixt
     table = here / "data" / "metadata.csv"
     rows = table.read_text("utf-8").splitlines()
     table.write_text("\n".join([*rows[:-2], *(f"{row.partition(',')[0]}," for row in rows[-2:])]) + "\n", "utf-8")
-    (here / "data" / "phone.heic").touch()
+    (here / "data" / "scan.tif").touch()
     assert main([*words[:-1], "e.yaml"]) == 0  # as label leaves them of which its captioner says nothing
     told = capsys.readouterr().out
     named = " ".join(row.partition(",")[0] + "," for row in rows[-2:])[:-1]
     assert f"2 of 20 pictures have an empty caption: write it yourself ({named})" in told
-    assert "lora-scripts label" not in told and "1 not read (.heic 1): convert to JPEG or PNG" in told
+    assert "lora-scripts label" not in told and "1 not read (.tif 1): convert to JPEG or PNG" in told
     table.unlink()
     assert main([*words[:-1], "b c.yaml"]) == 0
     told = capsys.readouterr().out

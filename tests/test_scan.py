@@ -181,10 +181,10 @@ def test_hints_for_a_row_without_image(tmp_path: Path, row: str, words: str) -> 
 
 def test_no_images(tmp_path: Path) -> None:
     assert "the folder is empty" in faults(tmp_path)[0]
-    for name in ("a.gif", "b.gif", "pictures.zip", "c.heic"):
+    for name in ("a.gif", "b.gif", "pictures.zip", "c.jxl"):
         (tmp_path / name).write_bytes(b"x")
     told = (
-        "no images (jpg, png, webp, avif, bmp) found; the folder holds 2 .gif, 1 .heic, 1 .zip; convert to JPEG or PNG"
+        "no images (jpg, png, webp, avif, bmp) found; the folder holds 2 .gif, 1 .jxl, 1 .zip; convert to JPEG or PNG"
     )
     assert told in faults(tmp_path)[0]
     assert "no such folder" in faults(tmp_path / "none")[0]
@@ -238,12 +238,12 @@ def test_what_lies_beside_the_pictures_and_is_not_read_is_told(tmp_path: Path) -
     """In the words of the check page, which are there in Chinese."""
     for name in ("a.png", "b.png"):
         draw(tmp_path / name)
-    for name in ("x.heic", "sub/y.HEIC", "z.jxl", "captions.csv", "sub/metadata.xlsx", "more.txt", "b.csv.bak"):
+    for name in ("x.gif", "sub/y.GIF", "z.jxl", "captions.csv", "sub/metadata.xlsx", "more.txt", "b.csv.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     told = [(note.message, note.mend) for note in list_data(tmp_path, allow_missing_captions=True).notes]
     assert told == [
-        ("3 not read (.heic 2, .jxl 1)", "convert to JPEG or PNG"),
+        ("3 not read (.gif 2, .jxl 1)", "convert to JPEG or PNG"),
         (f"captions.csv {LIES_THERE}", "name it metadata.csv, or set metadata_path"),
         (f"sub/metadata.xlsx {LIES_THERE}", "save it as metadata.csv"),
     ]

@@ -74,7 +74,7 @@ WORDS = {
         "webp with zeros from 0.5 on": "zeros: a download that was not finished",
         "a web page": "is a web page saved under the name of an image; download the image itself",
         "a git-lfs pointer as jpg": "is a git-lfs pointer, not the image itself; run: git lfs pull",
-        "HEIC": "is a HEIC image; convert it",
+        "HEIC": "damaged image: its end is missing",
         "avif cut at 0.5": "damaged image: its end is missing",
         "avif with zeros from 0.5 on": "zeros: a download that was not finished",
         "a bomb": "more than|more pixels than",

@@ -18,7 +18,7 @@ from lora_scripts.check.align import GRID
 from lora_scripts.check.overlays import Overlay
 from lora_scripts.check.sharpness import Sharpness
 from lora_scripts.check.surface import Border
-from lora_scripts.data.image import decode_rgb, is_avif
+from lora_scripts.data.image import boxed, decode_rgb
 from lora_scripts.errors import UserError
 from lora_scripts.utf8 import read_bytes
 
@@ -77,7 +77,7 @@ def measure(name: str, path: Path) -> PictureFacts:
         data = read_bytes(path)
     except UserError as fault:
         return PictureFacts(name, "", 0, "", fault.message, fault.hint or "")
-    kind = "AVIF" if is_avif(data) else next((kind for magic, kind in _MAGIC if data.startswith(magic)), "")
+    kind = boxed(data) or next((kind for magic, kind in _MAGIC if data.startswith(magic)), "")
     facts = PictureFacts(name, hashlib.sha256(data).hexdigest(), len(data), kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files

@@ -1,7 +1,7 @@
 """Damage inside an image file that decoders pass over: they show grey or garbage from there on, and say nothing.
 
-JPEG, PNG, WebP and AVIF are read as containers only (markers, checksums, lengths), which costs next to nothing. A
-single wrong bit in the coded data of a JPEG, WebP or AVIF is within their rules and stays unseen.
+JPEG, PNG, WebP, AVIF and HEIC are read as containers only (markers, checksums, lengths), which costs next to nothing.
+A single wrong bit in the coded data of all but PNG is within their rules and stays unseen.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -31,10 +32,14 @@ class Finding:
     """Where the text stands, as file:line, for captions."""
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp")
+HEIC = (".heic", ".heif")
+"""As phones take them; read where the package pillow-heif is."""
+READS_HEIC = find_spec("pillow_heif") is not None
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", *(HEIC if READS_HEIC else ()))
 """Suffixes of pictures that are read."""
-OTHER_PICTURES = frozenset([".heic", ".heif", ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"])
+OTHER_PICTURES = {*HEIC, ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"} - {*IMAGE_SUFFIXES}
 """Suffixes of what people take for pictures of a set, and what is not read."""
+HEIC_MEND = "pip install pillow-heif, or convert it to JPEG or PNG"
 _TABLES = frozenset([".csv", ".jsonl", ".tsv", ".xlsx", ".xls", ".ods"])
 
 
@@ -53,5 +58,7 @@ def left_out(names: Iterable[str], *, tables: bool) -> list[Finding]:
     kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items()) if count)
     if kinds:
         message = f"{counts.total()} not read ({kinds})"
-        notes.insert(0, Finding("not_read", "note", (), message, "convert to JPEG or PNG"))
+        mend = "convert to JPEG or PNG"
+        mend = f"pip install pillow-heif for HEIC, or {mend}" if any(counts[suffix] for suffix in HEIC) else mend
+        notes.insert(0, Finding("not_read", "note", (), message, mend))
     return notes

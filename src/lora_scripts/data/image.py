@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.captions import tidy
+from lora_scripts.data.findings import HEIC_MEND, READS_HEIC
 from lora_scripts.errors import UserError
 from lora_scripts.utf8 import read_bytes
 
@@ -57,7 +59,7 @@ _UPRIGHT = {
 _ZEROS = 64
 """Bytes at the end of a compressed picture that no encoder writes as zeros."""
 _SECTOR = 512
-"""And what a download leaves of an AVIF: whole sectors of a disk."""
+"""And what a download leaves of an AVIF or HEIC: whole sectors of a disk."""
 _PLAIN = 14
 """But of a plain block in a lossy WebP: at most 13.7 were seen, beside noise, at the least qualities of libwebp."""
 
@@ -113,7 +115,7 @@ def _decode(data: bytes, path: Path, convert: Callable[[Image.Image, Path], Imag
     if other is not None:
         raise UserError(other[0], file=path, hint=other[1])
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise UserError(
@@ -127,7 +129,7 @@ def _decode(data: bytes, path: Path, convert: Callable[[Image.Image, Path], Imag
         raise UserError("has more pixels than are read", file=path, hint="scale it down") from None
     except UnidentifiedImageError:
         text = "is not an image, or is damaged from its first bytes on"
-        text = "damaged image: its end is missing, or what it says of itself is wrong" if is_avif(data) else text
+        text = "damaged image: its end is missing, or what it says of itself is wrong" if boxed(data) else text
         raise UserError(text, file=path, hint="copy or download it again, or remove it") from None
     except _DECODER_ERRORS as error:
         reason = tidy(str(error)) or type(error).__name__
@@ -140,7 +142,8 @@ def load_alpha(path: Path, digest: str = "") -> Image.Image | None:
     `digest` and UserErrors: as `load_rgb`.
     """
     load_rgb(path)  # tells every fault
-    with Image.open(io.BytesIO(read_same(path, digest) if digest else read_bytes(path)), formats=_FORMATS) as image:
+    data = read_same(path, digest) if digest else read_bytes(path)
+    with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
         upright = _upright(image)
         return upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
 
@@ -170,18 +173,39 @@ def _other_kind(data: bytes) -> tuple[str, str] | None:
         return "is a git-lfs pointer, not the image itself", "run: git lfs pull"
     if head.startswith((b"<!doctype html", b"<html")):
         return "is a web page saved under the name of an image", "download the image itself"
-    if is_avif(data):
+    kind = boxed(data)
+    if kind == "AVIF" and not features.check("avif"):
         mend = "pip install -U pillow, or convert it to JPEG or PNG"
-        return None if features.check("avif") else ("is an AVIF image, which this Pillow does not read", mend)
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "is a HEIC image", "convert it to JPEG or PNG"
+        return "is an AVIF image, which this Pillow does not read", mend
+    if kind == "HEIC" and not _reads_heic():
+        return "is a HEIC image, which needs the package pillow-heif", HEIC_MEND
     return None
 
 
-def is_avif(data: bytes) -> bool:
-    """Whether a file says that it is AVIF: among the brands of its first box (ISO/IEC 14496-12, section 4.3)."""
-    end = int.from_bytes(data[:4])
-    return data[4:8] == b"ftyp" and any(data[at : at + 4] in (b"avif", b"avis") for at in range(8, min(end, 256), 4))
+def boxed(data: bytes) -> str:
+    """AVIF or HEIC, where the first box of a file says so by its brands (ISO/IEC 14496-12, section 4.3), or nothing."""
+    if data[4:8] != b"ftyp":
+        return ""
+    brands = {data[at : at + 4] for at in range(8, min(int.from_bytes(data[:4]), 256), 4)}
+    if brands & {b"avif", b"avis"}:
+        return "AVIF"
+    return "HEIC" if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"} else ""
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Which of Pillow's a picture may be of."""
+    return (*_FORMATS, "HEIF") if boxed(data) == "HEIC" and _reads_heic() else _FORMATS
+
+
+@cache
+def _reads_heic() -> bool:
+    """Whether it can be read; from then on Pillow does."""
+    if not READS_HEIC:
+        return False
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+    return True
 
 
 def _unfinished(data: bytes) -> tuple[str, str] | None:
@@ -195,7 +219,7 @@ def _unfinished(data: bytes) -> tuple[str, str] | None:
         whole = there.endswith(b"IEND\xaeB`\x82")
     elif data.startswith(b"\xff\xd8"):  # cameras may pad a whole one
         whole = there.endswith(b"\xff\xd9")
-    elif is_avif(data):
+    elif boxed(data):
         whole = zeros < _SECTOR  # EXIF may lie behind the picture
     else:
         end, most = _end_in_webp(data) if data[8:12] == b"WEBP" else (0, 0)
