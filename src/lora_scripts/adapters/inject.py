@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
@@ -13,6 +12,7 @@ from torch import nn
 
 from lora_scripts.adapters.layer import Adapter
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.seeds import seed_of
 
 Roots = Mapping[str, nn.Module]
 """The parts of a model by name: {"unet": …, "text_encoder": …}; a path is "unet.down_blocks.0…"."""
@@ -64,8 +64,7 @@ def inject(
         parent, name = _parent(roots, path)
         layer = make(path, getattr(parent, name))
         if reset:
-            digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
-            layer.reset(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+            layer.reset(torch.Generator().manual_seed(seed_of(f"{seed}/{path}")))
         layer.base.requires_grad_(False)
         setattr(parent, name, layer)
         layers[path] = layer

@@ -6,7 +6,6 @@ So resuming in mid-epoch is exact, and nothing depends on how many workers or ho
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -114,14 +113,6 @@ def quantile(seed: int, number: int) -> float:
     2021 ("Variational Diffusion Models", appendix I.1) do the same within a batch.
     """
     return (random.Random(f"levels/{seed}").random() + number * GOLDEN) % 1.0
-
-
-def seed_of(key: str) -> int:
-    """A seed, 0 … 2^63 - 1, for torch: a function of a text, the same on every machine.
-
-    Of a seed a generator on the CPU takes the lower 32 bits only, so nothing may stand in the upper ones alone.
-    """
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 def caption_for(caption: str, *, shuffle: bool, keep: int, rng_key: str, dropout: float = 0.0) -> str:

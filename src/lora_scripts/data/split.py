@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 
 from lora_scripts.data.scan import Sample
+from lora_scripts.seeds import lot_of
 
 FEWEST = 6
 """Pictures of a set from which on some are held out without being asked for: of fewer each one is missed."""
@@ -23,6 +23,11 @@ def share_of(count: int, share: float | None) -> int:
     return min(max(round(count * share), 1), count - 1) if share and count > 1 else 0
 
 
+def lot(seed: int, digest: str) -> bytes:
+    """By which pictures and records are drawn to be held out."""
+    return lot_of(f"held out/{seed}/{digest}")
+
+
 def hold_out(
     samples: Sequence[Sample], count: int, seed: int, copied: Collection[str] = ()
 ) -> tuple[list[Sample], list[Sample]]:
@@ -33,6 +38,6 @@ def hold_out(
     """
     times = Counter(sample.digest for sample in samples)
     alone = {s.digest for s in samples if times[s.digest] == 1 and s.name not in copied}
-    drawn = sorted(alone, key=lambda digest: hashlib.sha256(f"held out/{seed}/{digest}".encode()).digest())
+    drawn = sorted(alone, key=lambda digest: lot(seed, digest))
     out = set(drawn[:count])
     return [s for s in samples if s.digest not in out], [s for s in samples if s.digest in out]

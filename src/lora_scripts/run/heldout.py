@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -18,6 +17,7 @@ from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.report.data import HeldOutCurve
 from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
+from lora_scripts.seeds import lot_of
 from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.encoded import plan_pictures
@@ -293,4 +293,4 @@ class Measuring:
 
 
 def _draw(seed: int, digest: str) -> bytes:
-    return hashlib.sha256(f"probe/{seed}/{digest}".encode()).digest()
+    return lot_of(f"probe/{seed}/{digest}")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, quantile, seed_of
+from lora_scripts.data.loader import caption_for, draw, epoch_batches, pieces, quantile
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, PictureFamily, Place, stacked
+from lora_scripts.seeds import seed_of
 from lora_scripts.train.ahead import ahead
 from lora_scripts.train.encoded import Encoded, Masks, Picture, Read
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_scripts.compute.meter import ran_out
-from lora_scripts.data.loader import seed_of
 from lora_scripts.errors import UserError
+from lora_scripts.seeds import seed_of
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates, guards_itself, rest_groups, set_rates
 from lora_scripts.train.state import RunState

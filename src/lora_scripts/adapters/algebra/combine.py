@@ -7,7 +7,6 @@ entries that are trimmed and the signs that are counted depend on how a rotation
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.algebra.factors import Factors, Svd
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.seeds import seed_of
 
 Lora = Mapping[str, LoraWeights]
 """Module path -> weights."""
@@ -202,8 +202,7 @@ def _trim(delta: Tensor, density: float) -> Tensor:
 
 
 def _generator(seed: int, file: int, path: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{file}/{path}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(f"{seed}/{file}/{path}"))
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
-from lora_scripts.data.split import FEWEST, share_of
+from lora_scripts.data.split import FEWEST, lot, share_of
 from lora_scripts.data.texts.conversations import Completion, Conversation, Record, Text
 from lora_scripts.data.texts.forms import CONVERSATIONS
 from lora_scripts.data.texts.records import Records, list_records
@@ -149,7 +149,7 @@ def _split(config: TrainConfig, records: Records, others: Records | None, sink: 
     else:
         times = Counter(digests)
         alone = [i for i, digest in enumerate(digests) if times[digest] == 1 and not _part_of_text(records, i)]
-        order = sorted(alone, key=lambda i: hashlib.sha256(f"held out/{config.seed}/{digests[i]}".encode()).digest())
+        order = sorted(alone, key=lambda i: lot(config.seed, digests[i]))
         held = set(order[: share_of(len(records), config.val_split)])
         split = TextSplit(
             [(records, i) for i in range(len(records)) if i not in held],
