@@ -14,8 +14,9 @@ from PIL import Image
 
 from lora_scripts.check import fix
 from lora_scripts.check.command import CheckOptions, check_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.rewrite import rewritten
-from lora_scripts.data.scan import list_data, scan
+from lora_scripts.data.scan import scan
 from lora_scripts.formats import io
 
 SURPLUS = ["b.png", "sub/d.png"]

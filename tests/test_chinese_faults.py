@@ -15,7 +15,7 @@ from lora_scripts.check.command import _source_faults
 from lora_scripts.check.facts import measure
 from lora_scripts.check.pictures import picture_findings
 from lora_scripts.data.buckets import bucket_sizes
-from lora_scripts.data.scan import list_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.report import check_page, chinese
 
 ROOM = Path(chinese.__file__).parents[1]

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lora_scripts.data.findings import Finding
-from lora_scripts.data.scan import Sample, list_data, scan
+from lora_scripts.data.listing import list_data
+from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.report.chinese import translated
 

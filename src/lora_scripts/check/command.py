@@ -18,7 +18,7 @@ from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
 from lora_scripts.data.captions import TornRow
 from lora_scripts.data.findings import Finding
-from lora_scripts.data.scan import Listing, list_data
+from lora_scripts.data.listing import Listing, list_data
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink, ignore

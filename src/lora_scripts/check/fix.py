@@ -16,8 +16,8 @@ from pathlib import Path
 from lora_scripts.check.tags import corrected, corrections
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata
 from lora_scripts.data.csv_rows import write_record
+from lora_scripts.data.listing import Listing, Said
 from lora_scripts.data.rewrite import rewritten
-from lora_scripts.data.scan import Listing, Said
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.utf8 import is_utf8, read_bytes, read_otherwise

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
-import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata, read_sidecar
-from lora_scripts.data.findings import IMAGE_SUFFIXES, Finding, left_out
+from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import decode_rgb
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.utf8 import read_bytes
 
 MIN_SIDE = 16
 """Pixels. An image with a shorter side is an icon or a mistake."""
-MANY = 20
-"""From here on faults of one kind are counted instead of listed: they have one cause."""
 
 
 @dataclass(frozen=True)
@@ -64,52 +58,6 @@ class Looked(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Said:
-    """What one source says about one image."""
-
-    text: str
-    file: Path
-    line: int | None
-    """Of a metadata file; None for a sidecar, which is all one caption."""
-    source: str
-    """As told to a person: "metadata.csv:3", "a.txt"."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A data set as it lies on the disk, faults and all; no image is opened."""
-
-    images: dict[str, Path]
-    """Name -> path, sorted by name."""
-    said: dict[str, list[Said]]
-    """Name -> captions; none for an image that no source names, or whose sidecar cannot be read."""
-    faults: list[UserError]
-    lost: bool
-    """A metadata file could not be read at all, so that captions missing now say nothing."""
-    notes: Sequence[Finding] = ()
-    """On files that are not read; see `left_out`."""
-
-    def caption(self, name: str) -> str:
-        """The first source's; empty where there is none."""
-        said = self.said.get(name)
-        return said[0].text if said else ""
-
-
-def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> Listing:
-    """The images below `folder` and what is said about each; see `scan`. UserError(s) if there is no image at all."""
-    faults: list[UserError] = []
-    files = _files(folder, faults)
-    images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
-    if not images:
-        message, unread = f"no images (jpg, png, webp, avif, bmp) found; {_kinds(files)}", left_out(files, tables=False)
-        raise_all([*faults, UserError(message, file=folder, hint=unread[0].mend if unread else None)])
-    captions = _Captions(folder, files, images, faults, allow_missing_captions)
-    captions.read(metadata)
-    bare = metadata is None and any(not captions.said.get(name) for name in images)
-    return Listing(images, captions.said, faults, captions.lost, left_out(files, tables=bare))
-
-
 def scan(
     folder: Path,
     metadata: Path | None = None,
@@ -122,9 +70,8 @@ def scan(
     """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
     `seen`: what earlier starts found, of which pictures are not opened again. `notes` takes those of the listing.
 
-    Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
-    sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
-    Raises UserError or UserErrors with everything that is wrong with images and captions.
+    Where they and their captions come from: see `list_data`. Raises UserError or UserErrors with everything that is
+    wrong with images and captions.
     """
     listing = list_data(folder, metadata, allow_missing_captions=allow_missing_captions)
     faults = listing.faults
@@ -147,52 +94,6 @@ def scan(
     return samples
 
 
-def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
-    """Every file below `folder` that is not hidden, by its posix path. Links to folders are followed, once each."""
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "no such folder"
-        raise UserError(what, file=folder, hint="name the folder with the images")
-    files: dict[str, Path] = {}
-    visited: set[tuple[int, int]] = set()
-    waiting = [(folder, "")]
-    while waiting:
-        here, prefix = waiting.pop()
-        try:
-            stat = os.stat(here)
-            if (stat.st_dev, stat.st_ino) in visited:
-                continue
-            visited.add((stat.st_dev, stat.st_ino))
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-        except OSError as error:
-            faults.append(UserError(f"the folder cannot be read: {error.strerror or error}", file=here))
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            try:
-                name = prefix + unicodedata.normalize("NFC", entry.name.encode().decode())
-            except UnicodeEncodeError:  # bytes that are not UTF-8; they cannot even be printed
-                faults.append(UserError(f"the file name {entry.name!a} is not Unicode; rename it", file=here))
-                continue
-            # of a link os.path.isdir asks the disk, and answers for one to itself, too; of all else the entry knows
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                waiting.append((here / entry.name, name + "/"))
-            elif name in files:
-                faults.append(UserError("two files have this name in different Unicode forms", file=files[name]))
-            else:
-                files[name] = here / entry.name
-    return files
-
-
-def _kinds(files: Mapping[str, Path]) -> str:
-    """What a folder holds, for a message: "the folder holds 3 .gif, 1 .zip"."""
-    if not files:
-        return "the folder is empty"
-    counts = Counter(PurePosixPath(name).suffix.lower() or PurePosixPath(name).name for name in files)
-    more = f" and {len(counts) - 8} other kinds" if len(counts) > 8 else ""
-    return "the folder holds " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common(8)) + more
-
-
 def inspect(path: Path, small: int) -> Sample | UserError:
     """An image by itself, without name and caption; or what is wrong with it."""
     try:
@@ -205,114 +106,3 @@ def inspect(path: Path, small: int) -> Sample | UserError:
         return UserError(f"{width} x {height} px is too small to learn from", file=path, hint="remove it")
     pixels = image.resize((small, small), Image.Resampling.BOX).tobytes() if small else b""
     return Sample(path, "", "", width, height, hashlib.sha256(data).hexdigest(), pixels)
-
-
-@dataclass
-class _Captions:
-    """Gathers what each source says about each image, and finds gaps and contradictions."""
-
-    folder: Path
-    files: Mapping[str, Path]
-    images: Mapping[str, Path]
-    faults: list[UserError]
-    allow_missing: bool
-    said: dict[str, list[Said]] = field(default_factory=dict)
-    lost: bool = False
-
-    def read(self, metadata: Path | None) -> None:
-        if metadata is not None:
-            self._metadata(metadata, metadata.name, "")
-        else:
-            wanted = [f"metadata{suffix}" for suffix in METADATA_SUFFIXES]
-            for name in sorted(self.files):
-                prefix, _, last = name.rpartition("/")
-                if last.lower() in wanted:
-                    self._metadata(self.files[name], name, f"{prefix}/" if prefix else "")
-        self._sidecars()
-        for name, sources in self.said.items():
-            if len({said.text for said in sources}) > 1:
-                told = " but ".join(f'"{_short(said.text)}" in {said.source}' for said in sources)
-                self.faults.append(UserError(f"two captions: {told}", file=self.images[name], hint="keep one of them"))
-        self._gaps()
-
-    def _metadata(self, path: Path, source: str, prefix: str) -> None:
-        before = len(self.faults)
-        rows = read_metadata(path, self.faults, allow_empty=self.allow_missing)
-        self.lost |= not rows and len(self.faults) > before
-        strangers: dict[str, int] = {}
-        for name, caption in rows.items():
-            if prefix + name in self.images:
-                said = Said(caption.text, path, caption.line, f"{source}:{caption.line}")
-                self.said.setdefault(prefix + name, []).append(said)
-            else:
-                strangers[prefix + name] = caption.line
-        if strangers and len(strangers) == len(rows) > 1:
-            self.lost = True
-            example, line = next(iter(strangers.items()))
-            message = f'none of its {len(rows)} names is an image in {self.folder}, the first being "{example}"'
-            hint = f'names are relative to that folder, like "{next(iter(self.images))}"'
-            self.faults.append(UserError(message, file=path, line=line, hint=hint))
-            return
-        for name, line in list(strangers.items())[:MANY]:
-            message = f'no image "{name}" in {self.folder}'
-            self.faults.append(UserError(message, file=path, line=line, hint=self._hint(name)))
-        if len(strangers) > MANY:
-            self.faults.append(UserError(f"{len(strangers) - MANY} further rows have no image", file=path))
-
-    def _hint(self, name: str) -> str:
-        """Which image a row without one may mean."""
-        if name in self.files:
-            return "the file is there, but images are read from jpg, png, webp, avif and bmp: convert it"
-        wanted = PurePosixPath(name)
-        for other in self.images:
-            path = PurePosixPath(other)
-            same_but_for_suffix = path.with_suffix("") in (wanted, wanted.with_suffix(""))
-            if other.casefold() == name.casefold() or same_but_for_suffix or path.name == wanted.name:
-                return f'did you mean "{other}"?'
-        near = difflib.get_close_matches(name, self.images, 1, 0.8)
-        return f'did you mean "{near[0]}"?' if near else "remove the row, or add the image"
-
-    def _sidecars(self) -> None:
-        sidecars = [name for name in sorted(self.files) if name.lower().endswith(SIDECAR_SUFFIXES)]
-        if not sidecars:
-            return
-        by_stem: dict[str, list[str]] = {}
-        for name in self.images:
-            by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
-        for name in sidecars:
-            owners = by_stem.get(str(PurePosixPath(name).with_suffix("")), [])
-            if not owners:
-                continue
-            try:
-                text = read_sidecar(self.files[name], allow_empty=self.allow_missing)
-            except UserError as fault:
-                self.faults.append(fault)
-                for owner in owners:
-                    self.said.setdefault(owner, [])  # told once; not as an image without caption, too
-                continue
-            for owner in owners:
-                self.said.setdefault(owner, []).append(Said(text, self.files[name], None, name))
-
-    def _gaps(self) -> None:
-        without = [name for name in self.images if name not in self.said]
-        if not without or self.allow_missing or self.lost:
-            return
-        allow = "or set allow_missing_captions: true"
-        if len(without) == len(self.images):
-            message = (
-                f"no captions found for its {len(without)} images: no metadata.csv, no metadata.jsonl, "
-                f"no .txt or .caption beside an image; {_kinds(self.files)}"
-            )
-            tables = [note for note in left_out(self.files, tables=True) if note.kind == "other_table"]
-            hint = f"write metadata.csv with the first line filename,prompt, {allow}"
-            hint = f"{tables[0].message}: {tables[0].mend}" if tables else hint
-            self.faults.append(UserError(message, file=self.folder, hint=hint))
-            return
-        for name in without[:MANY]:
-            self.faults.append(UserError("has no caption", file=self.images[name], hint=f"add one, {allow}"))
-        if len(without) > MANY:
-            self.faults.append(UserError(f"{len(without) - MANY} further images have no caption", file=self.folder))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

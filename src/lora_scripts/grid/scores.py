@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb
-from lora_scripts.data.scan import list_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.formats import io
 from lora_scripts.generate.known_by import lora_hash

@@ -11,7 +11,7 @@ from typing import Literal
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import at_home, model_fault
-from lora_scripts.data.scan import list_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import drawing

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_scripts.config.values import at_home
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.findings import Finding
-from lora_scripts.data.scan import Listing, list_data
+from lora_scripts.data.listing import Listing, list_data
 from lora_scripts.data.texts.records import holds_records
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import Faults, UserError, raise_all

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.scan import list_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.events import Note, Progress, Sink
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io

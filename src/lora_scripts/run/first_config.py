@@ -13,8 +13,9 @@ from statistics import median
 from lora_scripts.check.verdict import few
 from lora_scripts.config.load import load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
-from lora_scripts.data.scan import Sample, list_data, scan
+from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.trigger import Trigger, holds, trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table

@@ -16,7 +16,7 @@ from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import tags_of
 from lora_scripts.data.image import on_white
-from lora_scripts.data.scan import list_data
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.trigger import trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Saved, Sink, ignore
