@@ -25,7 +25,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.names import sd1
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.header import read_header
-from lora_scripts.loras import reading
+from lora_scripts.loras import alphas, reading
 from lora_scripts.loras.consumers import CONSUMERS
 from lora_scripts.loras.file import open_lora, plain
 from lora_scripts.loras.naming import Naming, naming_of
@@ -389,13 +389,13 @@ def test_private_keys_of_one_format_do_not_reach_another(tmp_path: Path) -> None
     start = exported(tmp_path / "x.safetensors", lora_files.weights(), lora_adapter_metadata="{}")
     run(start, "--to", "diffusers")
     told = read_header(tmp_path / "x-diffusers.safetensors").metadata
-    assert json.loads(told[reading.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
+    assert json.loads(told[alphas.ALPHA_KEY]) == 2.0 and "lora_adapter_metadata" not in told
     body = (tmp_path / "x-diffusers.safetensors").read_bytes()
     length = 8 + int.from_bytes(body[:8], "little")
     assert told["sshs_model_hash"] == hashlib.sha256(body[length:]).hexdigest()
     with pytest.raises(UserError, match=r"metadata lora_scripts\.alpha is not readable"):
         tensors_there = open_lora(tmp_path / "x-diffusers.safetensors").tensors
-        reading.read(tensors_there, sd1(), metadata={reading.ALPHA_KEY: "?"})
+        reading.read(tensors_there, sd1(), metadata={alphas.ALPHA_KEY: "?"})
 
 
 def test_a_dora_is_refused_where_nobody_minds_it() -> None:

@@ -26,7 +26,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.sd1.names import STANDARD, sd1, sd1_base
 from lora_scripts.families.table import by_name, load_pictures
-from lora_scripts.loras import dialects, file, kohya, reading
+from lora_scripts.loras import alphas, dialects, file, kohya, reading
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.loras.verify import verify
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     whole = {f"{stem}.{key}": value for key, value in (loha | {"alpha": torch.tensor(1.0)}).items()}
     with pytest.raises(UserError, match="a LyCORIS file \\(it has hada_w1_a of "):  # alpha is no sign of one
         file.read_plain(lora_files.write(tmp_path / "x.safetensors", whole))
-    for key, words in ((reading.DIFFUSERS_KEY, "lora_adapter_metadata is not readable"),):
+    for key, words in ((alphas.DIFFUSERS_KEY, "lora_adapter_metadata is not readable"),):
         folded = dialects.to_diffusers(lora_files.weights(), sd1(), torch.float32).tensors
         with pytest.raises(UserError, match=words):
             file.read(lora_files.write(tmp_path / "x.safetensors", folded, {key: "?"}))

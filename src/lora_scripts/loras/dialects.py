@@ -22,8 +22,8 @@ from lora_scripts.adapters.weights import LoraWeights, finite, uniform
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names
 from lora_scripts.loras import kohya
+from lora_scripts.loras.alphas import ALPHA_KEY
 from lora_scripts.loras.naming import MAGNITUDE, PEFT_PREFIX
-from lora_scripts.loras.reading import ALPHA_KEY
 
 Modules = Mapping[str, LoraWeights]
 

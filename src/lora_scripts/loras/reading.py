@@ -1,17 +1,10 @@
 """The one reader of a LoRA's tensors, whatever its layers are called: dict -> dict by a family's tables. Nothing here
 touches files.
-
-Alpha. kohya's files hold it as a tensor, PEFT in `adapter_config.json`, diffusers in the metadata
-(`lora_adapter_metadata`). A file that we wrote with diffusers' names has it folded into `up` and tells it in
-`lora_scripts.alpha`; see `dialects.py`. Where a file is silent, alpha = rank, as every program reads it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +18,11 @@ from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.names import Names, Share
 from lora_scripts.loras import naming
+from lora_scripts.loras.alphas import Alphas, alphas_of, of_peft
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
 
 Change = LoraWeights | Mapping[str, Tensor]
 """What a file holds of one layer: a LoRA or DoRA, or the leaves of LoHa, LoKr or OFT."""
-
-ALPHA_KEY = "lora_scripts.alpha"
-DIFFUSERS_KEY = "lora_adapter_metadata"
 
 # What a tensor of another format gives away: (marks anywhere in a key, what the file is, what to do).
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -44,8 +35,6 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
     ((".diff", ".w_norm", ".b_norm", "glora"), "a LyCORIS file of a kind that is not read here", "give a plain LoRA"),
 )
-
-
 _TEXTS = ("lora_te", "text_encoder", "text_encoders.")
 """What keys of layers of text encoders begin with."""
 
@@ -159,23 +148,13 @@ def read_peft(
         _check_config(config, file)
         tensors |= {f"{part}.{key.removeprefix(PEFT_PREFIX)}": tensor for key, tensor in own.items()}
     configs = {part: config for part, (_, config) in adapters.items()}
-    return _read(tensors, names, Alphas(told=lambda path, rank: _peft_alpha(configs, path, rank)), file)
+    return _read(tensors, names, of_peft(configs), file)
 
 
 def part_of(keys: Mapping[str, object], names: Names) -> str:
     """Which part of the model a single PEFT adapter is for, by its layers' names; the first one that knows the most."""
     stems = {naming.split(key)[0].removeprefix(PEFT_PREFIX) for key in keys}
     return max(names.parts, key=lambda part: sum(f"{part}.{stem}" in names.paths for stem in stems))
-
-
-@dataclass(frozen=True)
-class Alphas:
-    """Where alpha stands, if not beside the matrices."""
-
-    folded: float | Mapping[str, float] | None = None
-    """In our own metadata, of all layers or by path: `up` was multiplied by alpha / rank."""
-    told: Callable[[str, int], float | None] = lambda path, rank: None
-    """(path, rank) -> alpha."""
 
 
 def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Path | None) -> dict[str, Change]:
@@ -278,68 +257,6 @@ def nearest(key: str, stems: Iterable[str]) -> str | None:
 def shown(key: str) -> str:
     """A key from a stranger's file, fit to be printed."""
     return ascii(key)[1:-1][:160]
-
-
-def alphas_of(metadata: Mapping[str, str], file: Path | None = None) -> Alphas:
-    """What the metadata tells of alpha. UserError where that cannot be read."""
-    if ALPHA_KEY not in metadata:
-        return _of_diffusers(metadata[DIFFUSERS_KEY], file) if DIFFUSERS_KEY in metadata else Alphas()
-    try:
-        told = json.loads(metadata[ALPHA_KEY])
-        if isinstance(told, dict):
-            return Alphas(folded={str(path): float(alpha) for path, alpha in told.items()})
-        return Alphas(folded=float(told))
-    except (ValueError, TypeError, RecursionError):
-        raise UserError(
-            f"the metadata {ALPHA_KEY} is not readable", file=file, hint=f"take it out: metadata --set {ALPHA_KEY}="
-        ) from None
-
-
-def _of_diffusers(text: str, file: Path | None) -> Alphas:
-    """diffusers' `lora_adapter_metadata`: the LoraConfig of every part, with its name before each key ("unet.r"); of a
-    part that was saved alone there is no name.
-    """
-    try:
-        settings = json.loads(text)
-        assert isinstance(settings, dict)
-    except (ValueError, AssertionError, RecursionError):
-        hint = f"take it out: metadata --set {DIFFUSERS_KEY}="
-        raise UserError(f"the metadata {DIFFUSERS_KEY} is not readable", file=file, hint=hint) from None
-
-    def told(path: str, rank: int) -> float | None:
-        part = path.partition(".")[0]
-        own = {key.removeprefix(f"{part}."): v for key, v in settings.items() if key.startswith(f"{part}.")}
-        config = own or settings
-        return _peft_alpha({part: config}, path, rank) if "lora_alpha" in config else None
-
-    return Alphas(told=told)
-
-
-def _peft_alpha(configs: Mapping[str, Mapping[str, Any]], path: str, rank: int) -> float:
-    """alpha of a layer by the LoraConfig of its part."""
-    part, _, inner = path.partition(".")
-    config = configs[part]
-    told = _pattern(config.get("alpha_pattern") or {}, inner, config.get("lora_alpha", rank))
-    try:
-        alpha = float(told)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"the alpha of {path} is told as {told!r}", hint="get the original file") from None
-    # rsLoRA (Kalajdzievski 2023): alpha over the root of the rank.
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-
-
-def _pattern(patterns: object, inner: str, default: Any) -> Any:
-    """PEFT's rule: the first expression that matches the path, or its end from a dot on."""
-    if not isinstance(patterns, Mapping):
-        raise UserError("alpha_pattern is no table of alphas", hint="get the original file")
-    for pattern, value in patterns.items():
-        try:
-            # The text encoder's paths with and without the part that transformers 5.6 dropped.
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in (inner, f"text_model.{inner}")):
-                return value
-        except re.error:
-            raise UserError(f"{pattern!r} in alpha_pattern is no expression", hint="get the original file") from None
-    return default
 
 
 def _check_config(config: Mapping[str, Any], file: Path | None) -> None:

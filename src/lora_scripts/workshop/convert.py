@@ -20,15 +20,16 @@ from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
 from lora_scripts.loras import adapter_folder, dialects, kohya
+from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
-from lora_scripts.loras.reading import ALPHA_KEY, unfused
+from lora_scripts.loras.reading import unfused
 from lora_scripts.loras.verify import MATCHERS
 from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.common import check_output
 from lora_scripts.workshop.stream import read_module
 
-_NOT_CARRIED = (ALPHA_KEY, "lora_adapter_metadata", "format")
+_NOT_CARRIED = (ALPHA_KEY, DIFFUSERS_KEY, "format")
 """What belongs to the naming that it came in: diffusers' text encoder fails on its own key beside kohya's alphas."""
 Folding = Literal["exact", "rounds the smallest", "rounds all"]
 """What it costs to fold alpha / rank into the weights: nothing, digits of the smallest of them (alpha / rank is a power

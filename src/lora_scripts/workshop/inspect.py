@@ -18,10 +18,10 @@ from lora_scripts.formats.below import models_below
 from lora_scripts.formats.gguf import is_gguf, read_model
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.formats.header import Header, Kind
+from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.consumers import a1111, published
 from lora_scripts.loras.file import Contents, is_adapter, open_lora, plain
 from lora_scripts.loras.portrait import Portrait, portrait, triggers
-from lora_scripts.loras.reading import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.verify import MATCHERS
 
 _PARTS = (

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lora_scripts.adapters.weights import LoraWeights, finite
 from lora_scripts.families.names import Base, Names
+from lora_scripts.loras.alphas import alphas_of
 from lora_scripts.loras.consumers import rules
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.embedding import BUNDLE
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
-from lora_scripts.loras.reading import Module, alphas_of, sort
+from lora_scripts.loras.reading import Module, sort
 
 
 def read(tensors: Mapping[str, Tensor], base: Base, names: Names, metadata: Mapping[str, str] | None = None) -> Reading:
