@@ -31,7 +31,8 @@ from lora_scripts.events import Event, Note, ignore
 from lora_scripts.plan import command as planning
 from lora_scripts.plan import forecast, text_plan
 from lora_scripts.plan.command import Plan, PlanOptions, plan, stage_of, to_type
-from lora_scripts.plan.forecast import DRIFT, Kind, Measured, Views, batch_seconds, ladder
+from lora_scripts.plan.forecast import DRIFT, batch_seconds, ladder
+from lora_scripts.plan.measured import PHASES, Kind, Measured, Views
 from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.text_worker import TextMeasured
 from lora_scripts.plan.worker import rehearse
@@ -117,14 +118,11 @@ def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.Captur
     assert seconds["total"] == pytest.approx(sum(v for k, v in seconds.items() if k != "total"))
     assert all(seconds[part] > 0 for part in ("start", "encoding", "steps", "previews", "saves", "proof and report"))
     memory = figures["memory"]
-    assert list(memory["phases"]) == [phase for phase in forecast.PHASES if phase != "measure"]  # val_split: 0
+    assert list(memory["phases"]) == [phase for phase in PHASES if phase != "measure"]  # val_split: 0
     assert memory["peak"] == max(memory["phases"].values()) < memory["limit"]
     print("\n".join(cli.words(made)))
     *_, verdict = capsys.readouterr().out.splitlines()
-    assert (
-        verdict
-        == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} ({forecast.PHASES[made.measured.worst]})"
-    )
+    assert verdict == f"fits: peak {size(memory['peak'])} of {size(memory['limit'])} ({PHASES[made.measured.worst]})"
     print("\n".join(cli.words(dataclasses.replace(made, free_disk=1000))))
     assert "not enough disk space: needs " in capsys.readouterr().out
 
@@ -146,7 +144,7 @@ def test_without_enough_memory_it_names_what_to_type(
     less = m.peak - 1
     print("\n".join(cli.words(Plan(m, less, planning.verdict(m, less), proposal=proposal))))
     verdict = capsys.readouterr().out.splitlines()[-1]
-    head = f"does not fit: peak {size(m.peak)} ({forecast.PHASES[m.worst]}), of {size(less)}; rehearsed with peak "
+    head = f"does not fit: peak {size(m.peak)} ({PHASES[m.worst]}), of {size(less)}; rehearsed with peak "
     assert verdict.startswith(head)
     words = shlex.split(verdict.partition(" type: ")[2])
     assert words[-2:] == [f"batch_size={batch}", f"gradient_accumulation={accumulation}"]
@@ -346,7 +344,7 @@ def test_a_process_that_ends_before_it_takes_its_task_is_told(
     """The task of many pictures is more than a pipe holds, so that writing it fails."""
     (tmp_path / "ending.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    stage = Stage("ending", Measured.read, forecast.PHASES, tmp_path, 0, ignore, also={"samples": "x" * (1 << 20)})
+    stage = Stage("ending", Measured.read, PHASES, tmp_path, 0, ignore, also={"samples": "x" * (1 << 20)})
     if told is None:
         assert stage.rehearse(config_of(), "a run").short
         return

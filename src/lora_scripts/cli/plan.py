@@ -71,7 +71,7 @@ def words(plan: Plan | TextPlan | Cards) -> list[str]:
     if isinstance(plan, Cards):
         return cards_words(plan)
     from lora_scripts.plan.command import Plan
-    from lora_scripts.plan.forecast import PHASES
+    from lora_scripts.plan.measured import PHASES
 
     if not isinstance(plan, Plan):
         return _text_words(plan)
@@ -188,7 +188,7 @@ def _parts(parts: Mapping[str, float], in_words: Callable[[float], str], *, leas
 
 def verdict_words(plan: Plan) -> str:
     """ "fits: …", "fits barely: …" or "does not fit: …; type: …"."""
-    from lora_scripts.plan.forecast import PHASES
+    from lora_scripts.plan.measured import PHASES
 
     m, phase = plan.measured, PHASES.get(plan.measured.worst, plan.measured.worst) if plan.measured.peaks else "loading"
     peak, limit = size(m.peak), size(plan.limit)

@@ -14,7 +14,7 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.plan import forecast
-from lora_scripts.plan.forecast import Measured
+from lora_scripts.plan.measured import PHASES, Measured
 from lora_scripts.plan.stage import Stage, place_of, scratch_in, terminable
 from lora_scripts.run.preflight import Split, preflight
 from lora_scripts.run.run_folder import RunFolder, step_of
@@ -84,7 +84,7 @@ def stage_of(samples: Split, scratch: Path, memory: int, sink: Sink, *, profile:
     parted = (samples.trained, samples.held_out)
     rows = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
     also = {"samples": rows}
-    return Stage(WORKER, Measured.read, forecast.PHASES, scratch, memory, sink, profile=profile, also=also)
+    return Stage(WORKER, Measured.read, PHASES, scratch, memory, sink, profile=profile, also=also)
 
 
 def _plan(options: PlanOptions, stage: Stage[Measured], looked: float, note: str) -> Plan:

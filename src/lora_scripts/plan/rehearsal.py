@@ -20,7 +20,8 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.events import Event, Progress, Stepped, ignore
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
-from lora_scripts.plan.forecast import Kind, Measured, Views, cache_size
+from lora_scripts.plan.forecast import cache_size
+from lora_scripts.plan.measured import Kind, Measured, Views
 from lora_scripts.report.data import THUMBNAIL, THUMBNAILS
 from lora_scripts.run import heldout, story
 from lora_scripts.run.after.finish import drawn_in_all
