@@ -29,7 +29,8 @@ from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, open_fo
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template, named_template
-from lora_scripts.families.texts import BEGINNING, Answering, Example, TextBatch, fill_rows, packed, padded
+from lora_scripts.families.sequences import Example, TextBatch, fill_rows, packed, padded
+from lora_scripts.families.texts import BEGINNING, Answering
 from lora_scripts.loras import adapter_folder
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.optim import Group, Rates, build_optimizer

@@ -309,7 +309,7 @@ def test_evaluate_finds_what_was_put_there(
     assert result["compared"]["exact"]["mean"] == 1.0
     coder = model.encoder()
     from lora_scripts.data.texts.records import read_records
-    from lora_scripts.families.texts import padded
+    from lora_scripts.families.sequences import padded
 
     each = [model.loss(padded(coder.encode(record))) for record in read_records(data)]
     assert result["lora"]["loss"] == pytest.approx(sum(loss.item() / n for loss, n in each) / 7, rel=1e-4)

@@ -13,7 +13,7 @@ import small_words
 from lora_scripts.data.texts.conversations import Completion, Conversation, RecordFault, Text
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.template import NAMED, NO_DATE, Template
-from lora_scripts.families.texts import Example, Examples, marked
+from lora_scripts.families.sequences import Example, Examples, marked
 
 CALL = [{"type": "function", "id": "abcdefghi", "function": {"name": "forecast", "arguments": {"city": "Paris"}}}]
 TOOL = {

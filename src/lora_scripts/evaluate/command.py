@@ -16,7 +16,8 @@ from lora_scripts.events import Progress, Sink, ignore
 
 if TYPE_CHECKING:
     from lora_scripts.data.texts.conversations import Message
-    from lora_scripts.families.texts import Answer, Answering, Example, TextFamily
+    from lora_scripts.families.sequences import Example
+    from lora_scripts.families.texts import Answer, Answering, TextFamily
     from lora_scripts.train.evidence import Interval
 
 SHOWN = 3

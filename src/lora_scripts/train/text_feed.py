@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_scripts.data.loader import epoch_batches, pieces
-from lora_scripts.families.texts import Example, TextBatch, TextFamily, lengths_of, packed, padded
+from lora_scripts.families.sequences import Example, TextBatch, lengths_of, packed, padded
+from lora_scripts.families.texts import TextFamily
 
 ALIKE = 8
 """Without packing: batches whose records are drawn from among those of about their length."""

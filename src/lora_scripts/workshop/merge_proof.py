@@ -20,7 +20,8 @@ from lora_scripts.units import percent
 if TYPE_CHECKING:
     import torch
 
-    from lora_scripts.families.texts import Example, TextFamily
+    from lora_scripts.families.sequences import Example
+    from lora_scripts.families.texts import TextFamily
 
 MOST = 0.2
 """Of the change that the LoRAs make to what is said, how much a merge may be off by."""
@@ -105,7 +106,7 @@ def _load(path: Path) -> TextFamily:
 def _examples(model: TextFamily, records: Records | None) -> list[Example]:
     import torch
 
-    from lora_scripts.families.texts import Example
+    from lora_scripts.families.sequences import Example
 
     if records is None:
         draw = torch.Generator().manual_seed(0)
@@ -123,6 +124,6 @@ def _examples(model: TextFamily, records: Records | None) -> list[Example]:
 
 
 def _logits(model: TextFamily, row: Example) -> torch.Tensor:
-    from lora_scripts.families.texts import padded
+    from lora_scripts.families.sequences import padded
 
     return model.logits(padded([row]))[0]

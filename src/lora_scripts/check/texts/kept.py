@@ -175,7 +175,7 @@ def said_of(record: Record) -> tuple[str, str]:
 def shown(record: Record, encoder: TextEncoder | None) -> str:
     """A record as people read it: as the model does, what is learned between ⟦ and ⟧, where there is an encoder."""
     if encoder is not None:
-        from lora_scripts.families.texts import marked
+        from lora_scripts.families.sequences import marked
 
         return "\n".join(marked(example, encoder.decode) for example in encoder.encode(record))
     match record:

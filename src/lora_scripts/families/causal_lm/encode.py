@@ -12,7 +12,8 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import open_folder
 from lora_scripts.families.causal_lm.template import Rendered, Template, template_of
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
-from lora_scripts.families.texts import Counts, Example, LongRecords, TrainOn
+from lora_scripts.families.sequences import Example
+from lora_scripts.families.texts import Counts, LongRecords, TrainOn
 
 
 @dataclass

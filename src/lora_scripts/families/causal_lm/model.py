@@ -32,7 +32,8 @@ from lora_scripts.families.causal_lm.skeleton import loader, straighten
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
 from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
 from lora_scripts.families.facts import Facts
-from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TextBatch, TrainOn
+from lora_scripts.families.sequences import TextBatch
+from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
 
 ROUTERS = ("gate", "router")

@@ -11,7 +11,8 @@ from lora_scripts.data.texts.conversations import RecordFault
 from lora_scripts.data.texts.records import Records
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Sink
-from lora_scripts.families.texts import Counts, Examples, TextEncoder, TextFamily, marked
+from lora_scripts.families.sequences import Examples, marked
+from lora_scripts.families.texts import Counts, TextEncoder, TextFamily
 from lora_scripts.run.heldout import TIMES
 from lora_scripts.run.parts import Trained
 from lora_scripts.run.texts.preflight import TextSplit

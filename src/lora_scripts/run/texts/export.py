@@ -16,7 +16,8 @@ from lora_scripts.adapters.weights import LoraWeights, check
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
-from lora_scripts.families.texts import Example, TextFamily, padded
+from lora_scripts.families.sequences import Example, padded
+from lora_scripts.families.texts import TextFamily
 from lora_scripts.formats import io
 from lora_scripts.loras import adapter_folder
 from lora_scripts.loras import file as loras

@@ -15,7 +15,8 @@ from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Table
-from lora_scripts.families.texts import Answer, marked
+from lora_scripts.families.sequences import marked
+from lora_scripts.families.texts import Answer
 from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
 from lora_scripts.run import stepping
