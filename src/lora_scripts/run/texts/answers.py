@@ -12,6 +12,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, TextFamily
 from lora_scripts.formats import io
 from lora_scripts.run.parts import TextModel
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.run.texts.preflight import TextSplit, prompts_of
 from lora_scripts.train.average import Ema, averaged
 
@@ -89,3 +90,14 @@ def save(path: Path, question: Question, answer: Answer) -> None:
     ended = "" if answer.stopped else "\n(cut off)"
     wanted = "" if question.wanted is None else f"\n\nin the data set:\n{question.wanted}"
     io.write_text(path, f"asked:\n{question.asked}\n\nanswered:\n{answer.text}{ended}{wanted}\n")
+
+
+def earlier(folder: RunFolder, number: int, last: int) -> list[tuple[int, str]]:
+    """(step, answer) of those that were saved to a question on the way to the last step."""
+    rows = []
+    for step in folder.sampled(".txt"):
+        path = folder.sample(step, number, ".txt")
+        if step < last and path.is_file():
+            text = path.read_text("utf-8").partition("\nanswered:\n")[2]
+            rows.append((step, text.partition("\n\nin the data set:\n")[0].strip()))
+    return rows

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from lora_scripts.check.texts.judging import FEW
 from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.config.load import dump_config
@@ -21,10 +20,9 @@ from lora_scripts.formats import io
 from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
-from lora_scripts.run.build import DIGESTS, memory_words, rates_of
+from lora_scripts.run.build import DIGESTS, rates_of
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
-from lora_scripts.run.overview import device_name, odd_schedule
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import restore, resume_state
 from lora_scripts.run.run_folder import RunFolder, cache_of
@@ -35,6 +33,7 @@ from lora_scripts.run.texts import answers, export
 from lora_scripts.run.texts.answers import Question
 from lora_scripts.run.texts.build import build_model, load
 from lora_scripts.run.texts.dataset import Encoded, TextHeldOut, build_feed, build_held_out, encode, tell
+from lora_scripts.run.texts.overview import table_rows
 from lora_scripts.run.texts.preflight import TextSplit
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates
@@ -155,45 +154,21 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
 
 
 def rows_of(parts: TextParts) -> list[tuple[str, str]]:
-    """The table of a run: what will happen."""
-    p, c, model = parts, parts.config, parts.model
-    counts, held = p.encoded.counts, p.held
-    lengths = sorted(p.encoded.trained.lengths)
-    few = len(lengths) < FEW
-    batches, count = len(p.feed.batches(0)), sum(t.numel() for t in model.trained)
-    accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
-    learned = f"{counts.trained:,} of {counts.tokens:,} tokens are learned ({c.train_on})"
-    where = f"{len(held.samples)} records; measured every {held.every} steps" if held.on else "none (val_split: 0)"
-    rows = [
-        ("base model", f"{c.base_model} ({model.family.facts.words}, {model.family.words})"),
-        (
-            "records",
-            f"{len(lengths)} of {c.records}: {lengths[len(lengths) // 2]} tokens (median), {lengths[-1]} at most",
-        ),
-        ("learned", learned),
-        ("held out", where),
-        ("rows", "packed: records side by side" if p.feed.settings.packing else "one record each, of about one length"),
-        (
-            "steps",
-            f"{len(lengths)} records x {c.repeats} repeats / batch {c.batch_size} = {batches} batches{accumulated}, "
-            f"x {c.epochs} epochs = {p.state.total} steps" + (f", {p.state.step} done" if p.state.step else ""),
-        ),
-        (
-            "LoRA",
-            f"{len(model.layers)} layers, rank {model.rank}, alpha {model.alpha:g}, {count / 1e6:.2f} M parameters",
-        ),
-        ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
-        ("precision", f"{p.precision}, LoRA fp32"),
-        ("device", device_name(p.device)),
-        *([("memory", memory_words(c))] if memory_words(c) else []),
-        *([("memory ran out", smaller_words(p.state))] if p.state.smaller else []),
-        ("output", str(p.folder.final)),
-        *([("note", f"{len(lengths)} records are few: a hundred of one kind teach far more")] if few else []),
-        *(("note", text) for text in odd_schedule(c, p.state.total)),
-    ]
-    if c.init_lora:
-        rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized]))))
-    return rows
+    """The table of a run."""
+    p, state = parts, parts.state
+    return table_rows(
+        p.config,
+        p.model,
+        p.encoded,
+        p.feed,
+        p.held,
+        steps=state.total,
+        done=state.step,
+        smaller=smaller_words(state),
+        precision=p.precision,
+        device=p.device,
+        output=p.folder.final,
+    )
 
 
 class TextSaver(Saver):
@@ -273,7 +248,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         facts=[*rows_of(parts), ("finished", time.strftime("%Y-%m-%d %H:%M"))],
         answers=[
             AnswerPair(
-                one.asked, old.text, new.text, one.wanted, new.stopped, _on_the_way(folder, number, p.state.step)
+                one.asked, old.text, new.text, one.wanted, new.stopped, answers.earlier(folder, number, p.state.step)
             )
             for number, (one, old, new) in enumerate(zip(p.questions, before, after, strict=True), 1)
         ],
@@ -298,14 +273,3 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         folder.best if folder.best.exists() else None,
         measuring.warning,
     )
-
-
-def _on_the_way(folder: RunFolder, number: int, last: int) -> list[tuple[int, str]]:
-    """The answers of earlier steps to a question, as they lie in samples/."""
-    rows = []
-    for step in folder.sampled(".txt"):
-        path = folder.sample(step, number, ".txt")
-        if step < last and path.is_file():
-            text = path.read_text("utf-8").partition("\nanswered:\n")[2]
-            rows.append((step, text.partition("\n\nin the data set:\n")[0].strip()))
-    return rows
