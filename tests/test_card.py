@@ -21,7 +21,7 @@ from lora_scripts.formats.hashes import model_hashes, with_hashes
 from lora_scripts.generate.png import infotext
 from lora_scripts.loras import kohya
 from lora_scripts.report.card import StrengthLine
-from lora_scripts.workshop.model_card import recommended
+from lora_scripts.workshop.card_evidence import recommended
 
 PATH = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
