@@ -35,7 +35,7 @@ MUTANTS = [
     Mutant("adapters/layer.py", "return self.alpha / self.rank", "return self.alpha / (self.rank + 1)", "lora"),
     Mutant("adapters/layer.py", "up * (self.scale * self.strength)", "up * self.scale", "lora generate_more"),
     Mutant("adapters/layer.py", "(self.scale * (up.flatten(1) @", "((up.flatten(1) @", "lora adapters"),
-    Mutant("adapters/layer.py", "us[0].addmm_(rows, up.flatten(1), alpha=site.scale)", "us[0].addmm_(rows, up.flatten(1))", "together"),
+    Mutant("adapters/changed.py", "us[0].addmm_(rows, up.flatten(1), alpha=site.scale)", "us[0].addmm_(rows, up.flatten(1))", "together"),
     Mutant("adapters/together.py", "layer.down, layer.group = self.layers[0].down, self", "layer.group = self", "together"),
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
     # attention on a card
