@@ -47,7 +47,8 @@ from lora_scripts.compute import attention
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Batch, LoadOptions, Place
 from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow import model as flow_model
+from lora_scripts.families.flow.model import FlowFamily
 from lora_scripts.families.flux1 import layout as flux1
 from lora_scripts.families.flux1.check import FILES as FLUX1
 from lora_scripts.families.flux1.facts import FACTS as FLUX1_FACTS
@@ -146,8 +147,8 @@ def flow_family(facts: Any, ask: Any, sigmas: Sigmas, patch: int, transformer: A
     blocks = [block for blocks in lists for block in blocks if len([*block.children()]) > 1]
     nothing: Any = None
     encoder: Any = SimpleNamespace(told=lambda captions, texts: texts)  # they are encoded
-    parts = Parts(transformer, blocks, (), nothing, 0, encoder, ask, sigmas, patch, (1024, 1024))
-    return FlowFamily(facts, parts, options)
+    way = flow_model.Way(blocks, (), 0, ask, sigmas, patch)
+    return FlowFamily(facts, transformer, way, encoder, nothing, (1024, 1024), options)
 
 
 MODELS = {

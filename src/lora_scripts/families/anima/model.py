@@ -22,12 +22,10 @@ from lora_scripts.families.anima.names import INSIDE
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Way
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.library import of_diffusers
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.sd.rows import from_rows
 from lora_scripts.losses.flow import Sigmas
 
@@ -94,18 +92,14 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=list(transformer.transformer_blocks),
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=ask,
             sigmas=sigmas_of(path, Sigmas(SAMPLER_SHIFT)),
             patch=PATCH,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, AnimaEncoder, path, options, parts_of)
+    return model.load(FACTS, FILES, AnimaEncoder, path, options, way_of)

@@ -19,10 +19,9 @@ from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Parts, guidance, places
+from lora_scripts.families.flow.model import FlowFamily, Way, guidance, places
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas
 
 
@@ -62,19 +61,15 @@ def load(
 ) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=ask,
             sigmas=Sigmas(mu=empirical_mu),
             patch=1,
-            native_size=files.made_for(path),
             distilled=transformer.config.guidance_embeds,
         )
 
-    return model.load(facts, files, encoder_of, path, options, parts_of)
+    return model.load(facts, files, encoder_of, path, options, way_of)

@@ -25,11 +25,10 @@ from lora_scripts.families.chroma.check import FILES
 from lora_scripts.families.chroma.facts import FACTS
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, there
+from lora_scripts.families.flow.model import FlowFamily, Way, there
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.t5 import T5Source
 from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
 MOST = 512
@@ -78,18 +77,14 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
             inside=INSIDE,
-            coder=coder,
             channels=CHANNELS,
-            encoder=encoder,
             ask=ask,
             sigmas=sigmas_of(path, SIGMAS),
             patch=PATCH,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, ChromaEncoder, path, options, parts_of)
+    return model.load(FACTS, FILES, ChromaEncoder, path, options, way_of)

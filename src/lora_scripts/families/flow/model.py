@@ -38,23 +38,19 @@ _TRAIN_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A family's models, and how they are used."""
+class Way:
+    """How a family's transformer is used."""
 
-    transformer: Any
     blocks: Sequence[nn.Module]
     """In the order in which they are run."""
     inside: tuple[str, ...]
     """What the paths of layers begin with that LoRA may wrap."""
-    coder: LatentCoder
     channels: int
     """Of the latents."""
-    encoder: Standby
     ask: Ask
     sigmas: Sigmas
     patch: int
     """Latents that a token stands for, along each side."""
-    native_size: tuple[int, int]
     distilled: bool = False
     """Whether it was made to answer at once as others do with a negative prompt: how close to the prompt is told to it,
     as "guidance" among the texts, or it knows no such thing."""
@@ -70,7 +66,7 @@ def load(
     encoder_of: Callable[[Any, torch.device, torch.dtype], Standby],
     path: Path,
     options: LoadOptions,
-    parts_of: Callable[[Any, LatentCoder, Standby], Parts],
+    way_of: Callable[[Any], Way],
 ) -> FlowFamily:
     """From the transformer's file, with text encoder and VAE in files of their own, or from a diffusers folder; else
     UserError. The text encoder is asked first, and gone before the transformer comes."""
@@ -83,7 +79,8 @@ def load(
     files.check(path, options.vae is None)
     vae = files.vae.load(options.vae or path, files.words)
     coder = LatentCoder(vae, files.vae.normal(vae), options.device, options.memory)
-    return FlowFamily(facts, parts_of(files.load(path, options.dtype, lent=True), coder, encoder), options)
+    transformer = files.load(path, options.dtype, lent=True)
+    return FlowFamily(facts, transformer, way_of(transformer), encoder, coder, files.made_for(path), options)
 
 
 def by_length(alike: Ask) -> Ask:
@@ -121,17 +118,26 @@ def places(*sizes: int, on: torch.device) -> Tensor:
 class FlowFamily(Pictures):
     """As `families.base.PictureFamily`; its text encoder takes no words."""
 
-    def __init__(self, facts: Facts, parts: Parts, options: LoadOptions) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        transformer: Any,
+        way: Way,
+        encoder: Standby,
+        coder: LatentCoder,
+        native_size: tuple[int, int],
+        options: LoadOptions,
+    ) -> None:
         if (asked := options.settings.get("prediction", "flow")) != "flow":
             raise UserError(f"prediction {asked}: {facts.words} predicts flow", hint="leave it out")
-        self.facts, self.parts, self.device, self.dtype = facts, parts, options.device, options.dtype
-        self.native_size, self.coder, self.encoder = parts.native_size, parts.coder, parts.encoder
-        self.transformer = parts.transformer.requires_grad_(False).eval()
-        memory.place(self.transformer, options.memory, self.device, self.dtype, parts.blocks, idle=parts.idle)
+        self.facts, self.way, self.device, self.dtype = facts, way, options.device, options.dtype
+        self.native_size, self.coder, self.encoder = native_size, coder, encoder
+        self.transformer = transformer.requires_grad_(False).eval()
+        memory.place(self.transformer, options.memory, self.device, self.dtype, way.blocks, idle=way.idle)
 
     @property
     def objective(self) -> diffusion.Objective:
-        return diffusion.Objective("flow", sigmas=self.parts.sigmas)
+        return diffusion.Objective("flow", sigmas=self.way.sigmas)
 
     @property
     def roots(self) -> Mapping[str, nn.Module]:
@@ -143,7 +149,7 @@ class FlowFamily(Pictures):
 
     def _layers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.transformer.named_modules():
-            if name.startswith(self.parts.inside) and isinstance(module, nn.Linear):
+            if name.startswith(self.way.inside) and isinstance(module, nn.Linear):
                 yield f"transformer.{name}", module
 
     def fingerprint(self, part: str) -> str:
@@ -168,12 +174,12 @@ class FlowFamily(Pictures):
 
     def tokens(self, latents: Tensor) -> int:
         """Of each picture among latents [n, c, h, w]."""
-        return latents.shape[-2] * latents.shape[-1] // self.parts.patch**2
+        return latents.shape[-2] * latents.shape[-1] // self.way.patch**2
 
     def predict(self, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """The velocity e - x0, as the latents, to noised latents [n, c, h, w] and noise levels [n]."""
         texts = {k: t.to(self.device, self.dtype) if t.is_floating_point() else t for k, t in conditions.items()}
-        return self.parts.ask(self.transformer, x_t.to(self.dtype), sigma, texts)
+        return self.way.ask(self.transformer, x_t.to(self.dtype), sigma, texts)
 
     # --- pictures ----------------------------------------------------------------------------------------------------
 
@@ -188,19 +194,19 @@ class FlowFamily(Pictures):
             wide, high = sampling.size
             raise UserError(f"size {wide}x{high}: sides must be multiples of {step}", hint="choose another size")
         sampler = self.sampler(sampling.scheduler, sampling.steps)
-        cfg = 1.0 if self.parts.distilled else sampling.cfg
+        cfg = 1.0 if self.way.distilled else sampling.cfg
         texts = [sampling.negative, prompt] if cfg != 1 else [prompt]
         self.encoder.remember(texts)
         told = dict(self.encoder.told(texts))
-        if self.parts.distilled:
+        if self.way.distilled:
             told["guidance"] = torch.tensor([sampling.cfg])
         width, height = (side // self.facts.vae_factor for side in sampling.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (1, self.parts.channels, height, width)
+        shape = (1, self.way.channels, height, width)
         e = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         start = None if sampling.start is None else self.encode_image(sampling.start[None])["mean"].to(self.device)
         answer = lambda x, t, c: self.predict(x, t / _TRAIN_STEPS, c)  # noqa: E731
-        ask = guided(answer, told, len(seeds), cfg, self.parts.lead)
+        ask = guided(answer, told, len(seeds), cfg, self.way.lead)
         scheduler = samplers.build(
             sampler, "flow", zero_terminal_snr=False, schedule={"num_train_timesteps": _TRAIN_STEPS}
         )
@@ -213,7 +219,7 @@ class FlowFamily(Pictures):
             ask,
             start=start,
             denoise=sampling.denoise,
-            sigmas=self.parts.sigmas.steps(sampling.steps, self.tokens(e)),
+            sigmas=self.way.sigmas.steps(sampling.steps, self.tokens(e)),
         )
         return [self.coder.decode(latents) for latents in x]
 

@@ -18,13 +18,11 @@ from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import line_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, guidance
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.model import FlowFamily, Way, guidance
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
 from lora_scripts.families.flux1.pair_reader import FluxEncoder
 from lora_scripts.families.sd.component import SCHEDULER, configured, shift_of
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas
 
 
@@ -51,19 +49,15 @@ def sigmas(path: Path, *, guided: bool) -> Sigmas:
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=[*transformer.transformer_blocks, *transformer.single_transformer_blocks],
             inside=INSIDE,
-            coder=coder,
             channels=CHANNELS,
-            encoder=encoder,
             ask=ask,
             sigmas=sigmas(path, guided=transformer.config.guidance_embeds),
             patch=2,
-            native_size=FILES.made_for(path),
             distilled=True,
         )
 
-    return model.load(FACTS, FILES, FluxEncoder, path, options, parts_of)
+    return model.load(FACTS, FILES, FluxEncoder, path, options, way_of)

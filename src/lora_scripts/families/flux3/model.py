@@ -20,14 +20,12 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, by_length, places
+from lora_scripts.families.flow.model import FlowFamily, Way, by_length, places
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flux3.check import FILES, TAPS
 from lora_scripts.families.flux3.facts import FACTS
 from lora_scripts.families.flux3.names import INSIDE
 from lora_scripts.families.sd.component import PLAIN
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas
 
 READING = Reading(
@@ -84,20 +82,16 @@ def ask_alike(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> 
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+    def way_of(transformer: Any) -> Way:
         early = (transformer.txt_mode_blocks, transformer.mode_blocks["image"])
-        return Parts(
-            transformer=transformer,
+        return Way(
             blocks=[block for blocks in (*early, transformer.single_transformer_blocks) for block in blocks],
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=by_length(ask_alike),
             sigmas=sigmas_of(path, SIGMAS),
             patch=1,
-            native_size=FILES.made_for(path),
             idle=[module for name, module in transformer.named_modules() if name.endswith(".image_cond")],
         )
 
-    return model.load(FACTS, FILES, partial(LanguageEncoder, reading_of(path)), path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, reading_of(path)), path, options, way_of)

@@ -18,7 +18,7 @@ from torch import Tensor
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, places, there
+from lora_scripts.families.flow.model import FlowFamily, Way, places, there
 from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.krea2.check import FILES, Texts
@@ -26,7 +26,7 @@ from lora_scripts.families.krea2.facts import FACTS
 from lora_scripts.families.krea2.layout import PATCH
 from lora_scripts.families.krea2.names import INSIDE
 from lora_scripts.families.sd.check import index_of
-from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.families.sd.latents import pack, unpack
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
 _ENDING = 5
@@ -72,19 +72,15 @@ def load(path: Path, options: LoadOptions) -> FlowFamily:
     def encoder_of(texts: Texts, device: torch.device, dtype: torch.dtype) -> Standby:
         return LanguageEncoder(reading(texts.taps), texts.model, device, dtype)
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
+    def way_of(transformer: Any) -> Way:
         fusion = transformer.text_fusion
-        return Parts(
-            transformer=transformer,
+        return Way(
             blocks=[*fusion.layerwise_blocks, *fusion.refiner_blocks, *transformer.transformer_blocks],
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels // PATCH**2,
-            encoder=encoder,
             ask=ask,
             sigmas=TURBO if index_of(path).get("is_distilled") else sigmas_of(path, SIGMAS),
             patch=PATCH,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, encoder_of, path, options, parts_of)
+    return model.load(FACTS, FILES, encoder_of, path, options, way_of)

@@ -17,14 +17,13 @@ from torch import Tensor
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, there
+from lora_scripts.families.flow.model import FlowFamily, Way, there
 from lora_scripts.families.flow.reader import DESCRIBED, DESCRIBED_BY, LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.qwen_image.check import FILES
 from lora_scripts.families.qwen_image.facts import FACTS
 from lora_scripts.families.qwen_image.layout import PATCH
 from lora_scripts.families.qwen_image.names import INSIDE
-from lora_scripts.families.sd.latents import LatentCoder, pack, unpack
+from lora_scripts.families.sd.latents import pack, unpack
 from lora_scripts.families.sd.steps import led_away
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
@@ -64,19 +63,15 @@ def lead(without: Tensor, with_prompt: Tensor, cfg: float) -> Tensor:
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=list(transformer.transformer_blocks),
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels // PATCH**2,
-            encoder=encoder,
             ask=ask,
             sigmas=sigmas_of(path, SIGMAS),
             patch=PATCH,
-            native_size=FILES.made_for(path),
             lead=lead,
         )
 
-    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, way_of)

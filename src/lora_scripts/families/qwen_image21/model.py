@@ -18,13 +18,11 @@ from torch import Tensor
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts, by_length
+from lora_scripts.families.flow.model import FlowFamily, Way, by_length
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.qwen_image21.check import FILES
 from lora_scripts.families.qwen_image21.facts import FACTS
 from lora_scripts.families.qwen_image21.names import INSIDE
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.losses.flow import Sigmas, by_resolution
 
 _SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
@@ -62,18 +60,14 @@ def ask_alike(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> 
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=list(transformer.transformer_blocks),
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=by_length(ask_alike),
             sigmas=sigmas_of(path, SIGMAS),
             patch=1,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, way_of)

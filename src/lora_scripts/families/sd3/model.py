@@ -17,9 +17,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
-from lora_scripts.families.flow.model import FlowFamily, Parts
-from lora_scripts.families.flow.standby import Standby
-from lora_scripts.families.sd.latents import LatentCoder
+from lora_scripts.families.flow.model import FlowFamily, Way
 from lora_scripts.families.sd.vae import FACTOR
 from lora_scripts.families.sd3.check import FILES
 from lora_scripts.families.sd3.facts import FACTS
@@ -60,18 +58,14 @@ def sigmas(path: Path) -> Sigmas:
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=list(transformer.transformer_blocks),
             inside=inside(len(transformer.transformer_blocks)),
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=ask,
             sigmas=sigmas(path),
             patch=PATCH,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, Sd3Encoder, path, options, parts_of)
+    return model.load(FACTS, FILES, Sd3Encoder, path, options, way_of)

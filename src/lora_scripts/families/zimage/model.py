@@ -16,10 +16,8 @@ from torch import Tensor
 
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Parts
+from lora_scripts.families.flow.model import FlowFamily, Way
 from lora_scripts.families.flow.reader import LanguageEncoder, Reading
-from lora_scripts.families.flow.standby import Standby
-from lora_scripts.families.sd.latents import LatentCoder
 from lora_scripts.families.zimage.check import FILES, sampler_shift
 from lora_scripts.families.zimage.facts import FACTS
 from lora_scripts.families.zimage.layout import PATCH
@@ -47,18 +45,14 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
 def load(path: Path, options: LoadOptions) -> FlowFamily:
     """As `flow.model.load`."""
 
-    def parts_of(transformer: Any, coder: LatentCoder, encoder: Standby) -> Parts:
-        return Parts(
-            transformer=transformer,
+    def way_of(transformer: Any) -> Way:
+        return Way(
             blocks=[*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers],
             inside=INSIDE,
-            coder=coder,
             channels=transformer.config.in_channels,
-            encoder=encoder,
             ask=ask,
             sigmas=Sigmas(sampler_shift(path)),
             patch=PATCH,
-            native_size=FILES.made_for(path),
         )
 
-    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, parts_of)
+    return model.load(FACTS, FILES, partial(LanguageEncoder, READING), path, options, way_of)
