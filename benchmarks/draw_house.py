@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "lora_scripts"
 PICTURE = ROOT / "docs" / "images" / "house.svg"
 WIDTH, FLOOR, HEIGHT, ROOM = 940, 74, 40, 150
-EVERYWHERE = {"errors", "events", "seeds", "units", "utf8"}
+EVERYWHERE = {"dtypes", "errors", "events", "seeds", "units", "utf8"}
 
 
 def floors() -> list[list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import asked, number, path, require_models
+from lora_scripts.dtypes import WORDS
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 from lora_scripts.units import percent
@@ -24,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--to", metavar="FORM", choices=("kohya", "diffusers", "peft", "original"), required=True, help=text)
     add("--output", metavar="PATH", type=path, help="where to write (default: beside FILE, with the form in its name)")
     text = "the precision: fp32, fp16, bf16 or fp8 (default: as it is)"
-    add("--dtype", metavar="NAME", choices=("fp32", "fp16", "bf16", "fp8"), help=text)
+    add("--dtype", metavar="NAME", choices=tuple(WORDS), help=text)
     add("--keep-ranks", action="store_true", help="do not pad ranks and alphas that differ to one")
     add("--bake-dora", action="store_true", help="make a plain LoRA of a DoRA; needs --base")
     add("--base", metavar="FILE", type=path, help="with --bake-dora: the checkpoint that the DoRA was trained on")

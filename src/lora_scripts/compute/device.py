@@ -6,9 +6,11 @@ import torch
 
 from lora_scripts.adapters.products import cpu_has_matrix_units
 from lora_scripts.compute.pages import keep_freed
+from lora_scripts.dtypes import WORDS, in_torch
 from lora_scripts.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {word: in_torch(WORDS[word]) for word in ("fp32", "bf16", "fp16")}
+"""What a model can be computed in."""
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.compute.quantised import StoredLayer
+from lora_scripts.dtypes import in_torch
 from lora_scripts.formats.gguf import PACKED
 from lora_scripts.formats.header import Header
 
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE = {"cpu": 1 << 19}
 _LARGE_PIECE = 1 << 24
 """Numbers that are made at a time, in float32 with some copies on the way: on a CPU few enough for its cache, elsewhere
@@ -73,7 +73,7 @@ class PackedFile:
         info = self._tensors[name]
         if info.dtype in PACKED:
             return make_whole(self._of(name)[None], info.dtype, torch.float32).view(info.shape)
-        return self._of(name).view(_FLOATS[info.dtype]).view(info.shape)
+        return self._of(name).view(in_torch(info.dtype)).view(info.shape)
 
     def codes(self, name: str) -> Tensor:
         """[rows, bytes] of a matrix in blocks, each row a whole number of them."""

@@ -6,24 +6,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from lora_scripts.dtypes import in_files
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
 
 
 class Row(NamedTuple):
@@ -49,8 +37,7 @@ def safetensors_parts(
     rows = []
     for name in order:
         tensor = tensors[name]
-        dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
-        rows.append(Row(name, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size()))
+        rows.append(Row(name, in_files(tensor.dtype), tuple(tensor.shape), tensor.numel() * tensor.element_size()))
     return safetensors_header(rows, metadata), (tensor_bytes(tensors[name]) for name in order)
 
 

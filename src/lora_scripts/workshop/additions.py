@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lora_scripts.dtypes import WORDS, in_torch
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink
 from lora_scripts.formats import io
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from lora_scripts.workshop.stream import Rewrite
 
 _PARTS = ("model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "conditioner.")
-_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_ROUNDED = ("F64", "F32", "F16", "BF16")
+"""Types that are written as another one, where that is asked for."""
 
 Addition = tuple["Place", list[tuple["LoraWeights", float]]]
 """Where in a tensor, and what is added there: LoRAs with their strengths."""
@@ -78,7 +80,7 @@ def rewrite(
 
         def change(key: str, tensor: Tensor) -> Tensor:
             nonlocal done
-            new = _added(key, tensor, here.get(key, []), stream.DTYPES[changed[key]], rounding)
+            new = _added(key, tensor, here.get(key, []), in_torch(changed[key]), rounding)
             if key in here:
                 done += 1
                 sink(Progress("weights", done, total))
@@ -113,6 +115,6 @@ def _added(key: str, tensor: Tensor, additions: Sequence[Addition], dtype: torch
 
 def _type(key: str, dtype: str, precision: str, file: str) -> str:
     """The type of a tensor in the new file. Schedules and other loose tensors stay: they need their digits."""
-    if precision == "auto" or dtype not in ("F64", *_TYPES.values()):
+    if precision == "auto" or dtype not in _ROUNDED:
         return dtype
-    return _TYPES[precision] if file or key.startswith(_PARTS) else dtype
+    return WORDS[precision] if file or key.startswith(_PARTS) else dtype

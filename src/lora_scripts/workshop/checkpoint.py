@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from lora_scripts.dtypes import FLOATS
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.names import Share
@@ -16,7 +17,6 @@ from lora_scripts.formats.header import Header, read_header
 
 BESIDE = "text_encoder"
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 class Place(NamedTuple):
@@ -99,7 +99,7 @@ def open_checkpoint(path: Path, text_encoder: Path | None = None) -> Checkpoint:
     for places in model.places.values():
         for place in places:
             info = model.files[place.file].tensors[place.key]
-            if info.dtype not in _FLOATS:
+            if info.dtype not in FLOATS:
                 quantised.append((model.file(place.file), place.key, info.dtype))
     if quantised:
         file, key, dtype = quantised[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.dtypes import FLOATS
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.loras import metadata
@@ -239,7 +240,7 @@ def _elsewhere(base: Checkpoint, tuned: Checkpoint, taken: set[str]) -> dict[str
                 row = other.tensors.get(key)
                 if row is None or row.shape != info.shape or (name, key) in keys or key.startswith("model_ema."):
                     continue
-                if not {info.dtype, row.dtype} <= stream.DTYPES.keys():
+                if not {info.dtype, row.dtype}.issubset(FLOATS):
                     continue
                 a, b = stream.read_tensor(old, header, key), stream.read_tensor(new, other, key)
                 difference = (b.double() - a.double()).abs()

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from lora_scripts.dtypes import in_torch
 from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 from lora_scripts.formats.header import Header, TensorInfo
@@ -21,15 +22,6 @@ from lora_scripts.workshop.checkpoint import Checkpoint
 
 CHUNK = 1 << 24
 """Bytes that are copied at a time."""
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-"""The types that hold weights."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Rewrite:
         dtype = self.changed.get(name, info.dtype)
         size = info.span[1] - info.span[0]
         if dtype != info.dtype:
-            size = torch.Size(info.shape).numel() * DTYPES[dtype].itemsize
+            size = torch.Size(info.shape).numel() * in_torch(dtype).itemsize
         return io.Row(name, dtype, info.shape, size)
 
     def data(self, path: Path) -> Iterator[io.Buffer]:
@@ -109,8 +101,8 @@ def read_tensor(file: BinaryIO, header: Header, name: str) -> Tensor:
             raise UserError("the file became shorter while it was read", file=file.name, hint="run it again")
         at += count
     if not buffer:
-        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).reshape(info.shape)
+        return torch.empty(info.shape, dtype=in_torch(info.dtype))
+    return torch.frombuffer(buffer, dtype=in_torch(info.dtype)).reshape(info.shape)
 
 
 def read_module(model: Checkpoint, module: str) -> Tensor:

@@ -11,16 +11,12 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.dtypes import WORDS, in_torch
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.units import percent
 
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp8": torch.float8_e4m3fn,
-}
-"""Word on the command line -> dtype. fp8 is e4m3: 3 bits of fraction, from 0.002 to 448."""
+DTYPES = {word: in_torch(name) for word, name in WORDS.items()}
+"""Word on the command line -> dtype."""
 DESTROYED = 0.5
 """A module whose ΔW would be off by more than this share of its norm is refused."""
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.dtypes import FLOATS
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd.rows import Row, as_model, scale_key
 from lora_scripts.formats.comfy import BESIDE, turned_together
@@ -114,8 +115,6 @@ class Pieces:
 
 def require_floats(pieces: Pieces, read: Collection[str]) -> None:
     """UserError where a tensor that is read is no floating-point number; `read` by its key."""
-    from lora_scripts.families.sd.check import FLOATS
-
     for file, header in pieces.headers.items():
         known = (*FLOATS, *PACKED) if pieces.is_packed(file) else FLOATS
         codes = [k for k, t in header.tensors.items() if t.dtype == "I8" and k in read and scale_key(k, header.tensors)]

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_scripts.dtypes import FLOATS
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.rows import scale_key
 from lora_scripts.families.sd.vae import FACTOR
 from lora_scripts.formats.header import Header, read_header
-
-FLOATS = ("F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3")
 
 
 def check_floats(path: Path, header: Header, prefixes: tuple[str, ...], tolerated: Callable[[str], bool]) -> None:
