@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.adapters.layer import Adapter
 from lora_scripts.compute.checkpoints import around
 from lora_scripts.compute.memory import layers_of
 from lora_scripts.compute.meter import ran_out
@@ -21,6 +20,7 @@ from lora_scripts.compute.quantised import quantise_layers
 from lora_scripts.data.texts.conversations import Message, RecordFault
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions
+from lora_scripts.families.causal_lm import trainable
 from lora_scripts.families.causal_lm.answers import generate
 from lora_scripts.families.causal_lm.encode import Encoder
 from lora_scripts.families.causal_lm.facts import FACTS
@@ -35,9 +35,6 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.sequences import TextBatch
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
-
-ROUTERS = ("gate", "router")
-"""Layers that choose the experts of a token: LoRA leaves them alone, as a small change there sends tokens elsewhere."""
 
 
 @dataclass
@@ -85,19 +82,7 @@ class LanguageModel:
         return places_of(self.model.config)
 
     def trainable(self) -> dict[str, nn.Module]:
-        """Path -> layer, for every linear layer that LoRA may wrap: no tied output layer, and no choice of experts."""
-        head = self.model.get_output_embeddings()
-        layers: dict[str, nn.Module] = {}
-        wrapped = "\0"
-        for name, layer in self.model.named_modules():
-            if name.startswith(wrapped):  # the layer inside of an adapter
-                continue
-            wrapped = f"{name}." if isinstance(layer, Adapter) else "\0"
-            inner = layer.frozen if isinstance(layer, Adapter) else layer
-            tied = layer is head and self.folder.tied
-            if isinstance(inner, nn.Linear) and not tied and name.rpartition(".")[2] not in ROUTERS:
-                layers[f"{ROOT}.{name}"] = layer
-        return layers
+        return trainable.trainable(self.model, tied=self.folder.tied)
 
     @property
     def layer_names(self) -> list[str]:
@@ -129,24 +114,8 @@ class LanguageModel:
                 worn.unload()
         return logits
 
-    @cached_property
-    def experts(self) -> dict[str, tuple[int, ...]]:
-        """Path -> shape of weights that hold many layers in one, [experts, …]: LoRA has no form for them here."""
-        return {
-            f"{ROOT}.{name}": tuple(p.shape)
-            for name, p in self.model.named_parameters()
-            if p.dim() == 3 and "expert" in name
-        }
-
     def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:
-        """Why a pattern that names no layer of `trainable` names none, where that is for a reason."""
-        head = self.model.get_output_embeddings()
-        name = next((f"{ROOT}.{n}" for n, layer in self.model.named_modules() if layer is head), "")
-        if self.folder.tied and matches(name):
-            return f"{name} is the table of embeddings once more; a LoRA on it alone would untie the two"
-        if any(matches(path) or matches(path.rpartition(".")[0]) for path in self.experts):
-            return f"{pattern} names experts, which are one weight of three dimensions; train attention instead"
-        return None
+        return trainable.refusal(self.model, pattern, matches, tied=self.folder.tied)
 
     # --- the loss -----------------------------------------------------------------------------------------------------
 
