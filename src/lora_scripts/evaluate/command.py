@@ -17,7 +17,7 @@ from lora_scripts.events import Progress, Sink, ignore
 if TYPE_CHECKING:
     from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.sequences import Example
-    from lora_scripts.families.texts import Answer, Answering, TextFamily
+    from lora_scripts.families.texts import Answer, Answering, TextEncoder, TextFamily
     from lora_scripts.train.evidence import Interval
 
 SHOWN = 3
@@ -112,22 +112,7 @@ def evaluate(
     model = on_texts.load_on(base, device, precision)
     template = on_texts.template_of(template, loras)
     encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
-    examples: list[tuple[int, Example]] = []
-    faults: list[UserError] = []
-    for i in chosen:
-        try:
-            examples += [(i, example) for example in encoder.encode(records[i])]
-        except RecordFault as fault:
-            place = records.place(i)
-            faults.append(UserError(fault.message, file=place.file, line=place.line, hint=fault.hint))
-    asked = [(i, found) for i in chosen if (found := _question(records[i])) is not None]
-    for i, one in asked:
-        room = model.room(one.messages, template=template, tools=one.tools)
-        if room is not None and room < 1:
-            place = records.place(i)
-            message = "the question is so long that the model has no place for an answer"
-            faults.append(UserError(message, file=place.file, line=place.line, hint="shorten it, or leave it out"))
-    raise_all(faults)
+    examples, asked = _put(model, encoder, records, chosen, template)
     answering = Answering(max_tokens=max_tokens, think=think)
     taken = [_take(model, examples, asked, answering, template, batch, sink, "base")]
     if loras:
@@ -162,6 +147,30 @@ class _Asked:
     messages: list[Message]
     wanted: str
     tools: Sequence[Mapping[str, Any]] = ()
+
+
+def _put(
+    model: TextFamily, encoder: TextEncoder, records: Records, chosen: Sequence[int], template: str | None
+) -> tuple[list[tuple[int, Example]], list[tuple[int, _Asked]]]:
+    """What is put to every model: the sequences of the chosen records and their questions, each with its record.
+    UserErrors for records of which there is no sequence, or no place for an answer."""
+    examples: list[tuple[int, Example]] = []
+    faults: list[UserError] = []
+    for i in chosen:
+        try:
+            examples += [(i, example) for example in encoder.encode(records[i])]
+        except RecordFault as fault:
+            place = records.place(i)
+            faults.append(UserError(fault.message, file=place.file, line=place.line, hint=fault.hint))
+    asked = [(i, found) for i in chosen if (found := _question(records[i])) is not None]
+    for i, one in asked:
+        room = model.room(one.messages, template=template, tools=one.tools)
+        if room is not None and room < 1:
+            place = records.place(i)
+            message = "the question is so long that the model has no place for an answer"
+            faults.append(UserError(message, file=place.file, line=place.line, hint="shorten it, or leave it out"))
+    raise_all(faults)
+    return examples, asked
 
 
 def _question(record: Record) -> _Asked | None:
