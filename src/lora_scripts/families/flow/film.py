@@ -7,7 +7,7 @@ slices of a kernel counts: the other two are left out here, a third of the produ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 """Of each channel of its latents, as published; a single file says nothing of them."""
+KERNEL = (3, 3, 3)
+"""Of the convolutions: frames, rows, columns."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _rows(layout: FilmLayout) -> Iterator[Row]:
     width, index = layout.base, 0
     for level, wide in enumerate(layout.widths):
         for _ in range(RESNETS):
-            yield from _resnet(f"encoder.downsamples.{index}", f"encoder.down_blocks.{index}", width, wide)
+            yield from resnet(f"encoder.downsamples.{index}", f"encoder.down_blocks.{index}", width, wide)
             width, index = wide, index + 1
         if level < LEVELS - 1:
             ldm, hf = f"encoder.downsamples.{index}", f"encoder.down_blocks.{index}"
@@ -67,16 +69,16 @@ def _rows(layout: FilmLayout) -> Iterator[Row]:
             if layout.in_time[level]:
                 yield from both(f"{ldm}.time_conv", f"{hf}.time_conv", (wide, wide, 3, 1, 1))
             index += 1
-    yield from _middle("encoder", top)
-    yield from _head("encoder", 2 * latents, top)  # mean and log variance
+    yield from middle("encoder", top)
+    yield from head("encoder", 2 * latents, top)  # mean and log variance
     yield from both("conv1", "quant_conv", (2 * latents, 2 * latents, 1, 1, 1))
     yield from both("conv2", "post_quant_conv", (latents, latents, 1, 1, 1))
     yield from both("decoder.conv1", "decoder.conv_in", (top, latents, 3, 3, 3))
-    yield from _middle("decoder", top)
+    yield from middle("decoder", top)
     width, index = top, 0
     for block, wide in enumerate(reversed(layout.widths)):
         for j in range(RESNETS + 1):
-            yield from _resnet(f"decoder.upsamples.{index}", f"decoder.up_blocks.{block}.resnets.{j}", width, wide)
+            yield from resnet(f"decoder.upsamples.{index}", f"decoder.up_blocks.{block}.resnets.{j}", width, wide)
             width, index = wide, index + 1
         if block < LEVELS - 1:
             ldm, hf = f"decoder.upsamples.{index}", f"decoder.up_blocks.{block}.upsamplers.0"
@@ -84,31 +86,33 @@ def _rows(layout: FilmLayout) -> Iterator[Row]:
             if layout.in_time[::-1][block]:
                 yield from both(f"{ldm}.time_conv", f"{hf}.time_conv", (2 * wide, wide, 3, 1, 1))
             width, index = wide // 2, index + 1
-    yield from _head("decoder", 3, layout.widths[0])
+    yield from head("decoder", 3, layout.widths[0])
 
 
-def _resnet(ldm: str, hf: str, given: int, width: int) -> Iterator[Row]:
+def resnet(ldm: str, hf: str, given: int, width: int, kernel: Sequence[int] = KERNEL) -> Iterator[Row]:
+    """A residual block of Wan's; `kernel`: of its convolutions."""
     for number, name, wide in (("0", "norm1", given), ("3", "norm2", width)):
         yield Row(f"{ldm}.residual.{number}.gamma", f"{hf}.{name}.gamma", (wide, 1, 1, 1))
     for number, name, wide in (("2", "conv1", given), ("6", "conv2", width)):
-        yield from both(f"{ldm}.residual.{number}", f"{hf}.{name}", (width, wide, 3, 3, 3))
+        yield from both(f"{ldm}.residual.{number}", f"{hf}.{name}", (width, wide, *kernel))
     if given != width:
-        yield from both(f"{ldm}.shortcut", f"{hf}.conv_shortcut", (width, given, 1, 1, 1))
+        yield from both(f"{ldm}.shortcut", f"{hf}.conv_shortcut", (width, given, *(1 for _ in kernel)))
 
 
-def _middle(part: str, width: int) -> Iterator[Row]:
+def middle(part: str, width: int, kernel: Sequence[int] = KERNEL) -> Iterator[Row]:
     """Residual block, attention, residual block."""
     ldm, hf = f"{part}.middle", f"{part}.mid_block"
-    yield from _resnet(f"{ldm}.0", f"{hf}.resnets.0", width, width)
+    yield from resnet(f"{ldm}.0", f"{hf}.resnets.0", width, width, kernel)
     yield Row(f"{ldm}.1.norm.gamma", f"{hf}.attentions.0.norm.gamma", (width, 1, 1))
     yield from both(f"{ldm}.1.to_qkv", f"{hf}.attentions.0.to_qkv", (3 * width, width, 1, 1))
     yield from both(f"{ldm}.1.proj", f"{hf}.attentions.0.proj", (width, width, 1, 1))
-    yield from _resnet(f"{ldm}.2", f"{hf}.resnets.1", width, width)
+    yield from resnet(f"{ldm}.2", f"{hf}.resnets.1", width, width, kernel)
 
 
-def _head(part: str, out: int, width: int) -> Iterator[Row]:
+def head(part: str, out: int, width: int, kernel: Sequence[int] = KERNEL) -> Iterator[Row]:
+    """What makes latents, or pixels, of the last features."""
     yield Row(f"{part}.head.0.gamma", f"{part}.norm_out.gamma", (width, 1, 1, 1))
-    yield from both(f"{part}.head.2", f"{part}.conv_out", (out, width, 3, 3, 3))
+    yield from both(f"{part}.head.2", f"{part}.conv_out", (out, width, *kernel))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.flow.film import head, middle, resnet
 from lora_scripts.families.library import of_diffusers
 from lora_scripts.families.qwen_image21.layout import CHANNELS, PIXEL
 from lora_scripts.families.sd.check import check_floats, read_config
@@ -42,6 +43,8 @@ class RgbaLayout:
 
 
 STANDARD = RgbaLayout()
+KERNEL = (3, 3)
+"""Of the convolutions, without the frames of Wan's."""
 
 
 def rows(layout: RgbaLayout) -> list[Row]:
@@ -57,37 +60,28 @@ def _rows(layout: RgbaLayout) -> Iterator[Row]:
     for level, wide in enumerate(widths):
         ldm, hf = f"encoder.downsamples.{level}.downsamples", f"encoder.down_blocks.{level}"
         for j in range(RESNETS):
-            yield from _resnet(f"{ldm}.{j}", f"{hf}.resnets.{j}", given if j == 0 else wide, wide)
+            yield from resnet(f"{ldm}.{j}", f"{hf}.resnets.{j}", given if j == 0 else wide, wide, KERNEL)
         if level < last:
             step = f"{ldm}.{RESNETS}", f"{hf}.downsampler"
             yield from _step(*step, wide, wide if layout.in_time[level] else 0)
         given = wide
-    yield from _middle("encoder", given)
-    yield from _head("encoder", 2 * latents, given)  # mean and log variance
+    yield from middle("encoder", given, KERNEL)
+    yield from head("encoder", 2 * latents, given, KERNEL)  # mean and log variance
     yield from both("conv1", "quant_conv", (2 * latents, 2 * latents, 1, 1))
     yield from both("conv2", "post_quant_conv", (latents, latents, 1, 1))
     widths = [layout.decoder * times for times in reversed(layout.times)]
     given = widths[0]
     yield from both("decoder.conv1", "decoder.conv_in", (given, latents, 3, 3))
-    yield from _middle("decoder", given)
+    yield from middle("decoder", given, KERNEL)
     for level, wide in enumerate(widths):
         ldm, hf = f"decoder.upsamples.{level}.upsamples", f"decoder.up_blocks.{level}"
         for j in range(RESNETS + 1):
-            yield from _resnet(f"{ldm}.{j}", f"{hf}.resnets.{j}", given if j == 0 else wide, wide)
+            yield from resnet(f"{ldm}.{j}", f"{hf}.resnets.{j}", given if j == 0 else wide, wide, KERNEL)
         if level < last:
             step = f"{ldm}.{RESNETS + 1}", f"{hf}.upsampler"
             yield from _step(*step, wide, 2 * wide if layout.in_time[::-1][level] else 0)
         given = wide
-    yield from _head("decoder", PIXEL, given)
-
-
-def _resnet(ldm: str, hf: str, given: int, width: int) -> Iterator[Row]:
-    for number, name, wide in (("0", "norm1", given), ("3", "norm2", width)):
-        yield Row(f"{ldm}.residual.{number}.gamma", f"{hf}.{name}.gamma", (wide, 1, 1, 1))
-    for number, name, wide in (("2", "conv1", given), ("6", "conv2", width)):
-        yield from both(f"{ldm}.residual.{number}", f"{hf}.{name}", (width, wide, 3, 3))
-    if given != width:
-        yield from both(f"{ldm}.shortcut", f"{hf}.conv_shortcut", (width, given, 1, 1))
+    yield from head("decoder", PIXEL, given, KERNEL)
 
 
 def _step(ldm: str, hf: str, width: int, in_time: int) -> Iterator[Row]:
@@ -95,21 +89,6 @@ def _step(ldm: str, hf: str, width: int, in_time: int) -> Iterator[Row]:
     yield from both(f"{ldm}.resample.1", f"{hf}.resample.1", (width, width, 3, 3))
     if in_time:
         yield from both(f"{ldm}.time_conv", f"{hf}.time_conv", (in_time, width, 1, 1))
-
-
-def _middle(part: str, width: int) -> Iterator[Row]:
-    """Residual block, attention, residual block."""
-    ldm, hf = f"{part}.middle", f"{part}.mid_block"
-    yield from _resnet(f"{ldm}.0", f"{hf}.resnets.0", width, width)
-    yield Row(f"{ldm}.1.norm.gamma", f"{hf}.attentions.0.norm.gamma", (width, 1, 1))
-    yield from both(f"{ldm}.1.to_qkv", f"{hf}.attentions.0.to_qkv", (3 * width, width, 1, 1))
-    yield from both(f"{ldm}.1.proj", f"{hf}.attentions.0.proj", (width, width, 1, 1))
-    yield from _resnet(f"{ldm}.2", f"{hf}.resnets.1", width, width)
-
-
-def _head(part: str, out: int, width: int) -> Iterator[Row]:
-    yield Row(f"{part}.head.0.gamma", f"{part}.norm_out.gamma", (width, 1, 1, 1))
-    yield from both(f"{part}.head.2", f"{part}.conv_out", (out, width, 3, 3))
 
 
 @dataclass(frozen=True)
