@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, LoadOptions
 from lora_scripts.families.black_forest.flux1_blocks import CHANNELS
 from lora_scripts.families.black_forest.flux1_model import asked
@@ -26,7 +25,7 @@ from lora_scripts.families.chroma.facts import FACTS
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import sigmas_of
 from lora_scripts.families.flow.model import FlowFamily, Way, there
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.standby import Standby, require_numbers
 from lora_scripts.families.flow.t5 import T5Source
 from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
 from lora_scripts.losses.flow import Sigmas, by_resolution
@@ -57,8 +56,7 @@ class ChromaEncoder(Standby):
         mask = torch.arange(len(ids), device=self.device) < len(own)
         out = self._loaded()(input_ids=torch.tensor([ids], device=self.device), attention_mask=mask[None])
         states: Tensor = out.last_hidden_state[0]
-        if not torch.isfinite(states).all():
-            raise UserError("T5's states are no numbers", file=self.source.path, hint="use precision bf16 or fp32")
+        require_numbers(states, "T5's", self.source.path)
         return {"states": states, "lengths": torch.tensor(len(ids))}
 
     def _build(self) -> Any:

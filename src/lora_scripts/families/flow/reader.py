@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.errors import UserError
 from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.llm import Source
 from lora_scripts.families.flow.pieces import lend_scaled, take_blocks
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.standby import Standby, require_numbers
 from lora_scripts.families.flow.token_files import bare_tokenizer
 from lora_scripts.families.sd.rows import from_rows
 
@@ -121,9 +120,7 @@ class LanguageEncoder(Standby):
             use_cache=False,
         )
         states = torch.cat([out.hidden_states[tap][0] for tap in self.taps], -1)
-        if not torch.isfinite(states).all():
-            hint = "use precision bf16 or fp32"
-            raise UserError("the text encoder's states are no numbers", file=self.source.path, hint=hint)
+        require_numbers(states, "the text encoder's", self.source.path)
         dropped = self.reading.dropped
         return states[len(self._encoded(dropped)) if isinstance(dropped, str) else dropped :]
 

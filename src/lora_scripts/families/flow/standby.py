@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_scripts.compute import memory
+from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions, stacked
 from lora_scripts.formats.hashes import sha256_of
 
@@ -94,3 +95,9 @@ class Standby(ABC):
             self._model = self._build()
             memory.bring(self._model, self.device)
         return self._model
+
+
+def require_numbers(states: Tensor, whose: str, path: Path) -> None:
+    """UserError where a text encoder's states are no numbers, as where fp16 does not hold them; `path`: of its file."""
+    if not torch.isfinite(states).all():
+        raise UserError(f"{whose} states are no numbers", file=path, hint="use precision bf16 or fp32")

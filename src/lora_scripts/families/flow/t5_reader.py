@@ -31,6 +31,11 @@ class T5Tokens:
         """A text cut off at so many, the sign for the end among them."""
         return [*self._ids(text)[: most - 1], self.end]
 
+    def filled(self, text: str, most: int) -> list[int]:
+        """The same, filled up to so many."""
+        own = self.of(text, most)
+        return [*own, *[self.fill] * (most - len(own))]
+
     def excess(self, text: str, most: int) -> int:
         """How many are cut off."""
         return max(0, len(self._ids(text)) + 1 - most)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from lora_scripts.adapters.layer import Adapter
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.errors import UserError
 from lora_scripts.families.base import Conditions
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
 from lora_scripts.families.flow import clip_l
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.standby import Standby, require_numbers
 from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
 from lora_scripts.families.flux1.pair import Pair
 from lora_scripts.families.sd.encoder import TextEncoder
@@ -100,13 +99,10 @@ class FluxEncoder(Standby):
         with _off(self.clip.worn):
             pooled = self.clip.pooled([text])[0]  # first: T5 then takes the room that CLIP leaves
         language = self._loaded()
-        ids = self.tokens.of(text, MOST)
-        ids += [self.tokens.fill] * (MOST - len(ids))
+        ids = self.tokens.filled(text, MOST)
         states = language(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]
-        for name, source, tensor in (("T5's", self.texts.t5, states), ("CLIP's", self.texts.clip, pooled)):
-            if not torch.isfinite(tensor).all():
-                hint = "use precision bf16 or fp32"
-                raise UserError(f"{name} states are no numbers", file=source.path, hint=hint)
+        require_numbers(states, "T5's", self.texts.t5.path)
+        require_numbers(pooled, "CLIP's", self.texts.clip.path)
         return {"states": states, "pooled": pooled}
 
     def _build(self) -> Any:

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.errors import UserError
 from lora_scripts.families.clip.prompts import Chunk
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
 from lora_scripts.families.flow.clip_l import ClipSource
-from lora_scripts.families.flow.standby import Standby
+from lora_scripts.families.flow.standby import Standby, require_numbers
 from lora_scripts.families.flow.t5_reader import T5Tokens, build_t5
 from lora_scripts.families.sd.encoder import Encoded, TextEncoder
 from lora_scripts.families.sd.load import build_text
@@ -57,16 +56,13 @@ class Sd3Encoder(Standby):
     @torch.no_grad()
     def _read(self, text: str) -> dict[str, Tensor]:
         narrow, wide = self._clip(0, text), self._clip(1, text)  # first: T5 then takes the room that they leave
-        ids = self.tokens.of(text, MOST)
-        ids += [self.tokens.fill] * (MOST - len(ids))
+        ids = self.tokens.filled(text, MOST)
         t5: Tensor = self._loaded()(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]
         assert narrow.pooled is not None and wide.pooled is not None  # both have a projection
         clips = torch.cat([narrow.states[0], wide.states[0]], -1)
         pooled = torch.cat([narrow.pooled[0], wide.pooled[0]], -1)
-        for name, source, tensor in (("T5's", self.texts.t5, t5), ("CLIP's", self.texts.clip_l, clips)):
-            if not torch.isfinite(tensor).all():
-                hint = "use precision bf16 or fp32"
-                raise UserError(f"{name} states are no numbers", file=source.path, hint=hint)
+        require_numbers(t5, "T5's", self.texts.t5.path)
+        require_numbers(clips, "CLIP's", self.texts.clip_l.path)
         clips = F.pad(clips, (0, self.texts.width - clips.shape[-1])).to(t5.dtype)
         return {"states": torch.cat([clips, t5]), "pooled": pooled}
 
