@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant("data/image.py", "pixels[..., 3:] == 0", "pixels[..., 3:] < 0", "image"),
     Mutant("families/names.py", " and not (published and published[1] > published[0])", "", "sd3"),
     Mutant("families/flow/reader.py", ".where(mask, 1)", ".where(mask, 0)", "flux3"),
-    Mutant("families/flux1/pair_reader.py", "with _off(self.clip.worn):", "with _off([]):", "flux1_text"),
+    Mutant("families/flux1/pair_reader.py", "with counting(self.clip.worn, 0.0):", "with counting([], 0.0):", "flux1_text"),
     Mutant("families/sd3/trio_reader.py", "PAD_G = 0", "PAD_G = 49407", "sd3"),
     Mutant("families/sd3/names.py", "turned={**turned, **native}", "turned={}", "sd3"),
     # order and seeds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -76,6 +77,19 @@ class Adapter(nn.Module):
         """Copies values in, by the names of `values()`."""
         for name, p in self.values().items():
             p.copy_(values[name].reshape(p.shape))
+
+
+@contextmanager
+def counting(layers: Iterable[Adapter], factor: float) -> Iterator[None]:
+    """Within it the adapters count so many times as much; 0: the base answers alone."""
+    strengths = {layer: layer.strength for layer in layers}
+    for layer, strength in strengths.items():
+        layer.strength = factor * strength
+    try:
+        yield
+    finally:
+        for layer, strength in strengths.items():
+            layer.strength = strength
 
 
 class LoraLayer(Adapter):

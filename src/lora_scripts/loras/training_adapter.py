@@ -6,14 +6,13 @@ distillation back, what is trained learns from an ordinary base, and is worn on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
-from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.layer import Adapter, counting
 from lora_scripts.families.base import PictureFamily, Sampling
 from lora_scripts.loras.on_model import apply, check_fits
 
@@ -32,23 +31,13 @@ class Aided:
 
     def generate(self, prompt: str, seed: int, sampling: Sampling) -> Image.Image:
         """As `PictureFamily.generate`."""
-        with self._off():
+        with counting(self._layers.values(), 0.0):
             return self._family.generate(prompt, seed, sampling)
 
     def draw(self, prompt: str, seeds: Sequence[int], sampling: Sampling) -> list[Image.Image]:
         """As `PictureFamily.draw`."""
-        with self._off():
+        with counting(self._layers.values(), 0.0):
             return self._family.draw(prompt, seeds, sampling)
-
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        for layer in self._layers.values():
-            layer.strength = 0.0
-        try:
-            yield
-        finally:
-            for layer in self._layers.values():
-                layer.strength = 1.0
 
 
 def aided(family: PictureFamily, modules: Mapping[str, Change], path: Path) -> PictureFamily:

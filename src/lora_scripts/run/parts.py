@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.layer import Adapter, counting
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
@@ -78,17 +78,9 @@ class Trained:
         """Within it the base answers alone."""
         return self.at(0.0)
 
-    @contextmanager
-    def at(self, factor: float) -> Iterator[None]:
+    def at(self, factor: float) -> AbstractContextManager[None]:
         """Within it the adapters count so many times as much."""
-        strengths = {layer: layer.strength for layer in self.layers.values()}
-        for layer, strength in strengths.items():
-            layer.strength = factor * strength
-        try:
-            yield
-        finally:
-            for layer, strength in strengths.items():
-                layer.strength = strength
+        return counting(self.layers.values(), factor)
 
     def train(self, training: bool) -> None:
         """Dropout on or off."""

@@ -7,13 +7,12 @@ Facts: diffusers' `FluxPipeline`. T5 reads what fills a text up, too, and so doe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.layer import Adapter, counting
 from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.base import Conditions
 from lora_scripts.families.clip.tokenizer import MAX_LENGTH, clip_tokenizer
@@ -96,7 +95,7 @@ class FluxEncoder(Standby):
 
     @torch.no_grad()
     def _read(self, text: str) -> dict[str, Tensor]:
-        with _off(self.clip.worn):
+        with counting(self.clip.worn, 0.0):
             pooled = self.clip.pooled([text])[0]  # first: T5 then takes the room that CLIP leaves
         language = self._loaded()
         ids = self.tokens.filled(text, MOST)
@@ -107,16 +106,3 @@ class FluxEncoder(Standby):
 
     def _build(self) -> Any:
         return build_t5(self.texts.t5, self.dtype)
-
-
-@contextmanager
-def _off(layers: Sequence[Adapter]) -> Iterator[None]:
-    """Within it the base answers alone."""
-    strengths = [layer.strength for layer in layers]
-    for layer in layers:
-        layer.strength = 0.0
-    try:
-        yield
-    finally:
-        for layer, strength in zip(layers, strengths, strict=True):
-            layer.strength = strength

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_scripts.adapters.inject import remove
-from lora_scripts.adapters.layer import Adapter
+from lora_scripts.adapters.layer import Adapter, counting
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply
@@ -32,14 +32,11 @@ class Worn:
     @contextmanager
     def at(self, strength: float) -> Iterator[None]:
         """Within it the LoRA counts so much; 0 is the base."""
-        for layer in self.layers.values():
-            layer.strength = strength
         self.family.set_words(self.words if strength else {})
         try:
-            yield
+            with counting(self.layers.values(), strength):
+                yield
         finally:
-            for layer in self.layers.values():
-                layer.strength = 1.0
             self.family.set_words(self.words)
 
     def draw(self, preview: Preview, strength: float) -> Image.Image:
