@@ -12,8 +12,8 @@ from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY
 from lora_scripts.families.flow.pieces import Pieces, require_floats
 from lora_scripts.families.flow.places import files_of
 from lora_scripts.families.names import Base, Layer, Names
-from lora_scripts.families.sd.rows import Row, Shapes, check_rows, count_of, is_spare, scale_key, size_of
-from lora_scripts.families.sd.text import TextLayout, clip_rows
+from lora_scripts.families.sd.rows import Row, check_rows, is_spare, scale_key
+from lora_scripts.families.sd.text import TextLayout, clip_layout, clip_rows
 
 FILE = "clip_l.safetensors"
 """As people know it."""
@@ -75,7 +75,7 @@ def look(path: Path, width: int, kind: Clip = CLIP_L, *, inside: str = "", proje
     files = files_of(path)
     pieces = Pieces(files, (_PREFIX,), inside=inside)
     has = kind.projected or (projected and _PROJECTION in pieces.shapes)
-    layout = replace(_layout(pieces.shapes, path), activation=kind.activation, projection=width if has else 0)
+    layout = replace(clip_layout(pieces.shapes, "", path), activation=kind.activation, projection=width if has else 0)
     source = ClipSource(path, files, layout, inside)
     if (layout.width, layout.vocab) != (width, VOCABULARY):
         text = f"this CLIP has {layout.vocab} tokens of width {layout.width}, the base reads {VOCABULARY} of {width}"
@@ -91,16 +91,6 @@ def look(path: Path, width: int, kind: Clip = CLIP_L, *, inside: str = "", proje
     check_rows(pieces.shapes, {"CLIP text encoder": source.rows()}, read, file=path, plain=plain)
     require_floats(pieces, {pieces.key_in_file(key) for key in read})
     return source
-
-
-def _layout(shapes: Shapes, file: Path) -> TextLayout:
-    return TextLayout(
-        width=size_of(shapes, "embeddings.token_embedding.weight", 1, file),
-        layers=count_of(shapes, "encoder.layers."),
-        intermediate=size_of(shapes, "encoder.layers.0.mlp.fc1.weight", 0, file),
-        vocab=size_of(shapes, "embeddings.token_embedding.weight", 0, file),
-        positions=size_of(shapes, "embeddings.position_embedding.weight", 0, file),
-    )
 
 
 # --- what a LoRA may change -------------------------------------------------------------------------------------------

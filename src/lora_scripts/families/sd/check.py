@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_scripts.dtypes import FLOATS
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd.rows import scale_key
+from lora_scripts.families.sd.rows import Shapes, scale_key
 from lora_scripts.families.sd.vae import FACTOR
 from lora_scripts.formats.header import Header, read_header
 
@@ -102,3 +102,11 @@ def require_parts(path: Path, parts: Sequence[str], words: str) -> None:
     if missing:
         hint = f"give a diffusers folder of {words}, or a single .safetensors file"
         raise UserError(f"this folder has no {', '.join(missing)}", file=path, hint=hint)
+
+
+def require_models(shapes: Shapes, parts: Mapping[str, str], file: Path | None) -> None:
+    """UserError unless a single file has every part; `parts`: what people call it -> what its keys begin with."""
+    absent = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in shapes)]
+    if absent:
+        hint = "give the full checkpoint" + (", or the file of a VAE as vae" if absent == ["VAE"] else "")
+        raise UserError(f"the file holds no {' and no '.join(absent)}", file=file, hint=hint)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.families.names import THIRDS
-from lora_scripts.families.sd.rows import Row, both, under
+from lora_scripts.families.sd.rows import Row, Shapes, both, count_of, size_of, under
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,18 @@ class TextLayout:
 def clip_rows(layout: TextLayout, prefix: str) -> list[Row]:
     """As transformers names them; the published file has the same names behind its prefix, which ends `text_model.`"""
     return under(prefix, [row._replace(hf="text_model." + row.hf) for row in _clip(layout)])
+
+
+def clip_layout(shapes: Shapes, prefix: str, file: Path | None) -> TextLayout:
+    """Of a file with `clip_rows`. UserError when the tensor that tells a width is missing."""
+    table = f"{prefix}embeddings.token_embedding.weight"
+    return TextLayout(
+        width=size_of(shapes, table, 1, file),
+        layers=count_of(shapes, f"{prefix}encoder.layers."),
+        intermediate=size_of(shapes, f"{prefix}encoder.layers.0.mlp.fc1.weight", 0, file),
+        vocab=size_of(shapes, table, 0, file),
+        positions=size_of(shapes, f"{prefix}embeddings.position_embedding.weight", 0, file),
+    )
 
 
 def open_clip_rows(layout: TextLayout, prefix: str) -> list[Row]:

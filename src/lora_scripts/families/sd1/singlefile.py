@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd import vae as sd_vae
-from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR
+from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR, require_models
 from lora_scripts.families.sd.rows import (
     Handle,
     Shapes,
@@ -91,10 +91,7 @@ def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> 
     second = any(key.startswith(TEXT_2_PREFIX) for key in shapes)
     parts = {"UNet": UNET_PREFIX, "text encoder": TEXT_2_PREFIX if second else TEXT_PREFIX}
     parts |= {"VAE": VAE_PREFIX} if vae else {}
-    absent = [part for part, prefix in parts.items() if not any(key.startswith(prefix) for key in shapes)]
-    if absent:
-        hint = "give the full checkpoint" + (", or the file of a VAE as vae" if absent == ["VAE"] else "")
-        raise UserError(f"the file holds no {' and no '.join(absent)}", file=file, hint=hint)
+    require_models(shapes, parts, file)
 
     def size(key: str, axis: int) -> int:
         return size_of(shapes, key, axis, file)

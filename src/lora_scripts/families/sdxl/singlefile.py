@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.sd import vae as sd_vae
-from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR
+from lora_scripts.families.sd.check import V_PREDICTION, ZERO_SNR, require_models
 from lora_scripts.families.sd.rows import (
     Handle,
     Shapes,
@@ -24,7 +24,7 @@ from lora_scripts.families.sd.rows import (
     size_of,
     to_rows,
 )
-from lora_scripts.families.sd.text import TextLayout, published_text_keys, text_layout_of
+from lora_scripts.families.sd.text import TextLayout, clip_layout, published_text_keys, text_layout_of
 from lora_scripts.families.sd.unet import GROUPS, RESNETS, SIZES, UnetLayout
 from lora_scripts.families.sdxl.layout import (
     HEAD,
@@ -64,11 +64,8 @@ def layout_of(shapes: Shapes, *, file: Path | None = None, vae: bool = True) -> 
     """Reads widths and depths from the shapes of a single file. UserError when a part is missing that is needed."""
     wanted = {"UNet": UNET_PREFIX, "first text encoder": TEXT_PREFIX, "second text encoder": TEXT_2_PREFIX}
     wanted |= {"VAE": VAE_PREFIX} if vae else {}
-    absent = [part for part, prefix in wanted.items() if not any(key.startswith(prefix) for key in shapes)]
-    if absent:
-        hint = "give the full checkpoint" + (", or the file of a VAE as vae" if absent == ["VAE"] else "")
-        raise UserError(f"the file holds no {' and no '.join(absent)}", file=file, hint=hint)
-    text, text_2 = _text(shapes, file), _text_2(shapes, file)
+    require_models(shapes, wanted, file)
+    text, text_2 = clip_layout(shapes, TEXT_PREFIX, file), _text_2(shapes, file)
     layout = SdxlLayout(
         unet=_unet(shapes, file, text_2.projection),
         text=text,
@@ -97,17 +94,6 @@ def _unet(shapes: Shapes, file: Path | None, pooled: int) -> UnetLayout:
         linear=True,
         pooled_width=pooled,
         size_width=(size("label_emb.0.0.weight", 1) - pooled) // SIZES,
-    )
-
-
-def _text(shapes: Shapes, file: Path | None) -> TextLayout:
-    table = TEXT_PREFIX + "embeddings.token_embedding.weight"
-    return TextLayout(
-        width=size_of(shapes, table, 1, file),
-        layers=count_of(shapes, TEXT_PREFIX + "encoder.layers."),
-        intermediate=size_of(shapes, TEXT_PREFIX + "encoder.layers.0.mlp.fc1.weight", 0, file),
-        vocab=size_of(shapes, table, 0, file),
-        positions=size_of(shapes, TEXT_PREFIX + "embeddings.position_embedding.weight", 0, file),
     )
 
 
