@@ -27,6 +27,7 @@ from lora_scripts.families.causal_lm.facts import FACTS
 from lora_scripts.families.causal_lm.leak import LEAK, leak
 from lora_scripts.families.causal_lm.load import Folder, open_folder
 from lora_scripts.families.causal_lm.names import ROOT
+from lora_scripts.families.causal_lm.output import head_of
 from lora_scripts.families.causal_lm.sight import blind
 from lora_scripts.families.causal_lm.skeleton import loader, straighten
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
@@ -145,25 +146,11 @@ class LanguageModel:
     @cached_property
     def head(self) -> Callable[[Tensor], Tensor] | None:
         """From hidden states to logits; None where the model does more there than we know: then logits are whole."""
-        config, layer = self.model.config.get_text_config(), self.model.get_output_embeddings()
-        if layer is None:
+        if self.model.get_output_embeddings() is None:
             return None
-
-        def run(hidden: Tensor) -> Tensor:
-            logits: Tensor = layer(hidden)
-            if getattr(config, "logit_scale", None) is not None:  # Cohere
-                logits = logits * config.logit_scale
-            if getattr(config, "logits_scaling", None) is not None:  # Granite
-                logits = logits / config.logits_scaling
-            cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-            return logits if cap is None else cap * torch.tanh(logits / cap)
-
         probe = self._probe()
         with torch.no_grad(), self._evaluating():
-            whole = self._run(self.model, probe).logits.float()
-            parts = run(self._hidden(probe)).float()
-        fits = whole.shape == parts.shape and bool(torch.isfinite(whole).all())
-        return run if fits and float((whole - parts).abs().max()) <= 1e-3 * float(whole.abs().max()) else None
+            return head_of(self.model, self._hidden(probe), self._run(self.model, probe).logits)
 
     # --- packing ------------------------------------------------------------------------------------------------------
 
