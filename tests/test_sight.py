@@ -21,7 +21,8 @@ from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, has_tem
 from lora_scripts.families.causal_lm.model import LanguageModel, open_model
 from lora_scripts.families.causal_lm.sight import SEEING
 from lora_scripts.families.causal_lm.template import Template
-from lora_scripts.families.texts import Answering, padded
+from lora_scripts.families.sequences import padded
+from lora_scripts.families.texts import Answering
 from lora_scripts.loras import adapter_folder
 from test_causal_lm import examples
 
