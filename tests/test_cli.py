@@ -154,6 +154,12 @@ def test_a_persons_mistake_is_one_line_and_exit_code_2(
     assert not run.calls
 
 
+def test_a_text_may_begin_with_a_quotation_or_a_dash(base: Path, run: SimpleNamespace) -> None:
+    for prompt in ("“结节”是什么？", "“甲”和“乙”", "– a house", "“a” house"):
+        assert main(["generate", "--base", str(base), "--prompt", prompt]) == 0
+        assert run.calls[-1][0][0].prompt == prompt
+
+
 @pytest.mark.parametrize(
     ("option", "error"),
     [

@@ -21,6 +21,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -170,16 +171,21 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return options
 
 
+_QUOTING = re.compile("“[^”]*”.|‘[^’]*’.")
+"""A text that goes on behind the quotation with which it begins."""
+
+
 def _not_typed(words: Sequence[str]) -> list[UserError]:
     """The first fault of quotes or dashes that a text program or an input method has put for plain ones, or of bytes
-    that are not UTF-8, which no page and no JSON can hold. A word with a blank in it was quoted well."""
+    that are not UTF-8, which no page and no JSON can hold. A word with a blank in it was quoted well, and Chinese that
+    begins with a quotation has none: “结节”是什么？"""
     faults = []
     for word in words:
-        if word[:1] in ("“", "”", "‘", "’") and " " not in word:
+        if word[:1] in ("“", "”", "‘", "’") and " " not in word and not _QUOTING.match(word):
             told = f"{word} begins with a Chinese or curly quote, which the shell takes for a letter"
             meant = word.strip("“”‘’") + ("" if word[-1] in "”’" else " …")
             faults.append(UserError(told, hint=f'write "{meant}", in plain quotes'))
-        elif word[:1] in ("—", "–"):
+        elif word[:1] in ("—", "–") and " " not in word:
             faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
         elif HALF.search(word):
             there = any(map(os.path.lexists, (word, word.partition("=")[2])))
