@@ -25,7 +25,7 @@ from lora_scripts.data.texts.conversations import Conversation
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.encode import Encoder, encoder_of
-from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, open_folder
+from lora_scripts.families.causal_lm.load import CAUSAL_LM, folder_kind, layer_weights, open_folder
 from lora_scripts.families.causal_lm.model import LanguageModel, load, open_model
 from lora_scripts.families.causal_lm.modelfile import modelfile
 from lora_scripts.families.causal_lm.template import Template, named_template
@@ -445,6 +445,31 @@ def test_the_reader_of_lora_files_takes_it_and_merge_merges(
     inside = batch.mask.bool()
     assert (merged.logits(batch) - theirs)[inside].abs().max() < 1e-4
     assert (open_model(folders[kind], CPU, torch.float32).logits(batch) - theirs)[inside].abs().max() > 0.1
+
+
+def test_the_layers_of_a_folder_are_those_of_its_model_whatever_stands_before_their_names(tmp_path: Path) -> None:
+    """GPT-NeoX (Pythia) and Falcon have words of their own there; BLOOM's published file has none at all."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    small: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    for number, config in enumerate(
+        (
+            transformers.GPTNeoXConfig(**small, intermediate_size=48),
+            transformers.FalconConfig(**small),
+            transformers.BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4),
+        )
+    ):
+        folder = tmp_path / str(number)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        small_words.tokenizer().save_pretrained(folder)
+        usual = {path.removeprefix("lm.") for path in open_model(folder, CPU, torch.float32).usual}
+        assert usual
+        assert usual <= layer_weights(open_folder(folder)).keys()
+    file = folder / "model.safetensors"
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    assert usual <= layer_weights(open_folder(folder)).keys()
 
 
 # --- less memory ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ TEMPLATE, PROCESSORS = "chat_template.jinja", "chat_template.json"
 """Where a chat template lies, beside tokenizer_config.json; the second is how models that see had it before 2025."""
 FLIPPED = ("c_attn", "c_proj", "c_fc", "q_attn")
 """Layers of GPT-2 and its like, whose weights lie [in, out]."""
-_PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer"}
+_FLIPS = ("gpt2", "openai-gpt")
+"""Those models. Others with such names, as StarCoder's, have weights [out, in]."""
+_PREFIXES = {"gpt2": "transformer", "openai-gpt": "transformer", "bloom": "transformer"}
+_BARE = re.compile(r"(decoder\.)?(layers|h)\.\d+\.")
+"""How names begin in a file that was saved without the output layer, as GPT-2 and BLOOM were."""
 _MEND = "give the folder of a causal language model in the original precision, such as Qwen3-0.6B"
 
 
@@ -127,14 +132,12 @@ def _explain(path: Path) -> None:
 def layer_weights(folder: Folder) -> dict[str, FolderWeight]:
     """Name of a layer, as transformers calls it -> where its weight stands."""
     kind = str(folder.config.get("model_type"))
-    prefix = _PREFIXES.get(kind, "model")
     names = {key: folder.module_of(key) for header in folder.files.values() for key in header.tensors}
-    # Saved without its output layer, as GPT-2 was.
-    bare = not any(name.startswith(f"{prefix}.") for name in names.values())
+    bare = any(map(_BARE.match, names))
+    prefix = f"{_PREFIXES.get(kind, 'model')}." if bare else ""
     return {
-        (f"{prefix}." if bare and not key.startswith("lm_head.") else "")
-        + names[key].removesuffix(".weight"): FolderWeight(
-            name, key, flipped=key.split(".")[-2] in FLIPPED and kind in _PREFIXES
+        ("" if key.startswith("lm_head.") else prefix) + names[key].removesuffix(".weight"): FolderWeight(
+            name, key, flipped=key.split(".")[-2] in FLIPPED and kind in _FLIPS
         )
         for name, header in folder.files.items()
         for key, info in header.tensors.items()
