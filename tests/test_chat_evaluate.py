@@ -281,6 +281,25 @@ def test_tools_of_a_record_are_asked_with(base: Path, tmp_path: Path, capsys: py
     assert (result["records"], result["answered"], result["base"]["exact"]["hits"]) == (2, 1, 1)
 
 
+def test_what_is_thought_before_an_answer_is_not_compared(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen3's template writes an empty thought before each answer, which is learned with it."""
+    from lora_scripts.families.causal_lm import model
+    from lora_scripts.families.texts import Answer
+
+    said = ["<think>\n\n</think>\n\nYes.", "Yes.", "<think>\nhm"]
+    monkeypatch.setattr(model, "generate", lambda *_: [Answer(text, 3, True) for text in said])
+    data, turn = tmp_path / "test.jsonl", {"role": "user", "content": "hello"}
+    wanted = ("Yes.", "<think>\nWell\n</think>\n\nYes.", "Yes.")
+    rows = [{"messages": [turn, {"role": "assistant", "content": text}]} for text in wanted]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", "--base", str(base), "--data", str(data), "--max-tokens", "8", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["base"]
+    assert (result["exact"]["hits"], result["rouge_l"]) == (2, pytest.approx(2 / 3))
+
+
 def test_evaluate_finds_what_was_put_there(
     base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.data.texts.conversations import Completion, Conversation, Record, RecordFault
 from lora_scripts.data.texts.records import Records, read_records
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.evaluate.scoring import Share, exact, rouge_l, share
+from lora_scripts.evaluate.scoring import Share, exact, rouge_l, share, spoken
 from lora_scripts.events import Progress, Sink, ignore
 
 if TYPE_CHECKING:
@@ -211,13 +211,19 @@ def _take(
     return _Taken(losses, answers)
 
 
+def _scores(taken: _Taken, wanted: Sequence[str]) -> tuple[list[bool], list[float]]:
+    """Of each answer whether it is the wanted one, and its ROUGE-L; of both what stands behind the thought."""
+    pairs = [(spoken(answer.text), spoken(want)) for answer, want in zip(taken.answers, wanted, strict=True)]
+    return [exact(*pair) for pair in pairs], [rouge_l(*pair) for pair in pairs]
+
+
 def _figures(taken: _Taken, wanted: Sequence[str]) -> Figures:
     loss = sum(taken.losses) / len(taken.losses) if taken.losses else math.nan
-    rouges = [rouge_l(answer.text, want) for answer, want in zip(taken.answers, wanted, strict=True)]
+    hits, rouges = _scores(taken, wanted)
     return Figures(
         loss,
         math.exp(loss) if loss < 700 else math.inf,
-        share([exact(answer.text, want) for answer, want in zip(taken.answers, wanted, strict=True)]),
+        share(hits),
         sum(rouges) / len(rouges) if rouges else math.nan,
         share([answer.stopped for answer in taken.answers]),
     )
@@ -226,14 +232,10 @@ def _figures(taken: _Taken, wanted: Sequence[str]) -> Figures:
 def _compared(base: _Taken, lora: _Taken, wanted: Sequence[str], seed: int) -> Compared:
     from lora_scripts.train.evidence import bootstrap, less
 
-    def measured(taken: _Taken) -> tuple[list[float], list[float]]:
-        pairs = list(zip(taken.answers, wanted, strict=True))
-        return [float(exact(a.text, w)) for a, w in pairs], [rouge_l(a.text, w) for a, w in pairs]
-
-    (exact_a, rouge_a), (exact_b, rouge_b) = measured(base), measured(lora)
+    (exact_a, rouge_a), (exact_b, rouge_b) = _scores(base, wanted), _scores(lora, wanted)
     return Compared(
         bootstrap(less(lora.losses, base.losses), seed),
-        bootstrap(less(exact_b, exact_a), seed),
+        bootstrap(less([*map(float, exact_b)], [*map(float, exact_a)]), seed),
         bootstrap(less(rouge_b, rouge_a), seed),
     )
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from lora_scripts.data.texts.records import words_of
 
+_THOUGHT = "</think>"
+"""The end of one."""
+
 
 def rouge_l(said: str, wanted: str) -> float:
     """ROUGE-L (Lin 2004, section 3.1): the F measure of the longest common subsequence of words, 0 … 1.
@@ -22,6 +25,11 @@ def rouge_l(said: str, wanted: str) -> float:
         return 0.0
     precision, recall = common / len(ours), common / len(theirs)
     return 2 * precision * recall / (precision + recall)
+
+
+def spoken(text: str) -> str:
+    """What is said behind the thought, as chat templates divide it: Qwen3 is trained to write an empty one first."""
+    return text.rpartition(_THOUGHT)[2]
 
 
 def exact(said: str, wanted: str) -> bool:
