@@ -567,6 +567,41 @@ def test_answers_together_are_those_alone(folders: dict[str, Path]) -> None:
     assert together == [model.answer(talk, Answering(max_tokens=8)) for talk in talks]
 
 
+def test_answers_are_as_they_were_asked_for_whatever_a_folder_sets(tmp_path: Path) -> None:
+    """Qwen2.5's generation_config.json has a repetition_penalty, with which the likeliest token is another one."""
+    folder, talk = small_words.write_model(tmp_path / "model"), [{"role": "user", "content": "hello"}]
+
+    def said(**settings: Any) -> list[str]:
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        model = open_model(folder, torch.device("cpu"), torch.float32)
+        return [model.answer(talk, Answering(12, heat), lambda piece: None).text for heat in (0.0, 1.0)]
+
+    plain = said()
+    assert said(repetition_penalty=1.5, do_sample=True, temperature=0.6, top_k=1, min_p=0.9) == plain
+    assert said(num_beams=4, return_dict_in_generate=True, stop_strings=["o"]) == plain
+
+
+def test_signs_that_only_the_tokenizer_has_are_told(tmp_path: Path) -> None:
+    """Given to it by hand, without a row in the model's table: "[PAD]", or ChatML's for chat_template: chatml."""
+    folder = small_words.write_model(tmp_path / "model")
+    tokenizer = small_words.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    model = open_model(folder, CPU, torch.float32)
+    talks = [[{"role": "user", "content": text}] for text in ("hello", "how", "are", "you")]
+    model.answers(talks, Answering(40))  # some end sooner, and what fills up is left out
+    talks.append([{"role": "user", "content": "hello [PAD]"}])
+    says = f"has the sign [PAD], which is none of the model's {model.vocabulary} tokens"
+    with pytest.raises(UserError, match=re.escape(says)):
+        model.answer(talks[-1], Answering(4))
+    with pytest.raises(UserError, match=re.escape(says)):
+        model.answer([{"role": BEGINNING, "content": "[PAD]"}], Answering(4))
+    record = Conversation((talks[-1][0], {"role": "assistant", "content": "Yes."}))
+    for encoder in (model.encoder(), encoder_of(folder, None, "answers", 256)):
+        with pytest.raises(RecordFault, match=re.escape(says)):
+            encoder.encode(record)
+
+
 def test_no_more_tokens_than_the_model_has_places_for(folders: dict[str, Path]) -> None:
     """GPT-2 has a table of places: one more, and torch's own error would end the run."""
     model = open_model(folders["gpt2"], CPU, torch.float32)

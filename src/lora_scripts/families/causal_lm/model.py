@@ -353,10 +353,14 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
     folder = open_folder(path)
     tokenizer = load_tokenizer(path)
     with quiet():
+        from transformers import GenerationConfig
+
         try:
             model, told = loader(folder).from_pretrained(
                 path,
                 dtype=dtype,
+                # That of the folder changes what is likeliest (repetition_penalty) or how answers come (num_beams).
+                generation_config=GenerationConfig(),
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
