@@ -21,7 +21,7 @@ from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import Adapter, LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.memory import MemoryOptions
-from lora_scripts.data.texts.conversations import Conversation
+from lora_scripts.data.texts.conversations import Conversation, RecordFault
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.causal_lm.encode import Encoder, encoder_of

@@ -34,7 +34,6 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     drawn = answering.temperature > 0
     more: dict[str, Any] = {"temperature": answering.temperature, "top_p": answering.top_p} if drawn else {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -46,7 +45,7 @@ def generate(
             do_sample=drawn,
             top_k=0 if drawn else None,
             eos_token_id=sorted(stops) or None,
-            pad_token_id=pad,
+            pad_token_id=0,  # behind an answer's end, which is left out; a tokenizer's own may be none of the model's
             streamer=_Teller(tokenizer, stops, tell) if tell is not None and len(prompts) == 1 else None,
             **({"temperature": None, "top_p": None} | more),
         )

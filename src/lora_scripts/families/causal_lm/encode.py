@@ -11,7 +11,14 @@ from lora_scripts.data.texts.conversations import Completion, Conversation, Reco
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import open_folder
 from lora_scripts.families.causal_lm.template import Rendered, Template, template_of
-from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
+from lora_scripts.families.causal_lm.tokens import (
+    NOT_ITS_OWN,
+    load_tokenizer,
+    places_of,
+    quiet,
+    stops_of,
+    unknown_sign,
+)
 from lora_scripts.families.sequences import Example
 from lora_scripts.families.texts import Counts, LongRecords, TrainOn
 
@@ -30,6 +37,8 @@ class Encoder:
     long_records: LongRecords = "cut"
     places: int | None = None
     """How many tokens the model can take at once; None: it names no limit."""
+    vocabulary: int | None = None
+    """How many tokens the model has; None: not known."""
     counts: Counts = field(default_factory=Counts)
 
     def encode(self, record: Record) -> list[Example]:
@@ -47,6 +56,9 @@ class Encoder:
                 self.counts.split += len(parts) > 1
                 self.counts.thoughtless += _leaves_thoughts_out(record, parts)
                 examples = self._fitting([self._of_rendered(part) for part in parts])
+        for example in examples:
+            if self.vocabulary and (message := unknown_sign(example.ids, self.vocabulary, self.tokenizer)):
+                raise RecordFault(message, NOT_ITS_OWN)
         self.counts.examples += len(examples)
         self.counts.tokens += sum(len(example.ids) for example in examples)
         self.counts.trained += sum(example.count for example in examples)
@@ -161,7 +173,9 @@ def encoder_of(path: Path, template: str | None, train_on: str, max_length: int)
         from transformers import AutoConfig
 
         try:
-            places = places_of(AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            places, vocabulary = places_of(config), config.get_text_config().vocab_size
         except (ValueError, OSError, KeyError):  # an architecture that is not known: told by whoever loads it
-            places = None
-    return Encoder(tokenizer, own, stops_of(folder, tokenizer), cast("TrainOn", train_on), max_length, places=places)
+            places = vocabulary = None
+    stops, trained = stops_of(folder, tokenizer), cast("TrainOn", train_on)
+    return Encoder(tokenizer, own, stops, trained, max_length, places=places, vocabulary=vocabulary)

@@ -31,7 +31,7 @@ from lora_scripts.families.causal_lm.output import head_of
 from lora_scripts.families.causal_lm.sight import blind
 from lora_scripts.families.causal_lm.skeleton import loader, straighten
 from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
-from lora_scripts.families.causal_lm.tokens import load_tokenizer, places_of, quiet, stops_of
+from lora_scripts.families.causal_lm.tokens import NOT_ITS_OWN, load_tokenizer, places_of, quiet, stops_of, unknown_sign
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.sequences import TextBatch
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TrainOn
@@ -199,7 +199,7 @@ class LanguageModel:
         """What turns records into tokens; see `TextFamily`."""
         length = min(max_length, self.places or max_length)
         own = self.template(template)
-        return Encoder(self.tokenizer, own, self.stops, train_on, length, long_records, self.places)
+        return Encoder(self.tokenizer, own, self.stops, train_on, length, long_records, self.places, self.vocabulary)
 
     def answer(
         self,
@@ -265,13 +265,18 @@ class LanguageModel:
         template = self.template(named)
         if template is None or messages[-1]["role"] == BEGINNING:  # what was said last is gone on with
             ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
-            return ids or [self._beginning]
+            return self._known(ids or [self._beginning])
         try:
             text = template.render(messages, tools, prompt=True, **({} if answering.think else NOT_THINKING))
         except RecordFault as fault:
             raise UserError(fault.message, hint=fault.hint) from None
-        encoded: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return encoded
+        return self._known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The tokens, if the model has them all. UserError where not."""
+        if message := unknown_sign(ids, self.vocabulary, self.tokenizer):
+            raise UserError(message, file=self.folder.path, hint=NOT_ITS_OWN)
+        return ids
 
     @property
     def _beginning(self) -> int:

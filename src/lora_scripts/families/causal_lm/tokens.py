@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.causal_lm.load import Folder, processors_template
+
+NOT_ITS_OWN = "take the tokenizer that came with the model, or another chat_template"
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -39,6 +41,15 @@ def places_of(config: Any) -> int | None:
     """How many tokens a text may have, by transformers' config of a model; None where it names no limit."""
     places = getattr(config.get_text_config(), "max_position_embeddings", None)
     return places if isinstance(places, int) and places > 0 else None
+
+
+def unknown_sign(ids: Sequence[int], vocabulary: int, tokenizer: Any) -> str | None:
+    """What is wrong with tokens that the model has no place for: a sign was given to the tokenizer alone."""
+    token = max(ids, default=0)
+    if token < vocabulary:
+        return None
+    sign = tokenizer.convert_ids_to_tokens(token)
+    return f"the tokenizer has the sign {sign}, which is none of the model's {vocabulary} tokens"
 
 
 @contextmanager
