@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_a_stopped_file_of_prompts_goes_on(base: Path, tmp_path: Path, capsys: p
     words = [*talk(base, "--temperature", "1", "--from-file"), str(prompts), "--output"]
     assert main([*words, str(whole)]) == 0
     lines = whole.read_text().splitlines(keepends=True)
-    kept = json.dumps({"prompt": "hello 0", "answer": "as it was", "stopped": True}) + "\n"  # is not asked again
+    kept = json.dumps(json.loads(lines[0]) | {"answer": "as it was"}) + "\n"  # is not asked again
     rest.write_text("".join([kept, *lines[1 : of_file.AT_ONCE]]))
     assert main([*words, str(rest), "--resume"]) == 0
     assert rest.read_text() == "".join([kept, *lines[1:]])
@@ -204,6 +205,125 @@ def test_a_stopped_file_of_prompts_goes_on(base: Path, tmp_path: Path, capsys: p
     assert "rest.jsonl:11: answers no prompt of the file" in capsys.readouterr().err
     assert main([*talk(base), "--message", "x", "--resume"]) == 2
     assert "--resume does nothing without --from-file" in capsys.readouterr().err
+
+
+def test_answers_of_others_are_not_gone_on_with(
+    base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another base or LoRA, another strength, system prompt, template or setting; whatever they are called."""
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "prompts-answers.jsonl"
+    prompts.write_text("hello\nhow are you\n")
+    own = ["--lora", f"{lora}:1", "--from-file", str(prompts)]
+    assert main([*talk(base), *own]) == 0
+    (first, _), whole = output.read_text().splitlines(), output.read_text()
+    small_words.write_model(other := tmp_path / "model", rms_norm_eps=1e-3)
+    moved = shutil.copytree(lora, tmp_path / "moved")
+    template = tmp_path / "other.jinja"
+    template.write_text(small_words.CHATML.replace("m.content", "'Well: ' + m.content"))
+    words = talk(base)
+    for others in (
+        [*talk(other), *own],
+        [*words, "--lora", f"{lora}:0.5", "--from-file", str(prompts)],
+        [*words, "--from-file", str(prompts)],
+        [*words, *own, "--system", "Be brief"],
+        [*words, *own, "--template", str(template)],
+        [*words, *own, "--temperature", "1"],
+        [*words, *own, "--max-tokens", "13"],
+    ):
+        for there in (first + "\n", whole):  # a part, and all
+            output.write_text(there)
+            assert main([*others, "--resume"]) == 2
+            told = capsys.readouterr().err
+            assert "prompts-answers.jsonl:1: was answered by another base or LoRA, or with another" in told
+            assert told.endswith("; give --output another name, or remove it\n")
+            assert output.read_text() == there
+    output.write_text(first + "\n")
+    same = ["--lora", f"{moved}:1", "--from-file", str(prompts), "--seed", "5"]  # nothing is drawn
+    assert main([*words, *same, "--resume"]) == 0
+    assert output.read_text() == whole
+
+
+def test_one_prompt_asked_often_is_drawn_anew_each_time(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "often.txt").write_text("hello\n" * (of_file.AT_ONCE + 1))
+    assert main([*talk(base, "--temperature", "1"), "--from-file", str(tmp_path / "often.txt")]) == 0
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "often-answers.jsonl").read_text().splitlines()]
+    assert len(set(answers)) == len(answers)
+
+
+def test_prompts_are_records_without_the_answer(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts in parts, tools and turns of tools as a training reads them, and .ndjson as .jsonl."""
+    template, prompts = tmp_path / "tools.jinja", tmp_path / "prompts.ndjson"
+    template.write_text(
+        "{%- for tool in tools or [] %}{{- tool.function.name + '\\n' }}{%- endfor %}" + small_words.CHATML
+    )
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    asked = {"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}
+    rows = [{"messages": [asked]}, {"messages": [asked], "tools": tools}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*talk(base), "--template", str(template), "--from-file", str(prompts)]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "prompts-answers.jsonl").read_text().splitlines()]
+    model, hello = open_model(base, torch.device("cpu"), torch.float32), [{"role": "user", "content": "hello"}]
+    wanted = [model.answer(hello, Answering(12), template=str(template), tools=own).text for own in ((), tools)]
+    assert [row["answer"] for row in answers] == wanted
+    assert wanted[0] != wanted[1]
+    assert [row["prompt"] for row in answers] == ["hello", "hello"]
+    table = tmp_path / "prompts.csv"
+    table.write_text("prompt\nhello\n")
+    assert main([*talk(base), "--from-file", str(table), "--output", str(tmp_path / "table.jsonl")]) == 2
+    assert "prompts.csv: prompts are not read from .csv files; write one a line" in capsys.readouterr().err
+
+
+def test_each_prompt_that_cannot_be_answered_is_told_before_the_first(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict, prompts = tmp_path / "strict.jinja", tmp_path / "prompts.jsonl"
+    strict.write_text(
+        "{%- for m in messages %}{%- if m.role == 'system' %}{{ raise_exception('no system prompt') }}{%- endif %}"
+        "{%- endfor %}" + small_words.CHATML
+    )
+    asked = [{"role": "system", "content": "x"}, {"role": "user", "content": "hello"}]
+    rows = [{"prompt": "hello"}, {"messages": asked}, {"prompt": "x y " * 300}, {"messages": asked}]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*talk(base), "--template", str(strict)]
+    assert main([*words, "--from-file", str(prompts)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("prompts.jsonl:")[2].partition(";")[0] for line in told] == [
+        "2: the chat template refuses it: no system prompt",
+        "3: the prompt is so long that the model has no place for an answer",
+        "4: the chat template refuses it: no system prompt",
+    ]
+    prompts.write_text('{"prompt": "hello \\ud800"}\n')
+    assert main([*words, "--from-file", str(prompts)]) == 2
+    assert "prompts.jsonl:1: holds half a character" in capsys.readouterr().err
+    assert main([*words, "--system", "x", "--message", "hello"]) == 2  # nobody is there to ask otherwise
+    assert capsys.readouterr().err.startswith("error: the chat template refuses it: no system prompt")
+
+
+def test_one_message_is_no_command(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*talk(base), "--message", "/help me", "--json"]) == 0
+    assert [turn["asked"] for turn in json.loads(capsys.readouterr().out)["turns"]] == ["/help me"]
+    assert main([*talk(base), "--message", " "]) == 2
+    assert "error: --message is empty" in capsys.readouterr().err
+
+
+def test_a_model_without_a_template_says_what_it_does_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = small_words.write_model(tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    prompts = tmp_path / "prompts.jsonl"
+    turns = [{"role": role, "content": "hello"} for role in ("user", "assistant", "user")]
+    prompts.write_text(json.dumps({"messages": turns}) + "\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/system Be brief\n"))
+    assert main(talk(bare)) == 0
+    assert capsys.readouterr().out.count("the model has no chat template, so it goes on with each message") == 2
+    for words in (["--system", "x", "--message", "hello"], ["--system", "x", "--from-file", str(prompts)]):
+        assert main([*talk(bare), *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: --system does nothing: the model has no chat template")
+        assert told.endswith("; --template names one: chatml, alpaca, or a .jinja file\n")
+    assert main([*talk(bare), "--from-file", str(prompts)]) == 2
+    assert "prompts.jsonl:1: history that is not seen: the model has no chat template" in capsys.readouterr().err
 
 
 def test_a_lora_brings_the_template_that_it_was_trained_with(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lora_scripts.data.texts.conversations import Message
     from lora_scripts.families.texts import Answer, Answering, TextFamily
 
+NAME_ONE = "--template names one: chatml, alpaca, or a .jinja file"
+BARE = "the model has no chat template, so it goes on with each message as it stands and sees nothing else"
 COMMANDS = {
     "/new": "begin anew, with the same system prompt",
     "/system TEXT": "begin anew with another system prompt; without TEXT, with none",
@@ -73,6 +75,11 @@ class Session:
         return self._answer([*self.messages, {"role": "user", "content": text}], tell, seed)
 
     @property
+    def bare(self) -> bool:
+        """Whether there is no chat template, so that neither system prompt nor history is told to the model."""
+        return self.model.template_text(self.template) is None
+
+    @property
     def answered(self) -> bool:
         """Whether something was answered since the conversation began."""
         return bool(self.messages) and self.messages[-1]["role"] == "assistant"
@@ -102,11 +109,15 @@ def chat(
     top_p: float = 1.0,
     seed: int = 0,
     think: bool = True,
+    once: bool = False,
     device: str = "auto",
     precision: str = "auto",
     sink: Sink = ignore,
 ) -> Chatted:
-    """Answers each line that `lines` gives, until that is None. UserErrors for what is wrong with the files."""
+    """Answers each line that `lines` gives, until that is None. UserErrors for what is wrong with the files.
+
+    With `once` there is nobody to correct a line: no line is a command, and a UserError says why one is not answered.
+    """
     from lora_scripts.families.texts import Answering
     from lora_scripts.loras import on_texts
 
@@ -115,6 +126,10 @@ def chat(
     on_texts.wear(model, loras)
     template = on_texts.template_of(template, loras)
     session = Session(model, Answering(max_tokens, temperature, top_p, seed, think), system, template)
+    if session.bare:
+        if system:
+            raise UserError(f"--system does nothing: {BARE}", hint=NAME_ONE)
+        sink(Note(f"({BARE}; {NAME_ONE})"))
     again = 0
 
     def tell(piece: str) -> None:
@@ -122,10 +137,10 @@ def chat(
 
     while (line := lines()) is not None:
         text = line.strip()
-        if text == "/quit":
+        if text == "/quit" and not once:
             break
         again = again + 1 if text == "/again" and session.answered else 0
-        if text.startswith("/") and not again:
+        if text.startswith("/") and not again and not once:
             _command(session, text, sink)
             continue
         if not text:
@@ -133,6 +148,8 @@ def chat(
         try:
             answer = session.again(tell, seed=again) if again else session.ask(text, tell)
         except UserError as fault:
+            if once:
+                raise
             sink(Note(f"error: {fault}"))
             continue
         sink(Piece("\n"))
@@ -149,6 +166,8 @@ def _command(session: Session, text: str, sink: Sink) -> None:
         sink(Note("(a new conversation)"))
     elif word == "/again":
         sink(Note("(nothing was answered yet)"))
+    elif word == "/system" and session.bare:
+        sink(Note(f"({BARE})"))
     elif word == "/system":
         session.reset(rest.strip())
         sink(Note("(a new conversation with this system prompt)" if rest else "(a new conversation)"))

@@ -59,6 +59,8 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
         raise UserError("--output does nothing without --from-file", hint="leave it out, or name a file of prompts")
     if options.resume and options.from_file is None:
         raise UserError("--resume does nothing without --from-file", hint="leave it out, or name a file of prompts")
+    if options.message is not None and not options.message.strip():
+        raise UserError("--message is empty", hint="write what is to be asked")
     if options.from_file is not None:
         return _of_file(options, sink)
     from lora_scripts.chat.session import Piece, chat
@@ -69,8 +71,9 @@ def call(options: argparse.Namespace, sink: Sink) -> Chatted | Answered:
         else:
             sink(event)
 
-    lines = _once(options.message) if options.message is not None else _typed(sink, quiet=options.json)
-    return chat(lines=lines, sink=tell, **asked(options, "message", "from_file", "output", "resume"))
+    once = options.message is not None
+    lines = _once(options.message) if once else _typed(sink, quiet=options.json)
+    return chat(lines=lines, once=once, sink=tell, **asked(options, "message", "from_file", "output", "resume"))
 
 
 def words(result: Chatted | Answered) -> list[str]:

@@ -114,7 +114,8 @@ class TextFamily(Family, Protocol):
     def room(
         self, messages: Sequence[Message], *, template: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
     ) -> int | None:
-        """How many tokens are left for an answer to a conversation, below 1: none; None where no limit is known."""
+        """How many tokens are left for an answer to a conversation, below 1: none; None where no limit is known.
+        UserError where the chat template refuses the conversation."""
         ...
 
     def loss(self, batch: TextBatch) -> tuple[Tensor, int]:

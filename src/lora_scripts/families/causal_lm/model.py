@@ -234,8 +234,8 @@ class LanguageModel:
         self, messages: Sequence[Message], *, template: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
     ) -> int | None:
         """How many tokens an answer may have; None: no limit is known. See `TextFamily`."""
-        places = self.places
-        return None if places is None else places - len(self._prompt(messages, Answering(), template, tools))
+        asked = len(self._prompt(messages, Answering(), template, tools))
+        return None if self.places is None else self.places - asked
 
     def _generate(
         self,
