@@ -51,12 +51,6 @@ class Folder:
         """Whether it reads pictures, too, so that the language model is one part of it."""
         return sees(self.config)
 
-    @property
-    def tied(self) -> bool:
-        """Whether the output layer is the table of embeddings once more."""
-        names = (self.module_of(name) for header in self.files.values() for name in header.tensors)
-        return not any(name.startswith(("lm_head.", "embed_out.")) for name in names)
-
     def module_of(self, key: str) -> str:
         """The name that transformers has for what the files call `key`."""
         return module_of(key) if self.sees else key
