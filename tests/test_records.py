@@ -289,6 +289,14 @@ def test_lines_of_json_records(tmp_path: Path) -> None:
     assert text[places[2]].strip() == '"text": "x"'
 
 
+def test_json_that_was_saved_as_lines_of_json_is_told_once(tmp_path: Path) -> None:
+    for value in (CHAT, [CHAT]):
+        path = lines(tmp_path / "x.jsonl", json.dumps(value, indent=2))
+        mend = "name the file .json; in a .jsonl file each line is a record"
+        assert told(path) == [f"x.jsonl:1: JSON over several lines; {mend}"]
+        assert len(read_records(path.rename(tmp_path / "x.json"))) == 1
+
+
 def test_csv_as_the_csv_module_writes_it(tmp_path: Path) -> None:
     rng, rows = random.Random(3), []
     for _ in range(200):
@@ -318,6 +326,12 @@ def test_tables_as_spreadsheets_put_them_out(tmp_path: Path) -> None:
     assert records.place(0).line == 3
     lines(tmp_path / "z.ndjson", '{"text": "a"},')
     assert told(tmp_path) == ["z.ndjson:1: a comma behind the record; remove it: a line holds a record and no more"]
+
+
+def test_columns_in_another_encoding_are_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("问题,output\n你好,好\n".encode("gbk"))
+    assert told(path) == ["x.csv:1: not UTF-8 text; it looks like GBK (Chinese); save it as UTF-8"]
 
 
 def test_a_csv_row_that_is_too_long_is_told_and_the_others_are_read(tmp_path: Path) -> None:

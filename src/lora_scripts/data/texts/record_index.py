@@ -141,6 +141,10 @@ def _index_lines(index: Index) -> None:
         for line in lines(file):
             if line.length > MAX_BYTES:
                 index.fault(line.number, *_too_long(line.length))
+            elif line.data.strip() in (b"{", b"[") and not index.starts and not index.faults:
+                hint = "name the file .json; in a .jsonl file each line is a record"
+                index.fault(line.number, "JSON over several lines", hint)
+                return
             elif line.data.strip():
                 _judge(index, line.data.rstrip(b"\r\n"), line.start, line.number, _json_line)
 
@@ -267,7 +271,11 @@ def _index_csv(index: Index) -> None:
 
 def _read_header(index: Index, data: bytes, line: int) -> bool:
     """Takes the columns' names and the mark between them from the first row."""
-    text = data.decode(errors="replace")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        index.fault(line, f"not UTF-8 text; it looks like {guess_encoding(data)}", _NOT_UTF8)
+        return False
     for delimiter in (",", ";", "\t"):
         try:
             names = [name.strip().lower() for name in split_row(text, delimiter)]
