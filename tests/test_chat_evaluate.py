@@ -420,6 +420,24 @@ def test_what_is_thought_before_an_answer_is_not_compared(
     assert (result["exact"]["hits"], result["rouge_l"]) == (2, pytest.approx(2 / 3))
 
 
+def test_evaluate_tells_records_that_are_cut_and_mends_as_its_options(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "test.jsonl"
+    rows = [{"instruction": "hello", "output": "hello " * 40}, {"instruction": "hello " * 40, "output": "hello"}]
+    data.write_text(json.dumps(rows[0]) + "\n")
+    words = ["evaluate", "--base", str(base), "--data", str(data), "--max-tokens", "2", "--device", "cpu"]
+    assert main([*words, "--max-length", "24"]) == 0
+    assert "note: 1 record longer than 24 tokens: the loss is of what fits; --max-length" in capsys.readouterr().out
+    data.write_text(json.dumps(rows[1]) + "\n")
+    assert main([*words, "--max-length", "24"]) == 2
+    assert capsys.readouterr().err.endswith("that is trained; raise --max-length, shorten the record\n")
+    bare = shutil.copytree(base, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    assert main([*words, "--base", str(bare)]) == 2
+    assert "; name one with --template: chatml, alpaca, or a .jinja file" in capsys.readouterr().err
+
+
 def test_evaluate_finds_what_was_put_there(
     base: Path, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

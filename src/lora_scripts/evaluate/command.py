@@ -12,7 +12,8 @@ from lora_scripts.data.texts.conversations import Completion, Conversation, Reco
 from lora_scripts.data.texts.records import Records, read_records
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.evaluate.scoring import Share, exact, rouge_l, share, spoken
-from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.events import Note, Progress, Sink, ignore
+from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
     from lora_scripts.data.texts.conversations import Message
@@ -113,6 +114,10 @@ def evaluate(
     template = on_texts.template_of(template, loras)
     encoder = model.encoder(template=template, train_on="answers", max_length=max_length, long_records="cut")
     examples, asked = _put(model, encoder, records, chosen, template)
+    if cut := encoder.counts.cut:
+        more = "" if encoder.max_length < max_length else "; --max-length takes more of them"
+        text = f"{number_of(cut, 'record')} longer than {encoder.max_length} tokens: the loss is of what fits"
+        sink(Note(f"note: {text}{more}"))
     answering = Answering(max_tokens=max_tokens, think=think)
     taken = [_take(model, examples, asked, answering, template, batch, sink, "base")]
     if loras:
@@ -128,6 +133,13 @@ def evaluate(
         compared=_compared(taken[0], taken[1], wanted, seed) if loras else None,
         answers=tuple(_shown(records, asked, taken)),
     )
+
+
+def _as_option(hint: str | None) -> str | None:
+    """The mend of a record's fault as options of the command: those of a run are keys of its config."""
+    for key, option in ((", or set long_records: leave_out", ""), ("max_length", "--max-length")):
+        hint = hint and hint.replace(key, option)
+    return hint and hint.replace("chat_template", "--template")
 
 
 def _held_out(data: Path) -> Records:
@@ -161,7 +173,7 @@ def _put(
             examples += [(i, example) for example in encoder.encode(records[i])]
         except RecordFault as fault:
             place = records.place(i)
-            faults.append(UserError(fault.message, file=place.file, line=place.line, hint=fault.hint))
+            faults.append(UserError(fault.message, file=place.file, line=place.line, hint=_as_option(fault.hint)))
     asked = [(i, found) for i in chosen if (found := _question(records[i])) is not None]
     for i, one in asked:
         room = model.room(one.messages, template=template, tools=one.tools)
