@@ -605,6 +605,18 @@ def test_signs_that_only_the_tokenizer_has_are_told(tmp_path: Path) -> None:
             encoder.encode(record)
 
 
+def test_blanks_before_signs_stay_whatever_a_tokenizer_asks_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_words.write_model(tmp_path / "model")
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"clean_up_tokenization_spaces": True}))
+    model, said = open_model(folder, CPU, torch.float32), "Quoi ? I do n't"
+    capfd.readouterr()
+    assert model.decode(model.tokenizer(said)["input_ids"]) == said
+    assert capfd.readouterr().err == ""
+
+
 def test_no_more_tokens_than_the_model_has_places_for(folders: dict[str, Path]) -> None:
     """GPT-2 has a table of places: one more, and torch's own error would end the run."""
     model = open_model(folders["gpt2"], CPU, torch.float32)

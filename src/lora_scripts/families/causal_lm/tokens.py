@@ -28,6 +28,8 @@ def load_tokenizer(path: Path) -> Any:
         raise UserError("the tokenizer has no tokenizer.json", file=path, hint="save it once with transformers")
     tokenizer.chat_template = tokenizer.chat_template or processors_template(path)
     tokenizer.model_max_length = int(1e30)  # lengths are looked after here; it would only warn
+    # Llama 3's files ask for it: it would take the blank from "Quoi ?", or warn that it does not.
+    tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
 
