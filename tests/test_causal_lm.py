@@ -591,8 +591,9 @@ def test_signs_that_only_the_tokenizer_has_are_told(tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     model = open_model(folder, CPU, torch.float32)
-    talks = [[{"role": "user", "content": text}] for text in ("hello", "how", "are", "you")]
-    model.answers(talks, Answering(40))  # some end sooner, and what fills up is left out
+    talks = [[{"role": "user", "content": text}] for text in ("hello", "how", "are", "you") * 2]
+    stopped = [answer.stopped for answer in model.answers(talks, Answering(80, temperature=5.0))]
+    assert len(set(stopped)) == 2  # some end sooner, and what fills up is left out
     talks.append([{"role": "user", "content": "hello [PAD]"}])
     says = f"has the sign [PAD], which is none of the model's {model.vocabulary} tokens"
     with pytest.raises(UserError, match=re.escape(says)):

@@ -244,7 +244,7 @@ def test_answers_of_others_are_not_gone_on_with(
 
 
 def test_one_prompt_asked_often_is_drawn_anew_each_time(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "often.txt").write_text("hello\n" * (of_file.AT_ONCE + 1))
+    (tmp_path / "often.txt").write_text("hello\n" * (2 * of_file.AT_ONCE))
     assert main([*talk(base, "--temperature", "1"), "--from-file", str(tmp_path / "often.txt")]) == 0
     answers = [json.loads(line)["answer"] for line in (tmp_path / "often-answers.jsonl").read_text().splitlines()]
     assert len(set(answers)) == len(answers)

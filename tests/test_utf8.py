@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_scripts.chat.of_file import read_talks
+from lora_scripts.chat.talks import read_talks
 from lora_scripts.config.load import load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.captions import read_metadata, read_sidecar
@@ -32,7 +32,7 @@ def _captions(path: Path) -> list[str]:
 
 
 def _talks(path: Path) -> list[str]:
-    return [str(talk[-1]["content"]) for talk in read_talks(path)]
+    return [talk.prompt for talk in read_talks(path)]
 
 
 def _config(path: Path) -> TrainConfig:
