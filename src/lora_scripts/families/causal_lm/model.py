@@ -82,15 +82,8 @@ class LanguageModel:
         """How many tokens it can take at once, by its config; None: it names no limit."""
         return places_of(self.model.config)
 
-    @property
-    def tied(self) -> bool:
-        """Whether the output layer is the table of embeddings once more, whether or not a file has it twice."""
-        head = self.model.get_output_embeddings()
-        inner = head.frozen if isinstance(head, Adapter) else head
-        return inner is not None and inner.weight is self.model.get_input_embeddings().weight
-
     def trainable(self) -> dict[str, nn.Module]:
-        return trainable.trainable(self.model, tied=self.tied)
+        return trainable.trainable(self.model)
 
     @property
     def layer_names(self) -> list[str]:
@@ -123,7 +116,7 @@ class LanguageModel:
         return logits
 
     def refusal(self, pattern: str, matches: Callable[[str], bool]) -> str | None:
-        return trainable.refusal(self.model, pattern, matches, tied=self.tied)
+        return trainable.refusal(self.model, pattern, matches)
 
     # --- the loss -----------------------------------------------------------------------------------------------------
 
