@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,17 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
+from lora_scripts.families.names import Names
 from lora_scripts.families.sd1.names import sd1
+from lora_scripts.families.sdxl.names import sdxl
 from lora_scripts.formats.hashes import with_hashes
 from lora_scripts.formats.header import read_header
-from lora_scripts.loras import alphas, reading
+from lora_scripts.loras import alphas, kohya, reading
 from lora_scripts.loras.consumers import CONSUMERS
 from lora_scripts.loras.file import open_lora, plain
 from lora_scripts.loras.naming import Naming, naming_of
 from lora_scripts.loras.verify import check, expected_by
+from lora_scripts.workshop.convert import convert
 
 Q = f"{MID}.attn1.to_q"
 FACTS = {
@@ -53,9 +57,9 @@ def same(a: dict[str, LoraWeights], b: dict[str, LoraWeights]) -> bool:
     )
 
 
-def exported(path: Path, modules: dict[str, LoraWeights], **facts: str) -> Path:
+def exported(path: Path, modules: dict[str, LoraWeights], names: Mapping[str, str] = KOHYA, **facts: str) -> Path:
     """A kohya file with metadata and hashes, as every export of ours."""
-    found = tensors(modules)
+    found = kohya.to_kohya(modules, names, dtype=torch.float32, mixed=True)
     return lora_files.write(path, found, with_hashes(found, FACTS | facts))
 
 
@@ -71,7 +75,7 @@ def test_names_as_published() -> None:
     assert n.original[text] == n.kohya[text] == "lora_te_text_model_encoder_layers_3_mlp_fc1"
     for table in (n.kohya, n.original, n.diffusers):
         assert len(set(table.values())) == len(table)
-    assert set(n.original) <= set(n.kohya) == set(n.diffusers)
+    assert set(n.original) <= set(n.in_kohyas) == set(n.diffusers)
     assert set(lora_files.TRAINABLE) <= set(n.original)  # what is missing there exists in no model
 
 
@@ -97,6 +101,37 @@ def test_every_format_into_every_other(tmp_path: Path) -> None:
         assert same(open_lora(to).modules(), modules), way
         at = to
     assert at.read_bytes() == (tmp_path / "0.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("names", "conv_in"), [(sd1(), "conv_in"), (sdxl(), "input_blocks_0_0")])
+def test_layers_that_only_other_trainers_train_go_along(names: Names, conv_in: str, tmp_path: Path) -> None:
+    """The first and the last layer and the time embedding, which lycoris-lora trains unless it is told not to."""
+    modules = {path: LoraWeights(torch.ones(4, 8), torch.ones(8, 4), 2.0) for path in (Q, *names.untrained)}
+    assert f"lora_unet_{conv_in}" == names.untrained["unet.conv_in"]
+    at = exported(tmp_path / "0.safetensors", modules, names=names.in_kohyas)
+    for way in ("diffusers", "original", "kohya"):
+        to = tmp_path / f"{way}.safetensors"
+        run(at, "--to", way, "--output", to)
+        assert same(open_lora(to).modules(), modules), way
+        at = to
+    assert at.read_bytes() == (tmp_path / "0.safetensors").read_bytes()
+    resized = ["resize", str(at), "--rank", "2", "--output", str(tmp_path / "small.safetensors")]
+    assert main(resized) == 0
+
+
+def test_a_layer_without_a_name_is_told_in_a_line(tmp_path: Path) -> None:
+    """The projection of SDXL's second text encoder, in ComfyUI's names."""
+    stem = "text_encoders.clip_g.transformer.text_projection"
+    keys = {f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)}
+    keys |= {
+        f"{sdxl().kohya[Q]}.lora_down.weight": torch.ones(2, 8),
+        f"{sdxl().kohya[Q]}.lora_up.weight": torch.ones(8, 2),
+    }
+    file = lora_files.write(tmp_path / "x.safetensors", keys, {"ss_base_model_version": "sdxl_base_v1-0"})
+    with pytest.raises(
+        UserError, match=r"1 modules have no name in a diffusers LoRA file: text_encoder_2\.text_projection"
+    ):
+        convert(file, "diffusers")
 
 
 def test_a_scale_that_is_no_power_of_two_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,8 @@ class Names:
     turned: Mapping[str, str] = field(default_factory=dict)
     """Stem -> our path of a layer that in some models has its two halves the other way round in the published layout:
     in those in which it has just twice as many rows as columns."""
+    untrained: Mapping[str, str] = field(default_factory=dict)
+    """Our path -> kohya's stem, of layers that only other trainers train: written where a file has them."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 
@@ -98,7 +100,7 @@ class Names:
             unet, _, inner = stem.partition(".")
             alone = (inner, f"lycoris_{inner.replace('.', '_')}") if unet == "unet" else ()
             result |= dict.fromkeys((stem, path, *alone, *_old_stems(stem)), path)
-        for table in (self.original, self.kohya):
+        for table in (self.original, self.kohya, self.untrained):
             result |= {stem: path for path, stem in table.items() if stem not in self.fused}
         result |= {self.cut(stem, path): path for stem, shares in self.fused.items() for path in shares}
         return result | {self.cut(stem, path): path for stem, path in self.turned.items()}
@@ -136,6 +138,11 @@ class Names:
     def usual(self) -> Set[str]:
         """The stems that the family's files usually have."""
         return frozenset(self.written.values())
+
+    @property
+    def in_kohyas(self) -> dict[str, str]:
+        """Our path -> kohya's stem, of every layer that a file may bring."""
+        return {**self.kohya, **self.untrained}
 
     @property
     def written(self) -> Mapping[str, str]:

@@ -55,8 +55,7 @@ def own_form(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
     module without a name, and for values that are not finite in `dtype`.
     """
     if names.form == "kohya" or any(w.dora is not None for w in modules.values()):
-        return Folded(kohya.to_kohya(modules, names.written, dtype=dtype), {}, True)
-    kohya.check_named(modules, names.written)
+        return Folded(kohya.to_kohya(modules, {**names.written, **names.untrained}, dtype=dtype), {}, True)
     return to_diffusers(uniform(modules), names, dtype)
 
 
@@ -64,6 +63,7 @@ def to_diffusers(modules: Modules, names: Names, dtype: torch.dtype) -> Folded:
     """Folds alpha into `up`; see above. UserError for a DoRA, whose magnitudes diffusers would drop, and for values
     that are not finite in `dtype`."""
     _refuse_dora(modules, "diffusers")
+    kohya.check_named(modules, names.diffusers, "diffusers")
     tensors, exact = {}, True
     for path, w in modules.items():
         scale = w.alpha / w.rank

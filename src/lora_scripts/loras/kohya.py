@@ -130,12 +130,12 @@ def not_finite(what: str, dtype: torch.dtype) -> UserError:
     return UserError(f"{what} holds values that are not finite numbers", hint=hint)
 
 
-def check_named(paths: Mapping[str, object], table: Mapping[str, str]) -> None:
+def check_named(paths: Mapping[str, object], table: Mapping[str, str], form: str = "kohya") -> None:
     """UserError for a module that the table has no name for."""
     unnamed = [path for path in paths if path not in table]
     if unnamed:
         few = ", ".join(unnamed[:3]) + (", …" if len(unnamed) > 3 else "")
-        text = f"{len(unnamed)} modules have no name in a kohya LoRA file: {few}"
+        text = f"{len(unnamed)} modules have no name in a {form} LoRA file: {few}"
         raise UserError(text, hint="leave them out of the targets")
 
 

@@ -168,7 +168,7 @@ def _write(
         tensors, carried = folded.tensors, carried | folded.metadata | {"format": "pt"}
         folding = "exact" if folded.exact else _why_inexact(modules)
     else:
-        table = names.original if naming is Naming.ORIGINAL else names.kohya
+        table = names.original if naming is Naming.ORIGINAL else names.in_kohyas
         if not table:
             text = f"files of {family.words} have no {naming.value} names"
             raise UserError(text, hint="write --to diffusers, which most programs read")

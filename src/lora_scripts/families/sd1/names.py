@@ -99,11 +99,13 @@ def _names(standard: Sd1Layout) -> Names:
     # The text encoder as the first of two, and as derived from the module names of transformers 5.6.
     odd = (("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"))
     others = {s.replace(a, b): path for path, s in kohya.items() if s.startswith("lora_te_") for a, b in odd}
+    untrained: dict[str, str] = {}
     for layer in sd1_base(standard, shapes=False).layers:
         others |= dict.fromkeys(layer.native, layer.path)
         if layer.unet and not layer.kohya:  # conv_in and the like, which some trainers train
-            others |= dict.fromkeys((f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}"), layer.path)
-    return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others)
+            untrained[layer.path], original[layer.path] = f"lora_unet_{layer.hf_flat}", f"lora_unet_{layer.ldm_flat}"
+            diffusers[layer.path] = layer.path
+    return Names("sd1", "Stable Diffusion 1.x", kohya, original, diffusers, others, untrained=untrained)
 
 
 def sd1_base(layout: Sd1Layout, *, shapes: bool = True) -> Base:

@@ -49,17 +49,22 @@ def sdxl() -> Names:
     kohya: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
+    untrained: dict[str, str] = {}
     for layer, _ in _layers(STANDARD, shapes=False):
         others |= dict.fromkeys(layer.native, layer.path)
-        if not layer.kohya:
-            continue
         part = layer.path.partition(".")[0]
-        kohya[layer.path], diffusers[layer.path] = layer.kohya, f"{part}.{layer.hf}"
         if layer.unet:
             others[f"lora_unet_{layer.hf_flat}"] = layer.path  # as of SD 1.x: diffusers' block names
-        elif part == "text_encoder":
+        if layer.kohya:
+            kohya[layer.path] = layer.kohya
+        elif layer.unet:  # conv_in and the like, which some trainers train
+            untrained[layer.path] = f"lora_unet_{layer.ldm_flat}"
+        else:
+            continue
+        diffusers[layer.path] = f"{part}.{layer.hf}"
+        if part == "text_encoder":
             others[layer.kohya.replace("_text_model_", "_")] = layer.path  # as derived from transformers 5.6
-    return Names("sdxl", "SDXL", kohya, kohya, diffusers, others)
+    return Names("sdxl", "SDXL", kohya, kohya | untrained, diffusers, others, untrained=untrained)
 
 
 def sdxl_base(layout: SdxlLayout | None) -> Base:
