@@ -270,6 +270,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         "do not fit each other": {f"{stem}.{k}": v for k, v in (loha | {"hada_w1_b": torch.ones(3, 64)}).items()},
         "an OFT of a second kind": {f"{stem}.oft_R.weight": torch.ones(2, 2)},
         "no whole LoHa, LoKr or OFT": {f"{stem}.hada_w1_a": torch.ones(2, 2)},
+        "a BOFT, which is not read here": {f"{stem}.oft_blocks": torch.ones(2, 4, 2, 2)},
+        "an OFT of kohya's own tools": {f"{stem.replace('lora', 'oft')}.oft_blocks": torch.ones(2, 2, 2)},
+        "of a kind that is not read here .it has .*on_input": {f"{stem}.on_input": torch.ones(1)},
+        "of a kind that is not read here .it has .*a1": {f"{stem}.a1.weight": torch.ones(2, 2)},
+        "of a kind that is not read here .it has .*lambda": {f"{stem}.lambda_layer": torch.ones(1, 2)},
         "changes no weight": {key: torch.zeros_like(value) for key, value in good.items()},
     }
     for words, tensors in cases.items():

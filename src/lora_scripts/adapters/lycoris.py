@@ -35,6 +35,8 @@ def kind_of(leaves: Leaves) -> str:
         return "lokr"
     if "oft_blocks" in leaves and leaves["oft_blocks"].dim() == 3:
         return "oft"
+    if "oft_blocks" in leaves and leaves["oft_blocks"].dim() == 4:
+        raise UserError("a BOFT, which is not read here", hint="merge it with the program that made it")
     raise UserError(f"no whole LoHa, LoKr or OFT: {', '.join(leaves)}", hint="get the original file")
 
 

@@ -268,8 +268,9 @@ def _strange(keys: Iterable[str], path: Path) -> Facts:
     known = " or ".join(facts.words for facts in FAMILIES)
     if model is not None:
         raise UserError(f"this is a LoRA for {model}", file=path, hint=f"give a LoRA of {known}")
-    from lora_scripts.loras.reading import nearest, shown
+    from lora_scripts.loras.reading import nearest, refuse_others, shown
 
+    refuse_others(keys, path)
     first = keys[0] if keys else ""
     near = nearest(first, (stem for facts in FAMILIES for stem in facts.names().stems))
     hint = f"the nearest known one is {near}" if near else f"give a LoRA of {known}"

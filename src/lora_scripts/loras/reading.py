@@ -33,7 +33,12 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (("lora_mid",), "a LoCon with a Tucker core (lora_mid)", "bake it to a plain LoRA first"),
     ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
-    ((".diff", ".w_norm", ".b_norm", "glora"), "a LyCORIS file of a kind that is not read here", "give a plain LoRA"),
+    (("oft_unet_", "oft_te_"), "an OFT of kohya's own tools", "merge it with them"),
+    (
+        (".diff", ".w_norm", ".b_norm", ".on_input", ".a1.weight", ".lambda_layer"),  # full, norms, IA3, GLoRA, T-LoRA
+        "a LyCORIS file of a kind that is not read here",
+        "give a plain LoRA",
+    ),
 )
 _TEXTS = ("lora_te", "text_encoder", "text_encoders.")
 """What keys of layers of text encoders begin with."""
@@ -159,10 +164,7 @@ def part_of(keys: Mapping[str, object], names: Names) -> str:
 
 def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Path | None) -> dict[str, Change]:
     modules, strangers = sort(tensors, names.paths)
-    for marks, words, mend in _OTHERS:
-        other = next((key for key in strangers if any(mark in key for mark in marks)), None)
-        if other is not None:
-            raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
+    refuse_others(strangers, file)
     _refuse_texts(strangers, names, file)
     errors = [_unknown(key, names, file) for key in strangers[:10]]
     changes: dict[str, Change] = {}
@@ -176,6 +178,14 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
         errors.append(UserError("the LoRA file holds no tensors", file=file, hint="give another file"))
     raise_all(errors[:10])
     return changes
+
+
+def refuse_others(strangers: Sequence[str], file: Path | None) -> None:
+    """UserError for keys that give away a file of another format, saying which."""
+    for marks, words, mend in _OTHERS:
+        other = next((key for key in strangers if any(mark in key for mark in marks)), None)
+        if other is not None:
+            raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
 
 
 def _refuse_texts(strangers: Sequence[str], names: Names, file: Path | None) -> None:
