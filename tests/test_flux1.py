@@ -558,3 +558,16 @@ def test_a_stored_base_and_recomputed_blocks_train(data: Path, tmp_path: Path) -
 
 def test_a_text_encoder_that_does_not_fit_comes_block_by_block(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     flow_checks.block_by_block(family, monkeypatch)
+
+
+def test_a_file_that_diffusers_asserts_not_to_be_is_told_beside_the_other_programs(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its converter of kohya's names knows one width alone."""
+    stem = "lora_unet_single_blocks_0_linear1"
+    keys = {f"{stem}.lora_down.weight": torch.ones(2, 64), f"{stem}.lora_up.weight": torch.ones(448, 2)}
+    save(tmp_path / "x.safetensors", keys, {})
+    words = ["verify", str(tmp_path / "x.safetensors"), "--base", str(base), "--in", "diffusers", "ComfyUI"]
+    assert main(words) == 2
+    told = capsys.readouterr().out
+    assert "the loading stops: AssertionError" in told and "ComfyUI: 4 of 4 modules, ΔW equal" in told

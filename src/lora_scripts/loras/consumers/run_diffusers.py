@@ -20,7 +20,7 @@ from lora_scripts.loras.consumers.rules import Delta, Reading
 from lora_scripts.loras.reading import by_output
 
 # What the two libraries raise for a file that they cannot take; anything else is a fault of ours.
-REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
+REFUSALS = (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, AssertionError)
 
 
 def read(path: Path, roots: Mapping[str, nn.Module], loader: str) -> Reading:
