@@ -23,6 +23,7 @@ SAID = {
     "sshs_model_hash": "old",
     "modelspec.hash_sha256": "0xold",
     "lora_adapter_metadata": "{}",
+    "lora_scripts.alpha": "3.0",
     "modelspec.title": "Mine",
 }
 
@@ -54,7 +55,7 @@ def test_to_a_rank(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     values = file.read(output).metadata
     assert values["ss_network_dim"] == "3" and values["ss_tag_frequency"] == SAID["ss_tag_frequency"]
     assert values["ss_output_name"] == values["modelspec.title"] == "three"
-    assert not {"modelspec.hash_sha256", "lora_adapter_metadata"} & values.keys()
+    assert not {"modelspec.hash_sha256", "lora_adapter_metadata", "lora_scripts.alpha"} & values.keys()
     assert values["sshs_model_hash"] == model_hashes(output).sshs_model_hash
     assert json.loads(values[metadata.MADE_FROM]) == [{"name": "lora.safetensors", "sha256": model_hashes(lora).sha256}]
 

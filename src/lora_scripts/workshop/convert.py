@@ -29,8 +29,9 @@ from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.common import check_output
 from lora_scripts.workshop.stream import read_module
 
-_NOT_CARRIED = (ALPHA_KEY, DIFFUSERS_KEY, "format")
-"""What belongs to the naming that it came in: diffusers' text encoder fails on its own key beside kohya's alphas."""
+_NOT_CARRIED = (ALPHA_KEY, DIFFUSERS_KEY, "format", "modelspec.hash_sha256")
+"""What belongs to the naming that it came in: diffusers' text encoder fails on its own key beside kohya's alphas; and
+(the last) a hash of the tensors as they were."""
 Folding = Literal["exact", "rounds the smallest", "rounds all"]
 """What it costs to fold alpha / rank into the weights: nothing, digits of the smallest of them (alpha / rank is a power
 of two), or the last bit of all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Sink, counting, ignore
 from lora_scripts.loras import metadata
-from lora_scripts.loras.alphas import DIFFUSERS_KEY
+from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.file import LoraFile
 from lora_scripts.loras.metadata import Source
 from lora_scripts.workshop.common import (
@@ -26,7 +26,7 @@ from lora_scripts.workshop.common import (
 )
 
 # Of the old file and no longer true, or (the last) what diffusers' loader stumbles over in a kohya file.
-_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", DIFFUSERS_KEY)
+_STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", ALPHA_KEY, DIFFUSERS_KEY)
 
 
 @dataclass(frozen=True, kw_only=True)
