@@ -25,6 +25,8 @@ FACTS = {
     "ss_network_dim": "4",
     "ss_session_id": "123456",
     "ss_training_started_at": "1700000000.0",
+    "modelspec.date": "2023-11-14T22:13:20",
+    "ot_config": json.dumps({"workspace_dir": "C:/Users/ada/run", "samples": [{"prompt": "holiday"}]}),
     "ss_tag_frequency": json.dumps({"10_my holiday": {"neon": 3}}),
     "ss_dataset_dirs": json.dumps({"10_my holiday": {"n_repeats": 10, "img_count": 5}}),
     "ss_datasets": json.dumps([{"image_dir": "/home/ada/pictures/holiday"}]),
@@ -102,7 +104,9 @@ def test_private_leaves_nobody_to_be_found(tmp_path: Path) -> None:
     run(path, "--private")
     after = told(path)
     text = json.dumps(after)
-    assert not any(word in text for word in ("ada", "holiday", "Users", "/home", "123456", "1700000000", "notes/"))
+    assert not any(
+        word in text for word in ("ada", "holiday", "Users", "/home", "123456", "1700000000", "2023-11-14", "notes/")
+    )
     assert after["ss_sd_model_name"] == "v1-5 pruned.safetensors" and after["ss_vae_name"] == "vae.pt"
     assert after["ss_optimizer"] == FACTS["ss_optimizer"] and after["ss_output_name"] == "neon"
     assert json.loads(after["ss_network_args"]) == {"init": "first.safetensors", "ratio": "1/2"}
@@ -122,6 +126,19 @@ def test_private_leaves_nobody_to_be_found(tmp_path: Path) -> None:
 )
 def test_what_is_no_path_stays(text: str) -> None:
     assert private.make_private({"x": text}) == {"x": text}
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("C:\\Users\\O'Brien\\models\\sd.safetensors", "sd.safetensors"),
+        ("C:\\Users\\Smith, Ada\\models\\sd.safetensors", "sd.safetensors"),
+        ("['C:/Users/O'Brien/a.txt', 'b.txt']", "['a.txt', 'b.txt']"),
+        ("/home/ada/a.png, /home/ada/b.png", "a.png, b.png"),
+    ],
+)
+def test_folders_with_odd_names_go_too(value: str, wanted: str) -> None:
+    assert private.make_private({"x": value}) == {"x": wanted}
 
 
 def test_the_command_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
