@@ -158,6 +158,9 @@ def test_what_the_metadata_gets_wrong(tmp_path: Path) -> None:
     found[f"{Q}.lora_up.weight"] = found[f"{Q}.lora_up.weight"] * 1.5
     changed = lora_files.write(tmp_path / "e.safetensors", found, told)
     assert problems(changed) == "sshs_model_hash in the metadata is not this file's: the tensors were changed after"
+    lycoris = lora_files.write(tmp_path / "f.safetensors", found, FACTS | {"sshs_model_hash": "0x" + "1" * 64})
+    assert problems(lycoris).startswith("sshs_model_hash in the metadata is lycoris-lora's own")
+    assert main(["metadata", str(lycoris), "--set", "modelspec.title=x"]) == 0 and problems(lycoris) == ""
     assert a1111.hidden({}, "sd_v1") is None and a1111.hidden({"ss_v2": "True"}, "sd_v1") is not None
     assert a1111.hidden(FACTS, "sdxl_base_v1-0") is not None
 

@@ -107,7 +107,10 @@ def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
     if is_dora and not source.adapters:
         problems.append("a DoRA: diffusers, additional-networks and kohya's tools drop its lengths; convert bakes it")
     stored = source.metadata.get("sshs_model_hash")
-    if stored and hashes and stored != hashes["sshs_model_hash"]:
+    if stored and stored.startswith("0x"):
+        text = "is lycoris-lora's own, which no site knows: any change with lora-scripts metadata writes the true one"
+        problems.append(f"sshs_model_hash in the metadata {text}")
+    elif stored and hashes and stored != hashes["sshs_model_hash"]:
         problems.append("sshs_model_hash in the metadata is not this file's: the tensors were changed after")
     loads: dict[str, str] = {}
     if source.family is not None and source.family.model:
