@@ -202,6 +202,14 @@ def test_the_proof_compares_with_what_was_trained(base: Path, tmp_path: Path) ->
         assert words in str(caught.value), str(caught.value)
 
 
+def test_what_an_earlier_lora_brings_and_some_programs_leave_out_is_no_fault(base: Path, tmp_path: Path) -> None:
+    """An `init_lora` of lycoris-lora's, whose first layer is not trained on and stays in the file."""
+    modules = lora_files.weights([*FEW, "unet.conv_in"])
+    made = kohya.to_kohya(modules, sd1().in_kohyas, dtype=torch.float32)
+    proof = prove(lora_files.write(tmp_path / "x.safetensors", made), base, modules, "fp32")
+    assert proof.modules == 11 and set(CONSUMERS) - set(proof.consumers) == set(proof.unread_by["outer"])
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_the_proof_tells_the_rounding_and_bounds_it(
     precision: str, dtype: torch.dtype, base: Path, tmp_path: Path

@@ -32,7 +32,9 @@ from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.state import RunState
 from lora_scripts.units import typed
 
-_TITLES = {"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
+_TITLES = {
+    "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "outer": "LoRA of conv_in, conv_out, time_embedding",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
