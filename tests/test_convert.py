@@ -434,6 +434,21 @@ def test_private_keys_of_one_format_do_not_reach_another(tmp_path: Path) -> None
         reading.read(tensors_there, sd1(), metadata={alphas.ALPHA_KEY: "?"})
 
 
+def test_words_in_a_lora_stay_in_kohyas_names_and_are_told_where_they_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = {"bundle_emb.zibbo.string_to_param.*": torch.ones(2, 16)}
+    found = tensors(lora_files.weights()) | vectors
+    start = lora_files.write(tmp_path / "x.safetensors", found, with_hashes(found, FACTS))
+    run(start, "--to", "original")
+    run(tmp_path / "x-original.safetensors", "--to", "kohya", "--output", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == start.read_bytes()
+    assert "zibbo" not in capsys.readouterr().out
+    run(start, "--to", "diffusers")
+    assert "the words in x.safetensors (zibbo) do not go in" in capsys.readouterr().out
+    assert not load_file(tmp_path / "x-diffusers.safetensors").keys() & vectors.keys()
+
+
 def test_a_dora_is_refused_where_nobody_minds_it() -> None:
     found = tensors(lora_files.weights([Q])) | {f"{KOHYA[Q]}.dora_scale": torch.ones(1, 64)}
     modules = reading.read(found, sd1())

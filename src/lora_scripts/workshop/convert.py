@@ -16,11 +16,12 @@ from lora_scripts.adapters.algebra import bake as dora
 from lora_scripts.adapters.algebra import precision
 from lora_scripts.adapters.weights import LoraWeights, uniform
 from lora_scripts.errors import UserError
-from lora_scripts.events import Progress, Sink, ignore
+from lora_scripts.events import Note, Progress, Sink, ignore
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats import io
 from lora_scripts.loras import adapter_folder, dialects, kohya
 from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
+from lora_scripts.loras.embedding import BUNDLE, bundled
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.reading import unfused
@@ -124,7 +125,11 @@ def convert(
         io.write_folder(output, adapter_folder.like(file, modules, number_type, carried))
         form = _Form(read_by=("PEFT",))
     else:
-        form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family)
+        words = {key: tensor for key, tensor in source.tensors.items() if key.startswith(BUNDLE)}
+        form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family, words)
+        if words and naming in (Naming.DIFFUSERS, Naming.PEFT):
+            lost = ", ".join(bundled(words))
+            sink(Note(f"note: the words in {file.name} ({lost}) do not go in: no program takes words in {to} names"))
     return Converted(
         file=file,
         output=output,
@@ -158,6 +163,7 @@ def _write(
     dtype: torch.dtype,
     carried: dict[str, str],
     family: Facts,
+    words: Mapping[str, torch.Tensor],
 ) -> _Form:
     if naming is Naming.PEFT:
         io.write_folder(path, _peft_files(modules, family.wrapped(), dtype, carried))
@@ -174,6 +180,7 @@ def _write(
             text = f"files of {family.words} have no {naming.value} names"
             raise UserError(text, hint="write --to diffusers, which most programs read")
         tensors = kohya.to_kohya(modules, table, dtype=dtype, mixed=True, fused=names.fused, turned=names.turned)
+        tensors |= words
     save(path, tensors, carried)
     base = family.base(None)
     known = [(name, read) for name, read in MATCHERS.items() if name not in family.lora.unread_by]
