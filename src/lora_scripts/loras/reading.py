@@ -35,7 +35,15 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
     (("oft_unet_", "oft_te_"), "an OFT of kohya's own tools", "merge it with them"),
     (
-        (".diff", ".w_norm", ".b_norm", ".on_input", ".a1.weight", ".lambda_layer"),  # full, norms, IA3, GLoRA, T-LoRA
+        (
+            ".diff.",
+            ".diff_b.",
+            ".w_norm",
+            ".b_norm",
+            ".on_input",
+            ".a1.weight",
+            ".lambda_layer",
+        ),  # … IA3, GLoRA, T-LoRA
         "a LyCORIS file of a kind that is not read here",
         "give a plain LoRA",
     ),
@@ -183,7 +191,7 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
 def refuse_others(strangers: Sequence[str], file: Path | None) -> None:
     """UserError for keys that give away a file of another format, saying which."""
     for marks, words, mend in _OTHERS:
-        other = next((key for key in strangers if any(mark in key for mark in marks)), None)
+        other = next((key for key in strangers if any(mark in f"{key}." for mark in marks)), None)
         if other is not None:
             raise UserError(f"this is {words} (it has {shown(other)})", file=file, hint=mend)
 
