@@ -490,6 +490,18 @@ def _gradients(model: LanguageModel) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, parameters))
 
 
+def test_dropout_stays_on_whatever_the_base_is_asked_meanwhile(folders: dict[str, Path]) -> None:
+    model = open_model(folders["qwen3"], CPU, torch.float32)
+    layers = inject(model.roots, model.usual, lambda _, layer: LoraLayer(layer, 4, 8.0, dropout=0.5), seed=1)
+    for asked in (
+        lambda: model.loss(padded(examples())),  # the first one tries the output layer
+        lambda: model.packs,
+        lambda: model.answer([{"role": "user", "content": "hello"}], Answering(max_tokens=1)),
+    ):
+        asked()
+        assert all(layer.training for layer in layers.values()) and not model.model.training
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_checkpointing_changes_no_gradient(folders: dict[str, Path], kind: str) -> None:
     plain = _gradients(open_model(folders[kind], CPU, torch.float32))

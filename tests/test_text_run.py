@@ -70,7 +70,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     data = write_records(folder / "reports.jsonl")
-    config = config_of(folder, base_model=base, train_file=data, output_dir=folder / "talk", sample_every=6)
+    keys = {"base_model": base, "train_file": data, "output_dir": folder / "talk", "sample_every": 6}
+    config = config_of(folder, **keys, lora_dropout=0.2)
     assert main(["train", "--config", str(config)]) == 0
     return folder / "talk"
 
@@ -167,7 +168,8 @@ def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path, monkeypat
     folder = tmp_path / "run"
     folder.mkdir()
     data = write_records(folder / "reports.jsonl")
-    config = config_of(folder, base_model=base, train_file=data, output_dir=folder / "talk", sample_every=6)
+    keys = {"base_model": base, "train_file": data, "output_dir": folder / "talk", "sample_every": 6}
+    config = config_of(folder, **keys, lora_dropout=0.2)
     with pytest.raises(KeyboardInterrupt):
         run.train(load_config(config), sink=interrupting(5, ignore))
     assert not (folder / "talk" / "talk").exists()

@@ -320,13 +320,14 @@ class LanguageModel:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without dropout."""
-        training = self.model.training
+        """Without dropout. Afterwards each layer is as it was: a LoRA is trained in a base that is not."""
+        training = [layer for layer in self.model.modules() if layer.training]
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            for layer in training:
+                layer.training = True
 
 
 def _as_is(logits: Tensor) -> Tensor:
