@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ import tiny_xl
 from families import ROWS, Row
 from lora_scripts.adapters.inject import inject
 from lora_scripts.adapters.layer import LoraLayer
+from lora_scripts.adapters.lycoris import LycorisLayer
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.cli import main
 from lora_scripts.compute import compiled
@@ -150,6 +151,27 @@ def test_products_in_8_bits_are_those_of_rounded_numbers(
     assert given.grad is not None
     torch.testing.assert_close(y.detach().double(), parts(x) @ (codes * scale).T + bias, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(given.grad.double(), parts(g * scale.T) @ codes, rtol=1e-5, atol=1e-5)
+
+
+WRAPPED: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "dropout": lambda layer: LoraLayer(layer, 2, 1.0, 0.5),
+    "over another": lambda layer: LoraLayer(LoraLayer(layer, 2, 1.0), 2, 1.0),
+    "loha": lambda layer: LycorisLayer(layer, "loha", 2, 1.0),
+}
+
+
+@pytest.mark.parametrize("way", WRAPPED)
+@pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 4])
+def test_adapters_add_to_a_product_in_8_bits(rows: int, way: str) -> None:
+    """In place: autograd refuses that of a view which a function of our own gave."""
+    if way == "loha":
+        pytest.importorskip("lycoris")
+    layer = nn.Linear(24, 16).requires_grad_(False)
+    quantise_layer(layer, "w8a8", torch.float32)
+    adapter, x = WRAPPED[way](layer), torch.randn(1, rows, 24, requires_grad=True)
+    wanted, (dx,) = layer(x), torch.autograd.grad(layer(x).sum(), x)
+    y = adapter(x)  # B, or a factor, is zero
+    assert torch.equal(y, wanted) and torch.equal(torch.autograd.grad(y.sum(), x)[0], dx)
 
 
 def test_in_8_bits_a_loss_is_nearly_that_of_the_whole_base(bases: dict[str, Path]) -> None:

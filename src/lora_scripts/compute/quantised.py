@@ -158,7 +158,9 @@ def in_codes(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         return F.linear(x, dequantise(codes, scale, "w8a8", codes.shape, x.dtype))
     own, by_row = rounded(rows)
     y = torch._int_mm(own, codes.T).float() * by_row * scale.view(1, -1)
-    return y.to(x.dtype).view(*x.shape[:-1], -1)
+    # No view of it for autograd, which lets nobody add to one in place.
+    whole: Tensor = torch.ops.aten._unsafe_view(y.to(x.dtype), [*x.shape[:-1], len(codes)])
+    return whole
 
 
 def back_in_codes(grad: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
