@@ -251,6 +251,13 @@ def test_each_fault_is_one_line_with_its_place_and_mend(line: str, fault: str) -
     assert faults(PATHS + line + "\n") == [fault]
 
 
+def test_a_rate_of_targets_beside_prodigy_is_told() -> None:
+    pytest.importorskip("prodigyopt")
+    lines = "targets: [conv, {match: OUT03, lr: 1e-4}]\noptimizer: prodigy\nlearning_rate: 1\n"
+    fault = "c.yaml:4: targets: gives a part another rate, and prodigy knows only one for all; leave lr out"
+    assert faults(PATHS + lines) == [fault]
+
+
 def test_all_faults_at_once_in_file_order() -> None:
     text = (
         "output_dir: data/out\nbase_modell: x\nkeep_tags: 2\ntext_encoder_lr: 1e-5\nepochs: many\nepochs: 2\n"

@@ -24,6 +24,11 @@ PACKAGES = {
 LONGEST_ACCUMULATION = 1024
 
 
+def _own_rate(target: object) -> object:
+    """The learning rate of one of `targets`, as it is written or as it was read; None: that of all."""
+    return target.get("lr") if isinstance(target, Mapping) else getattr(target, "lr", None)
+
+
 class TrainingKeys(Keys):
     """How long, and how the weights are moved."""
 
@@ -72,9 +77,10 @@ class TrainingKeys(Keys):
         if optimizer == "prodigy":
             several = [key for key in ("text_encoder_lr",) if values.get(key) is not None]
             several += ["lora_plus_ratio"] if values.get("lora_plus_ratio") not in (None, 1.0) else []
-            several += ["targets"] if any(getattr(t, "lr", None) for t in values.get("targets") or ()) else []
+            several += ["targets"] if any(map(_own_rate, values.get("targets") or ())) else []
             for key in several:
-                yield key, "gives a part another rate, and prodigy knows only one for all", f"leave {key} out"
+                mend = f"leave {'lr' if key == 'targets' else key} out"
+                yield key, "gives a part another rate, and prodigy knows only one for all", mend
         elif optimizer not in ("prodigy", None) and rate == 1:
             yield "learning_rate", f"1 is far too high for {optimizer}", "2e-4 is a careful start"
         if optimizer == "schedule_free" and schedule != "constant":
