@@ -27,6 +27,7 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.table import by_name, find, identify, load_family
 from lora_scripts.loras.file import read
 from lora_scripts.run import base_files
+from lora_scripts.run.configs import load_config
 from runs import stopped
 
 
@@ -71,6 +72,10 @@ def life(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.Te
         cut = load_file(out / "state" / "step-00000002" / "lora.safetensors")
         assert main(["train", "--config", str(config), "--resume"]) == 0
     return Life(row, folder, base, config, cut)
+
+
+def test_its_config_with_every_key_can_be_trained_again(life: Life) -> None:
+    assert load_config(life.lora.parent / "config.yaml") == load_config(life.config)
 
 
 def run(*words: object) -> None:

@@ -94,6 +94,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     board.Reload()
     wanted = [math.exp(sum(taken["held"]) / 3) for taken in record["evaluations"]]
     assert [e.value for e in board.Scalars("heldout/perplexity")] == pytest.approx(wanted, rel=1e-5)
+    assert load_config(finished / "config.yaml") == load_config(finished.parent / "config.yaml")
     page = (finished / "report.html").read_text()
     assert [text for text in missing(page) if " " in text] == []  # each sentence is there in Chinese
     assert "With the LoRA" in page

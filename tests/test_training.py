@@ -24,7 +24,6 @@ from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.compute import device
-from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Batch
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
@@ -35,6 +34,7 @@ from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.chinese import missing
+from lora_scripts.run.configs import load_config
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.passes import there_and_back

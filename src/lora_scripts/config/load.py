@@ -201,13 +201,14 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
 }
 
 
-def dump_config(config: TrainConfig) -> str:
-    """The config as YAML with every key, grouped; `load_config` reads it back to an equal one.
+def dump_config(config: TrainConfig, judge: Judge = lambda values, given: ()) -> str:
+    """The config as YAML with every key, grouped; `load_config`, with the same `judge`, reads it back to an equal one.
 
     A key that would do nothing (and so be refused) beside the others stands in it as a comment.
     """
     values = {key: getattr(config, key) for key in TrainConfig.model_fields}
     idle = {key: fault for key, fault, _ in conflicts(values, values.keys())}
+    idle |= {key: fault for key, fault, _, _ in judge(values, values.keys())}
     if config.init_lora is not None and "lora_rank" not in config.model_fields_set:
         idle["lora_rank"] = "taken over from init_lora"  # written, it would change the rank
     lines = ["# The config of this run, with every key. Relative paths count from the folder it was started in."]

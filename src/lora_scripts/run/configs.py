@@ -32,6 +32,11 @@ def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) 
     return load.load_config(path, overrides, _judge).model_copy(update=fetched)
 
 
+def dump_config(config: TrainConfig) -> str:
+    """As `config.load.dump_config`: what the base's family has no use for is a comment, too."""
+    return load.dump_config(config, _judge)
+
+
 def _fetched(config: TrainConfig, sink: Sink) -> Iterator[tuple[str, Any]]:
     """Of each key that may name something on the hub its value on the disk."""
     for key in ("base_model", "text_encoder", "vae", "training_adapter"):

@@ -14,7 +14,6 @@ from lora_scripts.compute.compiled import told_in_a_line
 from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
 from lora_scripts.compute.pages import give_back
-from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.scan import Sample
@@ -33,6 +32,7 @@ from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of, rates_of
 from lora_scripts.run.captions_first import captions_first
+from lora_scripts.run.configs import dump_config
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.heldout import Measuring, as_before, build_held_out, levels_of

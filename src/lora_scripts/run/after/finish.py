@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import Sample
@@ -40,6 +39,7 @@ from lora_scripts.report.usage import MEASURED
 from lora_scripts.run.after import base_kept, copies, strengths
 from lora_scripts.run.after.copies import thumbnail
 from lora_scripts.run.after.worn import Worn
+from lora_scripts.run.configs import dump_config
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.parts import HeldOut, Model
 from lora_scripts.run.previews import Preview, infotext

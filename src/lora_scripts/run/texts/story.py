@@ -11,7 +11,6 @@ import torch
 
 from lora_scripts.compute.device import choose_device, choose_precision
 from lora_scripts.compute.mapped import Leases
-from lora_scripts.config.load import dump_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Table
 from lora_scripts.families.sequences import marked
@@ -21,6 +20,7 @@ from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
 from lora_scripts.run.build import DIGESTS, rates_of
+from lora_scripts.run.configs import dump_config
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.parts import TextModel
