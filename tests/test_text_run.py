@@ -321,10 +321,13 @@ def test_one_fault_of_all_records_is_told_once(base: Path, tmp_path: Path, capsy
 
 def test_keys_for_pictures_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_records(tmp_path / "reports.jsonl", 3)
-    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "flip": True, "min_snr_gamma": 5}
-    assert main(["train", "--config", str(config_of(tmp_path, **keys))]) == 2
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "min_snr_gamma": 5}
+    pictures = {"flip": True, "metadata_path": data, "allow_missing_captions": True, "metadata_captions": True}
+    pictures |= {"sample_steps": 8, "sample_cfg": 2, "sample_size": 64}
+    assert main(["train", "--config", str(config_of(tmp_path, **keys, **pictures))]) == 2
     told = capsys.readouterr().err
-    assert "flip: is for models that draw pictures, and base_model is a causal language model; leave it out" in told
+    for key in pictures:
+        assert f"{key}: is for models that draw pictures, and base_model is a causal language model; leave it out" in told
     assert "min_snr_gamma" in told
 
 

@@ -28,6 +28,7 @@ class DataKeys(Keys):
         **dict.fromkeys(("class_data_dir", "class_prompt", "class_images", "prior_weight"), "pictures"),
         **dict.fromkeys(("trigger_word", "caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
         **dict.fromkeys(("caption_tokens", "clip_skip"), "clip"),
+        "allow_missing_captions": "pictures",
     }
 
     resolution: Size = 512

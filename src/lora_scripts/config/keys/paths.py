@@ -12,7 +12,12 @@ class PathKeys(Keys):
     """Where everything lies."""
 
     TITLE: ClassVar[str] = "Paths"
-    NEEDS: ClassVar[Mapping[str, str]] = {"vae": "vae", "text_encoder": "language", "prediction": "prediction"}
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        "metadata_path": "pictures",
+        "vae": "vae",
+        "text_encoder": "language",
+        "prediction": "prediction",
+    }
 
     train_data_dir: ConfigPath
     """The folder of the training pictures, in any layout. Relative paths count from the folder you start in."""

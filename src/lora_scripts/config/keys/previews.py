@@ -14,7 +14,10 @@ class PreviewKeys(Keys):
     """Pictures drawn while training."""
 
     TITLE: ClassVar[str] = "Previews"
-    NEEDS: ClassVar[Mapping[str, str]] = {"sample_negative": "negative", "report": "pictures"}
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("sample_steps", "sample_cfg", "sample_size", "report"), "pictures"),
+        "sample_negative": "negative",
+    }
 
     sample_prompts: Prompts = ()
     """Prompts of the preview pictures, or a .txt file of them, one a line; each may end in --n negative --w width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from lora_scripts.config.types import Count, Keys
@@ -11,6 +12,7 @@ class SavingKeys(Keys):
     """What is written while training."""
 
     TITLE: ClassVar[str] = "Saving"
+    NEEDS: ClassVar[Mapping[str, str]] = {"metadata_captions": "pictures"}
 
     save_steps: Count = 100
     """A LoRA file and a resume state are written every so many steps."""
