@@ -150,6 +150,7 @@ def test_every_row_of_a_runs_table_is_there_in_chinese(base: Path, tmp_path: Pat
     many += [{**memory, "compile": True}, {"compile": True}, {"vae_tiling": True}, {"offload_blocks": 1}]
     many += [{"folder_repeats": True}, {"new_token": ["zib", "bo"], "token_init": ["a"]}, {"new_token": ["zib"]}]
     many += [{"learning_rate": 1.0, "lora_dropout": 0.1}, {"val_split": 0.0}, {"warmup_steps": 9, "val_every": 9}]
+    many += [{"train_text_encoder": True, "text_encoder_start": 9}]
     told: dict[str, str] = {}
     for done, keys in enumerate(many):
         held = parts.held if keys.get("val_split") != 0.0 else replace(parts.held, every=0)

@@ -213,6 +213,10 @@ MODELS = "models/v1-5-pruned.ckpt"
             "c.yaml:4: tag_dropout: has no effect, because caption_dropout: 1 drops every caption; lower it",
         ),
         (
+            "new_token: zyx\ncaption_dropout: 1",
+            "c.yaml:4: new_token: is never seen, because caption_dropout: 1 drops every caption; lower it",
+        ),
+        (
             "text_encoder_lr: 1e-5",
             "c.yaml:4: text_encoder_lr: has no effect without train_text_encoder; "
             "add train_text_encoder: true, or leave text_encoder_lr out",

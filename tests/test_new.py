@@ -185,7 +185,8 @@ def test_settings_that_are_rarely_meant_are_told_with_what_to_write() -> None:
     )
     assert odd_settings(config, (512, 512), 50, 130) == []
     told = odd_settings(
-        config.model_copy(update={"learning_rate": 0.02, "resolution": 256, "warmup_steps": 9, "val_every": 100}),
+        config.model_copy(update={"learning_rate": 0.02, "resolution": 256, "warmup_steps": 9, "val_every": 100,
+                                  "train_text_encoder": True, "text_encoder_start": 4}),
         (512, 512), 3, 4,
     )  # fmt: skip
     assert told == [
@@ -193,6 +194,7 @@ def test_settings_that_are_rarely_meant_are_told_with_what_to_write() -> None:
         "3 pictures are few: the LoRA will repeat them; 20 or more of a figure, 50 of a style",
         "resolution 256x256 is far from 512x512, which this base was made for: it draws badly at such a size",
         "4 steps are few: a LoRA mostly needs 400 and more; raise epochs",
+        "text_encoder_start 4 of 4 steps: the text encoder is never trained",
         "warmup_steps 9 of 4 steps: learning_rate is never reached",
         "val_every 100 of 4 steps: measured once, at the end; leave it out for ten times",
     ]

@@ -224,6 +224,8 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
         )
     if steps < SHORT:
         told.append(f"{steps} steps are few: a LoRA mostly needs {USUAL} and more; raise epochs")
+    if c.train_text_encoder and c.text_encoder_start >= steps:
+        told.append(f"text_encoder_start {c.text_encoder_start} of {steps} steps: the text encoder is never trained")
     return told + odd_schedule(c, steps)
 
 

@@ -68,5 +68,7 @@ class TokenKeys(Keys):
                 yield no_effect(key, "new_token", "new_token: a word that the captions hold")
         elif isinstance(words, tuple) and isinstance(init, tuple) and len(init) not in (0, 1, len(words)):
             yield "token_init", f"has {len(init)} texts for {len(words)} new words", "write one, or one for each"
+        if words and values.get("caption_dropout") == 1:
+            yield "new_token", "is never seen, because caption_dropout: 1 drops every caption", "lower it"
         if words and values.get("optimizer") == "prodigy":
             yield "new_token", "cannot have a rate of its own with optimizer: prodigy", "use another optimizer"
