@@ -214,6 +214,23 @@ def test_other_records_do_not_resume(base: Path, tmp_path: Path, capsys: pytest.
     assert "cannot resume exactly, because something changed: " in capsys.readouterr().err
 
 
+def test_without_its_earlier_lora_or_with_another_a_run_does_not_resume(
+    base: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layers that only the earlier one has would be gone from the file."""
+    data = write_records(tmp_path / "reports.jsonl", 8)
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "more", "targets": ["*.q_proj"]}
+    keys |= {"init_lora": finished / "talk", "val_split": 0, "val_every": None}
+    config = config_of(tmp_path, **keys)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(load_config(config), sink=interrupting(1, ignore))
+    for other in ("null", finished / "talk-step000003"):
+        assert main(["train", "--config", str(config), "--resume", f"init_lora={other}"]) == 2
+        assert "because something changed: init_lora;" in capsys.readouterr().err
+    shutil.copytree(finished / "talk", tmp_path / "moved")
+    assert main(["train", "--config", str(config), "--resume", f"init_lora={tmp_path / 'moved'}"]) == 0
+
+
 def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path: Path) -> None:
     data = write_records(tmp_path / "reports.jsonl")
     keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "more", "init_lora": finished / "talk"}

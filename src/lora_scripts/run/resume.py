@@ -18,6 +18,7 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats.hashes import model_hashes
+from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_scripts.run.base_files import weights_in
 from lora_scripts.run.parts import Model, Trained
 from lora_scripts.run.pivotal import stop_of
@@ -78,7 +79,8 @@ def resume_state(
     """The state of a run before its first step. `data`: digests of what it is made of; `keys`: of the config as they
     are, where they are not written."""
     own = config.model_dump(mode="json", exclude=FREE_KEYS) | keys
-    return RunState(0, total, own, data, _environment(device, precision))
+    initial = {"init_lora": _digest_of_lora(config.init_lora)} if config.init_lora else {}
+    return RunState(0, total, own, data | initial, _environment(device, precision))
 
 
 def restore(
@@ -205,10 +207,16 @@ def _digests(
     config: TrainConfig, model: Model, samples: Sequence[Sample], held_out: Sequence[Sample]
 ) -> dict[str, str]:
     digests, initial = base_digests(config, model), config.init_lora
-    digests["init_lora"] = model_hashes(initial).sha256 if initial else ""
+    digests["init_lora"] = _digest_of_lora(initial) if initial else ""
     for s, name in [*_named(held_out, _ASIDE), *_named(samples)]:
         digests[name] = _digest(s)
     return digests
+
+
+def _digest_of_lora(path: Path) -> str:
+    """SHA-256 of a file, or of the files of PEFT's folder."""
+    files = [path / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)] if path.is_dir() else [path]
+    return " ".join(model_hashes(file).sha256 for file in files)
 
 
 def _named(samples: Sequence[Sample], suffix: str = "") -> list[tuple[Sample, str]]:
