@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from lora_scripts.plan import forecast, text_plan
 from lora_scripts.plan.command import Plan, PlanOptions, plan, stage_of, to_type
 from lora_scripts.plan.forecast import DRIFT, batch_seconds, ladder
 from lora_scripts.plan.measured import PHASES, Kind, Measured, Views
+from lora_scripts.plan.rehearsal import Rehearsal
 from lora_scripts.plan.stage import Stage
 from lora_scripts.plan.text_worker import TextMeasured
 from lora_scripts.plan.worker import rehearse
 from lora_scripts.run import story
+from lora_scripts.run.captions_first import captions_first
 from lora_scripts.run.preflight import Split, preflight
 from lora_scripts.train.progress import Smoothed
 from lora_scripts.units import duration, size, typed
@@ -109,6 +111,36 @@ def test_what_it_says_is_what_the_run_does(config: Path, made: Plan, capsys: pyt
     folder = preflight(load_config(config), resume=None).folder
     assert "has a run at step 4: add --resume" in planning.note_of(folder)
     assert main(["train", "--config", str(config)]) == 2
+
+
+class Reader:
+    """A text encoder that reads nothing."""
+
+    def fingerprint(self) -> str:
+        return "reader"
+
+    def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        return {"states": torch.zeros(len(captions), 2, 3)}
+
+    def remember(self, texts: Sequence[str]) -> None:
+        pass
+
+    def excess(self, text: str) -> int:
+        return 0
+
+    def is_short(self, text: str) -> bool:
+        return False
+
+
+def test_captions_are_measured_whatever_the_cache_holds(config: Path, tmp_path: Path) -> None:
+    """A family with a large text encoder has them in `cache_dir` after its first run, or after somebody else's."""
+    asked = load_config(config, [f"cache_dir={tmp_path / 'cache'}"])
+    samples = preflight(asked, resume=None).samples
+    captions_first(asked, tmp_path, samples, ignore)(Reader())
+    filled = tree(tmp_path / "cache")
+    rehearsal = Rehearsal(asked, samples, tmp_path, 0, lambda measured: None)
+    rehearsal._first()(Reader())
+    assert rehearsal.measured.sizes["caption"] > 0 and tree(tmp_path / "cache") == filled
 
 
 def test_the_answer_for_people_and_for_scripts(made: Plan, capsys: pytest.CaptureFixture[str]) -> None:

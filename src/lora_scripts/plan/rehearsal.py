@@ -61,8 +61,9 @@ class Rehearsal:
         self, config: TrainConfig, samples: Split, scratch: Path, memory: int, tell: Callable[[Measured], None]
     ) -> None:
         """`memory`: bytes that a card shall seem to have; 0: those that it has."""
-        self.config, self.samples, self.memory, self.tell = config, samples, memory, tell
-        self.folder = RunFolder(scratch / config.name, config.name)  # nothing touches the real one
+        self.samples, self.memory, self.tell = samples, memory, tell
+        self.folder = RunFolder(scratch / config.name, config.name)  # nothing touches the real one,
+        self.config = config.model_copy(update={"cache_dir": None})  # nor the real cache
         self.measured = Measured()
 
     def run(self, *, profile: bool = False) -> None:
