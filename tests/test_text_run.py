@@ -19,7 +19,7 @@ from lora_scripts import run
 from lora_scripts.cli import main
 from lora_scripts.data.texts.conversations import Conversation
 from lora_scripts.errors import UserError
-from lora_scripts.events import ignore
+from lora_scripts.events import Event, Table, ignore
 from lora_scripts.families.causal_lm.model import open_model
 from lora_scripts.families.texts import Answering
 from lora_scripts.loras import adapter_folder
@@ -229,6 +229,17 @@ def test_without_its_earlier_lora_or_with_another_a_run_does_not_resume(
         assert "because something changed: init_lora;" in capsys.readouterr().err
     shutil.copytree(finished / "talk", tmp_path / "moved")
     assert main(["train", "--config", str(config), "--resume", f"init_lora={tmp_path / 'moved'}"]) == 0
+
+
+def test_the_table_names_the_schedule_that_is_taken(base: Path, tmp_path: Path) -> None:
+    """That of schedule_free, which has none, is constant; the key's default is another."""
+    pytest.importorskip("schedulefree")
+    data, told = write_records(tmp_path / "reports.jsonl", 8), list[Event]()
+    keys = {"base_model": base, "train_file": data, "output_dir": tmp_path / "talk", "optimizer": "schedule_free"}
+    with pytest.raises(KeyboardInterrupt):
+        run.train(load_config(config_of(tmp_path, **keys)), sink=interrupting(1, told.append))
+    (table,) = (dict(event.rows) for event in told if isinstance(event, Table))
+    assert table["learning rate"] == "0.01, constant"
 
 
 def test_a_run_begins_from_an_earlier_lora(base: Path, finished: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from lora_scripts.loras.file import read
 from lora_scripts.loras.on_model import apply
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.report.chinese import missing
+from lora_scripts.run import story
 from lora_scripts.run.configs import load_config
 from lora_scripts.train.loop import Hooks, LoopSettings, StepFacts, run_loop
 from lora_scripts.train.optim import Rates
@@ -300,6 +301,13 @@ def test_no_caption_and_no_path_goes_into_the_file(finished: Finished, data: Pat
     header = raw[8 : 8 + int.from_bytes(raw[:8], "little")].decode()
     assert "gradient, round" not in header and "ss_tag_frequency" not in header and "ss_dataset_dirs" not in header
     assert not any(part in header for part in (str(data), str(finished.folder), data.parent.name, "0.png"))
+
+
+def test_the_table_names_the_schedule_that_is_taken(base: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree")
+    keys = {"optimizer": "schedule_free", "targets": tiny.SOME}
+    parts = stopped(tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys), 1)
+    assert dict(story.rows_of(parts))["learning rate"] == "0.01, constant"
 
 
 def test_the_resolved_config_reads_back_equal(finished: Finished) -> None:

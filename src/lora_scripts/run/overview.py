@@ -67,7 +67,7 @@ def table_rows(
             f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
         ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
-        ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
+        ("learning rate", f"{c.learning_rate:g}, {c.effective_lr_schedule}"),
         (PRECISION, f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
         ("device", device_name(model.family.device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),

@@ -56,7 +56,7 @@ def table_rows(
             "LoRA",
             f"{len(model.layers)} layers, rank {model.rank}, alpha {model.alpha:g}, {count / 1e6:.2f} M parameters",
         ),
-        ("learning rate", f"{c.learning_rate:g}, {c.lr_schedule}"),
+        ("learning rate", f"{c.learning_rate:g}, {c.effective_lr_schedule}"),
         ("precision", f"{precision}, LoRA fp32"),
         ("device", device_name(device)),
         *([("memory", memory_words(c))] if memory_words(c) else []),
