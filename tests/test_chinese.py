@@ -65,7 +65,7 @@ def test_every_text_of_the_pages_is_there_in_chinese() -> None:
     assert shown(report()) == []
     finding = Finding("near_duplicate", "warning", ("a.png",), "has no caption", "remove it", 0.9, "m.csv:1")
     picture = check_page.ShownPicture("a.png", (64, 64), b"", "a cat")
-    some = check_page.CheckData("d", "1 pictures, 0 with a caption: 1 warning, 2 notes", [("captions", "0")],
+    some = check_page.CheckData("d", "1 picture, 0 with a caption: 1 warning, 2 notes", [("captions", "0")],
                                 [finding] * 9, [picture], (), "check --fix", "check --set-aside")  # fmt: skip
     assert shown(check_page.render(some)) == []
     cell = ShownCell(test_report.noise(1), "a.png", "prompt a, strength 1", "a cat")

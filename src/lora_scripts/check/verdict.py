@@ -39,7 +39,7 @@ def counted(findings: Sequence[Finding]) -> str:
 def summary(pictures: int, captioned: int, findings: Sequence[Finding], unread: int = 0) -> str:
     """A data set in one line; `unread`: pictures whose caption cannot be read."""
     broken = f", {unread} with one that cannot be read" if unread else ""
-    return f"{pictures} pictures, {captioned} with a caption{broken}: {counted(findings)}"
+    return f"{number_of(pictures, 'picture')}, {captioned} with a caption{broken}: {counted(findings)}"
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

@@ -139,10 +139,15 @@ def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
             yield f"{change.name}: {change.before}\n{' ' * len(change.name)}→ {change.after}"
         yield f"{len(result.changes)} of {result.captions} captions changed in {result.path}"
     elif result.asked:
-        share = f"{result.captioned} of {result.pictures} pictures have one now"
+        has = "has" if result.captioned == 1 else "have"
+        share = f"{result.captioned} of {number_of(result.pictures, 'picture')} {has} one now"
         yield f"{number_of(result.written, 'caption')} written to {result.path}; {share}"
     else:
-        yield f"all {result.pictures} pictures have captions already; --overwrite makes them anew"
+        yield (
+            "the picture has a caption already; --overwrite makes it anew"
+            if result.pictures == 1
+            else f"all {result.pictures} pictures have captions already; --overwrite makes them anew"
+        )
     if result.elsewhere:
         example = next(iter(result.elsewhere.values()))
         yield f"captions in other files, such as {example}, are not touched: {len(result.elsewhere)}"

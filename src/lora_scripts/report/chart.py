@@ -151,17 +151,29 @@ def figure(label: str, view: Frame, lines: Sequence[Line], band: Sequence[Bin] =
         lines=[Drawn(line.style, _path([view.place(x, y) for x, y in line.points])) for line in lines],
         band=_path(outline),
         grid=[f"{height:.1f}" for _, height in heights],
-        up=[Mark(number(y), f"{height / HEIGHT:.2%}") for y, height in heights],
+        up=[
+            Mark(text, f"{height / HEIGHT:.2%}")
+            for text, (_, height) in zip(labels([y for y, _ in heights]), heights, strict=True)
+        ],
         across=[Mark(f"{x:,.0f}", f"{share:.2%}", last=share > 0.95) for x, share in shares],
     )
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """Short: 0.25, 2e-4, 1,500."""
     if value and abs(value) < 0.001:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.{digits - 3}f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def labels(values: Sequence[float]) -> list[str]:
+    """Of marks along an axis: with as many digits as the finest needs, else two levels would have one name."""
+    for digits in range(3, 9):
+        texts = [number(value, digits) for value in values]
+        if [float(text.replace(",", "")) for text in texts] == list(values):
+            break
+    return texts
 
 
 def _whole_ticks(view: Frame) -> list[float]:

@@ -143,8 +143,8 @@ class ReportData:
     strengths: Sequence[StrengthRow] = ()
     strength: Strength | None = None
     kept: Kept | None = None
-    previews: Sequence[tuple[int, Sequence[tuple[str, Image]]]] = ()
-    """Step, and for each prompt the picture at that step."""
+    previews: Sequence[tuple[int, Sequence[tuple[str, Image | None]]]] = ()
+    """Step, and for each preview, always in one order, its prompt and its picture at that step; None: it is gone."""
     loss: Sequence[tuple[int, float]] = ()
     """Step and loss, by rising step."""
     learning_rate: Sequence[tuple[int, float]] = ()

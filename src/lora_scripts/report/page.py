@@ -11,6 +11,7 @@ from lora_scripts.report.curves import curves
 from lora_scripts.report.data import THUMBNAILS, LoraFile, ReportData
 from lora_scripts.report.environment import fill
 from lora_scripts.report.usage import diffusers_code, tag
+from lora_scripts.units import size
 
 
 def write_report(path: Path, data: ReportData, write: Callable[[Path, str], None]) -> None:
@@ -35,14 +36,15 @@ def render(data: ReportData) -> str:
 
 
 def _previews(data: ReportData) -> list[tuple[str, list[tuple[int, Image]]]]:
-    """For each prompt its pictures by step; prompts in the order of their first appearance."""
-    rows: dict[str, list[tuple[int, Image]]] = {}
+    """For each preview its prompt and its pictures by step; two of one prompt, with other seeds, are two rows."""
+    rows: dict[tuple[int, str], list[tuple[int, Image]]] = {}
     for step, shown in data.previews:
-        for prompt, image in shown:
-            rows.setdefault(prompt, []).append((step, image))
-    return [(prompt, sorted(cells, key=lambda cell: cell[0])) for prompt, cells in rows.items()]
+        for number, (prompt, image) in enumerate(shown):
+            if image is not None:
+                rows.setdefault((number, prompt), []).append((step, image))
+    ordered = sorted(rows.items(), key=lambda row: row[0][0])
+    return [(prompt, sorted(cells, key=lambda cell: cell[0])) for (_, prompt), cells in ordered]
 
 
 def _file_facts(lora: LoraFile) -> list[tuple[str, str]]:
-    size = f"{lora.size / 1e6:,.1f} MB" if lora.size >= 1e5 else f"{lora.size / 1e3:,.1f} kB"
-    return [("File", lora.name), ("Size", size), ("AutoV2", lora.auto_v2), ("SHA-256", lora.sha256)]
+    return [("File", lora.name), ("Size", size(lora.size)), ("AutoV2", lora.auto_v2), ("SHA-256", lora.sha256)]

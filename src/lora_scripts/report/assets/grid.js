@@ -16,7 +16,7 @@ function show(index) {
     const pair = document.createElement("div");
     row.split("\t").forEach((part, i) => {
       const piece = document.createElement(i ? "dd" : "dt");
-      piece.textContent = part;
+      piece.textContent = i ? part : said(part);
       pair.append(piece);
     });
     return pair;

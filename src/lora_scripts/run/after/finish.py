@@ -197,13 +197,12 @@ def report(
     write_report(path, data, io.write_text)
 
 
-def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list[tuple[str, Image.Image]]]]:
+def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list[tuple[str, Image.Image | None]]]]:
     """The pictures in samples/, by step; those of an earlier, interrupted start are there too. What can no longer be
     read is left out."""
     rows = []
     for step in folder.sampled():
-        drawn = [(prompt, _drawn(folder.sample(step, n))) for n, prompt in enumerate(prompts, 1)]
-        rows.append((step, [(prompt, image) for prompt, image in drawn if image is not None]))
+        rows.append((step, [(prompt, _drawn(folder.sample(step, n))) for n, prompt in enumerate(prompts, 1)]))
     if len(rows) <= PREVIEWS:
         return rows
     return [rows[round(i * (len(rows) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
