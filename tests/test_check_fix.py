@@ -212,6 +212,27 @@ def test_captions_of_another_encoding_become_utf8(tmp_path: Path, encoding: str,
     assert check_data(replace(options, fix=True)).mended == ()
 
 
+def test_captions_in_utf16_and_in_another_encoding_become_utf8_together(tmp_path: Path) -> None:
+    said = {"a": ("一个女孩站在雨中", "utf-16"), "b": ("拿着红色的伞，夜里", "gbk"), "c": ("夜里的城市", "utf-16")}
+    for stem, (text, encoding) in said.items():
+        draw(tmp_path / f"{stem}.png", "red")
+        (tmp_path / f"{stem}.txt").write_bytes(text.encode(encoding))
+    others = fix.foreign(list_data(tmp_path, allow_missing_captions=True))
+    assert others.encoding == "UTF-16 and GBK (Chinese)"
+    assert {path.stem: text for path, text in others.texts.items()} == {stem: text for stem, (text, _) in said.items()}
+
+
+@pytest.mark.parametrize(("text", "encoding"), [("девушка с зонтом, дождь", "cp1251"), ("a red umbrella", "utf-16-le")])
+def test_captions_in_an_encoding_that_is_not_known_are_left_and_told_so(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
+    draw(tmp_path / "a.png", "red")
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    listing = list_data(tmp_path, allow_missing_captions=True)
+    assert not fix.foreign(listing)
+    assert [fault.hint for fault in listing.faults] == ["save it as UTF-8"]
+
+
 def test_what_is_no_text_in_any_encoding_is_left(tmp_path: Path) -> None:
     draw(tmp_path / "a.png", "red")
     (tmp_path / "a.txt").write_bytes(b"\x00\xff\x81\x00")

@@ -98,6 +98,8 @@ def test_another_encoding_is_told_with_file_and_line(reader: str, tmp_path: Path
         ("für", "cp1252", "Windows-1252"),
         ("señor", "cp1252", "Windows-1252"),
         ("déjà vu – “été”", "cp1252", "Windows-1252"),
+        ("“oui” – non…", "cp1252", "Windows-1252"),
+        ("рисунок, девушка с зонтом", "cp1251", "an encoding that is not known"),
         ("一", "gbk", "GBK"),
         ("CT报告, 未见异常", "gbk", "GBK"),
         ("貓, 狗", "big5", "Big5"),

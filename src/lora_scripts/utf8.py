@@ -48,17 +48,18 @@ def read_lines(path: Path, *, pipe: bool = False, mend: str = _SAVE) -> list[str
 
 def decoded(data: bytes, path: Path, mend: str = _SAVE) -> str:
     """What the bytes of a file say. UserError, which says what another encoding looks like, and the line of it; `mend`
-    is what to do then."""
+    is what to do where that is known."""
     if data[:2] in _UTF16:
         raise UserError("this is UTF-16 text", file=path, line=1, hint=mend)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        line, known = _line(data[: error.start].decode("latin-1")), b"\0" not in data and _guess(data)[0]
         message = f"not UTF-8 text; it looks like {guess_encoding(data)}"
-        raise UserError(message, file=path, line=_line(data[: error.start].decode("latin-1")), hint=mend) from None
+        raise UserError(message, file=path, line=line, hint=mend if known else _SAVE) from None
     if "\0" in text:
         line = _line(text[: text.index("\0")])
-        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=mend)
+        raise UserError("holds NUL bytes; it looks like UTF-16, or no text at all", file=path, line=line, hint=_SAVE)
     return text
 
 
@@ -69,6 +70,7 @@ def _line(before: str) -> int:
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _WESTERN = "cp1252", "Windows-1252 (Western European)"
+_UNKNOWN = "", "an encoding that is not known here"
 _HAN = "[\u4e00-\u9fff]"
 _MOST, _ALL = 0.5, 0.99
 _ENCODINGS = (
@@ -89,10 +91,11 @@ def guess_encoding(data: bytes) -> str:
 
 
 def _guess(data: bytes) -> tuple[str, str]:
-    """Codec and name."""
+    """Codec and name; no codec where nothing fits, as of Cyrillic."""
     high = _HIGH.findall(data)
+    length = sum(map(len, high))
     letters = sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
-    if 2 * letters >= len(high) and sum(map(len, high)) < 2 * len(high):
+    if 2 * letters >= len(high) and length < 2 * len(high):
         return _WESTERN  # an accent here and there among plain letters
     for codec, name, wanted, share, least in _ENCODINGS:
         try:
@@ -102,23 +105,24 @@ def _guess(data: bytes) -> tuple[str, str]:
         signs, foreign = len(re.findall(wanted, text)), sum(c > "\x7f" for c in text)
         if signs > share * foreign and signs >= least:
             return codec, name
-    return _WESTERN
+    return _WESTERN if length < 3 * len(high) else _UNKNOWN  # signs, not whole words
 
 
 def read_otherwise(files: Sequence[bytes]) -> tuple[list[str | None], str]:
-    """What files say that are not UTF-8, and the name of their encoding, guessed from all of them together, as they
-    come from one program. None for one that is no text in it."""
-    if all(data[:2] in _UTF16 for data in files):
-        codec, name = "utf-16", "UTF-16"
-    else:
-        codec, name = _guess(b"\n".join(files))
+    """What files say that are not UTF-8, and the name of their encoding: UTF-16 where one begins with its mark, else
+    guessed from all others together, as they come from one program. None for one that is no text in it."""
+    codec, name = _guess(b"\n".join(data for data in files if data[:2] not in _UTF16))
     texts: list[str | None] = []
+    names: dict[str, None] = {}
     for data in files:
+        own, called = ("utf-16", "UTF-16") if data[:2] in _UTF16 else (codec, name)
         try:
-            texts.append(data.decode(codec))
+            text = data.decode(own) if own else "\0"
         except UnicodeDecodeError:
-            texts.append(None)
-    return [None if text is None or "\0" in text else text for text in texts], name
+            text = "\0"
+        texts.append(None if "\0" in text else text)
+        names.update({} if "\0" in text else {called: None})
+    return texts, " and ".join(names)
 
 
 def is_utf8(data: bytes) -> bool:
