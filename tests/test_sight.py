@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import seeing_words
@@ -170,3 +170,18 @@ def test_a_run_ends_in_a_lora_that_merges_into_the_whole_model(
     worn = PeftModel.from_pretrained(before, str(tmp_path / "out/out"))
     torch.testing.assert_close(plainly(after, ids), plainly(worn, ids), atol=1e-4, rtol=1e-4)
     assert (plainly(after, ids) - plainly(whole(folder), ids)).abs().max() > 0.1
+
+
+def test_a_shard_that_holds_no_layer_goes_into_the_merged_model(tmp_path: Path) -> None:
+    """As one of the first weights of an eye, of experts, or of the last norm."""
+    folder = seeing_words.write(tmp_path / "model", "qwen3_vl")
+    with_lora(open_model(folder, CPU, torch.float32), tmp_path / "lora")
+    weights, alone = load_file(folder / "model.safetensors"), "model.visual.patch_embed.proj.weight"
+    (folder / "model.safetensors").unlink()
+    save_file({alone: weights.pop(alone)}, folder / "2.safetensors", {"format": "pt"})
+    save_file(weights, folder / "1.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {alone: "2.safetensors"} | dict.fromkeys(weights, "1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    merged = tmp_path / "merged"
+    assert main(["merge", f"{tmp_path / 'lora'}:1", "--base", str(folder), "--output", str(merged)]) == 0
+    assert torch.equal(load_file(merged / "2.safetensors")[alone], load_file(folder / "2.safetensors")[alone])

@@ -226,6 +226,8 @@ class Facts:
 
     folder_weights: Callable[[Path], Mapping[str, FolderWeight]] | None = None
     """Our module path -> where its weight stands in a folder, where that is not laid out by `parts`."""
+    folder_files: Callable[[Path], Sequence[str]] = lambda path: ()
+    """All files of weights of such a folder, also those that none of these layers is in."""
 
     text_encoder: Callable[[Path, str | None, str, int], Any] | None = None
     """(base, chat template, train_on, max_length) -> a `families.texts.TextEncoder`, without loading the model."""

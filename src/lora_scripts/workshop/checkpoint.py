@@ -44,7 +44,7 @@ class Checkpoint:
     path: Path
     family: Facts
     files: dict[str, Header]
-    """Every file with weights that a LoRA may change; "" of a single file."""
+    """Every file with weights, also those that no LoRA changes; "" of a single file."""
     places: dict[str, list[Place]]
     """Our module path -> where its weight stands; in a folder with variants (fp16), more than once. Of all layers, also
     those that no LoRA file has a name for."""
@@ -146,7 +146,7 @@ def _folder(path: Path) -> Checkpoint:
     family = _family(path)
     if family.folder_weights is not None:
         weights = family.folder_weights(path)
-        headers = {name: read_header(path / name) for name in dict.fromkeys(w.file for w in weights.values())}
+        headers = {name: read_header(path / name) for name in family.folder_files(path)}
         here = {module: [Place(w.file, w.key, flipped=w.flipped)] for module, w in weights.items()}
         others = [p.name for p in sorted(path.glob("*")) if p.suffix in _WEIGHTS and p.name not in headers]
         return Checkpoint(path, family, headers, here, others)

@@ -56,6 +56,10 @@ def _weights(header: Header, path: Path) -> Mapping[str, Any]:
     return {}
 
 
+def _folder_files(path: Path) -> Sequence[str]:
+    return list(open_folder(path).files)
+
+
 def _folder_weights(path: Path) -> Mapping[str, FolderWeight]:
     folder = open_folder(path)
     return {f"{ROOT}.{name}": weight for name, weight in layer_weights(folder).items()}
@@ -126,6 +130,7 @@ FACTS = Facts(
     parts={},
     wrapped=lambda: {ROOT: ""},
     folder_weights=_folder_weights,
+    folder_files=_folder_files,
     text_encoder=_text_encoder,
     has_template=has_template,
     beside_merged=_beside_merged,
