@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_scripts.data.findings import Finding
+from lora_scripts.data.findings import HEIC_MEND, Finding
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.errors import UserError, UserErrors
@@ -197,6 +197,16 @@ def test_unreadable_metadata_is_not_followed_by_missing_captions(tmp_path: Path)
     (tmp_path / "metadata.csv").write_bytes("filename,prompt\na.png,霓虹灯下的城市\n".encode("gbk"))
     assert len(faults(tmp_path)) == 1
     assert "no such file" in faults(tmp_path, tmp_path / "none.csv")[0]
+
+
+def test_a_row_of_a_heic_picture_names_the_package_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_scripts.data.listing.IMAGE_SUFFIXES", (".png",))
+    draw(tmp_path / "b.png")
+    (tmp_path / "a.HEIC").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.HEIC,a cat\nb.png,a dog\n", encoding="utf-8")
+    assert [fault.hint for fault in list_data(tmp_path).faults] == [HEIC_MEND]
 
 
 def test_empty_captions_where_allowed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata, read_sidecar
-from lora_scripts.data.findings import IMAGE_SUFFIXES, Finding, left_out
+from lora_scripts.data.findings import HEIC, HEIC_MEND, IMAGE_SUFFIXES, Finding, left_out
 from lora_scripts.errors import UserError, raise_all
 
 MANY = 20
@@ -169,6 +169,8 @@ class _Captions:
     def _hint(self, name: str) -> str:
         """Which image a row without one may mean."""
         if name in self.files:
+            if PurePosixPath(name).suffix.lower() in HEIC:
+                return HEIC_MEND
             return "the file is there, but images are read from jpg, png, webp, avif and bmp: convert it"
         wanted = PurePosixPath(name)
         for other in self.images:
