@@ -302,6 +302,10 @@ def test_loras_seeds_and_cfgs_are_axes_too(base: Path, finished: Finished, data:
         ),
         (["--base", "base.safetensors", "--loras", "a.safetensors", "--prompts", "q.txt"], "q.txt: --d in 'a'"),
         (
+            ["--base", "base.safetensors", "--loras", "a.safetensors", "--prompts", "r.txt"],
+            "r.txt: 'b <LoRA:x:1>' calls",
+        ),
+        (
             ["--base", "base.safetensors", "--loras", "a.safetensors", "--prompts", "p.txt", "--strengths", "1", "1.0"],
             "--strengths: 1 is given twice",
         ),
@@ -323,5 +327,6 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     Path("a.safetensors").write_bytes(finished.lora.read_bytes())
     Path("p.txt").write_text("a\n")
     Path("q.txt").write_text("a --d 1\nb <lora:x:1>\n")
+    Path("r.txt").write_text("b <LoRA:x:1>\n")
     assert grid(*argv) == 2
     assert capsys.readouterr().err.startswith(f"error: {told}")

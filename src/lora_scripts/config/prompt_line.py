@@ -16,7 +16,8 @@ from lora_scripts.errors import UserError, raise_all
 
 # An option begins at the line's start or after a space; "--" alone and a dash inside a word are text.
 _OPTION = re.compile(r"(?:^|\s)--([^\W\d_][\w-]*)(?=\s|=|$)=?")
-_TAG = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
+TAG = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
+"""What calls a LoRA, whole or not."""
 _KNOWN = "--n negative --w width --h height --d seed --l cfg --s steps"
 
 
@@ -43,7 +44,7 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
     prompt = (text[: found[0].start()] if found else text).strip()
     values: dict[str, object] = {}
     faults = [] if prompt else [UserError("there is no prompt", file=file, line=line, hint="write it before the --")]
-    if not tags and (tag := _TAG.search(prompt)):
+    if not tags and (tag := TAG.search(prompt)):
         why = f"holds {tag[0]!r}, but previews show what is being trained, and nothing else"
         faults.append(UserError(why, file=file, line=line, hint="take it out"))
     ends = [match.start() for match in found] + [len(text)]

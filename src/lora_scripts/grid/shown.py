@@ -31,7 +31,7 @@ def shown(
 ) -> GridData:
     """Everything on the page; `images`: digest -> picture, `sheet`: the contact sheet's file beside the page."""
     sources = painter.sources
-    names = [one.path.stem for one in (*sources.loras, *sources.checkpoints[-1:]) if one]
+    names = [one.path.stem for one in sources.loras if one] + [one.run for one in sources.checkpoints if one]
     nearest = dict.fromkeys(row.nearest for row in rows if row.nearest) if training else {}
     return GridData(
         title=", ".join(dict.fromkeys(names)),

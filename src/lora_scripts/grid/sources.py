@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lora_scripts.config.load import load_config
+from lora_scripts.config.prompt_line import TAG
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import at_home, model_fault
 from lora_scripts.data.listing import list_data
@@ -60,6 +62,11 @@ class LoraSource:
     path: Path
     label: str
 
+    @property
+    def run(self) -> str:
+        """The name of its run, where it is a checkpoint."""
+        return _STEP.sub("", self.path.stem)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -92,7 +99,7 @@ class Sources:
 
 def find_sources(options: GridOptions) -> Sources:
     """UserErrors for everything that is missing or wrong."""
-    checkpoints = tuple(c for word in options.checkpoints for c in _checkpoints(word))
+    checkpoints = tuple(_checkpoints(options.checkpoints))
     if not checkpoints and not options.loras:
         raise UserError("there is no LoRA to draw", hint="name files with --loras, or a run with --checkpoints")
     config = _config(options, checkpoints)
@@ -112,7 +119,7 @@ def find_sources(options: GridOptions) -> Sources:
     ]
     raise_all(faults)
     # What stands beside a base counts for that base alone.
-    own = config if config and base == config.base_model else None
+    own = config if config and base.resolve() == config.base_model.resolve() else None
     usual = drawing(base)
     return Sources(
         base=base,
@@ -127,8 +134,8 @@ def find_sources(options: GridOptions) -> Sources:
         negative=own.sample_negative if own and options.negative_prompt is None else options.negative_prompt,
         size=options.size or (config.effective_sample_size if config else None),
         data=options.data or (config.train_data_dir if config and config.train_data_dir.is_dir() else None),
-        prediction=options.prediction or (config.prediction if config else None),
-        zero_terminal_snr=options.zero_terminal_snr or (config.zero_terminal_snr if config else None),
+        prediction=options.prediction or (own.prediction if own else None),
+        zero_terminal_snr=options.zero_terminal_snr or (own.zero_terminal_snr if own else None),
         clip_skip=config.clip_skip if config and options.clip_skip == 1 else options.clip_skip,
     )
 
@@ -181,7 +188,16 @@ def _captions(config: TrainConfig) -> list[PromptLine]:
     return [PromptLine(caption) for caption in list(captions)[:2]]
 
 
-def _checkpoints(word: str) -> list[LoraSource]:
+def _checkpoints(words: Sequence[str]) -> list[LoraSource]:
+    """Those of each word; of one run by their steps, of several with its name."""
+    files = list(dict.fromkeys(file for word in words for file in _checkpoint_files(word)))
+    named = _labelled(files)
+    if len({(one.path.parent, one.run) for one in named}) == 1 and len(named) > 1:
+        named = [replace(one, label=_checkpoint_label(one.path)) for one in named]
+    return _once(named)
+
+
+def _checkpoint_files(word: str) -> list[Path]:
     """Of a run's folder, a pattern or a file: the earliest first, the file without a step last. UserError for none."""
     path = at_home(word)
     if path.is_dir():
@@ -195,9 +211,7 @@ def _checkpoints(word: str) -> list[LoraSource]:
     if not files:
         raise UserError("--checkpoints: there is no .safetensors file", file=path, hint="name the folder of a run")
     final = max((_step(file) or 0 for file in files), default=0) + 1
-    ordered = sorted(files, key=lambda file: (final if _step(file) is None else _step(file), file.name))
-    one_run = len({_STEP.sub("", file.stem) for file in ordered}) == 1 and len(ordered) > 1
-    return _once([LoraSource(file, _checkpoint_label(file) if one_run else file.stem) for file in ordered])
+    return sorted(files, key=lambda file: (final if _step(file) is None else _step(file), file.name))
 
 
 def _once(checkpoints: list[LoraSource]) -> list[LoraSource]:
@@ -220,14 +234,17 @@ def _checkpoint_label(path: Path) -> str:
     return "final" if step is None else f"step {step}"
 
 
-def _labelled(paths: tuple[Path, ...]) -> list[LoraSource]:
-    """By the file's name; where two are alike, with the folder's."""
-    paths = tuple(dict.fromkeys(paths))
-    stems = [path.stem for path in paths]
-    return [
-        LoraSource(path, path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}")
-        for path in paths
-    ]
+def _labelled(paths: Sequence[Path]) -> list[LoraSource]:
+    """By the file's name; where two are alike, with as many folders as tell them apart."""
+    paths = list(dict.fromkeys(paths))
+    return [LoraSource(path, _label(path, paths)) for path in paths]
+
+
+def _label(path: Path, paths: Sequence[Path]) -> str:
+    names = [one.absolute().with_suffix("").parts for one in paths]
+    own = path.absolute().with_suffix("").parts
+    count = next((n for n in range(1, len(own)) if [name[-n:] for name in names].count(own[-n:]) == 1), len(own))
+    return "/".join(own[-count:])
 
 
 def _fitting(line: PromptLine, file: Path) -> PromptLine:
@@ -237,7 +254,7 @@ def _fitting(line: PromptLine, file: Path) -> PromptLine:
         raise UserError(
             f"{word} in {line.prompt!r}: seeds and cfgs are axes of the grid", file=file, hint="use --seeds and --cfgs"
         )
-    if "<lora:" in line.prompt:
+    if TAG.search(line.prompt):
         raise UserError(
             f"{line.prompt!r} calls a LoRA, but the grid puts them on itself", file=file, hint="use --loras"
         )
