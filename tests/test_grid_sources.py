@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import tiny_flux1
 from conftest import Finished
+from lora_scripts.cli import main
 from lora_scripts.config.load import dump_config, load_config
+from lora_scripts.grid.cells import load_painter
 from lora_scripts.grid.sources import GridOptions, _labelled, find_sources
+from runs import faults
 
 
 def test_checkpoints_of_several_runs_are_told_apart(
@@ -55,3 +59,21 @@ def test_what_a_base_predicts_is_said_by_its_own_run_alone(base: Path, finished:
     for given, told in ((None, ("v", True)), (near, ("v", True)), (other, (None, None))):
         found = find_sources(replace(options, base=given))
         assert (found.prediction, found.zero_terminal_snr) == told
+
+
+def test_a_flow_models_sizes_and_clip_skip_are_told_before_it_is_loaded(
+    tmp_path: Path, never_loaded: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, lora, prompts = tiny_flux1.write_folder(tmp_path / "flux"), tmp_path / "a.safetensors", tmp_path / "p.txt"
+    lora.write_bytes(b"")
+    prompts.write_text("a house\na tree --w 72\n")
+    more = ["--base", str(base), "--size", "64", "--clip-skip", "2", "--device", "cpu"]
+    told = ("size 72x64: sides must be multiples of 16 for FLUX.1", "--clip-skip does nothing with FLUX.1")
+    assert main(["generate", *more, "--from-file", str(prompts)]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in told), err
+    options = GridOptions(
+        output=tmp_path / "g", base=base, loras=(lora,), prompts=prompts, size=(64, 64), clip_skip=2, measures=False
+    )
+    err = faults(lambda: load_painter(options, find_sources(options)))
+    assert all(word in err for word in told), err

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from lora_scripts.data.buckets import STEPS
-from lora_scripts.errors import UserError
+from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import kinds
 from lora_scripts.families.anima.facts import FACTS as ANIMA
 from lora_scripts.families.causal_lm.facts import FACTS as CAUSAL_LM
@@ -236,6 +236,18 @@ def require_negative(facts: Facts, texts: Iterable[str | None]) -> None:
     if text and "negative" not in facts.features:
         words = f"{facts.words} reads no negative prompt, and would be drawn without {text!r}"
         raise UserError(words, hint="leave the negative prompt out")
+
+
+def require_drawn(facts: Facts, sizes: Iterable[tuple[int, int]], clip_skip: int) -> None:
+    """UserErrors for sizes (width, height) of which the family draws nothing, and for layers that it does not count."""
+    step, faults = facts.size_step, []
+    for wide, high in dict.fromkeys(sizes):
+        if wide % step or high % step:
+            text = f"size {wide}x{high}: sides must be multiples of {step} for {facts.words}"
+            faults.append(UserError(text, hint="choose another size"))
+    if clip_skip > 1 and "clip" not in facts.features:
+        faults.append(UserError(f"--clip-skip does nothing with {facts.words}", hint="leave it out"))
+    raise_all(faults)
 
 
 def load_pictures(path: Path, options: LoadOptions) -> PictureFamily:

@@ -15,7 +15,7 @@ from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.facts import Drawing
-from lora_scripts.families.table import drawing, require_negative, require_pictures
+from lora_scripts.families.table import drawing, require_drawn, require_negative, require_pictures
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
@@ -75,6 +75,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     _check(options, jobs)
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
+    require_drawn(facts, _sizes(options, jobs), options.clip_skip)
     if any(job.how.negative and job.how.cfg == 1 for job in jobs):
         sink(Note("note: at cfg 1 the negative prompt is not read"))
     io.require_writable(options.output or USUAL)
@@ -164,6 +165,12 @@ def _check(options: GenerateOptions, jobs: Sequence[Job]) -> None:
         text = "--merged: nothing can be added to the numbers of a GGUF file"
         faults.append(UserError(text, hint="leave it out: LoRAs are computed beside them"))
     raise_all(faults)
+
+
+def _sizes(options: GenerateOptions, jobs: Sequence[Job]) -> list[tuple[int, int]]:
+    """Those that are asked for; a side that is not is one that the base takes."""
+    width, height = options.size or (0, 0)
+    return [(job.line.width or width, job.line.height or height) for job in jobs]
 
 
 def _find(calls: Sequence[LoraCall], folder: Path) -> list[Path]:

@@ -155,11 +155,14 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
-    from lora_scripts.families.table import load_pictures, require_negative, require_pictures, settings
+    from lora_scripts.families.table import load_pictures, require_drawn, require_negative, require_pictures, settings
     from lora_scripts.generate.cut import remember
     from lora_scripts.loras.stack import LoraStack
 
     facts = require_pictures(sources.base)
+    width, height = sources.size or (0, 0)
+    sizes = [(line.width or width, line.height or height) for line in sources.prompts]
+    require_drawn(facts, sizes, options.clip_skip)
     for path in filter(None, (sources.base, sources.vae, *sources.text_encoder)):
         known_by.begin(path)
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
