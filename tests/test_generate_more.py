@@ -125,6 +125,7 @@ def test_an_unknown_sampler_brings_the_nearest() -> None:
     with pytest.raises(UserError, match="takes at most 50 steps"):
         find_sampler("LCM", steps=51)
     assert find_sampler(None).webui == ("DPM++ 2M", "Karras") and find_sampler("UniPC").webui == ("UniPC", "Automatic")
+    assert find_sampler("DPM++ 2M").webui == ("DPM++ 2M", "Uniform")  # "Automatic" would be Karras there
 
 
 def pipeline(kind: Any) -> Any:

@@ -36,7 +36,9 @@ class Sampler:
     def webui(self) -> tuple[str, str]:
         """("DPM++ 2M", "Karras"): what the WebUI's PNGs call "Sampler" and "Schedule type"."""
         plain = self.name.removesuffix(" Karras")
-        return plain, "Automatic" if plain == self.name else "Karras"
+        if plain != self.name:
+            return plain, "Karras"
+        return plain, "Uniform" if plain in _SCHEDULED else "Automatic"
 
 
 _MULTISTEP, _KARRAS = "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}
@@ -45,6 +47,8 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
 _LCM = {"original_inference_steps": 50, "clip_sample": False, "set_alpha_to_one": False}
 
+_SCHEDULED = ("DPM++ 2M", "DPM++ 2M SDE")
+"""Samplers of which "Automatic" means a schedule of their own to the WebUI since 1.9: Karras, and an exponential one."""
 SAMPLERS = (
     Sampler(DEFAULT, _MULTISTEP, _KARRAS),
     Sampler("DPM++ 2M", _MULTISTEP),
