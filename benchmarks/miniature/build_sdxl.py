@@ -201,7 +201,7 @@ def train_unet(work: Path, steps: int, pictures: int, text_steps: int, batch: in
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--text-steps", type=int, default=800)
     args = parser.parse_args()

@@ -48,7 +48,7 @@ _LEADING = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": Fal
 _LCM = {"original_inference_steps": 50, "clip_sample": False, "set_alpha_to_one": False}
 
 _SCHEDULED = ("DPM++ 2M", "DPM++ 2M SDE")
-"""Samplers of which "Automatic" means a schedule of their own to the WebUI since 1.9: Karras, and an exponential one."""
+"""Samplers of which "Automatic" means a schedule of their own to the WebUI since 1.9: Karras, an exponential one."""
 SAMPLERS = (
     Sampler(DEFAULT, _MULTISTEP, _KARRAS),
     Sampler("DPM++ 2M", _MULTISTEP),
