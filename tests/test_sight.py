@@ -92,6 +92,27 @@ def test_a_lora_of_its_language_model_is_the_same_on_the_whole_model(kind: str, 
     assert not any("vis" in name or "image" in name for name in changed)
 
 
+def test_where_all_blocks_are_experts_attention_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the usual targets, which name feed_forward as well; alone, that is refused."""
+    folder = seeing_words.write(tmp_path / "model", "qwen3_vl_moe")
+    talk = [{"role": "user", "content": "what is 2+2?"}, {"role": "assistant", "content": "sunny"}]
+    (tmp_path / "r.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 4)
+    words = [
+        f"base_model={folder}",
+        f"train_file={tmp_path / 'r.jsonl'}",
+        "learning_rate=1e-3",
+        "val_split=0",
+        "device=cpu",
+    ]
+    (tmp_path / "c.yaml").write_text("epochs: 1\n")
+    command = ["train", "--config", str(tmp_path / "c.yaml"), *words]
+    assert main([*command, f"output_dir={tmp_path / 'out'}"]) == 0
+    told = capsys.readouterr().out
+    assert "8 layers" in told and "its feed_forward layers are experts" in told
+    assert main([*command, f"output_dir={tmp_path / 'no'}", "targets=[feed_forward]"]) == 2
+    assert "feed_forward names experts" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "qwen3_vl", "qwen2_5_vl"])
 def test_it_goes_on_as_the_whole_model_does(kind: str, tmp_path: Path) -> None:
     """Token by token with its cache, beside the most likely token of the whole model without one."""

@@ -139,7 +139,9 @@ def prompt_gain(family: PictureFamily, latents: Tensor, prompt: str) -> float:
     encoded = {"mean": latents.expand_as(drawn), "std": torch.zeros_like(drawn)}
     size = (latents.shape[2] * family.facts.vae_factor, latents.shape[1] * family.facts.vae_factor)
     errors = []
-    for text in ("", "".join(part for part, weight in weighted(prompt) if weight > 0)):
+    signs = "clip" in family.facts.features  # elsewhere brackets are words like others
+    whole = "".join(part for part, weight in weighted(prompt) if weight > 0) if signs else prompt
+    for text in ("", whole):
         texts = {name: one.expand(count, *one.shape[1:]) for name, one in family.encode_text([text]).items()}
         places = Place(size, (0, 0), size).numbers().expand(count, -1)
         batch = Batch(encoded, [text] * count, texts, [""] * count, generators, places)

@@ -51,8 +51,8 @@ def build_model(
     if initial:
         assert config.init_lora is not None
         check_fits(initial, family, config.init_lora)
-    _check_targets(config, family, layers)
-    rules = assign(layers, config.rules, family.facts.groups)
+    left_out = _without_layers(config, family, layers)
+    rules = assign(layers, [rule for rule in config.rules if rule.match not in left_out], family.facts.groups)
     usual = default_size(config, initial)
     sizes = {path: size_of(config, weights, rules.get(path)) for path, weights in initial.items()}
     injected = inject(
@@ -74,15 +74,19 @@ def build_model(
     return TextModel(injected, optimizer, rank, alpha, digest, files, resized=resized, family=family)
 
 
-def _check_targets(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> None:
-    """UserErrors for targets that name what cannot be trained, saying why."""
-    faults = []
+def _without_layers(config: TrainConfig, family: TextFamily, layers: Mapping[str, object]) -> list[str]:
+    """The groups of layers among the targets that a model has none of, beside others that it has: feed_forward of one
+    whose blocks are all experts. UserErrors for what cannot be trained, saying why."""
+    found: dict[str, bool] = {}
+    reasons: dict[str, str | None] = {}
     for rule in config.rules:
         group = family.facts.groups.get(rule.match)
 
         def matches(path: str, rule: str = rule.match, group: object = group) -> bool:
             return bool(group(path)) if callable(group) else fnmatchcase(path, rule)
 
-        if not any(map(matches, layers)) and (why := family.refusal(rule.match, matches)):
-            faults.append(UserError(f"targets: {why}"))
-    raise_all(faults)
+        found[rule.match] = any(map(matches, layers))
+        reasons[rule.match] = None if found[rule.match] else family.refusal(rule.match, matches)
+    passed = [name for name in reasons if name in family.facts.groups and reasons[name] and any(found.values())]
+    raise_all(UserError(f"targets: {why}") for name, why in reasons.items() if why and name not in passed)
+    return passed

@@ -38,6 +38,8 @@ def table_rows(
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     learned = f"{counts.trained:,} of {counts.tokens:,} tokens are learned ({c.train_on})"
     where = f"{len(held.samples)} records; measured every {held.every} steps" if held.on else "none (val_split: 0)"
+    groups = model.family.facts.groups
+    missing = [r.match for r in c.rules if r.match in groups and not any(map(groups[r.match], model.layers))]
     rows = [
         ("base model", f"{c.base_model} ({model.family.facts.words}, {model.family.words})"),
         (
@@ -64,6 +66,7 @@ def table_rows(
         ("output", str(output)),
         *([("note", f"{len(lengths)} records are few: a hundred of one kind teach far more")] if few else []),
         *(("note", text) for text in odd_schedule(c, steps)),
+        *(("note", f"its {name} layers are experts, which take no LoRA here: the rest is trained") for name in missing),
     ]
     if c.init_lora:
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized]))))
