@@ -33,6 +33,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes, sha256_of
 from lora_scripts.generate import known_by
 from lora_scripts.generate.png import infotext
+from lora_scripts.generate.prompt import by_name, parse_prompt
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.diffusion import schedule
@@ -326,22 +327,33 @@ def test_the_webui_reads_all_parameters_back(base: Path, loras: Path, tmp_path: 
     assert image.size == (64, 96)
     told = read_infotext(image.text["parameters"])
     hashes = {n: model_hashes(loras / f"{n}.safetensors").sshs_model_hash[:12] for n in ("all", "some")}
-    assert {key: told[key] for key in told if key != "Version"} == {
-        "Prompt": prompt,
-        "Negative prompt": "ugly, text: none",
-        "Steps": "2",
-        "Sampler": "Euler a",
-        "Schedule type": "Automatic",
-        "CFG scale": "3",
-        "Seed": "7",
-        "Size-1": "64",
-        "Size-2": "96",
-        "Model hash": model_hashes(base).sha256[:10],
-        "Model": "base",
-        "Denoising strength": "0.6",
-        "Lora hashes": f"all: {hashes['all']}, some: {hashes['some']}",
-    }
+    assert (
+        {key: told[key] for key in told if key != "Version"}
+        == {
+            "Prompt": prompt.replace(":0.8:0.5>", ":unet=0.8:te=0.5>"),  # bare, it takes them the other way round
+            "Negative prompt": "ugly, text: none",
+            "Steps": "2",
+            "Sampler": "Euler a",
+            "Schedule type": "Automatic",
+            "CFG scale": "3",
+            "Seed": "7",
+            "Size-1": "64",
+            "Size-2": "96",
+            "Model hash": model_hashes(base).sha256[:10],
+            "Model": "base",
+            "Denoising strength": "0.6",
+            "Lora hashes": f"all: {hashes['all']}, some: {hashes['some']}",
+        }
+    )
     assert told["Version"].startswith("lora-scripts ")
+
+
+def test_strengths_by_name_are_the_same_call() -> None:
+    for tag in ("<lora:a>", "<lora:a:0.8>", "<lora:a:0.8:0.5>", "<lora: a : -1 : .25 >", "<lora:a:unet=1:te=0>"):
+        text = f"a house, {tag} by night"
+        assert parse_prompt(by_name(text)) == parse_prompt(text)
+    assert by_name("<lora:a:0.8:0.5> b") == "<lora:a:unet=0.8:te=0.5> b"
+    assert by_name("<lora:a:0.8> b") == "<lora:a:0.8> b"
 
 
 def test_the_hash_of_a_base_is_made_once_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

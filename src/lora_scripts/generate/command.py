@@ -22,7 +22,7 @@ from lora_scripts.generate import known_by
 from lora_scripts.generate.known_by import lora_hash, model_hash
 from lora_scripts.generate.naming_pictures import USUAL, picture_path
 from lora_scripts.generate.png import infotext
-from lora_scripts.generate.prompt import GenerateOptions, LoraCall, find_lora, parse_prompt
+from lora_scripts.generate.prompt import GenerateOptions, LoraCall, by_name, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
 from lora_scripts.loras.words import check_words
 
@@ -295,4 +295,4 @@ def parameters(
         "Clip skip": clip_skip if clip_skip > 1 else None,
         "Lora hashes": ", ".join(f"{lora}: {digest}" for lora, digest in loras.items()) or None,
     }
-    return infotext(prompt, sampling.negative, rows)
+    return infotext(by_name(prompt), sampling.negative, rows)

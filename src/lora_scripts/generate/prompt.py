@@ -99,6 +99,18 @@ def parse_prompt(text: str) -> tuple[str, list[LoraCall]]:
     return clean, [LoraCall(name, *both) for name, both in weights.items()]
 
 
+def by_name(text: str) -> str:
+    """The prompt with two bare strengths of a tag by their names: the WebUI takes bare ones in the other order."""
+
+    def named(match: re.Match[str]) -> str:
+        strengths = match[2].split(":")[1:]
+        if len(strengths) != 2 or "=" in match[2]:
+            return match[0]
+        return f"<lora:{match[1]}:unet={strengths[0].strip()}:te={strengths[1].strip()}>"
+
+    return _TAG.sub(named, text)
+
+
 def _without_broken(piece: str) -> str:
     """A piece of a prompt that holds no whole tag; UserError where it holds the beginnings of one."""
     if broken := _BROKEN.search(piece):
