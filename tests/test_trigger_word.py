@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors import safe_open
 
 import tiny
 from lora_scripts.cli import main
+from lora_scripts.data.scan import scan
 from lora_scripts.data.trigger import Trigger, calling, holds
 from lora_scripts.run.configs import load_config
 
@@ -60,6 +62,30 @@ def test_a_word_that_no_caption_holds_calls_nothing(here: Path, capsys: pytest.C
     config = tiny.write_config(here, trigger_word='"a<b"')
     assert main(["train", "--config", str(config)]) == 2
     assert "trigger_word: cannot stand in a prompt with < or >" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["txt", "caption", "data/metadata.jsonl", "captions.csv", "data/metadata.csv"])
+def test_the_command_that_is_told_writes_the_word_where_the_captions_are(
+    here: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    rows = list(csv.reader((here / "data" / "metadata.csv").open(encoding="utf-8")))[1:]
+    (here / "data" / "metadata.csv").unlink()
+    for name, caption in rows:
+        if "." not in place:
+            (here / "data" / name).with_suffix(f".{place}").write_text(caption, encoding="utf-8")
+    if place.endswith("jsonl"):
+        lines = [json.dumps({"file_name": name, "text": caption}) for name, caption in rows]
+        Path(place).write_text("\n".join(lines), encoding="utf-8")
+    elif "." in place:
+        with Path(place).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["filename", "prompt"], *rows])
+    more = {"metadata_path": place} if "." in place else {}
+    config = tiny.write_config(here, trigger_word="zorb", train_data_dir="data", **more)
+    assert main(["train", "--config", str(config)]) == 2
+    told = capsys.readouterr().err.partition("write it there: lora-scripts ")[2]
+    assert main(shlex.split(told)) == 0
+    table = Path(place) if "." in place else None
+    assert [s.caption for s in scan(Path("data"), table)] == [f"zorb, {caption}" for _, caption in sorted(rows)]
 
 
 def test_the_card_of_an_older_file_asks_the_captions_of_its_run(here: Path) -> None:

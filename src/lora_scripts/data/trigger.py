@@ -6,8 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lora_scripts.data.captions import COMMA
+from lora_scripts.data.listing import Listing
+from lora_scripts.units import typed
 
 SHARE = 0.8
 """Of the captions that must begin alike."""
@@ -52,6 +55,19 @@ def holds(text: str, word: str) -> bool:
     Chinese has no spaces, so only Latin letters and digits make a longer word of it.
     """
     return re.search(rf"(?<![0-9a-z]){re.escape(word)}(?![0-9a-z])", text, re.IGNORECASE) is not None
+
+
+def label_command(folder: Path, listing: Listing, word: str) -> str:
+    """What to type so that the captions of a folder have the word, in the file or files where most of them stand."""
+    places = Counter(
+        said.file.suffix.lower().lstrip(".") if said.line is None else said.file.as_posix()
+        for sources in listing.said.values()
+        for said in sources[:1]
+    )
+    usual = (folder / "metadata.csv").as_posix()
+    place = next((place for place, _ in places.most_common(1)), usual)
+    where = [] if place == usual else ["--output", place]
+    return typed(["lora-scripts", "label", "--input", folder.as_posix(), *where, "--words-only", "--trigger", word])
 
 
 def trigger_of(captions: Sequence[str]) -> Trigger | None:

@@ -16,7 +16,7 @@ from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
 from lora_scripts.data.scan import Sample, scan
-from lora_scripts.data.trigger import Trigger, holds, trigger_of
+from lora_scripts.data.trigger import Trigger, holds, label_command, trigger_of
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts, Recipe, Setting
@@ -174,7 +174,7 @@ def _notes(data: Path, samples: Sequence[Sample], trigger: str) -> list[str]:
         if without:
             notes.append(
                 f"{without} of {len(samples)} captions {'lacks' if without == 1 else 'lack'} the word {trigger}: "
-                f"{typed([*label, '--words-only', *word])}"
+                f"{label_command(data, listing, trigger)}"
             )
     if len(samples) < 15:
         notes.append(f"{len(samples)} pictures are few: 50 to 200 of one theme teach far more")

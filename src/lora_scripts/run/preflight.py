@@ -18,12 +18,13 @@ from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import load_rgb
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.masks import require_masks
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
-from lora_scripts.data.trigger import calling, holds
+from lora_scripts.data.trigger import calling, holds, label_command
 from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
@@ -32,7 +33,6 @@ from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.run.pivotal import check_new_words
 from lora_scripts.run.run_folder import RunFolder, cache_of
-from lora_scripts.units import typed
 
 HELD_OUT = "held out/"
 """In the names of pictures of `val_data_dir`, to tell them from the others."""
@@ -111,8 +111,9 @@ def check_trigger(config: TrainConfig, samples: Sequence[Sample]) -> None:
     """UserError for a `trigger_word` that stands in no caption, and so calls nothing."""
     word = config.trigger_word
     if word and samples and not any(holds(s.caption, word) for s in samples):
-        command = ["lora-scripts", "label", "--input", str(config.train_data_dir), "--words-only", "--trigger", word]
-        raise UserError(f"trigger_word: no caption holds {word}", hint=f"write it there: {typed(command)}")
+        listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
+        command = label_command(config.train_data_dir, listing, word)
+        raise UserError(f"trigger_word: no caption holds {word}", hint=f"write it there: {command}")
 
 
 def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> None:
