@@ -48,15 +48,6 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "smolvlm": ({"model_type": "llama"}, {}, {"scale_factor": 1}),
 }
 """Model type -> what its config has beside the sizes: of the text, of the eye, of the whole."""
-TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
 EYE: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -83,7 +74,7 @@ def write(folder: Path, kind: str, template: str | None = small_words.CHATML, **
     text, eye, whole = KINDS[kind]
     ends = {"eos_token_id": tok.eos_token_id, "pad_token_id": tok.eos_token_id, "bos_token_id": None}
     torch.manual_seed(3)
-    inside = TEXT | {"vocab_size": len(tok)} | ends | text | changes
+    inside = small_words.SIZES | {"vocab_size": len(tok)} | ends | text | changes
     config = CONFIG_MAPPING[kind](text_config=inside, vision_config=EYE | eye, **whole)
     for part in (config, config.text_config):
         part.initializer_range = 0.3

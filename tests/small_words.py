@@ -10,6 +10,16 @@ CHATML = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+"""Of a narrow model's layers."""
 TEXT = "the weather in Paris is sunny, what is 2+2? hello how are you\n\n user assistant system Yes. brief"
 
 
@@ -60,15 +70,8 @@ def write_model(folder: Path, kind: str = "qwen3", **changes: Any) -> Path:
         "gemma2": "Gemma2",
         "phi3": "Phi3",
     }
-    sizes: dict[str, Any] = {
+    sizes: dict[str, Any] = SIZES | {
         "vocab_size": len(tok),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
         "tie_word_embeddings": True,
         "eos_token_id": tok.eos_token_id,
         "pad_token_id": tok.eos_token_id,

@@ -17,6 +17,7 @@ from lora_scripts.check.command import CheckOptions, check_data
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.rewrite import rewritten
 from lora_scripts.data.scan import scan
+from lora_scripts.errors import UserError
 from lora_scripts.formats import io
 
 SURPLUS = ["b.png", "sub/d.png"]
@@ -231,6 +232,21 @@ def test_captions_in_an_encoding_that_is_not_known_are_left_and_told_so(
     listing = list_data(tmp_path, allow_missing_captions=True)
     assert not fix.foreign(listing)
     assert [fault.hint for fault in listing.faults] == ["save it as UTF-8"]
+
+
+def test_a_caption_file_that_cannot_be_opened_stops_no_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stem in ("a", "b"):
+        draw(tmp_path / f"{stem}.png", "red")
+        (tmp_path / f"{stem}.txt").write_bytes("一只猫坐在屋顶上".encode("gbk"))
+
+    def locked(path: Path) -> bytes:
+        if path.name == "a.txt":
+            raise UserError("cannot be read: Permission denied", file=path)
+        return path.read_bytes()
+
+    listing = list_data(tmp_path, allow_missing_captions=True)
+    monkeypatch.setattr(fix, "read_bytes", locked)
+    assert fix.foreign(listing).texts == {tmp_path / "b.txt": "一只猫坐在屋顶上"}
 
 
 def test_what_is_no_text_in_any_encoding_is_left(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,8 +158,12 @@ class Foreign:
 def foreign(listing: Listing) -> Foreign:
     """Those of a data set that can be read all the same."""
     paths = dict.fromkeys(Path(fault.file) for fault in listing.faults if fault.file is not None)
-    captions = [path for path in paths if path.suffix.lower() in (*SIDECAR_SUFFIXES, *METADATA_SUFFIXES)]
-    files = {path: data for path in captions if path.is_file() and not is_utf8(data := read_bytes(path))}
+    files: dict[Path, bytes] = {}
+    for path in paths:
+        if path.suffix.lower() in (*SIDECAR_SUFFIXES, *METADATA_SUFFIXES):
+            with suppress(UserError):  # of one that cannot be opened, which is among the faults
+                files[path] = read_bytes(path)
+    files = {path: data for path, data in files.items() if not is_utf8(data)}
     texts, name = read_otherwise([*files.values()]) if files else ([], "")
     return Foreign(name, {path: text for path, text in zip(files, texts, strict=True) if text is not None})
 

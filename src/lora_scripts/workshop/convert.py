@@ -22,7 +22,7 @@ from lora_scripts.formats import io
 from lora_scripts.loras import adapter_folder, dialects, kohya
 from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.embedding import BUNDLE, bundled
-from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_lora, plain, save
+from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
 from lora_scripts.loras.reading import unfused
 from lora_scripts.loras.verify import MATCHERS
@@ -125,11 +125,8 @@ def convert(
         io.write_folder(output, adapter_folder.like(file, modules, number_type, carried))
         form = _Form(read_by=("PEFT",))
     else:
-        words = {key: tensor for key, tensor in source.tensors.items() if key.startswith(BUNDLE)}
+        words = _words(source, naming, sink)
         form = _write(output, naming, modules, number_type, _renumbered(carried, modules), family, words)
-        if words and naming in (Naming.DIFFUSERS, Naming.PEFT):
-            lost = ", ".join(bundled(words))
-            sink(Note(f"note: the words in {file.name} ({lost}) do not go in: no program takes words in {to} names"))
     return Converted(
         file=file,
         output=output,
@@ -154,6 +151,16 @@ class _Form:
     folding: Folding | None = None
     read_by: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+
+
+def _words(source: Contents, naming: Naming, sink: Sink) -> dict[str, torch.Tensor]:
+    """The words that are bundled in a file, as far as they go along; what does not is told."""
+    words = {key: tensor for key, tensor in source.tensors.items() if key.startswith(BUNDLE)}
+    if not words or naming not in (Naming.DIFFUSERS, Naming.PEFT):
+        return words
+    lost, names = ", ".join(bundled(words)), naming.value
+    sink(Note(f"note: the words in {source.path.name} ({lost}) do not go in: no program takes words in {names} names"))
+    return {}
 
 
 def _write(
