@@ -264,6 +264,14 @@ def lora_of(facts: Facts, transformer: Any, rank: int = 2, alpha: float = 0.5) -
     return weights
 
 
+BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "layers.", "noise_refiner.", "context_refiner.")
+
+
+def in_blocks(weights: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
+    """Without the layers around the blocks, which are not trained here."""
+    return {path: w for path, w in weights.items() if path.removeprefix("transformer.").startswith(BLOCKS)}
+
+
 def predicted(
     family: Any, weights: dict[str, LoraWeights], x: Tensor, sigma: Tensor, texts: Any
 ) -> tuple[Tensor, Tensor]:

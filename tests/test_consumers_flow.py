@@ -1,6 +1,7 @@
 """ComfyUI's matcher against a record of what ComfyUI did with LoRAs of diffusion transformers: its own loading code
 (0.33.0, commit 783545f6) found and built each model from a file of random numbers in the published layout and patched
-its weights (26 November 2026, on the CPU, in float32). The files were written here, rank 4, alpha 2, of every layer.
+its weights (26 November 2026, on the CPU, in float32). The files were written here, rank 4, alpha 2, of every layer
+that is trained here; of Chroma also of the others.
 """
 
 from __future__ import annotations
@@ -148,10 +149,21 @@ FORMS: dict[str, Callable[[list[Layer], Names], Tensors]] = {
 }
 
 
+AROUND = {
+    "flux1": ("x_embedder", "context_embedder", "time_text_embed", "norm_out", "proj_out"),
+    "sd3": ("context_embedder", "time_text_embed", "norm_out", "proj_out"),
+    "flux2": ("x_embedder", "context_embedder", "time_", "double_stream_", "single_stream_", "norm_out", "proj_out"),
+    "zimage": ("all_", "t_embedder", "cap_embedder"),
+}
+"""What layers around the blocks begin with, which no file of the record had."""
+
+
 def family(name: str) -> tuple[Base, list[Layer], Names]:
-    facts = by_name(name)
+    names = by_name(name).names()
     base: Base = import_module(f"lora_scripts.families.{name}.names").base(RUNS[name].layout)
-    return base, [layer for layer in base.layers if layer.path in facts.names().diffusers], facts.names()
+    around = tuple(f"transformer.{start}" for start in AROUND.get(name.removesuffix("_dev"), ()))
+    layers = [layer for layer in base.layers if layer.path in names.diffusers and not layer.path.startswith(around)]
+    return base, layers, names
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -390,6 +390,7 @@ def test_diffusers_draws_with_the_file_what_we_draw(
         own = flow_checks.save_own(FACTS, weights, tmp_path / "lora.safetensors")
         assert not any(key.endswith(".alpha") for key in own)
     else:
+        weights = flow_checks.in_blocks(weights)  # the others it does not read in this naming
         tensors = kohya.to_kohya(weights, table.kohya, dtype=torch.float32, fused=table.fused)
         save(tmp_path / "lora.safetensors", tensors, {})
         function = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers
@@ -401,9 +402,11 @@ def test_diffusers_draws_with_the_file_what_we_draw(
 def test_a_file_in_kohyas_names_comes_back_as_it_was(tmp_path: Path) -> None:
     """Three LoRAs as one have the sum of their ranks; and one whose A is the same for all keeps its rank."""
     table, weights = FACTS.names(), lora_of()
-    tensors = kohya.to_kohya(weights, table.kohya, dtype=torch.float32, fused=table.fused)
+    tensors = kohya.to_kohya(weights, table.kohya, dtype=torch.float32, fused=table.fused, turned=table.turned)
     stems = {key.partition(".")[0] for key in tensors}
-    assert {"lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_1_linear1"} <= stems and len(stems) == 16
+    assert {"lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_1_linear1"} <= stems and len(
+        stems
+    ) == 16 + 10
     assert tensors["lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight"].shape == (6, 64)
     assert tensors["lora_unet_single_blocks_0_linear1.lora_up.weight"].shape == (448, 8)
     save(tmp_path / "kohya.safetensors", tensors, {})
@@ -439,14 +442,19 @@ def comfy_names(width: int = 64) -> dict[str, tuple[str, int]]:
         table |= {f"{at}.proj_mlp": (f"single_blocks.{n}.linear1", 3 * width)}
         table |= {f"{at}.proj_out": (f"single_blocks.{n}.linear2", 0)}
         table |= {f"{at}.norm.linear": (f"single_blocks.{n}.modulation.lin", 0)}
-    return table
+    outer = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"}
+    outer |= {"norm_out.linear": "final_layer.adaLN_modulation.1"}
+    for name, own in (("timestep", "time_in"), ("text", "vector_in"), ("guidance", "guidance_in")):
+        outer |= {f"time_text_embed.{name}_embedder.linear_1": f"{own}.in_layer"}
+        outer |= {f"time_text_embed.{name}_embedder.linear_2": f"{own}.out_layer"}
+    return table | {f"transformer.{name}": (own, 0) for name, own in outer.items()}
 
 
 def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     table = comfy_names()
     form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
-    assert stems == table.keys() and len({table[stem] for stem in stems}) == len(stems) == 26
+    assert stems == table.keys() and len({table[stem] for stem in stems}) == len(stems) == 26 + 10
     reading = comfyui.read(form.tensors, FACTS.base(base))
     assert not reading.faults and reading.changes.keys() == lora_of().keys()
 

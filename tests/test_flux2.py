@@ -14,11 +14,13 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 
 import flow_checks
+import tiny
 import tiny_flow
 import tiny_flux2
 from flow_checks import PROMPTS, Case
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
+from lora_scripts.cli import main
 from lora_scripts.families.black_forest import flux2_layout as layout
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flux2.check import FILES
@@ -218,6 +220,8 @@ def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
         at = f"single_transformer_blocks.{n}.attn"
         rows |= {f"{at}.to_qkv_mlp_proj": (f"single_blocks.{n}.linear1", 0)}
         rows |= {f"{at}.to_out": (f"single_blocks.{n}.linear2", 0)}
+    rows |= {"x_embedder": ("img_in", 0), "context_embedder": ("txt_in", 0)}
+    rows |= {"norm_out.linear": ("final_layer.adaLN_modulation.1", 0), "proj_out": ("final_layer.linear", 0)}
     table: dict[str, tuple[str, int]] = {}
     for name, place in rows.items():
         flat = name.replace(".", "_")
@@ -225,14 +229,19 @@ def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
     return table
 
 
+NEW = tuple(f"transformer.{name}" for name in ("time_guidance_embed", "double_stream_", "single_stream_modulation"))
+
+
 def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     table = comfy_names()
     form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
     assert not any(key.endswith(".alpha") for key in form.tensors)  # diffusers stops at one
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
-    assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 16
+    unknown = {stem for stem in stems if stem.startswith(NEW)}  # under diffusers' names
+    assert stems - unknown <= table.keys() and len({table[stem] for stem in stems - unknown}) == 16 + 4
     reading = comfyui.read(form.tensors, FACTS.base(base))
-    assert not reading.faults and reading.changes.keys() == lora_of().keys()
+    assert {fault.key.partition(".lora_")[0] for fault in reading.faults} == unknown == FACTS.names().unasked
+    assert reading.changes.keys() == lora_of().keys() - unknown and len(unknown) == 5
     # ai-toolkit's word before diffusers' names is none that it asks for here.
     other = {key.replace("transformer.", "diffusion_model.", 1): value for key, value in form.tensors.items()}
     assert not comfyui.read(other, FACTS.base(base)).changes
@@ -276,3 +285,36 @@ def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "lokr"])
 def test_a_folder_with_a_stored_base_and_recomputed_blocks_trains(data: Path, tmp_path: Path, adapter: str) -> None:
     flow_checks.trained(tiny_flux2.write_folder(tmp_path / "base"), data, tmp_path, adapter=adapter)
+
+
+def test_a_lora_of_every_layer_is_gone_on_from(base: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    """As OneTrainer's preset "full" makes them: what lies around the blocks stays in the file, and ComfyUI, which does
+    not know all of it under these names, is told of and not asked."""
+    flow_checks.save_own(FACTS, lora_of(), tmp_path / "full.safetensors")
+    keys = {"init_lora": tmp_path / "full.safetensors", "epochs": 1, "save_precision": "fp32"}
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, **keys, **tiny_flux2.beside(base.parent))
+    assert main(["train", "--config", str(config)]) == 0
+    assert "note: ComfyUI read no LoRA of layers around the blocks under these names" in capsys.readouterr().out
+    written = read(tmp_path / "out" / "out.safetensors").weights
+    assert written.keys() == lora_of().keys()
+    for path, w in lora_of().items():
+        same = torch.equal(written[path].up, w.up)
+        assert same != (path in flow_checks.in_blocks(lora_of())), path
+
+
+def test_a_lora_of_every_layer_is_merged_where_the_layers_are(base: Path, tmp_path: Path) -> None:
+    """By hand, also where the file has a layer's halves the other way round than the model."""
+    flow_checks.save_own(FACTS, lora_of(), tmp_path / "full.safetensors")
+    words = ["merge", "--base", base, "--output", tmp_path / "merged.safetensors", f"{tmp_path / 'full.safetensors'}:1"]
+    assert main([str(word) for word in words]) == 0
+    before, after = load_file(base), load_file(tmp_path / "merged.safetensors")
+    prefix = next(key for key in before if key.endswith("img_in.weight")).removesuffix("img_in.weight")
+    for ours, own in (("x_embedder", "img_in"), ("proj_out", "final_layer.linear"),
+                      ("single_stream_modulation.linear", "single_stream_modulation.lin"),
+                      ("norm_out.linear", "final_layer.adaLN_modulation.1")):  # fmt: skip
+        w = lora_of()[f"transformer.{ours}"]
+        change = 0.5 / 2 * (w.up @ w.down)
+        if ours == "norm_out.linear":
+            change = torch.cat([change[32:], change[:32]])
+        key = f"{prefix}{own}.weight"
+        torch.testing.assert_close(after[key], before[key] + change)

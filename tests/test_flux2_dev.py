@@ -34,7 +34,7 @@ from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.losses.flow import STEPS
 from runs import faults
-from test_flux2 import comfy_names, latents, levels
+from test_flux2 import NEW, comfy_names, latents, levels
 
 FACTS = by_name("flux2_dev")
 
@@ -273,9 +273,11 @@ def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     weights = flow_checks.lora_of(FACTS, tiny_flux2_dev.models().transformer)
     form = dialects.own_form(weights, FACTS.names(), torch.float32)
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
-    assert stems <= comfy_names().keys() and len(stems) == len(weights) == 16
+    assert {stem for stem in stems if not stem.startswith(NEW)} <= comfy_names().keys()
+    assert len(stems) == len(weights) == 16 + 11
     reading = comfyui.read(form.tensors, FACTS.base(base))
-    assert not reading.faults and reading.changes.keys() == weights.keys()
+    assert reading.changes.keys() == {path for path in weights if not path.startswith(NEW)}
+    assert weights.keys() - reading.changes.keys() == FACTS.names().unasked
 
 
 @pytest.mark.parametrize("start", ["transformer.", "diffusion_model.", "lora_unet_"])

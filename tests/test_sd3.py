@@ -76,8 +76,11 @@ CASE = Case(FACTS, tiny_sd3, FILES, layout, answer)
 
 def lora_of() -> dict[str, LoraWeights]:
     """Of all layers that are trained."""
-    made = flow_checks.lora_of(FACTS, tiny_sd3.models().transformer)
-    return {path: w for path, w in made.items() if path not in (LAST, UNREAD)}
+    return {path: w for path, w in flow_checks.in_blocks(every()).items() if path not in (LAST, UNREAD)}
+
+
+def every() -> dict[str, LoraWeights]:
+    return flow_checks.lora_of(FACTS, tiny_sd3.models().transformer)
 
 
 LAST = "transformer.transformer_blocks.2.norm1_context.linear"
@@ -381,9 +384,10 @@ def test_the_template_names_what_stands_beside_the_base() -> None:
 
 
 def test_diffusers_draws_with_the_file_what_we_draw(family: Any, theirs: Any, tmp_path: Path) -> None:
-    own = flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+    """Also where other trainers have changed layers that are not trained here."""
+    own = flow_checks.save_own(FACTS, every(), tmp_path / "lora.safetensors")
     assert not any(key.endswith(".alpha") for key in own)
-    flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
+    flow_checks.drawn_with(CASE, family, theirs, every(), tmp_path / "lora.safetensors")
 
 
 def test_all_layers_are_trained_but_two_of_the_last_block(family: Any) -> None:
@@ -411,25 +415,33 @@ def comfy_names(width: int = 64) -> dict[str, tuple[str, int]]:
             inner |= {"norm1_context.linear": (f"{context}.adaLN_modulation.1", 0)}
             inner |= {"ff_context.net.0.proj": (f"{context}.mlp.fc1", 0), "ff_context.net.2": (f"{context}.mlp.fc2", 0)}
         table |= {f"transformer.transformer_blocks.{n}.{name}": own for name, own in inner.items()}
-    return table
+    outer = {"context_embedder": "context_embedder", "proj_out": "final_layer.linear"}
+    outer |= {"norm_out.linear": "final_layer.adaLN_modulation.1"}
+    for name, own in (("timestep", "t_embedder"), ("text", "y_embedder")):
+        outer |= {f"time_text_embed.{name}_embedder.linear_{n}": f"{own}.mlp.{2 * n - 2}" for n in (1, 2)}
+    return (
+        table
+        | {f"transformer.{name}": (own, 0) for name, own in outer.items()}
+        | {LAST: ("joint_blocks.2.context_block.adaLN_modulation.1", 0)}
+    )
 
 
 def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     table = comfy_names()
-    form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
+    form = dialects.own_form(every(), FACTS.names(), torch.float32)
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
-    assert stems | {UNREAD} == table.keys() and len({table[stem] for stem in stems}) == len(stems)
+    assert stems == table.keys() and len({table[stem] for stem in stems}) == len(stems)
     for asked in (base, None):  # also where no base is at hand
         reading = comfyui.read(form.tensors, FACTS.base(asked))
-        assert not reading.faults and reading.changes.keys() == lora_of().keys()
+        assert not reading.faults and reading.changes.keys() == every().keys()
 
 
 @torch.no_grad()
 def test_a_file_on_the_published_layout_is_added_to_the_published_weights(base: Path, tmp_path: Path) -> None:
     """kohya's names, as ComfyUI and sd-scripts take them: there ΔW is added to the file's own matrices, q, k and v in
     one, and in the last block with the halves of the text's modulation the other way round."""
-    weights = flow_checks.lora_of(FACTS, tiny_sd3.models().transformer)
-    assert LAST in weights
+    weights = every()
+    assert LAST in weights and "transformer.norm_out.linear" in weights
     names = FACTS.names()
     tensors = kohya.to_kohya(weights, names.kohya, dtype=torch.float32, fused=names.fused, turned=names.turned)
     before = load_file(base)

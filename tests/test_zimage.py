@@ -320,12 +320,14 @@ def test_diffusers_draws_with_the_file_what_we_draw(
     family: Any, theirs: ZImagePipeline, tmp_path: Path, names: str
 ) -> None:
     """Also with kohya's names, in which q, k and v are one layer."""
+    weights = lora_of()
     if names == "own":
-        tensors = flow_checks.save_own(FACTS, lora_of(), tmp_path / "lora.safetensors")
+        tensors = flow_checks.save_own(FACTS, weights, tmp_path / "lora.safetensors")
         assert not any(key.endswith(".alpha") for key in tensors)
     else:
-        save(tmp_path / "lora.safetensors", in_kohya(lora_of()), {})
-    flow_checks.drawn_with(CASE, family, theirs, lora_of(), tmp_path / "lora.safetensors")
+        weights = flow_checks.in_blocks(weights)  # the others it does not read in this naming
+        save(tmp_path / "lora.safetensors", in_kohya(weights), {})
+    flow_checks.drawn_with(CASE, family, theirs, weights, tmp_path / "lora.safetensors")
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -364,6 +366,12 @@ def comfy_names(width: int = 32) -> dict[str, tuple[str, int]]:
             table |= dict.fromkeys(stems, (f"{at}.{own}", row))
             if row == 0:
                 table[f"lora_unet_{at}.{own}".replace(".", "_")] = (f"{at}.{own}", 0)
+    outer = {name: name for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.1")}
+    outer |= {"all_x_embedder.2-1": "x_embedder"}
+    outer |= {f"all_final_layer.2-1.{name}": f"final_layer.{name}" for name in ("linear", "adaLN_modulation.1")}
+    for name, own in outer.items():
+        stems = (f"diffusion_model.{name}", f"transformer.{name}", name, f"lora_unet_{own.replace('.', '_')}")
+        table |= dict.fromkeys(stems, (own, 0))
     return table
 
 
@@ -371,7 +379,7 @@ def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     table = comfy_names()
     form = dialects.own_form(lora_of(), FACTS.names(), torch.float32)
     stems = {key.removesuffix(".lora_A.weight") for key in form.tensors if key.endswith(".lora_A.weight")}
-    assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 31
+    assert stems <= table.keys() and len({table[stem] for stem in stems}) == len(stems) == 31 + 6
     reading = comfyui.read(form.tensors, FACTS.base(base))
     assert not reading.faults and reading.changes.keys() == lora_of().keys()
     flat = in_kohya(lora_of())
@@ -379,8 +387,9 @@ def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
     reading = comfyui.read(unfused(flat, FACTS.names()), FACTS.base(base))
     assert not reading.faults and reading.changes.keys() == lora_of().keys()
     # Those with diffusers' layers are none that it asks for.
-    old = {path: f"lora_unet_{path.removeprefix('transformer.').replace('.', '_')}" for path in lora_of()}
-    flat = kohya.to_kohya(lora_of(), old, dtype=torch.float32)
+    weights = flow_checks.in_blocks(lora_of())
+    old = {path: f"lora_unet_{path.removeprefix('transformer.').replace('.', '_')}" for path in weights}
+    flat = kohya.to_kohya(weights, old, dtype=torch.float32)
     left = {fault.key.partition(".")[0] for fault in comfyui.read(flat, FACTS.base(base)).faults}
     assert left == {k.partition(".")[0] for k in flat if k.partition(".")[0] not in table}
     assert len(left) == 4 * 4  # and attention.to_out.0, which it knows as attention.out

@@ -64,7 +64,8 @@ class Names:
     and a B that is theirs one after the other. Written where it is the `kohya` stem of each of them."""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Our path, or a stem of `fused` -> [rows, columns] of the published model's weight, where a relative has the same
-    names for layers of another proportion. A narrower model has the same proportions."""
+    names for layers of another proportion. A narrower model has the same proportions; (): of a layer whose shape tells
+    nothing, as it reads or writes what is as wide in other models."""
     whole: bool = False
     """That a file with a layer that no table knows is of another model: one that has the same names for more blocks."""
     own: frozenset[str] = frozenset()
@@ -82,6 +83,8 @@ class Names:
     in those in which it has just twice as many rows as columns."""
     untrained: Mapping[str, str] = field(default_factory=dict)
     """Our path -> kohya's stem, of layers that only other trainers train: written where a file has them."""
+    unasked: frozenset[str] = frozenset()
+    """Our paths of layers that ComfyUI asks for under names of the published layout alone, which ours are not."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 
@@ -123,10 +126,11 @@ class Names:
     def is_foreign(self, stem: str, columns: int) -> bool:
         """Whether a layer of so many columns is another model's, if the stem is its name."""
         published = self._published(stem)
-        return columns in self.foreign_widths and not (published and published[1] > published[0])
+        inner = published is not None and (not published or published[1] > published[0])
+        return columns in self.foreign_widths and not inner
 
-    def _published(self, stem: str) -> tuple[int, ...]:
-        return self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""), ())
+    def _published(self, stem: str) -> tuple[int, ...] | None:
+        return self.shapes.get(stem if stem in self.fused else self.paths.get(stem, ""))
 
     @cached_property
     def stems(self) -> frozenset[str]:

@@ -40,9 +40,10 @@ UNREAD_BY = {
     "oft": ("diffusers", "PEFT", "Forge", "InvokeAI", "SD.Next", "additional-networks", "kohya"),
     "words": ("diffusers", "additional-networks"),
     "outer": ("InvokeAI", "additional-networks", "kohya"),
+    "unasked": ("ComfyUI",),
 }
 """What a file may hold -> the programs that leave it out or refuse the file: they are not asked. "outer": layers of
-`Names.untrained`, from an earlier LoRA; InvokeAI leaves out published names of them."""
+`Names.untrained`, from an earlier LoRA; InvokeAI leaves out published names of them. "unasked": of `Names.unasked`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def prove(
     skeleton = Skeleton.of(base)
     source = open_lora(path, skeleton.facts)
     held = _kinds(trained) | ({"words"} if bundled(source.tensors) else set())
-    held |= {"outer"} if skeleton.facts.names().untrained.keys() & trained.keys() else set()
+    tables = skeleton.facts.names()
+    held |= {"outer"} if tables.untrained.keys() & trained.keys() else set()
+    held |= {"unasked"} if tables.unasked & trained.keys() else set()
     unread = {kind: names for kind, names in UNREAD_BY.items() if kind in held}
     asked = [name for name in consumers if not any(name in names for names in unread.values())]
     meant, faults = expected_by(source, skeleton)

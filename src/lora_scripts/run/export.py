@@ -34,6 +34,7 @@ from lora_scripts.units import typed
 
 _TITLES = {
     "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "outer": "LoRA of conv_in, conv_out, time_embedding",
+    "unasked": "LoRA of layers around the blocks under these names (lora-scripts convert --to kohya writes others)",
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from lora_scripts.families.names import THIRDS, Base, Layer, Names, Share
 from lora_scripts.families.sd.rows import Row
 
 INSIDE = ("transformer_blocks.", "single_transformer_blocks.")
-"""What the paths of layers begin with that LoRA files have names for."""
+"""What the paths of layers begin with that are trained here. LoRAs of OneTrainer's preset "full" and of kohya's
+`in_dims` have the others, too."""
 MakeRows = Callable[[str, str, tuple[int, int]], Iterable[Row]]
 """The rows of a layer of (published name, ours, shape of its weight)."""
 STREAMS = {
@@ -50,31 +51,31 @@ def names_of(
     table: Iterable[Row],
     *,
     whole: bool,
-    inside: tuple[str, ...] = INSIDE,
     foreign_widths: frozenset[int] = _SD3,
 ) -> Names:
-    """Of all layers of a model whose paths begin so; `whole`, `foreign_widths`: as of `Names`."""
+    """Of all layers of a model; only those in blocks have shapes that tell it from others. `whole`, `foreign_widths`:
+    as of `Names`."""
     written: dict[str, str] = {}
     diffusers: dict[str, str] = {}
     others: dict[str, str] = {}
     fused: dict[str, dict[str, Share]] = {}
+    turned: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for row in linear(table):
         hf, ldm = stem(row.hf), stem(row.ldm)
-        if not hf.startswith(inside):
-            continue
         path = f"{PART}.{hf}"
-        diffusers[path], shapes[path] = f"transformer.{hf}", row.shape
+        diffusers[path], shapes[path] = f"transformer.{hf}", row.shape if hf.startswith(INSIDE) else ()
         written[path] = _kohya(ldm)
         others |= dict.fromkeys(_spelt(hf), path)
         for key in _published(ldm):
-            if row.share is None:
-                others[key] = path
-            else:
+            if row.share is not None:
                 fused.setdefault(key, {})[path] = row.share
                 shapes[key] = row.file_shape
-    form: Any = {"whole": whole, "foreign_widths": foreign_widths, "form": "diffusers"}
-    return Names(name, words, written, {}, diffusers, others, fused, shapes, **form)
+            else:
+                (turned if row.swapped else others)[key] = path
+    unasked = frozenset(path for path in written if path.removeprefix(f"{PART}.").startswith(_NEW))
+    form: Any = {"whole": whole, "foreign_widths": foreign_widths, "turned": turned, "unasked": unasked}
+    return Names(name, words, written, {}, diffusers, others, fused, shapes, form="diffusers", **form)
 
 
 def base_of(table: Iterable[Row], text_width: int | None) -> Base:

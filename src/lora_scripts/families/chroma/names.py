@@ -21,7 +21,7 @@ _BLOCKS = 60
 def names() -> Names:
     """Chroma, as published: a narrower or shallower model has these layers or some of them. Those of its blocks are
     called as in FLUX.1: a file is of a Chroma by the network of modulations, or by what it says of itself."""
-    made = names_of("chroma", "Chroma", rows(STANDARD), whole=False, inside=("",))
+    made = names_of("chroma", "Chroma", rows(STANDARD), whole=False)
     own = frozenset(stem for stem in made.stems if MODULATION.rstrip(".") in stem)
     return replace(made, foreign=attention_of(range(STANDARD.double, _BLOCKS)), own=own)
 

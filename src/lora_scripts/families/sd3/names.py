@@ -43,7 +43,7 @@ def names() -> Names:
     native = {stem: path for stem, path in made.others.items() if stem.endswith(".context_block.adaLN_modulation.1")}
     shapes = {name: shape for name, shape in made.shapes.items() if not name.endswith(_VARIED)}
     foreign = attention_of(range(LARGE.blocks, _DEEPEST))
-    return replace(made, shapes=shapes, foreign=foreign, turned={**turned, **native})
+    return replace(made, shapes=shapes, foreign=foreign, turned={**made.turned, **turned, **native})
 
 
 def base(layout: Sd3Layout | None) -> Base:

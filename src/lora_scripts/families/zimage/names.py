@@ -15,7 +15,7 @@ from lora_scripts.families.names import Base, Layer, Names, Share
 from lora_scripts.families.zimage.layout import STANDARD, ZImageLayout, rows
 
 INSIDE = ("layers.", "noise_refiner.", "context_refiner.")
-"""What the paths of layers begin with that LoRA files have names for."""
+"""What the paths of layers begin with that are trained here; OneTrainer's preset "full" has the others, too."""
 
 
 @cache
@@ -28,8 +28,6 @@ def names() -> Names:
     fused: dict[str, dict[str, Share]] = {}
     for row in linear(rows(STANDARD)):
         hf, ldm = stem(row.hf), stem(row.ldm)
-        if not hf.startswith(INSIDE):
-            continue
         path, flat = f"{PART}.{hf}", hf.replace(".", "_")
         original[path], kohya[path] = f"diffusion_model.{ldm}", f"lora_unet_{ldm.replace('.', '_')}"
         diffusers[path] = f"diffusion_model.{hf}"
