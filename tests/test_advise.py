@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lora_scripts.report import chinese
 from lora_scripts.train.advise import Advice, Facts, advise, too_short
 from lora_scripts.train.evidence import Evaluation
 
@@ -66,6 +67,24 @@ def test_a_loss_that_does_not_fall_is_told_after_half_of_the_run() -> None:
     found = one(flat)
     assert (found.kind, found.step, found.change) == ("does_not_fall", 50, "learning_rate: 0.01")
     assert advise(flat[:5], FACTS) == []
+
+
+@pytest.mark.parametrize(
+    ("below", "still", "short"),
+    [
+        (0.05, "learning_rate: 0.01", "learning_rate: 0.004, or epochs: 20"),
+        (0.01, "epochs: 20", "learning_rate: 0.004, or epochs: 20"),
+        (0.0, "epochs: 20", "epochs: 20"),
+    ],
+)
+def test_no_rate_is_advised_that_is_refused(below: float, still: str, short: str) -> None:
+    facts, flat = replace(FACTS, below=below), measured(lambda x: 1.0, lambda x: 1.0)
+    assert [one.change for one in advise(flat, facts)] == [still]
+    last = flat[-1]
+    ahead = Evaluation(last.step, [0.9 * x for x in last.held], [0.9 * x for x in last.train])
+    found = too_short(flat[0], last, ahead, facts)
+    assert found is not None and found.change == short
+    assert chinese.translated(f"try {short}") or chinese.translated(str(found))
 
 
 def test_a_run_that_memorises() -> None:

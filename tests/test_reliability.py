@@ -286,3 +286,16 @@ def test_curves_of_a_resumed_run_hide_what_lay_beyond_its_step(tmp_path: Path) -
         seen.Reload()
     wanted = [(1, 11.0), (2, 12.0), (3, 33.0), (4, 34.0), (5, 35.0), (6, 36.0)]
     assert [(e.step, e.value) for e in seen.Scalars("x")] == wanted
+
+
+def test_curves_of_a_run_that_began_anew_hide_those_of_the_start_before_it(tmp_path: Path) -> None:
+    """Which ended before its first state."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last in (7, 3):
+        board = Board(tmp_path, 0, ignore)
+        for step in range(last + 1):
+            board.scalars(step, {"x": float(last)})
+    seen = EventAccumulator(str(tmp_path))
+    seen.Reload()
+    assert [(e.step, e.value) for e in seen.Scalars("x")] == [(step, 3.0) for step in range(4)]

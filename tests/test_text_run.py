@@ -141,7 +141,8 @@ def test_a_folder_that_means_another_lora_ends_the_run(
     write = export.write
     monkeypatch.setattr(export, "write", alpha_doubled(export.write))
     assert main(["train", "--config", str(config)]) == 2
-    assert "makes another model of it: off by" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "makes another model of it: off by" in told and "; go on with --resume save_precision=fp32" in told
     monkeypatch.setattr(export, "write", write)
     shutil.rmtree(tmp_path / "talk")
     assert main(["train", "--config", str(config), "learning_rate=1e-4"]) == 0

@@ -287,6 +287,18 @@ def test_training_does_not_notice_that_it_is_measured(base: Path, tmp_path: Path
         assert all(torch.equal(best[key], value) for key, value in load_file(at).items())
 
 
+def test_what_a_start_measured_that_was_killed_is_not_the_next_ones(base: Path, tmp_path: Path, short: None) -> None:
+    """Killed before its first state, and begun again without measuring: neither its best LoRA nor its record stays."""
+    out = tmp_path / "out"
+    config = config_with(tmp_path, base, val_every=1, save_steps=9)
+    out.mkdir()
+    for name in ("out-best.safetensors", "heldout.json"):
+        (out / name).write_bytes(b"of the start before")
+    assert main(["train", "--config", str(config), "val_data_dir=null", "val_split=0", "val_every=null"]) == 0
+    assert (out / "out.safetensors").exists()
+    assert not (out / "out-best.safetensors").exists() and not (out / "heldout.json").exists()
+
+
 def test_what_is_forecast_besides_training_is_what_is_computed(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

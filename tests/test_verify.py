@@ -222,8 +222,10 @@ def test_the_proof_tells_the_rounding_and_bounds_it(
     lost = math.hypot(*((b - a).norm() for a, b in kept)) / math.hypot(*(a.norm() for a, _ in kept))
     assert proof.rounding == pytest.approx(lost) and 1e-4 < proof.rounding < BOUNDS[precision]
     assert proof.reading < 1e-5
-    finer = "fp32" if precision == "fp16" else "fp16"
-    with pytest.raises(UserError, match=f"of the ΔW that was trained, where {finer} loses"):
+    finer, mend = (
+        ("fp32", "check the disk") if precision == "fp16" else ("fp16", "go on with --resume save_precision=fp32$")
+    )
+    with pytest.raises(UserError, match=f"ΔW that was trained, where {finer} loses.*; {mend}"):
         prove(path, base, modules, finer)
 
 

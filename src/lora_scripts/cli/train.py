@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from lora_scripts.run.story import TrainResult
     from lora_scripts.run.texts.story import TextTrainResult
 
-DESTROYS = 0.05
-"""A learning rate that none but prodigy bears: a LoRA of the bundled miniature, which bears more than a large base, is
-worse than the base after 0.04."""
 HELP = "train a LoRA as a config says"
 OVERRIDES = True
 
@@ -37,6 +34,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def call(options: argparse.Namespace, sink: Sink) -> TrainResult | TextTrainResult:
     """Trains a LoRA; relative paths in the config count from the folder you start in."""
+    from lora_scripts.config.keys.training import DESTROYS
     from lora_scripts.run.configs import load_config
 
     config = load_config(options.config, options.overrides, sink)

@@ -141,5 +141,5 @@ def _require(path: Path, rounding: float, worst: tuple[float, str], precision: s
     what, lost = ("the file", rounding) if not rounding <= bound else (name, share)
     most = f"{precision} loses {percent(bound, 1)} at most"
     text = f"{what} is off by {percent(lost, 1)} of the ΔW that was trained, where {most}"
-    hint = "its weights are too small or too large for that precision: save_precision: fp32"
+    hint = "its weights are too small or too large for that precision; go on with --resume save_precision=fp32"
     raise UserError(text, file=path, hint=hint if precision != "fp32" else "check the disk, and write it again")

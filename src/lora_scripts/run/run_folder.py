@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / f"{self.name}-best{self.suffix}"
 
     @property
+    def measured(self) -> Path:
+        """The record of all measurements."""
+        return self.path / "heldout.json"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -138,8 +143,18 @@ class RunFolder:
     def prune(self, keep: int | None, sink: Sink) -> None:
         """Removes the oldest checkpoints beyond `keep`, with their words; what cannot be removed is told as above."""
         for old in self.checkpoints()[:-keep] if keep is not None else []:
-            for path in (old, embedding_file(old, "").parent):
-                self._remove(path, sink)
+            self._remove_lora(old, sink)
+
+    def forget_measured(self, sink: Sink) -> None:
+        """Removes what a start that ended before its first state has measured: of this run it would be told as its
+        own."""
+        self._remove_lora(self.best, sink)
+        self._remove(self.measured, sink)
+
+    def _remove_lora(self, lora: Path, sink: Sink) -> None:
+        """With its words."""
+        for path in (lora, embedding_file(lora, "").parent):
+            self._remove(path, sink)
 
     def _remove(self, path: Path, sink: Sink) -> None:
         if path.is_dir():

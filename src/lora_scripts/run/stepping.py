@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from lora_scripts.compute.meter import GB, Meter
+from lora_scripts.config.keys.training import DESTROYS
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.events import Note, Saved, Sink, Stepped
 from lora_scripts.formats import io
@@ -113,6 +114,7 @@ def measuring_of(
         samples,
         suffix,
         c.epochs,
+        below=0.0 if c.optimizer == "prodigy" else DESTROYS,  # it finds its own, and 1 is the highest
     )
     return Measuring(
         run.held,
@@ -122,7 +124,7 @@ def measuring_of(
         facts,
         seed=c.seed,
         patience=c.patience,
-        record=run.folder.path / "heldout.json",
+        record=run.folder.measured,
         curves=board.scalars,
         sink=sink,
     )
@@ -177,6 +179,8 @@ def train_steps(
     run.model.train(True)
     if measuring.ended and state.step < state.total:
         sink(Note("note: this run had ended by itself, by its patience; patience=null lets it go on"))
+    if state.step == 0:
+        run.folder.forget_measured(sink)
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
     if c.sample_first and state.step == 0:

@@ -58,6 +58,8 @@ class Facts:
     suffix: str = ".safetensors"
     """Of the LoRA's files; "" where they are folders."""
     epochs: int = 1
+    below: float = math.inf
+    """Learning rates that can be advised: higher ones are refused."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _still(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Adv
         point.step,
         f"the loss hardly falls: on training {facts.samples} it is {_moved(won.mean)} than before the run, so "
         f"the learning rate is too low, or the base knows these {facts.samples} already",
-        f"learning_rate: {facts.learning_rate * 10:.2g}",
+        f"learning_rate: {rate:.2g}" if (rate := facts.learning_rate * 10) < facts.below else _longer(facts),
     )
 
 
@@ -171,8 +173,14 @@ def too_short(start: Evaluation, last: Evaluation, ahead: Evaluation, facts: Fac
         + f", and so have gained {percent(more)} more",
         f"epochs: {math.ceil(USUAL / facts.steps_per_epoch)}"
         if facts.total < SHORT
-        else f"learning_rate: {facts.learning_rate * 4:.2g}, or epochs: {2 * facts.epochs}",
+        else f"learning_rate: {rate:.2g}, or {_longer(facts)}"
+        if (rate := facts.learning_rate * 4) < facts.below
+        else _longer(facts),
     )
+
+
+def _longer(facts: Facts) -> str:
+    return f"epochs: {2 * facts.epochs}"
 
 
 def _memorises(start: Evaluation, points: Sequence[Evaluation], facts: Facts) -> Advice | None:

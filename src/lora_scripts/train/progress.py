@@ -36,7 +36,8 @@ class Smoothed:
 
 
 class Board:
-    """TensorBoard's event file under `folder`; a resumed run hides what an interrupted one wrote beyond its step.
+    """TensorBoard's event file under `folder`; a run hides what an interrupted one wrote there beyond the step that
+    it begins at.
 
     Curves are the least of a run's files: where one cannot be written, that is told once, and nothing more is tried.
     torch's SummaryWriter is not used for that reason: its thread prints a traceback, and raises in some later step.
@@ -57,8 +58,8 @@ class Board:
         except OSError as error:
             self._give_up(error)
         self._write(Event(file_version="brain.Event:2"))
-        if step:
-            self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        first = step + 1 if step else 0  # before the first step something is measured and drawn, too
+        self._write(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
         self._flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

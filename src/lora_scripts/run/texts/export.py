@@ -103,7 +103,7 @@ def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, ex
         if off > BOUND[config.save_precision] * change + NOISE * noise:
             far = percent(off / change if change else 1, 1)
             text = f"{name} makes another model of it: off by {far} of what was learnt"
-            raise UserError(text, file=path, hint="write save_precision: fp32")
+            raise UserError(text, file=path, hint="go on with --resume save_precision=fp32")
     off = max(_length(ours, trained), _length(theirs, trained)) / change if change else 0.0
     count = f"{len(model.layers)} layers"
     return f"verified: {count}, as PEFT loads them; off by {off:.1e} of what was learnt, the rounding to " + (
