@@ -70,8 +70,10 @@ def test_whatever_calls_it_and_wherever_it_lies_is_written_so_that_it_is_read_ba
     with monkeypatch.context() as patch:
         patch.setattr(first_config, "load_config", lambda path: load_config(path, ["no_such_key=1"]))
         assert main([*words, "picture"]) == 2
-    for trigger in ("picture", r"neon \(artist\)", 'say "hi"', "zib\nbo"):
+    for trigger in ("picture", r"neon \(artist\)", 'say "hi"', "zib\nbo", "neon night market of an old harbour"):
         assert main([*words, trigger]) == 0
+        lines = Path("configs/mine.yaml").read_text("utf-8").splitlines()
+        assert all(" # " in line for line in lines if re.match(r"\w+: .*#", line))  # YAML wants a space before it
         config = load_config(Path("configs/mine.yaml"))
         Path("configs/mine.yaml").unlink()
         word = " ".join(trigger.split())

@@ -63,6 +63,12 @@ def test_the_styles_can_be_read_in_the_dark_and_on_paper() -> None:
     assert re.search(r"\.thumb.*print-color-adjust: exact", check)
 
 
+def test_a_tall_picture_of_a_finding_is_no_higher_than_others() -> None:
+    """A page of a webtoon, 400 x 4000 px, took a screen for itself: the least width of its name was its own, too."""
+    check = (ASSETS / "check.css").read_text("utf-8")
+    assert ".row .thumb { width: min(100%, 12rem * var(--ratio)); }" in check
+
+
 def _colours(*, dark: bool) -> dict[str, str]:
     light, _, night = (ASSETS / "page.css").read_text("utf-8").partition("@media (prefers-color-scheme: dark)")
     found = r"--(\w+): #([0-9a-f]{3,6});"

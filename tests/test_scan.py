@@ -36,7 +36,14 @@ def test_any_layout(tmp_path: Path) -> None:
     names = ("b.JPG", "10_name/c.webp", "10_name/deep er/d.bmp", "中.png", "e.avif", "f.jfif")
     paths = {name: draw(tmp_path / name) for name in names}
     paths["a.jpeg"] = draw(tmp_path / "a.jpeg", exif=exif)
-    for hidden in (".hidden.png", ".git/x.png", "__MACOSX/y.png", "10_name/._c.webp"):
+    for hidden in (
+        ".hidden.png",
+        ".git/x.png",
+        "__MACOSX/y.png",
+        "@eaDir/SYNOFILE_THUMB_M.jpg",
+        "#recycle/z.png",
+        "10_name/._c.webp",
+    ):
         draw(tmp_path / "t.png").rename((tmp_path / hidden).parent.mkdir(exist_ok=True) or tmp_path / hidden)
     (tmp_path / "notes.md").write_text("not a caption", encoding="utf-8")
     (tmp_path / "metadata.csv").write_text(
@@ -264,6 +271,19 @@ def test_what_lies_beside_the_pictures_and_is_not_read_is_told(tmp_path: Path) -
     notes: list[Finding] = []
     assert len(scan(tmp_path, notes=notes)) == 2  # nothing is missing: another table is nobody's business
     assert [note.kind for note in notes] == ["not_read"]
+
+
+def test_masks_that_lie_beside_their_pictures_are_no_pictures(tmp_path: Path) -> None:
+    """As OneTrainer has them: they were labelled and trained, or taken for copies and moved away."""
+    for name in ("a.jpg", "a-masklabel.png", "sub/b.png", "sub/b-masklabel.PNG", "c-masklabel.png"):
+        draw(tmp_path / name)
+    listing = list_data(tmp_path, allow_missing_captions=True)
+    assert list(listing.images) == ["a.jpg", "c-masklabel.png", "sub/b.png"]
+    [note] = listing.notes
+    assert note.message == "2 not read as pictures: masks by OneTrainer (a-masklabel.png)"
+    assert translated(note.message) and translated(note.mend)
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.jpg,one\na-masklabel.png,two\n", encoding="utf-8")
+    assert "remove the row: the file is the mask of a picture" in faults(tmp_path)[0]
 
 
 LIES_THERE = "lies there, but captions are read from metadata.csv or metadata.jsonl"

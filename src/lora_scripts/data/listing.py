@@ -16,6 +16,10 @@ from lora_scripts.errors import UserError, raise_all
 
 MANY = 20
 """From here on faults of one kind are counted instead of listed: they have one cause."""
+_OF_SYSTEMS = frozenset(["__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"])
+"""What macOS, Windows and network drives (Synology, QNAP) make by themselves, in lower case: thumbnails, bins."""
+_MASK = "-masklabel.png"
+"""What OneTrainer puts behind the name of a picture for its mask."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,38 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     """The images below `folder` and what is said about each. UserError(s) if there is no image at all.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
-    sidecars (a.txt or a.caption beside a.png). Hidden files and folders and `__MACOSX` are left out.
+    sidecars (a.txt or a.caption beside a.png). Left out are hidden files and folders, those that systems make, and the
+    masks that OneTrainer keeps beside pictures.
     """
     faults: list[UserError] = []
     files = _files(folder, faults)
     images = {name: path for name, path in sorted(files.items()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    masks = _masks(images)
+    for name in masks:
+        del images[name]
     if not images:
         message, unread = f"no images (jpg, png, webp, avif, bmp) found; {_kinds(files)}", left_out(files, tables=False)
         raise_all([*faults, UserError(message, file=folder, hint=unread[0].mend if unread else None)])
     captions = _Captions(folder, files, images, faults, allow_missing_captions)
     captions.read(metadata)
     bare = metadata is None and any(not captions.said.get(name) for name in images)
-    return Listing(images, captions.said, faults, captions.lost, left_out(files, tables=bare))
+    notes = [*_of_masks(masks), *left_out(files, tables=bare)]
+    return Listing(images, captions.said, faults, captions.lost, notes)
+
+
+def _masks(images: Mapping[str, Path]) -> list[str]:
+    """Which of them are masks by OneTrainer, by their names: that of another one comes first."""
+    masks = [name for name in images if name.lower().endswith(_MASK)]
+    stems = {name.rpartition(".")[0] for name in images} if masks else ()
+    return [name for name in masks if name[: -len(_MASK)] in stems]
+
+
+def _of_masks(names: Sequence[str]) -> list[Finding]:
+    if not names:
+        return []
+    message = f"{len(names)} not read as pictures: masks by OneTrainer ({names[0]})"
+    mend = "to use them, move them into a folder of their own, each named as its picture, and set mask_dir"
+    return [Finding("not_read", "note", (), message, mend)]
 
 
 def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
@@ -88,7 +112,7 @@ def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
             faults.append(UserError(f"the folder cannot be read: {error.strerror or error}", file=here))
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name.lower() in _OF_SYSTEMS:
                 continue
             try:
                 name = prefix + unicodedata.normalize("NFC", entry.name.encode().decode())
@@ -171,6 +195,8 @@ class _Captions:
         if name in self.files:
             if PurePosixPath(name).suffix.lower() in HEIC:
                 return HEIC_MEND
+            if name.lower().endswith(_MASK):
+                return "remove the row: the file is the mask of a picture"
             return "the file is there, but images are read from jpg, png, webp, avif and bmp: convert it"
         wanted = PurePosixPath(name)
         for other in self.images:

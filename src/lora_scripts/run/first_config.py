@@ -206,7 +206,7 @@ def _text(
     ]
     lines = [f"# A {purpose}{words}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
     for group in (paths, rows):
-        lines += [f"{s.key}: {s.value}".ljust(52) + f"# {s.why}" for s in group]
+        lines += [f"{s.key}: {s.value} ".ljust(52) + f"# {s.why}" for s in group]
         lines.append("")
     front = f"{trigger}, " if trigger else ""
     lines += ["sample_prompts:  # previews on the way", *(f"  - {scalar(front + prompt)}" for prompt in recipe.prompts)]

@@ -73,7 +73,7 @@ def text_of(name: str, data: Path, base: Path) -> tuple[str, Records, int]:
         "# What a language model learns. Train it: lora-scripts train --config …; every key stands in docs/keys.md."
     ]
     for group in (paths, rows):
-        lines += ["", *(f"{row.key}: {row.value}".ljust(52) + f"# {row.why}" for row in group)]
+        lines += ["", *(f"{row.key}: {row.value} ".ljust(52) + f"# {row.why}" for row in group)]
     return "\n".join(lines) + "\n", records, steps
 
 
