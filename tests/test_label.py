@@ -196,8 +196,10 @@ def test_captions_in_other_files_stay_the_only_ones(data: Path, capsys: pytest.C
     (data / "b.txt").write_text("", encoding="utf-8")
     assert run(data) == [] and "in other files, such as a.txt, are not touched: 1" in capsys.readouterr().out
     assert "a.png" not in (data / "metadata.csv").read_text("utf-8")
+    assert command("--input", str(data), "--words-only", "--trigger", "neonpunk") == 0
+    assert "are not touched: 1; to change the .txt files: --output txt" in capsys.readouterr().out
     (data / "b.txt").unlink()
-    assert read(data) == {**WALLS, "a.png": "mine"}
+    assert read(data) == {n: f"neonpunk, {t}" for n, t in WALLS.items()} | {"a.png": "mine"}
     assert run(data, overwrite=True) == [] and (data / "a.txt").read_text() == "mine" and read(data)["a.png"] == "mine"
     # a second set of captions, which a training reads instead of metadata.csv
     assert run(data, Tags(), output=str(data / "tags.csv")) == []
@@ -360,6 +362,9 @@ def test_unquoted_commas_are_told_once_and_mended_by_the_command_that_is_told(
         ("filename,prompt,\na.png,a cat, red\n", 'filename,prompt,\na.png,"a cat, red",\n'),
         ("filename,prompt\na.png,a cat,,\n", "filename,prompt\na.png,a cat\n"),
         ('filename,prompt\na.png,"a\ncat", red\nb.png,x\n', 'filename,prompt\na.png,"a\ncat, red"\nb.png,x\n'),
+        ("filename,prompt\na.png,“a cat, red”\n", 'filename,prompt\na.png,"a cat, red"\n'),
+        ("filename,prompt\na.png,'a cat, red'\n", 'filename,prompt\na.png,"a cat, red"\n'),
+        ("filename,prompt\na.png,'a', 'b'\n", "filename,prompt\na.png,\"'a', 'b'\"\n"),
         ('filename,prompt\na.png,"open\nb.png,x, y\n', 'filename,prompt\na.png,"open\nb.png,"x, y"\n'),
     ],
 )

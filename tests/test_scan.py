@@ -273,6 +273,19 @@ def test_what_lies_beside_the_pictures_and_is_not_read_is_told(tmp_path: Path) -
     assert [note.kind for note in notes] == ["not_read"]
 
 
+def test_captions_that_belong_to_no_picture_are_told_where_captions_are_missing(tmp_path: Path) -> None:
+    """As galleries name them, or of pictures that were renamed since."""
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+        (tmp_path / f"{name}.txt").write_text("a cat", encoding="utf-8")
+    [note] = list_data(tmp_path).notes
+    assert note.message == "2 caption files beside no picture of their name (a.png.txt)"
+    assert translated(note.message) and translated(note.mend)
+    assert f"{note.message}: {note.mend}" in faults(tmp_path)[0]
+    (tmp_path / "metadata.csv").write_text("filename,prompt\na.png,one\nb.png,two\n", encoding="utf-8")
+    assert not list_data(tmp_path).notes
+
+
 def test_masks_that_lie_beside_their_pictures_are_no_pictures(tmp_path: Path) -> None:
     """As OneTrainer has them: they were labelled and trained, or taken for copies and moved away."""
     for name in ("a.jpg", "a-masklabel.png", "sub/b.png", "sub/b-masklabel.PNG", "c-masklabel.png"):

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_scripts.check.tags import corrected, corrections
-from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata
+from lora_scripts.data.captions import METADATA_SUFFIXES, read_metadata
 from lora_scripts.data.csv_rows import write_record
+from lora_scripts.data.findings import SIDECAR_SUFFIXES
 from lora_scripts.data.listing import Listing, Said
 from lora_scripts.data.rewrite import rewritten
 from lora_scripts.errors import UserError

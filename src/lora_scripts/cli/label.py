@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +151,16 @@ def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
         )
     if result.elsewhere:
         example = next(iter(result.elsewhere.values()))
-        yield f"captions in other files, such as {example}, are not touched: {len(result.elsewhere)}"
+        mend = _output_for(result.elsewhere.values()) if isinstance(result, Reworded) else ""
+        yield f"captions in other files, such as {example}, are not touched: {len(result.elsewhere)}{mend}"
+
+
+def _output_for(sources: Iterable[str]) -> str:
+    """What changes those of them that lie beside pictures, in the files that most have."""
+    from lora_scripts.data.findings import SIDECAR_SUFFIXES
+
+    counts = Counter(suffix for source in sources if (suffix := Path(source).suffix.lower()) in SIDECAR_SUFFIXES)
+    return "".join(f"; to change the {suffix} files: --output {suffix[1:]}" for suffix, _ in counts.most_common(1))
 
 
 def faults(result: Labelled | Reworded | Repaired) -> list[UserError]:

@@ -21,9 +21,10 @@ from lora_scripts.utf8 import read_lines, read_text
 NAME_COLUMNS = ("filename", "file_name")
 TEXT_COLUMNS = ("prompt", "text", "caption")
 METADATA_SUFFIXES = (".csv", ".jsonl")
-SIDECAR_SUFFIXES = (".txt", ".caption")
 _RECODE = "save it as UTF-8, or let lora-scripts check --fix do it"
 
+_OTHER_QUOTES = re.compile("^(?:“([^“”]*)”|‘([^‘’]*)’|'([^']*)')$")
+"""Around a caption whose comma they do not keep: a text processor's, or single ones."""
 COMMA = re.compile("[,，、]")
 """What parts the tags of a caption: the commas of Chinese and Japanese, too."""
 _JSON_NAME = re.compile(r'"file_?name"\s*:\s*"([^"\\]+)"')
@@ -218,7 +219,7 @@ def joined(fields: list[str], header: list[str]) -> list[str] | None:
     if surplus <= 0:  # commas behind the last word are left out, too
         return fields[: len(header)] if len(fields) > len(header) else None
     at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
-    caption = ", ".join(fields[at : at + surplus + 1])
+    caption = _OTHER_QUOTES.sub(r"\1\2\3", ", ".join(fields[at : at + surplus + 1]))
     return [*fields[:at], caption, *fields[at + surplus + 1 : used], *[""] * (len(header) - named)]
 
 

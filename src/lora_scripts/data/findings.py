@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import PurePosixPath
@@ -40,10 +40,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", *(
 OTHER_PICTURES = {*HEIC, ".gif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".tga", ".dng"} - {*IMAGE_SUFFIXES}
 """Suffixes of what people take for pictures of a set, and what is not read."""
 HEIC_MEND = "pip install pillow-heif, or convert it to JPEG or PNG"
+SIDECAR_SUFFIXES = (".txt", ".caption")
 _TABLES = frozenset([".csv", ".jsonl", ".tsv", ".xlsx", ".xls", ".ods"])
 
 
-def left_out(names: Iterable[str], *, tables: bool) -> list[Finding]:
+def left_out(names: Collection[str], *, tables: bool) -> list[Finding]:
     """Notes on files that lie among the pictures and are not read: pictures of other kinds and, with `tables`, what may
     hold captions under another name than metadata.csv."""
     counts, notes = Counter[str](), list[Finding]()
@@ -55,6 +56,9 @@ def left_out(names: Iterable[str], *, tables: bool) -> list[Finding]:
             text = f"{name} lies there, but captions are read from metadata.csv or metadata.jsonl"
             mend = f"name it metadata{suffix}, or set metadata_path" if plain else "save it as metadata.csv"
             notes.append(Finding("other_table", "note", (), text, mend))
+    if tables and (strays := _strays(names)):
+        text = f"{len(strays)} caption files beside no picture of their name ({strays[0]})"
+        notes.append(Finding("other_table", "note", (), text, "name each as its picture, a.txt for a.png, beside it"))
     kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items()) if count)
     if kinds:
         message = f"{counts.total()} not read ({kinds})"
@@ -62,3 +66,11 @@ def left_out(names: Iterable[str], *, tables: bool) -> list[Finding]:
         mend = f"pip install pillow-heif for HEIC, or {mend}" if any(counts[suffix] for suffix in HEIC) else mend
         notes.insert(0, Finding("not_read", "note", (), message, mend))
     return notes
+
+
+def _strays(names: Collection[str]) -> list[str]:
+    """Files that may be captions of pictures under other names, such as "a.png.txt"; a single one is rather a note."""
+    stems = {name.rpartition(".")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+    sidecars = sorted(name for name in names if name.lower().endswith(SIDECAR_SUFFIXES))
+    strays = [name for name in sidecars if name.rpartition(".")[0] not in stems]
+    return strays if len(strays) > 1 else []

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_metadata, read_sidecar
-from lora_scripts.data.findings import HEIC, HEIC_MEND, IMAGE_SUFFIXES, Finding, left_out
+from lora_scripts.data.captions import METADATA_SUFFIXES, read_metadata, read_sidecar
+from lora_scripts.data.findings import HEIC, HEIC_MEND, IMAGE_SUFFIXES, SIDECAR_SUFFIXES, Finding, left_out
 from lora_scripts.errors import UserError, raise_all
 
 MANY = 20
@@ -161,7 +161,8 @@ class _Captions:
                     self._metadata(self.files[name], name, f"{prefix}/" if prefix else "")
         self._sidecars()
         for name, sources in self.said.items():
-            if len({said.text for said in sources}) > 1:
+            sources.sort(key=lambda said: not said.text)  # an empty one, where that may be, says nothing
+            if len({said.text for said in sources if said.text}) > 1:
                 told = " but ".join(f'"{_short(said.text)}" in {said.source}' for said in sources)
                 self.faults.append(UserError(f"two captions: {told}", file=self.images[name], hint="keep one of them"))
         self._gaps()

@@ -52,7 +52,8 @@ def _of_all(rows: Sequence[TornRow]) -> UserError:
 
 
 def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
-    """The file with quotes around the captions of its torn rows, every other byte as it is; and those rows.
+    """The file with quotes around the captions of its torn rows, in place of “” or '', every other byte as it is; and
+    those rows.
 
     UserError for a file that cannot be read, or whose first line is wrong.
     """

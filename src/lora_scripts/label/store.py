@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from lora_scripts.config.values import at_home
-from lora_scripts.data.captions import METADATA_SUFFIXES, SIDECAR_SUFFIXES, read_sidecar
+from lora_scripts.data.captions import METADATA_SUFFIXES, read_sidecar
+from lora_scripts.data.findings import SIDECAR_SUFFIXES
 from lora_scripts.data.write_captions import CaptionTable, check_name
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.formats import io
