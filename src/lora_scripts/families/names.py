@@ -134,9 +134,10 @@ class Names:
 
     @cached_property
     def stems(self) -> frozenset[str]:
-        """The keys of `paths`, and what PEFT has, whose adapters are each for one part and do not name it."""
+        """The keys of `paths`, what is cut or turned on the way to them, and what PEFT has, whose adapters are each for
+        one part and do not name it."""
         inner = (stem.partition(".")[2] for names in self.diffusers.items() for stem in names)
-        return frozenset((*self.paths, *self.fused, *inner))
+        return frozenset((*self.paths, *self.fused, *self.turned, *inner))
 
     @cached_property
     def usual(self) -> Set[str]:

@@ -38,6 +38,7 @@ _LEAVES = {
     **{end: leaf for pair in PAIRS for end, leaf in zip(pair, (DOWN, UP), strict=True)},
     **{f".{leaf}": leaf for leaf in (ALPHA, DORA, *LYCORIS)},
     f".{MAGNITUDE}": DORA,
+    f".{MAGNITUDE}.weight": DORA,  # OneTrainer's
 }
 
 

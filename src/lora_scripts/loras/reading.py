@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
         if leaf in module.leaves:  # the layer stands in the file under two names
             strangers.append(key)
             continue
-        module.leaves[leaf] = by_output(tensor) if key.endswith(naming.MAGNITUDE) else tensor
+        module.leaves[leaf] = by_output(tensor) if naming.MAGNITUDE in key else tensor
         module.keys[leaf] = key
     return modules, strangers
 
@@ -89,14 +89,14 @@ def by_output(lengths: Tensor) -> Tensor:
 
 def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """The same with a LoRA for each of the layers that the published layout keeps as one: A is every one's, and B is
-    cut into theirs; and with the halves of B as in the model, where that has them the other way round. Exact. What has
-    no such form stays under its key.
+    cut into theirs, and with it the lengths of a DoRA that has one for each output; and with the halves of B as in the
+    model, where that has them the other way round. Exact. What has no such form stays under its key.
     """
     result: dict[str, Tensor] = {}
     fused: dict[str, Module] = {}
     for key, tensor in tensors.items():
         stem, leaf = naming.split(key)
-        if (stem in names.fused or stem in names.turned) and leaf in (DOWN, UP, ALPHA):
+        if (stem in names.fused or stem in names.turned) and leaf in (DOWN, UP, ALPHA, DORA):
             module = fused.setdefault(stem, Module(stem, {}, {}))
             module.leaves[leaf], module.keys[leaf] = tensor, key
         else:
@@ -105,8 +105,9 @@ def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
         if stem in names.turned:
             result |= _turned_back(module, names.cut(stem, names.turned[stem]))
             continue
-        shares, up = names.fused[stem], module.leaves.get(UP)
-        if up is not None and up.shape[0] % next(iter(shares.values())).of:
+        shares, up, dora = names.fused[stem], module.leaves.get(UP), module.leaves.get(DORA)
+        whole = up is not None and up.shape[0] % next(iter(shares.values())).of
+        if whole or (dora is not None and not _by_rows(dora, up)):
             result |= {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
             continue
         for path, share in shares.items():
@@ -121,7 +122,14 @@ def _turned_back(module: Module, stem: str) -> dict[str, Tensor]:
     if up is None or down is None or not halved(up, down):
         return {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
     leaves = {**module.leaves, UP: torch.cat(up.chunk(2)[::-1])}
+    if _by_rows(dora := leaves.get(DORA), up):
+        leaves[DORA] = torch.cat(dora.chunk(2)[::-1])
     return {stem + module.keys[leaf].removeprefix(module.stem): tensor for leaf, tensor in leaves.items()}
+
+
+def _by_rows(dora: Tensor | None, up: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether the lengths of a DoRA are those of the rows, in PEFT's form or in kohya's."""
+    return dora is not None and up is not None and dora.shape[:1] == up.shape[:1] and dora.numel() == len(up)
 
 
 def _part_of(leaves: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
@@ -131,6 +139,8 @@ def _part_of(leaves: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
     if up is None:
         return dict(leaves)
     part = {**leaves, UP: up[share.rows(len(up))]}
+    if DORA in leaves:  # whose lengths count even where B is zero
+        return {**part, DORA: leaves[DORA][share.rows(len(up))]}
     used = part[UP].float().any(0)
     if down is None or down.dim() != 2 or up.dim() != 2 or len(down) != len(used) or used.all() or not up.float().any():
         return part
@@ -174,6 +184,7 @@ def _read(tensors: Mapping[str, Tensor], names: Names, alphas: Alphas, file: Pat
     modules, strangers = sort(tensors, names.paths)
     refuse_others(strangers, file)
     _refuse_texts(strangers, names, file)
+    _refuse_fused(strangers, names, file)
     errors = [_unknown(key, names, file) for key in strangers[:10]]
     changes: dict[str, Change] = {}
     for path, module in modules.items():
@@ -209,6 +220,16 @@ def _refuse_texts(strangers: Sequence[str], names: Names, file: Path | None) -> 
             f"this LoRA changes a text encoder, too (it has {shown(text)}), and of {names.words} none takes a LoRA here"
         )
         raise UserError(words, file=file, hint="give one of the transformer alone")
+
+
+def _refuse_fused(strangers: Sequence[str], names: Names, file: Path | None) -> None:
+    """UserError for what `unfused` has left under a name that several layers have."""
+    leaves = ((stem, leaf) for stem, leaf in map(naming.split, strangers) if stem in names.fused)
+    stem, leaf = next(((stem, leaf) for stem, leaf in leaves if leaf == DORA or leaf in naming.LYCORIS), ("", ""))
+    if leaf:
+        what = "lengths of a DoRA" if leaf == DORA else leaf
+        text = f"{shown(stem)} has {what} for several layers together, which cannot be shared out among them"
+        raise UserError(text, file=file, hint="give a plain LoRA, or merge it with the program that made it")
 
 
 def _change(path: str, module: Module, alphas: Alphas) -> Change:

@@ -28,7 +28,7 @@ def names() -> Names:
         path = f"{PART}.{hf}"
         kohya[path], diffusers[path] = f"lora_unet_{ldm.replace('.', '_')}", f"diffusion_model.{ldm}"
         flat = (f"lycoris_{ldm.replace('.', '_')}", f"lycoris_{hf.replace('.', '_')}")
-        others |= dict.fromkeys((ldm, hf, f"transformer.{hf}", *flat), path)
+        others |= dict.fromkeys((ldm, f"net.{ldm}", hf, f"transformer.{hf}", *flat), path)
     return Names("anima", "Anima", kohya, {}, diffusers, others, form="diffusers")
 
 

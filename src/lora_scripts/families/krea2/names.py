@@ -36,7 +36,7 @@ def names() -> Names:
         published = (kohya[path], original[path], ldm, _flat("lycoris_", ldm))
         modern = [name for one in _spelt(hf) for name in (f"transformer.{one}", *_modern(one))]
         others |= dict.fromkeys((*published, *modern), path)
-        own |= {kohya[path], original[path]} if "." in ldm else set()
+        own |= {kohya[path], original[path], ldm} if "." in ldm else set()
         own |= set() if hf.endswith(_SHARED) else set(modern)
     return Names("krea2", "Krea 2", kohya, original, diffusers, others, own=frozenset(own), form="diffusers")
 
