@@ -32,7 +32,7 @@ from lora_scripts.families.table import by_name
 from lora_scripts.families.zimage.layout import ZImageLayout
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui, compare, published
-from lora_scripts.loras.reading import unfused
+from lora_scripts.loras.unfused import unfused
 from lora_scripts.run.build import maker
 from lora_scripts.run.init_lora import Size
 

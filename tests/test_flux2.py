@@ -18,6 +18,7 @@ import tiny
 import tiny_flow
 import tiny_flux2
 from flow_checks import PROMPTS, Case
+from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
@@ -318,3 +319,26 @@ def test_a_lora_of_every_layer_is_merged_where_the_layers_are(base: Path, tmp_pa
             change = torch.cat([change[32:], change[:32]])
         key = f"{prefix}{own}.weight"
         torch.testing.assert_close(after[key], before[key] + change)
+
+
+@pytest.mark.parametrize("kind", ["lokr", "low rank", "loha"])
+def test_a_lokr_or_loha_of_q_k_and_v_together_is_shared_out(tmp_path: Path, kind: str) -> None:
+    """As ai-toolkit trains them, on the published layers."""
+    g = torch.Generator().manual_seed(0)
+    shapes = {"lokr": {"lokr_w1": (6, 4), "lokr_w2": (16, 8)},
+              "low rank": {"lokr_w1_a": (6, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 8)},
+              "loha": {"hada_w1_a": (96, 2), "hada_w1_b": (2, 32), "hada_w2_a": (96, 2), "hada_w2_b": (2, 32)}}[kind]  # fmt: skip
+    leaves = {leaf: torch.randn(*shape, generator=g) for leaf, shape in shapes.items()}
+    if kind == "loha":
+        whole = (leaves["hada_w1_a"] @ leaves["hada_w1_b"]) * (leaves["hada_w2_a"] @ leaves["hada_w2_b"]) / 2
+    else:
+        low = "lokr_w1" not in leaves
+        first, second = (leaves[f"{w}_a"] @ leaves[f"{w}_b"] if low else leaves[w] for w in ("lokr_w1", "lokr_w2"))
+        whole = torch.kron(first, second) * (0.5 if low else 1)
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = {f"{stem}.{leaf}": tensor for leaf, tensor in leaves.items()} | {f"{stem}.alpha": torch.tensor(1.0)}
+    save(tmp_path / "lycoris.safetensors", tensors, {})
+    found = read(tmp_path / "lycoris.safetensors", FACTS).modules
+    for n, leaf in enumerate("qkv"):
+        change = lycoris.change_of(found[f"transformer.transformer_blocks.0.attn.to_{leaf}"], torch.empty(32, 32))
+        torch.testing.assert_close(change, whole[32 * n : 32 * (n + 1)])

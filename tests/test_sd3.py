@@ -481,17 +481,22 @@ def test_a_file_on_the_published_layout_is_added_to_the_published_weights(base: 
             assert torch.equal(back[path].up, w.up) and torch.equal(back[path].down, w.down), path
 
 
-def test_a_lokr_of_the_layer_with_swapped_halves_is_refused(tmp_path: Path) -> None:
-    """As it stands it would be another change; of other blocks, three times as high, it is read."""
+def test_a_lokr_of_the_layer_with_swapped_halves_is_turned_where_it_has_halves(tmp_path: Path) -> None:
+    """Else it is refused, as it would be another change; of other blocks, three times as high, it is read as it is."""
 
-    def told(block: int, rows: int) -> Any:
+    def told(block: int, rows: int, first: list[list[float]]) -> Any:
         stem = f"lora_unet_joint_blocks_{block}_context_block_adaLN_modulation_1"
-        leaves = {"lokr_w1": torch.ones(2, 1), "lokr_w2": torch.ones(rows // 2, 64), "alpha": torch.tensor(1.0)}
+        w1 = torch.tensor(first)
+        leaves = {"lokr_w1": w1, "lokr_w2": torch.ones(rows // len(w1), 64), "alpha": torch.tensor(1.0)}
         save(tmp_path / "lokr.safetensors", {f"{stem}.{leaf}": t for leaf, t in leaves.items()}, {})
-        return read(tmp_path / "lokr.safetensors", FACTS)
+        return [
+            leaves["lokr_w1"].flatten().tolist()
+            for leaves in read(tmp_path / "lokr.safetensors", FACTS).modules.values()
+        ]
 
-    assert len(told(1, 6 * 64).modules) == 1
-    assert "adaLN_modulation_1 may have its halves the other way round" in faults(lambda: told(2, 2 * 64))
+    assert told(1, 6 * 64, [[1.0], [2.0]]) == [[1, 2]] and told(2, 2 * 64, [[1.0], [2.0]]) == [[2, 1]]
+    assert told(2, 2 * 64, [[1.0], [2.0], [3.0], [4.0]]) == [[3, 4, 1, 2]]
+    assert "adaLN_modulation_1 may have its halves the other way round" in faults(lambda: told(2, 2 * 64, [[1.0]]))
 
 
 def test_a_file_in_kohyas_names_has_one_layer_for_q_k_and_v() -> None:

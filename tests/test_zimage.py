@@ -32,7 +32,7 @@ from lora_scripts.families.zimage.check import FILES
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import open_lora, read, save
-from lora_scripts.loras.reading import unfused
+from lora_scripts.loras.unfused import unfused
 from lora_scripts.losses.noise import Draws
 from runs import faults
 

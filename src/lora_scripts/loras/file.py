@@ -172,7 +172,7 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
             adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
     own = of_lora(_layers({key: tensor.shape for key, tensor in tensors.items()}), metadata, family)
     if own is not None and own.names().fused:
-        from lora_scripts.loras.reading import unfused
+        from lora_scripts.loras.unfused import unfused
 
         tensors = unfused(tensors, own.names())
     return Contents(path, tensors, metadata, own, adapters)

@@ -7,16 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_scripts.adapters import lycoris
-from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, halved, rescaled
+from lora_scripts.adapters.weights import LoraWeights, check, check_shapes, rescaled
 from lora_scripts.config.values import did_you_mean
 from lora_scripts.errors import UserError, raise_all
-from lora_scripts.families.names import Names, Share
+from lora_scripts.families.names import Names
 from lora_scripts.loras import naming
 from lora_scripts.loras.alphas import Alphas, alphas_of, of_peft
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, PEFT_PREFIX, UP
@@ -85,70 +84,6 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
 def by_output(lengths: Tensor) -> Tensor:
     """PEFT's lengths of a DoRA, [out] or of a convolution [1, out, 1, 1], as [out, 1, …]."""
     return lengths.reshape(-1, 1) if lengths.dim() < 2 else lengths.transpose(0, 1)
-
-
-def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """The same with a LoRA for each of the layers that the published layout keeps as one: A is every one's, and B is
-    cut into theirs, and with it the lengths of a DoRA that has one for each output; and with the halves of B as in the
-    model, where that has them the other way round. Exact. What has no such form stays under its key.
-    """
-    result: dict[str, Tensor] = {}
-    fused: dict[str, Module] = {}
-    for key, tensor in tensors.items():
-        stem, leaf = naming.split(key)
-        if (stem in names.fused or stem in names.turned) and leaf in (DOWN, UP, ALPHA, DORA):
-            module = fused.setdefault(stem, Module(stem, {}, {}))
-            module.leaves[leaf], module.keys[leaf] = tensor, key
-        else:
-            result[key] = tensor
-    for stem, module in fused.items():
-        if stem in names.turned:
-            result |= _turned_back(module, names.cut(stem, names.turned[stem]))
-            continue
-        shares, up, dora = names.fused[stem], module.leaves.get(UP), module.leaves.get(DORA)
-        whole = up is not None and up.shape[0] % next(iter(shares.values())).of
-        if whole or (dora is not None and not _by_rows(dora, up)):
-            result |= {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
-            continue
-        for path, share in shares.items():
-            for leaf, tensor in _part_of(module.leaves, share).items():
-                result[names.cut(stem, path) + module.keys[leaf].removeprefix(stem)] = tensor.contiguous()
-    return result
-
-
-def _turned_back(module: Module, stem: str) -> dict[str, Tensor]:
-    """Of a layer of `Names.turned`: under another stem, where it is one of those."""
-    up, down = module.leaves.get(UP), module.leaves.get(DOWN)
-    if up is None or down is None or not halved(up, down):
-        return {module.keys[leaf]: tensor for leaf, tensor in module.leaves.items()}
-    leaves = {**module.leaves, UP: torch.cat(up.chunk(2)[::-1])}
-    if _by_rows(dora := leaves.get(DORA), up):
-        leaves[DORA] = torch.cat(dora.chunk(2)[::-1])
-    return {stem + module.keys[leaf].removeprefix(module.stem): tensor for leaf, tensor in leaves.items()}
-
-
-def _by_rows(dora: Tensor | None, up: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether the lengths of a DoRA are those of the rows, in PEFT's form or in kohya's."""
-    return dora is not None and up is not None and dora.shape[:1] == up.shape[:1] and dora.numel() == len(up)
-
-
-def _part_of(leaves: Mapping[str, Tensor], share: Share) -> dict[str, Tensor]:
-    """What of a LoRA belongs to some rows of its layer, without the ranks that change none of them: where a file was
-    made of several LoRAs, each gets its own back, and one that changes nothing is none."""
-    down, up = leaves.get(DOWN), leaves.get(UP)
-    if up is None:
-        return dict(leaves)
-    part = {**leaves, UP: up[share.rows(len(up))]}
-    if DORA in leaves:  # whose lengths count even where B is zero
-        return {**part, DORA: leaves[DORA][share.rows(len(up))]}
-    used = part[UP].float().any(0)
-    if down is None or down.dim() != 2 or up.dim() != 2 or len(down) != len(used) or used.all() or not up.float().any():
-        return part
-    if not used.any():
-        return {}
-    if ALPHA in leaves:
-        part[ALPHA] = leaves[ALPHA].float() * (used.sum() / len(used))
-    return {**part, DOWN: down[used], UP: part[UP][:, used]}
 
 
 def read(
@@ -223,7 +158,7 @@ def _refuse_texts(strangers: Sequence[str], names: Names, file: Path | None) -> 
 
 
 def _refuse_fused(strangers: Sequence[str], names: Names, file: Path | None) -> None:
-    """UserError for what `unfused` has left under a name that several layers have."""
+    """UserError for what `unfused.unfused` has left under a name that several layers have."""
     leaves = ((stem, leaf) for stem, leaf in map(naming.split, strangers) if stem in names.fused)
     stem, leaf = next(((stem, leaf) for stem, leaf in leaves if leaf == DORA or leaf in naming.LYCORIS), ("", ""))
     if leaf:

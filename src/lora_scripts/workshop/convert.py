@@ -24,7 +24,7 @@ from lora_scripts.loras.alphas import ALPHA_KEY, DIFFUSERS_KEY
 from lora_scripts.loras.embedding import BUNDLE, bundled
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, open_lora, plain, save
 from lora_scripts.loras.naming import Naming
-from lora_scripts.loras.reading import unfused
+from lora_scripts.loras.unfused import unfused
 from lora_scripts.loras.verify import MATCHERS
 from lora_scripts.workshop.checkpoint import open_checkpoint
 from lora_scripts.workshop.common import check_output
