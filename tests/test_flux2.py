@@ -325,10 +325,12 @@ def test_a_lora_of_every_layer_is_merged_where_the_layers_are(base: Path, tmp_pa
 def test_a_lokr_or_loha_of_q_k_and_v_together_is_shared_out(tmp_path: Path, kind: str) -> None:
     """As ai-toolkit trains them, on the published layers."""
     g = torch.Generator().manual_seed(0)
-    shapes = {"lokr": {"lokr_w1": (6, 4), "lokr_w2": (16, 8)},
-              "low rank": {"lokr_w1_a": (6, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 8)},
-              "loha": {"hada_w1_a": (96, 2), "hada_w1_b": (2, 32), "hada_w2_a": (96, 2), "hada_w2_b": (2, 32)}}[kind]  # fmt: skip
-    leaves = {leaf: torch.randn(*shape, generator=g) for leaf, shape in shapes.items()}
+    shapes = {
+        "lokr": {"lokr_w1": (6, 4), "lokr_w2": (16, 8)},
+        "low rank": {"lokr_w1_a": (6, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 8)},
+        "loha": {"hada_w1_a": (96, 2), "hada_w1_b": (2, 32), "hada_w2_a": (96, 2), "hada_w2_b": (2, 32)},
+    }
+    leaves = {leaf: torch.randn(*shape, generator=g) for leaf, shape in shapes[kind].items()}
     if kind == "loha":
         whole = (leaves["hada_w1_a"] @ leaves["hada_w1_b"]) * (leaves["hada_w2_a"] @ leaves["hada_w2_b"]) / 2
     else:
