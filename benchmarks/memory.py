@@ -33,15 +33,15 @@ from lora_scripts.compute.meter import peak_ram, restart_ram, used_ram
 from lora_scripts.compute.quantised import dequantise, quantise
 from lora_scripts.demo import world
 from lora_scripts.families.base import Batch, LoadOptions
+from lora_scripts.families.sd.load import build_unet
 from lora_scripts.families.sd.unet import UnetLayout, unet_config
-from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sd1.load import build_unet
+from lora_scripts.families.sd1.layout import Sd1Layout, text_config, vae_config
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.families.table import load_pictures
 from lora_scripts.loras import file as loras
 from lora_scripts.losses.diffusion import Objective
 
-SD15 = singlefile.Sd1Layout(
+SD15 = Sd1Layout(
     unet_widths=(320, 640, 1280, 1280),
     context_width=768,
     in_channels=4,
@@ -73,7 +73,7 @@ def library_unet(layout: UnetLayout) -> UNet2DConditionModel:
 
 def random_unet(*, library: bool = False) -> nn.Module:
     torch.manual_seed(0)
-    bare = library_unet(SD15.unet) if library else build_unet(SD15)
+    bare = library_unet(SD15.unet) if library else build_unet(SD15.unet)
     unet: nn.Module = bare.to(torch.bfloat16).to_empty(device="cpu")
     for name, p in unet.named_parameters():
         with torch.no_grad():
@@ -83,8 +83,8 @@ def random_unet(*, library: bool = False) -> nn.Module:
 
 def one_step(name: str, size: int, batch: int) -> dict[str, float]:
     """A row: GB after loading, highest GB in the second step, MiB kept for its backward pass, seconds of it."""
-    vae = AutoencoderKL(**singlefile.vae_config(SD15))
-    text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(SD15)))
+    vae = AutoencoderKL(**vae_config(SD15))
+    text = CLIPTextModel(CLIPTextConfig(**text_config(SD15)))
     options = LoadOptions(torch.device("cpu"), torch.bfloat16, memory=ROWS[name])
     family = StableDiffusion1(random_unet(), vae, text, options)
     paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.facts.groups)
@@ -144,7 +144,7 @@ def steps(size: int, batch: int) -> None:
 
 def blocks() -> None:
     """By count: bytes of the UNet that stay on the card, and the two largest of the blocks that come and go."""
-    unet = build_unet(SD15)
+    unet = build_unet(SD15.unet)
     sizes = sorted((sum(p.numel() for p in b.parameters()) * 2 for b in blocks_of(unet)), reverse=True)
     whole = sum(p.numel() for p in unet.parameters()) * 2
     for count in (0, 4, 8, 16, 24, 44):

@@ -28,7 +28,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.scan import scan
 from lora_scripts.families.sd1.facts import FACTS
-from lora_scripts.families.sd1.singlefile import vae_config
+from lora_scripts.families.sd1.layout import vae_config
 from lora_scripts.formats import io
 from lora_scripts.train.encoded import Encoded, plan_pictures
 

@@ -40,7 +40,7 @@ from lora_scripts.adapters.masters import Masters
 from lora_scripts.compute.device import cpu_has_bf16
 from lora_scripts.compute.pages import keep_freed
 from lora_scripts.families.base import Batch, LoadOptions
-from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.layout import text_config, vae_config
 from lora_scripts.families.sd1.model import StableDiffusion1
 from lora_scripts.losses.diffusion import Objective
 
@@ -61,8 +61,8 @@ def batch_of(size: int, count: int, seed: int) -> Batch:
 
 def project(size: int, count: int, *, plain: bool) -> tuple[Step, nn.Module]:
     """One step, as `train.loop` takes it."""
-    vae = AutoencoderKL(**singlefile.vae_config(SD15))
-    text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(SD15)))
+    vae = AutoencoderKL(**vae_config(SD15))
+    text = CLIPTextModel(CLIPTextConfig(**text_config(SD15)))
     family = StableDiffusion1(random_unet(library=plain), vae, text, LoadOptions(torch.device("cpu"), torch.bfloat16))
     paths = assign(family.trainable(), [Group("attention"), Group("feed_forward")], family.facts.groups)
     kind = PlainLayer if plain else LoraLayer

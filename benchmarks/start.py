@@ -45,15 +45,16 @@ def make(work: Path) -> None:
 
     from lora_scripts.demo import world
     from lora_scripts.families.sd1 import singlefile
+    from lora_scripts.families.sd1.layout import Sd1Layout, text_config, unet_config, vae_config
 
     widths = {"unet_widths": (320, 640, 1280, 1280), "context_width": 768, "vae_widths": (128, 256, 512, 512)}
     text = {"text_width": 768, "text_layers": 12, "text_intermediate": 3072, "vocab": 49408, "positions": 77}
-    layout = singlefile.Sd1Layout(in_channels=4, out_channels=4, latent_channels=4, **widths, **text)  # type: ignore[arg-type]
+    layout = Sd1Layout(in_channels=4, out_channels=4, latent_channels=4, **widths, **text)  # type: ignore[arg-type]
     torch.manual_seed(0)
     models = (
-        UNet2DConditionModel(**singlefile.unet_config(layout)),
-        AutoencoderKL(**singlefile.vae_config(layout)),
-        CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout))),
+        UNet2DConditionModel(**unet_config(layout)),
+        AutoencoderKL(**vae_config(layout)),
+        CLIPTextModel(CLIPTextConfig(**text_config(layout))),
     )
     file = work / "base.safetensors"
     save_file(singlefile.to_ldm(*(model.state_dict() for model in models)), file)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import tiny
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
-from lora_scripts.families.sd1 import singlefile
 from lora_scripts.families.sd1.facts import FACTS
+from lora_scripts.families.sd1.layout import text_config, unet_config
 from lora_scripts.families.sd1.names import sd1_base, sd1_table
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
@@ -43,14 +43,14 @@ def _build(_: Path) -> dict[str, nn.Module]:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    shape = singlefile.unet_config(tiny.LAYOUT) | {"block_out_channels": (32, 64), "layers_per_block": 1}
+    shape = unet_config(tiny.LAYOUT) | {"block_out_channels": (32, 64), "layers_per_block": 1}
     blocks = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }
     with torch.device("meta"):
         unet = UNet2DConditionModel(**(shape | blocks))
-        text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(tiny.LAYOUT)))
+        text = CLIPTextModel(CLIPTextConfig(**text_config(tiny.LAYOUT)))
     return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
 
 

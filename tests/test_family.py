@@ -27,7 +27,9 @@ from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.tokenizer import _vocabulary, clip_tokenizer
 from lora_scripts.families.sd.encoder import TextEncoder
+from lora_scripts.families.sd.vae import VAE_PREFIX
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.layout import text_config
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import io
 
@@ -54,7 +56,7 @@ def test_clip_skip_is_the_state_so_many_layers_from_the_end_after_the_final_norm
     """In a text encoder of four layers, whose norm changes what goes through it: by transformers' own list of states,
     and by an encoder that has only so many layers."""
     torch.manual_seed(0)
-    config = CLIPTextConfig(**{**singlefile.text_config(tiny.LAYOUT), "num_hidden_layers": 4})
+    config = CLIPTextConfig(**{**text_config(tiny.LAYOUT), "num_hidden_layers": 4})
     model = CLIPTextModel(config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -167,12 +169,10 @@ def test_a_separate_vae_takes_the_place_of_the_checkpoints(form: str, base: Path
         path = tmp_path / "ldm.safetensors"
         unet, _, text = tiny.models()
         whole = singlefile.to_ldm(unet.state_dict(), vae.state_dict(), text.state_dict())
-        mine = {
-            k.removeprefix(singlefile.VAE_PREFIX): v for k, v in whole.items() if k.startswith(singlefile.VAE_PREFIX)
-        }
+        mine = {k.removeprefix(VAE_PREFIX): v for k, v in whole.items() if k.startswith(VAE_PREFIX)}
         io.save_safetensors(path, mine)
     # The checkpoint's own is not even needed.
-    tensors = {k: v for k, v in load_file(base).items() if not k.startswith(singlefile.VAE_PREFIX)}
+    tensors = {k: v for k, v in load_file(base).items() if not k.startswith(VAE_PREFIX)}
     io.save_safetensors(tmp_path / "without.safetensors", tensors)
     loaded = load_family(by_name("sd1"), tmp_path / "without.safetensors", LoadOptions(FP32.device, FP32.dtype, path))
     assert same_weights(loaded.vae, vae) and same_weights(loaded.unet, family.unet)

@@ -14,17 +14,20 @@ from safetensors.torch import save_file
 
 from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
+from lora_scripts.families.sd.rows import Row
+from lora_scripts.families.sd.vae import vae_rows
 from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sd1.layout import Sd1Layout, text_rows, unet_rows
 from lora_scripts.families.sdxl import check as sdxl
 from lora_scripts.families.table import find, identify
 from lora_scripts.formats import header
 from lora_scripts.formats.header import Kind
 
-LAYOUT = singlefile.Sd1Layout((32, 32, 32, 32), 32, 4, 4, (32, 32, 32, 32), 4, 32, 1, 64, 100, 8)
+LAYOUT = Sd1Layout((32, 32, 32, 32), 32, 4, 4, (32, 32, 32, 32), 4, 32, 1, 64, 100, 8)
 
 
-def rows(layout: singlefile.Sd1Layout = LAYOUT) -> list[singlefile.Row]:
-    return singlefile.unet_rows(layout) + singlefile.vae_rows(layout.vae_widths, 4) + singlefile.text_rows(layout)
+def rows(layout: Sd1Layout = LAYOUT) -> list[Row]:
+    return unet_rows(layout) + vae_rows(layout.vae_widths, 4) + text_rows(layout)
 
 
 def checkpoint(dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
@@ -200,9 +203,7 @@ def test_an_incomplete_checkpoint_counts_what_is_missing(tmp_path: Path) -> None
     tensors = checkpoint()
     gone = [key for key in tensors if ".middle_block." in key]
     path = saved({key: value for key, value in tensors.items() if key not in gone}, tmp_path)
-    assert f"{len(gone)} of {len(singlefile.unet_rows(LAYOUT))} tensors of the UNet are missing: {gone[0]}" in told(
-        path
-    )
+    assert f"{len(gone)} of {len(unet_rows(LAYOUT))} tensors of the UNet are missing: {gone[0]}" in told(path)
 
 
 def test_a_checkpoint_without_a_part(tmp_path: Path) -> None:

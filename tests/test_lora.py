@@ -18,8 +18,9 @@ from lora_scripts.adapters.inject import assign, inject, remove
 from lora_scripts.adapters.layer import LoraLayer
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
-from lora_scripts.families.sd1 import layout as sd1_layout
+from lora_scripts.families.sd.unet import UNET_PREFIX
 from lora_scripts.families.sd1.facts import BLOCKS
+from lora_scripts.families.sd1.layout import unet_rows
 from lora_scripts.families.sd1.names import sd1_table
 
 LAYERS = {
@@ -236,7 +237,7 @@ def test_blocks_are_the_published_ones(family: Any) -> None:
     paths, groups = [p for p in family.trainable() if p.startswith("unet.")], family.facts.groups
     blocks = {name: select(paths, [name], groups) for name in BLOCKS if name != "IN00"}  # IN00 holds no such layer
     assert sorted(p for found in blocks.values() for p in found) == sorted(paths)
-    published = {ours: key.removeprefix(sd1_layout.UNET_PREFIX) for key, ours in sd1_layout.unet_table(tiny.LAYOUT)}
+    published = {row.hf: row.ldm.removeprefix(UNET_PREFIX) for row in unet_rows(tiny.LAYOUT)}
     kinds = {"input_blocks": "IN", "output_blocks": "OUT"}
     for name, found in blocks.items():
         for path in found:

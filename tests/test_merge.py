@@ -22,7 +22,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
-from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.layout import text_rows, unet_rows
 from lora_scripts.families.sdxl import names as sdxl_names
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.formats import header, io
@@ -65,7 +65,7 @@ def wide(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def where(path: str) -> str:
     """The key of a module in the single file, by the table of the layout."""
-    rows = (*singlefile.unet_rows(tiny.LAYOUT), *singlefile.text_rows(tiny.LAYOUT))
+    rows = (*unet_rows(tiny.LAYOUT), *text_rows(tiny.LAYOUT))
     keys = {row.hf.removeprefix("text_model.").removesuffix(".weight"): row.ldm for row in rows}
     return keys[path.partition(".")[2]]
 

@@ -27,6 +27,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.families.base import LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import _vocabulary
 from lora_scripts.families.sd1 import check, layout, model, singlefile
+from lora_scripts.families.sd1.layout import text_rows, unet_rows
 from lora_scripts.families.sd1.names import STANDARD, STANDARD_2, sd1_base, sd1_table
 from lora_scripts.families.table import by_name, find, settings
 from lora_scripts.formats.header import read_header
@@ -122,11 +123,11 @@ def test_a_single_file_is_whole_and_read_as_diffusers_reads_it(base: Path, model
 def test_the_published_model(tmp_path: Path) -> None:
     """865.91 M numbers in the UNet, as Stability's program prints; of 24 layers of text 23 are read, as diffusers does,
     whether or not the last is there."""
-    rows = singlefile.unet_rows(STANDARD_2), singlefile.text_rows(STANDARD_2)
+    rows = unet_rows(STANDARD_2), text_rows(STANDARD_2)
     assert [sum(torch.Size(row.shape).numel() for row in part) for part in rows] == [865_910_724, 340_387_840]
     assert STANDARD_2.unet.heads == (5, 10, 20, 20)
     narrow = replace(tiny.LAYOUT, text_layers=24, second=True, vae_widths=())
-    small = {row.ldm: row.file_shape for row in singlefile.unet_rows(narrow) + singlefile.text_rows(narrow)}
+    small = {row.ldm: row.file_shape for row in unet_rows(narrow) + text_rows(narrow)}
     more = dict.fromkeys((f"{TEXT}text_projection", f"{TEXT}logit_scale"), (16,))
     for shapes in (small | more, {k: v for k, v in small.items() if ".resblocks.23." not in k}):
         found = singlefile.layout_of(shapes, vae=False)

@@ -23,10 +23,14 @@ import tiny
 import tiny_sd2
 from lora_scripts.compute.resting import built
 from lora_scripts.errors import UserError
+from lora_scripts.families.sd.rows import Handle
+from lora_scripts.families.sd.text import text_keys_like
+from lora_scripts.families.sd.vae import vae_rows
 from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sd1.layout import Sd1Layout, text_config, text_rows, unet_config, unet_rows, vae_config
 from lora_scripts.families.sd1.load import load_parts
 
-WIDE = singlefile.Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (128, 256, 512, 512), 4, 768, 12, 3072, 49408, 77)
+WIDE = Sd1Layout((320, 640, 1280, 1280), 768, 4, 4, (128, 256, 512, 512), 4, 768, 12, 3072, 49408, 77)
 Q = "first_stage_model.encoder.mid.attn_1.q.weight"
 TIME = "model.diffusion_model.time_embed.0.weight"
 
@@ -64,7 +68,7 @@ def models() -> Models:
 
 
 @contextlib.contextmanager
-def opened(tensors: dict[str, torch.Tensor], folder: Path) -> Iterator[singlefile.Handle]:
+def opened(tensors: dict[str, torch.Tensor], folder: Path) -> Iterator[Handle]:
     path = folder / "model.safetensors"
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     with safe_open(path, framework="pt") as handle:
@@ -91,8 +95,8 @@ def test_diffusers_reads_our_checkpoint_the_same(models: Models) -> None:
 
 def test_published_names_and_shapes() -> None:
     """A few rows of v1-5-pruned.safetensors, as published; and how many parameters it has."""
-    rows = {row.ldm: row for row in singlefile.unet_rows(WIDE) + singlefile.text_rows(WIDE)}
-    rows |= {row.ldm: row for row in singlefile.vae_rows(WIDE.vae_widths, 4)}
+    rows = {row.ldm: row for row in unet_rows(WIDE) + text_rows(WIDE)}
+    rows |= {row.ldm: row for row in vae_rows(WIDE.vae_widths, 4)}
     assert rows["model.diffusion_model.output_blocks.2.1.conv.weight"].hf == "up_blocks.0.upsamplers.0.conv.weight"
     assert rows["model.diffusion_model.output_blocks.5.2.conv.weight"].shape == (1280, 1280, 3, 3)
     assert rows["model.diffusion_model.output_blocks.8.0.in_layers.2.weight"].shape == (640, 960, 3, 3)
@@ -100,7 +104,7 @@ def test_published_names_and_shapes() -> None:
     assert rows["first_stage_model.decoder.up.0.block.0.nin_shortcut.weight"].shape == (128, 256, 1, 1)
     assert rows[Q].hf == "encoder.mid_block.attentions.0.to_q.weight"
     # 686, 248 and 196 tensors; 859,520,964, 83,653,863 and 123,060,480 parameters: the published sizes of SD 1.x
-    parts = (singlefile.unet_rows(WIDE), singlefile.vae_rows(WIDE.vae_widths, 4), singlefile.text_rows(WIDE))
+    parts = (unet_rows(WIDE), vae_rows(WIDE.vae_widths, 4), text_rows(WIDE))
     assert [len(part) for part in parts] == [686, 248, 196]
     numel = [sum(torch.Size(row.shape).numel() for row in part) for part in parts]
     assert numel == [859_520_964, 83_653_863, 123_060_480]
@@ -112,12 +116,12 @@ def test_layout_and_configs_rebuild_the_models(models: Models, tmp_path: Path) -
     assert (layout.text_width, layout.text_layers, layout.text_intermediate, layout.vocab) == (64, 2, 256, 49408)
     with opened(models.ldm, tmp_path) as handle:
         unet_sd, vae_sd, text_sd = singlefile.from_ldm(handle, layout)
-        unet = UNet2DConditionModel(**singlefile.unet_config(layout))
-        vae = AutoencoderKL(**singlefile.vae_config(layout))
-        text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout)))
+        unet = UNet2DConditionModel(**unet_config(layout))
+        vae = AutoencoderKL(**vae_config(layout))
+        text = CLIPTextModel(CLIPTextConfig(**text_config(layout)))
         unet.load_state_dict(unet_sd)
         vae.load_state_dict(vae_sd)
-        text.load_state_dict(singlefile.text_keys_like(text_sd, text.state_dict()))
+        text.load_state_dict(text_keys_like(text_sd, text.state_dict()))
     assert equal(unet.state_dict(), models.unet_sd)
     assert equal(vae.state_dict(), models.vae_sd)
     assert equal(text.state_dict(), models.text_sd)
@@ -132,8 +136,8 @@ def test_layout_and_configs_rebuild_the_models(models: Models, tmp_path: Path) -
 
 def test_text_keys_with_and_without_prefix() -> None:
     text = {"text_model.final_layer_norm.bias": torch.zeros(1)}
-    assert list(singlefile.text_keys_like(text, ["final_layer_norm.bias"])) == ["final_layer_norm.bias"]
-    assert list(singlefile.text_keys_like(text, ["text_model.final_layer_norm.bias"])) == list(text)
+    assert list(text_keys_like(text, ["final_layer_norm.bias"])) == ["final_layer_norm.bias"]
+    assert list(text_keys_like(text, ["text_model.final_layer_norm.bias"])) == list(text)
 
 
 def test_tolerated_extras_are_ignored(models: Models, tmp_path: Path) -> None:

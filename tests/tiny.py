@@ -10,9 +10,10 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_scripts.families.sd1 import singlefile
+from lora_scripts.families.sd1.layout import Sd1Layout, text_config, unet_config, vae_config
 from lora_scripts.formats import io
 
-LAYOUT = singlefile.Sd1Layout(
+LAYOUT = Sd1Layout(
     unet_widths=(32, 32, 64, 64),
     context_width=16,
     in_channels=4,
@@ -29,9 +30,9 @@ LAYOUT = singlefile.Sd1Layout(
 
 def models(seed: int = 0) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]:
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(**singlefile.unet_config(LAYOUT))
-    vae = AutoencoderKL(**singlefile.vae_config(LAYOUT))
-    text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(LAYOUT)))
+    unet = UNet2DConditionModel(**unet_config(LAYOUT))
+    vae = AutoencoderKL(**vae_config(LAYOUT))
+    text = CLIPTextModel(CLIPTextConfig(**text_config(LAYOUT)))
     return unet.eval(), vae.eval(), text.eval()
 
 

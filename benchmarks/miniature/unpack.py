@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd.rows import shapes_in
+from lora_scripts.families.sd.text import text_keys_like
 from lora_scripts.families.sd1 import singlefile
 
 
@@ -29,7 +30,7 @@ def unpack(base: Path, work: Path) -> None:
     whole, encoder = build_vae.new_vae(), build_base.new_text_encoder()
     whole.load_state_dict({name: tensor.float() for name, tensor in vae.items()})
     whole.save_pretrained(work / "vae")
-    encoder.load_state_dict(singlefile.text_keys_like({n: t.float() for n, t in text.items()}, encoder.state_dict()))
+    encoder.load_state_dict(text_keys_like({n: t.float() for n, t in text.items()}, encoder.state_dict()))
     encoder.save_pretrained(work / "text_encoder")
     build_base.Trainer(work / "unet.pt", unet, steps).save()
 

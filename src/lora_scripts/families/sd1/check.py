@@ -10,9 +10,10 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import check_floats, read_config, said, size_made_for, told
+from lora_scripts.families.sd.unet import UNET_PREFIX
 from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part, vae_folder
 from lora_scripts.families.sd1 import singlefile
-from lora_scripts.families.sd1.layout import TEXT_2_PREFIX, TEXT_PREFIX, UNET_PREFIX
+from lora_scripts.families.sd1.layout import TEXT_2_PREFIX, TEXT_PREFIX
 from lora_scripts.formats.header import Header, Kind, read_header
 from lora_scripts.formats.numbers import read_floats
 

@@ -48,10 +48,11 @@ def _base(path: Path | None) -> Base:
 
 def _weights(header: Header, path: Path) -> dict[str, Weight]:
     from lora_scripts.families.sd1 import singlefile
+    from lora_scripts.families.sd1.layout import text_rows, unet_rows
 
     refuse_scales(path, header)
     layout = singlefile.layout_of(header.shapes, file=path, vae=False)
-    parts = (("unet", singlefile.unet_rows(layout)), ("text_encoder", singlefile.text_rows(layout)))
+    parts = (("unet", unet_rows(layout)), ("text_encoder", text_rows(layout)))
     return {
         f"{part}.{row.hf.removesuffix('.weight').removeprefix('text_model.')}": Weight(row.ldm, row.share)
         for part, rows in parts
@@ -67,9 +68,10 @@ def _wrapped() -> dict[str, str]:
 
 
 def _unread(key: str, vae: bool) -> bool:
+    from lora_scripts.families.sd.vae import VAE_PREFIX
     from lora_scripts.families.sd1 import singlefile
 
-    return singlefile.is_tolerated(key) or (not vae and key.startswith(singlefile.VAE_PREFIX))
+    return singlefile.is_tolerated(key) or (not vae and key.startswith(VAE_PREFIX))
 
 
 def _build(path: Path) -> dict[str, nn.Module]:

@@ -14,14 +14,7 @@ from dataclasses import dataclass
 from lora_scripts.families.sd import text, unet, vae
 from lora_scripts.families.sd.rows import Row
 from lora_scripts.families.sd.text import TextLayout
-from lora_scripts.families.sd.unet import UNET_PREFIX, UnetLayout
-from lora_scripts.families.sd.vae import VAE_PREFIX, vae_rows
-
-__all__ = [
-    "LEVELS", "SCALING", "TEXT_2_PREFIX", "TEXT_PREFIX", "UNET_PREFIX", "VAE_PREFIX", "Row", "Sd1Layout", "text_config",
-    "text_rows", "text_table", "unet_config", "unet_rows", "unet_table", "vae_config", "vae_config_of", "vae_rows",
-    "vae_table",
-]  # fmt: skip
+from lora_scripts.families.sd.unet import UnetLayout
 
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 TEXT_2_PREFIX = "cond_stage_model.model."
@@ -75,21 +68,6 @@ class Sd1Layout:
     def text(self) -> TextLayout:
         widths = self.text_width, self.text_layers, self.text_intermediate, self.vocab, self.positions
         return TextLayout(*widths, activation="gelu" if self.second else "quick_gelu")
-
-
-def unet_table(layout: Sd1Layout) -> list[tuple[str, str]]:
-    """(LDM key, diffusers key) of every parameter of the UNet."""
-    return [(row.ldm, row.hf) for row in unet_rows(layout)]
-
-
-def vae_table(layout: Sd1Layout) -> list[tuple[str, str]]:
-    """(LDM key, diffusers key) of every parameter of the VAE."""
-    return [(row.ldm, row.hf) for row in vae_rows(layout.vae_widths, layout.latent_channels)]
-
-
-def text_table(layout: Sd1Layout) -> list[tuple[str, str]]:
-    """(LDM key, published transformers key, which begins `text_model.`) of every parameter of the text encoder."""
-    return [(row.ldm, row.hf) for row in text_rows(layout)]
 
 
 def unet_rows(layout: Sd1Layout) -> list[Row]:

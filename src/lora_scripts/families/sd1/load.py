@@ -12,9 +12,9 @@ from torch import nn
 
 from lora_scripts.compute.resting import Unbuilt
 from lora_scripts.families.sd import load
-from lora_scripts.families.sd.network import Unet
 from lora_scripts.families.sd.whole import vae_folder
 from lora_scripts.families.sd1 import check, singlefile
+from lora_scripts.families.sd1.layout import vae_config, vae_config_of
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,9 @@ def _file(path: Path, *, with_vae: bool) -> Parts:
         unet, vae, text = singlefile.from_ldm(handle, layout, file=path)
     return Parts(
         load.build_unet(layout.unet, unet),
-        Unbuilt(partial(load.build_vae, singlefile.vae_config(layout), vae)) if with_vae else None,
+        Unbuilt(partial(load.build_vae, vae_config(layout), vae)) if with_vae else None,
         Unbuilt(partial(load.build_text, layout.text, text)),
     )
-
-
-def build_unet(layout: singlefile.Sd1Layout) -> Unet:
-    """The UNet of a layout, without weights."""
-    return load.build_unet(layout.unet)
 
 
 def _folder(path: Path, *, with_vae: bool) -> Parts:
@@ -69,4 +64,4 @@ def load_vae(path: Path) -> Any:
     assert head is not None
     with safe_open(path, "pt") as handle:
         widths, state = singlefile.vae_from(handle, head.shapes, file=path)
-    return Unbuilt(partial(load.build_vae, singlefile.vae_config_of(widths), state))
+    return Unbuilt(partial(load.build_vae, vae_config_of(widths), state))

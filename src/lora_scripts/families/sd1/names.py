@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import cache
 
 from lora_scripts.families.names import Base, Layer, Names
-from lora_scripts.families.sd1.layout import LAYERS_2, UNET_PREFIX, Sd1Layout, text_rows, unet_rows
+from lora_scripts.families.sd.unet import UNET_PREFIX
+from lora_scripts.families.sd1.layout import LAYERS_2, Sd1Layout, text_rows, unet_rows
 
 _BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")  # the UNet's: kohya's tools train no layer outside of them
 _TRANSFORMER = {

@@ -25,37 +25,21 @@ from lora_scripts.families.sd.rows import (
     size_of,
     to_rows,
 )
-from lora_scripts.families.sd.text import published_text_keys, text_keys_like, text_layout_of
-from lora_scripts.families.sd.unet import GROUPS
+from lora_scripts.families.sd.text import published_text_keys, text_layout_of
+from lora_scripts.families.sd.unet import GROUPS, UNET_PREFIX
+from lora_scripts.families.sd.vae import VAE_PREFIX, vae_rows
 from lora_scripts.families.sd1.layout import (
     LAYERS_2,
     LEVELS,
     TEXT_2_PREFIX,
     TEXT_PREFIX,
-    UNET_PREFIX,
-    VAE_PREFIX,
-    Row,
     Sd1Layout,
-    text_config,
     text_rows,
-    text_table,
-    unet_config,
     unet_rows,
-    unet_table,
-    vae_config,
-    vae_config_of,
-    vae_rows,
-    vae_table,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "TEXT_PREFIX", "UNET_PREFIX", "VAE_PREFIX", "Handle", "Row", "Sd1Layout", "check", "check_vae", "from_ldm",
-    "is_tolerated", "layout_of", "text_config", "text_keys_like", "text_rows", "text_table", "to_ldm", "unet_config",
-    "unet_rows", "unet_table", "vae_config", "vae_config_of", "vae_from", "vae_rows", "vae_table",
-]  # fmt: skip
 
 _NOT_PLAIN = "this is not a plain Stable Diffusion model; get the original file"
 _TOLERATED = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1 import check, singlefile
-from lora_scripts.families.sd1.layout import Sd1Layout
+from lora_scripts.families.sd1.layout import Sd1Layout, text_config, unet_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +30,8 @@ def build(path: Path) -> dict[str, nn.Module]:
 
     layout = layout_of(path)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**singlefile.unet_config(layout))
-        text = CLIPTextModel(CLIPTextConfig(**singlefile.text_config(layout)))
+        unet = UNet2DConditionModel(**unet_config(layout))
+        text = CLIPTextModel(CLIPTextConfig(**text_config(layout)))
     # Memory that nothing is written to costs nothing.
     return {"unet": unet.to_empty(device="cpu"), "text_encoder": text.to_empty(device="cpu")}
 

@@ -10,10 +10,12 @@ from lora_scripts.errors import UserError
 from lora_scripts.families import kinds
 from lora_scripts.families.kinds import Shapes, axis
 from lora_scripts.families.sd.check import check_floats, read_config, scheduler_of
+from lora_scripts.families.sd.unet import UNET_PREFIX
+from lora_scripts.families.sd.vae import VAE_PREFIX
 from lora_scripts.families.sd.vae import check_vae as check_vae_rows
 from lora_scripts.families.sd.whole import VAE, check_part, check_parts, text_part, unet_part, vae_folder
 from lora_scripts.families.sdxl import singlefile
-from lora_scripts.families.sdxl.layout import SCALING, UNET_PREFIX, VAE_PREFIX
+from lora_scripts.families.sdxl.layout import SCALING
 from lora_scripts.formats.header import Header, Kind, read_header
 
 _BASE = "give the SDXL checkpoint that it was made from; a LoRA of that works on it, too"

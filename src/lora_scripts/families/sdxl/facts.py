@@ -49,8 +49,8 @@ def _wrapped() -> dict[str, str]:
 
 
 def _unread(key: str, vae: bool) -> bool:
+    from lora_scripts.families.sd.vae import VAE_PREFIX
     from lora_scripts.families.sdxl import singlefile
-    from lora_scripts.families.sdxl.layout import VAE_PREFIX
 
     return singlefile.is_tolerated(key) or (not vae and key.startswith(VAE_PREFIX))
 

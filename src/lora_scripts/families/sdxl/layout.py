@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from lora_scripts.families.sd import text, unet, vae
 from lora_scripts.families.sd.rows import Row
 from lora_scripts.families.sd.text import TextLayout
-from lora_scripts.families.sd.unet import UNET_PREFIX, UnetLayout
-from lora_scripts.families.sd.vae import VAE_PREFIX
+from lora_scripts.families.sd.unet import UnetLayout
 
 TEXT_PREFIX = "conditioner.embedders.0.transformer.text_model."
 TEXT_2_PREFIX = "conditioner.embedders.1.model."
@@ -95,9 +94,3 @@ def unet_config(layout: SdxlLayout) -> dict[str, object]:
 def vae_config(widths: tuple[int, ...], latents: int = 4) -> dict[str, object]:
     """Arguments of diffusers' AutoencoderKL."""
     return vae.vae_config(widths, latents, scaling=SCALING, sample_size=SIDE)
-
-
-__all__ = [
-    "HEAD", "SCALING", "SIDE", "STANDARD", "TEXT_2_PREFIX", "TEXT_PREFIX", "UNET_PREFIX", "VAE_PREFIX", "SdxlLayout",
-    "parts", "text_2_rows", "text_rows", "unet_config", "unet_rows", "vae_config", "vae_rows",
-]  # fmt: skip

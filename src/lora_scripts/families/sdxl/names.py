@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from lora_scripts.families.names import Base, Layer, Names, Share
 from lora_scripts.families.sd.rows import Row
-from lora_scripts.families.sdxl.layout import STANDARD, UNET_PREFIX, SdxlLayout, text_2_rows, text_rows, unet_rows
+from lora_scripts.families.sd.unet import UNET_PREFIX
+from lora_scripts.families.sdxl.layout import STANDARD, SdxlLayout, text_2_rows, text_rows, unet_rows
 
 _BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")  # the UNet's: kohya's tools train no layer outside of them
 _EMBEDDERS = "conditioner.embedders."

@@ -25,13 +25,12 @@ from lora_scripts.families.sd.rows import (
     to_rows,
 )
 from lora_scripts.families.sd.text import TextLayout, clip_layout, published_text_keys, text_layout_of
-from lora_scripts.families.sd.unet import GROUPS, RESNETS, SIZES, UnetLayout
+from lora_scripts.families.sd.unet import GROUPS, RESNETS, SIZES, UNET_PREFIX, UnetLayout
+from lora_scripts.families.sd.vae import VAE_PREFIX
 from lora_scripts.families.sdxl.layout import (
     HEAD,
     TEXT_2_PREFIX,
     TEXT_PREFIX,
-    UNET_PREFIX,
-    VAE_PREFIX,
     SdxlLayout,
     parts,
     text_2_rows,
