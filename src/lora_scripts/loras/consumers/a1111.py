@@ -20,9 +20,8 @@ from torch import Tensor
 from lora_scripts.families.names import Base, Layer
 from lora_scripts.families.table import FAMILIES
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
+from lora_scripts.loras.consumers.rules import Fault, Reading
 from lora_scripts.loras.embedding import bundled
-from lora_scripts.loras.naming import DORA
 
 _VERSION = "ss_base_model_version"
 
@@ -45,17 +44,10 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             return reading.refuse(first, "the whole file fails to load: a matrix of this layer is missing")
         left = rules.left_over(parts, change)
         reading.faults += [Fault(f"{stem}.{leaf}", "not read: this part of a LoRA is unknown") for leaf in left]
-        why_not = rules.misfit(change, layer.shape)
-        if layer.path in partial:
-            why_not = "q, k, v and out of this attention are not all there"
+        why_not = "q, k, v and out of this attention are not all there" if layer.path in partial else None
         if "bias" in left:
             why_not = "its bias cannot be added to the change"
-        if why_not:
-            reading.faults.append(Fault(first, f"this layer is not changed: {why_not}"))
-            continue
-        if not rules.per_input(parts.get(DORA), layer.shape):
-            reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
-        reading.changes[layer.path] = Delta(change)
+        reading.take(layer, stem, parts, change, why_not)
     if words := bundled(tensors):
         reading.note = f"and its prompts know the word {', '.join(words)}"
     return reading

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
+from lora_scripts.loras.consumers.rules import Fault, Reading
 from lora_scripts.loras.naming import DORA, DOWN, LYCORIS, UP
 
 _UNTOLD = "it cannot tell on installing what base this is for (no attn2_to_k, attn2_to_v or text encoder in it)"
@@ -40,13 +40,7 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             why = "left out, a line in the log says so" if known else "passed over without a word"
             reading.faults += [Fault(f"{stem}.{leaf}", f"{why}: no layer has this name") for leaf in parts]
             continue
-        why_not = rules.misfit(change, layer.shape)
-        if why_not:
-            reading.faults.append(Fault(first, f"this layer is not changed: {why_not}"))
-            continue
-        if not rules.per_input(parts.get(DORA), layer.shape):
-            reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
-        reading.changes[layer.path] = Delta(change)
+        reading.take(layer, stem, parts, change)
     width = _token_width(tensors)
     if base.context_width and width != base.context_width:
         reading.note = _UNTOLD if width is None else f"it takes the file, by its width of {width}, for another base"

@@ -19,7 +19,7 @@ from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.errors import UserError
-from lora_scripts.families.names import Base
+from lora_scripts.families.names import Base, Layer
 from lora_scripts.loras.embedding import BUNDLE, bundled
 from lora_scripts.loras.naming import ALPHA, DORA, DOWN, LYCORIS, UP
 from lora_scripts.loras.reading import Change
@@ -107,6 +107,19 @@ class Reading:
         self.refused = True
         return self
 
+    def take(
+        self, layer: Layer, stem: str, parts: Mapping[str, Tensor], change: Change, why_not: str | None = None
+    ) -> bool:
+        """Notes the change of a layer, for programs that take `dora_scale` as one number an input; False where it does
+        not fit, or for the reason `why_not`."""
+        if why := why_not or misfit(change, layer.shape):
+            self.faults.append(Fault(f"{stem}.{next(iter(parts))}", f"this layer is not changed: {why}"))
+            return False
+        if not _per_input(parts.get(DORA), layer.shape):
+            self.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
+        self.changes[layer.path] = Delta(change)
+        return True
+
 
 def stems(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Stem -> leaf -> tensor, cut at the first dot, as most consumers do; without bundled words, which change no
@@ -193,7 +206,7 @@ def left_over(parts: Iterable[str], change: Change) -> list[str]:
     return [leaf for leaf in parts if leaf not in used]
 
 
-def per_input(dora: Tensor | None, shape: tuple[int, ...]) -> bool:
+def _per_input(dora: Tensor | None, shape: tuple[int, ...]) -> bool:
     """Whether `dora_scale` has one number for each input, the form that all consumers of DoRA share."""
     return dora is None or not shape or (dora.shape[0] == 1 and dora.numel() == shape[1])
 

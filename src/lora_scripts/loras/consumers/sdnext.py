@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.families.names import Base
 from lora_scripts.loras.consumers import rules
-from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
+from lora_scripts.loras.consumers.rules import Fault, Reading
 from lora_scripts.loras.embedding import bundled
 from lora_scripts.loras.naming import DORA
 
@@ -44,16 +44,11 @@ def read(tensors: Mapping[str, Tensor], base: Base) -> Reading:
             continue
         left = rules.left_over(parts, change)
         reading.faults += [Fault(f"{stem}.{leaf}", "not read: this part of a LoRA is unknown") for leaf in left]
-        why_not = rules.misfit(change, layer.shape)
-        if why_not:
-            reading.faults.append(Fault(first, f"this layer is not changed: {why_not}"))
+        if not reading.take(layer, stem, parts, change):
             continue
-        if not rules.per_input(parts.get(DORA), layer.shape):
-            reading.faults.append(Fault(f"{stem}.{DORA}", "misread: one number an input is expected"))
         if isinstance(change, LoraWeights) and change.dora is not None and change.alpha != change.rank:
             text = f"the change of this DoRA is multiplied by alpha / rank = {change.alpha / change.rank:g} once more"
             reading.faults.append(Fault(f"{stem}.{DORA}", text))
-        reading.changes[layer.path] = Delta(change)
     if words := bundled(tensors):
         reading.note = f"and its prompts know the word {', '.join(words)}"
     return reading
