@@ -23,7 +23,7 @@ from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.formats import io
-from lora_scripts.report.check_page import CheckData, ShownPicture, write_check_page
+from lora_scripts.report.check_page import CheckData, ShownPicture, render
 
 REMOVABLE = ("corrupt", "too_small", "odd_aspect", "blurred", "upscaled", "jpeg_blocks")
 """Kinds of findings that nothing mends but another picture, or none."""
@@ -157,7 +157,7 @@ def check_data(options: CheckOptions, sink: Sink = ignore) -> Checked:
         page=page,
     )
     io.make_folder(page.parent)
-    write_check_page(page, _page(options, examined, checked), io.write_text)
+    io.write_text(page, render(_page(options, examined, checked)))
     return checked
 
 

@@ -15,7 +15,7 @@ from lora_scripts.generate.known_by import lora_hash
 from lora_scripts.grid.axes import NAMES, Place, plan
 from lora_scripts.grid.cells import Cells, Painter, draw_missing, load_painter, opened
 from lora_scripts.grid.sources import GridOptions, Sources, find_sources
-from lora_scripts.report.grid_page import MeasureRow, write_grid_page
+from lora_scripts.report.grid_page import MeasureRow, render
 from lora_scripts.report.sheet import contact_sheet
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def draw_grid(options: GridOptions, sink: Sink = ignore) -> Grid:
     plain = json.dumps(_plain(painter, cells, scores, rows), indent=1, ensure_ascii=False)
     io.write_text(options.output / "grid.json", plain)
     io.save_png(sheet, contact_sheet(data.axes, data.blocks))
-    write_grid_page(page, data, io.write_text)
+    io.write_text(page, render(data))
     return Grid(page, sheet, options.output / "cells", len(cells.at), drawn, tuple(rows))
 
 

@@ -4,9 +4,8 @@ with the lengths of its records."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.report.environment import fill
@@ -109,11 +108,6 @@ class Group:
         """Of several findings the one that all have; it is told once. Else empty."""
         mends = {finding.mend for finding in self.findings}
         return mends.pop() if len(mends) == 1 and len(self.findings) > 1 else ""
-
-
-def write_check_page(path: Path, data: CheckData, write: Callable[[Path, str], None]) -> None:
-    """Writes the page to `path` with `write`, the project's one way of writing a text file."""
-    write(path, render(data))
 
 
 def render(data: CheckData) -> str:

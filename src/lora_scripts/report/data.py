@@ -1,4 +1,4 @@
-"""What a report shows, as plain values; `page.write_report` turns it into one HTML file."""
+"""What a report shows, as plain values; `page.render` turns it into one HTML page."""
 
 from __future__ import annotations
 

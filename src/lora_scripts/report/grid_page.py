@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL.Image import Image
 
@@ -78,11 +77,6 @@ class GridData:
     """The contact sheet's file, relative to the page."""
     thumbnails: Mapping[str, Image] = field(default_factory=dict)
     """Of the nearest training pictures, by name."""
-
-
-def write_grid_page(path: Path, data: GridData, write: Callable[[Path, str], None]) -> None:
-    """Writes the page to `path` with `write`, the project's one way of writing a text file."""
-    write(path, render(data))
 
 
 def render(data: GridData) -> str:

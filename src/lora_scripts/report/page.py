@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from PIL.Image import Image
 
 from lora_scripts.report.curves import curves
@@ -12,11 +9,6 @@ from lora_scripts.report.data import THUMBNAILS, LoraFile, ReportData
 from lora_scripts.report.environment import fill
 from lora_scripts.report.usage import diffusers_code, tag
 from lora_scripts.units import size
-
-
-def write_report(path: Path, data: ReportData, write: Callable[[Path, str], None]) -> None:
-    """Writes the page to `path` with `write`, the project's one way of writing a text file."""
-    write(path, render(data))
 
 
 def render(data: ReportData) -> str:

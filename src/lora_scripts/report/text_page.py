@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lora_scripts.report.curves import curves
 from lora_scripts.report.data import HeldOutCurve
@@ -48,11 +47,6 @@ class TextReportData:
     versions: dict[str, str]
     language: str = "auto"
     """In which the page opens: en, zh, or the browser's."""
-
-
-def write_text_report(path: Path, data: TextReportData, write: Callable[[Path, str], None]) -> None:
-    """Writes the page to `path` with `write`, the project's one way of writing a text file."""
-    write(path, render(data))
 
 
 def render(data: TextReportData) -> str:

@@ -21,7 +21,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.formats import io
-from lora_scripts.report.check_page import Bar, CheckData, ShownRecord, write_check_page
+from lora_scripts.report.check_page import Bar, CheckData, ShownRecord, render
 from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def check_texts(options: TextCheckOptions, sink: Sink = ignore) -> TextChecked:
         page=options.page or beside(options.source, "-check.html"),
     )
     io.make_folder(checked.page.parent)
-    write_check_page(checked.page, _page(checked, trained, encoder, options.language), io.write_text)
+    io.write_text(checked.page, render(_page(checked, trained, encoder, options.language)))
     return checked
 
 

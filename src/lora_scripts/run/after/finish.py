@@ -34,7 +34,7 @@ from lora_scripts.report.data import (
     Strength,
     StrengthRow,
 )
-from lora_scripts.report.page import write_report
+from lora_scripts.report.page import render
 from lora_scripts.report.usage import MEASURED
 from lora_scripts.run.after import base_kept, copies, strengths
 from lora_scripts.run.after.copies import thumbnail
@@ -194,7 +194,7 @@ def report(
         config_text=dump_config(config),
         versions=state.versions,
     )
-    write_report(path, data, io.write_text)
+    io.write_text(path, render(data))
 
 
 def _previews(folder: RunFolder, prompts: Sequence[str]) -> list[tuple[int, list[tuple[str, Image.Image | None]]]]:

@@ -16,7 +16,7 @@ from lora_scripts.events import Note, Saved, Sink, Table
 from lora_scripts.families.sequences import marked
 from lora_scripts.families.texts import Answer
 from lora_scripts.formats import io
-from lora_scripts.report.text_page import AnswerPair, TextReportData, write_text_report
+from lora_scripts.report.text_page import AnswerPair, TextReportData, render
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
 from lora_scripts.run.build import DIGESTS, rates_of
@@ -260,7 +260,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         config_text=dump_config(c),
         versions=p.state.versions,
     )
-    write_text_report(page, data, io.write_text)
+    io.write_text(page, render(data))
     folder.prune_states(1, sink)
     return TextTrainResult(
         folder.name,
