@@ -350,11 +350,10 @@ def load(path: Path, options: LoadOptions) -> LanguageModel:
     return model
 
 
-def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: str | None = None) -> LanguageModel:
+def open_model(path: Path, device: torch.device, dtype: torch.dtype) -> LanguageModel:
     """Loads a model and its tokenizer from a folder, without a network and without running code of its own.
 
-    `attention` is transformers' name of a way to compute it; None: the best that the model has. UserError for a folder
-    that is none, or whose weights do not fit its config.
+    UserError for a folder that is none, or whose weights do not fit its config.
     """
     folder = open_folder(path)
     tokenizer = load_tokenizer(path)
@@ -370,7 +369,6 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype, attention: 
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **({} if attention is None else {"attn_implementation": attention}),
             )
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             if ran_out(error):
