@@ -72,8 +72,7 @@ def test_nothing_below_the_command_line_prints() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 printing.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
-    # Programs of the miniature world that are started by hand, each by `python -m`.
-    allowed = {"demo/judge.py", "demo/evaluate.py"}
+    allowed = {"demo/evaluate.py"}  # a program that is started by hand, by `python -m`
     assert not [place for place in printing if place.rpartition(":")[0] not in allowed], printing
 
 

@@ -7,11 +7,12 @@ from functools import cache
 
 import numpy as np
 import torch
+from benchmarks.miniature.build_judge import HIDDEN, accuracies, blurred, labels_of, softened
 from PIL import Image
 from torch.nn import functional as F
 
 from lora_scripts.demo import evaluate, world
-from lora_scripts.demo.judge import ASSET, HIDDEN, SLOTS, Judge, Reading, accuracies, blurred, labels_of, softened
+from lora_scripts.demo.judge import ASSET, SLOTS, Judge, Reading
 from lora_scripts.evaluate.scoring import wilson
 
 SEED = 909

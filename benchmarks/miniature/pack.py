@@ -32,7 +32,7 @@ def pack(work: Path, out: Path) -> int:
     raise_all(
         [
             UserError(
-                "this part of the base is missing", file=work / name, hint=f"run lora_scripts.demo.{script} first"
+                "this part of the base is missing", file=work / name, hint=f"run benchmarks.miniature.{script} first"
             )
             for name, script in PARTS.items()
             if not (work / name).is_file()
