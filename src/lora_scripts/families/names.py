@@ -240,6 +240,11 @@ class Layer:
         return self.ldm.replace(".", "_")
 
 
+def flat(prefix: str, name: str) -> str:
+    """A layer's name as kohya's tools and LyCORIS write it behind their `prefix`."""
+    return prefix + name.replace(".", "_")
+
+
 @dataclass(frozen=True)
 class Base:
     """The layers that a LoRA could change."""

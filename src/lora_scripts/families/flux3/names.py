@@ -13,7 +13,7 @@ from functools import cache
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.flux3.layout import STANDARD, Flux3Layout, rows
-from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.names import Base, Layer, Names, flat
 
 INSIDE = ("mode_blocks.image.", "txt_mode_blocks.", "single_transformer_blocks.")
 """What the paths of layers begin with that are trained: the blocks, but for those of reference pictures."""
@@ -28,9 +28,9 @@ def names() -> Names:
     others: dict[str, str] = {}
     for hf, ldm in _layers(STANDARD):
         path = f"{PART}.{hf}"
-        kohya[path], diffusers[path] = _flat("lora_unet_", ldm), f"diffusion_model.{ldm}"
-        published = (kohya[path], diffusers[path], ldm, _flat("lycoris_", ldm))
-        modern = (f"transformer.{hf}", f"diffusion_model.{hf}", hf, _flat("lycoris_", hf))
+        kohya[path], diffusers[path] = flat("lora_unet_", ldm), f"diffusion_model.{ldm}"
+        published = (kohya[path], diffusers[path], ldm, flat("lycoris_", ldm))
+        modern = (f"transformer.{hf}", f"diffusion_model.{hf}", hf, flat("lycoris_", hf))
         others |= dict.fromkeys((*published, *modern), path)
     return Names("flux3", "FLUX.3 klein", kohya, {}, diffusers, others, form="diffusers")
 
@@ -40,7 +40,7 @@ def base(layout: Flux3Layout | None) -> Base:
     shapes = {stem(row.hf): row.shape for row in linear(rows(layout))} if layout else {}
     layers = []
     for hf, ldm in _layers(layout or STANDARD):
-        kohya = _flat("lora_unet_", ldm)
+        kohya = flat("lora_unet_", ldm)
         asked = (f"diffusion_model.{ldm}", kohya)
         layers.append(Layer(f"{PART}.{hf}", hf, ldm, kohya, shapes.get(hf, ()), asked))
     return Base(tuple(layers), layout.text_width if layout else 0)
@@ -51,7 +51,3 @@ def _layers(layout: Flux3Layout) -> Iterator[tuple[str, str]]:
     for row in linear(rows(layout)):
         if row.hf.startswith(_BLOCKS):
             yield stem(row.hf), stem(row.ldm)
-
-
-def _flat(prefix: str, name: str) -> str:
-    return prefix + name.replace(".", "_")

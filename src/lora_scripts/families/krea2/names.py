@@ -12,7 +12,7 @@ from functools import cache
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
 from lora_scripts.families.krea2.layout import STANDARD, Krea2Layout, rows
-from lora_scripts.families.names import Base, Layer, Names
+from lora_scripts.families.names import Base, Layer, Names, flat
 
 INSIDE = ("transformer_blocks.", "text_fusion.", "img_in", "txt_in.", "time_", "final_layer.")
 """What the paths of layers begin with that are trained: all."""
@@ -31,9 +31,9 @@ def names() -> Names:
     for row in linear(rows(STANDARD)):
         hf, ldm = stem(row.hf), stem(row.ldm)
         path = f"{PART}.{hf}"
-        kohya[path], diffusers[path] = _flat("lora_unet_", ldm), f"transformer.{hf}"
+        kohya[path], diffusers[path] = flat("lora_unet_", ldm), f"transformer.{hf}"
         original[path] = f"diffusion_model.{ldm}"
-        published = (kohya[path], original[path], ldm, _flat("lycoris_", ldm))
+        published = (kohya[path], original[path], ldm, flat("lycoris_", ldm))
         modern = [name for one in _spelt(hf) for name in (f"transformer.{one}", *_modern(one))]
         others |= dict.fromkeys((*published, *modern), path)
         own |= {kohya[path], original[path], ldm} if "." in ldm else set()
@@ -46,7 +46,7 @@ def base(layout: Krea2Layout | None) -> Base:
     layers = []
     for row in linear(rows(layout or STANDARD)):
         hf, ldm = stem(row.hf), stem(row.ldm)
-        kohya = _flat("lora_unet_", ldm)
+        kohya = flat("lora_unet_", ldm)
         asked = [f"diffusion_model.{ldm}", kohya]
         asked += [name for one in _spelt(hf) for name in (f"transformer.{one}", *_modern(one))]
         layers.append(Layer(f"{PART}.{hf}", hf, ldm, kohya, row.shape if layout else (), tuple(asked)))
@@ -55,7 +55,7 @@ def base(layout: Krea2Layout | None) -> Base:
 
 def _modern(hf: str) -> tuple[str, ...]:
     """diffusers' name in other dresses."""
-    return f"diffusion_model.{hf}", hf, _flat("lycoris_", hf)
+    return f"diffusion_model.{hf}", hf, flat("lycoris_", hf)
 
 
 def _spelt(hf: str) -> Iterator[str]:
@@ -63,7 +63,3 @@ def _spelt(hf: str) -> Iterator[str]:
     yield hf
     if hf.endswith("to_out.0"):
         yield hf.removesuffix(".0")
-
-
-def _flat(prefix: str, name: str) -> str:
-    return prefix + name.replace(".", "_")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 from lora_scripts.families.flow.transformer import PART, linear, stem
-from lora_scripts.families.names import Base, Layer, Names, Share
+from lora_scripts.families.names import Base, Layer, Names, Share, flat
 from lora_scripts.families.qwen_image21.layout import STANDARD, QwenImage21Layout, rows
 
 INSIDE = ("transformer_blocks.", "txt_in.", "img_in", "time_text_embed.", "modulation.", "norm_out.", "proj_out")
@@ -33,9 +33,9 @@ def names() -> Names:
     for row in linear(rows(STANDARD)):
         hf, ldm = stem(row.hf), stem(row.ldm)
         path = f"{PART}.{hf}"
-        kohya[path], original[path] = _flat("lora_unet_", ldm), f"diffusion_model.{ldm}"
+        kohya[path], original[path] = flat("lora_unet_", ldm), f"diffusion_model.{ldm}"
         diffusers[path] = f"transformer.{hf}"
-        spelt = (hf, f"diffusion_model.{hf}", _flat("lycoris_", hf), _flat("lora_unet_", hf))
+        spelt = (hf, f"diffusion_model.{hf}", flat("lycoris_", hf), flat("lora_unet_", hf))
         published = (original[path], kohya[path], ldm)
         others |= dict.fromkeys(spelt, path)
         if row.share is None:
@@ -63,12 +63,8 @@ def base(layout: QwenImage21Layout | None) -> Base:
     for row in linear(rows(layout or STANDARD)):
         hf = stem(row.hf)
         whole = not hf.endswith((".img_mlp.gate_layer", ".img_mlp.proj"))
-        asked = [f"transformer.{hf}", hf, _flat("lycoris_", hf)]
-        asked += [f"diffusion_model.{hf}", _flat("lora_unet_", hf)] if whole else []
-        kohya, shape = _flat("lora_unet_", hf) if whole else "", row.shape if layout else ()
+        asked = [f"transformer.{hf}", hf, flat("lycoris_", hf)]
+        asked += [f"diffusion_model.{hf}", flat("lora_unet_", hf)] if whole else []
+        kohya, shape = flat("lora_unet_", hf) if whole else "", row.shape if layout else ()
         layers.append(Layer(f"{PART}.{hf}", hf, hf, kohya, shape, tuple(asked)))
     return Base(tuple(layers), layout.text_width if layout else 0)
-
-
-def _flat(prefix: str, name: str) -> str:
-    return prefix + name.replace(".", "_")
