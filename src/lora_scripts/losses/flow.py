@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -25,15 +24,10 @@ STEPS = 50
 """Of a usual sampler, where its levels depend on how many it takes."""
 
 
-def linear_mu(tokens: int, steps: int, *, low: float, high: float, fewest: int, most: int) -> float:
-    """mu on the straight line from `low` at `fewest` tokens to `high` at `most`: larger pictures need more noise (Esser
-    et al. 2024, section 5.3.2; the line is diffusers'). `steps` is not asked."""
-    return low + (high - low) * (tokens - fewest) / (most - fewest)
-
-
 def by_resolution(low: float = 0.5, high: float = 1.15, fewest: int = 256, most: int = 4096) -> Mu:
-    """`linear_mu` with its numbers."""
-    return partial(linear_mu, low=low, high=high, fewest=fewest, most=most)
+    """mu on the straight line from `low` at `fewest` tokens to `high` at `most`, however many steps: larger pictures
+    need more noise (Esser et al. 2024, section 5.3.2; the line is diffusers')."""
+    return lambda tokens, steps: low + (high - low) * (tokens - fewest) / (most - fewest)
 
 
 @dataclass(frozen=True)
