@@ -73,10 +73,10 @@ def new_state(
     return RunState(0, total, keys, digests, _environment(model.family.device, precision), captions=captions)
 
 
-def resume_state(
+def new_text_state(
     config: TrainConfig, data: dict[str, str], total: int, device: torch.device, precision: str, **keys: object
 ) -> RunState:
-    """The state of a run before its first step. `data`: digests of what it is made of; `keys`: of the config as they
+    """The same of a run on texts. `data`: digests of what it is made of; `keys`: of the config as they
     are, where they are not written."""
     own = config.model_dump(mode="json", exclude=FREE_KEYS) | keys
     initial = {"init_lora": _digest_of_lora(config.init_lora)} if config.init_lora else {}

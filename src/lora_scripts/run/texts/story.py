@@ -24,7 +24,7 @@ from lora_scripts.run.configs import dump_config
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.parts import TextModel
-from lora_scripts.run.resume import restore, resume_state
+from lora_scripts.run.resume import new_text_state, restore
 from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
@@ -149,7 +149,7 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         ema=Ema(model.weights(), c.ema_decay) if c.ema_decay else None,
         # The loss is a sum over tokens, often a thousand: as much scaled as a mean is by the usual 65,536.
         scaler=torch.amp.GradScaler(device.type, init_scale=64.0, enabled=precision == "fp16"),
-        state=resume_state(c, data, total, device, precision, lora_rank=model.rank),
+        state=new_text_state(c, data, total, device, precision, lora_rank=model.rank),
     )
 
 
