@@ -77,7 +77,7 @@ def plural_variants(texts: Iterable[str]) -> list[list[tuple[str, int]]]:
     return [_ranked({form: counts[form] for form in pair}) for pair in sorted(pairs) if pair[1] in counts]
 
 
-def word_variants(texts: Iterable[str], known: Iterable[str] = ()) -> list[list[tuple[str, int]]]:
+def word_variants(texts: Iterable[str], known: Iterable[str]) -> list[list[tuple[str, int]]]:
     """One word here and two there, anywhere in a caption: "neonlights", "neon lights". `known`: keys told already."""
     single: dict[str, Counter[str]] = {}
     double: dict[str, Counter[str]] = {}

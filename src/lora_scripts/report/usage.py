@@ -37,9 +37,7 @@ def chat_command(base: str | Path, lora: str | Path) -> str:
     return typed(["lora-scripts", "chat", "--base", str(base), "--lora", f"{lora}:1"])
 
 
-def diffusers_code(
-    lora: LoraFile, prompt: str, strength: float = UNMEASURED, base: str = "", pipeline: str = ""
-) -> str:
+def diffusers_code(lora: LoraFile, prompt: str, strength: float, base: str, pipeline: str) -> str:
     """A complete program; names and prompts are Python literals.
 
     `base`: its file, its folder or its name on Hugging Face; empty where nobody knows. `pipeline`: diffusers' class

@@ -97,7 +97,7 @@ def distance(a: Factors, b: Factors) -> float:
     return norm(stack([a, Factors(-b.up, b.down)]))
 
 
-def rank_for(s: Tensor, rank: int | None = None, energy: float | None = None) -> int:
+def rank_for(s: Tensor, rank: int | None, energy: float | None = None) -> int:
     """How many singular values to keep: at most `rank`, no more than reach the share `energy` of Σ s², none of 0."""
     there = int((s > s[0] * 1e-12).sum()) if len(s) and s[0] > 0 else 0
     if energy is not None and there:

@@ -41,7 +41,7 @@ def of_notes(notes: Iterable[tuple[str, str]]) -> Iterator[Finding]:
         yield _finding("not_read", "note", [], text, mend)
 
 
-def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool, own: bool = False) -> Iterator[Finding]:
+def of_set(rows: Sequence[Row], longest: int | None, *, cut: bool, own: bool) -> Iterator[Finding]:
     """Of all records together; `longest`: the tokens that a record may have, None where they are not known; `own`:
     it is the model that takes no more."""
     yield from _alike(rows)

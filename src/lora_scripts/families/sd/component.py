@@ -58,9 +58,9 @@ def number_of(config: Mapping[str, Any], key: str, usual: float) -> float:
     return float(value)
 
 
-def shift_of(config: Mapping[str, Any], usual: float = 1.0) -> float:
+def shift_of(config: Mapping[str, Any]) -> float:
     """Of a scheduler whose shift is the same for every picture. ValueError for what is no shift."""
-    shift = number_of(config, "shift", usual)
+    shift = number_of(config, "shift", 1.0)
     if shift <= 0:
         raise ValueError(f"shift is {shift:g}, and must be more than 0")
     return shift
