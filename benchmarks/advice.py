@@ -56,6 +56,7 @@ from lora_scripts.train.feed import Feed
 from lora_scripts.train.loop import Hooks, LoopSettings, run_loop
 from lora_scripts.train.memorised import Asked
 from lora_scripts.train.passes import there_and_back
+from lora_scripts.units import listed
 
 BASE = Path(world.__file__).parent / "assets" / "base.safetensors"
 SIDE = 64
@@ -375,8 +376,8 @@ def wrong_captions(step: int, names: Sequence[str], own: fit.Losses, empty: fit.
     if len(names) < fit.LEAST or float(np.median(harm)) > -HELP or not found or len(found) > fit.SHARE * len(names):
         return None
     message = (
-        f"the captions of {fit.listed(found)} do not fit: with them the model knows these pictures worse than without "
-        "any, while the others' captions help, so look whether they were exchanged"
+        f"the captions of {listed(found, fit.NAMED)} do not fit: with them the model knows these pictures worse "
+        "than without any, while the others' captions help, so look whether they were exchanged"
     )
     return Advice("wrong_captions", step, message, "captions that say what is there", tuple(found))
 

@@ -38,6 +38,11 @@ def number_of(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first `most` of them, and how many more there are: "a, b and 3 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def percent(share: float, digits: int = 0) -> str:
     """ "12 %" of 0.12, and never "-0 %"."""
     return f"{100 * share:z.{digits}f} %"

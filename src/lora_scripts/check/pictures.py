@@ -19,7 +19,7 @@ from lora_scripts.data.findings import Finding, Severity
 from lora_scripts.data.scan import MIN_SIDE
 from lora_scripts.errors import UserError
 from lora_scripts.events import Progress, Sink, ignore
-from lora_scripts.units import percent
+from lora_scripts.units import listed, percent
 
 DUPLICATES = ("exact_duplicate", "near_duplicate")
 """Kinds of findings whose first file is the copy to keep, and whose others can go."""
@@ -185,10 +185,10 @@ def _copies(facts: Sequence[PictureFacts]) -> Iterator[Finding]:
     copies = duplicates.find(facts)
     for group in copies.exact:
         same_file = len({by_name[name].sha256 for name in group}) == 1
-        message = f"the same {'file' if same_file else 'pixels'} {_times(len(group))}: {_list(group)}"
+        message = f"the same {'file' if same_file else 'pixels'} {_times(len(group))}: {listed(group, 6)}"
         yield Finding("exact_duplicate", "warning", tuple(group), message, f"keep {group[0]}, remove the rest")
     for group in copies.near:
-        message = f"nearly the same picture {_times(len(group))}: {_list(group)}"
+        message = f"nearly the same picture {_times(len(group))}: {listed(group, 6)}"
         mend = f"keep {group[0]}, which has most detail, remove the rest"
         yield Finding("near_duplicate", "warning", tuple(group), message, mend, 0.95)
     for first, second in copies.mirrored:
@@ -200,10 +200,6 @@ def _copies(facts: Sequence[PictureFacts]) -> Iterator[Finding]:
 
 def _times(count: int) -> str:
     return "twice" if count == 2 else f"{count} times"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _sure(odds: float) -> float:

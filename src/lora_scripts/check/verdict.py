@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lora_scripts.data.findings import Finding, Severity
-from lora_scripts.units import number_of, typed
+from lora_scripts.units import listed, number_of, typed
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 NAMES = 3
@@ -71,8 +71,7 @@ def check_command(words: Sequence[str]) -> str:
 
 def few(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return listed(names, NAMES)
 
 
 def shortened(text: str) -> str:

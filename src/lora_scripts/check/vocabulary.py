@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lora_scripts.check.tags import parts, words
 from lora_scripts.data.findings import Finding
 from lora_scripts.families.clip.tokenizer import clip_counter
+from lora_scripts.units import listed
 
 FEW = 5
 """Captions. In a smaller set it says nothing that a word stands in all of them, or in one."""
@@ -57,21 +58,17 @@ def common_and_single(captions: Sequence[Captioned], trigger: str | None) -> lis
     findings = []
     everywhere = sorted(word for word, count in counts.items() if count == len(captions) and word not in own)
     if everywhere:
-        message = f"in every caption: {_listed(everywhere)}. What these words mean will be tied to the LoRA's trigger"
+        told = listed(everywhere, MOST_TOLD)
+        message = f"in every caption: {told}. What these words mean will be tied to the LoRA's trigger"
         mend = (
             "leave out of the captions what the LoRA shall always do by itself, a style for example; keep the trigger"
         )
         findings.append(Finding("words_in_every_caption", "note", (), message, mend))
     once = sorted(word for word, count in counts.items() if count == 1 and len(word) > 1 and word < _FIRST_IDEOGRAM)
     if once:
-        message = f"{len(once)} of {len(counts)} words stand in one caption only: {_listed(once)}"
+        message = f"{len(once)} of {len(counts)} words stand in one caption only: {listed(once, MOST_TOLD)}"
         findings.append(Finding("words_in_one_caption", "note", (), message, "look for misspelt ones"))
     return findings
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
-    return ", ".join(names[:MOST_TOLD]) + more
 
 
 def misspelt(captions: Sequence[Captioned]) -> list[Finding]:

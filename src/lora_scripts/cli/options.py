@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from lora_scripts.config.values import DEVICE, base_fault, model_fault, parse_path, parse_size
+from lora_scripts.config.values import base_fault, model_fault, parse_device, parse_path, parse_size
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink
 
@@ -114,12 +114,6 @@ def file_of(*suffixes: str) -> Callable[[str], Path]:
     return argument(convert)
 
 
-def _device(text: str) -> str:
-    if not DEVICE.fullmatch(text):
-        raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
-    return text
-
-
 def weighted(text: str) -> tuple[Path, float]:
     """(path, weight) from "a.safetensors:0.8"; weight 1 if there is none, also after the colon of a drive (C:\\a)."""
     head, colon, tail = text.rpartition(":")
@@ -143,7 +137,7 @@ size = argument(parse_size)
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device and --precision."""
     text = "auto, cpu, cuda, cuda:1 or mps"
-    parser.add_argument("--device", type=argument(_device), default="auto", metavar="NAME", help=text)
+    parser.add_argument("--device", type=argument(parse_device), default="auto", metavar="NAME", help=text)
     text = ", ".join(PRECISIONS)
     parser.add_argument("--precision", metavar="NAME", choices=PRECISIONS, default="auto", help=text)
 

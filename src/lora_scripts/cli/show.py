@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
-from types import TracebackType
 
 from lora_scripts.cli.gauge import STEPS, Bar, Lines
 from lora_scripts.cli.printing import say, say_whole
@@ -139,9 +138,7 @@ class People:
     def __enter__(self) -> People:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._gauge.close()
 
     def __call__(self, event: Event) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from lora_scripts.config.prompt_line import parse_line
-from lora_scripts.config.values import DEVICE, check_size, parse_path
+from lora_scripts.config.values import check_size, parse_device, parse_path
 from lora_scripts.errors import UserError
 
 FEATURES = {
@@ -120,12 +120,6 @@ def _files(value: object) -> object:
     return paths
 
 
-def _device(value: str) -> str:
-    if not DEVICE.fullmatch(value):
-        raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
-    return value
-
-
 _LONGEST = 200
 """Bytes of a LoRA's name: what stands behind it in the names of files has to fit into 255, too."""
 
@@ -157,7 +151,7 @@ Prompts = Annotated[
     Discriminator(lambda value: "file" if isinstance(value, Path) else "list"),
     BeforeValidator(_prompts),
 ]
-Device = Annotated[str, AfterValidator(_device)]
+Device = Annotated[str, AfterValidator(parse_device)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

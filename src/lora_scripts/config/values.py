@@ -31,6 +31,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return by_folded[near[0]] if near else None
 
 
+def parse_device(text: str) -> str:
+    """The name of a device as it is; ValueError (with the mend) for another word."""
+    if not DEVICE.fullmatch(text):
+        raise ValueError("must be auto, cpu, cuda, mps, or one card such as cuda:1")
+    return text
+
+
 def parse_path(value: object) -> Path:
     """A text as a path, `~` expanded; ValueError (with the mend) for anything that was not meant as a path."""
     if isinstance(value, PathLike):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lora_scripts.data.captions import tags_of
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.units import listed
 
 MOST = 1_000_000
 """Repeats that the name of a folder may ask for."""
@@ -60,7 +61,7 @@ def check_numbered(names: Iterable[str], *, any_needed: bool = True) -> None:
 
 def folders_in_words(found: Mapping[str, int]) -> str:
     """ "10_name, 3_other", and how many more."""
-    return ", ".join(list(found)[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return listed(list(found), 3)
 
 
 def epoch_batches(

@@ -10,7 +10,7 @@ from lora_scripts.data.captions import TornRow, header_problem, joined
 from lora_scripts.data.csv_rows import read_record, write_record
 from lora_scripts.data.rewrite import Lines
 from lora_scripts.errors import UserError
-from lora_scripts.units import typed
+from lora_scripts.units import listed, typed
 
 LISTED = 3
 """Lines in a message."""
@@ -42,12 +42,11 @@ def told_once(faults: Sequence[UserError]) -> list[UserError]:
 
 
 def _of_all(rows: Sequence[TornRow]) -> UserError:
-    lines = ", ".join(str(row.line) for row in rows[:LISTED])
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    lines = listed([str(row.line) for row in rows], LISTED)
     path = Path(str(rows[0].file))
     other = [] if path.name.lower() == "metadata.csv" else ["--output", str(path)]
     command = typed(["lora-scripts", "label", "--input", str(path.parent), *other, "--repair"])
-    message = f"{len(rows)} rows have a comma in a caption that stands without quotes (lines {lines}{more})"
+    message = f"{len(rows)} rows have a comma in a caption that stands without quotes (lines {lines})"
     return UserError(message, file=path, line=rows[0].line, hint=f"{command} puts them: {rows[0].mended}")
 
 

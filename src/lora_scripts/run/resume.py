@@ -27,6 +27,7 @@ from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates
 from lora_scripts.train.state import RunState
+from lora_scripts.units import listed
 
 _ASIDE = " (held out)"
 """Behind the name of a picture that is held out."""
@@ -109,8 +110,7 @@ def restore(
     if "text_encoder" not in old.data and "text_encoder" in names:
         names.remove("text_encoder")  # a state of an earlier version keeps that of one that is trained alone
     if names:
-        told = ", ".join(_changed(name, old, state) for name in names[:5])
-        changed.append(told + (f" and {len(names) - 5} more" if len(names) > 5 else ""))
+        changed.append(listed([_changed(name, old, state) for name in names], 5))
     if changed:
         lora = folder.newest_lora(old.step, finished=old.step == old.total)
         begin = f", with init_lora={lora.as_posix()}" if lora else ""

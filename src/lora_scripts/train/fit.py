@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_scripts.train.advise import Advice
-from lora_scripts.units import percent
+from lora_scripts.units import listed, percent
 
 LEAST = 10
 """Pictures of a set in which outliers are looked for."""
@@ -45,8 +45,8 @@ def strays(step: int, names: Sequence[str], before: Losses, after: Losses) -> Ad
         return None
     share = percent(float(missed[bad].mean()))
     message = (
-        f"{listed(found)} did not fit: the loss of the others fell by {percent(1 - float(np.exp(middle)))}, and they "
-        f"missed {share} of it, so look whether they belong to this set"
+        f"{listed(found, NAMED)} did not fit: the loss of the others fell by {percent(1 - float(np.exp(middle)))}, "
+        f"and they missed {share} of it, so look whether they belong to this set"
     )
     return Advice("never_fit", step, message, "a train_data_dir without them", tuple(found))
 
@@ -55,9 +55,3 @@ def deviations(values: Losses, least: float) -> Losses:
     """How many robust deviations each lies above the median."""
     apart = values - np.median(values)
     return apart / max(1.4826 * float(np.median(np.abs(apart))), least)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

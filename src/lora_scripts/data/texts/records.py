@@ -18,6 +18,7 @@ from lora_scripts.data.texts.conversations import Record
 from lora_scripts.data.texts.forms import FORMS
 from lora_scripts.data.texts.record_index import LINES, TABLES, TEXT_SUFFIXES, index_file
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.units import listed
 
 SUFFIXES = (*LINES, ".json", *TABLES, *TEXT_SUFFIXES)
 """What is read without a further package."""
@@ -127,11 +128,8 @@ class Records(Sequence[Record]):
         for part in self.parts:
             keys.update(part.unread)
         if keys:
-            named = ", ".join(f"{key} ({count})" for key, count in keys.most_common(8))
-            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-            notes.append(
-                (f"nothing is learned of these keys of records: {named}{more}", "rename what is to be learned")
-            )
+            named = listed([f"{key} ({count})" for key, count in keys.most_common()], 8)
+            notes.append((f"nothing is learned of these keys of records: {named}", "rename what is to be learned"))
         if self.unknown:
             kinds = Counter(path.suffix.lower() or path.name for path in self.unknown)
             named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))

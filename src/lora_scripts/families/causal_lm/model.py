@@ -36,6 +36,7 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.families.sequences import TextBatch
 from lora_scripts.families.texts import BEGINNING, Answer, Answering, LongRecords, TrainOn
 from lora_scripts.losses.language import IGNORED, cross_entropy, token_losses
+from lora_scripts.units import listed
 
 
 @dataclass
@@ -377,9 +378,8 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype) -> Language
             raise UserError(f"transformers cannot load it: {reason}", file=path) from None
     missing = sorted(told["missing_keys"])
     if missing or told.get("mismatched_keys"):
-        names = ", ".join(map(str, missing[:4])) or "tensors of other shapes"
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise UserError(f"the weights do not fit config.json: {names}{more}", file=path, hint="download it again")
+        names = listed([*map(str, missing)], 4) or "tensors of other shapes"
+        raise UserError(f"the weights do not fit config.json: {names}", file=path, hint="download it again")
     gone = blind(model) if folder.sees else []
     model.requires_grad_(False).eval().to(device)
     return LanguageModel(folder, model, tokenizer, device, frozenset(straighten(model)), frozenset(gone))

@@ -19,6 +19,7 @@ from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.loras import file as loras
 from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.units import listed
 from lora_scripts.utf8 import read_lines
 
 ADAPTERS = ("lora", "dora", "pissa")
@@ -76,9 +77,8 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     for held, what in ((True, "held out"), (False, "not trained")):
         named = [path for path in records.left_out if (path in measured) == held]
         if named:
-            names = ", ".join(path.relative_to(config.records).as_posix() for path in named[:4])
-            more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-            sink(Note(f"note: {what}, by their names: {names}{more}"))
+            names = listed([path.relative_to(config.records).as_posix() for path in named], 4)
+            sink(Note(f"note: {what}, by their names: {names}"))
     return TextReady(folder, records, _split(config, records, others, sink))
 
 
