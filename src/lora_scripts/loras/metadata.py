@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts.data.trigger import Trigger
 from lora_scripts.families.facts import Facts, LoraFacts
+
+if TYPE_CHECKING:
+    from lora_scripts.adapters.weights import LoraWeights
 
 MADE_BY, MADE_FROM = "lora_scripts.made_by", "lora_scripts.made_from"
 TRAINED_WITH = "lora_scripts.training_adapter"
@@ -106,10 +110,13 @@ def of_training(facts: TrainingFacts) -> dict[str, str]:
 
 
 def of_making(
-    family: Facts, name: str, *, rank: int, alpha: float, conv: bool, made_by: str, sources: Sequence[Source]
+    family: Facts, name: str, weights: Mapping[str, LoraWeights], made_by: str, sources: Sequence[Source]
 ) -> dict[str, str]:
-    """The least set that the tools want of a LoRA, with what it was made from."""
-    values = _least(family.lora, name, rank, alpha, {"conv_dim": rank, "conv_alpha": alpha} if conv else {})
+    """The least set that the tools want of a LoRA of one rank and alpha, with what it was made from."""
+    first = next(iter(weights.values()))
+    conv = any(w.down.dim() == 4 and w.down.shape[-1] > 1 for w in weights.values())  # larger than 1 x 1
+    args = {"conv_dim": first.rank, "conv_alpha": first.alpha} if conv else {}
+    values = _least(family.lora, name, first.rank, first.alpha, args)
     if len(sources) > 1:
         values["modelspec.merged_from"] = ", ".join(Path(source.name).stem for source in sources)
     return dict(sorted((values | made_from(made_by, sources)).items()))

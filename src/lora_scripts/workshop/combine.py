@@ -20,7 +20,6 @@ from lora_scripts.workshop.common import (
     check_output,
     check_weights,
     dtype_of,
-    has_conv,
     made_by,
     one_family,
     read_all,
@@ -191,16 +190,8 @@ def _write(
     widened = precision == "auto" and method.name == "concat" and not _holds(padded, dtype)
     if widened:
         dtype = dtype_of("fp32")
-    first = next(iter(padded.values()))
-    values = metadata.of_making(
-        files[0].family,
-        output.stem,
-        rank=first.rank,
-        alpha=first.alpha,
-        conv=has_conv(padded),
-        made_by=_command(method),
-        sources=[Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)],
-    )
+    sources = [Source(file.name, file.sha256, s) for file, s in zip(files, strengths, strict=True)]
+    values = metadata.of_making(files[0].family, output.stem, padded, _command(method), sources)
     values |= metadata.shared([file.metadata for file in files])
     values |= metadata.together([file.metadata for file, s in zip(files, strengths, strict=True) if s > 0])
     written, rounding = write(output, files[0].family, padded, dtype, values, files[0].path)

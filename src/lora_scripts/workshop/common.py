@@ -5,7 +5,7 @@ and what there is to say of a LoRA that was written.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,6 @@ from lora_scripts.loras.words import embedding_files
 
 if TYPE_CHECKING:
     import torch
-
-    from lora_scripts.adapters.weights import LoraWeights
 
 
 @dataclass(frozen=True)
@@ -116,11 +114,6 @@ def check_weights(loras: Iterable[Weighted], faults: Faults) -> None:
     for lora in loras:
         if lora.weight == 0:
             faults.append(UserError(f"{lora.path}: weight 0 changes nothing", hint="leave the file out"))
-
-
-def has_conv(weights: Mapping[str, LoraWeights]) -> bool:
-    """Whether a convolution larger than 1 x 1 carries a LoRA."""
-    return any(w.down.dim() == 4 and w.down.shape[-1] > 1 for w in weights.values())
 
 
 def made_by(command: str, **settings: object) -> str:

@@ -20,7 +20,6 @@ from lora_scripts.workshop.common import (
     check_form,
     check_output,
     dtype_of,
-    has_conv,
     made_by,
 )
 
@@ -196,17 +195,8 @@ def _modules(base: Checkpoint, tuned: Checkpoint, *, conv: bool) -> list[str]:
 def _metadata(
     base: Checkpoint, tuned: Checkpoint, output: Path, weights: Mapping[str, LoraWeights], command: str
 ) -> dict[str, str]:
-    first = next(iter(weights.values()))
     sources = [*_sources(base), *_sources(tuned)]
-    values = metadata.of_making(
-        base.family,
-        output.stem,
-        rank=first.rank,
-        alpha=first.alpha,
-        conv=has_conv(weights),
-        made_by=command,
-        sources=sources,
-    )
+    values = metadata.of_making(base.family, output.stem, weights, command, sources)
     values["ss_sd_model_name"] = base.path.name
     if not base.is_folder:
         values["ss_new_sd_model_hash"] = sources[0].sha256

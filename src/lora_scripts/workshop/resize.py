@@ -19,7 +19,6 @@ from lora_scripts.workshop.common import (
     check_form,
     check_output,
     dtype_of,
-    has_conv,
     made_by,
     one_family,
     read_all,
@@ -71,16 +70,8 @@ def resize(
 
     smaller = algebra.resize(file.weights, rank=rank, energy=energy, told=counting(sink, "layers"))
     padded = uniform(smaller.weights)
-    first = next(iter(padded.values()))
-    new = metadata.of_making(
-        file.family,
-        output.stem,
-        rank=first.rank,
-        alpha=first.alpha,
-        conv=has_conv(padded),
-        made_by=made_by("resize", rank=rank, energy=energy),
-        sources=[Source(file.name, file.sha256)],
-    )
+    command, sources = made_by("resize", rank=rank, energy=energy), [Source(file.name, file.sha256)]
+    new = metadata.of_making(file.family, output.stem, padded, command, sources)
     written, rounding = write(output, file.family, padded, dtype_of(precision, [file]), _metadata(file, new), lora)
     worst_module, worst_share = smaller.worst
     return Resized(
