@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
-    from lora_scripts.losses.diffusion import Prediction
 
 DENOISE = 0.75
 """The WebUI's denoising strength where nothing is said."""
@@ -89,13 +88,13 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
-    for job in jobs:
-        steps = job.how.steps
-        find_sampler(options.scheduler, options.prediction or _prediction(options.base), steps)
-        if steps_done(steps, denoise) < 1:
-            raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
     made_with = settings(options.base, {key: getattr(options, key) for key in keys})
+    for job in jobs:
+        steps = job.how.steps
+        find_sampler(options.scheduler, made_with["prediction"], steps)
+        if steps_done(steps, denoise) < 1:
+            raise UserError(f"--denoise {denoise:g} of {steps} steps is none", hint="raise --denoise or --steps")
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
@@ -121,13 +120,6 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
             sink(Saved("picture", path))
             sink(Progress("pictures", len(pictures), total))
     return Generated(tuple(pictures))
-
-
-def _prediction(base: Path) -> Prediction:
-    from lora_scripts.families.table import settings
-
-    prediction: Prediction = settings(base, {})["prediction"]
-    return prediction
 
 
 def _jobs(options: GenerateOptions) -> list[Job]:
