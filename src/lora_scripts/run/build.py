@@ -91,10 +91,7 @@ def build_model(
     for layer in injected.values():
         layer.place(device)  # the frozen one may be in RAM
     share_down(injected, one_a_each(config, injected, rules, facts))
-    begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
-    for path, weights in begun.items():
-        injected[path].load(values_of(weights))
-    freeze_all_but(injected, rules.keys())
+    resized = begin(injected, initial, sizes, rules)
     words = make_words(config, family, read_words(config.init_lora) if config.init_lora else {})
     groups = [*groups_of(config, injected, rules, rates), *group_of(config, words)]
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
@@ -191,12 +188,21 @@ def rates_of(config: TrainConfig) -> Rates:
     return Rates(config.effective_lr_schedule, config.warmup_steps, config.lr_cycles, config.lr_power)
 
 
-def freeze_all_but(layers: Mapping[str, Adapter], trained: Iterable[str]) -> None:
-    """Layers that only `init_lora` has are applied as they are."""
-    kept = set(trained)
+def begin(
+    layers: Mapping[str, Adapter],
+    initial: Mapping[str, LoraWeights],
+    sizes: Mapping[str, Size],
+    rules: Mapping[str, TargetRule],
+) -> str:
+    """Gives the layers the weights of `init_lora`; those that it alone has are applied as they are, and not trained.
+    What became of its ranks, in words."""
+    begun, resized = fit_all(initial, sizes, lambda path: layers[path].values()["down"].detach().cpu())
+    for path, weights in begun.items():
+        layers[path].load(values_of(weights))
     for path, layer in layers.items():
         for p in layer.values().values():
-            p.requires_grad_(path in kept)
+            p.requires_grad_(path in rules)
+    return resized
 
 
 def objective_of(c: TrainConfig, base: Objective) -> Objective:

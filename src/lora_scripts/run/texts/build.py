@@ -19,10 +19,10 @@ from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.loras import on_texts
-from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.loras.on_model import check_fits
 from lora_scripts.run.base_files import BaseFiles
-from lora_scripts.run.build import freeze_all_but, groups_of, maker, memory_options
-from lora_scripts.run.init_lora import default_size, fit_all, size_of
+from lora_scripts.run.build import begin, groups_of, maker, memory_options
+from lora_scripts.run.init_lora import default_size, size_of
 from lora_scripts.run.parts import TextModel
 from lora_scripts.train.optim import build_optimizer
 
@@ -63,10 +63,7 @@ def build_model(
     )
     for layer in injected.values():
         layer.place(family.device)
-    begun, resized = fit_all(initial, sizes, lambda path: injected[path].values()["down"].detach().cpu())
-    for path, weights in begun.items():
-        injected[path].load(values_of(weights))
-    freeze_all_but(injected, rules.keys())
+    resized = begin(injected, initial, sizes, rules)
     groups = groups_of(config, injected, rules, {})
     optimizer = build_optimizer(config.optimizer, groups, config.weight_decay)
     digest = hashlib.sha256("".join(read().values()).encode()).hexdigest()
