@@ -143,12 +143,12 @@ class Rehearsal:
     def _survey(self, whole: Parts) -> None:
         """What the whole run has to do."""
         m, feed, held, config = self.measured, whole.feed, whole.held, whole.config
-        prompts = [p.prompt for p in previews_of(config, whole.samples)]
-        m.steps, m.prompts, m.best = whole.state.total, len(prompts), held.on and bool(held.samples)
+        previews = previews_of(config, whole.samples)
+        m.steps, m.prompts, m.best = whole.state.total, len(previews), held.on and bool(held.samples)
         m.measuring = heldout.share(held, config, whole.state.total)
         every = config.preview_steps(feed.steps_per_epoch)
         m.previews = (whole.state.total - 1) // every if every else 0
-        m.shown = drawn_in_all(config, previews_of(config, whole.samples), whole.samples, held)
+        m.shown = drawn_in_all(config, previews, whole.samples, held)
         output = RunFolder(config.output_dir, config.name).final
         m.rows = table_rows(
             config, whole.model, feed, held, steps=whole.state.total, done=0, precision=whole.precision, output=output

@@ -167,7 +167,7 @@ def report(
     trigger: Trigger | None,
 ) -> None:
     """Writes report.html."""
-    lora, cells = folder.final, drawn
+    lora = folder.final
     small = [(thumbnail(s.path, THUMBNAIL), s.caption) for s in samples[:THUMBNAILS]]
     at = [s for s in STRENGTHS if (0, s) in drawn and config.report == "full"]
     data = ReportData(
@@ -180,8 +180,8 @@ def report(
         warning=measuring.warning,
         trigger=trigger,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
-        comparisons=[Comparison(p.prompt, p.seed, cells[i, 0.0], cells[i, 1.0]) for i, p in enumerate(previews)],
-        strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, cells[0, s]) for s in at])] if at else [],
+        comparisons=[Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)],
+        strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, drawn[0, s]) for s in at])] if at else [],
         strength=seen.strength,
         kept=seen.base,
         previews=_previews(folder, [p.prompt for p in previews]),
