@@ -220,7 +220,8 @@ def test_licence_is_apache() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
 
 
-def test_the_page_of_keys_is_what_the_schema_says() -> None:
+def test_the_pages_of_keys_are_what_the_schema_says() -> None:
+    """docs/keys.md and docs/zh/keys.md."""
     command = [sys.executable, str(ROOT / "tools" / "write_keys.py"), "--check"]
     answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
     assert answer.returncode == 0, answer.stdout + answer.stderr
