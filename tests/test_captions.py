@@ -34,19 +34,23 @@ GOOD = {"a.png": "a cat, red", "sub/b.png": "a dog"}
         '\ufefffilename,prompt\n\na.png,"a cat,\n red"\n\n,\nsub/b.png,a dog\n',
         'prompt,width,filename\n"a cat, red",512,a.png\na dog,512,sub/b.png\n',
         '"filename","prompt"\r"a.png","a cat, red"\r"sub/b.png","a dog"\r',
+        "filename;prompt\na.png;a cat, red\nsub/b.png; a dog\n;\n",  # spreadsheets where a comma is the decimal mark
+        'sep=;\r\n"filename";"prompt"\r\n"a.png";"a cat,\r\n red"\r\nsub\\b.png;a dog\r\n',
+        "\ufefffilename\tprompt\tnote\na.png\ta cat, red\t\nsub/b.png\t a dog\tx; y\n",
     ],
 )
 def test_csv_spellings_of_the_same_rows(tmp_path: Path, content: str) -> None:
     assert read(tmp_path, content) == (GOOD, [])
 
 
-def test_csv_agrees_with_the_csv_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_csv_agrees_with_the_csv_module(tmp_path: Path, mark: str) -> None:
     rng = random.Random(5)
     written = {
         f"{n}.png": "x" + "".join(rng.choices("ab\",;é中\u2028'", k=rng.randrange(1, 12))) + "x" for n in range(300)
     }
     out = io.StringIO()
-    writer = csv.writer(out)
+    writer = csv.writer(out, delimiter=mark)
     writer.writerows([("filename", "prompt"), *written.items()])
     rows, faults = read(tmp_path, out.getvalue())
     assert not faults
@@ -63,8 +67,11 @@ def test_csv_agrees_with_the_csv_module(tmp_path: Path) -> None:
         ('filename,prompt\na.png,"a "red" cat"\n', 2, "after the closing quote"),
         ("filename,prompt\na.png\n", 2, "1 of 2 fields"),
         ("a.png,a cat\nb.png,a dog\n", 1, "header line is missing"),
-        ("filename;prompt\na.png;a cat\n", 1, "semicolons"),
-        ("filename\tprompt\na.png\ta cat\n", 1, "tabs"),
+        ("filename\uff0cprompt\na.png\uff0ca cat\n", 1, "full-width commas"),
+        ("filename;prompt\na.png;a cat; red\n", 2, 'double quotes: a.png;"a cat; red"'),
+        ('filename;prompt\na.png;"a cat; red\nb.png;a dog\n', 2, "never closed"),
+        ("filename;prompt;note\na.png;a cat\n", 2, "the columns are filename;prompt;note"),
+        ("a.png;a cat, red\nb.png;a dog\n", 1, "header line is missing"),
         ("image,prompt\na.png,a cat\n", 1, "no column for the file name"),
         ("filename,words\na.png,a cat\n", 1, "no column for the caption"),
         ("filename,prompt,text\na.png,a,b\n", 1, "more than one column"),

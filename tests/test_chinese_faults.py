@@ -29,7 +29,7 @@ METADATA = {
     "too few fields": "filename,prompt,note\na.png,a cat\n",
     "an open quote": f'{HEAD}a.png,"a cat\nb.png,a dog\n',
     "text behind a quote": f'{HEAD}a.png,"a "cat" sits"\n',
-    "semicolons": "filename;prompt\na.png;a cat\n",
+    "semicolons": "filename;prompt\na.png;a; cat\nb.png;a; b\nc.png;x\ty\n",
     "full-width commas": "filename\uff0cprompt\na.png\uff0ca cat\n",
     "no header": "a.png,a cat\nb.png,a dog\n",
     "other columns": "name,words\nx,a cat\n",

@@ -365,6 +365,7 @@ def test_unquoted_commas_are_told_once_and_mended_by_the_command_that_is_told(
         ("filename,prompt\na.png,“a cat, red”\n", 'filename,prompt\na.png,"a cat, red"\n'),
         ("filename,prompt\na.png,'a cat, red'\n", 'filename,prompt\na.png,"a cat, red"\n'),
         ("filename,prompt\na.png,'a', 'b'\n", "filename,prompt\na.png,\"'a', 'b'\"\n"),
+        ("filename;prompt\na.png;a cat; red, old\n", 'filename;prompt\na.png;"a cat; red, old"\n'),
         ('filename,prompt\na.png,"open\nb.png,x, y\n', 'filename,prompt\na.png,"open\nb.png,"x, y"\n'),
     ],
 )

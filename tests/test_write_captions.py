@@ -53,6 +53,17 @@ def test_csv_rows_of_a_person_stay_byte_for_byte(tmp_path: Path) -> None:
     assert "\r\none line,1,c.png,x\r\n,,,\r\n" in here.content()
 
 
+def test_csv_rows_between_semicolons_or_tabs_stay_so(tmp_path: Path) -> None:
+    for mark in ";\t":
+        before = f"sep={mark}\r\nfilename{mark}prompt\r\na.png{mark}a cat, red\r\nb.png{mark}\r\n"
+        here = table(tmp_path, before)
+        assert here.captions == {"a.png": "a cat, red", "b.png": ""} and here.content() == before
+        here.set("b.png", f"a{mark.strip() or ','} dog")
+        here.set("c.png", "new, too")
+        quoted = '"a; dog"' if mark == ";" else "a, dog"
+        assert here.content() == before.replace(f"b.png{mark}", f"b.png{mark}{quoted}") + f"c.png{mark}new, too\r\n"
+
+
 def test_jsonl_rows_of_a_person_stay_byte_for_byte(tmp_path: Path) -> None:
     before = (
         '\ufeff{"width": 5,  "caption" : "a \\u4e2d", "filename": "a.png", "tags": ["caption", {"caption": "x"}]}\n\n'

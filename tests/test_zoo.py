@@ -88,7 +88,7 @@ WORDS = {
         "csv: an absolute path": "leaves the image folder",
         "csv: a drive": "leaves the image folder",
         "csv: a folder as name": "is a folder, not an image",
-        "csv: semicolons": "separated by semicolons",
+        "csv: semicolons": ':2: too many fields .*0.png;"a cat; red"',
         "csv: GBK": "it looks like GBK",
         "jsonl: cut off": ":1: column 32: Unterminated string",
         "jsonl: a lone surrogate": "half of a character",

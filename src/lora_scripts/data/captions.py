@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.csv_rows import MARKS, head_of, read_record, write_record
 from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.errors import UserError
 from lora_scripts.units import HALF
@@ -46,10 +46,12 @@ class Caption:
 class TornRow(UserError):
     """A row of a .csv file with more fields than columns, as by a comma in a caption that stands without quotes."""
 
-    def __init__(self, message: str, path: Path, line: int, hint: str, mended: str) -> None:
+    def __init__(self, message: str, path: Path, line: int, hint: str, mended: str, mark: str) -> None:
         super().__init__(message, file=path, line=line, hint=hint)
         self.mended = mended
         """The row as it should be."""
+        self.mark = MARKS[mark]
+        """What parts the columns."""
 
 
 def tidy(text: str) -> str:
@@ -83,7 +85,8 @@ def read_sidecar(path: Path, *, allow_empty: bool = False) -> str:
 
 
 def read_metadata(path: Path, faults: list[UserError], *, allow_empty: bool = False) -> dict[str, Caption]:
-    """Image name -> caption, from a .csv (`filename,prompt`) or .jsonl (`file_name`, `text`) file.
+    """Image name -> caption, from a .csv (`filename,prompt`, or between semicolons or tabs) or a .jsonl (`file_name`,
+    `text`) file.
 
     Names are posix paths relative to the image folder, in Unicode's NFC form. The caption's column may be called
     `prompt`, `text` or `caption`; other columns are left alone. Every fault is appended to `faults`; a row whose
@@ -143,18 +146,18 @@ def _read_csv(lines: list[str], table: _Table) -> None:
     header: list[str] | None = None
     unnamed: list[int] = []
     name_at = text_at = 0
-    row = 0
+    row, mark = head_of(lines)
     while row < len(lines):
         line = row + 1
         if not lines[row].strip():
             row += 1
             continue
         try:
-            fields, row = read_record(lines, row)
+            fields, row = read_record(lines, row, mark)
         except ValueError as error:
             message, hint = error.args
             table.fault(line, message, hint)
-            table.add(lines[row].split(",")[0].strip(' "'), "", line, already_faulty=True)
+            table.add(lines[row].split(mark)[0].strip(' "'), "", line, already_faulty=True)
             row += 1
             continue
         if not any(fields):
@@ -170,7 +173,7 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         elif len(fields) == len(header) and not any(fields[i] for i in unnamed):
             table.add(fields[name_at], fields[text_at], line)
         else:
-            table.faults.append(_wrong_count(table.path, line, fields, header))
+            table.faults.append(_wrong_count(table.path, line, fields, header, mark))
             table.add(fields[min(name_at, len(fields) - 1)], "", line, already_faulty=True)
     if header is None:
         table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
@@ -181,9 +184,8 @@ def header_problem(fields: list[str]) -> tuple[str, str] | None:
     example = "write filename,prompt as the first line"
     if any(field.lower().endswith(IMAGE_SUFFIXES) for field in fields):
         return "the header line is missing", example
-    for mark, called in ((";", "semicolons"), ("\t", "tabs"), ("\uff0c", "full-width commas")):
-        if len(fields) == 1 and mark in fields[0]:
-            return f"the columns are separated by {called}", "separate them with commas"
+    if len(fields) == 1 and "\uff0c" in fields[0]:
+        return "the columns are separated by full-width commas", "separate them with commas"
     for wanted, what in ((NAME_COLUMNS, "file name"), (TEXT_COLUMNS, "caption")):
         found = [field for field in fields if field.lower() in wanted]
         if not found:
@@ -193,23 +195,25 @@ def header_problem(fields: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def _wrong_count(path: Path, line: int, fields: list[str], header: list[str]) -> UserError:
+def _wrong_count(path: Path, line: int, fields: list[str], header: list[str], mark: str) -> UserError:
     """What is wrong with a row whose fields are not the header's, and the mend."""
     if len(fields) < len(header):
         message = f"the row has {len(fields)} of {len(header)} fields"
-        return UserError(message, file=path, line=line, hint=f"the columns are {','.join(header)}")
-    whole, hint = joined(fields, header), "put the prompt in double quotes"
-    mended = write_record(whole) if whole else ""
+        return UserError(message, file=path, line=line, hint=f"the columns are {mark.join(header)}")
+    whole, hint = joined(fields, header, mark), "put the prompt in double quotes"
+    mended = write_record(whole, mark) if whole else ""
     if len(fields) == len(header):  # "filename,prompt," as spreadsheets write it would hide an unquoted comma
         message, hint = "there is text in a column without a name", f"{hint}, or name the column"
     else:
         message = f"too many fields ({len(fields)} instead of {len(header)})"
         hint += f": {mended}" if len(header) == 2 and len(mended) <= 100 else ""
-    return TornRow(message, path, line, hint, mended) if whole else UserError(message, file=path, line=line, hint=hint)
+    if whole:
+        return TornRow(message, path, line, hint, mended, mark)
+    return UserError(message, file=path, line=line, hint=hint)
 
 
-def joined(fields: list[str], header: list[str]) -> list[str] | None:
-    """The fields of a row with too many of them, the surplus being what commas have cut off its caption; else None.
+def joined(fields: list[str], header: list[str], mark: str) -> list[str] | None:
+    """The fields of a row with too many of them, the surplus being what marks have cut off its caption; else None.
 
     `header` in lower case. Columns without a name are meant to be empty.
     """
@@ -219,7 +223,7 @@ def joined(fields: list[str], header: list[str]) -> list[str] | None:
     if surplus <= 0:  # commas behind the last word are left out, too
         return fields[: len(header)] if len(fields) > len(header) else None
     at = next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)
-    caption = _OTHER_QUOTES.sub(r"\1\2\3", ", ".join(fields[at : at + surplus + 1]))
+    caption = _OTHER_QUOTES.sub(r"\1\2\3", f"{mark} ".join(fields[at : at + surplus + 1]))
     return [*fields[:at], caption, *fields[at + surplus + 1 : used], *[""] * (len(header) - named)]
 
 

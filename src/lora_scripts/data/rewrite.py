@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lora_scripts.data.captions import TEXT_COLUMNS
-from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.csv_rows import head_of, read_record, write_record
 from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
 
@@ -49,13 +49,13 @@ def rewritten(path: Path, changes: Mapping[int, str | None]) -> bytes:
 
 def _changed_csv(lines: list[str], row: int, caption: str | None) -> tuple[str | None, int]:
     """The new line and the row after the old ones."""
-    fields, after = read_record(lines, row)
+    first, mark = head_of(lines)
+    fields, after = read_record(lines, row, mark)
     if caption is None:
         return None, after
-    first = next(i for i, line in enumerate(lines) if line.strip(", \t"))
-    header = [field.lower() for field in read_record(lines, first)[0]]
+    header = [field.lower() for field in read_record(lines, first, mark)[0]]
     fields[next(i for i, column in enumerate(header) if column in TEXT_COLUMNS)] = caption
-    return write_record(fields), after
+    return write_record(fields, mark), after
 
 
 def _changed_jsonl(lines: list[str], row: int, caption: str | None) -> tuple[str | None, int]:

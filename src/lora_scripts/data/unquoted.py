@@ -1,4 +1,5 @@
-"""Rows of a .csv file that a comma in a caption without quotes has torn into too many fields: told once, and mended."""
+"""Rows of a .csv file that a comma in a caption without quotes, or what else parts its columns, has torn into too many
+fields: told once, and mended."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_scripts.data.captions import TornRow, header_problem, joined
-from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.csv_rows import head_of, read_record, write_record
 from lora_scripts.data.rewrite import Lines
 from lora_scripts.errors import UserError
 from lora_scripts.units import listed, typed
@@ -46,7 +47,7 @@ def _of_all(rows: Sequence[TornRow]) -> UserError:
     path = Path(str(rows[0].file))
     other = [] if path.name.lower() == "metadata.csv" else ["--output", str(path)]
     command = typed(["lora-scripts", "label", "--input", str(path.parent), *other, "--repair"])
-    message = f"{len(rows)} rows have a comma in a caption that stands without quotes (lines {lines})"
+    message = f"{len(rows)} rows have a {rows[0].mark} in a caption that stands without quotes (lines {lines})"
     return UserError(message, file=path, line=rows[0].line, hint=f"{command} puts them: {rows[0].mended}")
 
 
@@ -56,13 +57,14 @@ def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
 
     UserError for a file that cannot be read, or whose first line is wrong.
     """
-    file, row = Lines(path), 0
+    file = Lines(path)
+    row, mark = head_of(file.lines)
     header: list[str] = []
     rows: list[MendedRow] = []
     while row < len(file.lines):
         start = row
         try:
-            fields, row = read_record(file.lines, row)
+            fields, row = read_record(file.lines, row, mark)
         except ValueError:  # told by whoever reads it; there is no telling what was meant
             row += 1
             continue
@@ -72,8 +74,8 @@ def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
             if problem := header_problem(fields):
                 raise UserError(problem[0], file=path, line=start + 1, hint=problem[1])
             header = [field.lower() for field in fields]
-        elif (whole := joined(fields, header)) is not None:
-            before, after = "\n".join(file.lines[start:row]), write_record(whole)
+        elif (whole := joined(fields, header, mark)) is not None:
+            before, after = "\n".join(file.lines[start:row]), write_record(whole, mark)
             rows.append(MendedRow(start + 1, before, after))
             file.replace(start, row, after)
     return file.content(), rows

@@ -13,7 +13,7 @@ from lora_scripts.data.captions import (
     read_metadata,
     tidy,
 )
-from lora_scripts.data.csv_rows import read_record, write_record
+from lora_scripts.data.csv_rows import head_of, read_record, write_record
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.utf8 import NEWLINE, read_bytes, read_text
 
@@ -33,7 +33,7 @@ class CaptionTable:
         """Image name -> caption, on one line; empty ones too."""
         self._rows: list[str] = []  # as they stand in the file, line ends included
         self._found: dict[str, tuple[int, list[str]]] = {}  # image name -> index in _rows, fields of that row
-        self._bom, self._end = "", "\n"
+        self._bom, self._end, self._mark = "", "\n", ","
         self._columns = ["filename", "prompt"] if self._csv else ["file_name", "text"]
         if path.exists():
             faults: list[UserError] = []
@@ -60,7 +60,7 @@ class CaptionTable:
             fields = self._new(name)
         fields[self._text_at] = caption if self._csv else json.dumps(caption, ensure_ascii=False)
         self._found[name] = index, fields
-        row = write_record(fields) if self._csv else "".join(fields)
+        row = write_record(fields, self._mark) if self._csv else "".join(fields)
         before = self._rows[index]
         self._rows[index] = row + (before[len(before.rstrip("\r\n")) :] or self._end)
         self.captions[name] = caption
@@ -85,12 +85,13 @@ class CaptionTable:
         lines, ends = NEWLINE.split(text), [*NEWLINE.findall(text), ""]
         self._end = ends[0] or "\n"
         row, header = 0, False
+        first, self._mark = head_of(lines) if self._csv else (0, ",")
         while row < len(lines):
             start, fields = row, [""]
-            if not self._csv or not lines[row].strip():
+            if not self._csv or row < first or not lines[row].strip():
                 row += 1
             else:
-                fields, row = read_record(lines, row)
+                fields, row = read_record(lines, row, self._mark)
             raw = "".join(line + end for line, end in zip(lines[start:row], ends[start:row], strict=True))
             if not raw:
                 continue  # what follows the last line end
@@ -105,7 +106,7 @@ class CaptionTable:
                 name_at = next(i for i, column in enumerate(self._columns) if column.lower() in NAME_COLUMNS)
                 self._found[image_name(fields[name_at])] = len(self._rows) - 1, fields
         if self._csv and not header:  # an empty file
-            self._rows = [write_record(self._columns) + self._end]
+            self._rows = [write_record(self._columns, self._mark) + self._end]
 
     def _keep_json(self, line: str) -> None:
         if not line.strip():
