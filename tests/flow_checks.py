@@ -269,7 +269,8 @@ BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "layers.", "noise
 
 def in_blocks(weights: Mapping[str, LoraWeights]) -> dict[str, LoraWeights]:
     """Without the layers around the blocks, which are not trained here."""
-    return {path: w for path, w in weights.items() if path.removeprefix("transformer.").startswith(BLOCKS)}
+    start = tuple(f"transformer.{name}" for name in BLOCKS)
+    return {path: w for path, w in weights.items() if path.startswith((*start, "text_encoder"))}
 
 
 def predicted(

@@ -70,7 +70,7 @@ def both() -> dict[str, LoraWeights]:
 
 def in_kohya(weights: dict[str, LoraWeights]) -> dict[str, torch.Tensor]:
     names = FACTS.names()
-    return kohya.to_kohya(weights, names.kohya, dtype=torch.float32, fused=names.fused)
+    return kohya.to_kohya(weights, names.kohya, dtype=torch.float32, fused=names.fused, turned=names.turned)
 
 
 def change(w: LoraWeights) -> torch.Tensor:
@@ -317,7 +317,7 @@ def test_loss_and_gradients_are_those_of_their_modules(base: Path, tmp_path: Pat
     count."""
     options = replace(OPTIONS, memory=MemoryOptions(checkpointing), **tiny_flux1.beside(base.parent))  # type: ignore[arg-type]
     family: Any = load_family(FACTS, base, options)
-    weights = {path: replace(w, alpha=float(w.rank)) for path, w in both().items()}
+    weights = {path: replace(w, alpha=float(w.rank)) for path, w in flow_checks.in_blocks(both()).items()}
     theirs = pipeline_of(tiny_flux1.models())
     flow_checks.save_own(FACTS, weights, tmp_path / "lora.safetensors")
     theirs.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="mine")

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_scripts.adapters.weights import LoraWeights, uniform
+from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.sd1.names import sd1, sd1_table
+from lora_scripts.loras import file as loras
 from lora_scripts.loras import kohya, reading
 from lora_scripts.loras.file import plain
 
@@ -188,7 +191,10 @@ FAULTS = {
         f"the nearest known one is {Q}.lora_A.weight",
     ),
     "twice": ({Q + ".lora_A.weight": torch.ones(4, 8)}, "names a layer that the file has under another name, too"),
-    "tucker": ({KQ + ".lora_mid.weight": torch.ones(4, 4, 3, 3)}, "this is a LoCon with a Tucker core"),
+    "tucker": (
+        {KQ + ".lora_mid.weight": torch.ones(4, 4, 3, 3)},
+        "this is a LoCon whose Tucker core (lora_mid)",
+    ),
     "loha": ({KQ + ".hada_w1_a": torch.ones(1)}, "no whole LoHa, LoKr or OFT"),
     "dora": ({KQ + ".dora_scale": torch.ones(1)}, "this is a DoRA"),
     "base": ({"model.diffusion_model.out.2.bias": torch.ones(4)}, "a whole checkpoint, not a LoRA"),
@@ -227,3 +233,27 @@ def test_what_cannot_be_written_is_told() -> None:
     assert kohya.to_kohya({Q: large}, sd1().kohya, dtype=torch.float32)
     with pytest.raises(UserError, match="do not fit each other"):
         kohya.to_kohya({Q: LoraWeights(torch.ones(4, 8), torch.ones(8, 3), 4.0)}, sd1().kohya)
+
+
+def test_a_locon_with_tucker_cores_is_read_as_a_plain_lora(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As lycoris-lora writes them with `use_tucker`; `verify` asks for the plain one: some programs pass cores over."""
+    locon = pytest.importorskip("lycoris.modules.locon")
+    conv = torch.nn.Conv2d(8, 16, 3, padding=1)
+    theirs = locon.LoConModule("", conv, lora_dim=4, alpha=2.0, use_tucker=True)
+    for name in ("lora_down", "lora_mid", "lora_up"):
+        torch.nn.init.normal_(getattr(theirs, name).weight)
+    stem, path = "lora_unet_down_blocks_0_resnets_0_conv1", tmp_path / "tucker.safetensors"
+    save_file({f"{stem}.{leaf}": t.detach().contiguous() for leaf, t in theirs.custom_state_dict().items()}, path)
+    want = (theirs.get_merged_weight()[0] - conv.weight).detach()
+    plain_one = tmp_path / "plain.safetensors"
+    assert main(["convert", str(path), "--to", "kohya", "--dtype", "fp32", "--output", str(plain_one)]) == 0
+    for file in (path, plain_one):
+        w = loras.read(file).weights["unet.down_blocks.0.resnets.0.conv1"]
+        torch.testing.assert_close(w.alpha / w.rank * (w.up.flatten(1) @ w.down.flatten(1)).view_as(want), want)
+    left = {key.partition(".")[2] for key in load_file(plain_one)}
+    assert left == {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert main(["inspect", str(path)]) == 0 and "a LoCon with Tucker cores (lora_mid)" in capsys.readouterr().out
+    assert main(["verify", str(path), "--base", str(base)]) == 2
+    assert f"lora-scripts convert {path} --to kohya" in capsys.readouterr().err

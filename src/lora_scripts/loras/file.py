@@ -43,6 +43,8 @@ class Contents:
     """The family whose tables know the most of its names; None: none knows one."""
     adapters: dict[Path, tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
     """Of PEFT: weights file -> (tensors, `adapter_config.json`)."""
+    cored: bool = False
+    """That the file is a LoCon with Tucker cores, which are gone here: some programs pass them over."""
 
     @property
     def naming(self) -> Naming | None:
@@ -170,12 +172,17 @@ def open_lora(path: Path, family: Facts | None = None) -> Contents:
         tensors |= held
         if path.is_dir() or naming.naming_of(held) is Naming.PEFT:
             adapters[file] = held, _config(file.parent / ADAPTER_CONFIG)
+    cored = any(key.endswith(f".{naming.CORE}") for key in tensors)
+    if cored:
+        from lora_scripts.loras.unfused import without_cores
+
+        tensors = without_cores(tensors)
     own = of_lora(_layers({key: tensor.shape for key, tensor in tensors.items()}), metadata, family)
     if own is not None and own.names().fused:
         from lora_scripts.loras.unfused import unfused
 
         tensors = unfused(tensors, own.names())
-    return Contents(path, tensors, metadata, own, adapters)
+    return Contents(path, tensors, metadata, own, adapters, cored)
 
 
 def family_of(path: Path) -> Facts:

@@ -15,6 +15,7 @@ from enum import Enum
 
 PEFT_PREFIX = "base_model.model."
 DOWN, UP, ALPHA, DORA = "lora_down.weight", "lora_up.weight", "alpha", "dora_scale"
+CORE = "lora_mid.weight"
 """kohya's leaves of a module, which those of other namings are taken for."""
 MAGNITUDE = "lora_magnitude_vector"
 """PEFT's name for the lengths of a DoRA, one for each output."""

@@ -19,7 +19,7 @@ from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.loras.naming import PAIRS
 
-_LYCORIS = (".hada_w", ".lokr_w", ".oft_", ".glora", ".lora_mid")
+_LYCORIS = (".hada_w", ".lokr_w", ".oft_", ".glora")
 _BLOCK = re.compile(
     r"(down_blocks|up_blocks|input_blocks|output_blocks|double_blocks|single_blocks|joint_blocks"
     r"|single_transformer_blocks|transformer_blocks)[._](\d+)|(mid_block|middle_block)"

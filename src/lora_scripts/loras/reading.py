@@ -30,7 +30,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "a whole checkpoint, not a LoRA",
         "give it as base_model",
     ),
-    (("lora_mid",), "a LoCon with a Tucker core (lora_mid)", "bake it to a plain LoRA first"),
+    (("lora_mid",), "a LoCon whose Tucker core (lora_mid) fits no layer", "get the original file"),
     ((".oft_R.",), "an OFT of a second kind (oft_R)", "merge it with the program that made it"),
     (("oft_unet_", "oft_te_"), "an OFT of kohya's own tools", "merge it with them"),
     (

@@ -1,5 +1,5 @@
-"""The tensors of a LoRA on the published layout's layers as those of ours: a LoRA for each where the layout keeps
-several layers as one, and with the halves as in the model. Nothing here touches files; the way back is `kohya.joined`.
+"""The tensors of a LoRA as plain ones of our layers: a LoRA for each where the published layout keeps several layers as
+one (the way back is `kohya.joined`), with the halves as in the model, and without cores. Nothing here touches files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,21 @@ from lora_scripts.adapters.weights import halved
 from lora_scripts.errors import UserError
 from lora_scripts.families.names import Names, Share
 from lora_scripts.loras import naming
-from lora_scripts.loras.naming import ALPHA, DORA, DOWN, UP
+from lora_scripts.loras.naming import ALPHA, CORE, DORA, DOWN, UP
+
+
+def without_cores(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with two matrices for each convolution of a LoCon with a Tucker core: its down, 1 × 1, goes into the
+    core [rank, rank, k, k] behind it. float32. A core that fits no down stays."""
+    result = dict(tensors)
+    for key in [key for key in tensors if key.endswith(f".{CORE}")]:
+        at, core = key.removesuffix(CORE) + DOWN, tensors[key].float()
+        down = tensors.get(at)
+        if down is None or core.dim() != 4 or down.shape != (core.shape[1], *down.shape[1:2], 1, 1):
+            continue
+        result[at] = torch.einsum("mrij,rc->mcij", core, down.float().flatten(1))
+        del result[key]
+    return result
 
 
 def unfused(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from lora_scripts.loras.consumers.compare import Verdict
 from lora_scripts.loras.consumers.rules import Delta, Fault, Reading
 from lora_scripts.loras.dialects import Adapter
 from lora_scripts.loras.file import Contents, open_lora, plain
+from lora_scripts.units import typed
 
 MATCHERS: dict[str, Callable[[Mapping[str, Tensor], Base], Reading]] = {
     "A1111": a1111.read,
@@ -67,6 +68,11 @@ def verify(path: Path, base: Path, reference: Path | None, consumers: Sequence[s
     skeleton = Skeleton.of(base)
     source = open_lora(path, skeleton.facts)
     source.require_family()
+    if source.cored:
+        hint = f"verify what this makes of it: {typed(['lora-scripts', 'convert', str(path), '--to', 'kohya'])}"
+        raise UserError(
+            "this is a LoCon with Tucker cores (lora_mid), which some programs pass over", file=path, hint=hint
+        )
     trained = open_lora(reference, skeleton.facts) if reference else None
     expected, faults = expected_by(trained or source, skeleton)
     if trained is not None and faults:

@@ -104,6 +104,10 @@ def _lora(source: Contents, size: int, hashes: dict[str, str]) -> Report:
     seen = portrait(source.model, source.tensors, source.metadata, weights)
     is_dora = any(module.dora for module in seen.modules)
     problems = list(seen.problems)
+    if source.cored:
+        problems.append(
+            "a LoCon with Tucker cores (lora_mid), which some programs pass over; convert makes it a plain one"
+        )
     if is_dora and not source.adapters:
         problems.append("a DoRA: diffusers, additional-networks and kohya's tools drop its lengths; convert bakes it")
     stored = source.metadata.get("sshs_model_hash")
