@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
@@ -92,6 +93,71 @@ def test_the_rank_is_the_files_unless_it_is_written(base: Path, data: Path, tmp_
     assert size_of(stronger, file["a"], rule) == Size(8, 16.0)
     assert default_size(TrainConfig(**keys, lora_rank=8), {}) == Size(8, 8.0)
     assert "# lora_rank: 16  # taken over from init_lora" in dump_config(kept)
+
+
+LAYERS = {f"unet.mid_block.attentions.0.transformer_blocks.0.{leaf}": (64, 64) for leaf in ("attn1.to_q", "attn1.to_v")}
+"""Of the tiny base: one that is trained, and one that is not."""
+
+
+def earlier(kind: str, path: Path) -> Path:
+    """A file of such layers as other trainers write it: a LoKr of other factors than a run's own, in fp16."""
+    g = torch.Generator().manual_seed(4)
+    half = {"dora": {"lora_down.weight": (2, 64), "lora_up.weight": (64, 2), "dora_scale": (1, 64)},
+            "loha": {"hada_w1_a": (64, 2), "hada_w1_b": (2, 64), "hada_w2_a": (64, 2), "hada_w2_b": (2, 64)},
+            "lokr": {"lokr_w1": (4, 2), "lokr_w2_a": (16, 2), "lokr_w2_b": (2, 32)},
+            "oft": {"oft_blocks": (16, 4, 4)}}[kind]  # fmt: skip
+    tensors = {}
+    for layer in LAYERS:
+        stem = f"lora_unet_{layer.removeprefix('unet.').replace('.', '_')}"
+        made = {leaf: torch.randn(*shape, generator=g) / 8 for leaf, shape in half.items()}
+        made |= {"alpha": torch.tensor(2.0)} if kind != "oft" else {}
+        if kind == "oft":
+            made["oft_blocks"] -= made["oft_blocks"].mT.clone()
+        tensors |= {f"{stem}.{leaf}": (t.abs() if leaf == "dora_scale" else t).half() for leaf, t in made.items()}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
+def test_other_adapters_go_on_from_a_file_of_their_kind(
+    kind: str, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rate that changes nothing the file comes out as it went in; with another, what is trained has moved."""
+    monkeypatch.setattr(story, "finish", only_the_file)
+    file = earlier(kind, tmp_path / "earlier.safetensors")
+    keys = {"base_model": base, "train_data_dir": data, "adapter": kind, "init_lora": file, "targets": "['*mid*to_q*']"}
+    keys |= {"save_precision": "fp32", "epochs": 1}
+    before = load_file(file)
+    for rate, still in ((1e-12, True), (1e-2, False)):
+        out = tmp_path / f"out-{rate:g}"
+        config = tiny.write_config(tmp_path, **keys, learning_rate=f"{rate:g}", output_dir=out)
+        assert main(["train", "--config", str(config)]) == 0
+        after = load_file(next(out.glob("*.safetensors")))
+        for key, tensor in before.items():
+            same = torch.allclose(after[key], tensor.float(), atol=1e-6, rtol=0)
+            assert after[key].shape == tensor.shape and same == (still or "to_v" in key or "alpha" in key), key
+        assert any("attn2_to_q" in key for key in after)  # that the file does not have
+
+
+def test_what_does_not_go_on_is_told(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(kind: str, **more: object) -> str:
+        file = earlier(kind, tmp_path / f"{kind}.safetensors")
+        keys = {"base_model": base, "train_data_dir": data, "init_lora": file}
+        assert main(["train", "--config", str(tiny.write_config(tmp_path, **{**keys, **more}))]) == 2
+        return capsys.readouterr().err
+
+    assert "init_lora is a LoKr (unet." in (text := told("lokr")) and "write adapter: lokr" in text
+    assert "which adapter: dora does not go on from; write adapter: loha" in told("loha", adapter="dora")
+    text = told("loha", adapter="loha", lora_rank=4)
+    assert "lora_rank 4 cannot be with this init_lora: it has rank 2" in text and "leave lora_rank out" in text
+    assert "cannot be with adapter: pissa" in told("dora", adapter="pissa")
+    file = load_file(tmp_path / "dora.safetensors")
+    rows = {key: torch.ones(64, 1) if key.endswith("dora_scale") else tensor for key, tensor in file.items()}
+    save_file(rows, tmp_path / "rows.safetensors")
+    text = told("dora", adapter="dora", init_lora=tmp_path / "rows.safetensors")
+    assert "has other lengths" in text and "--bake-dora" in text
 
 
 @pytest.mark.slow

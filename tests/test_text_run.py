@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import small_words
 from lora_scripts import run
@@ -203,6 +204,12 @@ def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
         assert adapter_folder.config_of(folder)["use_dora"]
         kept.append((folder / "adapter_model.safetensors").read_bytes())
     assert kept[0] == kept[1]
+    keys = {"adapter": "dora", "init_lora": folder, "learning_rate": 1e-12, "val_split": 0, "val_every": None}
+    config = config_of(tmp_path, base_model=base, train_file=data, output_dir=tmp_path / "more", epochs=1, **keys)
+    assert main(["train", "--config", str(config)]) == 0
+    before, after = (load_file(at / "adapter_model.safetensors") for at in (folder, tmp_path / "more" / "more"))
+    assert before.keys() == after.keys() and any("magnitude" in key for key in before)
+    assert all(torch.allclose(after[key], tensor, atol=1e-6, rtol=0) for key, tensor in before.items())
 
 
 def test_other_records_do_not_resume(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

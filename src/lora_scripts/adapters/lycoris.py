@@ -66,6 +66,11 @@ def shape_of(leaves: Leaves) -> tuple[int, int | None]:
     return change.shape[0], change.shape[1]
 
 
+def rank_of(leaves: Leaves) -> int | None:
+    """Of the factors; None where there is none: of an OFT, and of a LoKr whose factors are whole."""
+    return next((len(leaves[leaf]) for leaf in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if leaf in leaves), None)
+
+
 def changes(leaves: Leaves) -> bool:
     """Whether the module changes any weight."""
     kind = kind_of(leaves)
@@ -99,8 +104,7 @@ def matrix(leaves: Leaves) -> Tensor:
 
 def _scale(kind: str, leaves: Leaves) -> float:
     """alpha / rank; 1 where there is no alpha, or no rank."""
-    factors = ("hada_w1_b",) if kind == "loha" else ("lokr_w2_b", "lokr_w1_b")
-    rank = next((leaves[factor].shape[0] for factor in factors if factor in leaves), None)
+    rank = rank_of(leaves)
     return float(leaves["alpha"]) / rank if rank and "alpha" in leaves else 1.0
 
 

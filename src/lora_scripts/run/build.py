@@ -31,6 +31,7 @@ from lora_scripts.families.base import CaptionEncoder, LoadOptions
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.loras.on_model import check_fits, values_of
+from lora_scripts.loras.reading import Change
 from lora_scripts.loras.training_adapter import aided
 from lora_scripts.loras.words import read_words
 from lora_scripts.losses.diffusion import Objective
@@ -50,7 +51,7 @@ def build_model(
     config: TrainConfig,
     device: torch.device,
     precision: str,
-    initial: Mapping[str, LoraWeights],
+    initial: Mapping[str, Change],
     first: Callable[[CaptionEncoder], None] | None = None,
     cache: Path | None = None,
 ) -> Model:
@@ -129,6 +130,10 @@ def maker(
         if config.rank_stabilised and path not in sizes:
             # alpha / sqrt(rank) (Kalajdzievski 2023), written as the alpha that any reader divides by the rank
             alpha = alpha * math.sqrt(rank)
+        if path in sizes and (leaves := sizes[path].leaves) is not None:
+            begun = LycorisLayer.of_leaves(layer, leaves)
+            begun.rank, begun.alpha = rank, alpha
+            return begun
         if config.adapter in KINDS:
             return LycorisLayer(layer, config.adapter, rank, alpha)
         kinds: dict[str, type[LoraLayer]] = {"lora": LoraLayer, "dora": dora, "pissa": PissaLayer}
@@ -190,15 +195,15 @@ def rates_of(config: TrainConfig) -> Rates:
 
 def begin(
     layers: Mapping[str, Adapter],
-    initial: Mapping[str, LoraWeights],
+    initial: Mapping[str, Change],
     sizes: Mapping[str, Size],
     rules: Mapping[str, TargetRule],
 ) -> str:
     """Gives the layers the weights of `init_lora`; those that it alone has are applied as they are, and not trained.
     What became of its ranks, in words."""
     begun, resized = fit_all(initial, sizes, lambda path: layers[path].values()["down"].detach().cpu())
-    for path, weights in begun.items():
-        layers[path].load(values_of(weights))
+    for path, change in begun.items():
+        layers[path].load(values_of(change) if isinstance(change, LoraWeights) else change)
     for path, layer in layers.items():
         for p in layer.values().values():
             p.requires_grad_(path in rules)

@@ -5,11 +5,12 @@ the same, and a training adapter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lora_scripts.adapters import lycoris
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.config.schema import TrainConfig
@@ -19,7 +20,8 @@ from lora_scripts.families import table
 from lora_scripts.families.facts import Facts
 from lora_scripts.loras import file as loras
 from lora_scripts.loras.file import LoraFile
-from lora_scripts.units import percent
+from lora_scripts.loras.reading import Change
+from lora_scripts.units import percent, typed
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,47 @@ class Size:
 
     rank: int
     alpha: float
+    leaves: lycoris.Leaves | None = None
+    """Of a LoHa, LoKr or OFT of an earlier file: its factors, whose shapes are the layer's."""
 
 
-def read_initial(config: TrainConfig) -> dict[str, LoraWeights]:
-    """The weights of `init_lora`; none without it. UserError for a file that is not for the base's family."""
+def read_initial(config: TrainConfig) -> dict[str, Change]:
+    """What `init_lora` holds; nothing without it. UserError for a file that is not for the base's family, or of another
+    kind than `adapter`."""
     if config.init_lora is None:
         return {}
     facts = table.find(config.base_model)
-    initial = loras.read(config.init_lora, facts).weights
+    initial = loras.read(config.init_lora, facts).modules
+    _require_kind(config, initial, facts)
     if config.fused_qkv:
-        raise_all(list(_of_several(config, initial, facts))[:1])
+        plain = {path: change for path, change in initial.items() if isinstance(change, LoraWeights)}
+        raise_all(list(_of_several(config, plain, facts))[:1])
     return initial
+
+
+def _require_kind(config: TrainConfig, initial: Mapping[str, Change], facts: Facts) -> None:
+    """UserError where a layer is of another kind than `adapter`. A DoRA leaves layers of one output plain."""
+    for path, change in initial.items():
+        plain = change if isinstance(change, LoraWeights) else None
+        kind = (
+            lycoris.kind_of(change)
+            if not isinstance(change, LoraWeights)
+            else "dora"
+            if change.dora is not None
+            else "lora"
+        )
+        one_output = plain is not None and len(plain.up) == 1
+        if kind != config.adapter and not (config.adapter == "dora" and kind == "lora" and one_output):
+            text = f"init_lora is a {_WORDS[kind]} ({path}), which adapter: {config.adapter} does not go on from"
+            raise UserError(text, file=config.init_lora, hint=f"write adapter: {kind}")
+        # In PEFT's folders a DoRA has a length for each output; what WebUIs read alike has one for each input.
+        if kind == "dora" and plain is not None and (one_output or plain.by_output != facts.lora.folder):
+            text = f"init_lora has other lengths ({path}) than adapter: dora trains: of outputs, or of inputs"
+            bake = ["lora-scripts", "convert", str(config.init_lora), "--to", "kohya", "--bake-dora", "--base", "BASE"]
+            raise UserError(text, file=config.init_lora, hint=f"make a plain LoRA of it: {typed(bake)}")
+
+
+_WORDS = {"lora": "plain LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
 
 
 def _of_several(config: TrainConfig, initial: Mapping[str, LoraWeights], facts: Facts) -> Iterator[UserError]:
@@ -72,16 +104,32 @@ def read_adapter(config: TrainConfig) -> LoraFile | None:
     return file
 
 
-def default_size(config: TrainConfig, initial: Mapping[str, LoraWeights]) -> Size:
+def default_size(config: TrainConfig, initial: Mapping[str, Change]) -> Size:
     """Of most layers: the config's; with an earlier LoRA its own, unless `lora_rank` or `lora_alpha` is written."""
     first = next(iter(initial.values()), None)
     if first is None:
         return Size(config.lora_rank, config.effective_alpha)
+    if not isinstance(first, LoraWeights):
+        return replace(_of_leaves(config, first, None), leaves=None)
     return _resized(config, first, config.lora_rank)
 
 
-def size_of(config: TrainConfig, weights: LoraWeights, rule: TargetRule | None) -> Size:
+def _of_leaves(config: TrainConfig, leaves: lycoris.Leaves, rule: TargetRule | None) -> Size:
+    """Of a LoHa, LoKr or OFT, whose factors stay as they are. UserError where another rank is asked for."""
+    rank, asked = lycoris.rank_of(leaves), rule.rank if rule is not None else None
+    asked = asked or (config.lora_rank if "lora_rank" in config.model_fields_set else None)
+    if rank is not None and asked not in (None, rank):
+        kind = _WORDS[lycoris.kind_of(leaves)]
+        text = f"lora_rank {asked} cannot be with this init_lora: it has rank {rank}, and the factors of a {kind} stay"
+        raise UserError(text, file=config.init_lora, hint="leave lora_rank out")
+    alpha = float(leaves["alpha"]) if "alpha" in leaves else config.effective_alpha
+    return Size(rank or config.lora_rank, alpha, leaves)
+
+
+def size_of(config: TrainConfig, weights: Change, rule: TargetRule | None) -> Size:
     """Of a layer that the earlier LoRA has; one that is not trained (no rule) stays as it is."""
+    if not isinstance(weights, LoraWeights):
+        return _of_leaves(config, weights, rule)
     if rule is None:
         return Size(weights.rank, weights.alpha)
     if rule.rank is not None:
@@ -116,16 +164,18 @@ def fitted(weights: LoraWeights, size: Size, fresh: Tensor) -> tuple[LoraWeights
     if missing > 0:
         down = torch.cat([down, fresh.to(down).reshape(size.rank, *down.shape[1:])[-missing:]])
         up = torch.cat([up, up.new_zeros(up.shape[0], missing, *up.shape[2:])], dim=1)
-    return LoraWeights(down.float(), up.float(), size.alpha), kept, whole
+    return LoraWeights(down.float(), up.float(), size.alpha, weights.dora), kept, whole
 
 
 def fit_all(
-    initial: Mapping[str, LoraWeights], sizes: Mapping[str, Size], fresh: Callable[[str], Tensor]
-) -> tuple[dict[str, LoraWeights], str]:
+    initial: Mapping[str, Change], sizes: Mapping[str, Size], fresh: Callable[[str], Tensor]
+) -> tuple[dict[str, Change], str]:
     """Every layer at its size, and in words what was done; empty if nothing was."""
-    found: dict[str, LoraWeights] = {}
+    found: dict[str, Change] = dict(initial)
     wider, narrower, kept, whole = set(), set(), 0.0, 0.0
     for path, weights in initial.items():
+        if not isinstance(weights, LoraWeights):
+            continue
         size = sizes[path]
         found[path], part, of = fitted(weights, size, fresh(path))
         change = (weights.rank, size.rank)

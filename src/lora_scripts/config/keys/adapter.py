@@ -51,8 +51,9 @@ class AdapterKeys(Keys):
     text_encoder_stop: Count | None = None
     """The step in which it ends. Without it, never. Only with train_text_encoder."""
     init_lora: ConfigPath | None = None
-    """An earlier LoRA (.safetensors) to start from. Its rank is taken over, unless lora_rank is written: then it gets
-    fresh directions beside those it has, or is cut to the best of that rank."""
+    """An earlier LoRA (.safetensors) to start from, of the kind that adapter names. Its rank is taken over, unless
+    lora_rank is written: then it gets fresh directions beside those it has, or is cut to the best of that rank; a LoHa,
+    LoKr or OFT stays as large as it is."""
     training_adapter: ConfigPath | None = None
     """A LoRA that is on, and frozen, while training alone, not in previews and not in the file: for a base that was
     distilled to few steps (a turbo), which unlearns them otherwise."""
@@ -90,7 +91,11 @@ class AdapterKeys(Keys):
         if adapter in ("dora", "pissa") and values.get("training_adapter") is not None:
             fault = f"cannot lie under adapter: {adapter}, which begins with the base's own weights"
             yield "training_adapter", fault, "write adapter: lora"
-        if adapter not in ("lora", None) and values.get("init_lora") is not None:
-            yield "init_lora", f"begins with a plain LoRA, which adapter: {adapter} is not", "leave one of them out"
+        if adapter == "pissa" and values.get("init_lora") is not None:
+            yield (
+                "init_lora",
+                "cannot be with adapter: pissa, which begins with the base's own weights",
+                "leave one of them out",
+            )
         if values.get("rank_stabilised") is True and values.get("init_lora") is not None:
             yield "rank_stabilised", "has no effect with init_lora, whose strength is kept", "leave it out"

@@ -12,7 +12,6 @@ import torch
 
 from lora_scripts.adapters.dora import RowDoraLayer
 from lora_scripts.adapters.inject import assign, inject
-from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.compute.device import DTYPES
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError, raise_all
@@ -20,6 +19,7 @@ from lora_scripts.families.base import LoadOptions
 from lora_scripts.families.texts import TextFamily
 from lora_scripts.loras import on_texts
 from lora_scripts.loras.on_model import check_fits
+from lora_scripts.loras.reading import Change
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import begin, groups_of, maker, memory_options
 from lora_scripts.run.init_lora import default_size, size_of
@@ -39,7 +39,7 @@ def load(config: TrainConfig, device: torch.device, precision: str) -> TextFamil
 def build_model(
     config: TrainConfig,
     family: TextFamily,
-    initial: Mapping[str, LoraWeights],
+    initial: Mapping[str, Change],
     files: BaseFiles,
     read: Callable[[], Mapping[Path, str]],
 ) -> TextModel:
