@@ -3,6 +3,7 @@ converters."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.families.base import Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.flow import autoencoder
 from lora_scripts.families.sd3 import layout
 from lora_scripts.families.sd3.check import FILES
 from lora_scripts.families.table import by_name, identify, load_family
@@ -287,6 +289,21 @@ def test_a_vae_of_another_model_is_refused_by_name(base: Path, tmp_path: Path) -
     save_file(broken, tmp_path / "broken.safetensors")
     told = faults(lambda: FACTS.check(tmp_path / "broken.safetensors", True))
     assert "1 of" in told and "tensors of the VAE are missing: decoder.norm_out.weight" in told
+
+
+def test_a_published_file_of_another_vae_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its digest, for its tensors are as many and as large; one that is not known is taken."""
+    file = base.parent / "vae.safetensors"
+    digest, size = hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size
+    for whose, scale, refused in (("FLUX.1", 0.3611, True), ("Stable Diffusion 3.5", 1.5305, False)):
+        monkeypatch.setattr(autoencoder, "PUBLISHED", {digest: (size, whose, scale)})
+        if refused:
+            told = faults(lambda: FACTS.check_vae(file))
+            assert "this is the VAE of FLUX.1, not of Stable Diffusion 3.5; give sd3_vae.safetensors" in told
+        else:
+            assert FACTS.check_vae(file) is not None
+            told = faults(lambda: by_name("flux1").check_vae(file))
+            assert "this is the VAE of Stable Diffusion 3.5, not of FLUX.1; give ae.safetensors" in told
 
 
 # --- text encoders ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lora_scripts.families.sd.check import check_floats, read_config
 from lora_scripts.families.sd.rows import Row, Shapes, check_rows, from_rows, is_spare, size_of
 from lora_scripts.families.sd.vae import LEVELS, VAE_PREFIX, modern_name, published_name, vae_config, vae_rows
 from lora_scripts.families.sd.whole import Part, check_part, vae_folder
+from lora_scripts.formats.hashes import sha256_of
 from lora_scripts.formats.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ _QUANT = ("use_quant_conv", "use_post_quant_conv")
 _COUNT = "bn.num_batches_tracked"
 _SCALE_APART = 0.01
 """From here on the numbers of two folders' configs are those of two models."""
+PUBLISHED = {
+    "afc8e28272cd15db3919bacdb6918ce9c1ed22e96cb12c4d5ed0fba823529e38": (335304388, "FLUX.1", 0.3611),  # ae.safetensors
+    "f5b59a26851551b67ae1fe58d32e76486e1e812def4696a4bea97f16604d40a3": (167666902, "FLUX.1", 0.3611),  # of its folder
+    "8f53304a79335b55e13ec50f63e5157fee4deb2f30d5fae0654e2b2653c109dc": (167666902, "Stable Diffusion 3.5", 1.5305),
+}
+"""SHA-256 of published files that say nothing of their scale -> (bytes, whose, scale)."""
 _MOVED = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
 """Where Black Forest Labs' files have the two convolutions."""
 
@@ -101,7 +108,16 @@ class Autoencoder:
         unknown = [name for name in shapes if not (is_spare(name) or name == _COUNT)]
         check_rows(shapes, {"VAE": self.rows(widths_in(shapes, path))}, unknown, file=path, plain=self._hint)
         check_floats(path, header, tuple(own), lambda key: key.endswith(_COUNT) or is_spare(key))
+        self._refuse_published(path, words)
         return header
+
+    def _refuse_published(self, path: Path, words: str) -> None:
+        """UserError for a published file of another model, whose tensors are as many and as large."""
+        if path.stat().st_size not in {size for size, _, _ in PUBLISHED.values()}:
+            return
+        _, whose, scaling = PUBLISHED.get(sha256_of(path), (0, "", self.scaling))
+        if scaling != self.scaling:
+            raise UserError(f"this is the VAE of {whose}, not of {words}", file=path, hint=self._hint)
 
     def _own(self, shapes: Shapes) -> Shapes:
         """Of a file with everything in it, what is the VAE's."""
