@@ -229,6 +229,7 @@ def test_answers_of_others_are_not_gone_on_with(
         [*words, *own, "--template", str(template)],
         [*words, *own, "--temperature", "1"],
         [*words, *own, "--max-tokens", "13"],
+        [*words, *own, "--precision", "bf16"],
     ):
         for there in (first + "\n", whole):  # a part, and all
             output.write_text(there)
@@ -241,6 +242,19 @@ def test_answers_of_others_are_not_gone_on_with(
     same = ["--lora", f"{moved}:1", "--from-file", str(prompts), "--seed", "5"]  # nothing is drawn
     assert main([*words, *same, "--resume"]) == 0
     assert output.read_text() == whole
+
+
+def test_empty_thoughts_are_no_part_of_an_answer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen3's template has them learned; where the prompt for an answer opens the thought, only its end is said."""
+    from lora_scripts.families.causal_lm import model
+    from lora_scripts.families.texts import Answer
+
+    said = ["<think>\n\n</think>\n\nYes.", "</think>\n\nYes.", "<think>\nhm\n</think>\n\nYes."]
+    monkeypatch.setattr(model, "generate", lambda *_: [Answer(text, 3, True) for text in said])
+    (tmp_path / "three.txt").write_text("hello\n" * 3)
+    assert main([*talk(base), "--from-file", str(tmp_path / "three.txt")]) == 0
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "three-answers.jsonl").read_text().splitlines()]
+    assert answers == ["Yes.", "Yes.", said[2]]
 
 
 def test_one_prompt_asked_often_is_drawn_anew_each_time(base: Path, tmp_path: Path) -> None:
@@ -267,6 +281,9 @@ def test_prompts_are_records_without_the_answer(base: Path, tmp_path: Path, caps
     assert [row["answer"] for row in answers] == wanted
     assert wanted[0] != wanted[1]
     assert [row["prompt"] for row in answers] == ["hello", "hello"]
+    without = [*talk(base), "--from-file", str(prompts), "--output", str(tmp_path / "without.jsonl")]
+    assert main(without) == 2  # else it was answered as if it had no tools
+    assert "prompts.ndjson:2: the chat template leaves the tools out; " in capsys.readouterr().err
     table = tmp_path / "prompts.csv"
     table.write_text("prompt\nhello\n")
     assert main([*talk(base), "--from-file", str(table), "--output", str(tmp_path / "table.jsonl")]) == 2
@@ -324,6 +341,10 @@ def test_a_model_without_a_template_says_what_it_does_not_see(
         assert told.endswith("; --template names one: chatml, alpaca, or a .jinja file\n")
     assert main([*talk(bare), "--from-file", str(prompts)]) == 2
     assert "prompts.jsonl:1: history that is not seen: the model has no chat template" in capsys.readouterr().err
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    prompts.write_text(json.dumps({"prompt": "hello", "tools": tools}) + "\n")
+    assert main([*talk(bare), "--from-file", str(prompts)]) == 2
+    assert "prompts.jsonl:1: tools that are not seen: the model has no chat template" in capsys.readouterr().err
 
 
 def test_a_lora_brings_the_template_that_it_was_trained_with(

@@ -240,6 +240,17 @@ def test_the_page_shows_all_cells_with_their_parameters(drawn: Path) -> None:
         assert abs(int((np.ptp(colours, axis=1) > 12).sum()) - 14 * 64**2) < 2 * 64**2
 
 
+def test_prompts_with_options_of_their_own_are_told(drawn: Path, finished: Finished, tmp_path: Path) -> None:
+    """The page told the first picture's size and the option's steps for all; the same words had one label."""
+    assert "1 … 2 steps" in (drawn / "grid.html").read_text("utf-8")
+    (tmp_path / "prompts.txt").write_text("a house\na house --w 72 --n ugly --s 1\n")
+    words = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "g"), "--strengths", "1"]
+    assert grid("--loras", str(finished.lora), *words, "--no-measures") == 0
+    text = (tmp_path / "g" / "grid.html").read_text("utf-8")
+    assert "64 × 64, 72 × 64" in text and ", 1 step<" in text
+    assert Page(text).heads == ["a house", "a house --n ugly --w 72 --s 1"]
+
+
 def test_measures_are_there_for_each_checkpoint_and_strength(drawn: Path) -> None:
     rows = json.loads((drawn / "grid.json").read_text())["rows"]
     assert [row["loras"] for row in rows].count([]) == 1 and rows[0]["pixels"] == 0 and rows[0]["style"] in (0, None)

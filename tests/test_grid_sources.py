@@ -77,3 +77,23 @@ def test_a_flow_models_sizes_and_clip_skip_are_told_before_it_is_loaded(
     )
     err = faults(lambda: load_painter(options, find_sources(options)))
     assert all(word in err for word in told), err
+
+
+def test_a_schedule_that_the_base_does_not_have_is_told_before_it_is_loaded(
+    base: Path, finished: Finished, tmp_path: Path, never_loaded: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a config: such pictures were drawn, and wrong."""
+    lora, prompts = finished.lora, tmp_path / "p.txt"
+    prompts.write_text("a house\n")
+    told = "--zero-terminal-snr cannot be with a base that predicts "
+    flux = tiny_flux1.write_folder(tmp_path / "flux")
+    for path, more, kind in (
+        (base, [], "epsilon; leave it out, or add --prediction v"),
+        (base, ["--prediction", "flow"], "flow; leave it out"),
+        (flux, [], "flow; leave it out"),
+    ):
+        words = ["--base", str(path), "--zero-terminal-snr", "--size", "64", "--device", "cpu", *more]
+        assert main(["generate", *words, "--prompt", "a house"]) == 2
+        assert capsys.readouterr().err == f"error: {told}{kind}\n"
+        assert main(["grid", *words, "--prompts", str(prompts), "--loras", str(lora)]) == 2
+        assert capsys.readouterr().err == f"error: {told}{kind}\n"

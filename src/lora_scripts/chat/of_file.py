@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ Row = dict[str, Any]
 conversation."""
 AT_ONCE = 8
 """Prompts that are answered together."""
+_NO_THOUGHT = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
+"""An empty thought before an answer, which Qwen3's template writes and has learned; or its end, where the prompt for an
+answer opens it."""
 _SAMPLES, _SAMPLE = 64, 4096
 """Places of a file that its mark is made of, and bytes at each."""
 _LOADED = (".safetensors", ".json", ".jinja", ".model")
@@ -67,12 +71,13 @@ def answer_file(
     talks = read_talks(source, system)
     on_texts.check(base, loras)
     template = on_texts.template_of(template, loras)
-    mark = mark_of(base, loras, template, answering)
+    where, exact = on_texts.place(device, precision)
+    mark = mark_of(base, loras, template, answering, where.type, exact)
     by = [_digest([mark, talk.messages, talk.tools]) for talk in talks]
     rows = read_answers(output, talks, by) if output.exists() else []
     if len(rows) == len(talks):
         return Answered(output, len(talks), _ended(rows))
-    model = on_texts.load_on(base, device, precision)
+    model = on_texts.load_on(base, str(where), exact)
     on_texts.wear(model, loras)
     bare = model.template_text(template) is None
     if bare and system:
@@ -87,8 +92,8 @@ def answer_file(
             tools=[talk.tools for talk in some],
         )
         for talk, answer in zip(some, answers, strict=True):
-            row = {"prompt": talk.prompt, "answer": answer.text, "stopped": answer.stopped, "by": by[len(rows)]}
-            rows.append(row)
+            said = _NO_THOUGHT.sub("", answer.text)
+            rows.append({"prompt": talk.prompt, "answer": said, "stopped": answer.stopped, "by": by[len(rows)]})
         io.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         sink(Progress("prompts", len(rows), len(talks)))
     sink(Saved("answers", output))
@@ -105,8 +110,9 @@ def _unanswerable(
         except UserError as fault:
             yield UserError(fault.message, file=source, line=talk.line, hint=fault.hint)
             continue
-        if bare and len(talk.messages) > 1:
-            yield UserError(f"history that is not seen: {BARE}", file=source, line=talk.line, hint=NAME_ONE)
+        if bare and (len(talk.messages) > 1 or talk.tools):
+            what = "history that is" if len(talk.messages) > 1 else "tools that are"
+            yield UserError(f"{what} not seen: {BARE}", file=source, line=talk.line, hint=NAME_ONE)
         elif room is not None and room < 1:
             message = "the prompt is so long that the model has no place for an answer"
             yield UserError(message, file=source, line=talk.line, hint="shorten it, or leave it out")
@@ -151,11 +157,19 @@ def _ended(rows: Sequence[Row]) -> int:
     return sum(row["stopped"] for row in rows)
 
 
-def mark_of(base: Path, loras: Sequence[tuple[Path, float]], template: str | None, answering: Answering) -> str:
+def mark_of(
+    base: Path,
+    loras: Sequence[tuple[Path, float]],
+    template: str | None,
+    answering: Answering,
+    device: str,
+    precision: str,
+) -> str:
     """Another one for another base or LoRA, whatever they are called, another template, or settings that change
-    answers."""
-    drawn = ("temperature", "top_p", "seed") if answering.temperature == 0 else ()
-    settings = {key: value for key, value in asdict(answering).items() if key not in drawn}
+    answers: each kind of device has random numbers of its own."""
+    drawn = ("temperature", "top_p", "seed", "device") if answering.temperature == 0 else ()
+    told = asdict(answering) | {"device": device, "precision": precision}
+    settings = {key: value for key, value in told.items() if key not in drawn}
     own = template and (_look(Path(template)) if Path(template).is_file() else template)
     return _digest([_look(base), [[_look(path), strength] for path, strength in loras], own, settings])
 

@@ -34,6 +34,12 @@ class PromptLine:
     cfg: float | None = None
     steps: int | None = None
 
+    @property
+    def text(self) -> str:
+        """As it is written: the prompt with its options."""
+        told = ((name, getattr(self, key)) for name, (key, _) in _OPTIONS.items())
+        return " ".join([self.prompt, *(f"--{name} {value}".rstrip() for name, value in told if value is not None)])
+
 
 def parse_line(text: str, file: Path | None = None, line: int | None = None, *, tags: bool = True) -> PromptLine:
     """The prompt of a line and what follows it. UserError(s), with file and line, for all that is wrong with it.

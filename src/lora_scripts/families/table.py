@@ -200,6 +200,15 @@ def settings(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, **{key: value for key, value in given.items() if value is not None}}
 
 
+def settings_asked(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As `settings`, of a command's options. UserError for a schedule that the base does not end in, as of a config."""
+    made_with = settings(path, options)
+    if options["zero_terminal_snr"] and (kind := made_with["prediction"]) != "v":
+        hint = "leave it out" + (", or add --prediction v" if kind == "epsilon" else "")
+        raise UserError(f"--zero-terminal-snr cannot be with a base that predicts {kind}", hint=hint)
+    return made_with
+
+
 def drawing(path: Path) -> Drawing:
     """How a base is usually drawn with, where neither a key nor an option says otherwise."""
     return find(path).drawn(path)

@@ -83,13 +83,13 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler, steps_done
-    from lora_scripts.families.table import load_pictures, settings
+    from lora_scripts.families.table import load_pictures, settings_asked
     from lora_scripts.generate.cut import remember
     from lora_scripts.loras.stack import LoraStack, Worn
 
     denoise = 1.0 if start is None else DENOISE if options.denoise is None else options.denoise
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
-    made_with = settings(options.base, {key: getattr(options, key) for key in keys})
+    made_with = settings_asked(options.base, {key: getattr(options, key) for key in keys})
     for job in jobs:
         steps = job.how.steps
         find_sampler(options.scheduler, made_with["prediction"], steps)

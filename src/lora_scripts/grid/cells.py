@@ -155,7 +155,13 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
     from lora_scripts.families.base import LoadOptions
     from lora_scripts.families.samplers import find_sampler
-    from lora_scripts.families.table import load_pictures, require_drawn, require_negative, require_pictures, settings
+    from lora_scripts.families.table import (
+        load_pictures,
+        require_drawn,
+        require_negative,
+        require_pictures,
+        settings_asked,
+    )
     from lora_scripts.generate.cut import remember
     from lora_scripts.loras.stack import LoraStack
 
@@ -166,7 +172,7 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     for path in filter(None, (sources.base, sources.vae, *sources.text_encoder)):
         known_by.begin(path)
     keys = ("prediction", "zero_terminal_snr", "clip_skip")
-    made_with = settings(sources.base, {key: getattr(sources, key) for key in keys})
+    made_with = settings_asked(sources.base, {key: getattr(sources, key) for key in keys})
     sources = replace(sources, **{key: made_with[key] for key in keys})
     for line in sources.prompts:
         sampler = find_sampler(options.scheduler, made_with["prediction"], sources.how(line, cfg=0).steps)

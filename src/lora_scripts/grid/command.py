@@ -70,8 +70,10 @@ def draw_grid(options: GridOptions, sink: Sink = ignore) -> Grid:
 
 
 def _labels(options: GridOptions, sources: Sources) -> dict[str, list[str]]:
+    prompts = [line.prompt for line in sources.prompts]
     labels = {
-        "prompt": [line.prompt for line in sources.prompts],
+        # the same words twice are told apart by their options
+        "prompt": [line.text if prompts.count(line.prompt) > 1 else line.prompt for line in sources.prompts],
         "lora": [one.label if one else "" for one in sources.loras],
         "checkpoint": [one.label if one else "" for one in sources.checkpoints],
         "seed": [str(seed) for seed in options.seeds],

@@ -12,7 +12,7 @@ from lora_scripts.grid.axes import Place
 from lora_scripts.grid.cells import Cells, Painter
 from lora_scripts.grid.scores import Score, Training
 from lora_scripts.report.grid_page import Block, GridData, MeasureRow, ShownCell
-from lora_scripts.units import percent
+from lora_scripts.units import percent, span
 
 LORAS = ("LoRA", "checkpoint")
 """Axes that say nothing of the base's own picture."""
@@ -99,13 +99,15 @@ def _values(one: Score, *, base: bool) -> list[tuple[str, str]]:
 
 
 def _facts(painter: Painter, cells: Cells, training: Training | None) -> list[tuple[str, str]]:
-    """What is the same for all pictures."""
+    """What is the same for all pictures; steps and sizes that prompts have of their own beside it."""
     options, first = painter.options, next(iter(cells.at.values()))
+    sizes = dict.fromkeys(f"{wide} × {high}" for wide, high in (cell.size for cell in cells.at.values()))
+    steps = sorted({cell.steps for cell in cells.at.values()})
     facts = [
         ("pictures", str(len(cells.different(bare=False)))),
         ("base", painter.sources.base.name),
-        ("sampler", f"{first.scheduler}, {painter.sources.steps or painter.sources.usual.steps} steps"),
-        ("size", f"{first.size[0]} × {first.size[1]}"),
+        ("sampler", f"{first.scheduler}, {span(steps)} step{'' if steps == [1] else 's'}"),
+        ("size", ", ".join(sizes)),
     ]
     single = {"seed": options.seeds, "cfg": painter.sources.cfgs, "strength": options.strengths}
     facts += [(name, f"{values[0]:g}") for name, values in single.items() if len(values) == 1]

@@ -15,6 +15,8 @@ from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply, check_fits
 
 if TYPE_CHECKING:
+    import torch
+
     from lora_scripts.adapters.layer import Adapter
 
 
@@ -50,10 +52,18 @@ def load(base: Path, options: LoadOptions) -> TextFamily:
 
 def load_on(base: Path, device: str, precision: str) -> TextFamily:
     """As `load`, on a device and in a precision as commands name them."""
-    from lora_scripts.compute.device import DTYPES, choose_device, choose_precision
+    from lora_scripts.compute.device import DTYPES
+
+    where, exact = place(device, precision)
+    return load(base, LoadOptions(where, DTYPES[exact]))
+
+
+def place(device: str, precision: str) -> tuple[torch.device, str]:
+    """The device and the precision that `auto` stands for."""
+    from lora_scripts.compute.device import choose_device, choose_precision
 
     where = choose_device(device)
-    return load(base, LoadOptions(where, DTYPES[choose_precision(precision, where)]))
+    return where, choose_precision(precision, where)
 
 
 def wear(model: TextFamily, adapters: Sequence[tuple[Path, float]]) -> list[dict[str, Adapter]]:

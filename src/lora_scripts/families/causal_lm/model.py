@@ -30,7 +30,7 @@ from lora_scripts.families.causal_lm.names import ROOT
 from lora_scripts.families.causal_lm.output import head_of
 from lora_scripts.families.causal_lm.sight import blind
 from lora_scripts.families.causal_lm.skeleton import loader, straighten
-from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, template_of
+from lora_scripts.families.causal_lm.template import NOT_THINKING, Template, nothing_left_out, template_of
 from lora_scripts.families.causal_lm.tokens import NOT_ITS_OWN, load_tokenizer, places_of, quiet, stops_of, unknown_sign
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.sequences import TextBatch
@@ -262,13 +262,14 @@ class LanguageModel:
         named: str | None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
-        """Tokens up to where the answer begins. UserError where the template refuses the conversation."""
+        """Tokens up to where the answer begins. UserError where the template refuses it or leaves a part out."""
         template = self.template(named)
         if template is None or messages[-1]["role"] == BEGINNING:  # what was said last is gone on with
             ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
             return self._known(ids or [self._beginning])
         try:
             text = template.render(messages, tools, prompt=True, **({} if answering.think else NOT_THINKING))
+            nothing_left_out(messages, tools, text)
         except RecordFault as fault:
             raise UserError(fault.message, hint=fault.hint) from None
         return self._known(self.tokenizer(text, add_special_tokens=False)["input_ids"])

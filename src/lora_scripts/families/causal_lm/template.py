@@ -98,7 +98,7 @@ class Template:
             parts = self._by_beginnings(messages, tools)
         if not any(part.answers for part in parts):
             raise RecordFault("the chat template shows no answer, so nothing would be trained", "see chat_template")
-        _nothing_left_out(conversation, parts[-1].text)
+        nothing_left_out(messages, tools, parts[-1].text)
         return parts
 
     @cached_property
@@ -261,13 +261,13 @@ def named_template(named: str, tokenizer: Any) -> Template:
     return Template(tokenizer, source)
 
 
-def _nothing_left_out(conversation: Conversation, text: str) -> None:
+def nothing_left_out(messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
     """RecordFault where a template that takes no system prompt, or no tools, passes over one without a word."""
-    said = [m["content"].strip() for m in conversation.messages if m["role"] in SYSTEM_ROLES]
+    said = [m["content"].strip() for m in messages if m["role"] in SYSTEM_ROLES]
     if not all(one in text for one in said):
         hint = "put it into the first question, or name another chat_template"
         raise RecordFault("the chat template leaves the system prompt out", hint)
-    functions = [tool.get("function", tool) for tool in conversation.tools]
+    functions = [tool.get("function", tool) for tool in tools]
     names = [function.get("name") for function in functions if isinstance(function, dict)]
     if not all(name in text for name in names if isinstance(name, str)):
         raise RecordFault("the chat template leaves the tools out", _NO_TOOLS)
