@@ -13,6 +13,7 @@ from lora_scripts.check.caption_findings import READ, caption_findings, cut, ide
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding
 from lora_scripts.demo import world
+from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.tokenizer import clip_counter, clip_tokenizer
 
 
@@ -63,16 +64,22 @@ def test_what_is_cut_is_shown() -> None:
     assert (found.files, found.source, found.severity) == (("1.png",), "metadata.csv:2", "warning")
 
 
-def test_the_cut_is_where_training_cuts() -> None:
-    for text in planted(100, seed=4):
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_cut_is_where_training_cuts(most: int) -> None:
+    """At a comma, so that a caption of fewer tokens than are read may lose its last words, too."""
+    texts = [" ".join(pair) for pair in zip(planted(60, seed=4), planted(60, seed=5), strict=True)]
+    texts += [f"{'neon ' * 59}, {'red ' * 15}{'blue ' * more}" for more in (0, 1, 60, 61, 74)]
+    early = 0
+    for text in texts:
         counted = clip_counter().encode(text)
         assert counted.ids == clip_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if found := cut(text):
-            seen = clip_tokenizer()(text, truncation=True, max_length=77)["input_ids"][1:-1]
-            kept = clip_tokenizer()(text[: found[1]], add_special_tokens=False)["input_ids"]
-            # A cut inside a word changes how its beginning is coded, and nothing before it.
-            assert seen[: len(kept) - 8] == kept[:-8]
-            assert len(text[found[1] :]) > 0
+        read = [chunk.ids[1:-1] for chunk in prompts.chunks(prompts.plain(text), most)]
+        seen = [token for ids in read for token in ids if token != prompts.END]
+        found = cut(text, 75 * most)
+        assert (found[:2] if found else (len(seen),) * 2) == (len(counted), len(seen))
+        early += found is not None and len(counted) <= 75 * most
+        assert found is None or found[2] == counted.offsets[len(seen)][0]
+    assert (early > 0) == (most > 1)
 
 
 # --- one caption ------------------------------------------------------------------------------------------------------

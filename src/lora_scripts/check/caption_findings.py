@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from lora_scripts.check import contradictions, tags, vocabulary
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.findings import Finding, Severity
+from lora_scripts.families.clip import prompts
 from lora_scripts.families.clip.tokenizer import clip_counter
 
 _PAGE = re.compile(r"^\s*(<!doctype|<html|<\?xml|<head|<body)\b|</(html|body|head)>", re.IGNORECASE)
 _CELL = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|N/A|NUM!|NULL!|SPILL!|CALC!|ERROR!|####*)")
 _NOTHING = frozenset({"nan", "null", "none", "undefined", "n/a", "[object object]", "<na>", "nat"})
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
-READ = 75
+READ = prompts.ROOM
 """Tokens of a caption that CLIP reads: 77 positions, less the two that mark start and end."""
 
 
@@ -73,21 +74,25 @@ def missing(names: Sequence[str], *, allowed: bool) -> list[Finding]:
     return [Finding("caption_missing", severity, tuple(names), message, mend)]
 
 
-def cut(text: str, read: int = READ) -> tuple[int, int] | None:
-    """How many tokens a caption has, and the letter where CLIP stops reading; None if it reads all."""
-    if text.isascii() and len(text) <= read:
+def cut(text: str, read: int = READ) -> tuple[int, int, int] | None:
+    """How many tokens a caption has, how many of them CLIP reads, and the letter where it stops; None if it reads all.
+
+    In each chunk of 75: one that is full ends at a comma, so that fewer than `read` may be kept.
+    """
+    if text.isascii() and len(text) <= READ:
         return None  # a token has at least one letter
-    offsets = clip_counter().encode(text).offsets
-    return (len(offsets), offsets[read][0]) if len(offsets) > read else None
+    counted = clip_counter().encode(text)
+    kept = prompts.kept(counted.ids, read // READ)
+    return (len(counted), kept, counted.offsets[kept][0]) if len(counted) > kept else None
 
 
 def truncated(captions: Sequence[Captioned], read: int | None = READ) -> list[Finding]:
     """Captions of which CLIP does not read the end."""
     findings = []
     for caption in captions:
-        if read and (length_and_end := cut(caption.text, read)):
-            count, at = length_and_end
-            message = f'{count} tokens, of which CLIP reads {read}; cut away: "{caption.text[at:].lstrip(" ,")}"'
+        if read and (found := cut(caption.text, read)):
+            count, kept, at = found
+            message = f'{count} tokens, of which CLIP reads {kept}; cut away: "{caption.text[at:].lstrip(" ,")}"'
             mend = "shorten it, with what matters in front"
             findings.append(
                 Finding("caption_truncated", "warning", (caption.name,), message, mend, None, caption.source)

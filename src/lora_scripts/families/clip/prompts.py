@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY, clip_tokenizer
+from lora_scripts.families.clip.tokenizer import MAX_LENGTH, VOCABULARY, clip_counter, clip_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,10 +122,24 @@ def chunks(
             done.append([])
             continue
         for ids in groups:
-            if len(done[-1]) + len(ids) > ROOM:
-                done.append(_rest_after_comma(done[-1], comma) if ids != (comma,) else [])
-            done[-1] += [(token, weight) for token in ids]
+            _lay(done, [(token, weight) for token in ids], comma)
     return [_chunk(row, END if pad is None else pad) for row in done[:most]]
+
+
+def kept(tokens: Sequence[int], most: int) -> int:
+    """How many of a caption's tokens are in its first `most` chunks. It needs no transformers."""
+    comma = clip_counter().token_to_id(",</w>")
+    done: list[list[tuple[int, float]]] = [[]]
+    for token in tokens:
+        _lay(done, [(token, 1.0)], comma)
+    return sum(map(len, done[:most]))
+
+
+def _lay(done: list[list[tuple[int, float]]], group: Sequence[tuple[int, float]], comma: int) -> None:
+    """Puts tokens that never part into the last chunk, or into one more where it is full."""
+    if len(done[-1]) + len(group) > ROOM:
+        done.append(_rest_after_comma(done[-1], comma) if [token for token, _ in group] != [comma] else [])
+    done[-1] += group
 
 
 def _tokens(texts: Sequence[str], words: Words) -> list[list[tuple[int, ...]]]:
