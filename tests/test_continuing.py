@@ -11,13 +11,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
+from conftest import Finished
 from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.config.load import dump_config, load_config
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.types import TargetRule
+from lora_scripts.report import chinese
 from lora_scripts.run import story
-from lora_scripts.run.init_lora import Size, default_size, fit_all, fitted, size_of
+from lora_scripts.run.build import build_model
+from lora_scripts.run.init_lora import Size, default_size, fit_all, fitted, read_initial, size_of
+from lora_scripts.run.overview import lora_rows
 from runs import only_the_file
 
 
@@ -158,6 +162,26 @@ def test_what_does_not_go_on_is_told(
     save_file(rows, tmp_path / "rows.safetensors")
     text = told("dora", adapter="dora", init_lora=tmp_path / "rows.safetensors")
     assert "has other lengths" in text and "--bake-dora" in text
+
+
+def test_layers_that_are_not_trained_are_told_with_the_rank_that_they_keep(
+    base: Path, data: Path, finished: Finished, tmp_path: Path
+) -> None:
+    """All were counted as trained, at the rank of most of them."""
+    keys = {"base_model": base, "train_data_dir": data, "init_lora": finished.lora, "lora_rank": 4}
+    for targets, trained, kept in (
+        (tiny.SOME, "14 layers", 178),
+        ("['*up_blocks.3.attentions.0*attn1.to_q']", "1 layer", 191),
+    ):
+        config = load_config(tiny.write_config(tmp_path, **keys, targets=targets))
+        model = build_model(config, torch.device("cpu"), "fp32", read_initial(config))
+        rows = lora_rows(model)
+        count = sum(p.numel() for p in model.trained) / 1e6
+        assert rows == [
+            ("LoRA", f"{trained}, rank 4, alpha 2, {count:.2f} M parameters"),
+            ("not trained", f"{kept} layers of init_lora besides, of rank 2"),
+        ]
+        assert all(chinese.translated(text) for _, text in rows)
 
 
 @pytest.mark.slow

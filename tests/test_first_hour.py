@@ -71,7 +71,7 @@ def test_from_pictures_to_a_picture(typed: object) -> None:
     assert line is not None
     assert line[1].replace("<", "&lt;").replace(">", "&gt;") in Path("output/mine/report.html").read_text("utf-8")
     told = typed("lora-scripts train --config configs/mine.yaml", *QUICK, code=2)
-    assert "already has a finished run (1 steps)" in told and "init_lora=output/mine/mine.safetensors" in told
+    assert "already has a finished run (1 step)" in told and "init_lora=output/mine/mine.safetensors" in told
 
     typed("lora-scripts card output/mine/mine.safetensors --language zh")
     assert "触发词： **zorb**" in Path("output/mine/mine-card/README.md").read_text("utf-8")

@@ -463,7 +463,7 @@ def test_a_failure_in_the_middle_loses_nothing(data: Path) -> None:
             return super().caption(images)
 
     (fault,) = run(data, Full(), batch_size=2)
-    assert fault == "the memory is too small for 1 pictures at once; use a smaller model, or --device cpu"
+    assert fault == "the memory is too small for one picture; use a smaller model, or --device cpu"
     assert len((data / "metadata.csv").read_text().splitlines()) == 3
 
 

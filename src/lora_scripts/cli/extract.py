@@ -9,7 +9,7 @@ from lora_scripts.cli import files
 from lora_scripts.cli.options import add_writing, asked, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
-from lora_scripts.units import percent
+from lora_scripts.units import number_of, percent
 
 if TYPE_CHECKING:
     from lora_scripts.workshop.extract import ExtractedLora
@@ -40,7 +40,7 @@ def words(result: ExtractedLora) -> list[str]:
     lines = columns(("rank of the difference", "layers", "least", "mean", "most"), cells)
     lines.append(files.energy(result.energy_kept, result.worst_energy_kept, result.worst_module))
     if result.only_rounding:
-        lines.append(f"{result.only_rounding} layers differ by no more than rounding; they are left out")
+        lines.append(f"no more than rounding in {number_of(result.only_rounding, 'layer')}, left out")
     if result.elsewhere is None:
         lines.append("note: the two models lie in different layouts, so biases and norms were not compared")
     if others := result.others:

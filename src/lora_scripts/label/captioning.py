@@ -101,4 +101,5 @@ def _texts(captioner: Captioner, images: Sequence[Image.Image]) -> list[str]:
         if not ran_out(error):
             raise
         hint = f"use --batch-size {len(images) // 2}" if len(images) > 1 else "use a smaller model, or --device cpu"
-        raise UserError(f"the memory is too small for {len(images)} pictures at once", hint=hint) from None
+        many = f"{len(images)} pictures at once" if len(images) > 1 else "one picture"
+        raise UserError(f"the memory is too small for {many}", hint=hint) from None

@@ -19,12 +19,12 @@ from lora_scripts.run import heldout
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import encoding, memory_words
 from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
-from lora_scripts.run.parts import HeldOut, Model
+from lora_scripts.run.parts import HeldOut, Model, Trained
 from lora_scripts.run.pivotal import tell_new_words
 from lora_scripts.run.previews import previews_of, usual
 from lora_scripts.train.advise import SHORT, USUAL
 from lora_scripts.train.feed import Feed
-from lora_scripts.units import number_of, percent
+from lora_scripts.units import number_of, percent, span
 
 USUAL_RATES = {"adamw": 2e-4, "adamw8bit": 2e-4, "adafactor": 2e-4, "lion": 5e-5, "schedule_free": 1e-3}
 """Learning rates to begin with; prodigy finds its own."""
@@ -45,12 +45,11 @@ def table_rows(
     config: TrainConfig, model: Model, feed: Feed, held: HeldOut, *, steps: int, done: int, precision: str, output: Path
 ) -> list[tuple[str, str]]:
     """(what, its value) of a run of `steps` steps, of which `done` are; `output`: the LoRA's file."""
-    c, rank, alpha = config, model.rank, model.alpha
+    c, (rank, alpha) = config, trained_size(model)
     samples = [p.sample for p in feed.pictures if not p.of_class]
     buckets = Counter(p.bucket for p in feed.pictures)
     sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in sorted(buckets.items(), key=lambda b: -b[1])[:6])
     batches, views = len(feed.batches(0)), len(feed.pictures[0].views)
-    count = sum(p.numel() for p in model.trained)
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     shared = {id(one.group) for one in model.layers.values() if isinstance(one, LoraLayer) and one.group is not None}
     one_a = f", one A in {number_of(len(shared), 'place')} of several layers" if shared else ""
@@ -66,7 +65,7 @@ def table_rows(
             f"{len(feed.pictures)} images x {c.repeats} repeats{by_folder} / batch {c.batch_size} = {batches} batches"
             f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
-        ("LoRA", f"{len(model.layers)} layers, rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters{one_a}"),
+        *lora_rows(model, one_a),
         ("learning rate", f"{c.learning_rate:g}, {c.effective_lr_schedule}"),
         (PRECISION, f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
         ("device", device_name(model.family.device)),
@@ -93,6 +92,28 @@ def table_rows(
     if c.training_adapter:
         rows.insert(1, ("training adapter", f"{c.training_adapter}, on while training alone"))
     return rows
+
+
+def trained_size(model: Trained) -> tuple[int, float]:
+    """Rank and alpha of most layers that are trained; the file's header has those of most of all."""
+    (size, _), *_ = Counter((one.rank, one.alpha) for one in _moved(model)).most_common(1)
+    return size
+
+
+def lora_rows(model: Trained, more: str = "") -> list[tuple[str, str]]:
+    """What is trained, and what `init_lora` has besides, which stays as it is."""
+    moved, (rank, alpha), count = _moved(model), trained_size(model), sum(p.numel() for p in model.trained)
+    size = f"rank {rank}, alpha {alpha:g}, {count / 1e6:.2f} M parameters"
+    rows = [("LoRA", f"{number_of(len(moved), 'layer')}, {size}{more}")]
+    if still := [one for one in model.layers.values() if one not in moved]:
+        ranks = span(sorted({one.rank for one in still}))
+        rows.append(("not trained", f"{number_of(len(still), 'layer')} of init_lora besides, of rank {ranks}"))
+    return rows
+
+
+def _moved(model: Trained) -> list[Adapter]:
+    """The layers that are trained."""
+    return [one for one in model.layers.values() if any(p.requires_grad for p in one.values().values())]
 
 
 @dataclass(frozen=True)

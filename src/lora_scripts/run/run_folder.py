@@ -21,6 +21,7 @@ from lora_scripts.events import Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
+from lora_scripts.units import number_of
 
 STATES = 2
 """Resume states that are kept while a run goes on: should the last one be damaged, the one before it is there."""
@@ -138,7 +139,7 @@ class RunFolder:
         data = "other pictures" if self.suffix else "other records"
         other = f"with more epochs or {data}" if not longer else f"with {data}"
         start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
-        return f"finished run ({total} steps)", f"{longer}{start}; another output_dir alone starts anew"
+        return f"finished run ({number_of(total, 'step')})", f"{longer}{start}; another output_dir alone starts anew"
 
     def prune(self, keep: int | None, sink: Sink) -> None:
         """Removes the oldest checkpoints beyond `keep`, with their words; what cannot be removed is told as above."""

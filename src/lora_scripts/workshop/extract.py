@@ -12,6 +12,7 @@ from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Progress, Sink, ignore
 from lora_scripts.loras import metadata
 from lora_scripts.loras.metadata import Source
+from lora_scripts.units import number_of
 from lora_scripts.workshop.checkpoint import Checkpoint, open_checkpoint
 from lora_scripts.workshop.common import (
     Ranks,
@@ -168,7 +169,7 @@ def _unlike(base: Checkpoint, tuned: Checkpoint) -> list[UserError]:
     hint = "give the base that it was made from"
     alone = sorted(set(base.places) ^ set(tuned.places))
     if alone:
-        text = f"{len(alone)} layers stand in one of the two models only, first {alone[0]}"
+        text = f"one of the two models alone has {number_of(len(alone), 'layer')}, first {alone[0]}"
         return [UserError(text, file=tuned.path, hint=hint)]
     inside = [path for path in base.places if path != "unet.conv_in"]  # an inpainting model's is wider
     differ = [path for path in inside if _size(base.shape(path)) != _size(tuned.shape(path))]

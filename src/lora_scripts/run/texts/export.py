@@ -24,7 +24,7 @@ from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply
 from lora_scripts.run.parts import TextModel
 from lora_scripts.train.average import Ema, averaged
-from lora_scripts.units import percent
+from lora_scripts.units import number_of, percent
 
 BOUND = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Of the change that the LoRA makes to the logits, how much the file may be off by: its numbers are rounded."""
@@ -105,7 +105,7 @@ def prove(path: Path, config: TrainConfig, model: TextModel, ema: Ema | None, ex
             text = f"{name} makes another model of it: off by {far} of what was learnt"
             raise UserError(text, file=path, hint="go on with --resume save_precision=fp32")
     off = max(_length(ours, trained), _length(theirs, trained)) / change if change else 0.0
-    count = f"{len(model.layers)} layers"
+    count = number_of(len(model.layers), "layer")
     return f"verified: {count}, as PEFT loads them; off by {off:.1e} of what was learnt, the rounding to " + (
         f"{config.save_precision} included"
     )

@@ -9,7 +9,7 @@ import torch
 from lora_scripts.check.texts.judging import FEW
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.run.build import memory_words
-from lora_scripts.run.overview import device_name, odd_schedule
+from lora_scripts.run.overview import device_name, lora_rows, odd_schedule
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.texts.dataset import Encoded, TextHeldOut
 from lora_scripts.train.text_feed import TextFeed
@@ -34,7 +34,7 @@ def table_rows(
     c, counts = config, encoded.counts
     lengths = sorted(encoded.trained.lengths)
     few = len(lengths) < FEW
-    batches, count = len(feed.batches(0)), sum(t.numel() for t in model.trained)
+    batches = len(feed.batches(0))
     accumulated = f", {c.gradient_accumulation} batches a step" if c.gradient_accumulation > 1 else ""
     learned = f"{counts.trained:,} of {counts.tokens:,} tokens are learned ({c.train_on})"
     where = f"{len(held.samples)} records; measured every {held.every} steps" if held.on else "none (val_split: 0)"
@@ -54,10 +54,7 @@ def table_rows(
             f"{len(lengths)} records x {c.repeats} repeats / batch {c.batch_size} = {batches} batches{accumulated}, "
             f"x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
-        (
-            "LoRA",
-            f"{len(model.layers)} layers, rank {model.rank}, alpha {model.alpha:g}, {count / 1e6:.2f} M parameters",
-        ),
+        *lora_rows(model),
         ("learning rate", f"{c.learning_rate:g}, {c.effective_lr_schedule}"),
         ("precision", f"{precision}, LoRA fp32"),
         ("device", device_name(device)),
