@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+import tiny
+from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
+from lora_scripts.events import Event, Note
+from lora_scripts.families import table
+from lora_scripts.families.facts import Drawing
 from lora_scripts.generate.prompts_file import PromptLine, parse_line, read_prompts
+from lora_scripts.generate.unread import tell_unread
+from lora_scripts.grid.cells import load_painter
+from lora_scripts.grid.sources import GridOptions, find_sources
+from lora_scripts.run.configs import load_config
+from lora_scripts.run.preflight import tell_idle
 
 
 @pytest.mark.parametrize(
@@ -70,3 +80,65 @@ def test_a_file_leaves_out_comments_and_tells_all_faults(tmp_path: Path) -> None
         read_prompts(path)
     with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("一座（红：1.2）房子", "（红：1.2）"),
+        ("a （red:1.2) house", "（red:1.2)"),
+        ("a (red： .8 ) house", "(red： .8 )"),
+        ("a (red:1.2) house （注：二）， （very red）", ""),
+    ],
+)
+def test_weights_in_the_signs_of_an_input_method_are_told(prompt: str, told: str) -> None:
+    """Of a base that reads weights; to others the signs are words, whichever they are."""
+    for family, wanted in (("sd1", told), ("flux1", "")):
+        for pair in ((prompt, Drawing()), ("a house", Drawing(negative=prompt))):
+            notes: list[Event] = []
+            tell_unread(table.by_name(family), [pair], notes.append)
+            texts = [note.text for note in notes if isinstance(note, Note)]
+            assert [text.partition(" is read as words")[0] for text in texts] == ([f"note: {wanted}"] if wanted else [])
+            assert not wanted or texts[0].split(": ")[-1] in ("(红:1.2)", "(red:1.2)", "(red:.8)")
+
+
+def test_what_does_nothing_is_told_before_a_run(base: Path, tmp_path: Path, never_loaded: None) -> None:
+    """A negative prompt at cfg 1, and keys that change tags where there are none to change."""
+    (tmp_path / "data").mkdir()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a house --n ugly --l 1\na （red：1.2） tree --n ugly\n")
+
+    def told(captions: list[str], *keys: str) -> list[str]:
+        config = load_config(tiny.write_config(tmp_path, base_model=base), keys)
+        samples = [Sample(tmp_path, str(n), text, 64, 64, "") for n, text in enumerate(captions)]
+        notes: list[Event] = []
+        tell_idle(config, samples, notes.append)
+        return [note.text for note in notes if isinstance(note, Note)]
+
+    first, second = told(["a"], f"sample_prompts={prompts}")
+    assert first == "note: at cfg 1 the negative prompt is not read" and "（red：1.2） is read as words" in second
+    both = ("shuffle_tags=true", "tag_dropout=0.1")
+    assert told(["a house", "a red tree"], *both) == [
+        "note: shuffle_tags and tag_dropout change no caption: none has several parts between commas"
+    ]
+    assert told(["zorb, a house", "zorb"], *both) == [
+        "note: shuffle_tags changes no caption: none has several parts behind keep_tags: 1"
+    ]
+    assert told(["zorb, a house, red", "zorb"], *both) == told(["a", "b，c，d"], *both) == told(["a"]) == []
+
+
+def test_a_grid_tells_what_its_prompts_have_for_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(*_: object) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr("lora_scripts.families.table.load_pictures", loads)
+    prompts, lora, notes = tmp_path / "prompts.txt", tmp_path / "a.safetensors", list[Event]()
+    prompts.write_text("a （red：1.2） tree --n ugly\n")
+    lora.write_bytes(b"")
+    options = GridOptions(output=tmp_path / "g", base=base, loras=(lora,), prompts=prompts, cfgs=(1.0, 7.0))
+    with pytest.raises(UserError, match="enough"):
+        load_painter(options, find_sources(options), notes.append)
+    first, second = (note.text for note in notes if isinstance(note, Note))
+    assert first == "note: at cfg 1 the negative prompt is not read" and "（red：1.2） is read as words" in second

@@ -24,6 +24,7 @@ from lora_scripts.generate.naming_pictures import USUAL, picture_path
 from lora_scripts.generate.png import infotext
 from lora_scripts.generate.prompt import GenerateOptions, LoraCall, by_name, find_lora, parse_prompt
 from lora_scripts.generate.prompts_file import PromptLine, read_prompts
+from lora_scripts.generate.unread import tell_unread
 from lora_scripts.loras.words import check_words
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
     require_drawn(facts, _sizes(options, jobs), options.clip_skip)
-    if any(job.how.negative and job.how.cfg == 1 for job in jobs):
-        sink(Note("note: at cfg 1 the negative prompt is not read"))
+    tell_unread(facts, [(job.prompt, job.how) for job in jobs], sink)
     io.require_writable(options.output or USUAL)
     start = (load_rgba if facts.transparent else load_rgb)(options.image) if options.image is not None else None
 

@@ -19,6 +19,7 @@ from lora_scripts.formats import io
 from lora_scripts.generate import known_by
 from lora_scripts.generate.command import parameters, save
 from lora_scripts.generate.known_by import file_hash, lora_hash, model_hash
+from lora_scripts.generate.unread import tell_unread
 from lora_scripts.grid.axes import Place, Plan, Point
 from lora_scripts.grid.sources import GridOptions, LoraSource, Sources
 from lora_scripts.units import number_of
@@ -181,8 +182,10 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
                 check_size(side)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    negatives = [sources.how(line, cfg).negative for line in sources.prompts for cfg in sources.cfgs]
+    each = [(line.prompt, sources.how(line, cfg)) for line in sources.prompts for cfg in sources.cfgs]
+    negatives = [how.negative for _, how in each]
     require_negative(facts, negatives)
+    tell_unread(facts, each, sink)
     texts = [*(line.prompt for line in sources.prompts), *negatives]
     first = partial(remember, texts=texts, sink=sink)
     load = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, first, settings=made_with)

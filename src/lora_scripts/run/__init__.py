@@ -33,7 +33,7 @@ def train(
         from lora_scripts.run.texts import story as text_story
 
         return text_story.train(config, known.folder, known.split, resume=resume, sink=sink, again=again)
-    from lora_scripts.run.preflight import preflight, tell_quick, tell_trigger
+    from lora_scripts.run.preflight import preflight, tell_idle, tell_quick, tell_trigger
 
     ready = preflight(config, resume=resume, sink=sink)  # before torch is imported: mistakes are told within a second
     if not resume:
@@ -41,6 +41,7 @@ def train(
             sink(Note(f"data note: {note.message}; {note.mend}"))
         tell_quick(config, ready.scanned, check_with or [str(config.train_data_dir)], sink)
     tell_trigger(config, ready.scanned, sink)
+    tell_idle(config, ready.scanned, sink)
     from lora_scripts.run import story
 
     return story.train(config, ready.folder, ready.samples, resume=resume, sink=sink, again=again)

@@ -16,6 +16,7 @@ from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.quick import quick_findings
 from lora_scripts.check.verdict import check_command, lines, shortened
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.captions import tags_of
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import load_rgb
 from lora_scripts.data.listing import list_data
@@ -30,7 +31,8 @@ from lora_scripts.events import Note, Sink, ignore
 from lora_scripts.families import table
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
-from lora_scripts.generate.prompts_file import preview_lines
+from lora_scripts.generate.prompts_file import PromptLine, preview_lines
+from lora_scripts.generate.unread import tell_unread
 from lora_scripts.run.pivotal import check_new_words
 from lora_scripts.run.run_folder import RunFolder, cache_of
 
@@ -129,6 +131,19 @@ def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> 
     if lines and len(without_it) == len(lines) and not config.new_token:
         text = f"note: {trigger.agreement} captions have {trigger.phrase}, which calls the LoRA, and no preview has it"
         sink(Note(f"{text}; put it into sample_prompts"))
+
+
+def tell_idle(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> None:
+    """What the config asks for and does nothing, by the prompts and the captions that there are."""
+    c, facts = config, table.find(config.base_model)
+    usual, asked = facts.drawn(c.base_model), (c.sample_steps, c.sample_cfg, c.sample_negative)
+    lines = preview_lines(c.sample_prompts) or [PromptLine("")]
+    tell_unread(facts, [(line.prompt, usual.asked(line, *asked)) for line in lines], sink)
+    most = max((len(tags_of(sample.caption)) for sample in samples), default=0) - c.keep_tags
+    keys = {"shuffle_tags": c.shuffle_tags and most < 2, "tag_dropout": c.tag_dropout and most < 1}
+    if idle := " and ".join(key for key, value in keys.items() if value):
+        behind = f"behind keep_tags: {c.keep_tags}" if most + c.keep_tags > 1 else "between commas"
+        sink(Note(f"note: {idle} change{'' if ' ' in idle else 's'} no caption: none has several parts {behind}"))
 
 
 def _folder(folder: RunFolder, *, resume: bool) -> None:
