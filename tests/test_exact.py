@@ -52,11 +52,12 @@ def cut_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, object]]:
+    """What is kept of a run, whatever its folder is called."""
     at = folder / "state" / f"step-{step:08d}"
     return (
         load_file(at / "lora.safetensors"),
         load_file(at / "optimizer.safetensors"),
-        json.loads((at / "run.json").read_text("utf-8")),
+        json.loads((at / "run.json").read_text("utf-8")) | {"name": ""},
     )
 
 

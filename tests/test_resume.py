@@ -433,6 +433,34 @@ def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Pat
     assert not list((out / "cache").rglob(".lora-scripts-*"))
 
 
+def test_a_renamed_folder_keeps_what_the_run_has_saved(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its best LoRA and the old checkpoints were another's then: told as none, and never removed."""
+    keys = {"base_model": base, "train_data_dir": data, "targets": tiny.SOME, "val_split": 0.4, "epochs": 3}
+    config = tiny.write_config(tmp_path, **keys, val_every=1, save_steps=1, keep_last=2)
+    old, out = tmp_path / "mylora", tmp_path / "other"
+    stopped(config, 3, f"output_dir={old}")
+    names = ["mylora-best", "mylora-step000002", "mylora-step000003"]
+    assert sorted(path.stem for path in old.glob("*.safetensors")) == names
+    best = load_file(old / "mylora-best.safetensors")
+    for path in (old / "mine-best.safetensors", old / "embeddings" / "mylora-best" / "zorb.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    old.rename(out)
+    capsys.readouterr()
+    stopped(config, 4, f"output_dir={out}", "val_every=100", resume=True)
+    told = capsys.readouterr().out
+    assert "note: mine-best.safetensors: of another name than other, neither counted nor replaced" in told
+    names = ["mine-best", "other-best", "other-step000003", "other-step000004"]
+    assert sorted(path.stem for path in out.glob("*.safetensors")) == names
+    kept = load_file(out / "other-best.safetensors")
+    assert kept.keys() == best.keys() and all(torch.equal(kept[key], best[key]) for key in best)
+    assert (out / "embeddings" / "other-best" / "zorb.safetensors").is_file()
+    stopped(config, 5, f"output_dir={out}", "val_every=100", resume=True)
+    assert "neither counted" not in capsys.readouterr().out
+
+
 def test_a_key_that_an_earlier_version_did_not_know_was_as_by_default(base: Path, data: Path, tmp_path: Path) -> None:
     """And what it did otherwise is told."""
     config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, lora_rank=3)

@@ -71,7 +71,8 @@ def new_state(
     keys["noise levels"] = "spread evenly"  # runs that began with independent ones would go on otherwise
     digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     captions = {name: s.caption for s, name in [*_named(samples), *_named(held_out, _ASIDE)]}
-    return RunState(0, total, keys, digests, _environment(model.family.device, precision), captions=captions)
+    environment = _environment(model.family.device, precision)
+    return RunState(0, total, keys, digests, environment, captions=captions, name=config.name)
 
 
 def new_text_state(
@@ -81,7 +82,7 @@ def new_text_state(
     are, where they are not written."""
     own = config.model_dump(mode="json", exclude=FREE_KEYS) | keys
     initial = {"init_lora": _digest_of_lora(config.init_lora)} if config.init_lora else {}
-    return RunState(0, total, own, data | initial, _environment(device, precision))
+    return RunState(0, total, own, data | initial, _environment(device, precision), name=config.name)
 
 
 def restore(
@@ -142,6 +143,7 @@ def restore(
     states.restore_optimizer(model.optimizer, moments, old.optimizer)
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
+    folder.adopt(old.name, sink)
 
 
 def _changed(name: str, old: RunState, new: RunState) -> str:

@@ -21,7 +21,7 @@ from lora_scripts.events import Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
-from lora_scripts.units import number_of
+from lora_scripts.units import listed, number_of
 
 STATES = 2
 """Resume states that are kept while a run goes on: should the last one be damaged, the one before it is there."""
@@ -145,6 +145,33 @@ class RunFolder:
         """Removes the oldest checkpoints beyond `keep`, with their words; what cannot be removed is told as above."""
         for old in self.checkpoints()[:-keep] if keep is not None else []:
             self._remove_lora(old, sink)
+
+    def adopt(self, former: str, sink: Sink) -> None:
+        """Gives the LoRAs that the run has saved as `former` the name that it has now, where the folder was renamed
+        since; which others lie here is told. `former`: "" in states of an earlier version, which do not say it."""
+        if former == self.name:
+            return
+        form = re.compile(rf"(.+?)(-best|-step\d{{6,}}|){re.escape(self.suffix)}")
+        own, beside = {self.final, self.best, *self.checkpoints()}, []
+        for path in sorted(self.path.glob(f"*{self.suffix}")):
+            found = None if path in own else form.fullmatch(path.name)
+            if found is None or not (found[2] or found[1] == former):
+                continue
+            if found[1] != former or not self._renamed(path, self.path / f"{self.name}{found[2]}{self.suffix}"):
+                beside.append(path.name)
+        if beside:
+            sink(Note(f"note: {listed(beside, 4)}: of another name than {self.name}, neither counted nor replaced"))
+
+    def _renamed(self, lora: Path, target: Path) -> bool:
+        """Whether it got the name, with its words."""
+        if target.exists():
+            return False
+        words, theirs = (embedding_file(path, "").parent for path in (lora, target))
+        with suppress(UserError):  # on Windows another program has it open
+            if words.is_dir() and not theirs.exists():
+                io.move(words, theirs)
+            io.move(lora, target)
+        return target.exists()
 
     def forget_measured(self, sink: Sink) -> None:
         """Removes what a start that ended before its first state has measured: of this run it would be told as its

@@ -47,6 +47,9 @@ class RunState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What the optimizer keeps in plain numbers, by "index.name" of a parameter and "group.index.name"."""
 
+    name: str = ""
+    """By which the run saves LoRAs, that of its folder; empty in states of earlier versions."""
+
     @property
     def versions(self) -> dict[str, str]:
         """Of the environment: the program, and what it is made of."""
