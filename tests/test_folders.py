@@ -11,8 +11,11 @@ from safetensors import safe_open
 
 import tiny
 from lora_scripts.cli import main
-from lora_scripts.data.loader import check_numbered, repeats_of
+from lora_scripts.data.loader import check_numbered, folder_above, repeats_of
 from lora_scripts.errors import UserErrors
+from lora_scripts.report import chinese
+from lora_scripts.report.chinese import missing
+from lora_scripts.units import typed
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,48 @@ def test_what_is_not_counted_is_told_and_what_cannot_be_is_refused(
     shutil.move(tmp_path / "data" / "0_zibbo", tmp_path / "data" / "zibbo")
     assert main(again) == 2
     assert "folder_repeats: no folder of pictures is named like 10_name; rename the folders" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("names", "above"),
+    [
+        (["img/10_a/1.png", "img/2_b/more/1.png"], ("img", [])),
+        (["Images/10_a/1.png", "Reg/1_c/1.png", "model/sample/1.png"], ("Images", ["Reg", "model"])),
+        (["img/10_a/1.png", "1.png"], None),
+        (["img/10_a/1.png", "img/1.png"], None),
+        (["img/10_a/1.png", "img/10_b.png"], None),
+        (["img/10_a/1.png", "more/10_a/1.png"], None),
+        (["10_a/10_b/1.png"], None),
+        (["10_a/1.png", "reg/1.png"], None),
+        (["reg/1_c/1.png"], None),
+    ],
+)
+def test_the_folder_above_those_of_kohyas_trainers(names: list[str], above: tuple[str, list[str]] | None) -> None:
+    assert folder_above(names) == above
+
+
+def test_the_folder_above_is_told_with_the_command_for_the_one_below(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures of the class were trained without captions, and nobody counted how often the others are seen."""
+    monkeypatch.chdir(tmp_path)
+    tiny.write_pictures(Path("data/img/10_zib"), 2)
+    tiny.write_pictures(Path("data/reg/1_person"), 1)
+    Path("data/reg/1_person/metadata.csv").unlink()
+    assert main(["check", "data"]) == 2
+    what = "this is the folder above img: its numbers, as in 10_name, are not read from here"
+    mend = "give data/img in its place, and data/reg as class_data_dir: lora-scripts check data/img"
+    said = told(capsys)
+    assert f"note: {what}, and what lies in reg is trained, too; {mend}" in said
+    texts = (f"{what}, and what lies in reg is trained, too", mend, what)
+    assert all(chinese.translated(text) for text in texts)
+    assert missing(Path("data-check.html").read_text("utf-8")) == []
+    given = ["--base", str(base), "--for", "character", "--trigger", "zib"]
+    assert main(["new", "mine", "--data", "data", *given]) == 2
+    right = ["new", "mine", "--data", "data/img", *given]
+    assert told(capsys) == f"error: data: {what.replace(': its', ', whose')}; {typed(['lora-scripts', *right])}"
+    assert main(right) == 0
+    assert "folder_repeats: true" in Path("configs/mine.yaml").read_text("utf-8")
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir="data")
+    assert main(["train", "--config", str(config)]) == 2
+    assert f"data/reg/1_person/0.png: has no caption; {mend}" in told(capsys)

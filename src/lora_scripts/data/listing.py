@@ -6,13 +6,15 @@ import difflib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, read_metadata, read_sidecar
 from lora_scripts.data.findings import HEIC, HEIC_MEND, IMAGE_SUFFIXES, SIDECAR_SUFFIXES, Finding, left_out
+from lora_scripts.data.loader import folder_above
 from lora_scripts.errors import UserError, raise_all
+from lora_scripts.units import typed
 
 MANY = 20
 """From here on faults of one kind are counted instead of listed: they have one cause."""
@@ -73,7 +75,7 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     captions = _Captions(folder, files, images, faults, allow_missing_captions)
     captions.read(metadata)
     bare = metadata is None and any(not captions.said.get(name) for name in images)
-    notes = [*_of_masks(masks), *left_out(files, tables=bare)]
+    notes = [*_of_folder(folder, images), *_of_masks(masks), *left_out(files, tables=bare)]
     return Listing(images, captions.said, faults, captions.lost, notes)
 
 
@@ -90,6 +92,24 @@ def _of_masks(names: Sequence[str]) -> list[Finding]:
     message = f"{len(names)} not read as pictures: masks by OneTrainer ({names[0]})"
     mend = "to use them, move them into a folder of their own, each named as its picture, and set mask_dir"
     return [Finding("not_read", "note", (), message, mend)]
+
+
+def _of_folder(folder: Path, names: Iterable[str]) -> list[Finding]:
+    """A note where the folder is the one above those of kohya's trainers."""
+    above = folder_above(names)
+    if above is None:
+        return []
+    main, others = above
+    trained = f", and what lies in {' and '.join(others)} is trained, too" if others else ""
+    message = f"this is the folder above {main}: its numbers, as in 10_name, are not read from here{trained}"
+    return [Finding("not_read", "note", (), message, _one_deeper(folder, above))]
+
+
+def _one_deeper(folder: Path, above: tuple[str, Sequence[str]]) -> str:
+    """What to give in place of the folder above."""
+    main, of_class = (folder / above[0]).as_posix(), [name for name in above[1] if name.lower().startswith("reg")]
+    own = f", and {(folder / of_class[0]).as_posix()} as class_data_dir" if of_class else ""
+    return f"give {main} in its place{own}: {typed(['lora-scripts', 'check', main])}"
 
 
 def _files(folder: Path, faults: list[UserError]) -> dict[str, Path]:
@@ -244,8 +264,12 @@ class _Captions:
             hint = f"{tables[0].message}: {tables[0].mend}" if tables else hint
             self.faults.append(UserError(message, file=self.folder, hint=hint))
             return
+        above = folder_above(self.images)
         for name in without[:MANY]:
-            self.faults.append(UserError("has no caption", file=self.images[name], hint=f"add one, {allow}"))
+            hint = f"add one, {allow}"
+            if above and name.partition("/")[0] != above[0]:
+                hint = _one_deeper(self.folder, above)
+            self.faults.append(UserError("has no caption", file=self.images[name], hint=hint))
         if len(without) > MANY:
             self.faults.append(UserError(f"{len(without) - MANY} further images have no caption", file=self.folder))
 

@@ -18,6 +18,8 @@ from lora_scripts.units import listed
 MOST = 1_000_000
 """Repeats that the name of a folder may ask for."""
 _NUMBERED = re.compile(r"(\d+)_")
+_BESIDE = frozenset(["reg", "regularization", "log", "logs", "model", "models", "output"])
+"""What kohya's users put beside `img`, in lower case: pictures of the class, curves, and results with their samples."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
     """The folders of pictures that say how often, by name: "10_name" -> 10."""
     firsts = dict.fromkeys(name.partition("/")[0] for name in names if "/" in name)
     return {folder: repeats_of(f"{folder}/") for folder in firsts if _NUMBERED.match(folder)}
+
+
+def folder_above(names: Iterable[str]) -> tuple[str, list[str]] | None:
+    """Of the folder that holds those of kohya's trainers: the one to train ("img", in which all are "10_name") and the
+    others with pictures ("reg", "model"); None for any other folder."""
+    inside: dict[str, list[str]] = {}
+    for name in names:
+        first, slash, rest = name.partition("/")
+        inside.setdefault(first if slash else "", []).append(rest)
+    others = sorted(first for first in inside if first.lower() in _BESIDE)
+    mains = [first for first in inside if first not in others]
+    if len(mains) != 1 or not mains[0] or _NUMBERED.match(mains[0]):
+        return None
+    all_numbered = all(_NUMBERED.match(rest.rpartition("/")[0]) for rest in inside[mains[0]])
+    return (mains[0], others) if all_numbered else None
 
 
 def check_numbered(names: Iterable[str], *, any_needed: bool = True) -> None:

@@ -14,7 +14,7 @@ from lora_scripts.check.verdict import few
 from lora_scripts.config.load import load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
-from lora_scripts.data.loader import folders_in_words, numbered, repeats_of
+from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.trigger import Trigger, holds, label_command, trigger_of
 from lora_scripts.errors import UserError, raise_all
@@ -59,6 +59,12 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
                 raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
         return _of_texts(name, data, base, path, facts)
     samples = scan(data, allow_missing_captions=True)
+    if above := folder_above(s.name for s in samples):
+        options = [*(["--for", purpose] if purpose != "style" else []), *(["--trigger", trigger] if trigger else [])]
+        options += ["--output", output.as_posix()] if output else []
+        inside = ["new", name, "--data", (data / above[0]).as_posix(), "--base", base.as_posix(), *options]
+        text = f"this is the folder above {above[0]}, whose numbers, as in 10_name, are not read from here"
+        raise UserError(text, file=data, hint=typed(["lora-scripts", *inside]))
     begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
     trigger = begins.phrase if begins else " ".join(trigger.split())
     recipe = facts.recipes[purpose]
