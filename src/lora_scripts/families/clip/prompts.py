@@ -128,7 +128,7 @@ def chunks(
 
 def kept(tokens: Sequence[int], most: int) -> int:
     """How many of a caption's tokens are in its first `most` chunks. It needs no transformers."""
-    comma = clip_counter().token_to_id(",</w>")
+    (comma,) = clip_counter().encode(",").ids
     done: list[list[tuple[int, float]]] = [[]]
     for token in tokens:
         _lay(done, [(token, 1.0)], comma)
