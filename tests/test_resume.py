@@ -451,6 +451,7 @@ def test_a_renamed_folder_keeps_what_the_run_has_saved(
     capsys.readouterr()
     stopped(config, 4, f"output_dir={out}", "val_every=100", resume=True)
     told = capsys.readouterr().out
+    assert "note: 3 LoRAs of this run, saved as mylora, got the name of its folder: other" in told
     assert "note: mine-best.safetensors: of another name than other, neither counted nor replaced" in told
     names = ["mine-best", "other-best", "other-step000003", "other-step000004"]
     assert sorted(path.stem for path in out.glob("*.safetensors")) == names

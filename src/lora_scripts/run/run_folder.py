@@ -152,13 +152,18 @@ class RunFolder:
         if former == self.name:
             return
         form = re.compile(rf"(.+?)(-best|-step\d{{6,}}|){re.escape(self.suffix)}")
-        own, beside = {self.final, self.best, *self.checkpoints()}, []
+        own, moved, beside = {self.final, self.best, *self.checkpoints()}, 0, []
         for path in sorted(self.path.glob(f"*{self.suffix}")):
             found = None if path in own else form.fullmatch(path.name)
             if found is None or not (found[2] or found[1] == former):
                 continue
-            if found[1] != former or not self._renamed(path, self.path / f"{self.name}{found[2]}{self.suffix}"):
+            if found[1] == former and self._renamed(path, self.path / f"{self.name}{found[2]}{self.suffix}"):
+                moved += 1
+            else:
                 beside.append(path.name)
+        if moved:
+            told = f"{number_of(moved, 'LoRA')} of this run, saved as {former}, got the name of its folder"
+            sink(Note(f"note: {told}: {self.name}"))
         if beside:
             sink(Note(f"note: {listed(beside, 4)}: of another name than {self.name}, neither counted nor replaced"))
 
