@@ -225,6 +225,14 @@ def test_a_longer_run_is_what_it_would_have_been(
     even = ["lr_schedule=constant", "val_every=3", "sample_every=0"]
     first, whole = (["train", "--config", str(config), f"output_dir={tmp_path / n / 'mylora'}", *even] for n in "ab")
     assert main([*first, "epochs=2"]) == 0 and main(whole) == 0
+    page = tmp_path / "a" / "mylora" / "report.html"
+    page.write_text("of an earlier length")
+    os.utime(page, (0, 0))
+    for not_yet in (lambda: None, page.unlink):  # it was killed before its report
+        not_yet()
+        assert main([*first, "epochs=2"]) == 2
+        assert "already has a run; add --resume to go on, or choose another output_dir" in capsys.readouterr().err
+    page.write_text("of this one")
     assert main([*first, "epochs=2"]) == 2
     told = capsys.readouterr().err
     assert "already has a finished run (6 steps); --resume epochs=4 trains it longer; init_lora=" in told
@@ -418,7 +426,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on(
 
 
 def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Path) -> None:
-    """And what a killed writer left in the cache goes."""
+    """Nor one between a state and the previews of its step. And what a killed writer left in the cache goes."""
     out = tmp_path / "mylora"
     stopped(config, 4, f"output_dir={out}", "keep_last=2")
     lora = out / "mylora-step000004.safetensors"
@@ -427,9 +435,11 @@ def test_a_kill_between_state_and_lora_leaves_no_gap(config: Path, tmp_path: Pat
     inside = next((out / "cache").glob("??"))
     (inside / ".lora-scripts-0123456789abcdef.tmp").write_bytes(b"half")
     stopped(config, 5, f"output_dir={out}", "keep_last=2", resume=True)
-    assert lora.read_bytes() == whole
-    with pytest.raises(UserError, match=f"with init_lora={out.as_posix()}/mylora-step000005.safetensors$"):
-        stopped(config, 6, f"output_dir={out}", "seed=8", resume=True)
+    assert lora.read_bytes() == whole and not (out / "samples").exists()
+    stopped(config, 6, f"output_dir={out}", "keep_last=2", resume=True)
+    assert len(list((out / "samples").glob("step000005-*.png"))) == 2
+    with pytest.raises(UserError, match=f"with init_lora={out.as_posix()}/mylora-step000006.safetensors$"):
+        stopped(config, 7, f"output_dir={out}", "seed=8", resume=True)
     assert not list((out / "cache").rglob(".lora-scripts-*"))
 
 

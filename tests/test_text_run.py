@@ -165,8 +165,8 @@ def test_in_bf16_right_folders_pass_and_wrong_ones_do_not(
 
 
 def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped. The second start
-    does not read the base again for its digest."""
+    """Stopped in the middle and gone on with, a run gives the same bytes as one that was not stopped, and the answers
+    of the step in which it was stopped. The second start does not read the base again for its digest."""
     monkeypatch.setattr(base_files, "_SETTLED", -1)  # it was written just now
     folder = tmp_path / "run"
     folder.mkdir()
@@ -174,14 +174,16 @@ def test_resuming_is_exact(base: Path, finished: Path, tmp_path: Path, monkeypat
     keys = {"base_model": base, "train_file": data, "output_dir": folder / "talk", "sample_every": 6}
     config = config_of(folder, **keys, lora_dropout=0.2)
     with pytest.raises(KeyboardInterrupt):
-        run.train(load_config(config), sink=interrupting(5, ignore))
-    assert not (folder / "talk" / "talk").exists()
+        run.train(load_config(config), sink=interrupting(6, ignore))
+    assert not (folder / "talk" / "talk").exists() and not (folder / "talk" / "samples").exists()
     monkeypatch.setattr(base_files, "sound_digest", lambda path, unread: pytest.fail(f"{path} is read again"))
     assert main(["train", "--config", str(config), "--resume"]) == 0
     name = "adapter_model.safetensors"
     assert (folder / "talk" / "talk" / name).read_bytes() == (finished / "talk" / name).read_bytes()
     ours, theirs = (json.loads((f / "heldout.json").read_text())["evaluations"] for f in (folder / "talk", finished))
     assert ours == theirs
+    answered, wanted = ({p.name: p.read_text() for p in (f / "samples").iterdir()} for f in (folder / "talk", finished))
+    assert answered == wanted and "step000006-1.txt" in wanted
 
 
 def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "heldout.json"
 
     @property
+    def report(self) -> Path:
+        """The page that is written last of all."""
+        return self.path / "report.html"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -98,6 +103,11 @@ class RunFolder:
     def sample(self, step: int, number: int, suffix: str = ".png") -> Path:
         return self.samples / f"step{step:06d}-{number}{suffix}"
 
+    def has_samples(self, step: int, count: int) -> bool:
+        """Whether so many previews of a step are there."""
+        suffix = ".png" if self.suffix else ".txt"
+        return all(self.sample(step, number, suffix).exists() for number in range(1, count + 1))
+
     def sampled(self, suffix: str = ".png") -> list[int]:
         """Steps of which something lies in samples/, in their order; an earlier, interrupted start's, too."""
         name = re.compile(r"step(\d{6,})-\d+" + re.escape(suffix))
@@ -129,7 +139,9 @@ class RunFolder:
         try:
             told = json.loads((found / "run.json").read_text("utf-8"))
             total, epochs, keys = int(told["total"]), int(told["config"]["epochs"]), dict(told["config"])
-            finished = self.final.exists() and told["step"] == total
+            # An older page is of the run before it was lengthened: this one has not been proved and reported yet.
+            reported = self.report.stat().st_mtime_ns >= (found / "run.json").stat().st_mtime_ns
+            finished = self.final.exists() and told["step"] == total and reported
         except (OSError, ValueError, TypeError, KeyError):  # damaged: told by whoever resumes it
             finished = False
         if not finished:

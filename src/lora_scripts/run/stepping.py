@@ -162,15 +162,17 @@ def train_steps(
     *,
     told: Callable[[StepFacts], None],
     preview: Callable[[], None],
+    previews: int,
     stopped: Callable[[], int],
     sink: Sink,
     save: Callable[[], None] | None = None,
 ) -> bool:
     """All steps from where the state stands; False if it was stopped before the last.
 
-    `steps(first, total, most)` gives the epoch and the batches of each, of at most `most` samples, None: whole. `save`:
-    in place of `saver`'s."""
+    `steps(first, total, most)` gives the epoch and the batches of each, of at most `most` samples, None: whole.
+    `preview` leaves so many `previews` in samples/. `save`: in place of `saver`'s."""
     c, state = run.config, run.state
+    preview_every = c.preview_steps(run.feed.steps_per_epoch)
 
     def keep_best() -> None:
         if measuring.at_best:
@@ -183,7 +185,9 @@ def train_steps(
         run.folder.forget_measured(sink)
     measuring.begin(from_lora=c.init_lora is not None)
     keep_best()
-    if c.sample_first and state.step == 0:
+    # What a step had still to do when it was stopped or killed, after it was saved.
+    due = preview_every and state.step % preview_every == 0 and 0 < state.step < state.total and not measuring.ended
+    if (due and not run.folder.has_samples(state.step, previews)) or (c.sample_first and state.step == 0):
         preview()
     hooks = Hooks(told, save or saver.save, preview, lambda: bool(stopped()), measuring.measure, keep_best)
     settings = LoopSettings(
@@ -192,7 +196,7 @@ def train_steps(
         c.max_grad_norm,
         c.seed,
         c.save_steps,
-        c.preview_steps(run.feed.steps_per_epoch),
+        preview_every,
         run.held.every,
     )
 

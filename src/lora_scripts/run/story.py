@@ -284,7 +284,17 @@ def train_steps(
     try:
         with told_in_a_line() if c.compile else nullcontext():
             return stepping.train_steps(
-                parts, go, ahead, measuring, saver, told=told, preview=preview, stopped=stopped, sink=sink, save=save
+                parts,
+                go,
+                ahead,
+                measuring,
+                saver,
+                told=told,
+                preview=preview,
+                previews=len(previews),
+                stopped=stopped,
+                sink=sink,
+                save=save,
             )
     finally:
         if go.fault:
@@ -333,7 +343,7 @@ def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board
     seen.tell(sink)
     save_strength(folder, seen.strength)
     save_last_previews(folder, c, p.model, previews, drawn, p.state.step, board, sink)
-    page = folder.path / "report.html"
+    page = folder.report
     report(
         page,
         folder,

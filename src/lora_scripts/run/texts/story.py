@@ -212,7 +212,16 @@ def train_steps(
     go = there_and_back(model.family.loss, p.scaler, model.masters.gather, model.masters.forget)
     told = stepping.telling(p, board, sink, "tokens")
     return stepping.train_steps(
-        p, go, p.feed.steps, measuring, saver, told=told, preview=preview, stopped=stopped, sink=sink
+        p,
+        go,
+        p.feed.steps,
+        measuring,
+        saver,
+        told=told,
+        preview=preview,
+        previews=len(p.questions),
+        stopped=stopped,
+        sink=sink,
     )
 
 
@@ -237,7 +246,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
     model.train(False)
     with model.off():
         before = answers.answered(model.family, c, p.questions)
-    page = folder.path / "report.html"
+    page = folder.report
     data = TextReportData(
         name=folder.name,
         folder=str(folder.final),
