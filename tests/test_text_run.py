@@ -214,14 +214,27 @@ def test_a_dora_is_trained_resumed_exactly_and_loaded_by_peft(
     assert all(torch.allclose(after[key], tensor, atol=1e-6, rtol=0) for key, tensor in before.items())
 
 
-def test_other_records_do_not_resume(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_records(tmp_path / "reports.jsonl")
-    config = config_of(tmp_path, base_model=base, train_file=data, output_dir=tmp_path / "talk")
+def test_other_records_or_another_config_of_the_base_do_not_resume(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What gives the same tokens and the same model does: other line ends, a key that is not read, a newer library."""
+    data, own = write_records(tmp_path / "reports.jsonl", 8), tmp_path / "model"
+    shutil.copytree(base, own)
+    file, text = own / "config.json", data.read_text()
+    said, without = json.loads(file.read_text()), {"val_split": 0, "val_every": None}
+    config = config_of(tmp_path, base_model=own, train_file=data, output_dir=tmp_path / "talk", **without)
     with pytest.raises(KeyboardInterrupt):
-        run.train(load_config(config), sink=interrupting(4, ignore))
-    write_records(data, 31)
-    assert main(["train", "--config", str(config), "--resume"]) == 2
-    assert "cannot resume exactly, because something changed: " in capsys.readouterr().err
+        run.train(load_config(config), sink=interrupting(1, ignore))
+    argv = ["train", "--config", str(config), "--resume"]
+    write_records(data, 9)
+    assert main(argv) == 2
+    assert "cannot resume exactly, because something changed: records; undo that" in capsys.readouterr().err
+    data.write_bytes(text.replace('{"messages"', '{"id": 1, "messages"').replace("\n", "\r\n").encode() + b"\r\n")
+    file.write_text(json.dumps(said | {"rms_norm_eps": 0.1}))
+    assert main(argv) == 2
+    assert "because something changed: config.json of base_model; undo that" in capsys.readouterr().err
+    file.write_text(json.dumps(said | {"transformers_version": "9.0.0"}))
+    assert main(argv) == 0
 
 
 def test_without_its_earlier_lora_or_with_another_a_run_does_not_resume(

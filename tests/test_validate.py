@@ -421,8 +421,10 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
     loaded = load_config(config, ["val_data_dir=null", "patience=2"])
     with pytest.raises(UserError, match="no picture is held out"):
         split(loaded, scan(loaded.train_data_dir))
-    with pytest.raises(UserError, match="has no effect without held-out pictures"):
-        load_config(config, ["val_data_dir=null", "patience=2", "val_split=0"])
+    none = ["val_data_dir=null", "patience=2", "val_split=0"]
+    with pytest.raises(UserError, match="has no effect without held-out pictures or records"):
+        load_config(config, none)
+    assert load_config(config, [*none, f"val_file={config}"]).patience == 2
     with pytest.raises(UserError, match="lies in train_data_dir, so every picture of it would be trained"):
         load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
     shutil.copytree(loaded.train_data_dir, tmp_path / "copies")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -31,6 +32,11 @@ from lora_scripts.units import listed
 
 _ASIDE = " (held out)"
 """Behind the name of a picture that is held out."""
+CONFIG = "config.json of base_model"
+"""Of a language model: what a run computes follows from it as from the weights, such as rope_scaling."""
+_OF_NO_STEP = ("_name_or_path", "transformers_version", "use_cache")
+"""What in it no step depends on."""
+_RECORDS, _TOKENS = {"records", "held-out records"}, {"tokens", "held-out tokens"}
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
@@ -107,9 +113,7 @@ def restore(
     why = other_length(old, state, rates) if length else ""
     if length:
         changed = [f"{length} ({why})" if change == length else change for change in changed if why or change != length]
-    names = [name for name in {**old.data, **state.data} if old.data.get(name) != state.data.get(name)]
-    if "text_encoder" not in old.data and "text_encoder" in names:
-        names.remove("text_encoder")  # a state of an earlier version keeps that of one that is trained alone
+    names = _differing(old.data, state.data)
     if names:
         changed.append(listed([_changed(name, old, state) for name in names], 5))
     if changed:
@@ -144,6 +148,16 @@ def restore(
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
     folder.adopt(old.name, sink)
+
+
+def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The names of what has another digest."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    # A state of an earlier version keeps that of a text encoder which is trained alone, and no config.json.
+    names = [name for name in names if name in old or name not in ("text_encoder", CONFIG)]
+    # Records that give the same tokens (other line ends, a key that is not read) are the same; others are told once.
+    passed = _TOKENS if _RECORDS & set(names) and _TOKENS & set(names) else _RECORDS
+    return [name for name in names if name not in passed]
 
 
 def _changed(name: str, old: RunState, new: RunState) -> str:
@@ -213,6 +227,13 @@ def _digests(
     for s, name in [*_named(held_out, _ASIDE), *_named(samples)]:
         digests[name] = _digest(s)
     return digests
+
+
+def config_digest(folder: Path) -> str:
+    """SHA-256 of what the config.json of a language model says."""
+    said = json.loads((folder / "config.json").read_text("utf-8"))
+    counts = {key: value for key, value in said.items() if key not in _OF_NO_STEP}
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_of_lora(path: Path) -> str:

@@ -29,7 +29,8 @@ class ValidationKeys(Keys):
     def idle(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         if values.get("val_split") and values.get("val_data_dir") is not None:
             yield "val_split", "has no effect with val_data_dir, whose pictures are taken instead", "leave one out"
-        if values.get("val_split") == 0 and values.get("val_data_dir") is None:
+        others = values.get("val_data_dir") or values.get("val_file")
+        if values.get("val_split") == 0 and others is None:
             for key in ("val_every", "patience"):
                 if values.get(key) is not None:
-                    yield no_effect(key, "held-out pictures", "val_split: 0.1")
+                    yield no_effect(key, "held-out pictures or records", "val_split: 0.1")

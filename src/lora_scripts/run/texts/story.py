@@ -24,7 +24,7 @@ from lora_scripts.run.configs import dump_config
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.parts import TextModel
-from lora_scripts.run.resume import new_text_state, restore
+from lora_scripts.run.resume import CONFIG, config_digest, new_text_state, restore
 from lora_scripts.run.run_folder import RunFolder, cache_of
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
@@ -134,6 +134,7 @@ def assemble(config: TrainConfig, folder: RunFolder, split: TextSplit, sink: Sin
         "tokens": encoded.trained.digest,
         "held-out tokens": encoded.held_out.digest,
         "base_model": model.base_digest,
+        CONFIG: config_digest(c.base_model),
     }
     return TextParts(
         config=c,
