@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import socket
@@ -205,6 +206,29 @@ def test_dots_in_the_name_of_a_run_of_texts(tmp_path: Path) -> None:
     folder.prune(1, ignore)
     assert folder.checkpoints() == loras[-1:]
     assert [word.parent.exists() for word in words] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "hint"),
+    [
+        ("lora", "init_lora={lora} and another output_dir go on from it with more epochs or other pictures; "),
+        ("pissa", "init_lora={lora} adapter=lora and another output_dir go on from it with more epochs or "),
+        ("dora", "another output_dir starts anew"),
+    ],
+)
+def test_a_finished_run_names_what_its_lora_can_begin(tmp_path: Path, adapter: str, hint: str) -> None:
+    """`init_lora` takes no DoRA, no LyCORIS and no OFT."""
+    folder = RunFolder(tmp_path, "mine")
+    folder.state(2).mkdir(parents=True)
+    keys = {"epochs": 2, "adapter": adapter}
+    (folder.state(2) / "run.json").write_text(json.dumps({"step": 2, "total": 2, "config": keys}))
+    for path in (folder.final, folder.report):
+        path.write_text("")
+    with pytest.raises(UserError) as told:
+        folder.check(resume=False)
+    assert (
+        str(told.value).partition("a finished run (2 steps); ")[2].startswith(hint.format(lora=folder.final.as_posix()))
+    )
 
 
 def test_no_folder_for_temporary_files_is_one_line(

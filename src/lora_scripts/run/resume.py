@@ -23,7 +23,7 @@ from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_scripts.run.base_files import weights_in
 from lora_scripts.run.parts import Model, Trained
 from lora_scripts.run.pivotal import stop_of
-from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.run.run_folder import RunFolder, beginning_with
 from lora_scripts.train import state as states
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates
@@ -118,11 +118,11 @@ def restore(
         changed.append(listed([_changed(name, old, state) for name in names], 5))
     if changed:
         lora = folder.newest_lora(old.step, finished=old.step == old.total)
-        begin = f", with init_lora={lora.as_posix()}" if lora else ""
+        begin = beginning_with(lora, old.config) if lora else ""
         raise UserError(
             f"cannot resume exactly, because something changed: {'; '.join(changed)}",
             file=folder.path,
-            hint=f"undo that, or go on with new settings in another output_dir{begin}",
+            hint=f"undo that, or go on with new settings in another output_dir{begin and f', with {begin}'}",
         )
     needed = {**model.weights(), **({f"ema.{name}": one for name, one in ema.values.items()} if ema else {})}
     wrong = [name for name, one in needed.items() if name not in weights or weights[name].numel() != one.numel()]

@@ -8,10 +8,11 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -150,7 +151,7 @@ class RunFolder:
         longer = f"--resume epochs={2 * epochs} trains it longer; " if even else ""
         data = "other pictures" if self.suffix else "other records"
         other = f"with more epochs or {data}" if not longer else f"with {data}"
-        start = f"init_lora={self.final.as_posix()} and another output_dir go on from it {other}"
+        start = f"{beginning_with(self.final, keys)} and another output_dir go on from it {other}"
         return f"finished run ({number_of(total, 'step')})", f"{longer}{start}; another output_dir alone starts anew"
 
     def prune(self, keep: int | None, sink: Sink) -> None:
@@ -266,6 +267,11 @@ class RunFolder:
                 raise UserError("is no plain file, so it cannot be locked", file=self._lock, hint="remove it") from None
             raise UserError(f"cannot write here: {e.strerror or e}", file=self.path, hint=hint) from None
         return lock
+
+
+def beginning_with(lora: Path, keys: Mapping[str, Any]) -> str:
+    """What is written for another run that begins with a LoRA of a run with these keys, beside the keys as they are."""
+    return f"init_lora={lora.as_posix()}{' adapter=lora' if keys.get('adapter') == 'pissa' else ''}"
 
 
 def cache_of(config: TrainConfig, folder: Path) -> Path:
