@@ -62,9 +62,14 @@ def test_a_picture_is_read_again_only_when_it_changed(data: Path, tmp_path: Path
         False,
         True,
     ]
-    looked.clear()
-    record.write_text('{"pictures": {"x": 3}, "copies": []}')
-    assert found(here, record) == again and len(looked) == 4
+    for damaged in (
+        '{"pictures": {"x": 3}, "copies": []}',
+        "[]",
+        record.read_text().replace(" 64, 64]", " 64, 65]", 1),
+    ):
+        looked.clear()
+        record.write_text(damaged)
+        assert found(here, record) == again and len(looked) == 4
 
 
 def test_what_was_written_just_now_is_not_taken_for_known(tmp_path: Path) -> None:

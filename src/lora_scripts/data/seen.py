@@ -57,7 +57,8 @@ class Seen:
         """Keeps what was found; then nothing of it is held in memory."""
         now = self._pictures, dict(list(self._copies.items())[-_SETS:])
         if now != self._kept:
-            write(self._record, json.dumps({"pictures": now[0], "copies": now[1]}) + "\n")
+            kept = {"pictures": now[0], "copies": now[1]}
+            write(self._record, json.dumps({**kept, "sha256": _digest(kept)}) + "\n")
         self._kept = self._pictures, self._copies = {}, {}
 
 
@@ -73,9 +74,15 @@ def _mark(path: Path | str) -> list[int]:
 def _read(record: Path) -> tuple[dict[str, list[Any]], dict[str, list[str]]]:
     try:
         found = json.loads(record.read_text("utf-8"))
+        if found.pop("sha256") != _digest(found):  # a digit that is another one would be a picture of another size
+            return {}, {}
         return _lists(found["pictures"], 8), _lists(found["copies"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}, {}
+
+
+def _digest(kept: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def _lists(found: dict[str, Any], length: int | None = None) -> dict[str, list[Any]]:
