@@ -213,11 +213,11 @@ def test_dots_in_the_name_of_a_run_of_texts(tmp_path: Path) -> None:
     [
         ("lora", "init_lora={lora} and another output_dir go on from it with more epochs or other pictures; "),
         ("pissa", "init_lora={lora} adapter=lora and another output_dir go on from it with more epochs or "),
-        ("dora", "another output_dir starts anew"),
+        ("dora", "init_lora={lora} and another output_dir go on from it with more epochs or other pictures; "),
     ],
 )
 def test_a_finished_run_names_what_its_lora_can_begin(tmp_path: Path, adapter: str, hint: str) -> None:
-    """`init_lora` takes no DoRA, no LyCORIS and no OFT."""
+    """With the keys of the run, but for PiSSA's adapter, which takes no earlier LoRA."""
     folder = RunFolder(tmp_path, "mine")
     folder.state(2).mkdir(parents=True)
     keys = {"epochs": 2, "adapter": adapter}
