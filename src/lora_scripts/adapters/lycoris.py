@@ -56,6 +56,13 @@ def check(name: str, leaves: Leaves) -> None:
         raise UserError(f"{name} holds values that are not finite numbers", hint="the file is spoilt")
 
 
+def without_idle_alpha(leaves: Leaves) -> dict[str, Tensor]:
+    """The same without an alpha that is no number and counts for nothing: in a LoKr of two whole matrices, which
+    ai-toolkit gives an alpha of ten thousand million, more than fp16 holds."""
+    whole = "lokr_w1" in leaves and "lokr_w2" in leaves
+    return {leaf: own for leaf, own in leaves.items() if not (whole and leaf == "alpha" and not finite(own))}
+
+
 def shape_of(leaves: Leaves) -> tuple[int, int | None]:
     """(out, in · k · k) of the weight that the module changes; an OFT goes on any number of inputs."""
     if kind_of(leaves) == "oft":

@@ -127,11 +127,12 @@ def read(path: Path, family: Facts | None = None) -> LoraFile:
     UserError for another file, for unknown keys and spoilt values, for one that changes no weight, and for one that is
     not for `family`, where that is given.
     """
-    from lora_scripts.loras import embedding
+    from lora_scripts.loras import embedding, reading
 
     contents = open_lora(path, family)
     own = contents.require_family()
     if family is not None and own is not family:
+        reading.refuse_others(list(contents.tensors), path)
         text = f"this LoRA is for {own.words}, the base model is {family.words}"
         raise UserError(text, file=path, hint="take a LoRA of the base's kind")
     modules = contents.modules()

@@ -19,6 +19,10 @@ CORE = "lora_mid.weight"
 """kohya's leaves of a module, which those of other namings are taken for."""
 MAGNITUDE = "lora_magnitude_vector"
 """PEFT's name for the lengths of a DoRA, one for each output."""
+_OF_OUTPUTS = (f".{MAGNITUDE}", f".{MAGNITUDE}.weight", ".magnitude")
+"""How keys of such lengths end in PEFT's files, OneTrainer's and ai-toolkit's."""
+LENGTHS = (f".{DORA}", *_OF_OUTPUTS)
+"""How the keys of a DoRA's lengths may end."""
 PAIRS = (
     (f".{DOWN}", f".{UP}"),
     (".lora_A.weight", ".lora_B.weight"),
@@ -37,9 +41,8 @@ LYCORIS = (
 _DIFFUSERS = ("unet.", "text_encoder.", "text_encoder_2.", "transformer.", "diffusion_model.")
 _LEAVES = {
     **{end: leaf for pair in PAIRS for end, leaf in zip(pair, (DOWN, UP), strict=True)},
-    **{f".{leaf}": leaf for leaf in (ALPHA, DORA, *LYCORIS)},
-    f".{MAGNITUDE}": DORA,
-    f".{MAGNITUDE}.weight": DORA,  # OneTrainer's
+    **{f".{leaf}": leaf for leaf in (ALPHA, *LYCORIS)},
+    **dict.fromkeys(LENGTHS, DORA),
 }
 
 
@@ -67,6 +70,11 @@ def naming_of(keys: Iterable[str]) -> Naming | None:
         elif key.startswith(_DIFFUSERS) or "_lora." in key or ".lora_A." in key:
             return Naming.DIFFUSERS
     return found
+
+
+def of_outputs(key: str) -> bool:
+    """Whether the tensor holds the lengths of a DoRA in a form that has one for each output."""
+    return key.endswith(_OF_OUTPUTS)
 
 
 def split(key: str) -> tuple[str, str]:

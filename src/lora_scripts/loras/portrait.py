@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lora_scripts.adapters.algebra import factors
 from lora_scripts.adapters.weights import LoraWeights
-from lora_scripts.loras.naming import PAIRS
+from lora_scripts.loras.naming import LENGTHS, PAIRS
 
 _LYCORIS = (".hada_w", ".lokr_w", ".oft_", ".glora")
 _BLOCK = re.compile(
@@ -154,7 +154,8 @@ def _pairs(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, Lora
                 problems.append(f"{stem}.alpha has shape {list(alpha.shape)}, not one number")
                 continue
             value = float(tensor.shape[0]) if alpha is None else float(alpha.item())
-            found[stem] = LoraWeights(tensor, up, value, tensors.get(f"{stem}.dora_scale"))
+            lengths = next((tensors[stem + end] for end in LENGTHS if stem + end in tensors), None)
+            found[stem] = LoraWeights(tensor, up, value, lengths)
     return found
 
 

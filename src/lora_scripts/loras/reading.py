@@ -76,13 +76,15 @@ def sort(tensors: Mapping[str, Tensor], paths: Mapping[str, str]) -> tuple[dict[
         if leaf in module.leaves:  # the layer stands in the file under two names
             strangers.append(key)
             continue
-        module.leaves[leaf] = by_output(tensor) if naming.MAGNITUDE in key else tensor
+        module.leaves[leaf] = by_output(tensor) if naming.of_outputs(key) else tensor
         module.keys[leaf] = key
+    for module in modules.values():
+        module.leaves = lycoris.without_idle_alpha(module.leaves)
     return modules, strangers
 
 
 def by_output(lengths: Tensor) -> Tensor:
-    """PEFT's lengths of a DoRA, [out] or of a convolution [1, out, 1, 1], as [out, 1, …]."""
+    """PEFT's and ai-toolkit's lengths of a DoRA, [out] or of a convolution [1, out, 1, 1], as [out, 1, …]."""
     return lengths.reshape(-1, 1) if lengths.dim() < 2 else lengths.transpose(0, 1)
 
 

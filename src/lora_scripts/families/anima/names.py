@@ -15,6 +15,8 @@ from lora_scripts.families.names import Base, Layer, Names
 
 INSIDE = ("transformer_blocks.",)
 """What the paths of layers begin with that are trained."""
+_ADAPTER = ("diffusion_model.llm_adapter.", "lora_unet_llm_adapter_", "net.llm_adapter.", "llm_adapter.")
+"""What stems of the adapter begin with in LoRAs of ai-toolkit's, of sd-scripts', and of ComfyUI's names."""
 
 
 @cache
@@ -29,7 +31,8 @@ def names() -> Names:
         kohya[path], diffusers[path] = f"lora_unet_{ldm.replace('.', '_')}", f"diffusion_model.{ldm}"
         flat = (f"lycoris_{ldm.replace('.', '_')}", f"lycoris_{hf.replace('.', '_')}")
         others |= dict.fromkeys((ldm, f"net.{ldm}", hf, f"transformer.{hf}", *flat), path)
-    return Names("anima", "Anima", kohya, {}, diffusers, others, form="diffusers")
+    refused = dict.fromkeys(_ADAPTER, "the adapter of the text encoder")
+    return Names("anima", "Anima", kohya, {}, diffusers, others, refused=refused, form="diffusers")
 
 
 def base(layout: AnimaLayout | None) -> Base:

@@ -107,7 +107,7 @@ def _spelt(hf: str) -> tuple[str, ...]:
 
 def _published(ldm: str) -> tuple[str, ...]:
     """What a layer of the published layout is called in LoRA files."""
-    return f"diffusion_model.{ldm}", ldm, _kohya(ldm)
+    return f"diffusion_model.{ldm}", ldm, _kohya(ldm), f"lycoris_{ldm.replace('.', '_')}"
 
 
 def _kohya(ldm: str) -> str:
