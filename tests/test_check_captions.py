@@ -66,7 +66,8 @@ def test_what_is_cut_is_shown() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_cut_is_where_training_cuts(most: int) -> None:
-    """At a comma, so that a caption of fewer tokens than are read may lose its last words, too."""
+    """A chunk that another follows ends at a comma, so that a caption of fewer tokens than are read may lose its last
+    words, too; the last one is filled."""
     texts = [" ".join(pair) for pair in zip(planted(60, seed=4), planted(60, seed=5), strict=True)]
     texts += [f"{'neon ' * 59}, {'red ' * 15}{'blue ' * more}" for more in (0, 1, 60, 61, 74)]
     early = 0
@@ -80,6 +81,8 @@ def test_the_cut_is_where_training_cuts(most: int) -> None:
         early += found is not None and len(counted) <= 75 * most
         assert found is None or found[2] == counted.offsets[len(seen)][0]
     assert (early > 0) == (most > 1)
+    filled = prompts.chunks(prompts.plain(texts[-1]), most)[-1].ids
+    assert len(texts) == 65 and (filled.index(prompts.END) == 76) == (most < 3)
 
 
 # --- one caption ------------------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def chunks(
     *,
     pad: int | None = None,
 ) -> list[Chunk]:
-    """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off.
+    """At least one chunk; a full one ends at a comma if there is one near. `most`: what is beyond is cut off, and the
+    last chunk is filled.
 
     `words`: new ones, with the token numbers that they stand for, which never part. `pad`: the token that a chunk is
     filled up with after its end; None: the end again.
@@ -122,7 +123,7 @@ def chunks(
             done.append([])
             continue
         for ids in groups:
-            _lay(done, [(token, weight) for token in ids], comma)
+            _lay(done, [(token, weight) for token in ids], comma, most)
     return [_chunk(row, END if pad is None else pad) for row in done[:most]]
 
 
@@ -131,14 +132,16 @@ def kept(tokens: Sequence[int], most: int) -> int:
     (comma,) = clip_counter().encode(",").ids
     done: list[list[tuple[int, float]]] = [[]]
     for token in tokens:
-        _lay(done, [(token, 1.0)], comma)
+        _lay(done, [(token, 1.0)], comma, most)
     return sum(map(len, done[:most]))
 
 
-def _lay(done: list[list[tuple[int, float]]], group: Sequence[tuple[int, float]], comma: int) -> None:
-    """Puts tokens that never part into the last chunk, or into one more where it is full."""
+def _lay(done: list[list[tuple[int, float]]], group: Sequence[tuple[int, float]], comma: int, most: int | None) -> None:
+    """Puts tokens that never part into the last chunk, or into one more where it is full; the chunk `most` hands nothing
+    on, as what is behind it is not read."""
     if len(done[-1]) + len(group) > ROOM:
-        done.append(_rest_after_comma(done[-1], comma) if [token for token, _ in group] != [comma] else [])
+        whole = [token for token, _ in group] == [comma] or (most is not None and len(done) >= most)
+        done.append([] if whole else _rest_after_comma(done[-1], comma))
     done[-1] += group
 
 
