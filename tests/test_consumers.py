@@ -23,7 +23,7 @@ from lora_scripts.families.table import find
 from lora_scripts.formats import io
 from lora_scripts.loras import kohya
 from lora_scripts.loras.consumers import STATED, a1111, compare, published, run_diffusers
-from lora_scripts.loras.consumers.rules import Reading
+from lora_scripts.loras.consumers.rules import Delta, Reading
 from lora_scripts.loras.embedding import to_bundle
 from lora_scripts.loras.file import open_lora
 from lora_scripts.loras.verify import MATCHERS
@@ -327,3 +327,17 @@ def test_some_rows_of_what_peft_adds_are_rows_of_all_that_it_adds() -> None:
         delta = run_diffusers._delta(module, "default", slice(5, 9)).flatten(1)
         assert torch.equal(delta, whole[5:9]) or (delta - whole[5:9]).abs().max() < 1e-6 * whole.abs().max(), name
         assert torch.equal(module.lora_B["default"].weight, before) and module.lora_B["default"].weight is b
+
+
+def test_an_oft_that_has_hardly_turned_is_right_and_one_turned_back_is_not() -> None:
+    """R is about 1 in every program, so float32 keeps seven digits of it, and fewer of R - I."""
+    g = torch.Generator().manual_seed(0)
+    (path, _), *_ = ((path, layer) for path, layer in LAYERS.items() if path.endswith("attn1.to_q"))
+    for size in (1e-5, 1e-4, 1e-3):
+        blocks = size * torch.randn(8, 4, 4, generator=g)
+        leaves = {"oft_blocks": blocks - blocks.mT}
+        wrong = {"oft_blocks": blocks.mT - blocks}
+        for change, right in ((leaves, True), (wrong, False)):
+            reading = Reading({path: Delta(change)})
+            (verdict,) = compare.judge({path: Delta(leaves)}, {"ComfyUI": reading}, BASE, [], [])
+            assert verdict.ok is right, size

@@ -137,8 +137,8 @@ def kept(tokens: Sequence[int], most: int) -> int:
 
 
 def _lay(done: list[list[tuple[int, float]]], group: Sequence[tuple[int, float]], comma: int, most: int | None) -> None:
-    """Puts tokens that never part into the last chunk, or into one more where it is full; the chunk `most` hands nothing
-    on, as what is behind it is not read."""
+    """Puts tokens that never part into the last chunk, or into one more where it is full; the chunk `most` hands
+    nothing on, as what is behind it is not read."""
     if len(done[-1]) + len(group) > ROOM:
         whole = [token for token, _ in group] == [comma] or (most is not None and len(done) >= most)
         done.append([] if whole else _rest_after_comma(done[-1], comma))
