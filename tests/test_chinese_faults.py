@@ -32,6 +32,7 @@ METADATA = {
     "semicolons": "filename;prompt\na.png;a; cat\nb.png;a; b\nc.png;x\ty\n",
     "full-width commas": "filename\uff0cprompt\na.png\uff0ca cat\n",
     "no header": "a.png,a cat\nb.png,a dog\n",
+    "no header, between tabs": "a.png\ta cat\n",
     "other columns": "name,words\nx,a cat\n",
     "two columns": "filename,prompt,text\na.png,a cat,a cat\n",
     "nothing": "",

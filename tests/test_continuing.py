@@ -143,6 +143,15 @@ def test_other_adapters_go_on_from_a_file_of_their_kind(
         assert any("attn2_to_q" in key for key in after)  # that the file does not have
 
 
+def test_an_alpha_of_whole_factors_is_no_strength_of_other_layers(tmp_path: Path) -> None:
+    """LoKr files have 1e10 there; layers that the file lacks began with it."""
+    paths = dict.fromkeys(("base_model", "train_data_dir", "output_dir"), tmp_path)
+    config = TrainConfig(**paths, lora_rank=4, lora_alpha=2)
+    leaves = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(16, 16), "alpha": torch.tensor(1e10)}
+    size = default_size(config, {"unet.x": leaves})
+    assert (size.rank, size.alpha) == (4, 2.0)
+
+
 def test_what_does_not_go_on_is_told(
     base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +165,8 @@ def test_what_does_not_go_on_is_told(
     assert "which adapter: dora does not go on from; write adapter: loha" in told("loha", adapter="dora")
     text = told("loha", adapter="loha", lora_rank=4)
     assert "lora_rank 4 cannot be with this init_lora: it has rank 2" in text and "leave lora_rank out" in text
+    text = told("lokr", adapter="lokr", lora_alpha=8)
+    assert "lora_alpha 8 cannot be with this init_lora: it has alpha 2" in text and "leave lora_alpha out" in text
     assert "cannot be with adapter: pissa" in told("dora", adapter="pissa")
     file = load_file(tmp_path / "dora.safetensors")
     rows = {key: torch.ones(64, 1) if key.endswith("dora_scale") else tensor for key, tensor in file.items()}

@@ -88,3 +88,7 @@ def test_lengths_of_inputs_that_several_layers_share_are_refused(tmp_path: Path)
     leaves = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(12, 4), "alpha": torch.tensor(1.0)}
     save(tmp_path / "lokr.safetensors", {f"{stem}.{leaf}": tensor for leaf, tensor in leaves.items()}, {})
     assert "has lokr_w1 for several layers together" in faults(lambda: read(tmp_path / "lokr.safetensors"))
+    halves = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.tensor(1.0), "dora_scale": torch.ones(1)}
+    for held in (halves, {**leaves, "lokr_w1": torch.tensor(1.0)}):  # a number in the place of a matrix
+        save(tmp_path / "number.safetensors", {f"{stem}.{leaf}": tensor for leaf, tensor in held.items()}, {})
+        assert "for several layers together" in faults(lambda: read(tmp_path / "number.safetensors"))

@@ -269,6 +269,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         "a loha with lengths of its own": {f"{stem}.{k}": v for k, v in (loha | {"dora_scale": torch.ones(1)}).items()},
         "do not fit each other": {f"{stem}.{k}": v for k, v in (loha | {"hada_w1_b": torch.ones(3, 64)}).items()},
         "an OFT of a second kind": {f"{stem}.oft_R.weight": torch.ones(2, 2)},
+        "oft_blocks .2, 4, 0. do not fit": {f"{stem}.oft_blocks": torch.ones(2, 4, 0)},
         "no whole LoHa, LoKr or OFT": {f"{stem}.hada_w1_a": torch.ones(2, 2)},
         "a BOFT, which is not read here": {f"{stem}.oft_blocks": torch.ones(2, 4, 2, 2)},
         "an OFT of kohya's own tools": {f"{stem.replace('lora', 'oft')}.oft_blocks": torch.ones(2, 2, 2)},

@@ -66,7 +66,9 @@ def without_idle_alpha(leaves: Leaves) -> dict[str, Tensor]:
 def shape_of(leaves: Leaves) -> tuple[int, int | None]:
     """(out, in · k · k) of the weight that the module changes; an OFT goes on any number of inputs."""
     if kind_of(leaves) == "oft":
-        count, size, _ = leaves["oft_blocks"].shape
+        count, size, columns = leaves["oft_blocks"].shape
+        if size != columns:
+            raise ValueError("no blocks of a rotation")
         return count * size, None
     rows = {leaf: torch.empty(tensor.shape, device="meta") for leaf, tensor in leaves.items() if leaf != "alpha"}
     change = _loha(rows) if "hada_w1_a" in rows else _lokr(rows)

@@ -163,7 +163,7 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         if not any(fields):
             continue
         if header is None:
-            if problem := header_problem(fields):
+            if problem := header_problem(fields, mark):
                 table.fault(line, *problem)
                 return
             header = [field.lower() for field in fields]
@@ -179,9 +179,12 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
 
 
-def header_problem(fields: list[str]) -> tuple[str, str] | None:
-    """What is wrong with the first line, and the mend."""
-    example = "write filename,prompt as the first line"
+def header_problem(fields: list[str], mark: str) -> tuple[str, str] | None:
+    """What is wrong with the first line, and the mend: a header with the mark that parts the rows, for they are read by
+    that of the header."""
+    example = f"write filename{mark}prompt as the first line".replace("\t", " ") + ", with a tab between" * (
+        mark == "\t"
+    )
     if any(field.lower().endswith(IMAGE_SUFFIXES) for field in fields):
         return "the header line is missing", example
     if len(fields) == 1 and "\uff0c" in fields[0]:

@@ -71,7 +71,7 @@ def mend(path: Path) -> tuple[bytes, list[MendedRow]]:
         if not any(fields):
             continue
         if not header:
-            if problem := header_problem(fields):
+            if problem := header_problem(fields, mark):
                 raise UserError(problem[0], file=path, line=start + 1, hint=problem[1])
             header = [field.lower() for field in fields]
         elif (whole := joined(fields, header, mark)) is not None:

@@ -66,8 +66,9 @@ def _of_rows(leaves: Mapping[str, Tensor], parts: int) -> list[str]:
     else:
         found = [leaf for leaf in (UP, "lokr_w1", "lokr_w1_a") if leaf in leaves]
     if DORA in leaves:
-        found = [UP, DORA] if UP in leaves and leaves[DORA].numel() == len(leaves[UP]) else []
-    return [] if any(leaf not in leaves or len(leaves[leaf]) % parts for leaf in found) else found
+        found = [UP, DORA] if UP in leaves and leaves[UP].shape[:1] == (leaves[DORA].numel(),) else []
+    whole = all(leaf in leaves and leaves[leaf].dim() and len(leaves[leaf]) % parts == 0 for leaf in found)
+    return found if whole else []
 
 
 def _turned_back(leaves: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

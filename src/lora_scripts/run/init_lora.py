@@ -115,15 +115,19 @@ def default_size(config: TrainConfig, initial: Mapping[str, Change]) -> Size:
 
 
 def _of_leaves(config: TrainConfig, leaves: lycoris.Leaves, rule: TargetRule | None) -> Size:
-    """Of a LoHa, LoKr or OFT, whose factors stay as they are. UserError where another rank is asked for."""
-    rank, asked = lycoris.rank_of(leaves), rule.rank if rule is not None else None
-    asked = asked or (config.lora_rank if "lora_rank" in config.model_fields_set else None)
-    if rank is not None and asked not in (None, rank):
-        kind = _WORDS[lycoris.kind_of(leaves)]
-        text = f"lora_rank {asked} cannot be with this init_lora: it has rank {rank}, and the factors of a {kind} stay"
-        raise UserError(text, file=config.init_lora, hint="leave lora_rank out")
-    alpha = float(leaves["alpha"]) if "alpha" in leaves else config.effective_alpha
-    return Size(rank or config.lora_rank, alpha, leaves)
+    """Of a LoHa, LoKr or OFT, whose factors stay as they are. UserError where another rank or alpha is asked for."""
+    rank = lycoris.rank_of(leaves)
+    if rank is None:  # alpha counts with a rank only: files have 1e10 there
+        return Size(config.lora_rank, config.effective_alpha, leaves)
+    alpha = float(leaves["alpha"]) if "alpha" in leaves else float(rank)
+    own_rank = (rule.rank if rule else None) or (config.lora_rank if "lora_rank" in config.model_fields_set else None)
+    own_alpha = (rule.alpha if rule else None) or config.lora_alpha
+    for key, asked, there in (("rank", own_rank, rank), ("alpha", own_alpha, alpha)):
+        if asked not in (None, there):
+            kind = _WORDS[lycoris.kind_of(leaves)]
+            text = f"lora_{key} {asked:g} cannot be with this init_lora: it has {key} {there:g}, and the factors of a "
+            raise UserError(f"{text}{kind} stay", file=config.init_lora, hint=f"leave lora_{key} out")
+    return Size(rank, alpha, leaves)
 
 
 def size_of(config: TrainConfig, weights: Change, rule: TargetRule | None) -> Size:
