@@ -182,9 +182,9 @@ def _read_csv(lines: list[str], table: _Table) -> None:
 def header_problem(fields: list[str], mark: str) -> tuple[str, str] | None:
     """What is wrong with the first line, and the mend: a header with the mark that parts the rows, for they are read by
     that of the header."""
-    example = f"write filename{mark}prompt as the first line".replace("\t", " ") + ", with a tab between" * (
-        mark == "\t"
-    )
+    example = f"write filename{mark}prompt as the first line"
+    if mark == "\t":
+        example = "write filename prompt as the first line, with a tab between"
     if any(field.lower().endswith(IMAGE_SUFFIXES) for field in fields):
         return "the header line is missing", example
     if len(fields) == 1 and "\uff0c" in fields[0]:
