@@ -17,6 +17,7 @@ import pytest
 from jinja2 import StrictUndefined, UndefinedError
 from PIL import Image, ImageChops
 
+from lora_scripts.loras.proof import UNREAD_BY
 from lora_scripts.report import chart
 from lora_scripts.report import environment as environments
 from lora_scripts.report.data import Comparison, Kept, LoraFile, ReportData, Strength, StrengthRow
@@ -173,6 +174,13 @@ def test_usage_names_every_place_and_the_code_is_python() -> None:
     assert "Recommended strength: 0.9, which shows 96 % of it. On average over the prompts:" in page.text("p")
     assert "style 12 %" in page.text("dd")
     assert Page(render(replace(full(), strength=None))).text("code").count("<lora:cyberpunk_lora:1>") == 2
+
+
+def test_programs_that_do_not_read_the_file_are_left_out_of_how_to_use_it() -> None:
+    lokr, oft = (Page(render(replace(full(), unread_by=UNREAD_BY[kind]))) for kind in ("lokr", "oft"))
+    assert not any("load_lora_weights" in text or "additional-networks" in text for text in lokr.text("code"))
+    assert "WebUI (A1111, Forge, SD.Next)" in lokr.text("h3") and "diffusers" not in lokr.text("h3")
+    assert "WebUI (A1111)" in oft.text("h3") and "models/loras" in oft.text("code")
 
 
 def test_what_the_lora_does_uncalled_stands_beside_the_base() -> None:

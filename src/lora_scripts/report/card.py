@@ -57,6 +57,8 @@ class Card:
     """Bytes."""
     hashes: Mapping[str, str]
     metadata: Mapping[str, str]
+    plain: bool
+    """That it is neither a DoRA nor a LyCORIS file, which diffusers does not read."""
     ranks: Sequence[int]
     alphas: Sequence[float]
     base_model: str
@@ -113,7 +115,7 @@ def readme(card: Card) -> str:
         language=card.language,
         card=card,
         tag=tag(card.stem, card.strength, card.trigger),
-        code=diffusers_code(lora, prompt, card.strength, card.base, card.pipeline),
+        code=diffusers_code(lora, prompt, card.strength, card.base, card.pipeline) if card.plain else "",
         facts=_training(card),
     )
 

@@ -127,6 +127,8 @@ class ReportData:
     lora: LoraFile
     verification: str
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
+    unread_by: Sequence[str] = ()
+    """Programs that do not read such a file, as a LoKr: how to use it there is left out."""
     base: str = ""
     """The model that it was trained on, as its config names it,"""
     pipeline: str = ""

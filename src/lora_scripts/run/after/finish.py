@@ -21,6 +21,7 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.generate.command import save
 from lora_scripts.generate.known_by import lora_hash
+from lora_scripts.loras.proof import UNREAD_BY
 from lora_scripts.report.data import (
     COMPARED,
     PREVIEWS,
@@ -174,6 +175,7 @@ def report(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
+        unread_by=UNREAD_BY.get(config.adapter, ()),
         base=str(config.base_model),
         pipeline=table.find(config.base_model).lora.pipeline,
         language=config.language,
