@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from pathlib import Path
 
@@ -419,3 +420,10 @@ def test_a_start_is_the_seeds_alone_whatever_was_drawn_before(kind: str) -> None
         layer.reset(torch.Generator().manual_seed(5))
         starts.append(layer.leaves())
     assert all(torch.equal(starts[0][leaf], starts[1][leaf]) for leaf in starts[0])
+
+
+def test_an_oft_says_nothing_of_its_blocks() -> None:
+    """lycoris-lora tells their sizes on stdout, where a command with `--json` has its result."""
+    pytest.importorskip("lycoris")
+    LycorisLayer(nn.Linear(8, 8), "oft", 4, 1.0)
+    assert not logging.getLogger("LyCORIS").isEnabledFor(logging.INFO)

@@ -10,6 +10,7 @@ with a Tucker core T a matrix is Σ T[i, j, …] · a[i, out] · b[j, in] instea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -194,6 +195,8 @@ def _modules() -> dict[str, Any]:
     from lycoris.modules.loha import LohaModule
     from lycoris.modules.lokr import LokrModule
 
+    # What it says of each size of an OFT's blocks would stand in the result, on stdout.
+    logging.getLogger("LyCORIS").setLevel(logging.WARNING)
     return {"loha": LohaModule, "lokr": LokrModule, "oft": DiagOFTModule}
 
 
