@@ -333,8 +333,8 @@ def test_an_oft_that_has_hardly_turned_is_right_and_one_turned_back_is_not() -> 
     """R is about 1 in every program, so float32 keeps seven digits of it, and fewer of R - I."""
     g = torch.Generator().manual_seed(0)
     (path, _), *_ = ((path, layer) for path, layer in LAYERS.items() if path.endswith("attn1.to_q"))
-    for size in (1e-5, 1e-4, 1e-3):
-        blocks = size * torch.randn(8, 4, 4, generator=g)
+    for size, width in ((1e-5, 4), (1e-4, 4), (1e-3, 4), (1e-5, 32), (1e-3, 32)):
+        blocks = size * torch.randn(4, width, width, generator=g)
         leaves = {"oft_blocks": blocks - blocks.mT}
         wrong = {"oft_blocks": blocks.mT - blocks}
         for change, right in ((leaves, True), (wrong, False)):

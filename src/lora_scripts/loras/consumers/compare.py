@@ -140,10 +140,10 @@ def _other_kind(got: Delta, want: Delta) -> str | None:
 
 def _rounding(delta: Delta) -> float:
     """What float32 may lose in up @ down: matters where large products nearly cancel; and of an OFT in R, whose numbers
-    are about 1 however little R - I is."""
+    are about 1 however little R - I is, and for which a system of equations is solved."""
     w = delta.change
     if not isinstance(w, LoraWeights):
-        return 2**-21 if "oft_blocks" in w else 0.0
+        return 2**-18 if "oft_blocks" in w else 0.0
     up, down = w.up.double().flatten(1), w.down.double().flatten(1)
     lost = 2**-21 * abs(w.alpha / w.rank) * up.norm(dim=1).max().item() * down.norm(dim=0).max().item()
     return lost if math.isfinite(lost) else 0.0
