@@ -54,6 +54,12 @@ class Report:
     parts: Mapping[str, int] = field(default_factory=dict)
     """Of a checkpoint: part -> numbers in it."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is neither a DoRA nor a LyCORIS file, which has no modules here."""
+        modules = self.lora.modules if self.lora is not None else []
+        return bool(modules) and not any(module.dora for module in modules)
+
 
 @dataclass(frozen=True)
 class Inspected:

@@ -86,7 +86,7 @@ def write_card(
         size=inspected.size,
         hashes=inspected.hashes,
         metadata=inspected.metadata,
-        plain=inspected.what != "a DoRA" and bool(inspected.lora and inspected.lora.ranks),
+        plain=inspected.plain,
         ranks=inspected.lora.ranks if inspected.lora else [],
         alphas=inspected.lora.alphas if inspected.lora else [],
         base_model=base_model or inspected.metadata.get("ss_sd_model_name", "").removesuffix(".safetensors"),
