@@ -38,6 +38,11 @@ MUTANTS = [
     Mutant("adapters/changed.py", "us[0].addmm_(rows, up.flatten(1), alpha=site.scale)", "us[0].addmm_(rows, up.flatten(1))", "together"),
     Mutant("adapters/together.py", "layer.down, layer.group = self.layers[0].down, self", "layer.group = self", "together"),
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
+    # references
+    Mutant("families/black_forest/flux2_model.py", "APART = 10", "APART = 9", "references"),
+    Mutant("families/black_forest/flux1_model.py", "behind[:, 0] = 1", "behind[:, 0] = 0", "references"),
+    Mutant("train/encoded.py", "planned(one, index) for one in", "planned(one, 0) for one in", "references"),
+    Mutant("train/feed.py", "[p.shape for p in", "[p.bucket for p in", "references"),
     # attention on a card
     Mutant("compute/attention.py", "        y = _AsLaid.apply(y)\n", "        pass\n", "card_attention"),
     Mutant("compute/attention.py", "F.scaled_dot_product_attention, _cudnn_leads = before", "pass", "card_attention"),

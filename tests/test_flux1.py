@@ -249,7 +249,6 @@ RELATIVES = {
     "Fill": ({"channels": 384}, {}, "a FLUX.1 Fill, which fills in pictures"),
     "Canny": ({"channels": 128}, {}, "a FLUX.1 that is led by a second picture (Canny, Depth)"),
     "others": ({"channels": 96}, {}, "a relative of FLUX.1 with other latents"),
-    "Kontext": ({}, {"modelspec.title": "Flux.1-Kontext-dev"}, "a FLUX.1 Kontext, which edits pictures"),
 }
 
 
@@ -260,8 +259,13 @@ def test_relatives_are_refused_by_name(tmp_path: Path, name: str) -> None:
     save_file({k: v.contiguous() for k, v in tiny_flux1.native(made.transformer.state_dict()).items()},
               tmp_path / "file.safetensors", metadata)  # fmt: skip
     assert identify(tmp_path / "file.safetensors").words == words
-    pipeline = "FluxKontextPipeline" if name == "Kontext" else "FluxPipeline"
-    assert identify(tiny_flux1.write_folder(tmp_path / "folder", pipeline=pipeline, **of)).words == words
+    assert identify(tiny_flux1.write_folder(tmp_path / "folder", **of)).words == words
+
+
+def test_kontext_is_a_base_as_dev_is(tmp_path: Path) -> None:
+    """Its file has nothing that tells it from dev's, so its folder is taken alike."""
+    folder = tiny_flux1.write_folder(tmp_path / "folder", pipeline="FluxKontextPipeline")
+    assert identify(folder) is FACTS.checkpoint
 
 
 def test_files_of_other_models_are_refused_by_name(base: Path, tmp_path: Path) -> None:

@@ -63,10 +63,12 @@ def test_a_cells_name_is_made_of_all_that_it_depends_on() -> None:
     whole: dict[str, Any] = {
         "base": "a", "vae": "", "loras": (("b", 0.5),), "prompt": "p", "negative": "", "seed": 1, "cfg": 7.0,
         "steps": 20, "size": (64, 64), "scheduler": "DDIM", "settings": ("fp32", "epsilon", False, 1),
+        "references": (("a.png", "e"),),
     }  # fmt: skip
     others = {
         "base": "c", "vae": "d", "loras": (("b", 0.6),), "prompt": "q", "negative": "n", "seed": 2, "cfg": 7.5,
         "steps": 21, "size": (64, 72), "scheduler": "LCM", "settings": ("bf16", "epsilon", False, 1),
+        "references": (),
     }  # fmt: skip
     assert whole.keys() == others.keys() == set(Cell.__dataclass_fields__)
     digests = [Cell(**whole).digest, *(Cell(**{**whole, key: value}).digest for key, value in others.items())]

@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", metavar="FILE", type=path, required=True, help="the checkpoint: .safetensors or diffusers folder")
     add("--prompt", metavar="TEXT", help='what to draw: "a city at night <lora:cyberpunk_lora:0.8>"')
-    text = "in place of --prompt: one prompt a line (--n --w --h --d --l --s as in docs)"
+    text = "in place of --prompt: one prompt a line (--n --w --h --d --l --s --ref)"
     add("--from-file", metavar="FILE", type=path, help=text)
     add("--negative-prompt", metavar="TEXT", help="what to keep out of the picture (default: the base's usual, if any)")
     add("--seed", metavar="N", type=number(int, 0, 2**32 - 1), default=42, help=default("42", "the first picture's"))
@@ -42,6 +42,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--cfg", metavar="X", type=number(float, 0, 100), help=usual("closeness to the prompt", 7))
     add("--size", metavar="WxH", type=size, help="pixels, 512 or 512x768 (default: the base's own, or --image's)")
     add("--image", metavar="FILE", type=path, help="a picture to begin with")
+    text = "pictures to draw from, for a base that edits"
+    add("--reference", metavar="R", nargs="+", type=path, default=(), help=text)
     text = default("0.75", "how much of --image is drawn anew, 0 to 1")
     add("--denoise", metavar="X", type=number(float, 0, 1), help=text)
     add("--lora-dir", metavar="DIR", type=path, default=Path("output"), help=default("output", "where LoRAs are"))

@@ -137,6 +137,11 @@ _INSIDE = (
         "choose a folder beside it, for example ./output/my_lora",
     ),
     ("val_data_dir", "lies in train_data_dir, so every picture of it would be trained", "choose a folder beside it"),
+    (
+        "reference_dir",
+        "lies in train_data_dir, so what pictures are made from would be trained on too",
+        "choose a folder beside it",
+    ),
     ("mask_dir", "lies in train_data_dir, so the masks would be trained on too", "choose a folder beside it"),
 )
 """Keys of folders that must not be in the data set, or be it; what would happen; the mend."""
@@ -197,6 +202,7 @@ _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
     "output_dir": _folder_fault,
     "cache_dir": _folder_fault,
     "mask_dir": _data_fault,
+    "reference_dir": _data_fault,
     "class_data_dir": _data_fault,
 }
 

@@ -1,6 +1,7 @@
 """One line of a list of prompts, with options as kohya's and the WebUI's users write them. Standard library only.
 
 a red house on sand --n blurry, text --w 512 --h 768 --d 42 --l 7 --s 20
+make it night --ref street.jpg
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lora_scripts.config.values import check_size
 from lora_scripts.errors import UserError, raise_all
@@ -18,7 +20,7 @@ from lora_scripts.errors import UserError, raise_all
 _OPTION = re.compile(r"(?:^|\s)--([^\W\d_][\w-]*)(?=\s|=|$)=?")
 TAG = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
 """What calls a LoRA, whole or not."""
-_KNOWN = "--n negative --w width --h height --d seed --l cfg --s steps"
+_KNOWN = "--n negative --w width --h height --d seed --l cfg --s steps --ref picture"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class PromptLine:
     seed: int | None = None
     cfg: float | None = None
     steps: int | None = None
+    references: tuple[Path, ...] = ()
+    """Pictures to draw from, for a model that edits."""
 
     @property
     def text(self) -> str:
         """As it is written: the prompt with its options."""
-        told = ((name, getattr(self, key)) for name, (key, _) in _OPTIONS.items())
-        return " ".join([self.prompt, *(f"--{name} {value}".rstrip() for name, value in told if value is not None)])
+        told = [(name, getattr(self, key)) for name, (key, _) in _OPTIONS.items()]
+        each = [(name, one) for name, value in told for one in (value if isinstance(value, tuple) else [value])]
+        return " ".join([self.prompt, *(f"--{name} {value}".rstrip() for name, value in each if value is not None)])
 
 
 def parse_line(text: str, file: Path | None = None, line: int | None = None, *, tags: bool = True) -> PromptLine:
@@ -48,7 +53,7 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
     """
     found = list(_OPTION.finditer(text))
     prompt = (text[: found[0].start()] if found else text).strip()
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     faults = [] if prompt else [UserError("there is no prompt", file=file, line=line, hint="write it before the --")]
     if not tags and (tag := TAG.search(prompt)):
         why = f"holds {tag[0]!r}, but previews show what is being trained, and nothing else"
@@ -58,13 +63,14 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
         name, value = match[1], text[match.end() : end].strip()
         try:
             key, convert = _option(name)
-            if key in values:
+            if key in values and name not in _SEVERAL:
                 raise ValueError(f"--{name} is given twice")
-            values[key] = convert(name, value)
+            made = convert(name, value)
+            values[key] = (*values.get(key, ()), made) if name in _SEVERAL else made
         except ValueError as error:
             faults.append(UserError(str(error), file=file, line=line, hint=f"the options are {_KNOWN}"))
     raise_all(faults)
-    return PromptLine(prompt, **values)  # type: ignore[arg-type]
+    return PromptLine(prompt, **values)
 
 
 def _option(name: str) -> tuple[str, Callable[[str, str], object]]:
@@ -75,6 +81,13 @@ def _option(name: str) -> tuple[str, Callable[[str, str], object]]:
 
 def _text(name: str, value: str) -> str:
     return value  # empty: no negative prompt, whatever the command line says
+
+
+def _picture(name: str, value: str) -> Path:
+    path = Path(value)
+    if not path.is_file():
+        raise ValueError(f"--{name} {value}: no such picture")
+    return path
 
 
 def _whole(low: int, high: int) -> Callable[[str, str], int]:
@@ -112,4 +125,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "d": ("seed", _whole(0, 2**32 - 1)),
     "l": ("cfg", _number),
     "s": ("steps", _whole(1, 1000)),
+    "ref": ("references", _picture),
 }
+_SEVERAL = frozenset(["ref"])
+"""What may be said more than once."""

@@ -24,6 +24,7 @@ FEATURES = {
     "negative": "models that read a negative prompt",
     "language": "models whose text encoder is a language model",
     "fused": "models whose published file keeps q, k and v as one layer",
+    "references": "models that edit pictures",
     "texts": "language models",
 }
 """What a key may need of the base's family, and whom it is for, in words."""

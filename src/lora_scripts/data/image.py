@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError, features
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.captions import tidy
@@ -62,6 +62,18 @@ _SECTOR = 512
 """And what a download leaves of an AVIF or HEIC: whole sectors of a disk."""
 _PLAIN = 14
 """But of a plain block in a lossy WebP: at most 13.7 were seen, beside noise, at the least qualities of libwebp."""
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(width, height) as shown, from the head of the file. UserError for what is no picture."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if turned else image.size
+    except _DECODER_ERRORS as error:
+        raise UserError(
+            f"cannot be read as a picture ({error})", file=path, hint="save it anew, or leave it out"
+        ) from None
 
 
 def load_rgb(path: Path, digest: str = "") -> Image.Image:

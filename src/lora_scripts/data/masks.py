@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from lora_scripts.data.buckets import View
 from lora_scripts.data.findings import IMAGE_SUFFIXES
-from lora_scripts.data.image import load_alpha, load_rgb
+from lora_scripts.data.image import load_alpha, load_rgb, size_of
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import Faults, UserError, raise_all
 
@@ -46,7 +46,7 @@ def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
             faults.append(UserError("has no mask", file=sample.path, hint=hint))
         else:
             found[sample.name] = path
-    _raise_first(faults)
+    raise_first(faults)
     return found
 
 
@@ -57,16 +57,15 @@ def require_masks(samples: Sequence[Sample], folder: Path | None) -> None:
     faults = Faults()
     for sample in samples:
         faults.attempt(partial(_check, sample, found[sample.name], own=folder is None))
-    _raise_first(faults)
+    raise_first(faults)
 
 
 def _check(sample: Sample, path: Path, *, own: bool) -> None:
     try:
+        size = size_of(path)
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            size = image.size[::-1] if turned else image.size
             transparent = image.has_transparency_data
-    except (OSError, SyntaxError, ValueError):
+    except (UserError, OSError, SyntaxError, ValueError):
         return  # told by whoever reads it
     if own and not transparent:
         raise _opaque(path)
@@ -86,7 +85,8 @@ def _check_shape(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> 
         raise UserError(text, file=path, hint="save the mask in the picture's own size")
 
 
-def _raise_first(faults: Sequence[UserError]) -> None:
+def raise_first(faults: Sequence[UserError]) -> None:
+    """Raises the first of them, and how many more there are."""
     more = UserError(f"and {len(faults) - MOST} pictures more") if len(faults) > MOST else None
     raise_all([*faults[:MOST], *filter(None, [more])])
 

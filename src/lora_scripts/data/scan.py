@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -39,6 +40,8 @@ class Sample:
     """SHA-256 of the file's bytes, 64 hex digits."""
     small: bytes = field(default=b"", compare=False, repr=False)
     """The picture squeezed into a square of a few pixels, RGB, by which copies are known; empty unless asked for."""
+    references: Sequence[Sample] = ()
+    """What it is to be made from, of a model that edits."""
 
     def called(self, name: str, caption: str) -> Sample:
         """The same image by a name, with a caption. (`dataclasses.replace` takes three times as long, and there may be

@@ -17,6 +17,7 @@ from lora_scripts.formats.hashes import sha256_of
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Draws, draw
 
+REFERENCE = "reference"
 Conditions = Mapping[str, Tensor]
 """What a model is told besides what it works on, by the family's own names; each [n, ...]."""
 
@@ -48,6 +49,8 @@ class Sampling:
     """[3, height, width] in [-1, 1] of `size`: a picture to begin with, instead of noise alone."""
     denoise: float = 1.0
     """Of `start`: the share of the steps that are done, 0 … 1."""
+    references: Sequence[Tensor] = ()
+    """Each [3, h, w] in [-1, 1], of its own size: pictures to draw from, at most as many as the family's facts say."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Batch:
     """n training samples, ready for the loss. Pictures of one batch have one size."""
 
     latents: Mapping[str, Tensor]
-    """What the family's encoder gave of each sample, by its own names: each [n, ...]"""
+    """What the family's encoder gave of each sample, by its own names: each [n, ...]; and the "mean" that it gave of
+    each picture that it is made from, as `REFERENCE` and a number from 0"""
     captions: Sequence[str]
     """n texts"""
     texts: Conditions | None

@@ -237,6 +237,9 @@ class Facts:
     transparent: bool = False
     """Whether its VAE takes and gives pictures with transparency."""
 
+    references: int = 0
+    """How many pictures its model can be shown beside a prompt, to draw from them."""
+
     size_step: int = 8
     """Sides of pictures, drawn or trained on, are multiples of this at least, in pixels."""
 

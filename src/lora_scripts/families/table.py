@@ -247,6 +247,15 @@ def require_negative(facts: Facts, texts: Iterable[str | None]) -> None:
         raise UserError(words, hint="leave the negative prompt out")
 
 
+def require_references(facts: Facts, counts: Iterable[int]) -> None:
+    """UserError where more pictures are to be drawn from at once than the family takes."""
+    if (most := max(counts, default=0)) > facts.references:
+        editing = ", ".join(one.words for one in trainable() if one.references)
+        hint = "leave some out" if facts.references else f"leave them out, or give a base that edits: {editing}"
+        takes = facts.references or "none"
+        raise UserError(f"{most} reference{'s' * (most > 1)}: {facts.words} takes {takes}", hint=hint)
+
+
 def require_drawn(facts: Facts, sizes: Iterable[tuple[int, int]], clip_skip: int) -> None:
     """UserErrors for sizes (width, height) of which the family draws nothing, and for layers that it does not count."""
     step, faults = facts.size_step, []

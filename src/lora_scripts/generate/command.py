@@ -12,10 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from lora_scripts.data.buckets import views
 from lora_scripts.data.image import apply_view, load_rgb, load_rgba
+from lora_scripts.data.references import as_shaped, require_readable, seen_beside
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
 from lora_scripts.families.facts import Drawing
-from lora_scripts.families.table import drawing, require_drawn, require_negative, require_pictures
+from lora_scripts.families.table import drawing, require_drawn, require_negative, require_pictures, require_references
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
@@ -48,6 +49,8 @@ class Job:
     how: Drawing
     calls: Sequence[LoraCall]
     files: Sequence[Path]
+    references: Sequence[Path]
+    """Pictures that it is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     _check(options, jobs)
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
+    require_references(facts, [len(job.references) for job in jobs])
+    require_readable([path for job in jobs for path in job.references])
     require_drawn(facts, _sizes(options, jobs), options.clip_skip)
     tell_unread(facts, [(job.prompt, job.how) for job in jobs], sink)
     io.require_writable(options.output or USUAL)
@@ -131,7 +136,8 @@ def _jobs(options: GenerateOptions) -> list[Job]:
     for line in lines:
         try:
             prompt, calls = parse_prompt(line.prompt)
-            jobs.append(Job(line, prompt, usual.asked(line, *asked), calls, _find(calls, options.lora_dir)))
+            files, references = _find(calls, options.lora_dir), line.references or options.reference
+            jobs.append(Job(line, prompt, usual.asked(line, *asked), calls, files, references))
             check_words(prompt, jobs[-1].files)
         except UserError as error:
             faults += error.errors
@@ -194,9 +200,9 @@ class _Start:
 def _sampling(options: GenerateOptions, job: Job, family: PictureFamily, sampler: Sampler, start: _Start) -> Sampling:
     from lora_scripts.families.base import Sampling
 
-    size, line = options.size, job.line
+    size, line, steps = options.size, job.line, family.facts.bucket_steps
     if size is None:
-        size, step = family.native_size, family.facts.size_step
+        size, step = as_shaped(job.references, family.native_size, steps), family.facts.size_step
         if start.image is not None:
             size = (_to_step(start.image.width, step), _to_step(start.image.height, step))
     size = (line.width or size[0], line.height or size[1])
@@ -208,6 +214,7 @@ def _sampling(options: GenerateOptions, job: Job, family: PictureFamily, sampler
         scheduler=sampler.name,
         start=start.at(size),
         denoise=start.denoise,
+        references=seen_beside(job.references, size, steps),
     )
 
 
@@ -258,7 +265,8 @@ def _parameters(options: GenerateOptions, job: Job, seed: int, sampling: Samplin
     loras = {call.name: lora_hash(file) for call, file in zip(job.calls, job.files, strict=True)}
     clip = options.clip_skip
     base = options.base, model_hash(options.base)
-    return parameters(*base, job.line.prompt, seed, sampling, sampler, loras, clip_skip=clip)
+    prompt, shown = job.line.prompt, job.references
+    return parameters(*base, prompt, seed, sampling, sampler, loras, clip_skip=clip, references=shown)
 
 
 def parameters(
@@ -271,6 +279,7 @@ def parameters(
     loras: Mapping[str, str],
     *,
     clip_skip: int = 1,
+    references: Sequence[Path] = (),
 ) -> str:
     """The text for "PNG Info"; `base_hash`: AutoV2; `prompt` with its tags; `loras`: name -> AutoV3."""
     name, schedule = sampler.webui
@@ -285,6 +294,7 @@ def parameters(
         "Model": base.stem,
         "Denoising strength": None if sampling.start is None else f"{sampling.denoise:g}",
         "Clip skip": clip_skip if clip_skip > 1 else None,
+        "References": ", ".join(path.name for path in references) or None,
         "Lora hashes": ", ".join(f"{lora}: {digest}" for lora, digest in loras.items()) or None,
     }
     return infotext(by_name(prompt), sampling.negative, rows)

@@ -66,6 +66,8 @@ class GenerateOptions:
     scheduler: str | None = None
     image: Path | None = None
     """A picture to begin with."""
+    reference: Sequence[Path] = ()
+    """Pictures to draw from, for a base that edits; a prompt of a file may name others."""
     denoise: float | None = None
     """How much of it is drawn anew, the WebUI's denoising strength; None without `image`."""
     merged: bool = False

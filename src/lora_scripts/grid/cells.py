@@ -14,6 +14,7 @@ from PIL import Image
 
 from lora_scripts.config.values import check_size
 from lora_scripts.data.image import on_white
+from lora_scripts.data.references import as_shaped, require_readable, seen_beside
 from lora_scripts.events import Note, Progress, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.generate import known_by
@@ -52,11 +53,14 @@ class Cell:
     scheduler: str
     settings: tuple[object, ...]
     """Precision, prediction, zero-terminal SNR, clip skip."""
+    references: tuple[tuple[str, str], ...] = ()
+    """Path and SHA-256 of each picture that it is drawn from."""
 
     @property
     def digest(self) -> str:
         """The name of its file, 20 hexadecimal digits."""
-        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        told = {key: value for key, value in asdict(self).items() if key != "references" or value}
+        text = json.dumps([VERSION, told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -107,7 +111,8 @@ class Painter:
     def cell(self, point: Point, *, bare: bool = False) -> Cell:
         """What is drawn at a point; `bare`: by the base alone."""
         options, sources = self.options, self.sources
-        line, size = sources.prompts[point.prompt], sources.size or self.family.native_size
+        line, steps = sources.prompts[point.prompt], self.family.facts.bucket_steps
+        size = sources.size or as_shaped(line.references, self.family.native_size, steps)
         how = sources.how(line, sources.cfgs[point.cfg])
         return Cell(
             base=_identity(sources.base),
@@ -121,6 +126,7 @@ class Painter:
             size=(line.width or size[0], line.height or size[1]),
             scheduler=self.sampler.name,
             settings=(self.precision, sources.prediction, sources.zero_terminal_snr, sources.clip_skip),
+            references=tuple((str(path), file_hash(path)) for path in line.references),
         )
 
     def cells(self, plan: Plan) -> Cells:
@@ -138,7 +144,9 @@ class Painter:
         worn = self.wear(point) if cell.loras else []
         if not worn:
             self.stack.take_off()
-        sampling = Sampling(cell.steps, cell.cfg, cell.negative, cell.size, cell.scheduler)
+        steps = self.family.facts.bucket_steps
+        shown = seen_beside([Path(path) for path, _ in cell.references], cell.size, steps)
+        sampling = Sampling(cell.steps, cell.cfg, cell.negative, cell.size, cell.scheduler, references=shown)
         image = self.family.generate(cell.prompt, cell.seed, sampling)
         tags = "".join(f" <lora:{one.path.stem}:{strength:g}>" for one, strength in worn)
         loras = {one.path.stem: lora_hash(one.path) for one, _ in worn}
@@ -161,6 +169,7 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
         require_drawn,
         require_negative,
         require_pictures,
+        require_references,
         settings_asked,
     )
     from lora_scripts.generate.cut import remember
@@ -185,6 +194,8 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     each = [(line.prompt, sources.how(line, cfg)) for line in sources.prompts for cfg in sources.cfgs]
     negatives = [how.negative for _, how in each]
     require_negative(facts, negatives)
+    require_references(facts, [len(line.references) for line in sources.prompts])
+    require_readable(path for line in sources.prompts for path in line.references)
     tell_unread(facts, each, sink)
     texts = [*(line.prompt for line in sources.prompts), *negatives]
     first = partial(remember, texts=texts, sink=sink)

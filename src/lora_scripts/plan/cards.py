@@ -112,6 +112,7 @@ def cards(config: TrainConfig) -> Cards:
     facts.check(config.base_model, config.vae is None)
     base = base_of(config, facts)
     left_out = [] if base.kept else ["what a step keeps, which is not known for a base of this size"]
+    left_out += ["references of a picture besides one"] if config.reference_dir else []
     left_out += ["the text encoder that is trained"] if config.train_text_encoder else []
     return Cards(facts.words, left_out, [allowed(config, base, card) for card in CARDS])
 
@@ -173,7 +174,8 @@ def needs(config: TrainConfig, base: Base) -> dict[str, int]:
     if storage != "auto" or base.packed:
         there += width * max((block.largest for block in base.blocks), default=0)
     moved = 10 + MOVED[config.optimizer] + 4 * (config.ema_decay is not None)
-    share = config.batch_size * math.prod(config.size) / base.native
+    seen = 2 if config.reference_dir else 1  # a reference has as many tokens as its picture
+    share = config.batch_size * math.prod(config.size) * seen / base.native
     step = there + base.lora * moved + round(_kept(config, base) * share)
     coder, drawn = base.facts.coder, math.prod(config.effective_sample_size)
     at_once = min(drawn, TILE**2) if config.vae_tiling else drawn

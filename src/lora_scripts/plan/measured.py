@@ -28,11 +28,13 @@ class Kind(NamedTuple):
     height: int
     images: int
     per_epoch: int
+    beside: int = 0
+    """Pixels of what one image is made from."""
 
     @property
     def pixels(self) -> int:
         """Of the whole batch."""
-        return self.width * self.height * self.images
+        return (self.width * self.height + self.beside) * self.images
 
     def __str__(self) -> str:
         return f"{self.images} {'image' if self.images == 1 else 'images'} of {self.width}x{self.height}"

@@ -154,11 +154,15 @@ class Rehearsal:
             config, whole.model, feed, held, steps=whole.state.total, done=0, precision=whole.precision, output=output
         )
         batches = feed.batches(0)  # every epoch has the same, in another order
-        counts = Counter((*feed.pictures[batch[0]].bucket, len(batch)) for batch in batches)
-        m.kinds = sorted((Kind(*shape, count) for shape, count in counts.items()), key=lambda k: k.pixels, reverse=True)
+        counts = Counter(
+            (*feed.pictures[batch[0]].bucket, len(batch), _beside(feed.pictures[batch[0]])) for batch in batches
+        )
+        kinds = (Kind(w, h, images, count, beside) for (w, h, images, beside), count in counts.items())
+        m.kinds = sorted(kinds, key=lambda k: k.pixels, reverse=True)
         m.accumulation = min(config.gradient_accumulation, ACCUMULATED, len(batches))
         # The cache knows equal pictures by their content, and keeps one.
-        pictures_of_all = [*feed.pictures, *(held.feed.pictures if held.on else [])]
+        own = [*feed.pictures, *(held.feed.pictures if held.on else [])]
+        pictures_of_all = [one for picture in own for one in (picture, *picture.references)]
         views = {(p.sample.digest, view) for p in pictures_of_all for view in p.views}
         encoded = Counter(view.bucket for _, view in views)
         pictures = Counter(bucket for _, bucket in {(digest, view.bucket) for digest, view in views})
@@ -167,7 +171,7 @@ class Rehearsal:
             round(s.width * s.height * min(1, THUMBNAIL / max(s.width, s.height)) ** 2)
             for s in whole.samples[:THUMBNAILS]
         )
-        m.captions = len({p.sample.caption for p in pictures_of_all} | {""}) if feed.cache_text else 0
+        m.captions = len({p.sample.caption for p in own} | {""}) if feed.cache_text else 0
 
     def _class_pictures(self, model: Model) -> list[Sample]:
         """Of those that would be drawn one is drawn, and stands for all."""
@@ -185,7 +189,9 @@ class Rehearsal:
 
     def _cut(self, whole: Feed, kind: Kind, most: int) -> Feed:
         """A feed whose every batch is of this kind, of so many pictures at most."""
-        pictures: list[Picture] = [p for p in whole.pictures if p.bucket == (kind.width, kind.height)]
+        size = (kind.width, kind.height)
+        alike: list[Picture] = [p for p in whole.pictures if p.bucket == size and _beside(p) == kind.beside]
+        pictures = [p for p in alike if p.shape == alike[0].shape]
         pictures = [replace(p, views=p.views[:2]) for p in pictures[: min(kind.images, most)]]
         accumulation = self.measured.accumulation
         settings = replace(
@@ -349,6 +355,11 @@ def short(whole: Parts, feed: Feed) -> Parts:
     whole.state.total = endless
     config = whole.config.model_copy(update=keys)
     return replace(whole, config=config, feed=feed, held=replace(whole.held, every=0))
+
+
+def _beside(picture: Picture) -> int:
+    """Pixels of what it is made from."""
+    return sum(one.bucket[0] * one.bucket[1] for one in picture.references)
 
 
 def _copy(sample: Sample, number: int) -> Sample:

@@ -27,6 +27,8 @@ class Comparison:
     seed: int
     before: Image
     after: Image
+    made_from: Sequence[Image] = ()
+    """The first of what it is drawn from, two at most."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lora_scripts.data.image import load_rgb
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.masks import require_masks
+from lora_scripts.data.references import require_readable, with_references
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
@@ -71,18 +72,19 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _sizes(config))
     attempt(lambda: _initial(config))
     attempt(lambda: _prompts(config))
-    attempt(
-        lambda: samples.extend(
-            scan(
-                config.train_data_dir,
-                config.metadata_path,
-                allow_missing_captions=config.allow_missing_captions,
-                small=GRID if config.val_split != 0 else 0,
-                seen=seen,
-                notes=notes,
-            )
+
+    def read() -> None:
+        found = scan(
+            config.train_data_dir,
+            config.metadata_path,
+            allow_missing_captions=config.allow_missing_captions,
+            small=GRID if config.val_split != 0 else 0,
+            seen=seen,
+            notes=notes,
         )
-    )
+        samples.extend(_made_from(config, found, seen, notes))
+
+    attempt(read)
     attempt(lambda: check_new_words(config, samples))
     attempt(lambda: check_trigger(config, samples))
     if config.folder_repeats and samples:
@@ -93,6 +95,16 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
         require_masks(parted.trained, config.mask_dir)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
     return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen), notes)
+
+
+def _made_from(
+    config: TrainConfig, samples: list[Sample], seen: Seen | None, notes: list[Finding] | None = None
+) -> list[Sample]:
+    """The samples with their references, where the config names a folder of them."""
+    facts = _family(config)
+    if config.reference_dir is None or facts is None or not samples:
+        return samples
+    return with_references(samples, config.reference_dir, facts.references, seen=seen, notes=notes)
 
 
 def _bare(sample: Sample) -> Sample:
@@ -141,6 +153,8 @@ def tell_idle(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> Non
     tell_unread(facts, [(line.prompt, usual.asked(line, *asked)) for line in lines], sink)
     most = max((len(tags_of(sample.caption)) for sample in samples), default=0) - c.keep_tags
     keys = {"shuffle_tags": c.shuffle_tags and most < 2, "tag_dropout": c.tag_dropout and most < 1}
+    if c.reference_dir and preview_lines(c.sample_prompts) and not any(line.references for line in lines):
+        sink(Note("note: no prompt of sample_prompts has --ref FILE, so that previews are drawn from words alone"))
     if idle := " and ".join(key for key, value in keys.items() if value):
         behind = f"behind keep_tags: {c.keep_tags}" if most + c.keep_tags > 1 else "between commas"
         sink(Note(f"note: {idle} change{'' if ' ' in idle else 's'} no caption: none has several parts {behind}"))
@@ -194,6 +208,8 @@ def _prompts(config: TrainConfig) -> None:
     lines, facts = preview_lines(config.sample_prompts), _family(config)
     if facts is not None:
         table.require_negative(facts, [line.negative for line in lines])
+        table.require_references(facts, [len(line.references) for line in lines])
+    require_readable(path for line in lines for path in line.references)
 
 
 def _sizes(config: TrainConfig) -> None:
@@ -243,7 +259,7 @@ def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore, s
     known = partial(seen.copies, find=copies) if seen else copies
     if config.val_data_dir is not None:
         others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, seen=seen)
-        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
+        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in _made_from(config, others, seen)]
         double = known([*samples, *others])
         trained, held = list(samples), [s for s in others if s.name not in double]
         if len(held) < len(others):

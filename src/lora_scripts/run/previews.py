@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from PIL.Image import Image
@@ -13,11 +14,12 @@ from lora_scripts.adapters.inject import put_back
 from lora_scripts.compute.meter import ran_out
 from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.config.schema import TrainConfig
+from lora_scripts.data.references import as_shaped, seen_beside
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Note, Sink
-from lora_scripts.families.base import Sampling
-from lora_scripts.families.table import drawing
+from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.families.table import bucket_steps, drawing
 from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
 from lora_scripts.loras import reading
@@ -37,15 +39,28 @@ class Preview:
     prompt: str
     seed: int
     sampling: Sampling
+    references: tuple[Path, ...] = ()
+    """Pictures that it is drawn from."""
 
 
 def previews_of(config: TrainConfig, samples: Sequence[Sample]) -> list[Preview]:
-    """Those of the config, or of the first two captions of the data set."""
+    """Those of the config, or of the first two captions of the data set, with what their pictures are made from."""
     lines = preview_lines(config.sample_prompts)
     if not lines:
-        captions = list(dict.fromkeys(s.caption for s in samples if s.caption))
-        lines = [PromptLine(caption) for caption in captions[:2] or [""]]
+        lines = list(dict.fromkeys(line_of(s) for s in samples if s.caption))[:2] or [PromptLine("")]
     return [_preview(config, line, number) for number, line in enumerate(lines)]
+
+
+def line_of(sample: Sample) -> PromptLine:
+    """What would draw a training picture."""
+    return PromptLine(sample.caption, references=tuple(one.path for one in sample.references))
+
+
+def draw_preview(family: PictureFamily, preview: Preview) -> Image:
+    """Draws it with the model as it stands."""
+    sampling = preview.sampling
+    shown = seen_beside(preview.references, sampling.size, family.facts.bucket_steps)
+    return family.generate(preview.prompt, preview.seed, replace(sampling, references=shown))
 
 
 def usual(config: TrainConfig) -> Preview:
@@ -54,10 +69,12 @@ def usual(config: TrainConfig) -> Preview:
 
 
 def _preview(config: TrainConfig, line: PromptLine, number: int) -> Preview:
-    (width, height), c = config.effective_sample_size, config
+    c, steps = config, bucket_steps(config.base_model)
+    width, height = as_shaped(line.references, c.effective_sample_size, steps)
     how = drawing(c.base_model).asked(line, c.sample_steps, c.sample_cfg, c.sample_negative)
     sampling = Sampling(how.steps, how.cfg, how.negative, (line.width or width, line.height or height))
-    return Preview(line.prompt, config.seed + number if line.seed is None else line.seed, sampling)
+    seed = config.seed + number if line.seed is None else line.seed
+    return Preview(line.prompt, seed, sampling, line.references)
 
 
 @contextmanager
@@ -97,7 +114,7 @@ def draw_previews(
         with exported(model, file, taken):
             for number, preview in enumerate(previews, 1):
                 try:
-                    done(number, preview, model.family.generate(preview.prompt, preview.seed, preview.sampling))
+                    done(number, preview, draw_preview(model.family, preview))
                 except FAILURES as error:
                     sink(_failure(error, f"preview {number} of step {step}", strict=strict))
     except FAILURES as error:
@@ -111,8 +128,8 @@ def infotext(config: TrainConfig, model: Model, preview: Preview, autov3: str) -
     sampler = model.family.sampler(sampling.scheduler, sampling.steps)
     prompt = f"{preview.prompt} <lora:{config.name}:1>" if autov3 else preview.prompt
     loras = {config.name: autov3} if autov3 else {}
-    clip = config.clip_skip
-    return parameters(config.base_model, base, prompt, preview.seed, sampling, sampler, loras, clip_skip=clip)
+    told = (config.base_model, base, prompt, preview.seed, sampling, sampler, loras)
+    return parameters(*told, clip_skip=config.clip_skip, references=preview.references)
 
 
 def _failure(error: Exception, what: str, *, strict: bool) -> Note:

@@ -40,7 +40,7 @@ _RECORDS, _TOKENS = {"records", "held-out records"}, {"tokens", "held-out tokens
 # A resumed run may change these: they decide what is shown and kept, or are held against the data by their content.
 FREE_KEYS = {
     *("train_data_dir", "metadata_path", "base_model", "vae", "init_lora", "output_dir", "cache_dir", "device"),
-    *("text_encoder", "training_adapter", "mask_dir", "class_data_dir"),
+    *("text_encoder", "training_adapter", "mask_dir", "reference_dir", "class_data_dir"),
     *("val_data_dir", "val_every", "patience", "train_file", "val_file", "answer_tokens"),
     *("gradient_checkpointing", "offload_blocks", "cuda_graphs"),  # the same numbers, computed or brought another way
     "on_oom",  # what it did stands in the state
@@ -226,6 +226,7 @@ def _digests(
     digests["init_lora"] = _digest_of_lora(initial) if initial else ""
     for s, name in [*_named(held_out, _ASIDE), *_named(samples)]:
         digests[name] = _digest(s)
+        digests |= {f"reference {n} of {name}": one.digest for n, one in enumerate(s.references, 1)}
     return digests
 
 

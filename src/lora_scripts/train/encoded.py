@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 
 import torch
@@ -17,7 +17,7 @@ from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import PictureFamily
+from lora_scripts.families.base import REFERENCE, PictureFamily
 from lora_scripts.train.ahead import ahead
 
 KEPT = 256 * 2**20
@@ -54,6 +54,13 @@ class Picture:
     """A picture of the class, which keeps the model from forgetting it: it has no mask."""
     repeats: int = 1
     """How many times as often as others it is seen."""
+    references: Sequence[Picture] = ()
+    """What it is to be made from, view by view."""
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """Of what a batch has alike."""
+        return self.bucket, *(one.bucket for one in self.references)
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,22 @@ class Masks:
 def plan_pictures(
     samples: Sequence[Sample], resolution: Size, steps: tuple[int, int], *, flip: bool, random_crop: bool, seed: int
 ) -> list[Picture]:
-    """Gives each sample its bucket and views; `steps`: as `Facts.bucket_steps`."""
+    """Gives each sample, and what it is made from, its bucket and views; `steps`: as `Facts.bucket_steps`.
+
+    A reference has as many views as its picture, mirrored alike, and where it has the same shape cut alike.
+    """
     buckets, out = bucket_sizes(resolution, *steps), []
     bucket_of = cache(lambda size: choose_bucket(size, buckets))  # most sets have few sizes
     seen_at = cache(partial(views, flip=flip, random_crop=random_crop, seed=seed))
-    for index, sample in enumerate(samples):
+
+    def planned(sample: Sample, index: int) -> Picture:
         size = (sample.width, sample.height)
         bucket = bucket_of(size)
-        out.append(Picture(sample, bucket, seen_at(size, bucket, index=index if random_crop else 0)))
+        return Picture(sample, bucket, seen_at(size, bucket, index=index if random_crop else 0))
+
+    for index, sample in enumerate(samples):
+        picture, references = planned(sample, index), [planned(one, index) for one in sample.references]
+        out.append(replace(picture, references=references) if references else picture)
     return out
 
 
@@ -130,7 +145,8 @@ class Encoded:
         for a picture of which the VAE makes numbers that are not finite: nothing of it is kept.
         """
         self._cache, self._vae = cache, self.family.fingerprint("vae")
-        done, total = 0, sum(len(p.views) for p in self.pictures)
+        whole = [(one, one is own) for own in self.pictures for one in (own, *own.references)]
+        done, total = 0, sum(len(one.views) for one, _ in whole)
         asked: set[str] = set()
         missing: list[_Missing] = []
 
@@ -140,9 +156,9 @@ class Encoded:
             asked.add(key)
             return key
 
-        for picture in self.pictures:
+        for picture, masked in whole:
             for view in picture.views:
-                latents, mask = self._latents_key(picture, view), self._mask_key(picture, view)
+                latents, mask = self._latents_key(picture, view), self._mask_key(picture, view) if masked else ""
                 one = _Missing(picture, view, lacking(latents), lacking(mask))
                 if one.latents or one.mask:
                     missing.append(one)
@@ -199,11 +215,16 @@ class Encoded:
     # --- what is encoded ---------------------------------------------------------------------------------------------
 
     def latents(self, index: int, variant: int = 0, read: Read | None = None) -> Entry:
-        """What the family's encoder gave of a view of a picture, by its names, each [c, h, w].
+        """What the family's encoder gave of a view of a picture, by its names, each [c, h, w]; and its means of that
+        view of what the picture is made from, as of `Batch`.
 
         `read`, as of `text`: entries that are read already, by their keys.
         """
         picture = self.pictures[index]
+        made_from = [self._latents(one, variant, read)["mean"] for one in picture.references]
+        return self._latents(picture, variant, read) | {f"{REFERENCE}{n}": mean for n, mean in enumerate(made_from)}
+
+    def _latents(self, picture: Picture, variant: int, read: Read | None) -> Entry:
         view = picture.views[variant]
 
         def again() -> Entry:
@@ -260,6 +281,7 @@ class Encoded:
             picture = self.pictures[index]
             view = picture.views[variant]
             keys |= {self._latents_key(picture, view), self._mask_key(picture, view)}
+            keys |= {self._latents_key(one, one.views[variant]) for one in picture.references}
             if caption in self.captions:
                 keys.add(self._text_key(caption))
         return {key: self.cache.get(key) for key in keys if key}

@@ -75,8 +75,8 @@ class Feed:
         self.encoded.fill(cache, progress)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        s, buckets = self.settings, [p.bucket for p in self.pictures]
-        return epoch_batches(buckets, batch_size=s.batch_size, repeats=self.times, seed=s.seed, epoch=epoch)
+        s, shapes = self.settings, [p.shape for p in self.pictures]
+        return epoch_batches(shapes, batch_size=s.batch_size, repeats=self.times, seed=s.seed, epoch=epoch)
 
     @property
     def steps_per_epoch(self) -> int:

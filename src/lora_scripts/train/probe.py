@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lora_scripts.data.buckets import Size
 from lora_scripts.families.base import Batch, stacked
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import STEPS, Draws, at_level, middle
@@ -80,12 +81,12 @@ class Probe:
         return range(self.levels.strata) if self.parts is None else self.parts
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(row, stratum), each batch of one bucket."""
-        by_bucket: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        """(row, stratum), each batch of one shape."""
+        by_shape: dict[tuple[Size, ...], list[tuple[int, int]]] = {}
         for row, index in enumerate(self.indices):
-            places = by_bucket.setdefault(self.feed.pictures[index].bucket, [])
+            places = by_shape.setdefault(self.feed.pictures[index].shape, [])
             places += [(row, part) for part in self.columns]
-        for places in by_bucket.values():
+        for places in by_shape.values():
             yield from (places[i : i + self.batch] for i in range(0, len(places), self.batch))
 
     def _ready(self, places: Sequence[tuple[int, int]], captions: bool) -> tuple[Batch, Draws]:

@@ -25,6 +25,7 @@ class DataKeys(Keys):
     NEEDS: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("resolution", "flip", "random_crop", "folder_repeats"), "pictures"),
         **dict.fromkeys(("mask_alpha", "mask_dir", "mask_background"), "pictures"),
+        "reference_dir": "references",
         **dict.fromkeys(("class_data_dir", "class_prompt", "class_images", "prior_weight"), "pictures"),
         **dict.fromkeys(("trigger_word", "caption_dropout", "shuffle_tags", "keep_tags", "tag_dropout"), "pictures"),
         **dict.fromkeys(("caption_tokens", "clip_skip"), "clip"),
@@ -63,6 +64,9 @@ class DataKeys(Keys):
     """Train only what is white in the picture of the same name in this folder."""
     mask_background: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """How much the masked-out part still counts; 0.1 keeps backgrounds from going astray."""
+    reference_dir: ConfigPath | None = None
+    """Pictures that others are made from, for a model that edits: for each training picture one of the same name in
+    this folder, or name_1, name_2; the caption says what is done to it."""
     class_data_dir: ConfigPath | None = None
     """Pictures of the class (any woman, not this one), trained along so that it is not forgotten."""
     class_prompt: str = ""

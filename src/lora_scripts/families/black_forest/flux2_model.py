@@ -19,10 +19,13 @@ from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Way, guidance, places
+from lora_scripts.families.flow.model import FlowFamily, Way, guidance, places, references
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.losses.flow import Sigmas
+
+APART = 10
+"""Steps between a picture and what it is drawn from, and between one of those and the next, on the axis of time."""
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
@@ -39,17 +42,20 @@ def empirical_mu(tokens: int, steps: int) -> float:
 def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor:
     """As `flow.model.Ask`."""
     n, channels, height, width = x.shape
-    states = texts["states"]
+    states, pictures = texts["states"], [x, *references(texts)]
+    stand = [places(1, *one.shape[2:], 1, on=x.device) for one in pictures]
+    for number, behind in enumerate(stand):
+        behind[:, 0] = APART * number
     answer: Tensor = transformer(
-        hidden_states=x.flatten(2).transpose(1, 2),
+        hidden_states=torch.cat([one.flatten(2).transpose(1, 2) for one in pictures], 1),
         encoder_hidden_states=states,
         timestep=sigma,
-        img_ids=places(1, height, width, 1, on=x.device).expand(n, -1, -1),
+        img_ids=torch.cat(stand).expand(n, -1, -1),
         txt_ids=places(1, 1, 1, states.shape[1], on=x.device).expand(n, -1, -1),
         guidance=guidance(transformer, sigma, texts),
         return_dict=False,
     )[0]
-    return answer.transpose(1, 2).reshape(n, channels, height, width)
+    return answer[:, : height * width].transpose(1, 2).reshape(n, channels, height, width)
 
 
 def load(

@@ -42,6 +42,7 @@ def flow_facts(
     latent_channels: int = 16,
     size_step: int = 16,
     transparent: bool = False,
+    references: int = 0,
     coder: Coder = USUAL,
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
@@ -51,6 +52,7 @@ def flow_facts(
     one; `least_share`: by default it is trained from 512 x 512 on; the last ones: as of `Facts`.
     """
     room = f"lora_scripts.families.{name}"
+    more = {"negative": negative, "fused": fused, "references": references}
 
     def names() -> Names:
         found: Names = import_module(f"{room}.names").names()
@@ -67,7 +69,7 @@ def flow_facts(
         checkpoint=mergeable[0],
         mergeable=frozenset(mergeable),
         model=f"{room}.model",
-        features=frozenset({"pictures", "vae", "language", *["negative"] * negative, *["fused"] * fused}),
+        features=frozenset({"pictures", "vae", "language", *filter(more.get, more)}),
         native_size=(files.side, files.side),
         made_for=files.made_for,
         least_share=least_share,
@@ -97,6 +99,7 @@ def flow_facts(
         gguf=True,
         size_step=size_step,
         transparent=transparent,
+        references=references,
         check_text=files.check_text,
     )
 

@@ -19,7 +19,7 @@ from lora_scripts.compute import memory
 from lora_scripts.compute.resting import Late
 from lora_scripts.errors import UserError
 from lora_scripts.families import samplers
-from lora_scripts.families.base import Batch, Conditions, LoadOptions, Sampling
+from lora_scripts.families.base import REFERENCE, Batch, Conditions, LoadOptions, Sampling
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
@@ -32,7 +32,9 @@ from lora_scripts.losses.diffusion import Levels
 from lora_scripts.losses.flow import Sigmas
 
 Ask = Callable[[Any, Tensor, Tensor, Conditions], Tensor]
-"""(transformer, noised latents [n, c, h, w], noise levels [n], texts) -> the velocity e - x0, as the latents."""
+"""(transformer, noised latents [n, c, h, w], noise levels [n], conditions) -> the velocity e - x0, as the latents.
+
+The conditions are what is told of texts, and the latents [n, c, h', w'] of references, as of `Batch`."""
 _TRAIN_STEPS = 1000
 """What diffusers' scheduler multiplies a noise level with."""
 
@@ -110,6 +112,11 @@ def guidance(transformer: Any, sigma: Tensor, texts: Conditions) -> Tensor | Non
     return texts["guidance"].expand(len(sigma)) if "guidance" in texts else torch.ones_like(sigma)
 
 
+def references(conditions: Conditions) -> list[Tensor]:
+    """Their latents, each [n, c, h, w], in their order."""
+    return [conditions[name] for name in sorted(conditions) if name.startswith(REFERENCE)]
+
+
 def places(*sizes: int, on: torch.device) -> Tensor:
     """[tokens, axes]: where each token stands, along axes of these sizes."""
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
@@ -162,7 +169,8 @@ class FlowFamily(Pictures):
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def _answered(self, batch: Batch, objective: diffusion.Objective, draws: noise.Draws) -> Answered:
-        texts = self.encoder.told(batch.captions, batch.texts)
+        made_from = {name: t for name, t in batch.latents.items() if name.startswith(REFERENCE)}
+        texts = {**self.encoder.told(batch.captions, batch.texts), **made_from}
         draws, mean, std = draws.to(self.device), batch.latents["mean"], batch.latents["std"]
         x0 = mean.to(self.device) + std.to(self.device) * draws.posterior
         sigma = objective.sigmas.at(draws.u, self.tokens(x0)).float().to(self.device)
@@ -200,6 +208,8 @@ class FlowFamily(Pictures):
         told = dict(self.encoder.told(texts))
         if self.way.distilled:
             told["guidance"] = torch.tensor([sampling.cfg])
+        for number, pixels in enumerate(sampling.references):
+            told[f"{REFERENCE}{number}"] = self.encode_image(pixels[None])["mean"].expand(len(texts), -1, -1, -1)
         width, height = (side // self.facts.vae_factor for side in sampling.size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         shape = (1, self.way.channels, height, width)

@@ -16,7 +16,6 @@ from lora_scripts.formats.header import Kind
 
 _BASE = "give FLUX.1 dev (flux1-dev.safetensors)"
 CHECKPOINT = Kind("a FLUX.1 checkpoint")
-KONTEXT = Kind("a FLUX.1 Kontext, which edits pictures", f"{_BASE}; a LoRA of that can be merged into it")
 FILL = Kind("a FLUX.1 Fill, which fills in pictures", _BASE)
 CONTROL = Kind("a FLUX.1 that is led by a second picture (Canny, Depth)", _BASE)
 RELATIVE = Kind("a relative of FLUX.1 with other latents", _BASE)
@@ -26,8 +25,6 @@ BARE = Kind(
 NF4 = Kind("a FLUX.1 in 4 bits (NF4)", "give the bf16, fp16 or fp8 version; base_precision makes it smaller in memory")
 _BY_CHANNELS = {4 * CHANNELS: CHECKPOINT, 8 * CHANNELS: CONTROL, 24 * CHANNELS: FILL}
 _PIPELINES = {
-    "FluxKontextPipeline": KONTEXT,
-    "FluxKontextInpaintPipeline": KONTEXT,
     "FluxFillPipeline": FILL,
     "FluxControlPipeline": CONTROL,
 }
@@ -54,9 +51,6 @@ def kind_of(shapes: Shapes, metadata: Mapping[str, str]) -> Kind | None:
         return None
     if any(".quant_state.bitsandbytes" in key for key in keys):
         return NF4
-    told = " ".join(metadata.get(f"modelspec.{key}", "") for key in ("title", "architecture")).lower()
-    if "kontext" in told:
-        return KONTEXT
     return _BY_CHANNELS.get(axis(shapes, keys["img_in.weight"], 1) or 0, RELATIVE)
 
 

@@ -12,7 +12,7 @@ from lora_scripts.families.flow import clip_l
 from lora_scripts.families.flow.facts import flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
 from lora_scripts.families.flow.transformer import PART
-from lora_scripts.families.flux1.check import CHECKPOINT, FILES, KONTEXT, folder_kind, kind_of
+from lora_scripts.families.flux1.check import CHECKPOINT, FILES, folder_kind, kind_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ _TRANSFORMER = flow_facts(
     "flux1",
     FILES,
     example="flux1-dev.safetensors",
-    mergeable=(CHECKPOINT, KONTEXT),
+    mergeable=(CHECKPOINT,),
     kind_of=kind_of,
     folder_kind=folder_kind,
     groups={**LAYERS, "modulation": lambda path: any(mark in path for mark in _MODULATION), **BLOCKS},
@@ -58,6 +58,7 @@ _TRANSFORMER = flow_facts(
     drawn=_drawn,
     fused=True,
     negative=False,
+    references=1,
 )
 FACTS = replace(
     _TRANSFORMER,

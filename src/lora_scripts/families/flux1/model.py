@@ -18,7 +18,7 @@ from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.flow import model
 from lora_scripts.families.flow.levels import line_of
-from lora_scripts.families.flow.model import FlowFamily, Way, guidance
+from lora_scripts.families.flow.model import FlowFamily, Way, guidance, references
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.flux1.facts import FACTS
 from lora_scripts.families.flux1.pair_reader import FluxEncoder
@@ -32,6 +32,7 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
         transformer,
         x,
         texts["states"],
+        references(texts),
         timestep=sigma,
         guidance=guidance(transformer, sigma, texts),
         pooled_projections=texts["pooled"],

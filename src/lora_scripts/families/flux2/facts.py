@@ -23,4 +23,5 @@ FACTS = flow_facts(
     fused=True,
     vae_factor=16,
     latent_channels=128,
+    references=4,
 )

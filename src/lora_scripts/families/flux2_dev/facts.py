@@ -30,4 +30,5 @@ FACTS = flow_facts(
     negative=False,
     vae_factor=16,
     latent_channels=128,
+    references=6,
 )

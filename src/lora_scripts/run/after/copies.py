@@ -38,11 +38,12 @@ class Question:
 
 
 def questions(config: TrainConfig, trained: Sequence[Sample], held: Sequence[Sample]) -> list[Question]:
-    """The first captions of both, each once; those trained are the previews of a config that names none."""
+    """The first captions of both, each once; those trained are the previews of a config that names none. None of
+    pictures that are made from others: to draw such a one again is what is wanted."""
     found: list[Question] = []
     for samples in (trained, held):
         first = {s.caption: s for s in reversed(samples) if s.caption}
-        some = [s for s in samples if first.get(s.caption) is s][:MOST]
+        some = [s for s in samples if first.get(s.caption) is s and not s.references][:MOST]
         for sample in some:
             preview = replace(usual(config), prompt=sample.caption, seed=config.seed + len(found))
             found.append(Question(preview, sample, samples is trained))

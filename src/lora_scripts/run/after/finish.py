@@ -65,6 +65,11 @@ def report_pictures(worn: Worn, previews: Sequence[Preview], *, short: bool) -> 
     return {(i, strength): worn.draw(previews[i], strength) for i, strength in wanted}
 
 
+def made_from(preview: Preview) -> list[Image.Image]:
+    """What the page shows of it."""
+    return [image for path in preview.references[:2] if (image := thumbnail(path, 512)) is not None]
+
+
 def reported(config: TrainConfig, previews: Sequence[Preview]) -> Sequence[Preview]:
     """Those of all previews that are drawn in the end."""
     return previews[: 1 if config.report == "one" else COMPARED]
@@ -182,7 +187,9 @@ def report(
         warning=measuring.warning,
         trigger=trigger,
         facts=[*rows, ("finished", time.strftime("%Y-%m-%d %H:%M"))],
-        comparisons=[Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0]) for i, p in enumerate(previews)],
+        comparisons=[
+            Comparison(p.prompt, p.seed, drawn[i, 0.0], drawn[i, 1.0], made_from(p)) for i, p in enumerate(previews)
+        ],
         strengths=[StrengthRow(previews[0].prompt, previews[0].seed, [(s, drawn[0, s]) for s in at])] if at else [],
         strength=seen.strength,
         kept=seen.base,

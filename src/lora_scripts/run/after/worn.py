@@ -17,7 +17,7 @@ from lora_scripts.loras import file as loras
 from lora_scripts.loras.on_model import apply
 from lora_scripts.loras.words import read_words
 from lora_scripts.run.parts import Model
-from lora_scripts.run.previews import Preview
+from lora_scripts.run.previews import Preview, draw_preview
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Worn:
     def draw(self, preview: Preview, strength: float) -> Image.Image:
         """A picture at a strength."""
         with self.at(strength):
-            return self.family.generate(preview.prompt, preview.seed, preview.sampling)
+            return draw_preview(self.family, preview)
 
 
 def wear(model: Model, lora: Path) -> Worn:

@@ -1,0 +1,302 @@
+"""LoRAs of models that edit: what a picture is made from, in data, step, previews and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import flow_checks
+import tiny
+import tiny_flux1
+import tiny_flux2
+import tiny_flux2_dev
+from conftest import offline
+from lora_scripts.cli import main
+from lora_scripts.data.references import seen_beside, with_references
+from lora_scripts.data.scan import Sample
+from lora_scripts.families.base import Batch, LoadOptions, Sampling
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
+from lora_scripts.families.table import by_name, load_family
+from lora_scripts.losses.noise import Draws
+from lora_scripts.train.encoded import plan_pictures
+from runs import faults, stopped
+
+PROMPT = flow_checks.PROMPTS[0]
+
+
+# --- which picture is made from which ---------------------------------------------------------------------------------
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 64)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    g = torch.Generator().manual_seed(sum(map(ord, path.name)))
+    small = torch.randint(0, 256, (4, 4, 3), generator=g, dtype=torch.uint8)
+    Image.fromarray(small.numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def sample(name: str, size: tuple[int, int] = (64, 64)) -> Sample:
+    return Sample(Path(name), name, "make it night", *size, digest=name)
+
+
+def test_each_has_what_bears_its_name(tmp_path: Path) -> None:
+    for name in ("a.png", "b/C.jpg", "d_10.png", "d_2.png", "e.webp", "e_1.png", "f_1.png", "é_1.png"):
+        picture(tmp_path / name)
+    samples = [sample(name) for name in ("a.jpg", "b/c.png", "d.png", "e.png", "f_1.png", "e\u0301.png".upper())]
+    notes: list[Any] = []
+    found = with_references(samples, tmp_path, 2, notes=notes)
+    assert [[one.name for one in each.references] for each in found] == [
+        ["a.png"],
+        ["b/C.jpg"],
+        ["d_2.png", "d_10.png"],
+        ["e.webp"],
+        ["f_1.png"],
+        ["é_1.png"],
+    ]
+    assert found[0].references[0].digest and found[0].references[0].width == 64
+    assert [note.message for note in notes] == ["1 not read: the reference of no picture (e_1.png)"]
+
+
+def test_faults_are_told_together(tmp_path: Path) -> None:
+    for name in ("b_1.png", "b_2.png"):
+        picture(tmp_path / name)
+    told = faults(lambda: with_references([sample("a.png"), sample("b.png")], tmp_path, 1))
+    assert "a.png: has no reference" in told and "b.png: has 2 references, and this base takes 1" in told
+
+
+def test_a_reference_is_seen_as_its_picture_is(tmp_path: Path) -> None:
+    """Of the same shape it is cut and mirrored alike at any size, of another it has its own, with as many pixels."""
+    same, other = sample("a", (256, 128)), sample("b", (100, 300))
+    whole = replace(sample("c", (512, 256)), references=(same, other))
+    planned = plan_pictures([sample("d"), whole], (128, 128), (32, 16), flip=True, random_crop=True, seed=3)[1]
+    one, two = planned.references
+    assert [(v.bucket, v.scaled, v.left, v.top, v.flip) for v in one.views] == [
+        (v.bucket, v.scaled, v.left, v.top, v.flip) for v in planned.views
+    ]
+    assert [v.flip for v in two.views] == [v.flip for v in planned.views] and two.bucket == (80, 192)
+    assert planned.shape == ((176, 80), (176, 80), (80, 192))
+
+
+# --- what the model is told -------------------------------------------------------------------------------------------
+
+
+def kontext() -> FluxKontextPipeline:
+    made = tiny_flux1.models()
+    pipe = FluxKontextPipeline(
+        scheduler=tiny_flux1.scheduler(made),
+        vae=made.vae,
+        text_encoder=made.clip,
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=made.t5,
+        tokenizer_2=made.tokenizer,
+        transformer=made.transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def of_kontext(pipe: Any, images: list[Image.Image], noise: torch.Tensor, **asked: Any) -> Any:
+    packed = pipe._pack_latents(noise, 1, 16, *noise.shape[2:])
+    given = {"image": images[0], "latents": packed, "_auto_resize": False, "max_area": 64 * 96, **asked}
+    return pipe(prompt=PROMPT, max_sequence_length=512, **given).images[0]
+
+
+def of_flux2(pipe: Any, images: list[Image.Image], noise: torch.Tensor, **asked: Any) -> Any:
+    return pipe(prompt=PROMPT, image=images, latents=noise, **asked).images[0]
+
+
+def answers(transformer: Any) -> list[torch.Tensor]:
+    """What it says from now on, of all tokens."""
+    said: list[torch.Tensor] = []
+    transformer.register_forward_hook(lambda module, given, answer: said.append(answer[0]))
+    return said
+
+
+Pipe = Callable[[], Any]
+CASES: dict[str, tuple[str, ModuleType, Pipe, Callable[..., Any], list[tuple[int, int]]]] = {
+    "klein": (
+        "flux2",
+        tiny_flux2,
+        lambda: flow_checks.pipeline_of(Flux2KleinPipeline, tiny_flux2.models(), tiny_flux2.scheduler()),
+        of_flux2,
+        [(64, 96), (96, 64)],
+    ),
+    "dev": (
+        "flux2_dev",
+        tiny_flux2_dev,
+        lambda: flow_checks.pipeline_of(Flux2Pipeline, tiny_flux2_dev.models(), tiny_flux2_dev.scheduler()),
+        of_flux2,
+        [(64, 96)],
+    ),
+    "kontext": ("flux1", tiny_flux1, kontext, of_kontext, [(96, 64)]),
+}
+
+
+def loaded(name: str, made: ModuleType, folder: Path) -> Any:
+    options = replace(LoadOptions(torch.device("cpu"), torch.float32), **made.beside(folder))
+    return load_family(by_name(name), made.write_base(folder / "base.safetensors"), options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_picture_from_references_is_the_pipelines(name: str, tmp_path: Path) -> None:
+    """From the same noise, by diffusers' own pipelines, which cut pictures and number their tokens by themselves."""
+    facts, made, pipe, draw, sizes = CASES[name]
+    family = loaded(facts, made, tmp_path)
+    paths = [picture(tmp_path / f"{number}.png", size) for number, size in enumerate(sizes)]
+    shown = seen_beside(paths, (64, 96), family.facts.bucket_steps)
+    assert [tuple(pixels.shape[1:]) for pixels in shown] == [(high, wide) for wide, high in sizes]
+    sampling = Sampling(steps=4, size=(64, 96), cfg=1.0, references=shown)
+    said = answers(family.transformer)
+    ours = family.generate(PROMPT, 7, sampling)
+    channels, factor = family.way.channels, family.facts.vae_factor
+    noise = torch.randn((1, channels, 96 // factor, 64 // factor), generator=torch.Generator().manual_seed(7))
+    asked = {"height": 96, "width": 64, "num_inference_steps": 4, "guidance_scale": 1.0}
+    images = [Image.open(path).convert("RGB") for path in paths]
+    theirs = pipe()
+    wanted = answers(theirs.transformer)
+    flow_checks.alike(ours, draw(theirs, images, noise, **asked))
+    family.generate(PROMPT, 7, replace(sampling, references=()))
+    assert len(said) == 8 and len(wanted) == 4
+    for one, other, want in zip(said[:4], said[4:], wanted, strict=True):  # a narrow model shows little in a picture
+        own = want[:, : other.shape[1]]
+        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5)
+        assert (other - own).abs().max() > 100 * (one[:, : other.shape[1]] - own).abs().max()
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_picture_alone(tmp_path: Path) -> None:
+    """klein's own transformer is asked by hand, with a reference behind the noised picture: ten steps behind it in
+    time, never noised, and no part of the loss."""
+    family, theirs = loaded("flux2", tiny_flux2, tmp_path), CASES["klein"][2]()
+    g = torch.Generator().manual_seed(5)
+    mean, noise = (torch.randn(1, 128, 4, 6, generator=g) for _ in range(2))
+    reference = torch.randn(1, 128, 6, 4, generator=g)
+    latents = {"mean": mean, "std": torch.zeros_like(mean), "reference0": reference}
+    draws = Draws(torch.tensor([0.3]).double(), noise, torch.zeros_like(noise))
+    batch = Batch(latents, [PROMPT], family.encode_text([PROMPT]), [""], [])
+    sigma = family.objective.sigmas.at(draws.u, 24).float()
+    x_t = (1 - sigma) * mean + sigma * noise
+    states, text_ids = theirs.encode_prompt([PROMPT])
+    ids = [[10, row, column, 0] for row in range(6) for column in range(4)]
+    answer = theirs.transformer(
+        hidden_states=torch.cat([theirs._pack_latents(x_t), theirs._pack_latents(reference)], 1),
+        timestep=sigma,
+        guidance=None,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=torch.cat([theirs._prepare_latent_ids(x_t), torch.tensor([ids])], 1),
+        return_dict=False,
+    )[0][:, :24]
+    left = theirs._pack_latents(noise - mean) - answer
+    missed = theirs._pack_latents(family.missed(batch, family.objective, draws))
+    assert (missed - left).abs().max() < 2e-6
+    loss, want = family.losses(batch, family.objective, draws).item(), left.square().mean().item()
+    assert abs(loss - want) < 1e-5 * want
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, five pictures of two shapes, and what they are made from: one of each, of one picture two."""
+    folder = tmp_path_factory.mktemp("edit")
+    tiny_flux2.write_base(folder / "base.safetensors")
+    for number in range(5):
+        size = (64, 64) if number < 3 else (128, 64)
+        picture(folder / "after" / f"{number}.png", size)
+        (folder / "after" / f"{number}.txt").write_text("make it night")
+        names = [f"{number}.jpg"] if number != 1 else ["1_1.png", "1_2.png"]
+        for name in names:
+            picture(folder / "before" / name, (96, 64) if number == 2 else size)
+    return folder
+
+
+def keys(place: Path, output: Path, **more: object) -> dict[str, object]:
+    own = {"train_data_dir": place / "after", "reference_dir": place / "before", "output_dir": output}
+    few = {"targets": "['*.0.attn*']", "sample_every": 2, "batch_size": 2, "resolution": 64, "val_split": 0.2}
+    return {"base_model": place / "base.safetensors", **tiny_flux2.beside(place), **own, **few, **more}
+
+
+def final(output: Path) -> bytes:
+    return next(output.glob("*.safetensors")).read_bytes()
+
+
+def test_a_run_that_stopped_goes_on_exactly(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one", tmp_path / "again" / "one"
+    config = tiny.write_config(tmp_path, **keys(place, one, flip=True, mask_dir=place / "before", val_split=0))
+    assert main(["train", "--config", str(config)]) == 2  # two pictures of a name are no mask of it
+    capsys.readouterr()
+    config = tiny.write_config(tmp_path, **keys(place, one, flip=True))
+    with offline():
+        stopped(config, 2)
+        assert main(["train", "--config", str(config), "--resume"]) == 0
+        assert "Made from: make it night" in (one / "report.html").read_text("utf-8")
+        assert "a reference of" in capsys.readouterr().out
+        assert main(["train", "--config", str(config), f"output_dir={two}"]) == 0
+    assert final(one) == final(two)
+    picture(place / "before" / "1_2.png", (64, 80))
+    assert main(["train", "--config", str(config), "--resume"]) == 2
+    assert "reference 2 of 1.png" in capsys.readouterr().err
+    picture(place / "before" / "1_2.png")
+
+
+def test_what_is_learnt_comes_from_the_references(place: Path, tmp_path: Path) -> None:
+    """Other ones give another LoRA; without the folder it is another again."""
+    other = tmp_path / "before"
+    other.mkdir()
+    for path in (place / "before").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(other / path.name)
+    made = []
+    for number, given in enumerate((place / "before", other, "null")):
+        output = tmp_path / str(number)
+        config = tiny.write_config(tmp_path, **keys(place, output, reference_dir=given, epochs=1, report="one"))
+        with offline():
+            assert main(["train", "--config", str(config)]) == 0
+        made.append(load_file(next(output.glob("*.safetensors"))))
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert any(not torch.equal(made[one][key], made[two][key]) for key in made[0])
+
+
+def test_generate_draws_from_a_reference(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its shape, with the base's pixels, where no size is asked for; a line of a file names its own."""
+    wide = picture(tmp_path / "wide.png", (128, 64))
+    flags = ["--base", str(place / "base.safetensors"), "--steps", "1", "--lora-dir", str(tmp_path)]
+    beside = tiny_flux2.beside(place)
+    flags += ["--vae", str(beside["vae"]), "--text-encoder", *map(str, beside["text_encoder"])]
+    lines = tmp_path / "prompts.txt"
+    lines.write_text(f"hello --w 128 --h 64 --ref {wide}\nhello --w 128 --h 64\n")
+    out = tmp_path / "out.png"
+    with offline():
+        assert main(["generate", *flags, "--from-file", str(lines), "--output", str(out)]) == 0
+    one, two = (Image.open(tmp_path / f"out-{n}.png") for n in (1, 2))
+    assert one.tobytes() != two.tobytes()
+    assert "wide.png" in one.info["parameters"] and "wide.png" not in two.info["parameters"]
+    capsys.readouterr()
+    assert main(["generate", *flags, "--prompt", "a", "--reference", *[str(wide)] * 5]) == 2
+    assert "5 references: FLUX.2 klein takes 4" in capsys.readouterr().err
+    lines.write_text("hello --ref nowhere.png\n")
+    assert main(["generate", *flags, "--from-file", str(lines)]) == 2
+    assert "prompts.txt:1: --ref nowhere.png: no such picture" in capsys.readouterr().err
+
+
+def test_a_base_that_does_not_edit_says_so(base: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    before = picture(tmp_path / "b" / "0.png").parent
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, reference_dir=before)
+    assert main(["train", "--config", str(config)]) == 2
+    assert "reference_dir: is for models that edit pictures" in capsys.readouterr().err
+    wide = picture(tmp_path / "wide.png", (128, 64))
+    assert main(["generate", "--base", str(base), "--prompt", "a", "--reference", str(wide)]) == 2
+    assert (
+        "1 reference: Stable Diffusion 1.x takes none; leave them out, or give a base that edits: FLUX"
+        in capsys.readouterr().err
+    )
