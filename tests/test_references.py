@@ -20,8 +20,9 @@ import tiny_flux1
 import tiny_flux2
 import tiny_flux2_dev
 from conftest import offline
+from lora_scripts.check.command import CheckOptions, check_data
 from lora_scripts.cli import main
-from lora_scripts.data.references import seen_beside, with_references
+from lora_scripts.data.references import References, seen_beside, with_references
 from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
@@ -84,6 +85,28 @@ def test_a_reference_is_seen_as_its_picture_is(tmp_path: Path) -> None:
     ]
     assert [v.flip for v in two.views] == [v.flip for v in planned.views] and two.bucket == (80, 192)
     assert planned.shape == ((176, 80), (176, 80), (80, 192))
+
+
+def test_the_check_tells_what_is_wrong_with_them(tmp_path: Path) -> None:
+    """And not what is wrong with a style: that all captions are the same words."""
+    for number in range(5):
+        picture(tmp_path / "after" / f"{number}.png")
+        (tmp_path / "after" / f"{number}.txt").write_text("make it night")
+    for name in ("0.jpg", "1_1.png", "1_2.png", "1_3.png", "2.jpg", "9.jpg"):
+        picture(tmp_path / "before" / name)
+    (tmp_path / "before" / "4.png").write_bytes((tmp_path / "after" / "4.png").read_bytes())
+    options = CheckOptions(tmp_path / "after", None, (64, 64), False, (), tmp_path / "page.html")
+    kinds = {finding.kind for finding in check_data(options).findings}
+    assert "captions_identical" in kinds and "reference" not in kinds
+    found = check_data(replace(options, references=References(tmp_path / "before", 2))).findings
+    assert "captions_identical" not in {finding.kind for finding in found}
+    told = [(finding.files, finding.message) for finding in found if finding.kind in ("reference", "not_read")]
+    assert sorted(told) == [
+        ((), "1 not read: the reference of no picture (9.jpg)"),
+        (("1.png",), "has 3 references, and this base takes 2"),
+        (("3.png",), "has no reference"),
+        (("4.png",), "is its own reference: there is nothing to learn"),
+    ]
 
 
 # --- what the model is told -------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
 from lora_scripts.data.captions import TornRow
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.listing import Listing, list_data
+from lora_scripts.data.references import References, reference_findings
+from lora_scripts.data.scan import Sample
 from lora_scripts.data.unquoted import told_once
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink, ignore
@@ -27,6 +29,9 @@ from lora_scripts.report.check_page import CheckData, ShownPicture, render
 
 REMOVABLE = ("corrupt", "too_small", "odd_aspect", "blurred", "upscaled", "jpeg_blocks")
 """Kinds of findings that nothing mends but another picture, or none."""
+
+OF_STYLES = frozenset(["captions_identical", "words_in_every_caption", "colour_cast"])
+"""Kinds of findings that say nothing of an edit: its captions say what is done, and that may be the same each time."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class CheckOptions:
     """A base that is asked what it can draw of some pictures' detail, and which captions fit which pictures."""
     vae: Path | None = None
     """In place of the base's own."""
+    references: References | None = None
+    """Of a set for a model that edits."""
 
     @property
     def buckets(self) -> list[Size]:
@@ -184,6 +191,8 @@ def _by_base(options: CheckOptions, listing: Listing, sink: Sink) -> list[Findin
 
     family = load_pictures(options.base, LoadOptions(device, dtype, options.vae, first=encode))
     undrawable = with_base.undrawable(family, listing.images, options.resolution, sink)
+    if options.references is not None:
+        return undrawable  # a caption that says what is done fits every picture
     exchanged = with_base.captions_exchanged(family, listing.images, captions, sink)
     wrong = {name for finding in exchanged for name in finding.files}  # one word for a picture is enough
     strays = with_base.unlike(family, listing.images, captions, sink)
@@ -211,6 +220,11 @@ def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, Pictur
         if not (finding.kind == "captions_identical" and any(one.issuperset(finding.files) for one in alike))
     ]
     findings += contradictions.between(clusters, captions)
+    if options.references is not None:
+        findings = [finding for finding in findings if finding.kind not in OF_STYLES]
+        readable = {name: one for name, one in facts.items() if one.problem is None}
+        samples = [Sample(listing.images[name], name, "", *one.size, one.sha256) for name, one in readable.items()]
+        findings += reference_findings(options.references, samples)
     return Examined(listing, facts, ordered(findings))
 
 

@@ -16,6 +16,8 @@ from lora_scripts.events import Sink
 if TYPE_CHECKING:
     from lora_scripts.check.command import Checked
     from lora_scripts.check.texts.command import TextChecked, TextCheckOptions
+    from lora_scripts.config.schema import TrainConfig
+    from lora_scripts.data.references import References
 
 HELP = "look at a data set: what is wrong with it, and the mend"
 OVERRIDES = True
@@ -181,7 +183,21 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
         "words": ("--config", str(options.config), *options.overrides),
         "base": config.base_model if asked else None,
         "vae": config.vae,
+        "references": _references(config, base),
     }
+
+
+def _references(config: TrainConfig, base: Path) -> References | None:
+    from lora_scripts.data.references import References
+    from lora_scripts.families import table
+
+    if config.reference_dir is None:
+        return None
+    try:
+        most = table.find(base).references
+    except UserError:  # no base is there yet
+        most = 1000
+    return References(config.reference_dir, most)
 
 
 def _folder(options: argparse.Namespace) -> dict[str, Any]:

@@ -70,10 +70,8 @@ def size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size[::-1] if turned else image.size
-    except _DECODER_ERRORS as error:
-        raise UserError(
-            f"cannot be read as a picture ({error})", file=path, hint="save it anew, or leave it out"
-        ) from None
+    except _DECODER_ERRORS:
+        return load_rgb(path).size  # which tells what is wrong
 
 
 def load_rgb(path: Path, digest: str = "") -> Image.Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import apply_view, load_rgb, size_of
 from lora_scripts.data.masks import raise_first
 from lora_scripts.data.scan import Looked, Sample, scan
-from lora_scripts.errors import Faults, UserError, raise_all
+from lora_scripts.errors import Faults, UserError, UserErrors, raise_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,19 +26,30 @@ if TYPE_CHECKING:
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
-def with_references(
-    samples: Sequence[Sample],
-    folder: Path,
-    most: int,
-    *,
-    seen: Looked | None = None,
-    notes: list[Finding] | None = None,
-) -> list[Sample]:
-    """The samples, each with its references: of "b/a.jpg" what is "b/a" with any suffix in the folder, or else "b/a_1",
-    "b/a_2", … in the order of their numbers.
+@dataclass(frozen=True)
+class References:
+    """Where they lie, and how many of one picture the base takes."""
 
-    UserErrors for samples with none or with more than `most`, and for pictures that cannot be read; `notes` takes how
-    many are the reference of nothing. Case does not count, nor how an accent is written.
+    folder: Path
+    most: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Samples with their references, and what is wrong with them."""
+
+    samples: list[Sample]
+    faults: list[UserError]
+    """Of samples with none or with too many, each with the sample's path."""
+    notes: list[Finding]
+    """How many are the reference of nothing."""
+
+
+def pair(samples: Sequence[Sample], folder: Path, most: int, seen: Looked | None = None) -> Paired:
+    """Gives each sample its references: of "b/a.jpg" what is "b/a" with any suffix in the folder, or else "b/a_1",
+    "b/a_2", … in the order of their numbers, `most` at most. Case does not count, nor how an accent is written.
+
+    UserErrors for pictures in the folder that cannot be read.
     """
     stems = {_stem(sample) for sample in samples}
     named: dict[str, list[tuple[int, Sample]]] = {}
@@ -55,16 +66,49 @@ def with_references(
             near = (folder / sample.name).with_suffix(".png").as_posix()
             faults.append(UserError("has no reference", file=sample.path, hint=f"add {near}, which it is made from"))
         if len(own) > most:
-            text, least = f"has {len(own)} references, and this base takes {most}", own[most][1].path
+            text, least = f"has {len(own)} references, and this base takes {most}", own[most][1].path.as_posix()
             faults.append(UserError(text, file=sample.path, hint=f"remove {least} and those behind it"))
         out.append(replace(sample, references=tuple(found for _, found in own)))
-    raise_first(faults)
     used = {found.path for sample in out for found in sample.references}
     idle = [found for own in named.values() for _, found in own if found.path not in used]
-    if notes is not None and idle:
-        message = f"{len(idle)} not read: the reference of no picture ({idle[0].name})"
-        notes.append(Finding("not_read", "note", (), message, "name each as the picture that is to become of it"))
-    return out
+    message = f"{len(idle)} not read: the reference of no picture ({idle[0].name if idle else ''})"
+    note = Finding("not_read", "note", (), message, "name each as the picture that is to become of it")
+    return Paired(out, faults, [note] if idle else [])
+
+
+def with_references(
+    samples: Sequence[Sample],
+    folder: Path,
+    most: int,
+    *,
+    seen: Looked | None = None,
+    notes: list[Finding] | None = None,
+) -> list[Sample]:
+    """As `pair`; UserErrors for its faults. `notes` takes its notes."""
+    paired = pair(samples, folder, most, seen)
+    raise_first(paired.faults)
+    if notes is not None:
+        notes.extend(paired.notes)
+    return paired.samples
+
+
+def reference_findings(asked: References, samples: Sequence[Sample]) -> list[Finding]:
+    """What is wrong with the references of a data set, for the check."""
+    names = {sample.path: sample.name for sample in samples}
+    try:
+        paired = pair(samples, asked.folder, asked.most)
+    except (UserError, UserErrors) as error:
+        return [_told(fault, asked.folder, ()) for fault in error.errors]
+    found = [_told(fault, asked.folder, (names[Path(fault.file)],)) for fault in paired.faults if fault.file]
+    same = [one for one in paired.samples if any(other.digest == one.digest for other in one.references)]
+    message, mend = "is its own reference: there is nothing to learn", "give the picture that it is made from"
+    return [*found, *(Finding("reference", "warning", (one.name,), message, mend) for one in same), *paired.notes]
+
+
+def _told(fault: UserError, folder: Path, files: tuple[str, ...]) -> Finding:
+    place = None if files or fault.file is None else Path(fault.file)
+    source = None if place is None else place.as_posix()
+    return Finding("reference", "error", files, fault.message, fault.hint or "correct it", None, source)
 
 
 def seen_beside(paths: Sequence[Path], size: Size, steps: tuple[int, int]) -> list[Tensor]:
