@@ -1,6 +1,6 @@
 """What a step computes and keeps, counted: operations, and bytes for the backward pass, at true size without weights.
 
-    python benchmarks/counts.py [--only sdxl] [--fused-qkv] [--out counts.json]
+    python benchmarks/counts.py [--only sdxl] [--fused-qkv] [--references 1] [--out counts.json]
 
 Nothing is computed: torch's fake tensors have shapes and no memory, so the counts are exact, need neither a card nor
 the base, and are the same on every machine. The choices are those that are made on a card (one kernel for attention,
@@ -41,6 +41,7 @@ from lora_scripts.compute.memory import MemoryOptions
 from lora_scripts.families.anima import layout as anima
 from lora_scripts.families.anima.check import FILES as ANIMA
 from lora_scripts.families.anima.model import ask as ask_anima
+from lora_scripts.families.base import REFERENCE
 from lora_scripts.families.black_forest import flux2_layout as flux2
 from lora_scripts.families.black_forest.flux1_model import asked
 from lora_scripts.families.black_forest.flux2_model import ask as ask_flux2
@@ -110,9 +111,17 @@ def unet(layout: UnetLayout, latents: int, options: MemoryOptions, lean: bool) -
 
 
 def flow(
-    files: Any, layout: Any, ask: Ask, shape: tuple[int, ...], tokens: int, options: MemoryOptions, lean: bool
+    files: Any,
+    layout: Any,
+    ask: Ask,
+    shape: tuple[int, ...],
+    tokens: int,
+    options: MemoryOptions,
+    lean: bool,
+    references: int = 0,
 ) -> Pass:
-    """Of latents of that shape, and so many tokens of text; `lean` or not, the model is the library's."""
+    """Of latents of that shape, so many tokens of text and references of that shape; `lean` or not, the model is the
+    library's."""
     pooled = bf16(1, layout.pooled_width) if hasattr(layout, "pooled_width") else None
     model = filled(files.build(layout)).requires_grad_(False).eval()
     early = getattr(model, "mode_blocks", {})  # of each kind of pictures, of which one is drawn
@@ -120,6 +129,7 @@ def flow(
     memory.place(model, options, CPU, torch.bfloat16, [block for blocks in lists for block in blocks])
     width = layout.text_width * getattr(layout, "taps", 1)
     texts: Any = {"states": bf16(1, tokens, width), "pooled": pooled}
+    texts |= {f"{REFERENCE}{number}": bf16(1, *shape) for number in range(references)}
     noised, sigma = bf16(1, *shape), torch.full((1,), 0.5)
     return model, lambda: ask(model, noised, sigma, texts)
 
@@ -222,8 +232,9 @@ class Watched(TorchDispatchMode):
         return sum(size for piece, size in self.pieces.values() if not piece.expired())
 
 
-def count(name: str, *, lean: bool, checkpointing: bool, fused: bool = False) -> dict[str, int]:
+def count(name: str, *, lean: bool, checkpointing: bool, fused: bool = False, references: int = 0) -> dict[str, int]:
     _, family, make = MODELS[name]
+    make = partial(make, references=references) if references else make
     with FakeTensorMode(), patch.object(nn.Module, "_apply", lambda self, *_, **__: self):  # nothing is to be moved
         model, answer = make(MemoryOptions(checkpointing=checkpointing), lean)
         root = "unet" if family in ("sd1", "sdxl") else "transformer"
@@ -264,6 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MODELS)
     parser.add_argument("--fused-qkv", action="store_true", help="one A where the published file has one layer")
+    parser.add_argument(
+        "--references", type=int, default=0, metavar="N", help="pictures beside it, of a model that edits"
+    )
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     products.FEW_PLACES = attention.MADE_AGAIN = activations.SHORT = 0  # as on a card
@@ -273,8 +287,8 @@ def main() -> None:
     for name in [chosen.only] if chosen.only else MODELS:
         for lean in (False, True):
             with plain_layers(not lean):
-                whole = count(name, lean=lean, checkpointing=False, fused=chosen.fused_qkv)
-                again = count(name, lean=lean, checkpointing=True, fused=chosen.fused_qkv)
+                of = {"lean": lean, "fused": chosen.fused_qkv, "references": chosen.references}
+                whole, again = (count(name, checkpointing=checkpointing, **of) for checkpointing in (False, True))
             found[f"{name}, {'lean' if lean else 'plain'}"] = whole | {"checkpointed": again["kept"]}
             words = MODELS[name][0] if lean else "  the plain way"
             print(

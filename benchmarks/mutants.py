@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant("adapters/together.py", "x is not self._x or ", "", "together"),
     # references
     Mutant("families/black_forest/flux2_model.py", "APART = 10", "APART = 9", "references"),
-    Mutant("families/black_forest/flux1_model.py", "behind[:, 0] = 1", "behind[:, 0] = 0", "references"),
+    Mutant("families/black_forest/flux1_model.py", "place[:, 0] = 1", "place[:, 0] = 0", "references"),
     Mutant("train/encoded.py", "planned(one, index) for one in", "planned(one, 0) for one in", "references"),
     Mutant("train/feed.py", "[p.shape for p in", "[p.bucket for p in", "references"),
     # attention on a card

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_scripts.families.flow.model import places
+from lora_scripts.families.flow.model import behind, places
 from lora_scripts.families.sd.latents import pack, unpack
 
 
@@ -19,13 +19,14 @@ def asked(transformer: Any, x: Tensor, states: Tensor, beside: Sequence[Tensor] 
     packed = [pack(one) for one in (x, *beside)]
     n, channels, height, width = packed[0].shape
     stand = [places(1, *one.shape[2:], on=x.device) for one in packed]
-    for behind in stand[1:]:
-        behind[:, 0] = 1
+    for place in stand[1:]:
+        place[:, 0] = 1
+    tokens = [one.flatten(2).transpose(1, 2) for one in packed]
     answer: Tensor = transformer(
-        hidden_states=torch.cat([one.flatten(2).transpose(1, 2) for one in packed], 1),
+        hidden_states=behind(tokens[0], tokens[1:], 1),
         encoder_hidden_states=states,
         txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
-        img_ids=torch.cat(stand),
+        img_ids=behind(stand[0], stand[1:]),
         return_dict=False,
         **more,
     )[0]

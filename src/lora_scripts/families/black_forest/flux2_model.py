@@ -19,7 +19,7 @@ from lora_scripts.families.black_forest.flux2_layout import Flux2Layout
 from lora_scripts.families.black_forest.streams import INSIDE
 from lora_scripts.families.facts import Facts
 from lora_scripts.families.flow import model
-from lora_scripts.families.flow.model import FlowFamily, Way, guidance, places, references
+from lora_scripts.families.flow.model import FlowFamily, Way, behind, guidance, places, references
 from lora_scripts.families.flow.standby import Standby
 from lora_scripts.families.flow.transformer import Transformer
 from lora_scripts.losses.flow import Sigmas
@@ -44,13 +44,14 @@ def ask(transformer: Any, x: Tensor, sigma: Tensor, texts: Conditions) -> Tensor
     n, channels, height, width = x.shape
     states, pictures = texts["states"], [x, *references(texts)]
     stand = [places(1, *one.shape[2:], 1, on=x.device) for one in pictures]
-    for number, behind in enumerate(stand):
-        behind[:, 0] = APART * number
+    for number, place in enumerate(stand[1:], 1):
+        place[:, 0] = APART * number
+    tokens = [one.flatten(2).transpose(1, 2) for one in pictures]
     answer: Tensor = transformer(
-        hidden_states=torch.cat([one.flatten(2).transpose(1, 2) for one in pictures], 1),
+        hidden_states=behind(tokens[0], tokens[1:], 1),
         encoder_hidden_states=states,
         timestep=sigma,
-        img_ids=torch.cat(stand).expand(n, -1, -1),
+        img_ids=behind(stand[0], stand[1:]).expand(n, -1, -1),
         txt_ids=places(1, 1, 1, states.shape[1], on=x.device).expand(n, -1, -1),
         guidance=guidance(transformer, sigma, texts),
         return_dict=False,

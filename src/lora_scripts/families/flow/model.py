@@ -117,6 +117,11 @@ def references(conditions: Conditions) -> list[Tensor]:
     return [conditions[name] for name in sorted(conditions) if name.startswith(REFERENCE)]
 
 
+def behind(own: Tensor, others: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """One behind the other; no copy where there are no others."""
+    return torch.cat([own, *others], dim) if others else own
+
+
 def places(*sizes: int, on: torch.device) -> Tensor:
     """[tokens, axes]: where each token stands, along axes of these sizes."""
     return torch.cartesian_prod(*(torch.arange(size, device=on) for size in sizes))
