@@ -39,8 +39,8 @@ def find_masks(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
         near = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
         path = next((p for p in near if p.is_file()), None)
         if path is None:
-            others = _by_folded(folder) if others is None else others
-            path = others.get(_folded(stem))
+            others = _byfolded(folder) if others is None else others
+            path = others.get(folded(stem))
         if path is None:
             hint = f"add {near[0]}, white where the picture counts"
             faults.append(UserError("has no mask", file=sample.path, hint=hint))
@@ -91,14 +91,15 @@ def raise_first(faults: Sequence[UserError]) -> None:
     raise_all([*faults[:MOST], *filter(None, [more])])
 
 
-def _by_folded(folder: Path) -> dict[str, Path]:
+def _byfolded(folder: Path) -> dict[str, Path]:
     """The pictures of a folder by their names without suffix, folded; of several alike the first by `SUFFIXES`."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     paths.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
-    return {_folded(PurePosixPath(path.relative_to(folder).as_posix()).with_suffix("")): path for path in paths}
+    return {folded(PurePosixPath(path.relative_to(folder).as_posix()).with_suffix("")): path for path in paths}
 
 
-def _folded(stem: PurePosixPath) -> str:
+def folded(stem: PurePosixPath) -> str:
+    """The same for names that a disk may take for one."""
     return unicodedata.normalize("NFC", str(stem)).casefold()
 
 

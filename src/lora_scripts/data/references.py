@@ -6,7 +6,6 @@ Each lies in a folder of its own under the name of the picture that is to become
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.data.buckets import Size, bucket_sizes, choose_bucket, views
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import apply_view, load_rgb, size_of
-from lora_scripts.data.masks import raise_first
+from lora_scripts.data.masks import folded, raise_first
 from lora_scripts.data.scan import Looked, Sample, scan
 from lora_scripts.errors import Faults, UserError, UserErrors, raise_all
 
@@ -98,16 +97,15 @@ def reference_findings(asked: References, samples: Sequence[Sample]) -> list[Fin
     try:
         paired = pair(samples, asked.folder, asked.most)
     except (UserError, UserErrors) as error:
-        return [_told(fault, asked.folder, ()) for fault in error.errors]
-    found = [_told(fault, asked.folder, (names[Path(fault.file)],)) for fault in paired.faults if fault.file]
+        return [_told(fault, ()) for fault in error.errors]
+    found = [_told(fault, (names[Path(fault.file)],)) for fault in paired.faults if fault.file]
     same = [one for one in paired.samples if any(other.digest == one.digest for other in one.references)]
     message, mend = "is its own reference: there is nothing to learn", "give the picture that it is made from"
     return [*found, *(Finding("reference", "warning", (one.name,), message, mend) for one in same), *paired.notes]
 
 
-def _told(fault: UserError, folder: Path, files: tuple[str, ...]) -> Finding:
-    place = None if files or fault.file is None else Path(fault.file)
-    source = None if place is None else place.as_posix()
+def _told(fault: UserError, files: tuple[str, ...]) -> Finding:
+    source = None if files or fault.file is None else Path(fault.file).as_posix()
     return Finding("reference", "error", files, fault.message, fault.hint or "correct it", None, source)
 
 
@@ -143,4 +141,4 @@ def _sizes(size: Size, steps: tuple[int, int]) -> list[Size]:
 
 
 def _stem(sample: Sample) -> str:
-    return unicodedata.normalize("NFC", str(PurePosixPath(sample.name).with_suffix(""))).casefold()
+    return folded(PurePosixPath(sample.name).with_suffix(""))

@@ -90,9 +90,8 @@ def table_rows(
         own_rank = f"its rank {rank} in place of lora_rank" if rank != c.lora_rank else ""
         rows.insert(1, ("starts from", ", ".join(filter(None, [str(c.init_lora), model.resized or own_rank]))))
     if most := max((len(p.references) for p in feed.pictures), default=0):
-        rows.insert(
-            3, ("made from", f"{'a reference' if most == 1 else f'up to {most} references'} of {c.reference_dir}")
-        )
+        many = "a reference" if most == 1 else f"up to {most} references"
+        rows.insert(3, ("made from", f"{many} of {c.reference_dir}"))
     if c.training_adapter:
         rows.insert(1, ("training adapter", f"{c.training_adapter}, on while training alone"))
     return rows
