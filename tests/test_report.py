@@ -171,9 +171,20 @@ def test_usage_names_every_place_and_the_code_is_python() -> None:
         assert text in code
     assert code.count("<lora:cyberpunk_lora:0.9>") == 2  # as measured
     assert any('pipe.set_adapters("lora", 0.9)' in text for text in code)
+    assert any("pipe(prompt=prompt)" in text for text in code)  # FLUX.2's pipelines take a picture first
     assert "Recommended strength: 0.9, which shows 96 % of it. On average over the prompts:" in page.text("p")
     assert "style 12 %" in page.text("dd")
     assert Page(render(replace(full(), strength=None))).text("code").count("<lora:cyberpunk_lora:1>") == 2
+
+
+def test_a_lora_that_edits_is_used_with_a_picture() -> None:
+    shown = replace(full().comparisons[0], made_from=[noise(30)])
+    page = Page(render(replace(full(), comparisons=[shown, *full().comparisons[1:]])))
+    assert page.all("img")[0]["alt"] == f"Made from: {shown.prompt}"
+    assert "ReferenceLatent" in page.text("b")
+    (code,) = (text for text in page.text("code") if "load_lora_weights" in text)
+    assert 'pipe(prompt=prompt, image=load_image("path/to/the/picture.png"))' in code and ast.parse(code)
+    assert "ReferenceLatent" not in Page(render(full())).text("b")
 
 
 def test_programs_that_do_not_read_the_file_are_left_out_of_how_to_use_it() -> None:
@@ -181,6 +192,9 @@ def test_programs_that_do_not_read_the_file_are_left_out_of_how_to_use_it() -> N
     assert not any("load_lora_weights" in text or "additional-networks" in text for text in lokr.text("code"))
     assert "WebUI (A1111, Forge, SD.Next)" in lokr.text("h3") and "diffusers" not in lokr.text("h3")
     assert "WebUI (A1111)" in oft.text("h3") and "models/loras" in oft.text("code")
+    newer = Page(render(replace(full(), unread_by=["A1111", "additional-networks", "ComfyUI"])))
+    assert "WebUI (Forge, SD.Next)" in newer.text("h3") and "ComfyUI" not in newer.text("h3")
+    assert not any("additional-networks" in text or "models/loras" in text for text in newer.text("code"))
 
 
 def test_what_the_lora_does_uncalled_stands_beside_the_base() -> None:

@@ -72,8 +72,10 @@ def label_command(folder: Path, listing: Listing, word: str) -> str:
 
 def trigger_of(captions: Sequence[str]) -> Trigger | None:
     """The first tag (of captions with commas), or else the first word, of most captions, as it is mostly written; None
-    where they begin differently, or with what calls nothing.
+    where they begin differently, or with what calls nothing. Of captions that are all the same it is the whole.
     """
+    if len(captions) >= _FEW and len(whole := {caption.strip() for caption in captions}) == 1 and "" not in whole:
+        return Trigger(whole.pop(), len(captions), len(captions))
     tags = [tag for caption in captions if (tag := COMMA.split(caption)[0].strip()) != caption.strip() and tag]
     words = [caption.split()[0].strip(",.;:，、。；：") for caption in captions if caption.split()]
     for beginnings in (tags, words):

@@ -14,12 +14,14 @@ from lora_scripts.units import size
 def render(data: ReportData) -> str:
     """The whole page as HTML."""
     prompt = data.comparisons[0].prompt if data.comparisons else ""
+    edits = any(one.made_from for one in data.comparisons)
     return fill(
         "report.html",
         report=data,
         language=data.language,
         tag=tag(data.lora.stem, data.line_strength, data.trigger.phrase if data.trigger else ""),
-        code=diffusers_code(data.lora, prompt, data.line_strength, data.base, data.pipeline),
+        code=diffusers_code(data.lora, prompt, data.line_strength, data.base, data.pipeline, edits=edits),
+        edits=edits,
         previews=_previews(data),
         curves=curves(data),
         thumbnails=data.thumbnails[:THUMBNAILS],

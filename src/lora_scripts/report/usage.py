@@ -37,22 +37,26 @@ def chat_command(base: str | Path, lora: str | Path) -> str:
     return typed(["lora-scripts", "chat", "--base", str(base), "--lora", f"{lora}:1"])
 
 
-def diffusers_code(lora: LoraFile, prompt: str, strength: float, base: str, pipeline: str) -> str:
-    """A complete program; names and prompts are Python literals.
+def diffusers_code(
+    lora: LoraFile, prompt: str, strength: float, base: str, pipeline: str, *, edits: bool = False
+) -> str:
+    """A complete program; names and prompts are Python literals. `edits`: it draws from a picture.
 
     `base`: its file, its folder or its name on Hugging Face; empty where nobody knows. `pipeline`: diffusers' class
     that opens it as one file; without one a folder has to be named.
     """
+    load = "from diffusers.utils import load_image\n" if edits else ""
+    shown = ', image=load_image("path/to/the/picture.png")' if edits else ""
     kind, way = "DiffusionPipeline", "from_pretrained"
     if base.lower().endswith(ONE_FILE):
         kind, way, base = (pipeline, "from_single_file", base) if pipeline else (kind, way, "")
     return (
-        f"from diffusers import {kind}\n\n"
+        f"from diffusers import {kind}\n{load}\n"
         f"pipe = {kind}.{way}({_literal(base or 'path/to/the/base/model')})\n"
         f'pipe.load_lora_weights(".", weight_name={_literal(lora.name)}, adapter_name="lora")\n'
         f'pipe.set_adapters("lora", {strength:g})\n'
         f"prompt = {_literal(prompt or 'your prompt')}\n"
-        'pipe(prompt).images[0].save("picture.png")\n'
+        f'pipe(prompt=prompt{shown}).images[0].save("picture.png")\n'  # some take a picture first
     )
 
 

@@ -21,7 +21,8 @@ class PreviewKeys(Keys):
 
     sample_prompts: Prompts = ()
     """Prompts of the preview pictures, or a .txt file of them, one a line; each may end in --n negative --w width
-    --h height --d seed --l cfg --s steps. Without them, two captions of the data set."""
+    --h height --d seed --l cfg --s steps --ref picture (a reference, of a model that edits). Without them, two captions
+    of the data set."""
     sample_every: CountOrZero | None = None
     """Preview pictures every so many steps; 0: none while training. Without it, as often as save_steps, and less often
     in a short run, whose time they would take."""

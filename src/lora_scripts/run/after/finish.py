@@ -51,6 +51,8 @@ from lora_scripts.train.progress import Board
 from lora_scripts.train.state import RunState
 
 STRENGTHS = (0.0, 0.4, 0.6, 0.8, 1.0)
+NEWER = frozenset({"Forge", "SD.Next"})
+"""Programs that know newer models in newer versions, and are named for them though `LoraFacts.unread_by` has them."""
 ROWS = 2
 """Prompts that are drawn at every strength."""
 
@@ -173,16 +175,16 @@ def report(
     trigger: Trigger | None,
 ) -> None:
     """Writes report.html."""
-    lora = folder.final
+    lora, of_base = folder.final, table.find(config.base_model).lora
     small = [(thumbnail(s.path, THUMBNAIL), s.caption) for s in samples[:THUMBNAILS]]
     at = [s for s in STRENGTHS if (0, s) in drawn and config.report == "full"]
     data = ReportData(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
-        unread_by=UNREAD_BY.get(config.adapter, ()),
+        unread_by=[*UNREAD_BY.get(config.adapter, ()), *(of_base.unread_by - NEWER)],
         base=str(config.base_model),
-        pipeline=table.find(config.base_model).lora.pipeline,
+        pipeline=of_base.pipeline,
         language=config.language,
         warning=measuring.warning,
         trigger=trigger,
