@@ -101,7 +101,7 @@ def test_the_same_in_another_process_with_another_hash_seed() -> None:
 )
 def test_steps(buckets: str, repeats: int, accumulation: int, steps: int) -> None:
     """A last batch and a last step may have fewer; batches are of one bucket."""
-    pictures: list[Any] = [SimpleNamespace(bucket=bucket, repeats=1) for bucket in buckets]
+    pictures: list[Any] = [SimpleNamespace(shape=bucket, repeats=1) for bucket in buckets]
     settings = Settings(4, accumulation, repeats, 1, 0.0, False, 1)
     assert Feed(Toy(), pictures, settings, cache_text=False).steps_per_epoch == steps
 
