@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.cli.options import base_of, file_of, path
 from lora_scripts.data.texts.records import holds_records
-from lora_scripts.errors import Faults, raise_all
+from lora_scripts.errors import Faults, UserError, raise_all
 from lora_scripts.events import Note, Sink
 from lora_scripts.units import typed
 
 if TYPE_CHECKING:
+    from lora_scripts.adopt.command import Adopted
     from lora_scripts.run.first_config import NewConfig
 
 HELP = "write a config for your pictures or records and your base model"
@@ -25,7 +26,6 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         type=path,
-        required=True,
         help="the folder of your pictures; for a language model the file or folder of records",
     )
     text = (
@@ -37,12 +37,26 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--for", dest="purpose", choices=kinds, default="style", help="style (default), or character: a person, a thing"
     )
     add("--trigger", metavar="WORD", default="", help="the word that is to call it; previews hold it")
+    text = (
+        "a config of kohya's trainers or GUI, ai-toolkit, OneTrainer or musubi-tuner, or the script that starts one, "
+    )
+    add(
+        "--from",
+        dest="source",
+        metavar="FILE",
+        type=path,
+        help=text + "to be written in our keys (docs/coming-from.md)",
+    )
     text = "the file to write (default: configs/NAME.yaml)"
     add("--output", metavar="FILE", type=file_of(".yaml", ".yml"), help=text)
 
 
-def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
+def call(options: argparse.Namespace, sink: Sink) -> NewConfig | Adopted:
     """Looks at pictures or records and base and writes a config for them, every line with its reason."""
+    if options.source is not None:
+        return _adopted(options)
+    if options.data is None:
+        raise UserError("the following arguments are required: --data", hint="see lora-scripts new --help")
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
@@ -61,6 +75,16 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig:
     return new_config(options.lora, options.data, base, options.purpose, options.trigger.strip(), options.output)
 
 
+def _adopted(options: argparse.Namespace) -> Adopted:
+    """The config of another trainer in our keys."""
+    for option, given in (("--trigger", options.trigger), ("--for", options.purpose != "style")):
+        if given:
+            raise UserError(f"{option} is not for --from: the other config says what is trained", hint="leave it out")
+    from lora_scripts.adopt.command import adopt
+
+    return adopt(options.lora, options.source, options.data, options.base, options.output)
+
+
 def _base(options: argparse.Namespace, sink: Sink) -> Path:
     """The base on the disk. UserErrors where it is none for such data."""
     if options.base.is_dir() and holds_records(options.data):
@@ -70,14 +94,34 @@ def _base(options: argparse.Namespace, sink: Sink) -> Path:
     return base_of(options.base, sink)
 
 
-def words(result: NewConfig) -> list[str]:
+def words(result: NewConfig | Adopted) -> list[str]:
     """What was written, and what to type next."""
+    from lora_scripts.run.first_config import NewConfig
+
     config = result.path.as_posix()
+    if not isinstance(result, NewConfig):
+        return _words_of_adopted(result)
     look, plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("check", "plan", "train"))
     return [
         f"written: {config} ({result.pictures} {result.samples}, {result.base}, {result.steps} steps)",
         *(f"before that: {note}" for note in result.notes),
         f"look at the {result.samples}: {look}",
+        f"how long it will take: {plan}",
+        f"train: {train}",
+    ]
+
+
+def _words_of_adopted(result: Adopted) -> list[str]:
+    """What of the other config is in ours, all that is not, and what to type next."""
+    config = result.path.as_posix()
+    plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("plan", "train"))
+    steps = f", {result.steps} steps" if result.steps else ""
+    decided = f"always so, or decided by the program here: {', '.join(sorted(set(result.decided)))}"
+    return [
+        f"written: {config} ({len(result.settings)} keys from {result.trainer}{steps})",
+        *(f"not carried over: {left.theirs}: {left.reason}" for left in result.left),
+        *([decided] if result.decided else []),
+        *(f"before that: {note}" for note in result.notes),
         f"how long it will take: {plan}",
         f"train: {train}",
     ]

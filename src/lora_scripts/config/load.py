@@ -12,12 +12,14 @@ from pydantic import BaseModel, ValidationError
 
 from lora_scripts.config.faults import explain, our_name
 from lora_scripts.config.schema import GROUPS, TrainConfig, conflicts
-from lora_scripts.config.source import MANY, Entry, parse_file, parse_overrides, read_text
+from lora_scripts.config.source import FOREIGN_MEND, MANY, Entry, parse_file, parse_overrides, read_text
 from lora_scripts.config.values import base_fault, model_fault, parse_path, part_fault
 from lora_scripts.errors import UserError, raise_all
 
 ItemFault = tuple[str, str, str, int | None]
 """(key, what is wrong with it, the mend, which item of its list)"""
+FOREIGN_MARKS = frozenset(("job", "LoRA_type", "training_method", "network_module"))
+"""Keys that a config of another trainer has, and none of ours."""
 Judge = Callable[[Mapping[str, Any], Set[str]], Iterable[ItemFault]]
 """(every key's value or default, the keys that are written) -> what else is wrong with those."""
 
@@ -32,6 +34,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), judge: Judge = lambda
     """
     laid_over = parse_overrides(overrides)
     entries, faults = parse_file(read_text(path), path)
+    if FOREIGN_MARKS & {entry.key for entry in entries}:
+        raise UserError("is the config of another trainer", file=path, hint=FOREIGN_MEND.format(path))
     overridden = {entry.key for entry in laid_over}
     entries = [entry for entry in entries if entry.key not in overridden] + laid_over
     config, found = _check(entries, path, judge)
@@ -41,6 +45,12 @@ def load_config(path: Path, overrides: Sequence[str] = (), judge: Judge = lambda
     raise_all(faults)
     assert config is not None
     return config
+
+
+def faults_of(text: str, file: Path, judge: Judge = lambda values, given: ()) -> list[UserError]:
+    """Every fault of the text of a config that is to become `file`, as `load_config` would tell it."""
+    entries, faults = parse_file(text, file)
+    return [*faults, *_check(entries, file, judge)[1]]
 
 
 def _check(entries: list[Entry], file: Path, judge: Judge) -> tuple[TrainConfig | None, list[UserError]]:
@@ -224,6 +234,11 @@ def dump_config(config: TrainConfig, judge: Judge = lambda values, given: ()) ->
             line = f"{key}: {scalar(values[key])}"
             lines.append(f"# {line}  # {idle[key]}" if key in idle else line)
     return "\n".join(lines) + "\n"
+
+
+def commented(key: str, value: str, why: str) -> str:
+    """A line of a config: the key, its value in YAML, and the reason behind it as a comment."""
+    return f"{key}: {value} ".ljust(52) + f"# {why}"
 
 
 def scalar(value: object) -> str:

@@ -23,6 +23,10 @@ MANY = 20
 """From here on faults of one kind are counted instead of listed: they have one cause."""
 
 
+FOREIGN_MEND = "lora-scripts new NAME --from {} writes it in our keys"
+"""What to do with the config of another trainer."""
+
+
 class _Loader(yaml.BaseLoader):
     """PyYAML's parser with the core schema of YAML 1.2."""
 
@@ -78,6 +82,8 @@ def read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", file=file, hint="check its permissions") from None
+    if file.suffix.lower() in (".toml", ".sh", ".bat", ".ps1"):
+        raise UserError("is no .yaml file", file=file, hint=FOREIGN_MEND.format(file))
     if b"\0" in data[:64] and not _is_wide(data):
         raise UserError("is not text", file=file, hint="name a .yaml file")
     return decoded(data, file)

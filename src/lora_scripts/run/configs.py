@@ -25,16 +25,16 @@ def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) 
 
     A base that is a name on the hub is fetched with what belongs to it, once nothing else is wrong, and then judged.
     """
-    config = load.load_config(path, overrides, _judge)
+    config = load.load_config(path, overrides, judge)
     fetched = dict(_fetched(config, sink))
     if all(getattr(config, key) == value for key, value in fetched.items()):
         return config
-    return load.load_config(path, overrides, _judge).model_copy(update=fetched)
+    return load.load_config(path, overrides, judge).model_copy(update=fetched)
 
 
 def dump_config(config: TrainConfig) -> str:
     """As `config.load.dump_config`: what the base's family has no use for is a comment, too."""
-    return load.dump_config(config, _judge)
+    return load.dump_config(config, judge)
 
 
 def _fetched(config: TrainConfig, sink: Sink) -> Iterator[tuple[str, Any]]:
@@ -47,27 +47,24 @@ def _fetched(config: TrainConfig, sink: Sink) -> Iterator[tuple[str, Any]]:
             yield key, download.fetch(value, sink, key)
 
 
-def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
-    """Nothing where the base is not known: that is told by whoever looks at it."""
+def judge(values: Mapping[str, Any], given: Set[str], absent: Facts | None = None) -> Iterator[ItemFault]:
+    """What only the base's family can say of the keys that are given. Nothing where the base is not known: that is told
+    by whoever looks at it. `absent`: the family, if it is known while the base is not here."""
     base = values.get("base_model")
     if not isinstance(base, str | Path):
         return
     base = download.place(Path(base))
     if not base.exists():
+        if absent is not None:
+            yield from _unneeded(given, absent)
+            yield from _targets(values.get("targets") or (), absent)
         return
     try:
         facts = table.find(base)
         told = facts.told(base)
     except UserError:
         return
-    for key in sorted(given & NEEDS.keys()):
-        if NEEDS[key] not in facts.features:
-            yield (
-                key,
-                f"is for {FEATURES[NEEDS[key]]}, and base_model is {facts.checkpoint.words}",
-                "leave it out",
-                None,
-            )
+    yield from _unneeded(given, facts)
     with suppress(UserError):  # of a broken base, which is told by whoever looks at it
         told = {**told, "sample_cfg": facts.drawn(base).cfg}
     whole = {**values, **{key: value for key, value in told.items() if values.get(key) is None}}
@@ -78,6 +75,14 @@ def _judge(values: Mapping[str, Any], given: Set[str]) -> Iterator[ItemFault]:
     yield from _targets(values.get("targets") or (), facts)
     if values.get("fused_qkv") is True and facts.names().fused:
         yield from _fused(values.get("targets") or (), facts)
+
+
+def _unneeded(given: Set[str], facts: Facts) -> Iterator[ItemFault]:
+    """Keys that need what the family has not."""
+    for key in sorted(given & NEEDS.keys()):
+        if NEEDS[key] not in facts.features:
+            fault = f"is for {FEATURES[NEEDS[key]]}, and base_model is {facts.checkpoint.words}"
+            yield key, fault, "leave it out", None
 
 
 def _fused(targets: Iterable[Any], facts: Facts) -> Iterator[ItemFault]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from lora_scripts.check.verdict import few
-from lora_scripts.config.load import load_config, scalar
+from lora_scripts.config.load import commented, load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
@@ -212,7 +212,7 @@ def _text(
     ]
     lines = [f"# A {purpose}{words}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
     for group in (paths, rows):
-        lines += [f"{s.key}: {s.value} ".ljust(52) + f"# {s.why}" for s in group]
+        lines += [commented(*setting) for setting in group]
         lines.append("")
     front = f"{trigger}, " if trigger else ""
     lines += ["sample_prompts:  # previews on the way", *(f"  - {scalar(front + prompt)}" for prompt in recipe.prompts)]
