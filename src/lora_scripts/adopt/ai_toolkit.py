@@ -16,7 +16,7 @@ from lora_scripts.adopt.noise_levels import of_flow
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
 from lora_scripts.adopt.settings import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.sizes import MOST, put_rank
-from lora_scripts.adopt.turns import flag, number, path, some, text, whole
+from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
@@ -27,7 +27,7 @@ _ROWS = (
     Row("model.assistant_lora_path", "training_adapter", path),
     Row("network.dropout", "lora_dropout", number),
     Row("network.pretrained_lora_path", "init_lora", path),
-    Row("train.batch_size", "batch_size", whole, 1),
+    Row("train.batch_size", "batch_size", count, 1),
     Row("train.lr_scheduler", "lr_schedule", turns.schedule, "constant"),
     Row("train.max_grad_norm", "max_grad_norm", number),
     Row("train.dtype", "precision", turns.precision, "fp32"),
@@ -40,8 +40,8 @@ _ROWS = (
     Row("train.seed", "seed", whole),
     Row("train.reg_weight", "prior_weight", number),
     Row("save.dtype", "save_precision", turns.saved),
-    Row("save.save_every", "save_steps", whole, 1000),
-    Row("save.max_step_saves_to_keep", "keep_last", whole, 5),
+    Row("save.save_every", "save_steps", count, 1000),
+    Row("save.max_step_saves_to_keep", "keep_last", count, 5),
     Row("sample.sample_every", "sample_every", whole),
     Row("sample.guidance_scale", "sample_cfg", number),
     Row("sample.sample_steps", "sample_steps", whole),
@@ -104,8 +104,8 @@ def is_of_ai_toolkit(data: dict[str, Any]) -> bool:
 def carry(data: dict[str, Any], file: Path, file_text: str, given: Path | None) -> Found:
     """The first process of the job. UserError where it trains something else than a LoRA."""
     config = data["config"]
-    process = next((one for one in config["process"] if isinstance(one, dict)), {})
-    sets = [one for one in process.get("datasets") or () if isinstance(one, dict)]
+    process = next(iter(turns.groups(config["process"])), {})
+    sets = turns.groups(process.get("datasets"))
     values = dict(flat({key: value for key, value in process.items() if key != "datasets"}))
     found = Found("ai-toolkit", file, file_text, values)
     kind = str(process.get("type", ""))
@@ -173,11 +173,11 @@ def _network(found: Found) -> None:
     alpha = "network.linear_alpha" if "network.linear_alpha" in found.values else "network.alpha"
     put_rank(found, rank, alpha, rank=4, alpha=1.0)
     found.taken |= {"network.rank", "network.linear", "network.alpha", "network.linear_alpha"}
-    size = found.take("network.conv", some(whole), None)
+    size = found.take("network.conv", some(count), None)
     strength = found.take("network.conv_alpha", some(number), None)
     if size:
         here = min(size, MOST)
-        rule = TargetRule(match="conv", rank=here, alpha=(strength or size) * here / size)
+        rule = TargetRule.model_construct(match="conv", rank=here, alpha=(strength or size) * here / size)
         found.put("targets", ["attention", "feed_forward", rule], "network.conv", "network.conv_alpha")
     for key in ("only_if_contains", "ignore_if_contains"):
         for where in (f"network.network_kwargs.{key}", f"model.{key}"):
@@ -186,10 +186,12 @@ def _network(found: Found) -> None:
 
 
 def _train(found: Found) -> None:
-    steps = found.take("train.steps", whole, 1000)
+    steps = found.take("train.steps", count, 1000)
     batches, held = (
         found.take(f"train.{key}", whole, 1) for key in ("gradient_accumulation", "gradient_accumulation_steps")
     )
+    if held < 0:
+        found.leave("train.gradient_accumulation_steps", "gradient_accumulation gathers a number of batches here: 1")
     gathered = max(1, batches) * max(1, held)
     if gathered > 1:
         keys = [f"train.{key}" for key in ("gradient_accumulation", "gradient_accumulation_steps")]
@@ -239,7 +241,7 @@ def _previews(found: Found) -> None:
             [one.replace("[trigger]", word).strip() for one in prompts if one.strip()],
             "sample.prompts",
         )
-    width, height = (found.take(f"sample.{key}", some(whole), None) for key in ("width", "height"))
+    width, height = (found.take(f"sample.{key}", some(count), None) for key in ("width", "height"))
     if width and height:
         found.put("sample_size", width if width == height else [width, height], "sample.width", "sample.height")
     if (

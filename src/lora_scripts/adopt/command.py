@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PATHS = {
     *("base_model", "vae", "text_encoder", "init_lora", "training_adapter"),
 }
 """Keys of what has to be there when the training begins, and need not be here now."""
+DECIDED = "Always so, or decided by the program here"
+IDLE = "Says nothing beyond the lines above"
 INSTALL = "install it:"
 """How the mend of a missing package begins."""
 
@@ -42,6 +44,8 @@ class Adopted:
     left: tuple[Left, ...]
     decided: tuple[str, ...]
     """Settings that are always so here, or decided by the program."""
+    idle: tuple[str, ...]
+    """Settings that stand in no other list: they say nothing beside the others."""
     steps: int | None
     """Of the run; None where the pictures are not here to be counted."""
     notes: tuple[str, ...]
@@ -56,16 +60,17 @@ def adopt(name: str, file: Path, data: Path | None, base: Path | None, output: P
     found, finish = _read(file, data)
     facts = _facts(found, base)
     finish(found, facts)
-    raise_all(found.faults)
     if "base_model" not in found.puts:
-        raise UserError("names no base model", file=file, hint="say which: --base FILE")
+        found.faults.append(UserError("names no base model", file=file, hint="say which: --base FILE"))
+    raise_all(found.faults)
     _output(found, name)
     steps = put_length(found)
     notes = _fit(found, facts, path)
     io.make_folder(path.parent)
-    io.write_text(path, _text(found, name))
+    idle = found.unsaid()
+    io.write_text(path, _text(found, name, idle))
     settings = {key: put.why for key, put in found.puts.items()}
-    return Adopted(path, found.trainer, settings, tuple(found.left), tuple(found.decided), steps, tuple(notes))
+    return Adopted(path, found.trainer, settings, tuple(found.left), tuple(found.decided), idle, steps, tuple(notes))
 
 
 Finish = Callable[[Found, Facts | None], None]
@@ -99,7 +104,7 @@ def _read(file: Path, given: Path | None) -> tuple[Found, Finish]:
     found = Found(trainer, file, text, values, base_words=tuple(word for word in words if word))
     if (script and not NETWORK.fullmatch(script)) or "network_module" not in values:
         what = f"{script}.py trains" if script and not NETWORK.fullmatch(script) else "without network_module it trains"
-        mend = "only what train_network.py trains is read; lora-scripts new without --from begins anew"
+        mend = "only what train_network.py trains is read, and lora-scripts new without --from begins anew"
         raise UserError(f"{what} something else than a LoRA", file=file, hint=mend)
     return _kohya(found, given, musubi=musubi)
 
@@ -211,7 +216,7 @@ def _is_missing(message: str) -> bool:
     return "does not exist" in message or "no such file" in message or "is no file" in message
 
 
-def _text(found: Found, name: str) -> str:
+def _text(found: Found, name: str, idle: Sequence[str]) -> str:
     """The YAML: our keys by group, each with where it comes from, and at the end what was not carried over."""
     lines = [f"# {name}, from {found.file.name} of {found.trainer}. Every key stands in docs/keys.md.", ""]
     for group in GROUPS:
@@ -225,10 +230,8 @@ def _text(found: Found, name: str) -> str:
     if found.left:
         lines.append("# Not carried over:")
         lines += [f"#   {_one_line(left.theirs)}: {_one_line(left.reason)}" for left in found.left]
-    for head, names in (
-        ("Always so, or decided by the program here", found.decided),
-        ("Off, and not known here", found.off),
-    ):
+    lists = ((DECIDED, found.decided), (IDLE, idle), ("Off, and not known here", found.off))
+    for head, names in lists:
         if names:
             lines.append(f"# {head}: {_one_line(', '.join(sorted(set(names))))}")
     return "\n".join(lines).rstrip() + "\n"

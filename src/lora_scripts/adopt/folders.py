@@ -38,7 +38,8 @@ def put_folders(found: Found, folders: Sequence[Folder], data: Path | None) -> N
         return
     if not folders:
         text = "no folder of pictures is named"
-        raise UserError(text, file=found.file, hint="say where they are: --data DIR")
+        found.faults.append(UserError(text, file=found.file, hint="say where they are: --data DIR"))
+        return
     first, *others = folders
     if not others:
         found.put("train_data_dir", first.path, note=first.told)

@@ -12,7 +12,7 @@ from lora_scripts.adopt import turns
 from lora_scripts.adopt.kohya_network import carry_network
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
 from lora_scripts.adopt.settings import NOTHING, Found, Row
-from lora_scripts.adopt.turns import Unlike, flag, number, path, some, text, whole
+from lora_scripts.adopt.turns import Unlike, count, flag, number, path, some, text, whole
 
 
 def _keep(value: object) -> object:
@@ -24,8 +24,8 @@ ROWS = (
     Row("pretrained_model_name_or_path", "base_model", path),
     Row("vae", "vae", path),
     Row("ae", "vae", path),
-    Row("train_batch_size", "batch_size", whole, 1),
-    Row("gradient_accumulation_steps", "gradient_accumulation", whole),
+    Row("train_batch_size", "batch_size", count, 1),
+    Row("gradient_accumulation_steps", "gradient_accumulation", count),
     Row("max_grad_norm", "max_grad_norm", number),
     Row("seed", "seed", whole),
     Row("mixed_precision", "precision", turns.precision, "fp32"),
@@ -36,7 +36,7 @@ ROWS = (
     Row("compile", "compile", flag),
     Row("network_dropout", "lora_dropout", number),
     Row("network_weights", "init_lora", path),
-    Row("clip_skip", "clip_skip", some(whole)),
+    Row("clip_skip", "clip_skip", some(count)),
     Row("max_token_length", "caption_tokens", whole),
     Row("min_snr_gamma", "min_snr_gamma", some(number)),
     Row("debiased_estimation_loss", "debiased_estimation", flag),
@@ -47,9 +47,9 @@ ROWS = (
     Row("prior_loss_weight", "prior_weight", number),
     Row("min_timestep", "timestep_min", whole),
     Row("max_timestep", "timestep_max", lambda value: whole(value) - 1),
-    Row("sample_every_n_steps", "sample_every", some(whole)),
+    Row("sample_every_n_steps", "sample_every", some(count)),
     Row("sample_at_first", "sample_first", flag),
-    Row("save_every_n_steps", "save_steps", some(whole)),
+    Row("save_every_n_steps", "save_steps", some(count)),
     Row("validation_split", "val_split", number),
 )
 """What has one counterpart."""
@@ -84,6 +84,19 @@ KNOWN: dict[str, tuple[object, str]] = {
     "llm_adapter_path": (None, "the adapter in the base's file is used"),
     "preserve_distribution_shape": (False, "levels outside of the range are not drawn anew here"),
     "training_comment": (None, "lora-scripts metadata --set writes it into the file afterwards"),
+    "logit_mean": (0.0, "counts with weighting_scheme: logit_normal alone"),
+    "logit_std": (1.0, "counts with weighting_scheme: logit_normal alone"),
+    "mode_scale": (1.29, "counts with weighting_scheme: mode alone"),
+    "huber_scale": (1.0, "the loss has its full strength here"),
+    "clip_l_dropout_rate": (0.0, "caption_dropout leaves whole captions out"),
+    "clip_g_dropout_rate": (0.0, "caption_dropout leaves whole captions out"),
+    "t5_dropout_rate": (0.0, "caption_dropout leaves whole captions out"),
+    **dict.fromkeys(
+        ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr"),
+        (None, "targets can give layers a rate of their own: {match: '*attn*', lr: 1e-4}"),
+    ),
+    "qwen3_max_token_length": (512, "captions have the length that the base is usually given"),
+    "t5_max_token_length": (512, "captions have the length that the base is usually given"),
     "turbo_dit": (None, "previews are drawn with the base"),
 }
 """Their key -> (their default, why it is not carried over)."""
@@ -120,25 +133,25 @@ def carry(found: Found, *, musubi: bool = False) -> None:
 
 
 def _length(found: Found) -> None:
-    epochs = found.take("max_train_epochs", some(whole), None)
-    steps = found.take("max_train_steps", some(whole), None)
+    epochs = found.take("max_train_epochs", some(count), None)
+    steps = found.take("max_train_steps", some(count), None)
     if epochs:
         found.length.epochs, found.length.epochs_why = epochs, found.tell("max_train_epochs")
     else:
         found.length.steps = steps or 1600
         found.length.steps_why = found.tell("max_train_steps") if steps else "their default (max_train_steps): 1600"
-    every = found.take("save_every_n_epochs", some(whole), None)
+    every = found.take("save_every_n_epochs", some(count), None)
     if every and "save_steps" not in found.puts:
         found.length.per_epoch.append(("save_steps", every, found.tell("save_every_n_epochs")))
-    last = found.take("save_last_n_epochs", some(whole), None)
+    last = found.take("save_last_n_epochs", some(count), None)
     if last:
         found.put("keep_last", max(1, -(-last // (every or 1))), "save_last_n_epochs")
-    last = found.take("save_last_n_steps", some(whole), None)
+    last = found.take("save_last_n_steps", some(count), None)
     if last:
         found.put(
             "keep_last", max(1, -(-last // int(str(found.values.get("save_every_n_steps") or 1)))), "save_last_n_steps"
         )
-    if found.take("save_n_epoch_ratio", some(whole), None):
+    if found.take("save_n_epoch_ratio", some(count), None):
         found.leave("save_n_epoch_ratio", "save_steps says after how many steps a file is written")
 
 
@@ -183,7 +196,7 @@ def _optimizer(found: Found) -> None:
 
 def _schedule(found: Found) -> None:
     name = found.put_or_usual("lr_schedule", "lr_scheduler", turns.schedule, "constant")
-    cycles = found.take("lr_scheduler_num_cycles", some(whole), None)
+    cycles = found.take("lr_scheduler_num_cycles", some(count), None)
     power = found.take("lr_scheduler_power", some(number), None)
     if cycles and name == "cosine_restarts":
         found.put("lr_cycles", cycles, "lr_scheduler_num_cycles")
@@ -233,7 +246,7 @@ def _files(found: Found) -> None:
 
 
 def _previews(found: Found) -> None:
-    epochs = found.take("sample_every_n_epochs", some(whole), None)
+    epochs = found.take("sample_every_n_epochs", some(count), None)
     if epochs:
         found.puts.pop("sample_every", None)  # epochs count there, too, where both are written
         found.put("sample_every_epochs", epochs, "sample_every_n_epochs")

@@ -120,7 +120,7 @@ def _type(found: Found, data: dict[str, Any]) -> None:
 
 def _rates(found: Found, data: dict[str, Any]) -> None:
     """A rate of 0 for one part, and one for the other, is the page's way to train one alone."""
-    unet, words = (number(data.get(key) or 0) for key in ("unet_lr", "text_encoder_lr"))
+    unet, words = (_number(found, data, key) for key in ("unet_lr", "text_encoder_lr"))
     if unet and not words:
         found.values["network_train_unet_only"] = True
         found.shown = {**found.shown, "network_train_unet_only": "text_encoder_lr = 0, so network_train_unet_only"}
@@ -136,7 +136,7 @@ def _run(found: Found, data: dict[str, Any]) -> None:
         found.shown = {**found.shown, "max_train_epochs": "max_train_epochs"}
     elif "max_train_epochs" not in found.values and "max_train_steps" not in found.values:
         found.values["max_train_epochs"] = 1
-    percent = number(data.get("lr_warmup") or 0)
+    percent = _number(found, data, "lr_warmup")
     if percent and "lr_warmup_steps" not in found.values:
         found.values["lr_warmup_steps"] = percent / 100
         found.shown = {**found.shown, "lr_warmup_steps": "lr_warmup in %: lr_warmup_steps"}
@@ -145,6 +145,18 @@ def _run(found: Found, data: dict[str, Any]) -> None:
     elif data.get("noise_offset_type") == "Original":
         found.values.pop("multires_noise_iterations", None)
         found.values.pop("multires_noise_discount", None)
-    stop = data.get("stop_text_encoder_training") or data.get("stop_text_encoder_training_pct")
-    if stop:
-        found.length.shares.append(("text_encoder_stop", number(stop) / 100, f"stop_text_encoder_training = {stop} %"))
+    for key in ("stop_text_encoder_training", "stop_text_encoder_training_pct"):
+        if stop := _number(found, data, key):
+            found.length.shares.append(("text_encoder_stop", stop / 100, f"{key} = {stop:g} %"))
+
+
+def _number(found: Found, data: dict[str, Any], field: str) -> float:
+    """A field's number; 0 where it is empty."""
+    value = data.get(field)
+    if value in (None, "", []):
+        return 0.0
+    try:
+        return number(value)
+    except ValueError as error:
+        found.fault(field, str(error))
+        return 0.0

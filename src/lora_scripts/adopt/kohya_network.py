@@ -10,7 +10,7 @@ import re
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.settings import Found
 from lora_scripts.adopt.sizes import MOST, put_rank
-from lora_scripts.adopt.turns import flag, number, some, text, whole
+from lora_scripts.adopt.turns import count, flag, number, some, text
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
 
@@ -89,7 +89,7 @@ _NETWORK_ARGS = {
 
 def _convolutions(found: Found, *, of_lycoris: bool) -> None:
     """Convolutions of 3 x 3: LyCORIS trains them at the rank of the rest unless a preset says other things."""
-    size = found.take("network_args.conv_dim", some(whole), None)
+    size = found.take("network_args.conv_dim", some(count), None)
     alpha = found.take("network_args.conv_alpha", some(number), None)
     rank = found.puts["lora_rank"].value if "lora_rank" in found.puts else 16
     preset = str(found.values.get("network_args.preset", "full"))
@@ -98,7 +98,7 @@ def _convolutions(found: Found, *, of_lycoris: bool) -> None:
         size = size or int(str(rank))
     if not size:
         return
-    rule = TargetRule(match="conv", rank=min(size, MOST), alpha=(alpha or 1.0) * min(size, MOST) / size)
+    rule = TargetRule.model_construct(match="conv", rank=min(size, MOST), alpha=(alpha or 1.0) * min(size, MOST) / size)
     both = ("network_args.conv_dim", "network_args.conv_alpha")
     note = "" if any(map(found.has, both)) else "their default with LyCORIS: convolutions, too"
     found.put("targets", ["attention", "feed_forward", rule], *both, note=note)

@@ -13,7 +13,7 @@ from lora_scripts.adopt import turns
 from lora_scripts.adopt.folders import Folder, put_folders
 from lora_scripts.adopt.foreign_file import parsed, text_of
 from lora_scripts.adopt.settings import NOTHING, Found, Left, Row, brief
-from lora_scripts.adopt.turns import flag, number, path, some, text, whole
+from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
 from lora_scripts.errors import UserError
 
 _OF_PICTURES = (
@@ -23,7 +23,7 @@ _OF_PICTURES = (
     Row("shuffle_caption", "shuffle_tags", flag),
     Row("caption_tag_dropout_rate", "tag_dropout", number),
     Row("resolution", "resolution", turns.size),
-    Row("batch_size", "batch_size", whole),
+    Row("batch_size", "batch_size", count),
     Row("alpha_mask", "mask_alpha", flag),
     Row("validation_split", "val_split", number),
 )
@@ -84,7 +84,7 @@ def carry_pictures(found: Found, data: Path | None, *, musubi: bool = False) -> 
 def _of_folders(found: Found, data: Path | None) -> None:
     folder, reg = found.take("train_data_dir", path, ""), found.take("reg_data_dir", path, "")
     metadata = found.take("in_json", path, "")
-    repeats = found.take("dataset_repeats", some(whole), None) or 1
+    repeats = found.take("dataset_repeats", some(count), None) or 1
     folders = [Folder(folder, repeats if metadata else 1, found.tell("train_data_dir"))] if folder else []
     put_folders(found, folders, data)
     if not metadata:
@@ -122,13 +122,9 @@ def _toml_beside(found: Found, name: str) -> dict[str, Any]:
 
 def _sets(found: Found, data: dict[str, Any], given: Path | None, *, musubi: bool) -> None:
     general = data.get("general")
-    subsets = [
-        {**(general if isinstance(general, dict) else {}), **_plain(dataset), **_plain(subset)}
-        for dataset in data["datasets"]
-        if isinstance(dataset, dict)
-        for subset in _subsets(dataset)
-        if isinstance(subset, dict)
-    ]
+    common = general if isinstance(general, dict) else {}
+    sets = turns.groups(data["datasets"])
+    subsets = [{**common, **_plain(one), **_plain(part)} for one in sets for part in _subsets(one)]
     if not subsets:
         raise UserError("has no folder of pictures", file=found.file, hint="say where they are: --data DIR")
     name = "image_directory" if musubi else "image_dir"
@@ -151,9 +147,8 @@ def _sets(found: Found, data: dict[str, Any], given: Path | None, *, musubi: boo
         found.left.append(Left(_told(one, name), "one folder of class pictures is trained here"))
 
 
-def _subsets(dataset: dict[str, Any]) -> list[Any]:
-    found = dataset.get("subsets")
-    return found if isinstance(found, list) else [{}]
+def _subsets(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    return turns.groups(dataset.get("subsets")) or [{}]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def put_length(found: Found) -> int | None:
             found.put(key, max(1, round(epochs_each * each)), note=f"{why}, {each} steps an epoch")
         else:
             found.left.append(Left(why, f"{key} counts steps here: write {epochs_each:g} x the steps of an epoch"))
-    return steps
+    return steps if each else None
 
 
 def _seen(found: Found) -> int | None:

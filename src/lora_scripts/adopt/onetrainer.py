@@ -17,7 +17,7 @@ from lora_scripts.adopt.onetrainer_concepts import carry_concepts, carry_samples
 from lora_scripts.adopt.onetrainer_rates import carry_rates
 from lora_scripts.adopt.settings import Found, Left, Row
 from lora_scripts.adopt.sizes import put_rank, put_resolution
-from lora_scripts.adopt.turns import flag, number, path, some, text, whole
+from lora_scripts.adopt.turns import count, flag, number, path, some, text
 from lora_scripts.errors import UserError
 from lora_scripts.families.facts import Facts
 
@@ -25,8 +25,8 @@ _ROWS = (
     Row("base_model_name", "base_model", path),
     Row("vae.model_name", "vae", path),
     Row("lora_model_name", "init_lora", path),
-    Row("batch_size", "batch_size", whole, 1),
-    Row("gradient_accumulation_steps", "gradient_accumulation", whole),
+    Row("batch_size", "batch_size", count, 1),
+    Row("gradient_accumulation_steps", "gradient_accumulation", count),
     Row("clip_grad_norm", "max_grad_norm", number),
     Row("train_dtype", "precision", turns.precision, "fp16"),
     Row("output_dtype", "save_precision", turns.saved, "fp32"),
@@ -199,7 +199,7 @@ def _checkpointing(value: Any) -> bool:
 
 
 def _length(found: Found) -> None:
-    found.length.epochs = found.take("epochs", whole, 100)
+    found.length.epochs = found.take("epochs", count, 100)
     found.length.epochs_why = found.why("epochs", 100)
     warmup = found.take("learning_rate_warmup_steps", number, 200.0)
     told = found.why("learning_rate_warmup_steps", 200)
@@ -208,7 +208,7 @@ def _length(found: Found) -> None:
         found.put("warmup_steps", int(warmup / int(str(gathered))), note=told)
     elif warmup > 0:
         found.length.shares.append(("warmup_steps", warmup, told))
-    every = found.take("save_every", some(whole), None)
+    every = found.take("save_every", some(count), None)
     unit = found.take("save_every_unit", text, "NEVER")
     if every and unit == "STEP":
         found.put("save_steps", every, "save_every", "save_every_unit")
@@ -237,7 +237,7 @@ def _objective(found: Found) -> None:
         found.put("prediction", "epsilon", "force_epsilon_prediction")
     if found.take("rescale_noise_scheduler_to_zero_terminal_snr", flag, False):
         found.put("zero_terminal_snr", True, "rescale_noise_scheduler_to_zero_terminal_snr")
-    skip = found.take("text_encoder_layer_skip", some(whole), None)
+    skip = found.take("text_encoder_layer_skip", some(count), None)
     if skip:
         found.put("clip_skip", skip + 1, "text_encoder_layer_skip", note="counted from 0 there")
     if found.take("ema", text, "OFF") != "OFF":

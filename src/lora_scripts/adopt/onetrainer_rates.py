@@ -7,7 +7,7 @@ import math
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
 from lora_scripts.adopt.settings import NOTHING, Found
-from lora_scripts.adopt.turns import flag, number, some, text, whole
+from lora_scripts.adopt.turns import count, flag, number, some, text
 
 _SCHEDULES = {
     "constant": "constant",
@@ -73,7 +73,7 @@ def _text_rates(found: Found, rates: list[float]) -> None:
     found.put("train_text_encoder", True, "text_encoder.train", "text_encoder_2.train")
     value = rates[:2] if two and rates[0] != rates[1] else rates[0]
     found.put("text_encoder_lr", value, "text_encoder.learning_rate", "learning_rate")
-    after = found.take("text_encoder.stop_training_after", some(whole), None)
+    after = found.take("text_encoder.stop_training_after", some(count), None)
     unit = found.take("text_encoder.stop_training_after_unit", text, "EPOCH")
     if "text_encoder.stop_training_after" not in found.values and unit == "EPOCH":
         after = 30

@@ -81,9 +81,12 @@ class Found:
         except Unlike as unlike:
             self.leave(key, str(unlike))
         except ValueError as error:
-            name = self.name(key)
-            self.faults.append(UserError(f"{name}: {error}", file=self.file, line=self.line(name)))
+            self.fault(self.name(key), str(error))
         return default
+
+    def fault(self, name: str, message: str, hint: str | None = None) -> None:
+        """Notes a mistake in the file at a key as it is called there."""
+        self.faults.append(UserError(f"{name}: {message}", file=self.file, line=self.line(name), hint=hint))
 
     def put(self, ours: str, value: object, *theirs: str, note: str = "") -> None:
         """Sets a key of ours; the comment tells those of the keys that it comes from that are written, or that it is
@@ -146,6 +149,13 @@ class Found:
                 self.off.append(self.name(key))
             else:
                 self.leave(key, "is not known here")
+
+    def unsaid(self) -> tuple[str, ...]:
+        """Keys that are on and that no comment names: they say nothing beside the others."""
+        said = " ".join([*(put.why for put in self.puts.values()), *(left.theirs for left in self.left), *self.decided])
+        on = (self.name(key) for key, value in self.values.items() if value not in NOTHING)
+        words = set(re.findall(r"[\w.]+", said))
+        return tuple(name for name in on if not words.issuperset(re.findall(r"[\w.]+", name)))
 
     def name(self, key: str) -> str:
         return self.shown.get(key, key)

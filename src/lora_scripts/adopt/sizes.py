@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_scripts.adopt.settings import Found, Left
-from lora_scripts.adopt.turns import number, some, whole
+from lora_scripts.adopt.turns import count, number, some
 
 MOST = 128
 """The highest rank here."""
@@ -15,7 +15,7 @@ MOST = 128
 def put_rank(found: Found, of_rank: str, of_alpha: str, *, rank: int, alpha: float, written: bool = True) -> None:
     """Rank and alpha, `rank` and `alpha` being their defaults; an alpha of 0 is the rank. Of a rank that is too high
     alpha / rank stays. `written`: whether alpha means something."""
-    size = found.take(of_rank, some(whole), None) or rank
+    size = found.take(of_rank, some(count), None) or rank
     strength = found.take(of_alpha, number, alpha) or float(size)
     if size > MOST:
         found.left.append(Left(found.why(of_rank, size), f"{MOST} is the most here, with alpha / rank as it was"))

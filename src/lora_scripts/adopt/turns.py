@@ -40,6 +40,19 @@ def whole(value: Any) -> int:
     return int(found)
 
 
+def count(value: Any) -> int:
+    """A whole number of 1 or more."""
+    found = whole(value)
+    if found < 1:
+        raise ValueError(f"must be 1 or more, not {_got(value)}")
+    return found
+
+
+def groups(value: Any) -> list[dict[str, Any]]:
+    """The groups of keys in a list; what is none is left out."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def flag(value: Any) -> bool:
     """true or false."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -67,7 +80,7 @@ def some(turn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """As `turn`, but 0 and empty is what is not written."""
 
     def turned(value: Any) -> Any:
-        return turn(value) or None
+        return None if value in (0, "0") else turn(value) or None
 
     return turned
 

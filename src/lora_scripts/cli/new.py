@@ -116,11 +116,11 @@ def _words_of_adopted(result: Adopted) -> list[str]:
     config = result.path.as_posix()
     plan, train = (typed(["lora-scripts", word, "--config", config]) for word in ("plan", "train"))
     steps = f", {result.steps} steps" if result.steps else ""
-    decided = f"always so, or decided by the program here: {', '.join(sorted(set(result.decided)))}"
+    lists = {"always so, or decided by the program here": result.decided, "says nothing beyond that": result.idle}
     return [
         f"written: {config} ({len(result.settings)} keys from {result.trainer}{steps})",
         *(f"not carried over: {left.theirs}: {left.reason}" for left in result.left),
-        *([decided] if result.decided else []),
+        *(f"{head}: {', '.join(sorted(set(names)))}" for head, names in lists.items() if names),
         *(f"before that: {note}" for note in result.notes),
         f"how long it will take: {plan}",
         f"train: {train}",
