@@ -13,7 +13,7 @@ import pytest
 import tiny
 from lora_scripts.adopt import ai_toolkit, ai_toolkit_sets, kohya_args, kohya_sets, onetrainer, turns
 from lora_scripts.adopt.command import Adopted, adopt
-from lora_scripts.adopt.settings import NOTHING
+from lora_scripts.adopt.found import NOTHING
 from lora_scripts.cli import main
 from lora_scripts.config import load
 from lora_scripts.config.keys import adapter, training
@@ -278,7 +278,8 @@ def test_a_job_of_ai_toolkit(here: Path) -> None:
 
 
 def test_a_preset_of_onetrainer(here: Path) -> None:
-    preset: dict[str, Any] = {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "batch_size": 4}
+    preset: dict[str, Any] = {"unet": {"gradient_checkpointing": False}, "text_encoder": {"dropout_probability": 0.1}}
+    preset |= {"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15", "batch_size": 4}
     preset |= {
         "base_model_name": "base.safetensors",
         "lora_rank": 8,
@@ -297,6 +298,7 @@ def test_a_preset_of_onetrainer(here: Path) -> None:
     told, c, _ = adopted("p.json", preset)
     assert (c.train_data_dir, c.repeats, c.val_data_dir) == (Path("img/10_neon"), 3, Path("img/2_rain"))
     assert (c.lora_rank, c.lora_alpha, c.epochs, c.targets) == (8, 1, 40, ("attention", "feed_forward"))
+    assert (c.gradient_checkpointing, c.caption_dropout) == (False, 0.1)
     assert c.learning_rate == pytest.approx(1e-4 * 4)  # the root of 4 x 4
     assert (c.train_text_encoder, c.clip_skip, c.min_snr_gamma) == (True, 2, 5)
     assert (c.optimizer, c.weight_decay, c.precision) == ("adamw8bit", 0.1, "fp16")

@@ -12,13 +12,14 @@ from typing import Any
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.ai_toolkit_sets import carry_sets
 from lora_scripts.adopt.foreign_file import flat
+from lora_scripts.adopt.found import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.noise_levels import of_flow
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
-from lora_scripts.adopt.settings import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.sizes import MOST, put_rank
 from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
+from lora_scripts.families.elsewhere import USUAL
 from lora_scripts.families.facts import Facts
 
 _ROWS = (
@@ -165,7 +166,7 @@ def _words(found: Found) -> tuple[str, ...]:
         for key, value in found.values.items()
         if key.startswith("model.is_") and value is True
     ]
-    return (arch,) if arch else tuple(mark for mark in marks if mark != "is_v_pred") or ("sd1",)
+    return (arch,) if arch else tuple(mark for mark in marks if mark != "is_v_pred") or (USUAL,)
 
 
 def _network(found: Found) -> None:

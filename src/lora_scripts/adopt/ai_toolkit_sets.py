@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.folders import Folder, put_folders
-from lora_scripts.adopt.settings import Found, Left, Row, brief
+from lora_scripts.adopt.found import Found, Left, Row, brief
 from lora_scripts.adopt.sizes import put_resolution
 from lora_scripts.adopt.turns import flag, number, path, whole
 

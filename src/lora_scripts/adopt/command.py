@@ -9,8 +9,8 @@ from typing import Any
 
 from lora_scripts.adopt import ai_toolkit, kohya_args, kohya_gui, kohya_sets, noise_levels, onetrainer
 from lora_scripts.adopt.foreign_file import NETWORK, flat, parsed, text_of
+from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.lengths import put_length
-from lora_scripts.adopt.settings import Found, Left
 from lora_scripts.config.load import ItemFault, commented, faults_of, scalar
 from lora_scripts.config.schema import GROUPS
 from lora_scripts.errors import UserError, raise_all

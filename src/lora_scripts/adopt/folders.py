@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lora_scripts.adopt.settings import Found, Left
+from lora_scripts.adopt.found import Found, Left
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import repeats_of
 from lora_scripts.errors import UserError

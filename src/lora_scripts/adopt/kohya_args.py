@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 from lora_scripts.adopt import turns
+from lora_scripts.adopt.found import NOTHING, Found, Left, Row
 from lora_scripts.adopt.kohya_network import carry_network
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
-from lora_scripts.adopt.settings import NOTHING, Found, Row
 from lora_scripts.adopt.turns import Unlike, count, flag, number, path, some, text, whole
 
 
@@ -189,6 +189,10 @@ def _optimizer(found: Found) -> None:
         found.shown = {**found.shown, **{f"optimizer_args.{key}": f"optimizer_args {key}" for key in options}}
         found.values.update({f"optimizer_args.{key}": value for key, value in options.items()})
     put_decay(found, name, "optimizer_args.weight_decay")
+    if name == "adafactor" and str(options.get("relative_step", True)).lower() == "true":
+        told = found.why("optimizer_args.relative_step", True)
+        found.left.append(Left(told, "adafactor takes learning_rate as it is here, and finds none by itself"))
+        found.taken.add("optimizer_args.relative_step")
     same = {"decouple": "true", "scale_parameter": "false", "relative_step": "false", "warmup_init": "false"}
     same |= {"betas": "0.9,0.999", "eps": "1e-8", "use_bias_correction": "true", "safeguard_warmup": "true"}
     leave_options(found, "optimizer_args.", same)
@@ -203,13 +207,12 @@ def _schedule(found: Found) -> None:
     if name == "polynomial":
         found.put("lr_power", power or 1.0, "lr_scheduler_power")
     warmup = found.take("lr_warmup_steps", some(number), None)
-    if warmup and warmup < 1:
+    if warmup and str(found.values.get("lr_scheduler", "constant")).lower() == "constant":
+        found.leave("lr_warmup_steps", "lr_scheduler = constant has none there either")
+    elif warmup and warmup < 1:
         found.length.shares.append(("warmup_steps", warmup, found.tell("lr_warmup_steps")))
     elif warmup:
-        if str(found.values.get("lr_scheduler", "constant")).lower() == "constant":
-            found.leave("lr_warmup_steps", "has no effect there either with lr_scheduler = constant")
-        else:
-            found.put("warmup_steps", int(warmup), "lr_warmup_steps")
+        found.put("warmup_steps", int(warmup), "lr_warmup_steps")
 
 
 def _objective(found: Found) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.adopt.foreign_file import options_of_words
-from lora_scripts.adopt.settings import NOTHING, Found
+from lora_scripts.adopt.found import NOTHING, Found
 from lora_scripts.adopt.turns import number
 from lora_scripts.errors import UserError
 from lora_scripts.families.table import FAMILIES

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from lora_scripts.adopt import turns
-from lora_scripts.adopt.settings import Found
+from lora_scripts.adopt.found import Found
 from lora_scripts.adopt.sizes import MOST, put_rank
 from lora_scripts.adopt.turns import count, flag, number, some, text
 from lora_scripts.config.types import TargetRule

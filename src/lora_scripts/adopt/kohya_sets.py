@@ -12,7 +12,7 @@ from typing import Any
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.folders import Folder, put_folders
 from lora_scripts.adopt.foreign_file import parsed, text_of
-from lora_scripts.adopt.settings import NOTHING, Found, Left, Row, brief
+from lora_scripts.adopt.found import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
 from lora_scripts.errors import UserError
 

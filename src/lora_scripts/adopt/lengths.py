@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lora_scripts.adopt.folders import count
-from lora_scripts.adopt.settings import Found, Left
+from lora_scripts.adopt.found import Found, Left
 from lora_scripts.config.schema import TrainConfig
 
 _USUAL = TrainConfig.model_fields["epochs"].default

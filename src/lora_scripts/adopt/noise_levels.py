@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from lora_scripts.adopt.settings import Found
+from lora_scripts.adopt.found import Found
 from lora_scripts.adopt.turns import number, text
 from lora_scripts.families.elsewhere import LEVELS_OF_KOHYA
 from lora_scripts.families.facts import Facts

@@ -12,13 +12,14 @@ from typing import Any
 
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.foreign_file import flat
+from lora_scripts.adopt.found import Found, Left, Row
 from lora_scripts.adopt.noise_levels import of_flow
 from lora_scripts.adopt.onetrainer_concepts import carry_concepts, carry_samples
 from lora_scripts.adopt.onetrainer_rates import carry_rates
-from lora_scripts.adopt.settings import Found, Left, Row
 from lora_scripts.adopt.sizes import put_rank, put_resolution
 from lora_scripts.adopt.turns import count, flag, number, path, some, text
 from lora_scripts.errors import UserError
+from lora_scripts.families.elsewhere import USUAL
 from lora_scripts.families.facts import Facts
 
 _ROWS = (
@@ -30,6 +31,7 @@ _ROWS = (
     Row("clip_grad_norm", "max_grad_norm", number),
     Row("train_dtype", "precision", turns.precision, "fp16"),
     Row("output_dtype", "save_precision", turns.saved, "fp32"),
+    Row("text_encoder.dropout_probability", "caption_dropout", some(number)),
     Row("offset_noise_weight", "noise_offset", number),
     Row("perturbation_noise_weight", "input_perturbation", number),
     Row("compile", "compile", flag),
@@ -88,8 +90,9 @@ _DECIDED = re.compile(
     r"|frames|attention_mechanism|loss_scaler|weight_dtype|lora_weight_dtype|embedding_weight_dtype|embedding\..*"
     r"|bundle_additional_embeddings|preserve_embedding_norm|sample_\w+|samples|non_ema_sampling|backup_\w+|rolling_backup\w*"
     r"|save_\w+|cloud\..*|optimizer_defaults.*|layer_filter_preset|quantization\..*|lora_decompose_norm_epsilon|lokr_\w+"
-    r"|text_encoder(_\d)?_(sequence_length|layer_skip)|(unet|transformer|prior|vae|text_encoder(_\d)?|effnet_encoder"
-    r"|decoder\w*|unconditional_transformer)\.\w+|learning_rate_cycles|gradient_checkpointing|noising_\w+|huber_\w+|peft_type"
+    r"|text_encoder(_\d)?_(sequence_length|layer_skip)|learning_rate_cycles|peft_type|(unet|transformer|prior|vae|effnet_encoder"
+    r"|decoder\w*|unconditional_transformer|text_encoder(_\d)?)\.(weight_dtype|model_name|include|train|train_embedding"
+    r"|attention_mask|stop_training_after\w*|offload_fraction|activation_offloading|gradient_checkpointing)"
 )
 
 
@@ -107,7 +110,7 @@ def carry(data: dict[str, Any], file: Path, file_text: str, given: Path | None) 
         raise UserError(
             text_, file=file, line=found.line("training_method"), hint="choose a LoRA preset there, and save it"
         )
-    found.base_words = (found.take("model_type", text, "STABLE_DIFFUSION_15"),)
+    found.base_words = (found.take("model_type", text, USUAL),)
     found.rows(_ROWS)
     _network(found)
     _length(found)
@@ -191,7 +194,11 @@ def _network(found: Found) -> None:
             )
         )
         found.taken.add("layer_filter_preset")
-    found.put_or_usual("gradient_checkpointing", "gradient_checkpointing", _checkpointing, True)
+    again = ("gradient_checkpointing", "transformer.gradient_checkpointing", "unet.gradient_checkpointing")
+    found.put_or_usual("gradient_checkpointing", next(filter(found.has, again), again[0]), _checkpointing, True)
+    for part in ("unet", "transformer"):
+        if found.values.get(f"{part}.train") is False:
+            found.leave(f"{part}.train", "the UNet or transformer is always trained here")
 
 
 def _checkpointing(value: Any) -> bool:

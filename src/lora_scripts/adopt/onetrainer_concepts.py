@@ -9,7 +9,7 @@ from typing import Any
 from lora_scripts.adopt import turns
 from lora_scripts.adopt.folders import Folder, put_folders
 from lora_scripts.adopt.foreign_file import flat, parsed, text_of
-from lora_scripts.adopt.settings import Found, Left, brief
+from lora_scripts.adopt.found import Found, Left, brief
 from lora_scripts.adopt.turns import flag, number, path, text, whole
 from lora_scripts.errors import UserError
 
@@ -53,9 +53,9 @@ def carry_concepts(found: Found, data: dict[str, Any], given: Path | None) -> No
 
 
 def _folder(found: Found, one: dict[str, Any]) -> Folder:
-    repeats, kind = one.get("balancing", 1.0), str(one.get("balancing_strategy", "REPEATS"))
-    told = f"concept path = {brief(one['path'])}"
-    count = repeats if isinstance(repeats, int | float) and kind == "REPEATS" else 1
+    kind, told = str(one.get("balancing_strategy", "REPEATS")), f"concept path = {brief(one['path'])}"
+    repeats = Found(found.trainer, found.file, found.text, one, faults=found.faults).take("balancing", number, 1.0)
+    count = repeats if kind == "REPEATS" else 1
     if kind != "REPEATS" or count != int(count) or count < 1:
         found.left.append(
             Left(f"{told}, balancing = {repeats} {kind.lower()}", "pictures are repeated a whole number of times here")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from lora_scripts.adopt import turns
+from lora_scripts.adopt.found import NOTHING, Found
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
-from lora_scripts.adopt.settings import NOTHING, Found
 from lora_scripts.adopt.turns import count, flag, number, some, text
 
 _SCHEDULES = {

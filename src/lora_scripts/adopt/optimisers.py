@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lora_scripts.adopt import turns
-from lora_scripts.adopt.settings import Found, Left
+from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.turns import number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lora_scripts.adopt.settings import Found, Left
+from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.turns import count, number, some
 
 MOST = 128

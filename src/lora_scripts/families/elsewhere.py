@@ -23,6 +23,8 @@ _WORDS = {
 }
 """Family -> its names in kohya's scripts and modules, ai-toolkit's `arch` and `is_…`, OneTrainer's `model_type`, in
 small letters, without anything but letters and digits."""
+USUAL = "sd1"
+"""What ai-toolkit and OneTrainer train where nobody says the kind."""
 _NOT_HERE = re.compile(
     r"(wan|hunyuan|hv|fpack|framepack|kandinsky|hidream|ideogram|lumina|pixart|sana|stablecascade|wuerstchen|auraflow"
     r"|ernie|omnigen|flex|ssd|vega|ltx|nucleus|cogview|hidream)\w*|\w*(kontext|inpainting|edit\w*|fill\w*|depth|redux)"
