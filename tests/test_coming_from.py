@@ -147,6 +147,26 @@ def test_sets_of_sd_scripts_in_a_script(here: Path) -> None:
     assert c.epochs == round(1600 / 76) and c.learning_rate == 2e-6  # their defaults
 
 
+def test_several_sets_become_one_folder_where_that_means_the_same(here: Path) -> None:
+    """Else the first is taken, and the others are named."""
+
+    def sets(*folders: tuple[str, int], data: str | None = None) -> tuple[Path, int, bool, list[str]]:
+        groups = [{"subsets": [{"image_dir": name, "num_repeats": times} for name, times in folders]}]
+        args = {"network_module": "networks.lora", "pretrained_model_name_or_path": "base.safetensors", "seed": 1}
+        told, c, _ = adopted("sets.json", {**args, "max_train_epochs": 1, "datasets": groups}, data)
+        return c.train_data_dir, c.repeats, c.folder_repeats, [left.theirs for left in told.left]
+
+    assert sets(("img/10_neon", 10), ("img/2_rain", 2)) == (Path("img"), 1, True, [])
+    assert sets(("img/10_neon", 3), ("img/2_rain", 3)) == (Path("img"), 3, False, [])
+    rain = "image_dir = img/2_rain, num_repeats = 4"
+    assert sets(("img/10_neon", 3), ("img/2_rain", 4)) == (Path("img/10_neon"), 3, False, [rain])
+    tiny.write_pictures(Path("img/others"), 2)  # which nobody asked for
+    assert sets(("img/10_neon", 10), ("img/2_rain", 2))[0] == Path("img/10_neon")
+    assert sets(("img/10_neon", 10), ("away/2_rain", 2))[0] == Path("img/10_neon")
+    assert sets(("img/10_neon", 5), data="img/2_rain")[:3] == (Path("img/2_rain"), 5, False)
+    assert sets(("x", 5), data="img")[:3] == (Path("img"), 1, True)
+
+
 def test_models_of_flow_draw_their_levels_as_there(here: Path) -> None:
     args = {"network_module": "networks.lora_flux", "pretrained_model_name_or_path": "f.safetensors", "ae": "ae.st"}
     args |= {"train_data_dir": "img", "clip_l": "c.safetensors", "t5xxl": "t.safetensors", "max_train_epochs": 1}
@@ -369,6 +389,10 @@ FAULTS = {
     "l.toml": ("network_module = 'networks.lora'\ntrain_data_dir = 'img'\n", "names no base model; say which: --base"),
     "m.toml": ("network_module = 'lycoris.kohya'\nnetwork_args = ['algo=full']\n", "algo=full is not trained here"),
     "n.toml": ("network_module = 'networks.lora'\ndataset_config = 'o.toml'\n", "dataset_config: o.toml is not here"),
+    "q.toml": (
+        "network_module = 'networks.lora'\ntrain_data_dir = 'img'\npretrained_model_name_or_path = 'x.ckpt'\n",
+        "q.toml: pretrained_model_name_or_path = x.ckpt: ",
+    ),
     "p.json": ("[]", "holds data sets alone"),
 }
 

@@ -12,7 +12,7 @@ from lora_scripts.adopt.foreign_file import NETWORK, flat, parsed, text_of
 from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.lengths import put_length
 from lora_scripts.config.load import ItemFault, commented, faults_of, scalar
-from lora_scripts.config.schema import GROUPS
+from lora_scripts.config.schema import GROUPS, TrainConfig
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import download, table
 from lora_scripts.families.elsewhere import ALSO_BY_KOHYA, FUSED_BY_KOHYA, UNLIKE_OF_KOHYA, by_their_word
@@ -205,11 +205,15 @@ def _fit(found: Found, facts: Facts | None, path: Path) -> list[str]:
             elif key in found.puts and key not in ("train_data_dir", "base_model", "output_dir"):
                 refused.setdefault(key, message)
             else:
-                raise fault
+                told = f"{found.puts[key].why}: {message}" if key in found.puts else fault.message
+                raise UserError(told, file=found.file, hint=fault.hint)
         if not refused:
             return notes
         for key, message in refused.items():
-            found.drop(key, message)
+            if found.puts[key].value == TrainConfig.model_fields[key].default:
+                del found.puts[key]  # it is so without it
+            else:
+                found.drop(key, message)
 
 
 def _is_missing(message: str) -> bool:

@@ -162,7 +162,10 @@ def _rates(found: Found, *, musubi: bool) -> None:
     found.put("learning_rate", unet or rate, "unet_lr" if unet else "learning_rate")
     text_rate = found.take("text_encoder_lr", _text_rates, None)
     only = found.take("network_train_unet_only", flag, False)
-    if only or musubi or text_rate == 0:
+    if musubi:
+        return
+    if only or text_rate == 0:
+        found.put("train_text_encoder", False, "network_train_unet_only" if only else "text_encoder_lr")
         return
     found.put("train_text_encoder", True, "network_train_unet_only")
     found.put(

@@ -87,9 +87,8 @@ def _of_folders(found: Found, data: Path | None) -> None:
     repeats = found.take("dataset_repeats", some(count), None) or 1
     folders = [Folder(folder, repeats if metadata else 1, found.tell("train_data_dir"))] if folder else []
     put_folders(found, folders, data)
-    if not metadata:
-        note = "pictures in N_name are seen N times"
-        found.put("folder_repeats", True, note=note)
+    if not metadata and data is None:
+        found.put("folder_repeats", True, note="pictures in N_name are seen N times")
     if metadata:
         found.leave("in_json", _KNOWN["metadata_file"][1])
     if reg:

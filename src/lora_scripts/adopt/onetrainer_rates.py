@@ -69,6 +69,7 @@ def _scale(found: Found) -> tuple[float, str]:
 def _text_rates(found: Found, rates: list[float]) -> None:
     two = "_XL_" in found.base_words[0]
     if not any(rates[: 2 if two else 1]):
+        found.put("train_text_encoder", False, "text_encoder.train", "text_encoder_2.train")
         return
     found.put("train_text_encoder", True, "text_encoder.train", "text_encoder_2.train")
     value = rates[:2] if two and rates[0] != rates[1] else rates[0]
