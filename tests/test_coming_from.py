@@ -285,6 +285,7 @@ def test_a_job_of_ai_toolkit(here: Path) -> None:
     assert (c.lr_schedule, c.gradient_checkpointing, c.ema_decay, c.base_precision) == ("constant", True, 0.999, "fp8")
     assert (c.timestep_sampling, c.loss_weighting, c.timestep_shift) == ("uniform", "inverse_loss", 1)
     assert (c.epochs, told.steps) == (10, 70)  # 7 pictures twice, two a step
+    assert c.targets == ("attention", "feed_forward", "modulation")  # img_mod and txt_mod lie in its blocks
     assert (c.save_steps, c.keep_last, c.sample_every, c.sample_first) == (250, 4, 50, True)
     assert (c.sample_prompts, c.sample_size) == (("neonpunk in the rain",), (512, 768))
     assert {"datasets[0] resolution = [512, 768]", "sample.seed = 3"} == reasons(told).keys()
@@ -333,7 +334,9 @@ def test_a_preset_of_onetrainer(here: Path) -> None:
         "text_encoder": {"train": False},
     }
     flow |= {"timestep_distribution": "LOGIT_NORMAL", "noising_weight": 0.5, "noising_bias": 0.2, "timestep_shift": 3.0}
+    flow |= {"layer_filter_preset": "full"}
     _, c, _ = adopted("p.json", flow)
+    assert c.targets == ("attention", "feed_forward", "modulation", "refiners")
     assert (c.timestep_sampling, c.timestep_std, c.timestep_mean, c.timestep_shift) == ("logit_normal", 1.5, 0.2, 3)
     preset.pop("concepts")
     Path("concepts.json").write_text(json.dumps([concept]), "utf-8")

@@ -15,7 +15,7 @@ from lora_scripts.adopt.foreign_file import flat
 from lora_scripts.adopt.found import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.noise_levels import of_flow
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
-from lora_scripts.adopt.sizes import MOST, put_rank
+from lora_scripts.adopt.sizes import MOST, put_groups, put_rank
 from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
 from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
@@ -156,6 +156,8 @@ def finish(found: Found, facts: Facts | None) -> None:
             found.put("loss_weighting", "inverse_loss", "train.timestep_type")
         if kind != "shift":
             found.put("timestep_shift", 1.0, note=f"train.timestep_type {kind} is not shifted there")
+    if "targets" not in found.puts:
+        put_groups(found, facts, "all layers of the transformer's blocks are trained there", ("modulation",))
     found.rest(_KNOWN, _DECIDED)
 
 

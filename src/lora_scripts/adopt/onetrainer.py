@@ -16,7 +16,7 @@ from lora_scripts.adopt.found import Found, Left, Row
 from lora_scripts.adopt.noise_levels import of_flow
 from lora_scripts.adopt.onetrainer_concepts import carry_concepts, carry_samples
 from lora_scripts.adopt.onetrainer_rates import carry_rates
-from lora_scripts.adopt.sizes import put_rank, put_resolution
+from lora_scripts.adopt.sizes import put_groups, put_rank, put_resolution
 from lora_scripts.adopt.turns import count, flag, number, path, some, text
 from lora_scripts.errors import UserError
 from lora_scripts.families.elsewhere import USUAL
@@ -140,6 +140,7 @@ def carry(data: dict[str, Any], file: Path, file_text: str, given: Path | None) 
 
 def finish(found: Found, facts: Facts | None) -> None:
     """What depends on the kind of base, and the rest."""
+    _all_layers(found, facts)
     kind = found.take("timestep_distribution", text, "UNIFORM")
     weight, bias = found.take("noising_weight", number, 0.0), found.take("noising_bias", number, 0.0)
     key = "timestep_distribution"
@@ -161,6 +162,15 @@ def finish(found: Found, facts: Facts | None) -> None:
     if (of_flow(facts) and not dynamic) or (not of_flow(facts) and shift != 1):
         found.put("timestep_shift", shift, "timestep_shift")
     found.rest(_KNOWN, _DECIDED)
+
+
+def _all_layers(found: Found, facts: Facts | None) -> None:
+    """Without a filter every layer is trained there."""
+    if "targets" in found.puts or found.has("layer_filter"):
+        return
+    told = found.why("layer_filter_preset", "full")
+    put_groups(found, facts, told, ("conv", "modulation", "refiners"))
+    found.left.append(Left(told, "layers outside of the blocks are trained there, too, here only those of targets"))
 
 
 def _network(found: Found) -> None:
@@ -186,14 +196,6 @@ def _network(found: Found) -> None:
         targets = ["attention", "feed_forward"] if preset == "attn-mlp" else ["attention"]
         found.put("targets", targets, "layer_filter_preset")
         found.taken |= {"layer_filter", "layer_filter_preset"}
-    elif not found.values.get("layer_filter"):
-        found.left.append(
-            Left(
-                "layer_filter not written",
-                "all layers are trained there, convolutions, too; here attention and feed_forward: targets names more",
-            )
-        )
-        found.taken.add("layer_filter_preset")
     again = ("gradient_checkpointing", "transformer.gradient_checkpointing", "unet.gradient_checkpointing")
     found.put_or_usual("gradient_checkpointing", next(filter(found.has, again), again[0]), _checkpointing, True)
     for part in ("unet", "transformer"):

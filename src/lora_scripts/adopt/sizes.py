@@ -1,4 +1,4 @@
-"""Rank and alpha, sizes of pictures: what several trainers have, with the bounds that they have here."""
+"""Rank and alpha, groups of layers, sizes of pictures: what several trainers have, with the bounds here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.turns import count, number, some
+from lora_scripts.families.facts import Facts
 
 MOST = 128
 """The highest rank here."""
@@ -36,3 +37,11 @@ def put_resolution(found: Found, key: str, sizes: Sequence[Any]) -> None:
             key,
             "each picture is trained in one size here, the largest of these",
         )
+
+
+def put_groups(found: Found, facts: Facts | None, told: str, more: Sequence[str]) -> None:
+    """Attention and feed-forward layers, and `more` groups of them as far as the family has them; nothing where that is
+    what we train anyway."""
+    also = [group for group in more if facts is not None and group in facts.groups]
+    if also:
+        found.put("targets", ["attention", "feed_forward", *also], note=told)
