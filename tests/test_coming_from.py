@@ -190,13 +190,14 @@ def test_models_of_flow_draw_their_levels_as_there(here: Path) -> None:
     assert "is for models that predict noise or v" in reasons(told)["min_snr_gamma = 5"]
     musubi = {"dit": "z.safetensors", "network_module": "networks.lora_zimage", "dataset_config": "m.toml"}
     text = "[[datasets]]\nimage_directory = 'img/10_neon'\nnum_repeats = 3\nresolution = [960, 544]\n"
-    Path("m.toml").write_text(text + "control_directory = 'c'\n", "utf-8")
+    Path("c").mkdir()
+    Path("m.toml").write_text(text + "control_directory = 'c'\nno_resize_control = true\n", "utf-8")
     told, c, _ = adopted(
         "m.json", {**musubi, "max_train_epochs": 2, "discrete_flow_shift": 2.0, "timestep_sampling": "shift"}
     )
     assert (told.trainer, c.repeats, c.resolution, told.steps) == ("musubi-tuner", 3, (960, 544), 42)
     assert (c.timestep_shift, c.lora_rank, c.lora_alpha, c.fused_qkv) == (2, 4, 1, False)
-    assert "pairs of pictures" in reasons(told)["control_directory = c"]
+    assert "control_directory = c" in reasons(told) and "a reference has" in reasons(told)["no_resize_control = true"]
 
 
 def test_the_page_of_kohya_ss(here: Path) -> None:

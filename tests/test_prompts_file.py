@@ -41,6 +41,18 @@ def test_a_line_says(text: str, line: PromptLine) -> None:
     assert parse_line(text) == line
 
 
+def test_a_line_names_references(tmp_path: Path) -> None:
+    """As often as there are any, and by the words of musubi-tuner and ai-toolkit, too; it is written as it is read."""
+    one, two = (tmp_path / name for name in ("a b.png", "二.png"))
+    for path in (one, two):
+        path.touch()
+    line = PromptLine("make it night", steps=4, references=(one, two))
+    assert parse_line(f"make it night --ci {one} --s 4 --ctrl_img {two}") == line
+    assert parse_line(line.text) == line
+    with pytest.raises(UserError, match=r"--ref gone\.png: no such picture"):
+        parse_line("make it night --ref gone.png")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -10,7 +10,7 @@ from lora_scripts.adopt import turns
 from lora_scripts.adopt.folders import Folder, put_folders
 from lora_scripts.adopt.found import Found, Left, Row, brief
 from lora_scripts.adopt.sizes import put_resolution
-from lora_scripts.adopt.turns import flag, number, path, whole
+from lora_scripts.adopt.turns import flag, number, one_folder, path, whole
 
 _OF_SET = (
     Row("caption_dropout_rate", "caption_dropout", number),
@@ -21,8 +21,9 @@ _OF_SET = (
     Row("alpha_mask", "mask_alpha", flag),
     Row("mask_path", "mask_dir", path),
     Row("mask_min_value", "mask_background", number),
+    Row("control_path", "reference_dir", one_folder),
 )
-_NO_PAIRS = "pairs of pictures (editing, control) are not trained here"
+_FURTHER = "further references of a picture lie in reference_dir here, as name_1, name_2"
 _OF_SET_KNOWN: dict[str, tuple[object, str]] = {
     "default_caption": (None, "is not put in place of a missing caption here: write captions"),
     "flip_y": (False, "pictures are not turned upside down here"),
@@ -34,9 +35,8 @@ _OF_SET_KNOWN: dict[str, tuple[object, str]] = {
     "trigger_word": (None, "trigger_word names the word; captions have to hold it"),
     "random_scale": (False, "is not here"),
     "square_crop": (False, "pictures keep their shape here"),
-    **dict.fromkeys(
-        ("control_path", "control_path_1", "control_path_2", "control_path_3", "inpaint_path"), (None, _NO_PAIRS)
-    ),
+    **dict.fromkeys(("control_path_1", "control_path_2", "control_path_3"), (None, _FURTHER)),
+    "inpaint_path": (None, "parts of pictures are not filled in here"),
     **dict.fromkeys(("num_frames", "shrink_video_to_frames"), (1, "films are not trained here")),
 }
 _SET_DECIDED = re.compile(

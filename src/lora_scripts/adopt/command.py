@@ -22,7 +22,15 @@ from lora_scripts.run import configs
 from lora_scripts.run.first_config import file_for, in_the_way
 
 PATHS = {
-    *("train_data_dir", "class_data_dir", "val_data_dir", "mask_dir", "metadata_path", "sample_prompts"),
+    *(
+        "train_data_dir",
+        "class_data_dir",
+        "val_data_dir",
+        "mask_dir",
+        "reference_dir",
+        "metadata_path",
+        "sample_prompts",
+    ),
     *("base_model", "vae", "text_encoder", "init_lora", "training_adapter"),
 }
 """Keys of what has to be there when the training begins, and need not be here now."""
@@ -217,7 +225,12 @@ def _fit(found: Found, facts: Facts | None, path: Path) -> list[str]:
 
 
 def _is_missing(message: str) -> bool:
-    return "does not exist" in message or "no such file" in message or "is no file" in message
+    return (
+        "does not exist" in message
+        or "no such file" in message
+        or "is no file" in message
+        or "no such picture" in message
+    )
 
 
 def _text(found: Found, name: str, idle: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ _OF_PICTURES = (
     Row("batch_size", "batch_size", count),
     Row("alpha_mask", "mask_alpha", flag),
     Row("validation_split", "val_split", number),
+    Row("control_directory", "reference_dir", path),
 )
 _KNOWN: dict[str, tuple[object, str]] = {
     "color_aug": (False, "colours are not changed here"),
@@ -42,9 +43,8 @@ _KNOWN: dict[str, tuple[object, str]] = {
     "custom_attributes": (None, "is not here"),
     "class_tokens": ("", "is the caption of pictures without one there; here every picture needs its own"),
     "conditioning_data_dir": (None, "is not here"),
-    "control_directory": (None, "pairs of pictures (editing) are not trained here"),
-    "control_resolution": (None, "pairs of pictures (editing) are not trained here"),
-    "no_resize_control": (False, "pairs of pictures (editing) are not trained here"),
+    "control_resolution": (None, "a reference has as many pixels as resolution here"),
+    "no_resize_control": (False, "a reference has as many pixels as resolution here"),
     "multiple_target": (False, "is not here"),
     "resize_interpolation": (None, "pictures are made smaller in one way here"),
     "network_multiplier": (1.0, "is not here"),

@@ -76,6 +76,13 @@ def path(value: Any) -> str:
     return value.replace("\\", "/")
 
 
+def one_folder(value: Any) -> str:
+    """A folder, or a list of one."""
+    if isinstance(value, list) and len(value) > 1:
+        raise Unlike("several references of a picture lie in one folder here, as name_1, name_2: reference_dir")
+    return path(value[0] if isinstance(value, list) and value else value)
+
+
 def some(turn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """As `turn`, but 0 and empty is what is not written."""
 

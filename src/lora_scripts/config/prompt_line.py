@@ -60,7 +60,7 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
         faults.append(UserError(why, file=file, line=line, hint="take it out"))
     ends = [match.start() for match in found] + [len(text)]
     for match, end in zip(found, ends[1:], strict=True):
-        name, value = match[1], text[match.end() : end].strip()
+        name, value = _ALSO.get(match[1], match[1]), text[match.end() : end].strip()
         try:
             key, convert = _option(name)
             if key in values and name not in _SEVERAL:
@@ -127,5 +127,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "s": ("steps", _whole(1, 1000)),
     "ref": ("references", _picture),
 }
+_ALSO = {"ci": "ref", "ctrl_img": "ref"}
+"""What musubi-tuner and ai-toolkit call options."""
 _SEVERAL = frozenset(["ref"])
 """What may be said more than once."""

@@ -12,7 +12,7 @@ _WORDS = {
     "sd2": ("sd2", "v2", "stablediffusion20", "stablediffusion20base", "stablediffusion21", "stablediffusion21base"),
     "sdxl": ("sdxl", "xl", "stablediffusionxl10base"),
     "sd3": ("sd3", "sd35", "v3", "stablediffusion3", "stablediffusion35"),
-    "flux1": ("flux", "flux1", "fluxdev1"),
+    "flux1": ("flux", "flux1", "fluxdev1", "fluxkontext"),
     "flux2": ("flux2", "flux2klein", "flux2klein4b", "flux2klein9b"),
     "flux2_dev": ("flux2dev",),
     "chroma": ("chroma", "chroma1"),
@@ -27,7 +27,7 @@ USUAL = "sd1"
 """What ai-toolkit and OneTrainer train where nobody says the kind."""
 _NOT_HERE = re.compile(
     r"(wan|hunyuan|hv|fpack|framepack|kandinsky|hidream|ideogram|lumina|pixart|sana|stablecascade|wuerstchen|auraflow"
-    r"|ernie|omnigen|flex|ssd|vega|ltx|nucleus|cogview|hidream)\w*|\w*(kontext|inpainting|edit\w*|fill\w*|depth|redux)"
+    r"|ernie|omnigen|flex|ssd|vega|ltx|nucleus|cogview|hidream)\w*|\w*(inpainting|edit\w*|fill\w*|depth|redux)"
 )
 _AROUND = re.compile(r"^(networks\.)?(lora|oft|is)_|_?train_network$|:.*$")
 
