@@ -12,6 +12,7 @@ import pytest
 
 import small_words
 import tiny
+import tiny_flux2
 import tiny_xl
 from lora_scripts.cli import main
 from lora_scripts.config.schema import TrainConfig
@@ -81,7 +82,16 @@ def test_whatever_calls_it_and_wherever_it_lies_is_written_so_that_it_is_read_ba
         assert config.trigger_word == word and all(p.startswith(f"{word}, ") for p in config.sample_prompts)
 
 
-OWN = {"metadata_path", "train_data_dir", "base_model", "text_encoder", "vae", "output_dir", "sample_prompts"}
+OWN = {
+    "metadata_path",
+    "train_data_dir",
+    "reference_dir",
+    "base_model",
+    "text_encoder",
+    "vae",
+    "output_dir",
+    "sample_prompts",
+}
 """Keys of one's own pictures and files,"""
 COUNTED = {"epochs", "save_steps", "resolution"}
 """those that `new` counts out,"""
@@ -114,6 +124,29 @@ def test_new_and_the_template_agree(name: str, monkeypatch: pytest.MonkeyPatch) 
         }
         for key in ours.keys() & {"learning_rate", "base_precision", "offload_blocks", "sample_cfg", "sample_steps"}:
             assert not rows[key][1] or rows[key][1] == ours[key][1], key
+
+
+def test_an_edit_has_references(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no trigger, and previews of its own pairs; what is missing among them is told."""
+    tiny_flux2.write_folder(here / "base")
+    tiny.write_pictures(here / "after", 20)
+    tiny.write_pictures(here / "before", 19)
+    words = ["new", "mine", "--data", "after", "--base", "base", "--references", "before"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "before that: after/19.png: has no reference; add before/19.png" in told.replace("\\", "/")
+    text = Path("configs/mine.yaml").read_text("utf-8")
+    assert text.startswith("# An edit. Train it") and "sample_prompts:" not in text
+    tiny.write_pictures(here / "before", 20)
+    config = load_config(Path("configs/mine.yaml"))
+    assert config.reference_dir == Path("before") and config.trigger_word is None and not config.caption_dropout
+    assert main([*words, "--output", "b.yaml"]) == 0 and "before that" not in capsys.readouterr().out
+    for more, why in ((["--trigger", "a"], "--trigger is not for an edit"), (["--for", "character"], "--for is not")):
+        assert main([*words, "--output", "c.yaml", *more]) == 2
+        assert why in capsys.readouterr().err
+    tiny.write_base(here / "sd.safetensors")
+    assert main([*words, "--output", "c.yaml", "--base", "sd.safetensors"]) == 2
+    assert "Stable Diffusion 1.x takes none" in capsys.readouterr().err
 
 
 def test_it_says_what_is_still_to_be_done(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add(
         "--for", dest="purpose", choices=kinds, default="style", help="style (default), or character: a person, a thing"
     )
+    text = "for an edit: the folder of what the pictures of --data are made from, under the same names"
+    add("--references", metavar="DIR", type=path, help=text)
     add("--trigger", metavar="WORD", default="", help="the word that is to call it; previews hold it")
     text = (
         "a config of kohya's trainers or GUI, ai-toolkit, OneTrainer or musubi-tuner, or the script that starts one, "
@@ -57,10 +59,14 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig | Adopted:
         return _adopted(options)
     if options.data is None:
         raise UserError("the following arguments are required: --data", hint="see lora-scripts new --help")
+    if options.references is not None and (options.purpose != "style" or options.trigger):
+        word = "--trigger" if options.trigger else "--for"
+        raise UserError(f"{word} is not for an edit, which its captions call", hint="leave it out")
     if options.base is None:
         from lora_scripts.families.on_machine import find, no_base
 
         purpose = ["--for", "character"] if options.purpose == "character" else []
+        purpose += ["--references", options.references.as_posix()] if options.references else []
         given = typed(["lora-scripts", "new", options.lora, "--data", options.data.as_posix(), *purpose])
         lines, error = no_base(find(), given)
         for line in lines:
@@ -72,12 +78,14 @@ def call(options: argparse.Namespace, sink: Sink) -> NewConfig | Adopted:
     base = faults.attempt(lambda: _base(options, sink))
     raise_all(faults)
     assert base is not None
-    return new_config(options.lora, options.data, base, options.purpose, options.trigger.strip(), options.output)
+    words, purpose = options.trigger.strip(), options.purpose
+    return new_config(options.lora, options.data, base, purpose, words, options.output, options.references)
 
 
 def _adopted(options: argparse.Namespace) -> Adopted:
     """The config of another trainer in our keys."""
-    for option, given in (("--trigger", options.trigger), ("--for", options.purpose != "style")):
+    others = {"--trigger": options.trigger, "--for": options.purpose != "style", "--references": options.references}
+    for option, given in others.items():
         if given:
             raise UserError(f"{option} is not for --from: the other config says what is trained", hint="leave it out")
     from lora_scripts.adopt.command import adopt

@@ -15,6 +15,7 @@ from lora_scripts.config.load import commented, load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
+from lora_scripts.data.references import pair
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.trigger import Trigger, holds, label_command, trigger_of
 from lora_scripts.errors import UserError, raise_all
@@ -26,6 +27,8 @@ from lora_scripts.units import typed
 
 FEWEST, MOST = 5, 40
 """Epochs, however many pictures there are."""
+MOST_TOLD = 3
+"""Faults of one kind among the notes."""
 STEP = 64
 """Pixels that a resolution is a multiple of."""
 _OF_WINDOWS = re.compile(r"(?:con|prn|aux|nul|com[1-9]|lpt[1-9])(?:\..*)?|.*[. ]", re.IGNORECASE)
@@ -47,9 +50,17 @@ class NewConfig:
     """What `pictures` counts."""
 
 
-def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, output: Path | None) -> NewConfig:
+def new_config(
+    name: str,
+    data: Path,
+    base: Path,
+    purpose: str,
+    trigger: str,
+    output: Path | None,
+    references: Path | None = None,
+) -> NewConfig:
     """Looks at pictures and base, and writes configs/NAME.yaml (or `output`). UserErrors for all that is in the way;
-    then nothing is written."""
+    then nothing is written. `references`: for an edit, what the pictures are made from."""
     path = file_for(name, output)
     raise_all(in_the_way(name, data, path))
     facts = table.find(base)
@@ -59,13 +70,17 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
                 raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
         return _of_texts(name, data, base, path, facts)
     samples = scan(data, allow_missing_captions=True)
+    paired = None
+    if references is not None:
+        table.require_references(facts, [1])
+        paired, purpose = pair(samples, references, facts.references), "edit"
     if above := folder_above(s.name for s in samples):
         options = [*(["--for", purpose] if purpose != "style" else []), *(["--trigger", trigger] if trigger else [])]
         options += ["--output", output.as_posix()] if output else []
         inside = ["new", name, "--data", (data / above[0]).as_posix(), "--base", base.as_posix(), *options]
         text = f"this is the folder above {above[0]}, whose numbers, as in 10_name, are not read from here"
         raise UserError(text, file=data, hint=typed(["lora-scripts", *inside]))
-    begins = None if trigger else trigger_of([s.caption for s in samples if s.caption])
+    begins = None if trigger or paired else trigger_of([s.caption for s in samples if s.caption])
     trigger = begins.phrase if begins else " ".join(trigger.split())
     recipe = facts.recipes[purpose]
     if packed_types(base):  # quantised as it is
@@ -88,6 +103,9 @@ def new_config(name: str, data: Path, base: Path, purpose: str, trigger: str, ou
         Setting("save_steps", str(max(20, math.ceil(steps / 50) * 10)), "about five files on the way"),
     ]
     notes = [*_beside(facts, base), *_notes(data, samples, trigger)]
+    if paired is not None and references is not None:
+        rows.insert(0, Setting("reference_dir", scalar(references), "what each picture is made from, by its name"))
+        notes += [*map(str, paired.faults[:MOST_TOLD]), *(f"{note.message}: {note.mend}" for note in paired.notes)]
     text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
     _write(path, text, whole=not notes)
     return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
@@ -210,10 +228,16 @@ def _text(
         Setting("base_model", scalar(base), facts.checkpoint.words),
         Setting("output_dir", scalar(f"output/{name}"), f"the LoRA is named after this folder: <lora:{name}:0.8>"),
     ]
-    lines = [f"# A {purpose}{words}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
+    what = f"{'An' if purpose == 'edit' else 'A'} {purpose}{words}"
+    lines = [f"# {what}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
     for group in (paths, rows):
         lines += [commented(*setting) for setting in group]
         lines.append("")
+    if not recipe.prompts:
+        lines.append(
+            f"# previews are made from the first two pairs; another: {scalar('make it night --ref street.jpg')}"
+        )
+        return "\n".join(lines) + "\n"
     front = f"{trigger}, " if trigger else ""
     lines += ["sample_prompts:  # previews on the way", *(f"  - {scalar(front + prompt)}" for prompt in recipe.prompts)]
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ def recipes(
     fp8: str = "half the memory of the base; auto where it fits",
     seen: int = 1000,
 ) -> Mapping[str, Recipe]:
-    """For a style and for a person or thing. `more`: what the family has besides; `rank`: of a style, and why;
+    """For a style, a person or thing, and an edit. `more`: what the family has besides; `rank`: of a style, and why;
     `of_one`: of a person or thing; `rate`: of learning, out of the usual `rates`; `batch`: when more than one picture;
     `fp8`: what that precision of the base gives, "" where it is not needed; `seen`: pictures of a style."""
     # 1000: at 1e-4, one a step, 500 only began a style on narrow models; other trainers' defaults are 500 to 3,000.
@@ -42,4 +42,5 @@ def recipes(
         settings=(Setting("lora_rank", of_one, "enough for one person or thing"), *memory),
         prompts=("by a lake", "portrait, smiling"),
     )
-    return {"style": style, "character": character}
+    edit = Recipe(seen=seen, settings=(Setting("lora_rank", *rank), *memory), prompts=())
+    return {"style": style, "character": character, "edit": edit}
