@@ -6,7 +6,8 @@
 Every caption is the same words, so that what is to be drawn can be seen in the reference alone: a plain scene beside
 its neon one. The keys are those of `configs/flux2_klein_edit.yaml`, but for paths and the size of the pictures. Then
 other scenes are drawn: with the LoRA and their reference, with the LoRA and none, and by the base with the reference;
-`demo.evaluate` counts what the judge finds in them, and WORK/edit.png shows the first.
+`demo.evaluate` counts what the judge finds in them, and WORK/edit.png shows the first. Last it is counted how many are,
+pixel by pixel, nearer to the neon picture of their own scene than to that of any other: by chance one of them all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from lora_scripts.cli import main as lora_scripts
 from lora_scripts.data.references import seen_beside
@@ -78,6 +82,20 @@ def drawn(family: PictureFamily, judge: Judge, work: Path, scenes: list[world.Sc
     return out
 
 
+def nearest_to_their_own(found: list[Judged]) -> int:
+    """How many pictures have the least mean square, at a quarter of the size, from their own scene's neon one."""
+
+    def small(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.asarray(image.resize((SIDE // 4, SIDE // 4), Image.Resampling.BOX), np.float32))
+
+    ours, wanted = (
+        torch.stack([small(one) for one in some])
+        for some in ([j.image for j in found], [world.draw(j.asked, SIDE) for j in found])
+    )
+    off = (ours[:, None] - wanted[None]).square().mean((2, 3, 4))
+    return int((off.argmin(1) == torch.arange(len(found))).sum())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -96,6 +114,8 @@ def main() -> int:
     columns["LoRA, not shown"] = drawn(family, judge, args.work, scenes, shown=False)
     columns["LoRA, shown"] = drawn(family, judge, args.work, scenes, shown=True)
     print(table(columns))
+    for name, found in columns.items():
+        print(f"nearest to its own scene in neon, {name}: {nearest_to_their_own(found)} of {len(found)}")
     save_png(args.work / "edit.png", contact_sheet(columns))
     return 0
 
