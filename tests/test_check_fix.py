@@ -223,6 +223,28 @@ def test_captions_in_utf16_and_in_another_encoding_become_utf8_together(tmp_path
     assert {path.stem: text for path, text in others.texts.items()} == {stem: text for stem, (text, _) in said.items()}
 
 
+def test_captions_of_two_programs_are_each_read_as_theirs(tmp_path: Path) -> None:
+    """A few signs that may be either are left and told, where wrong signs would have been written. In a set of one
+    encoding they are what the others are."""
+    said = {
+        "a": ("一个女孩站在雨中，夜里的城市", "gbk"),
+        "b": ("赤い傘を持つ少女、夜の街", "shift_jis"),
+        "c": ("青空, 制服", "euc_jp"),
+    }
+    for stem, (text, encoding) in said.items():
+        draw(tmp_path / f"{stem}.png", "red")
+        (tmp_path / f"{stem}.txt").write_bytes(text.encode(encoding))
+    others = fix.foreign(listing := list_data(tmp_path, allow_missing_captions=True))
+    assert others.encoding == "GBK (Chinese) and Shift-JIS (Japanese)"
+    assert {path.stem: text for path, text in others.texts.items()} == {stem: said[stem][0] for stem in "ab"}
+    mends = {Path(fault.file or "").stem: (str(fault), fault.hint) for fault in listing.faults}
+    assert "GBK (Chinese) or EUC-JP (Japanese)" in mends["c"][0] and mends["c"][1] == "save it as UTF-8"
+    for stem in "ab":
+        (tmp_path / f"{stem}.txt").write_bytes("夜の街、ネオン、雨に濡れた道".encode("euc_jp"))
+    others = fix.foreign(list_data(tmp_path, allow_missing_captions=True))
+    assert others.encoding == "EUC-JP (Japanese)" and others.texts[tmp_path / "c.txt"] == said["c"][0]
+
+
 @pytest.mark.parametrize(("text", "encoding"), [("девушка с зонтом, дождь", "cp1251"), ("a red umbrella", "utf-16-le")])
 def test_captions_in_an_encoding_that_is_not_known_are_left_and_told_so(
     tmp_path: Path, text: str, encoding: str

@@ -331,7 +331,7 @@ def test_tables_as_spreadsheets_put_them_out(tmp_path: Path) -> None:
 def test_columns_in_another_encoding_are_told_as_that(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes("问题,output\n你好,好\n".encode("gbk"))
-    assert told(path) == ["x.csv:1: not UTF-8 text; it looks like GBK (Chinese); save it as UTF-8"]
+    assert told(path) == ["x.csv:1: not UTF-8 text; it looks like GBK (Chinese) or EUC-JP (Japanese); save it as UTF-8"]
 
 
 def test_a_csv_row_that_is_too_long_is_told_and_the_others_are_read(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ ends it, and nowhere else: str.splitlines() also cuts at U+2028 and U+0085, whic
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def decoded(data: bytes, path: Path, mend: str = _SAVE) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, known = _line(data[: error.start].decode("latin-1")), b"\0" not in data and _guess(data)[0]
+        line, known = _line(data[: error.start].decode("latin-1")), b"\0" not in data and len(_guess([data])) == 1
         message = f"not UTF-8 text; it looks like {guess_encoding(data)}"
         raise UserError(message, file=path, line=line, hint=mend if known else _SAVE) from None
     if "\0" in text:
@@ -70,58 +72,98 @@ def _line(before: str) -> int:
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _WESTERN = "cp1252", "Windows-1252 (Western European)"
-_UNKNOWN = "", "an encoding that is not known here"
-_HAN = "[\u4e00-\u9fff]"
-_MOST, _ALL = 0.5, 0.99
+_UNKNOWN = "an encoding that is not known here"
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """Two bytes a sign. Each standard has its common signs together, so the first bytes tell what was written."""
+
+    codec: str
+    name: str
+    common: tuple[tuple[int, int, float, int], ...]
+    """First and last first byte, the share of such signs in its language, and how many there are."""
+    rest: int
+    """How many rare ones there are, which are one sign in a hundred."""
+
+    def fit(self, data: bytes) -> float | None:
+        """Logarithm of how likely these bytes are in a text of it; None where they are none, or most signs rare."""
+        try:
+            signs = [sign.encode(self.codec)[0] for sign in data.decode(self.codec) if sign > "\x7f"]
+        except UnicodeDecodeError:
+            return None
+        total, rare = 0.0, 0
+        for lead in signs:
+            known = next((row for row in self.common if row[0] <= lead <= row[1]), None)
+            total += math.log(known[2] / known[3] if known else 0.01 / self.rest)
+            rare += known is None
+        return total if 2 * rare <= len(signs) else None
+
+
 _ENCODINGS = (
-    ("shift_jis", "Shift-JIS (Japanese)", "[\u3041-\u30ff]", _MOST, 1),
-    # The bytes of Hangul are those of half of all Chinese signs, by their sound: ten in a row are no chance.
-    ("cp949", "EUC-KR (Korean)", "[\uac00-\ud7a3]", _ALL, 10),
-    ("gb2312", "GBK (Chinese)", _HAN, _MOST, 1),
-    ("big5", "Big5 (Chinese)", _HAN, _MOST, 1),
-    ("gb18030", "GBK (Chinese)", _HAN, _MOST, 1),
+    _Encoding("gb18030", "GBK (Chinese)", ((0xA1, 0xA3, 0.15, 250), (0xB0, 0xD7, 0.84, 3755)), 20000),
+    _Encoding(
+        "shift_jis",
+        "Shift-JIS (Japanese)",
+        ((0x81, 0x81, 0.1, 150), (0x82, 0x83, 0.45, 250), (0x88, 0x98, 0.44, 2965)),
+        3500,
+    ),
+    _Encoding(
+        "euc_jp",
+        "EUC-JP (Japanese)",
+        ((0xA1, 0xA1, 0.1, 150), (0xA4, 0xA5, 0.45, 170), (0xB0, 0xCF, 0.44, 2965)),
+        3500,
+    ),
+    _Encoding("cp949", "EUC-KR (Korean)", ((0xA1, 0xA3, 0.05, 250), (0xB0, 0xC8, 0.94, 2350)), 13000),
+    _Encoding("big5", "Big5 (Chinese)", ((0xA1, 0xA3, 0.15, 400), (0xA4, 0xC6, 0.84, 5401)), 7652),
 )
-"""Codec, name, the signs that text in it has, the share of them among all that are not ASCII, and how many there are
-at least."""
+"""Punctuation, then kana or none, then the everyday signs: of JIS X 0208 the first level, of KS X 1001 Hangul, of
+GB 2312 the first level, of Big5 the frequent ones."""
+_SURE = math.log(1000)
+"""The next best is a thousand times less likely. Of a few signs GBK, EUC-JP and EUC-KR cannot be told apart: the same
+bytes are words in each."""
 
 
 def guess_encoding(data: bytes) -> str:
-    """A name for text that is not UTF-8, from which characters it gives when read as this or that."""
-    return "UTF-16, or no text at all" if b"\0" in data else _guess(data)[1]
+    """A name for text that is not UTF-8, from the signs it would have in this or that; several where it may be each."""
+    if b"\0" in data:
+        return "UTF-16, or no text at all"
+    return " or ".join(name for _, name in _guess([data])) or _UNKNOWN
 
 
-def _guess(data: bytes) -> tuple[str, str]:
-    """Codec and name; no codec where nothing fits, as of Cyrillic."""
-    high = _HIGH.findall(data)
-    length = sum(map(len, high))
-    letters = sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
+def _guess(files: Sequence[bytes]) -> list[tuple[str, str]]:
+    """(codec, name) of each encoding that texts of one program may have; none of Cyrillic."""
+    high = [run for data in files for run in _HIGH.findall(data)]
+    length, letters = sum(map(len, high)), sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
     if 2 * letters >= len(high) and length < 2 * len(high):
-        return _WESTERN  # an accent here and there among plain letters
-    for codec, name, wanted, share, least in _ENCODINGS:
-        try:
-            text = data.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        signs, foreign = len(re.findall(wanted, text)), sum(c > "\x7f" for c in text)
-        if signs > share * foreign and signs >= least:
-            return codec, name
-    return _WESTERN if length < 3 * len(high) else _UNKNOWN  # signs, not whole words
+        return [_WESTERN]  # an accent here and there among plain letters
+    fits = [(one, [one.fit(data) for data in files]) for one in _ENCODINGS]
+    sums = [(sum(filter(None, fit)), one) for one, fit in fits if None not in fit]
+    best = max((fit for fit, _ in sums), default=0.0)
+    likely = [(one.codec, one.name) for fit, one in sums if fit > best - _SURE]
+    western = [_WESTERN] if length < 3 * len(high) else []  # signs, not whole words
+    return likely or western
 
 
 def read_otherwise(files: Sequence[bytes]) -> tuple[list[str | None], str]:
-    """What files say that are not UTF-8, and the name of their encoding: UTF-16 where one begins with its mark, else
-    guessed from all others together, as they come from one program. None for one that is no text in it."""
-    codec, name = _guess(b"\n".join(data for data in files if data[:2] not in _UTF16))
+    """What files say that are not UTF-8, and the names of their encodings: UTF-16 where one begins with its mark, else
+    what each is for sure. Those too short for that are what all others are, or what they are together; None for one of
+    which that is not sure either, and for what is no text."""
+    codecs = [[("utf-16", "UTF-16")] if data[:2] in _UTF16 else _guess([data]) for data in files]
+    short = [index for index, found in enumerate(codecs) if len(found) > 1]
+    others = {found[0] for found in codecs if len(found) == 1 and found[0][0] != "utf-16"}
+    together = [*others] or _guess([files[index] for index in short])
+    for index in short:
+        codecs[index] = together if len(together) == 1 and together[0] in codecs[index] else []
     texts: list[str | None] = []
     names: dict[str, None] = {}
-    for data in files:
-        own, called = ("utf-16", "UTF-16") if data[:2] in _UTF16 else (codec, name)
+    for data, found in zip(files, codecs, strict=True):
         try:
-            text = data.decode(own) if own else "\0"
+            text = data.decode(found[0][0]) if found else "\0"
         except UnicodeDecodeError:
             text = "\0"
         texts.append(None if "\0" in text else text)
-        names.update({} if "\0" in text else {called: None})
+        names.update({} if "\0" in text else {found[0][1]: None})
     return texts, " and ".join(names)
 
 
