@@ -286,6 +286,31 @@ def test_captions_that_belong_to_no_picture_are_told_where_captions_are_missing(
     assert not list_data(tmp_path).notes
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["captions.txt"], "captions.txt lies there, but is named as no picture: it is not read"),
+        (["metadata.json"], "metadata.json lies there, but captions are read from metadata.csv or metadata.jsonl"),
+        (
+            ["a.json", "b.json", "readme.txt"],
+            "2 .json files lie there (a.json), but captions are read from metadata.csv or .txt",
+        ),
+        (["readme.txt", "a.txt"], None),
+        (["readme.txt", "metadata.csv"], None),
+    ],
+)
+def test_one_file_that_may_hold_all_captions_is_told(tmp_path: Path, names: list[str], message: str | None) -> None:
+    """As other trainers have them. A readme beside captions that are read is nobody's business."""
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+    for name in names:
+        (tmp_path / name).write_text("filename,prompt\na.png,one\n", encoding="utf-8")
+    notes = list_data(tmp_path, allow_missing_captions=True).notes
+    assert [note.message for note in notes] == ([message] if message else [])
+    assert all(translated(note.message) and translated(note.mend) for note in notes)
+    assert all(f"{note.message}: {note.mend}" in faults(tmp_path)[0] for note in notes)
+
+
 def test_masks_that_lie_beside_their_pictures_are_no_pictures(tmp_path: Path) -> None:
     """As OneTrainer has them: they were labelled and trained, or taken for copies and moved away."""
     for name in ("a.jpg", "a-masklabel.png", "sub/b.png", "sub/b-masklabel.PNG", "c-masklabel.png"):

@@ -56,9 +56,7 @@ def left_out(names: Collection[str], *, tables: bool) -> list[Finding]:
             text = f"{name} lies there, but captions are read from metadata.csv or metadata.jsonl"
             mend = f"name it metadata{suffix}, or set metadata_path" if plain else "save it as metadata.csv"
             notes.append(Finding("other_table", "note", (), text, mend))
-    if tables and (strays := _strays(names)):
-        text = f"{len(strays)} caption files beside no picture of their name ({strays[0]})"
-        notes.append(Finding("other_table", "note", (), text, "name each as its picture, a.txt for a.png, beside it"))
+    notes += _other_texts(names, known=bool(notes)) if tables else []
     kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items()) if count)
     if kinds:
         message = f"{counts.total()} not read ({kinds})"
@@ -68,9 +66,23 @@ def left_out(names: Collection[str], *, tables: bool) -> list[Finding]:
     return notes
 
 
-def _strays(names: Collection[str]) -> list[str]:
-    """Files that may be captions of pictures under other names, such as "a.png.txt"; a single one is rather a note."""
+def _other_texts(names: Collection[str], *, known: bool) -> list[Finding]:
+    """Notes on what may hold captions not as they are read: .json files, and .txt or .caption files beside no picture
+    of their name, such as "a.png.txt". A single one of these is told where nothing else is, for it may be a note."""
     stems = {name.rpartition(".")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
     sidecars = sorted(name for name in names if name.lower().endswith(SIDECAR_SUFFIXES))
     strays = [name for name in sidecars if name.rpartition(".")[0] not in stems]
-    return strays if len(strays) > 1 else []
+    tables = [name for name in names if PurePosixPath(name).name.lower() in ("metadata.csv", "metadata.jsonl")]
+    told = []
+    if jsons := sorted(name for name in names if name.lower().endswith(".json")):
+        text = f"{jsons[0]} lies there, but captions are read from metadata.csv or metadata.jsonl"
+        if len(jsons) > 1:
+            text = f"{len(jsons)} .json files lie there ({jsons[0]}), but captions are read from metadata.csv or .txt"
+        told.append((text, "write what it says into metadata.csv, with the first line filename,prompt"))
+    if len(strays) > 1:
+        text = f"{len(strays)} caption files beside no picture of their name ({strays[0]})"
+        told.append((text, "name each as its picture, a.txt for a.png, beside it"))
+    elif strays == sidecars and strays and not (known or told or tables):
+        text = f"{strays[0]} lies there, but is named as no picture: it is not read"
+        told.append((text, "if it has the captions, write them into metadata.csv, with the first line filename,prompt"))
+    return [Finding("other_table", "note", (), text, mend) for text, mend in told]

@@ -261,7 +261,7 @@ class _Captions:
             )
             tables = [note for note in left_out(self.files, tables=True) if note.kind == "other_table"]
             hint = f"write metadata.csv with the first line filename,prompt, {allow}"
-            hint = f"{tables[0].message}: {tables[0].mend}" if tables else hint
+            hint = f"{tables[0].message}: {tables[0].mend}, {allow}" if tables else hint
             self.faults.append(UserError(message, file=self.folder, hint=hint))
             return
         above = folder_above(self.images)
