@@ -8,8 +8,9 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.evaluate.scoring import exact, rouge_l, share
 from lora_scripts.families.causal_lm.model import open_model
-from lora_scripts.families.texts import Answering
+from lora_scripts.families.texts import Answer, Answering, TextFamily
 from lora_scripts.loras import adapter_folder
 
 
@@ -247,7 +248,6 @@ def test_answers_of_others_are_not_gone_on_with(
 def test_empty_thoughts_are_no_part_of_an_answer(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen3's template has them learned; where the prompt for an answer opens the thought, only its end is said."""
     from lora_scripts.families.causal_lm import model
-    from lora_scripts.families.texts import Answer
 
     said = ["<think>\n\n</think>\n\nYes.", "</think>\n\nYes.", "<think>\nhm\n</think>\n\nYes."]
     monkeypatch.setattr(model, "generate", lambda *_: [Answer(text, 3, True) for text in said])
@@ -255,6 +255,33 @@ def test_empty_thoughts_are_no_part_of_an_answer(base: Path, tmp_path: Path, mon
     assert main([*talk(base), "--from-file", str(tmp_path / "three.txt")]) == 0
     answers = [json.loads(line)["answer"] for line in (tmp_path / "three-answers.jsonl").read_text().splitlines()]
     assert answers == ["Yes.", "Yes.", said[2]]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("<think>\n\n</think>\n\nYes.", "Yes."),
+        ("</think>\n\nYes.", "Yes."),
+        ("<think>\nhm\n</think>\n\nYes.", None),
+        ("</thing> <b>", None),
+        (" <th", None),
+        ("<think>\n\n</think>\n", ""),
+        ("", ""),
+    ],
+)
+def test_an_empty_thought_is_not_told_as_it_comes(said: str, wanted: str | None, size: int) -> None:
+    wanted = said if wanted is None else wanted
+
+    class Model:
+        def answer(self, talk: object, answering: object, tell: Callable[[str], None], template: object) -> Answer:
+            for start in range(0, len(said), size):
+                tell(said[start : start + size])
+            return Answer(said, 1, True)
+
+    session = Session(cast(TextFamily, Model()), Answering(8))
+    told: list[str] = []
+    assert session.ask("Well?", told.append).text == "".join(told) == session.messages[-1]["content"] == wanted
 
 
 def test_one_prompt_asked_often_is_drawn_anew_each_time(base: Path, tmp_path: Path) -> None:
@@ -427,7 +454,6 @@ def test_what_is_thought_before_an_answer_is_not_compared(
 ) -> None:
     """Qwen3's template writes an empty thought before each answer, which is learned with it."""
     from lora_scripts.families.causal_lm import model
-    from lora_scripts.families.texts import Answer
 
     said = ["<think>\n\n</think>\n\nYes.", "Yes.", "<think>\nhm"]
     monkeypatch.setattr(model, "generate", lambda *_: [Answer(text, 3, True) for text in said])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.chat.session import BARE, NAME_ONE
 from lora_scripts.chat.talks import Talk, read_talks
+from lora_scripts.chat.thoughts import without
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Progress, Saved, Sink, ignore
 from lora_scripts.formats import io
@@ -26,9 +26,6 @@ Row = dict[str, Any]
 conversation."""
 AT_ONCE = 8
 """Prompts that are answered together."""
-_NO_THOUGHT = re.compile(r"\A\s*(?:<think>\s*)?</think>\s*")
-"""An empty thought before an answer, which Qwen3's template writes and has learned; or its end, where the prompt for an
-answer opens it."""
 _SAMPLES, _SAMPLE = 64, 4096
 """Places of a file that its mark is made of, and bytes at each."""
 _LOADED = (".safetensors", ".json", ".jinja", ".model")
@@ -92,7 +89,7 @@ def answer_file(
             tools=[talk.tools for talk in some],
         )
         for talk, answer in zip(some, answers, strict=True):
-            said = _NO_THOUGHT.sub("", answer.text)
+            said = without(answer.text)
             rows.append({"prompt": talk.prompt, "answer": said, "stopped": answer.stopped, "by": by[len(rows)]})
         io.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         sink(Progress("prompts", len(rows), len(talks)))

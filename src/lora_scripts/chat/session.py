@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.chat.thoughts import Spoken, without
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Sink, ignore
 
@@ -91,7 +92,11 @@ class Session:
 
     def _answer(self, talk: list[Message], tell: Callable[[str], None] | None, seed: int) -> Answer:
         answering = replace(self.answering, seed=self.answering.seed + seed)
-        answer = self.model.answer(talk, answering, tell, template=self.template)
+        spoken = Spoken(tell) if tell else None
+        answer = self.model.answer(talk, answering, spoken, template=self.template)
+        if spoken:
+            spoken.end()
+        answer = replace(answer, text=without(answer.text))
         self.messages = [*talk, {"role": "assistant", "content": answer.text}]
         self.turns.append(Turn(talk[-1]["content"], answer.text, answer.tokens, answer.stopped))
         return answer
