@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import lora_scripts
-from lora_scripts.cli import COMMANDS, _not_typed, _parse, main, new, train
+from lora_scripts.cli import COMMANDS, _not_typed, _parse, main, new, options, train
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.errors import Terminated, UserError, UserErrors
 from lora_scripts.generate.prompt import GenerateOptions
@@ -158,6 +158,20 @@ def test_a_text_may_begin_with_a_quotation_or_a_dash(base: Path, run: SimpleName
     for prompt in ("“结节”是什么？", "“甲”和“乙”", "– a house", "“a” house"):
         assert main(["generate", "--base", str(base), "--prompt", prompt]) == 0
         assert run.calls[-1][0][0].prompt == prompt
+
+
+@pytest.mark.parametrize("words", ["grid --base b", "card l.safetensors", "demo", "demo words"])
+def test_no_folder_is_made_with_the_name_of_a_file(
+    words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("there").touch()
+    before = {*folder.iterdir()}
+    for name in ("page.HTML", "there"):
+        assert main([*words.split(), "--output", name]) == 2
+        assert capsys.readouterr().err.startswith("error: argument --output: must be the name of a folder, not ")
+    assert {*folder.iterdir()} == before
+    Path("old.png").mkdir()
+    assert options.folder("old.png") == Path("old.png") and options.folder("neon-1.5") == Path("neon-1.5")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import asked, file_of, number, path
+from lora_scripts.cli.options import asked, file_of, folder, number, path
 from lora_scripts.events import Event, Saved, Sink
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("lora", metavar="LORA", type=file_of(".safetensors"), help="the LoRA file")
     add("--grid", metavar="DIR", type=path, help="a grid of it, for pictures and the recommended strength")
     add("--report", metavar="DIR", type=path, help="its run's folder, for pictures and strength (default: the LoRA's)")
-    add("--output", metavar="DIR", type=path, help="where README.md and its pictures go (default: LORA-card beside it)")
+    add("--output", metavar="DIR", type=folder, help="where README.md and its pictures go (default: LORA-card beside)")
     add("--base-model", metavar="NAME", help="the base's name on Hugging Face, for the header")
     add("--license", metavar="NAME", help="such as creativeml-openrail-m, for the header")
     add("--trigger", metavar="TEXT", help="what to write in a prompt (default: what the file or its captions tell)")

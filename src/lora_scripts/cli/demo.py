@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lora_scripts.cli import evaluate, train
-from lora_scripts.cli.options import default, path
+from lora_scripts.cli.options import default, folder
 from lora_scripts.demo.place import PICTURES, WORDS
 from lora_scripts.events import Sink
 
@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = default("pictures", "pictures in a style, or words: reports as one house writes them")
     parser.add_argument("world", metavar="WORLD", nargs="?", choices=tuple(FOLDERS), default="pictures", help=text)
     text = default(" or ".join(folder.as_posix() for folder in FOLDERS.values()))
-    parser.add_argument("--output", metavar="DIR", type=path, help=text)
+    parser.add_argument("--output", metavar="DIR", type=folder, help=text)
 
 
 def call(options: argparse.Namespace, sink: Sink) -> DemoResult | WordsDemoResult:

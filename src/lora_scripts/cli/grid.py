@@ -7,7 +7,17 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.cli.options import add_device, add_prediction, argument, default, number, path, require_models, size
+from lora_scripts.cli.options import (
+    add_device,
+    add_prediction,
+    argument,
+    default,
+    folder,
+    number,
+    path,
+    require_models,
+    size,
+)
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
@@ -55,7 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--text-encoder", metavar="T", nargs="+", type=path, default=(), help=text)
     add("--data", metavar="DIR", type=path, help="training pictures to measure with (default: the run's)")
     add("--no-measures", dest="measures", action="store_false", help="draw only")
-    add("--output", metavar="DIR", type=path, default=Path("output/grid"), help=default("output/grid"))
+    add("--output", metavar="DIR", type=folder, default=Path("output/grid"), help=default("output/grid"))
     add_device(parser)
     add_prediction(parser)
 

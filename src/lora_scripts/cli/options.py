@@ -21,6 +21,8 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_OF_FILES = frozenset((".html", ".htm", ".png", ".jpg", ".jpeg", ".md", ".txt", ".json", ".zip", ".safetensors"))
+"""Endings by which a person means a file. Of others a name may be a version's: neon-1.5."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,6 +116,13 @@ def file_of(*suffixes: str) -> Callable[[str], Path]:
     return argument(convert)
 
 
+def _folder(text: str) -> Path:
+    path = parse_path(text)
+    if path.is_file() or (path.suffix.lower() in _OF_FILES and not path.is_dir()):
+        raise ValueError("must be the name of a folder")
+    return path
+
+
 def weighted(text: str) -> tuple[Path, float]:
     """(path, weight) from "a.safetensors:0.8"; weight 1 if there is none, also after the colon of a drive (C:\\a)."""
     head, colon, tail = text.rpartition(":")
@@ -131,6 +140,8 @@ def weighted(text: str) -> tuple[Path, float]:
 
 
 path = argument(parse_path)
+folder = argument(_folder)
+"""The path of one to write into: no file, and not named as one."""
 size = argument(parse_size)
 
 
