@@ -68,6 +68,8 @@ def test_csv_agrees_with_the_csv_module(tmp_path: Path, mark: str) -> None:
         ("filename,prompt\na.png\n", 2, "1 of 2 fields"),
         ("a.png,a cat\nb.png,a dog\n", 1, "header line is missing"),
         ("filename\uff0cprompt\na.png\uff0ca cat\n", 1, "full-width commas"),
+        ("filename,prompt\na.png;a cat, red\nb.png;a dog\n", 2, "by semicolons, the first line by commas; write"),
+        ("filename;prompt\na.png;a cat\nb.png,a dog\n", 3, "separated by commas, the first line by semicolons"),
         ("filename;prompt\na.png;a cat; red\n", 2, 'double quotes: a.png;"a cat; red"'),
         ('filename;prompt\na.png;"a cat; red\nb.png;a dog\n', 2, "never closed"),
         ("filename;prompt;note\na.png;a cat\n", 2, "the columns are filename;prompt;note"),

@@ -30,6 +30,8 @@ METADATA = {
     "an open quote": f'{HEAD}a.png,"a cat\nb.png,a dog\n',
     "text behind a quote": f'{HEAD}a.png,"a "cat" sits"\n',
     "semicolons": "filename;prompt\na.png;a; cat\nb.png;a; b\nc.png;x\ty\n",
+    "another mark than the first line": f"{HEAD}a.png;a cat\n",
+    "another mark in one row": f"{HEAD}a.png,a cat\nb.png\ta dog\n",
     "full-width commas": "filename\uff0cprompt\na.png\uff0ca cat\n",
     "no header": "a.png,a cat\nb.png,a dog\n",
     "no header, between tabs": "a.png\ta cat\n",

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.data.csv_rows import MARKS, head_of, read_record, write_record
+from lora_scripts.data.csv_rows import MARKS, head_of, other_mark, read_record, write_record
 from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.errors import UserError
 from lora_scripts.units import HALF
@@ -152,6 +152,13 @@ def _read_csv(lines: list[str], table: _Table) -> None:
         if not lines[row].strip():
             row += 1
             continue
+        if header is not None and (other := other_mark(lines[row], mark)):
+            table.fault(line, *_other_mark(mark, other))
+            if not table.rows:
+                return  # the header is what is wrong: the same on every row
+            table.add(lines[row].split(other)[0].strip(' "'), "", line, already_faulty=True)
+            row += 1
+            continue
         try:
             fields, row = read_record(lines, row, mark)
         except ValueError as error:
@@ -177,6 +184,12 @@ def _read_csv(lines: list[str], table: _Table) -> None:
             table.add(fields[min(name_at, len(fields) - 1)], "", line, already_faulty=True)
     if header is None:
         table.fault(1, "the file is empty", "the first line is filename,prompt, each further line is one image")
+
+
+def _other_mark(mark: str, other: str) -> tuple[str, str]:
+    """What is wrong with a row that has another mark than the header, and the mend."""
+    text = f"the row is separated by {MARKS[other]}s, the first line by {MARKS[mark]}s"
+    return text, f"write a {MARKS[other]} between the names of the first line, or a {MARKS[mark]} in the row"
 
 
 def header_problem(fields: list[str], mark: str) -> tuple[str, str] | None:

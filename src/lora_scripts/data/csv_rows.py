@@ -25,6 +25,13 @@ def head_of(lines: Sequence[str]) -> tuple[int, str]:
     return len(lines), ","
 
 
+def other_mark(line: str, mark: str) -> str:
+    """The mark that stands behind the name of a picture at the start of a row, where it is another than `mark`."""
+    if _LOOKS_LIKE_A_ROW[mark].match(line):
+        return ""
+    return next((other for other, row in _LOOKS_LIKE_A_ROW.items() if row.match(line)), "")
+
+
 def read_record(lines: Sequence[str], row: int, mark: str = ",") -> tuple[list[str], int]:
     """The fields of the record that starts on `lines[row]`, and the row after it; blanks around a field do not count.
 
