@@ -290,6 +290,22 @@ def test_links_and_broken_rows_are_left(tmp_path: Path) -> None:
     assert any("b.png is a link" in line for line in told)
 
 
+def test_the_torn_row_of_a_duplicate_goes_with_it(tmp_path: Path) -> None:
+    """Its row stayed, of a picture that was no longer there. What it says is kept with the others'."""
+    data = tmp_path / "cats"
+    for name in ("a", "b", "c"):
+        draw(data / f"{name}.png", "red")
+    text = 'filename,prompt\na.png,a cat\nb.png,a cat, “red”, “big”\nc.png,"a cat\n'
+    (data / "metadata.csv").write_text(text, encoding="utf-8")
+    mend(data, ["b.png"])
+    assert (data / "metadata.csv").read_text() == 'filename,prompt\na.png,a cat\nc.png,"a cat\n'
+    assert {s.name: s.caption for s in scan(side(data), side(data) / "captions.csv")} == {
+        "b.png": "a cat, “red”, “big”"
+    }
+    mend(data, ["c.png"])  # where a quote is never closed there is no telling what belongs to the row
+    assert (data / "metadata.csv").read_text() == 'filename,prompt\na.png,a cat\nc.png,"a cat\n'
+
+
 def test_jsonl(tmp_path: Path) -> None:
     rows = ['{"file_name": "a.png", "text": "霓虹, rain", "n": 1}', "", '{"file_name": "b.png", "caption": "x"}']
     path = tmp_path / "metadata.jsonl"

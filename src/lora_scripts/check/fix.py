@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_scripts.check.tags import corrected, corrections
-from lora_scripts.data.captions import METADATA_SUFFIXES, read_metadata
+from lora_scripts.data.captions import METADATA_SUFFIXES, TornRow, read_metadata
 from lora_scripts.data.csv_rows import write_record
 from lora_scripts.data.findings import SIDECAR_SUFFIXES
 from lora_scripts.data.listing import Listing, Said
@@ -86,8 +86,14 @@ def _plan_moves(mend: Mend, listing: Listing, gone: set[str]) -> None:
         own = [said.file for said in _sidecars(listing, name) if owners[said.file] <= gone]
         target = _free(mend.side / name, [*own, listing.images[name]])
         mend.moves.update({source: target.with_suffix(source.suffix) for source in [*own, listing.images[name]]})
-        if text := listing.caption(name):
+        if text := listing.caption(name) or _torn_caption(listing, name):
             mend.captions[target.relative_to(mend.side).as_posix()] = text
+
+
+def _torn_caption(listing: Listing, name: str) -> str:
+    """What a row says of a picture in which a comma stands without quotes; empty where there is none."""
+    torn = {(fault.file, fault.line): fault.caption for fault in listing.faults if isinstance(fault, TornRow)}
+    return next((torn[at] for said in listing.said.get(name, ()) if (at := (said.file, said.line)) in torn), "")
 
 
 def _sidecars(listing: Listing, name: str) -> list[Said]:
@@ -109,10 +115,12 @@ def _same(one: Path, other: Path) -> bool:
 
 def _plan_captions(mend: Mend, listing: Listing, gone: set[str], *, correct: bool) -> None:
     table = corrections([listing.caption(name) for name in listing.images if name not in gone])
-    broken = {(fault.file, fault.line) for fault in listing.faults}
+    broken = {(fault.file, fault.line): fault for fault in listing.faults}
     for name, sources in listing.said.items():
         for said in sources:
-            if (said.file, said.line) in broken or said.file in mend.moves:
+            fault = broken.get((said.file, said.line))
+            goes = name in gone and isinstance(fault, TornRow)  # its end is known, so the row can be taken out
+            if (fault is not None and not goes) or said.file in mend.moves:
                 continue
             text = corrected(said.text, table) if correct else said.text
             if name in gone and said.line is not None:

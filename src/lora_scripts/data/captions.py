@@ -46,8 +46,10 @@ class Caption:
 class TornRow(UserError):
     """A row of a .csv file with more fields than columns, as by a comma in a caption that stands without quotes."""
 
-    def __init__(self, message: str, path: Path, line: int, hint: str, mended: str, mark: str) -> None:
+    def __init__(self, message: str, path: Path, line: int, hint: str, mended: str, caption: str, mark: str) -> None:
         super().__init__(message, file=path, line=line, hint=hint)
+        self.caption = caption
+        """What the row will have said then."""
         self.mended = mended
         """The row as it should be."""
         self.mark = MARKS[mark]
@@ -224,7 +226,8 @@ def _wrong_count(path: Path, line: int, fields: list[str], header: list[str], ma
         message = f"too many fields ({len(fields)} instead of {len(header)})"
         hint += f": {mended}" if len(header) == 2 and len(mended) <= 100 else ""
     if whole:
-        return TornRow(message, path, line, hint, mended, mark)
+        caption = next(field for field, column in zip(whole, header, strict=False) if column in TEXT_COLUMNS)
+        return TornRow(message, path, line, hint, mended, tidy(caption), mark)
     return UserError(message, file=path, line=line, hint=hint)
 
 
