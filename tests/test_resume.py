@@ -25,7 +25,7 @@ from conftest import Finished
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
-from lora_scripts.events import Event, Note, Progress, Sink
+from lora_scripts.events import Event, Note, Progress, Sink, ignore
 from lora_scripts.formats import io
 from lora_scripts.run import story
 from lora_scripts.run.preflight import preflight
@@ -225,14 +225,16 @@ def test_a_longer_run_is_what_it_would_have_been(
     even = ["lr_schedule=constant", "val_every=3", "sample_every=0"]
     first, whole = (["train", "--config", str(config), f"output_dir={tmp_path / n / 'mylora'}", *even] for n in "ab")
     assert main([*first, "epochs=2"]) == 0 and main(whole) == 0
-    page = tmp_path / "a" / "mylora" / "report.html"
+    page, folder = tmp_path / "a" / "mylora" / "report.html", RunFolder(tmp_path / "a" / "mylora", "mylora")
     page.write_text("of an earlier length")
-    os.utime(page, (0, 0))
+    (folder.states / "finished").write_text("that of an earlier length")
     for not_yet in (lambda: None, page.unlink):  # it was killed before its report
         not_yet()
         assert main([*first, "epochs=2"]) == 2
         assert "already has a run; add --resume to go on, or choose another output_dir" in capsys.readouterr().err
     page.write_text("of this one")
+    folder.conclude(ignore)
+    os.utime(page, (0, 0))  # as a copy may have it
     assert main([*first, "epochs=2"]) == 2
     told = capsys.readouterr().err
     assert "already has a finished run (6 steps); --resume epochs=4 trains it longer; init_lora=" in told

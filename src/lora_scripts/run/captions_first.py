@@ -17,9 +17,9 @@ from lora_scripts.formats import io
 from lora_scripts.generate.cut import tell_cut
 from lora_scripts.run.after.base_kept import OTHERS
 from lora_scripts.run.after.copies import questions
+from lora_scripts.run.configs import cache_of
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import previews_of, usual
-from lora_scripts.run.run_folder import cache_of
 from lora_scripts.train.encoded import KEPT, make_caption
 
 

@@ -137,3 +137,8 @@ def smaller_batches(config: TrainConfig, samples: int) -> Iterator[dict[str, int
 def can_be_rounded(config: TrainConfig) -> bool:
     """Whether `base_precision: int8` would store the base in less: it is not rounded yet, and is not to be scaled."""
     return config.base_precision == "auto" and config.adapter not in SCALING and not packed_types(config.base_model)
+
+
+def cache_of(config: TrainConfig, folder: Path) -> Path:
+    """Where a run keeps what it encodes."""
+    return config.cache_dir or folder / "cache"

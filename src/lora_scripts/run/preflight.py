@@ -34,8 +34,9 @@ from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate.prompts_file import PromptLine, preview_lines
 from lora_scripts.generate.unread import tell_unread
+from lora_scripts.run.configs import cache_of
 from lora_scripts.run.pivotal import check_new_words
-from lora_scripts.run.run_folder import RunFolder, cache_of
+from lora_scripts.run.run_folder import RunFolder
 
 HELD_OUT = "held out/"
 """In the names of pictures of `val_data_dir`, to tell them from the others."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
 from lora_scripts.formats import io
+from lora_scripts.formats.manifest import NAME as MANIFEST
 from lora_scripts.formats.manifest import damage
 from lora_scripts.loras.words import embedding_file
 from lora_scripts.units import listed, number_of
@@ -71,6 +71,11 @@ class RunFolder:
     def states(self) -> Path:
         return self.path / "state"
 
+    @property
+    def _finished(self) -> Path:
+        """The manifest of the state that the report is of: times of files tell nothing of a copy."""
+        return self.states / "finished"
+
     def state(self, step: int) -> Path:
         return self.states / f"step-{step:08d}"
 
@@ -86,6 +91,12 @@ class RunFolder:
         """Removes the oldest resume states beyond `keep`; what cannot be removed is told once, and ends no run."""
         for old in self.resume_states()[:-keep]:
             self._remove(old, sink)
+
+    def conclude(self, sink: Sink) -> None:
+        """After the report: the run is finished."""
+        if (found := self.newest_state()) is not None:
+            io.write_text(self._finished, (found / MANIFEST).read_text("utf-8"))
+        self.prune_states(1, sink)
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"{self.name}-step{step:06d}{self.suffix}"
@@ -123,7 +134,7 @@ class RunFolder:
             hint = "choose another output_dir" if there else "start it without --resume"
             raise UserError("there is no run to resume here", file=self.path, hint=hint)
         if there and not resume:
-            what, how = self._there(found)
+            what, how = self.there(found)
             raise UserError(f"this folder already has a {what}", file=self.path, hint=how)
         if found is not None and (fault := damage(found)):
             earlier = next((s for s in reversed(self.resume_states()[:-1]) if not damage(s)), None)
@@ -133,16 +144,17 @@ class RunFolder:
             raise UserError(f"the resume state is damaged ({fault})", file=found, hint=hint)
         return found
 
-    def _there(self, found: Path | None) -> tuple[str, str]:
-        """What is here, and what can be done: (what, how)."""
+    def there(self, found: Path | None) -> tuple[str, str]:
+        """What is here, and what can be done: (what, how). `found`: the newest state."""
         if found is None:
             return "run", "choose another output_dir"
         try:
             told = json.loads((found / "run.json").read_text("utf-8"))
             total, epochs, keys = int(told["total"]), int(told["config"]["epochs"]), dict(told["config"])
-            # An older page is of the run before it was lengthened: this one has not been proved and reported yet.
-            reported = self.report.stat().st_mtime_ns >= (found / "run.json").stat().st_mtime_ns
-            finished = self.final.exists() and told["step"] == total and reported
+            # The page of another state is of the run before it was lengthened: this one has not been reported yet.
+            known, now = self._finished, (found / MANIFEST).read_text("utf-8")
+            reported = not known.exists() or known.read_text("utf-8") == now
+            finished = self.final.exists() and told["step"] == total and self.report.exists() and reported
         except (OSError, ValueError, TypeError, KeyError):  # damaged: told by whoever resumes it
             finished = False
         if not finished:
@@ -272,11 +284,6 @@ class RunFolder:
 def beginning_with(lora: Path, keys: Mapping[str, Any]) -> str:
     """What is written for another run that begins with a LoRA of a run with these keys, beside the keys as they are."""
     return f"init_lora={lora.as_posix()}{' adapter=lora' if keys.get('adapter') == 'pissa' else ''}"
-
-
-def cache_of(config: TrainConfig, folder: Path) -> Path:
-    """Where a run keeps what it encodes."""
-    return config.cache_dir or folder / "cache"
 
 
 def _told(holder: Path) -> str:

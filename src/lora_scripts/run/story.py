@@ -32,7 +32,7 @@ from lora_scripts.run.after.worn import wear
 from lora_scripts.run.base_files import BaseFiles
 from lora_scripts.run.build import build_model, check_tiles, objective_of, passes_of, rates_of
 from lora_scripts.run.captions_first import captions_first
-from lora_scripts.run.configs import dump_config
+from lora_scripts.run.configs import cache_of, dump_config
 from lora_scripts.run.dataset import build_feed, class_samples
 from lora_scripts.run.export import LoraTensors, Snapshot, prove
 from lora_scripts.run.heldout import Measuring, as_before, build_held_out, levels_of
@@ -43,7 +43,7 @@ from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
 from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
 from lora_scripts.run.resume import base_digests, new_state, restore
-from lora_scripts.run.run_folder import RunFolder, cache_of
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
 from lora_scripts.run.stopping import SAVED, ended_by, signals, stoppable
@@ -359,7 +359,7 @@ def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board
         samples=p.samples,
         trigger=trigger,
     )
-    folder.prune_states(1, sink)
+    folder.conclude(sink)
     best = folder.best if folder.best.exists() else None
     words = {word: embedding_file(folder.final, word) for word in c.new_token}
     return TrainResult(

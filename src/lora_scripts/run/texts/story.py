@@ -20,12 +20,12 @@ from lora_scripts.report.text_page import AnswerPair, TextReportData, render
 from lora_scripts.run import stepping
 from lora_scripts.run.base_files import BaseFiles, weights_in
 from lora_scripts.run.build import DIGESTS, rates_of
-from lora_scripts.run.configs import dump_config
+from lora_scripts.run.configs import cache_of, dump_config
 from lora_scripts.run.heldout import Measuring
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.parts import TextModel
 from lora_scripts.run.resume import CONFIG, config_digest, new_text_state, restore
-from lora_scripts.run.run_folder import RunFolder, cache_of
+from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
 from lora_scripts.run.stepping import Saver, measuring_of
 from lora_scripts.run.stopping import SAVED, ended_by, signals, stoppable
@@ -271,7 +271,7 @@ def finish(parts: TextParts, measuring: Measuring, saver: TextSaver, sink: Sink)
         versions=p.state.versions,
     )
     io.write_text(page, render(data))
-    folder.prune_states(1, sink)
+    folder.conclude(sink)
     return TextTrainResult(
         folder.name,
         folder.final,
