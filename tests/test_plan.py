@@ -109,7 +109,10 @@ def test_what_it_says_is_what_the_run_does(config: Path, made: Plan, capsys: pyt
     assert sum(disk.values()) == pytest.approx(size_of(out), rel=0.15)
     # Now there is a run, which is no fault of a plan, and a fault of a training.
     folder = preflight(load_config(config), resume=None).folder
-    assert "has a run at step 4: add --resume" in planning.note_of(folder)
+    told = planning.note_of(folder)
+    assert "has a finished run (4 steps): " in told and "add --resume" not in told and "init_lora=" in told
+    folder.report.rename(out / "page.html")
+    assert "has a run at step 4: add --resume to go on" in planning.note_of(folder)
     assert main(["train", "--config", str(config)]) == 2
 
 

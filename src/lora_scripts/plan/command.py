@@ -163,7 +163,10 @@ def _word(value: Any) -> str:
 def note_of(folder: RunFolder) -> str:
     """What is to be said of an output folder that has a run already."""
     state = folder.newest_state()
-    if state is not None:
+    what, how = folder.there(state)
+    if state is not None and what != "run":
+        how = f"has a {what}: {how}"
+    elif state is not None:
         how = f"has a run at step {step_of(state)}: add --resume to go on with it, or choose another output_dir"
     elif folder.final.exists() or folder.checkpoints():
         how = "has a run already: choose another output_dir"
