@@ -206,11 +206,14 @@ def test_the_card_in_chinese(lora: Path) -> None:
 
 def test_a_file_that_diffusers_does_not_read_has_no_program_for_it(lora: Path, tmp_path: Path) -> None:
     assert card(str(lora)) == 0
-    assert "load_lora_weights" in (lora.with_name(f"{lora.stem}-card") / "README.md").read_text("utf-8")
+    plain = (lora.with_name(f"{lora.stem}-card") / "README.md").read_text("utf-8")
+    wanted = ("load_lora_weights", "\nlibrary_name: diffusers\n", "\n- lora\n- diffusers\n")
+    assert all(words in plain for words in wanted)
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
     leaves = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(16, 16), "alpha": torch.tensor(1.0)}
     tensors = {f"{stem}.{leaf}": tensor for leaf, tensor in leaves.items()}
     io.save_safetensors(tmp_path / "lokr.safetensors", tensors, {})
     assert card(str(tmp_path / "lokr.safetensors")) == 0
     text = (tmp_path / "lokr-card" / "README.md").read_text("utf-8")
-    assert "load_lora_weights" not in text and "In Python:" not in text and "<lora:lokr:" in text
+    assert "diffusers" not in text and "In Python:" not in text and "<lora:lokr:" in text
+    assert "\npipeline_tag: text-to-image\n" in text and "\n- lora\n- template:sd-lora\n" in text
