@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lora_scripts.formats import io
+from lora_scripts.formats.io import Buffer
 from lora_scripts.train.average import Ema, averaged
 from lora_scripts.train.optim import Group, Rates, Schedule, build_optimizer, set_rates
 from lora_scripts.train.state import RunState, pack, restore_optimizer, unpack
@@ -123,6 +124,29 @@ def test_a_packed_optimizer_goes_on_bit_for_bit(name: str) -> None:
         p.grad = 2 * (p.detach() - 1)
         fresh.step()
     assert torch.equal(p, whole) and not torch.equal(p, half)
+
+
+def test_the_state_of_a_resumed_run_has_the_bytes_of_one_that_never_stopped(tmp_path: Path) -> None:
+    """adafactor keeps plain numbers of each of more than ten parameters, whose names have another order than they."""
+
+    def begun() -> torch.optim.Optimizer:
+        return build_optimizer("adafactor", [Group("a", [nn.Parameter(torch.zeros(4, 3)) for _ in range(12)], 0.1)], 0)
+
+    def packed(optimizer: torch.optim.Optimizer) -> dict[str, list[Buffer]]:
+        return pack(RunState(1, 2, {}, {}, {}), {}, optimizer)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = 2 * (p.detach() - 1)
+        optimizer.step()
+
+    through, fresh = begun(), begun()
+    step(through)
+    io.write_folder(tmp_path / "state", packed(through))
+    kept, _, moments = unpack(tmp_path / "state")
+    restore_optimizer(fresh, moments, kept.optimizer)
+    one, two = packed(through), packed(fresh)
+    assert {file: b"".join(one[file]) for file in one} == {file: b"".join(two[file]) for file in two}
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing tells what is mapped")

@@ -61,8 +61,9 @@ def pack(state: RunState, weights: Mapping[str, Tensor], optimizer: torch.optim.
     CPU: to be written before the next step."""
     kept = optimizer.state_dict()
     flat = {f"{index}.{name}": value for index, entry in kept["state"].items() for name, value in entry.items()}
-    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
-    numbers = {key: value for key, value in flat.items() if key not in tensors}
+    # In an order of their own: a resumed optimizer may have them in another than one that began.
+    tensors = {key: value for key, value in sorted(flat.items()) if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in sorted(flat.items()) if key not in tensors}
     for index, group in enumerate(kept["param_groups"]):
         numbers |= {f"group.{index}.{name}": v for name, v in group.items() if name not in _OURS and _plain(v)}
     files: dict[str, list[Buffer]] = {
