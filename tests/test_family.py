@@ -144,6 +144,14 @@ def test_half_precision_files_and_ema_copies(
     assert {p.dtype for m in parts for p in m.parameters()} == {torch.float32}
 
 
+def test_captions_that_an_earlier_version_encoded_are_not_taken_for_todays(family: Any) -> None:
+    """It cut long ones off at a comma, under these names in the cache."""
+    assert family.fingerprint("text") not in (
+        family.encoder.digest("text encoder", ""),
+        family.encoder.digest("text encoder", "clip skip 1, 75 tokens"),
+    )
+
+
 @torch.no_grad()
 def test_a_diffusers_folder_is_the_same_as_the_file(family: Any, folder: Path) -> None:
     other = load_family(by_name("sd1"), folder, FP32)

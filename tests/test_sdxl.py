@@ -97,6 +97,8 @@ def test_clip_skip_counts_as_people_do(base: Path, pipe: StableDiffusionXLPipeli
         theirs = pipe.encode_prompt("a cat", do_classifier_free_guidance=False, clip_skip=1)[0]
     torch.testing.assert_close(states[2], theirs, rtol=1e-5, atol=1e-6)
     assert usual.fingerprint("text") == two.fingerprint("text") != three.fingerprint("text")
+    before = [encoder.digest(name, f"layer {two._layer}, 75 tokens") for name, encoder in two.encoders.items()]
+    assert two.fingerprint("text") != " ".join(before)  # an earlier version cut long captions off at a comma
     with pytest.raises(UserError, match="clip_skip 4: this text encoder has 3 layers"):
         model.load(base, replace(FP32, settings={"clip_skip": 4})).encode_text(["a cat"])
 

@@ -18,6 +18,8 @@ START, END = VOCABULARY - 2, VOCABULARY - 1
 """The tokens that begin and end a chunk."""
 COMMA_REACH = 20
 """A chunk that is full ends at its last comma, if that is no more than so many tokens back."""
+CUT = "the last chunk is filled"
+"""Where a text is cut off, for keys of a cache: an earlier version ended it at a comma."""
 BREAK = "BREAK"
 Words = Mapping[str, tuple[int, ...]]
 """New words -> the token numbers that each stands for."""

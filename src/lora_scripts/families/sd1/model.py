@@ -80,8 +80,7 @@ class StableDiffusion1(Pictures):
         if part == "vae":
             return self.coder.fingerprint()
         skip, tokens = self.settings.clip_skip, self.settings.caption_tokens
-        usual = (skip, tokens) == (1, prompts.ROOM)
-        return self.encoder.digest("text encoder", "" if usual else f"clip skip {skip}, {tokens} tokens")
+        return self.encoder.digest("text encoder", f"clip skip {skip}, {tokens} tokens, {prompts.CUT}")
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:

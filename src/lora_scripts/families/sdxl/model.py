@@ -85,7 +85,7 @@ class Sdxl(Pictures):
     def fingerprint(self, part: str) -> str:
         if part == "vae":
             return self.coder.fingerprint()
-        read = f"layer {self._layer}, {self.settings.caption_tokens} tokens"
+        read = f"layer {self._layer}, {self.settings.caption_tokens} tokens, {prompts.CUT}"
         return " ".join(encoder.digest(name, read) for name, encoder in self.encoders.items())
 
     @torch.no_grad()
