@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import lora_scripts
 from lora_scripts.cli import COMMANDS, _not_typed, _parse, main, new, options, train
@@ -158,6 +159,25 @@ def test_a_text_may_begin_with_a_quotation_or_a_dash(base: Path, run: SimpleName
     for prompt in ("“结节”是什么？", "“甲”和“乙”", "– a house", "“a” house"):
         assert main(["generate", "--base", str(base), "--prompt", prompt]) == 0
         assert run.calls[-1][0][0].prompt == prompt
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_faults_of_the_config_and_of_captions_are_told_together(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They took two rounds. Where the key of the captions is wrong itself, nothing is said of others."""
+    Image.new("RGB", (64, 64)).save("data/a.png")
+    Path("data/metadata.csv").write_text("filename,prompt\na.png,a cat, red\n")
+    words = [command, "--config", "c.yaml", "epoch=3", "lora_rank=many"]
+    assert main(words) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["error"] * 3
+    assert "did you mean epochs?" in told[0] and "lora_rank" in told[1]
+    assert told[2].startswith("error: data/metadata.csv:2: too many fields (3 instead of 2)")
+    assert main([*words, "metadata_path=data/none.csv"]) == 2
+    assert "too many fields" not in capsys.readouterr().err
+    code = "import sys; from lora_scripts.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("words", ["grid --base b", "card l.safetensors", "demo", "demo words"])

@@ -39,7 +39,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Plan | TextPlan | Cards:
     preview and one save; and what to change if it does not fit. Writes nothing."""
     from lora_scripts.run.configs import load_config
 
-    config = load_config(options.config, options.overrides, sink)
+    config = load_config(options.config, options.overrides, sink, captions=True)
     if options.cards:
         if options.memory is not None or options.profile:
             raise UserError("--cards rehearses nothing, so there is no --memory or --profile", hint="leave one out")

@@ -37,7 +37,7 @@ def call(options: argparse.Namespace, sink: Sink) -> TrainResult | TextTrainResu
     from lora_scripts.config.keys.training import DESTROYS
     from lora_scripts.run.configs import load_config
 
-    config = load_config(options.config, options.overrides, sink)
+    config = load_config(options.config, options.overrides, sink, captions=True)
     rate, optimizer = config.learning_rate, config.optimizer
     if rate >= DESTROYS and optimizer != "prodigy" and not options.sure:
         text = f"learning_rate {rate:g} destroys a LoRA with {optimizer}: it becomes worse than the base"

@@ -53,6 +53,12 @@ def faults_of(text: str, file: Path, judge: Judge = lambda values, given: ()) ->
     return [*faults, *_check(entries, file, judge)[1]]
 
 
+def written(path: Path, overrides: Sequence[str] = ()) -> dict[str, object]:
+    """What the keys of a config say, right or wrong. UserError or UserErrors where it cannot be read as keys."""
+    entries = [*parse_file(read_text(path), path)[0], *parse_overrides(overrides)]
+    return {entry.key: entry.value for entry in entries}
+
+
 def _check(entries: list[Entry], file: Path, judge: Judge) -> tuple[TrainConfig | None, list[UserError]]:
     """The config that the entries give, or None, and every fault in them."""
     fields = TrainConfig.model_fields

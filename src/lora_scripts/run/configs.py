@@ -12,24 +12,48 @@ from lora_scripts.config.keys.training import LONGEST_ACCUMULATION
 from lora_scripts.config.load import ItemFault
 from lora_scripts.config.schema import NEEDS, TrainConfig, conflicts
 from lora_scripts.config.types import FEATURES, SCALING, TargetRule, rule_for
-from lora_scripts.config.values import did_you_mean
-from lora_scripts.errors import UserError
+from lora_scripts.config.values import did_you_mean, parse_path
+from lora_scripts.data.listing import list_data
+from lora_scripts.data.unquoted import told_once
+from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Sink, ignore
 from lora_scripts.families import download, table
 from lora_scripts.families.facts import Facts
 from lora_scripts.formats.gguf import packed_types
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), sink: Sink = ignore) -> TrainConfig:
-    """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault.
+def load_config(
+    path: Path, overrides: Sequence[str] = (), sink: Sink = ignore, *, captions: bool = False
+) -> TrainConfig:
+    """As `config.load.load_config`, with what only the base's family can judge. UserErrors with every fault; with
+    `captions` also those of caption files, which are otherwise told once the config is right.
 
     A base that is a name on the hub is fetched with what belongs to it, once nothing else is wrong, and then judged.
     """
-    config = load.load_config(path, overrides, judge)
+    try:
+        config = load.load_config(path, overrides, judge)
+    except UserError as fault:
+        more = _of_captions(path, overrides) if captions else []
+        if not more:
+            raise
+        raise UserErrors([*fault.errors, *more]) from None
     fetched = dict(_fetched(config, sink))
     if all(getattr(config, key) == value for key, value in fetched.items()):
         return config
     return load.load_config(path, overrides, judge).model_copy(update=fetched)
+
+
+def _of_captions(path: Path, overrides: Sequence[str]) -> list[UserError]:
+    """What is wrong with the captions of the pictures that a faulty config names, if it names any. That some lack one
+    may be meant, by a key that is wrong."""
+    with suppress(UserError, ValueError):
+        keys = load.written(path, overrides)
+        folder, metadata = keys.get("train_data_dir"), keys.get("metadata_path")
+        if isinstance(folder, str) and isinstance(metadata, str | None):
+            there = parse_path(metadata) if metadata is not None else None
+            if there is None or there.is_file():
+                return told_once(list_data(parse_path(folder), there, allow_missing_captions=True).faults)
+    return []
 
 
 def dump_config(config: TrainConfig) -> str:
