@@ -407,7 +407,7 @@ def test_memory_that_runs_out_on_the_way_is_an_answer(
     loaded, lines = load_config(config, keys), list[str]()
     samples = preflight(loaded, resume=None).samples
     parted = (samples.trained, samples.held_out)
-    values = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
+    values = [[sample.row() for sample in some] for some in parted]
     asked, scratch = loaded.model_dump(mode="json", exclude_unset=True), tmp_path / "scratch"
     scratch.mkdir()
     task = {"config": asked, "samples": values, "scratch": str(scratch), "memory": 0, "profile": False}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,12 +24,18 @@ import tiny_flux2_dev
 from conftest import offline
 from lora_scripts.check.command import CheckOptions, check_data
 from lora_scripts.cli import main
+from lora_scripts.config.prompt_line import parse_line
 from lora_scripts.data.references import References, seen_beside, with_references
 from lora_scripts.data.scan import Sample
+from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.losses.noise import Draws
+from lora_scripts.plan import worker
+from lora_scripts.plan.command import stage_of
+from lora_scripts.run.configs import load_config
+from lora_scripts.run.preflight import preflight
 from lora_scripts.train.encoded import plan_pictures
 from runs import faults, stopped
 
@@ -54,7 +62,7 @@ def test_each_has_what_bears_its_name(tmp_path: Path) -> None:
         picture(tmp_path / name)
     samples = [sample(name) for name in ("a.jpg", "b/c.png", "d.png", "e.png", "f_1.png", "e\u0301.png".upper())]
     notes: list[Any] = []
-    found = with_references(samples, tmp_path, 2, notes=notes)
+    found = with_references(samples, References(tmp_path, 2), notes=notes)
     assert [[one.name for one in each.references] for each in found] == [
         ["a.png"],
         ["b/C.jpg"],
@@ -70,8 +78,44 @@ def test_each_has_what_bears_its_name(tmp_path: Path) -> None:
 def test_faults_are_told_together(tmp_path: Path) -> None:
     for name in ("b_1.png", "b_2.png"):
         picture(tmp_path / name)
-    told = faults(lambda: with_references([sample("a.png"), sample("b.png")], tmp_path, 1))
+    told = faults(lambda: with_references([sample("a.png"), sample("b.png")], References(tmp_path, 1), notes=[]))
     assert "a.png: has no reference" in told and "b.png: has 2 references, and this base takes 1" in told
+
+
+def test_held_out_pictures_have_theirs_in_the_same_folder(tmp_path: Path) -> None:
+    """They are no strangers there, and what bears a held-out picture's name is not another's second reference."""
+    for name in ("a_1.png", "a_2.png", "b.png", "c_1.png", "nobody.png"):
+        picture(tmp_path / name)
+    notes: list[Any] = []
+    (found,) = with_references([sample("a.png")], References(tmp_path, 4, ["a_2.png", "b.jpg", "c.png"]), notes=notes)
+    assert [one.name for one in found.references] == ["a_1.png"]
+    assert [note.message for note in notes] == ["1 not read: the reference of no picture (nobody.png)"]
+
+
+def test_captions_beside_references_are_not_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00of another program")
+    (tmp_path / "metadata.csv").write_text("file;words\n1;2\n")
+    (found,) = with_references([sample("a.png")], References(tmp_path, 1), notes=[])
+    assert [one.caption for one in found.references] == [""]
+
+
+def test_a_reference_in_another_folder_is_named(tmp_path: Path) -> None:
+    """Where only one side has folders in folders, as kohya's 10_name."""
+    near = picture(tmp_path / "a.jpg")
+    told = faults(lambda: with_references([sample("10_x/a.png")], References(tmp_path, 1), notes=[]))
+    assert f"{near.as_posix()} has its name: put that at {(tmp_path / '10_x' / 'a.jpg').as_posix()}" in told
+
+
+def test_paths_in_a_line_of_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In quotes, from the home folder, with spaces and in Chinese: no shell has read them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = picture(tmp_path / "my \u8857\u9053.png")
+    for said in (f"--ref {path}", f'--ref "{path}"', f"--ref='{path}' --w 64", f"--ref ~/{path.name}"):
+        assert parse_line(f"make it night {said}").references == (path,)
+    assert "--ref names no picture" in faults(lambda: parse_line("a --ref"))
+    assert f"{tmp_path}: a folder, not a picture" in faults(lambda: parse_line(f"a --ref {tmp_path}"))
 
 
 def test_a_reference_is_seen_as_its_picture_is(tmp_path: Path) -> None:
@@ -288,6 +332,38 @@ def test_what_is_learnt_comes_from_the_references(place: Path, tmp_path: Path) -
         made.append(load_file(next(output.glob("*.safetensors"))))
     for one, two in ((0, 1), (0, 2), (1, 2)):
         assert any(not torch.equal(made[one][key], made[two][key]) for key in made[0])
+
+
+def test_val_data_dir_has_its_references_in_the_same_folder(place: Path, tmp_path: Path) -> None:
+    """And neither half's are strangers to the other."""
+    for number in range(5):
+        half = tmp_path / ("held" if number > 2 else "after")
+        half.mkdir(exist_ok=True)
+        for name in (f"{number}.png", f"{number}.txt"):
+            shutil.copyfile(place / "after" / name, half / name)
+    own = {"train_data_dir": tmp_path / "after", "val_data_dir": tmp_path / "held", "val_split": 0.1}
+    asked = keys(place, tmp_path / "out", **own)
+    del asked["val_split"]
+    ready = preflight(load_config(tiny.write_config(tmp_path, **asked)), resume=None)
+    halves = (ready.samples.trained, ready.samples.held_out)
+    assert [[one.name for s in half for one in s.references] for half in halves] == [
+        ["0.jpg", "1_1.png", "1_2.png", "2.jpg"],
+        ["3.jpg", "4.jpg"],
+    ]
+    assert not ready.notes
+
+
+def test_a_plan_knows_the_references(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go with the samples into the process that rehearses."""
+    config = load_config(tiny.write_config(tmp_path, **keys(place, tmp_path / "out")))
+    asked, scratch = preflight(config, resume=None).samples, tmp_path / "scratch"
+    given: list[Any] = []
+    monkeypatch.setattr(worker, "Rehearsal", lambda config, samples, *rest: given.append(samples) or mock.Mock())
+    also = json.loads(json.dumps(stage_of(asked, scratch, 0, ignore).also))
+    task = {"config": config.model_dump(mode="json", exclude_unset=True), "scratch": str(scratch), "memory": 0, "profile": False, **also}
+    worker.rehearse(task, lambda values: None)
+    assert given[0].trained == asked.trained and given[0].held_out == asked.held_out
+    assert [len(one.references) for one in asked.trained].count(1) >= 3
 
 
 def test_generate_draws_from_a_reference(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,7 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
 
 
 def _references(config: TrainConfig, base: Path) -> References | None:
+    from lora_scripts.data.listing import list_data
     from lora_scripts.data.references import References
     from lora_scripts.families import table
 
@@ -197,7 +198,8 @@ def _references(config: TrainConfig, base: Path) -> References | None:
         most = table.find(base).references
     except UserError:  # no base is there yet
         most = 1000
-    return References(config.reference_dir, most)
+    also = list_data(config.val_data_dir, captions=False).images if config.val_data_dir is not None else ()
+    return References(config.reference_dir, most, tuple(also))
 
 
 def _folder(options: argparse.Namespace) -> dict[str, Any]:

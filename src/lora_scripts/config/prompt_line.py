@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.config.values import check_size
+from lora_scripts.config.values import at_home, check_size
 from lora_scripts.errors import UserError, raise_all
 
 # An option begins at the line's start or after a space; "--" alone and a dash inside a word are text.
@@ -84,9 +84,16 @@ def _text(name: str, value: str) -> str:
 
 
 def _picture(name: str, value: str) -> Path:
-    path = Path(value)
+    quoted = value[:1] in ("'", '"') and len(value) > 1 and value[-1] == value[0]
+    try:
+        path = at_home(value[1:-1] if quoted else value)  # no shell has read the line
+    except UserError as error:
+        raise ValueError(f"--{name} {error.message}") from None
+    if not value:
+        raise ValueError(f"--{name} names no picture")
     if not path.is_file():
-        raise ValueError(f"--{name} {value}: no such picture")
+        what = "a folder, not a picture" if path.is_dir() else "no such picture"
+        raise ValueError(f"--{name} {value}: {what}")
     return path
 
 

@@ -56,8 +56,11 @@ class Listing:
         return said[0].text if said else ""
 
 
-def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False) -> Listing:
-    """The images below `folder` and what is said about each. UserError(s) if there is no image at all.
+def list_data(
+    folder: Path, metadata: Path | None = None, *, allow_missing_captions: bool = False, captions: bool = True
+) -> Listing:
+    """The images below `folder` and what is said about each, unless not even that is read. UserError(s) if there is no
+    image at all.
 
     Captions come from `metadata`, or else from metadata.csv and metadata.jsonl in any folder of the tree, and from
     sidecars (a.txt or a.caption beside a.png). Left out are hidden files and folders, those that systems make, and the
@@ -72,11 +75,13 @@ def list_data(folder: Path, metadata: Path | None = None, *, allow_missing_capti
     if not images:
         message, unread = f"no images (jpg, png, webp, avif, bmp) found; {_kinds(files)}", left_out(files, tables=False)
         raise_all([*faults, UserError(message, file=folder, hint=unread[0].mend if unread else None)])
-    captions = _Captions(folder, files, images, faults, allow_missing_captions)
-    captions.read(metadata)
-    bare = metadata is None and any(not captions.said.get(name) for name in images)
+    if not captions:
+        return Listing(images, {}, faults, False)
+    read = _Captions(folder, files, images, faults, allow_missing_captions)
+    read.read(metadata)
+    bare = metadata is None and any(not read.said.get(name) for name in images)
     notes = [*_of_folder(folder, images), *_of_masks(masks), *left_out(files, tables=bare)]
-    return Listing(images, captions.said, faults, captions.lost, notes)
+    return Listing(images, read.said, faults, read.lost, notes)
 
 
 def _masks(images: Mapping[str, Path]) -> list[str]:

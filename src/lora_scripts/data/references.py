@@ -31,6 +31,8 @@ class References:
 
     folder: Path
     most: int
+    also: Sequence[str] = ()
+    """Names of pictures besides those that are looked at, whose references lie there, too: held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -44,50 +46,57 @@ class Paired:
     """How many are the reference of nothing."""
 
 
-def pair(samples: Sequence[Sample], folder: Path, most: int, seen: Looked | None = None) -> Paired:
+def pair(samples: Sequence[Sample], asked: References, seen: Looked | None = None) -> Paired:
     """Gives each sample its references: of "b/a.jpg" what is "b/a" with any suffix in the folder, or else "b/a_1",
-    "b/a_2", … in the order of their numbers, `most` at most. Case does not count, nor how an accent is written.
+    "b/a_2", … in the order of their numbers, `asked.most` at most. Case does not count, nor how an accent is
+    written, nor a caption beside them.
 
     UserErrors for pictures in the folder that cannot be read.
     """
-    stems = {_stem(sample) for sample in samples}
+    folder, most = asked.folder, asked.most
+    others = set(map(_stem, asked.also))
+    stems = others.union(_stem(sample.name) for sample in samples)
     named: dict[str, list[tuple[int, Sample]]] = {}
-    for found in scan(folder, allow_missing_captions=True, seen=seen):
-        stem = _stem(found)
+    for found in scan(folder, captions=False, seen=seen):
+        stem = _stem(found.name)
         several = None if stem in stems else _NUMBERED.fullmatch(stem)
         owner, number = (several[1], int(several[2])) if several else (stem, -1)
         named.setdefault(owner, []).append((number, found))
     faults, out = list[UserError](), list[Sample]()
     for sample in samples:
-        own = sorted(named.get(_stem(sample), []), key=lambda one: one[0])
+        own = sorted(named.get(_stem(sample.name), []), key=lambda one: one[0])
         own = own[:1] if own and own[0][0] < 0 else own  # of one that has exactly its name others say nothing
         if not own:
-            near = (folder / sample.name).with_suffix(".png").as_posix()
-            faults.append(UserError("has no reference", file=sample.path, hint=f"add {near}, which it is made from"))
+            faults.append(UserError("has no reference", file=sample.path, hint=_mend(sample, folder, named.values())))
         if len(own) > most:
             text, least = f"has {len(own)} references, and this base takes {most}", own[most][1].path.as_posix()
             faults.append(UserError(text, file=sample.path, hint=f"remove {least} and those behind it"))
         out.append(replace(sample, references=tuple(found for _, found in own)))
     used = {found.path for sample in out for found in sample.references}
-    idle = [found for own in named.values() for _, found in own if found.path not in used]
+    strange = [own for owner, own in named.items() if owner not in others]
+    idle = [found for own in strange for _, found in own if found.path not in used]
     message = f"{len(idle)} not read: the reference of no picture ({idle[0].name if idle else ''})"
     note = Finding("not_read", "note", (), message, "name each as the picture that is to become of it")
     return Paired(out, faults, [note] if idle else [])
 
 
+def _mend(sample: Sample, folder: Path, there: Iterable[Sequence[tuple[int, Sample]]]) -> str:
+    """What to do about a picture without a reference; `there`: all that the folder holds."""
+    wanted, name = (folder / sample.name).with_suffix(".png"), _stem(sample.path.name)
+    alike = (one for own in there for _, one in own if _stem(one.path.name) == name and one.path != sample.path)
+    if (near := next(alike, None)) is None:
+        return f"add {wanted.as_posix()}, which it is made from"
+    at = wanted.with_suffix(near.path.suffix).as_posix()
+    return f"{near.path.as_posix()} has its name: put that at {at}, or name its folder as reference_dir"
+
+
 def with_references(
-    samples: Sequence[Sample],
-    folder: Path,
-    most: int,
-    *,
-    seen: Looked | None = None,
-    notes: list[Finding] | None = None,
+    samples: Sequence[Sample], asked: References, *, seen: Looked | None = None, notes: list[Finding]
 ) -> list[Sample]:
     """As `pair`; UserErrors for its faults. `notes` takes its notes."""
-    paired = pair(samples, folder, most, seen)
+    paired = pair(samples, asked, seen)
     raise_first(paired.faults)
-    if notes is not None:
-        notes.extend(paired.notes)
+    notes.extend(paired.notes)
     return paired.samples
 
 
@@ -95,7 +104,7 @@ def reference_findings(asked: References, samples: Sequence[Sample]) -> list[Fin
     """What is wrong with the references of a data set, for the check."""
     names = {sample.path: sample.name for sample in samples}
     try:
-        paired = pair(samples, asked.folder, asked.most)
+        paired = pair(samples, asked)
     except (UserError, UserErrors) as error:
         return [_told(fault, ()) for fault in error.errors]
     found = [_told(fault, (names[Path(fault.file)],)) for fault in paired.faults if fault.file]
@@ -140,5 +149,5 @@ def _sizes(size: Size, steps: tuple[int, int]) -> list[Size]:
     return bucket_sizes((max(size[0], 64), max(size[1], 64)), *steps)
 
 
-def _stem(sample: Sample) -> str:
-    return folded(PurePosixPath(sample.name).with_suffix(""))
+def _stem(name: str) -> str:
+    return folded(PurePosixPath(name).with_suffix(""))

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -48,6 +48,17 @@ class Sample:
         50,000.)"""
         return Sample(self.path, name, caption, self.width, self.height, self.digest, self.small)
 
+    def row(self) -> list[Any]:
+        """What JSON can carry of it, `small` left out; `of_row` reads it back."""
+        made_from = [one.row() for one in self.references]
+        return [str(self.path), self.name, self.caption, self.width, self.height, self.digest, made_from]
+
+    @staticmethod
+    def of_row(row: Sequence[Any]) -> Sample:
+        path, name, caption, width, height, digest, made_from = row
+        references = tuple(map(Sample.of_row, made_from))
+        return Sample(Path(path), name, caption, width, height, digest, references=references)
+
 
 class Looked(Protocol):
     """What earlier starts found in pictures."""
@@ -66,6 +77,7 @@ def scan(
     metadata: Path | None = None,
     *,
     allow_missing_captions: bool = False,
+    captions: bool = True,
     small: int = 0,
     seen: Looked | None = None,
     notes: list[Finding] | None = None,
@@ -73,10 +85,10 @@ def scan(
     """The images below `folder`, sorted by name, each fully decoded once. `small`: the side of `Sample.small`.
     `seen`: what earlier starts found, of which pictures are not opened again. `notes` takes those of the listing.
 
-    Where they and their captions come from: see `list_data`. Raises UserError or UserErrors with everything that is
-    wrong with images and captions.
+    Where they and their captions come from, if `captions` are read: see `list_data`. Raises UserError or UserErrors
+    with everything that is wrong with images and captions.
     """
-    listing = list_data(folder, metadata, allow_missing_captions=allow_missing_captions)
+    listing = list_data(folder, metadata, allow_missing_captions=allow_missing_captions, captions=captions)
     faults = listing.faults
     if notes is not None:
         notes.extend(listing.notes)

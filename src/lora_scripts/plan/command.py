@@ -82,8 +82,7 @@ def plan(options: PlanOptions, sink: Sink = ignore) -> Plan:
 def stage_of(samples: Split, scratch: Path, memory: int, sink: Sink, *, profile: bool = False) -> Stage[Measured]:
     """Where runs on these pictures are rehearsed, in `memory` bytes (0: all there are)."""
     parted = (samples.trained, samples.held_out)
-    rows = [[[str(s.path), s.name, s.caption, s.width, s.height, s.digest] for s in some] for some in parted]
-    also = {"samples": rows}
+    also = {"samples": [[sample.row() for sample in some] for some in parted]}
     return Stage(WORKER, Measured.read, PHASES, scratch, memory, sink, profile=profile, also=also)
 
 

@@ -17,7 +17,7 @@ from lora_scripts.run.preflight import Split
 def rehearse(task: Mapping[str, Any], tell: Tell) -> None:
     """Does one task, and tells a `Measured` time and again."""
     config = TrainConfig.model_validate(task["config"])
-    trained, held_out = ([Sample(Path(path), *rest) for path, *rest in rows] for rows in task["samples"])
+    trained, held_out = ([Sample.of_row(row) for row in rows] for rows in task["samples"])
     samples = Split(trained, held_out)
     rehearsal = Rehearsal(config, samples, Path(task["scratch"]), task["memory"], lambda m: tell(m.write()))
     try:

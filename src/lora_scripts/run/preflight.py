@@ -22,7 +22,7 @@ from lora_scripts.data.image import load_rgb
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import check_numbered
 from lora_scripts.data.masks import require_masks
-from lora_scripts.data.references import require_readable, with_references
+from lora_scripts.data.references import References, require_readable, with_references
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.seen import Seen
 from lora_scripts.data.split import FEWEST, hold_out, share_of
@@ -83,7 +83,7 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
             seen=seen,
             notes=notes,
         )
-        samples.extend(_made_from(config, found, seen, notes))
+        samples.extend(_made_from(config, found, config.val_data_dir, seen, notes))
 
     attempt(read)
     attempt(lambda: check_new_words(config, samples))
@@ -99,13 +99,15 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
 
 
 def _made_from(
-    config: TrainConfig, samples: list[Sample], seen: Seen | None, notes: list[Finding] | None = None
+    config: TrainConfig, samples: list[Sample], beside: Path | None, seen: Seen | None, notes: list[Finding]
 ) -> list[Sample]:
-    """The samples with their references, where the config names a folder of them."""
+    """The samples with their references, where the config names a folder of them; `beside`: other pictures whose
+    references lie there, too."""
     facts = _family(config)
     if config.reference_dir is None or facts is None or not samples:
         return samples
-    return with_references(samples, config.reference_dir, facts.references, seen=seen, notes=notes)
+    also = () if beside is None else tuple(list_data(beside, captions=False).images)
+    return with_references(samples, References(config.reference_dir, facts.references, also), seen=seen, notes=notes)
 
 
 def _bare(sample: Sample) -> Sample:
@@ -260,7 +262,8 @@ def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore, s
     known = partial(seen.copies, find=copies) if seen else copies
     if config.val_data_dir is not None:
         others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, seen=seen)
-        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in _made_from(config, others, seen)]
+        others = _made_from(config, others, config.train_data_dir, seen, [])
+        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
         double = known([*samples, *others])
         trained, held = list(samples), [s for s in others if s.name not in double]
         if len(held) < len(others):
