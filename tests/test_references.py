@@ -270,6 +270,59 @@ def test_the_loss_is_that_of_the_picture_alone(tmp_path: Path) -> None:
     assert abs(loss - want) < 1e-5 * want
 
 
+def test_guidance_sees_the_references_too(tmp_path: Path) -> None:
+    """With a negative prompt both questions of a step are shown them, as by diffusers' pipeline of klein."""
+    facts, made, pipe, _, _ = CASES["klein"]
+    family, theirs = loaded(facts, made, tmp_path), pipe()
+    path = picture(tmp_path / "0.png", (96, 64))
+    shown = seen_beside([path], (64, 96), family.facts.bucket_steps)
+    said = answers(family.transformer)
+    ours = family.generate(PROMPT, 7, Sampling(3, 4.0, "blurry, grey", (64, 96), references=shown))
+    factor = family.facts.vae_factor
+    noise = torch.randn((1, 128, 96 // factor, 64 // factor), generator=torch.Generator().manual_seed(7))
+    asked = {"height": 96, "width": 64, "num_inference_steps": 3, "guidance_scale": 4.0}
+    negative, _ = theirs.encode_prompt("blurry, grey")
+    image = Image.open(path).convert("RGB")
+    wanted = answers(theirs.transformer)
+    want = theirs(prompt=PROMPT, image=image, latents=noise, negative_prompt_embeds=negative, **asked).images[0]
+    flow_checks.alike(ours, want)
+    for one, prompted, led_away in zip(said, wanted[::2], wanted[1::2], strict=True):
+        torch.testing.assert_close(one, torch.cat([led_away, prompted]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_losses_of_two_pictures_with_their_own_references(tmp_path: Path) -> None:
+    """Kontext's own transformer is asked by hand for both at once: a step behind them, each beside its own."""
+    family, theirs = loaded("flux1", tiny_flux1, tmp_path), kontext()
+    g = torch.Generator().manual_seed(6)
+    mean, noise = (torch.randn(2, 16, 8, 12, generator=g) for _ in range(2))
+    reference, prompts = torch.randn(2, 16, 12, 8, generator=g), flow_checks.PROMPTS[:2]
+    latents = {"mean": mean, "std": torch.zeros_like(mean), "reference0": reference}
+    draws = Draws(torch.tensor([0.2, 0.7]).double(), noise, torch.zeros_like(noise))
+    batch = Batch(latents, list(prompts), family.encode_text(prompts), ["", ""], [])
+    sigma = family.objective.sigmas.at(draws.u, 24).float()
+    level = sigma[:, None, None, None]
+    x_t = (1 - level) * mean + level * noise
+    states, pooled, text_ids = theirs.encode_prompt(list(prompts), None, max_sequence_length=512)
+    behind = theirs._prepare_latent_image_ids(2, 6, 4, "cpu", torch.float32)
+    behind[:, 0] = 1
+    packed = [theirs._pack_latents(one, 2, 16, *one.shape[2:]) for one in (x_t, reference, noise - mean)]
+    answer = theirs.transformer(
+        hidden_states=torch.cat(packed[:2], 1),
+        timestep=sigma,
+        guidance=torch.ones(2) if theirs.transformer.config.guidance_embeds else None,
+        pooled_projections=pooled,
+        encoder_hidden_states=states,
+        txt_ids=text_ids,
+        img_ids=torch.cat([theirs._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32), behind]),
+        return_dict=False,
+    )[0][:, :24]
+    want = (packed[2] - answer).square().mean((1, 2))
+    torch.testing.assert_close(family.losses(batch, family.objective, draws).float(), want, rtol=1e-5, atol=0)
+    swapped = replace(batch, latents={**latents, "reference0": reference.flip(0)})
+    assert (family.losses(swapped, family.objective, draws).float() - want).abs().min() > 1e-5 * want.max()
+
+
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +413,8 @@ def test_a_plan_knows_the_references(place: Path, tmp_path: Path, monkeypatch: p
     given: list[Any] = []
     monkeypatch.setattr(worker, "Rehearsal", lambda config, samples, *rest: given.append(samples) or mock.Mock())
     also = json.loads(json.dumps(stage_of(asked, scratch, 0, ignore).also))
-    task = {"config": config.model_dump(mode="json", exclude_unset=True), "scratch": str(scratch), "memory": 0, "profile": False, **also}
+    told = config.model_dump(mode="json", exclude_unset=True)
+    task = {"config": told, "scratch": str(scratch), "memory": 0, "profile": False, **also}
     worker.rehearse(task, lambda values: None)
     assert given[0].trained == asked.trained and given[0].held_out == asked.held_out
     assert [len(one.references) for one in asked.trained].count(1) >= 3
