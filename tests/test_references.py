@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +32,14 @@ from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
 from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.table import by_name, load_family
+from lora_scripts.grid.sources import GridOptions, find_sources
 from lora_scripts.losses.noise import Draws
 from lora_scripts.plan import worker
 from lora_scripts.plan.command import stage_of
-from lora_scripts.run.configs import load_config
+from lora_scripts.run import stepping
+from lora_scripts.run.configs import dump_config, load_config
 from lora_scripts.run.preflight import preflight
+from lora_scripts.run.previews import line_of
 from lora_scripts.train.encoded import plan_pictures
 from runs import faults, stopped
 
@@ -418,6 +422,50 @@ def test_a_plan_knows_the_references(place: Path, tmp_path: Path, monkeypatch: p
     worker.rehearse(task, lambda values: None)
     assert given[0].trained == asked.trained and given[0].held_out == asked.held_out
     assert [len(one.references) for one in asked.trained].count(1) >= 3
+
+
+def test_a_reference_that_goes_during_a_run_costs_no_lora(place: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its preview says which file it misses, and so does the report, which --resume makes once it is back."""
+    before = Path(shutil.copytree(place / "before", tmp_path / "before"))
+    gone, kept = before / "0.jpg", (before / "0.jpg").read_bytes()
+    output, train_steps = tmp_path / "out", stepping.train_steps
+    config = tiny.write_config(
+        tmp_path, **keys(place, output, reference_dir=before, val_split=0, epochs=1, batch_size=1)
+    )
+
+    def losing(parts: Any, *given: Any, **more: Any) -> bool:
+        made = parts.feed.steps
+
+        def steps(*asked: Any) -> Any:
+            for number, step in enumerate(made(*asked)):
+                if number == 3:
+                    gone.unlink()
+                yield step
+
+        parts.feed.steps = steps
+        return train_steps(parts, *given, **more)
+
+    with offline(), mock.patch.object(stepping, "train_steps", losing):
+        assert main(["train", "--config", str(config)]) == 2
+    said = capsys.readouterr()
+    assert f"preview 1 of step 4 failed ({gone}: no such file); the training goes on" in said.out + said.err
+    assert f"{gone}: no such file; {(output / 'out.safetensors').as_posix()} is finished" in said.err
+    learnt = final(output)
+    gone.write_bytes(kept)
+    with offline():
+        assert main(["train", "--config", str(config), "--resume"]) == 0
+    assert final(output) == learnt and (output / "report.html").exists()
+
+
+def test_a_grid_draws_from_the_references_of_the_run(place: Path, tmp_path: Path) -> None:
+    """Where the run names no prompts, as its previews."""
+    config = load_config(tiny.write_config(tmp_path, **keys(place, tmp_path / "out")))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text(dump_config(config))
+    (tmp_path / "out" / "out.safetensors").write_bytes(b"")
+    found = find_sources(GridOptions(output=tmp_path / "g", checkpoints=(str(tmp_path / "out"),))).prompts
+    samples = preflight(config, resume=None).scanned
+    assert list(found) == list(map(line_of, samples[:2])) and [len(one.references) for one in found] == [1, 2]
 
 
 def test_generate_draws_from_a_reference(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

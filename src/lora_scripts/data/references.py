@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lora_scripts.data.buckets import Size, bucket_sizes, choose_bucket, views
 from lora_scripts.data.findings import Finding
 from lora_scripts.data.image import apply_view, load_rgb, size_of
+from lora_scripts.data.listing import list_data
 from lora_scripts.data.masks import folded, raise_first
 from lora_scripts.data.scan import Looked, Sample, scan
 from lora_scripts.errors import Faults, UserError, UserErrors, raise_all
@@ -47,47 +48,67 @@ class Paired:
 
 
 def pair(samples: Sequence[Sample], asked: References, seen: Looked | None = None) -> Paired:
-    """Gives each sample its references: of "b/a.jpg" what is "b/a" with any suffix in the folder, or else "b/a_1",
-    "b/a_2", … in the order of their numbers, `asked.most` at most. Case does not count, nor how an accent is
-    written, nor a caption beside them.
+    """Gives each sample its references, `asked.most` at most, as `belonging` finds them. Captions beside them are not
+    read.
 
     UserErrors for pictures in the folder that cannot be read.
     """
     folder, most = asked.folder, asked.most
-    others = set(map(_stem, asked.also))
-    stems = others.union(_stem(sample.name) for sample in samples)
-    named: dict[str, list[tuple[int, Sample]]] = {}
-    for found in scan(folder, captions=False, seen=seen):
-        stem = _stem(found.name)
-        several = None if stem in stems else _NUMBERED.fullmatch(stem)
-        owner, number = (several[1], int(several[2])) if several else (stem, -1)
-        named.setdefault(owner, []).append((number, found))
+    there = {one.name: one for one in scan(folder, captions=False, seen=seen)}
+    belong, idle = belonging([sample.name for sample in samples], there, asked.also)
     faults, out = list[UserError](), list[Sample]()
     for sample in samples:
-        own = sorted(named.get(_stem(sample.name), []), key=lambda one: one[0])
-        own = own[:1] if own and own[0][0] < 0 else own  # of one that has exactly its name others say nothing
+        own = [there[name] for name in belong[sample.name]]
         if not own:
-            faults.append(UserError("has no reference", file=sample.path, hint=_mend(sample, folder, named.values())))
+            hint = _mend(sample, folder, there.values())
+            faults.append(UserError("has no reference", file=sample.path, hint=hint))
         if len(own) > most:
-            text, least = f"has {len(own)} references, and this base takes {most}", own[most][1].path.as_posix()
+            text, least = f"has {len(own)} references, and this base takes {most}", own[most].path.as_posix()
             faults.append(UserError(text, file=sample.path, hint=f"remove {least} and those behind it"))
-        out.append(replace(sample, references=tuple(found for _, found in own)))
-    used = {found.path for sample in out for found in sample.references}
-    strange = [own for owner, own in named.items() if owner not in others]
-    idle = [found for own in strange for _, found in own if found.path not in used]
-    message = f"{len(idle)} not read: the reference of no picture ({idle[0].name if idle else ''})"
+        out.append(replace(sample, references=tuple(own)))
+    message = f"{len(idle)} not read: the reference of no picture ({idle[0] if idle else ''})"
     note = Finding("not_read", "note", (), message, "name each as the picture that is to become of it")
     return Paired(out, faults, [note] if idle else [])
 
 
-def _mend(sample: Sample, folder: Path, there: Iterable[Sequence[tuple[int, Sample]]]) -> str:
+def belonging(
+    names: Sequence[str], there: Iterable[str], also: Sequence[str] = ()
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Of each picture's name those of its references: of "b/a.jpg" what is "b/a" with any suffix, or else "b/a_1",
+    "b/a_2", … in the order of their numbers. Case does not count, nor how an accent is written. And the names that
+    belong neither to these nor to `also`, as of `References`."""
+    others = set(map(_stem, also))
+    stems = others.union(map(_stem, names))
+    named: dict[str, list[tuple[int, str]]] = {}
+    for name in there:
+        stem = _stem(name)
+        several = None if stem in stems else _NUMBERED.fullmatch(stem)
+        owner, number = (several[1], int(several[2])) if several else (stem, -1)
+        named.setdefault(owner, []).append((number, name))
+    belong: dict[str, list[str]] = {}
+    for name in names:
+        own = sorted(named.get(_stem(name), []), key=lambda one: one[0])
+        own = own[:1] if own and own[0][0] < 0 else own  # of one that has exactly its name others say nothing
+        belong[name] = [one for _, one in own]
+    used = {one for own in belong.values() for one in own}
+    strange = [own for owner, own in named.items() if owner not in others]
+    return belong, [name for own in strange for _, name in own if name not in used]
+
+
+def listed(names: Sequence[str], folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Of each picture's name the files of its references, none of which is opened; UserErrors as of `list_data`."""
+    there = list_data(folder, captions=False).images
+    return {name: tuple(there[one] for one in own) for name, own in belonging(names, there)[0].items()}
+
+
+def _mend(sample: Sample, folder: Path, there: Iterable[Sample]) -> str:
     """What to do about a picture without a reference; `there`: all that the folder holds."""
     wanted, name = (folder / sample.name).with_suffix(".png"), _stem(sample.path.name)
-    alike = (one for own in there for _, one in own if _stem(one.path.name) == name and one.path != sample.path)
+    alike = (one.path for one in there if _stem(one.path.name) == name and one.path != sample.path)
     if (near := next(alike, None)) is None:
         return f"add {wanted.as_posix()}, which it is made from"
-    at = wanted.with_suffix(near.path.suffix).as_posix()
-    return f"{near.path.as_posix()} has its name: put that at {at}, or name its folder as reference_dir"
+    at = wanted.with_suffix(near.suffix).as_posix()
+    return f"{near.as_posix()} has its name: put that at {at}, or name its folder as reference_dir"
 
 
 def with_references(

@@ -14,6 +14,7 @@ from lora_scripts.config.prompt_line import TAG
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.config.values import at_home, model_fault
 from lora_scripts.data.listing import list_data
+from lora_scripts.data.references import listed
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families.facts import Drawing
 from lora_scripts.families.table import drawing
@@ -179,13 +180,16 @@ def _prompts(options: GridOptions, config: TrainConfig | None) -> tuple[PromptLi
 
 
 def _captions(config: TrainConfig) -> list[PromptLine]:
-    """Two of the data set, as the previews of a run without prompts are; none where it has gone."""
+    """Two of the data set with what their pictures are made from, as the previews of a run without prompts are; none
+    where it has gone."""
     try:
         listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
+        said = {name: caption for name in listing.images if (caption := listing.caption(name))}
+        made_from = listed(list(said), config.reference_dir) if config.reference_dir else {}
     except UserError:
         return []
-    captions = dict.fromkeys(filter(None, map(listing.caption, listing.images)))
-    return [PromptLine(caption) for caption in list(captions)[:2]]
+    lines = (PromptLine(caption, references=made_from.get(name, ())) for name, caption in said.items())
+    return list(dict.fromkeys(lines))[:2]
 
 
 def _checkpoints(words: Sequence[str]) -> list[LoraSource]:

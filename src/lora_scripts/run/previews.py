@@ -121,6 +121,17 @@ def draw_previews(
         sink(_failure(error, f"the previews of step {step}", strict=strict))
 
 
+@contextmanager
+def though_finished(lora: Path) -> Iterator[None]:
+    """Within it a UserError, as of a picture to draw from that went, also says that the LoRA is there."""
+    try:
+        yield
+    except UserError as error:
+        first = error.errors[0]
+        hint = f"{lora.as_posix()} is finished; once that is mended, --resume makes the report"
+        raise UserError(first.message, file=first.file, line=first.line, hint=hint) from None
+
+
 def infotext(config: TrainConfig, model: Model, preview: Preview, autov3: str) -> str:
     """The text for "PNG Info", with which the picture can be drawn again from the file with that AutoV3; "": from the
     base alone."""
@@ -136,10 +147,9 @@ def _failure(error: Exception, what: str, *, strict: bool) -> Note:
     """One line; a RuntimeError that does not come from a lack of memory is a fault of ours, and goes on its way."""
     if strict:
         raise error
-    if isinstance(error, UserErrors):
-        reason = error.errors[0].message
-    elif isinstance(error, UserError):
-        reason = error.message
+    if isinstance(error, UserError):
+        first = error.errors[0]
+        reason = f"{first.file}: {first.message}" if first.file else first.message
     elif ran_out(error):
         reason = "not enough memory; a smaller sample_size needs less"
         if torch.cuda.is_available():

@@ -41,7 +41,7 @@ from lora_scripts.run.overview import afterwards, settled, table_rows
 from lora_scripts.run.parts import Model, Parts
 from lora_scripts.run.pivotal import set_stop
 from lora_scripts.run.preflight import Split
-from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of
+from lora_scripts.run.previews import Preview, draw_previews, infotext, previews_of, though_finished
 from lora_scripts.run.resume import base_digests, new_state, restore
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.run.shortage import ELSEWHERE, enough_memory, rescuing, smaller_words
@@ -334,11 +334,12 @@ def finish(parts: Parts, measuring: Measuring, saver: PictureSaver, board: Board
     sink(Note(proof))
     measuring.conclude()
     sink(Note("drawing the pictures of the report"))
-    rows = afterwards(rows_of(parts), p.model.family.told_of_latents())
     trigger = calling(c.named_words, [s.caption for s in p.samples])
-    previews = reported(c, previews_of(c, p.samples))
-    worn = wear(p.model, folder.final)
-    drawn = report_pictures(worn, previews, short=c.report != "full")
+    with though_finished(folder.final):
+        rows = afterwards(rows_of(parts), p.model.family.told_of_latents())
+        previews = reported(c, previews_of(c, p.samples))
+        worn = wear(p.model, folder.final)
+        drawn = report_pictures(worn, previews, short=c.report != "full")
     seen = look(worn, c, p.feed, p.held, p.samples, previews, drawn)
     seen.tell(sink)
     save_strength(folder, seen.strength)
