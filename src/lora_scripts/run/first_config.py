@@ -15,7 +15,7 @@ from lora_scripts.config.load import commented, load_config, scalar
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
-from lora_scripts.data.references import pair
+from lora_scripts.data.references import References, pair
 from lora_scripts.data.scan import Sample, scan
 from lora_scripts.data.trigger import Trigger, holds, label_command, trigger_of
 from lora_scripts.errors import UserError, raise_all
@@ -73,9 +73,10 @@ def new_config(
     paired = None
     if references is not None:
         table.require_references(facts, [1])
-        paired, purpose = pair(samples, references, facts.references), "edit"
+        paired, purpose = pair(samples, References(references, facts.references)), "edit"
     if above := folder_above(s.name for s in samples):
-        options = [*(["--for", purpose] if purpose != "style" else []), *(["--trigger", trigger] if trigger else [])]
+        options = ["--references", references.as_posix()] if references else ["--for", purpose] * (purpose != "style")
+        options += ["--trigger", trigger] if trigger else []
         options += ["--output", output.as_posix()] if output else []
         inside = ["new", name, "--data", (data / above[0]).as_posix(), "--base", base.as_posix(), *options]
         text = f"this is the folder above {above[0]}, whose numbers, as in 10_name, are not read from here"
