@@ -74,13 +74,10 @@ def new_config(
     if references is not None:
         table.require_references(facts, [1])
         paired, purpose = pair(samples, References(references, facts.references)), "edit"
-    if above := folder_above(s.name for s in samples):
-        options = ["--references", references.as_posix()] if references else ["--for", purpose] * (purpose != "style")
-        options += ["--trigger", trigger] if trigger else []
-        options += ["--output", output.as_posix()] if output else []
-        inside = ["new", name, "--data", (data / above[0]).as_posix(), "--base", base.as_posix(), *options]
-        text = f"this is the folder above {above[0]}, whose numbers, as in 10_name, are not read from here"
-        raise UserError(text, file=data, hint=typed(["lora-scripts", *inside]))
+    options = ["--references", references.as_posix()] if references else ["--for", purpose] * (purpose != "style")
+    options += ["--trigger", trigger] if trigger else []
+    options += ["--output", output.as_posix()] if output else []
+    _require_inside(samples, data, ["new", name, "--base", base.as_posix(), *options])
     begins = None if trigger or paired else trigger_of([s.caption for s in samples if s.caption])
     trigger = begins.phrase if begins else " ".join(trigger.split())
     recipe = facts.recipes[purpose]
@@ -110,6 +107,14 @@ def new_config(
     text = _text(name, data, base, purpose, trigger, facts, samples, rows, recipe)
     _write(path, text, whole=not notes)
     return NewConfig(path, len(samples), facts.checkpoint.words, steps, tuple(notes))
+
+
+def _require_inside(samples: Sequence[Sample], data: Path, words: Sequence[str]) -> None:
+    """UserError for the folder above that of kohya's trainers; `words`: what was typed, but for the folder."""
+    if above := folder_above(s.name for s in samples):
+        text = f"this is the folder above {above[0]}, whose numbers, as in 10_name, are not read from here"
+        inside = ["lora-scripts", *words[:2], "--data", (data / above[0]).as_posix(), *words[2:]]
+        raise UserError(text, file=data, hint=typed(inside))
 
 
 def file_for(name: str, output: Path | None) -> Path:
