@@ -212,6 +212,24 @@ def test_what_is_not_read_and_what_moves_is_told(clean: Path, tmp_path: Path) ->
     assert missing((tmp_path / "neon-check.html").read_text("utf-8")) == []
 
 
+def test_of_two_copies_the_one_with_a_caption_that_cannot_be_read_stays(tmp_path: Path) -> None:
+    """By its name alone the other would."""
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    Image.effect_noise((256, 256), 40).convert("RGB").save(folder / "a.png")
+    shutil.copy(folder / "a.png", folder / "b.png")
+    (folder / "metadata.csv").write_text("filename,prompt\na.png,a cat, red\n")
+    check(str(folder), "--fix")
+    assert (folder / "a.png").exists() and not (folder / "b.png").exists()
+    assert (folder / "metadata.csv").read_text() == "filename,prompt\na.png,a cat, red\n"
+
+
+def test_the_captions_of_pictures_are_no_records(clean: Path) -> None:
+    code, _, err = check(str(clean / "metadata.csv"))
+    assert code == 2 and err.count("\n") == 1
+    assert f"holds captions of pictures, not records; give their folder: lora-scripts check {clean.as_posix()}" in err
+
+
 def test_with_a_config(clean: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, clean)
     code, out, _ = check("--config", config, "resolution=1024")

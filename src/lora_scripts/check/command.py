@@ -274,10 +274,12 @@ def _without_caption(listing: Listing) -> list[str]:
 
 
 def surplus(examined: Examined) -> list[str]:
-    """Every picture that a better one of its cluster stands for: one with a caption, or else with more detail."""
+    """Every picture that a better one of its cluster stands for: one with a caption, or with more detail. A caption
+    that cannot be read is one: whoever wrote it can mend it."""
+    unread = examined.unread
 
     def worth(name: str) -> tuple[object, ...]:
-        return bool(examined.listing.caption(name)), quality(examined.facts[name])
+        return name in unread or bool(examined.listing.caption(name)), quality(examined.facts[name])
 
     clusters = fix.merged(finding.files for finding in examined.findings if finding.kind in DUPLICATES)
     others: list[str] = []

@@ -12,6 +12,7 @@ from lora_scripts.config.values import at_home
 from lora_scripts.data.texts.records import holds_records
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
+from lora_scripts.units import typed
 
 if TYPE_CHECKING:
     from lora_scripts.check.command import Checked
@@ -141,6 +142,9 @@ def _texts(options: argparse.Namespace, sink: Sink) -> TextCheckOptions | None:
         source = at_home(options.overrides[0]) if len(options.overrides) == 1 else None
         if source is None or not holds_records(source):
             return None
+        if source.is_file() and source.stem.lower() == "metadata" and not holds_records(source.parent):
+            hint = f"give their folder: {typed(['lora-scripts', 'check', source.parent.as_posix()])}"
+            raise UserError("holds captions of pictures, not records", file=source, hint=hint)
         asked = TextCheckOptions(source, base=options.base, page=options.output)
     if options.base is not None and (options.config or options.base is _OF_CONFIG):
         what = (
