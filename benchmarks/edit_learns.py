@@ -6,8 +6,8 @@
 Every caption is the same words, so that what is to be drawn can be seen in the reference alone: a plain scene beside
 its neon one. The keys are those of `configs/flux2_klein_edit.yaml`, but for paths and the size of the pictures. Then
 other scenes are drawn: with the LoRA and their reference, with the LoRA and none, and by the base with the reference;
-`demo.evaluate` counts what the judge finds in them, and WORK/edit.png shows the first. Last it is counted how many are,
-pixel by pixel, nearer to the neon picture of their own scene than to that of any other: by chance one of them all.
+`demo.evaluate` counts what the judge finds in them, and WORK/edit.png shows the first eight. Last it is counted how
+many are, pixel by pixel, nearer to the neon picture of their own scene than to that of any other: by chance one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from lora_scripts.cli import main as lora_scripts
 from lora_scripts.data.references import seen_beside
 from lora_scripts.demo import world
-from lora_scripts.demo.evaluate import SIDE, Judged, contact_sheet, table
+from lora_scripts.demo.evaluate import SIDE, Judged, table
 from lora_scripts.demo.judge import Judge
 from lora_scripts.families.base import LoadOptions, PictureFamily, Sampling
 from lora_scripts.families.table import load_pictures
@@ -96,6 +96,20 @@ def nearest_to_their_own(found: list[Judged]) -> int:
     return int((off.argmin(1) == torch.arange(len(found))).sum())
 
 
+def sheet(scenes: list[world.Scene], columns: dict[str, list[Judged]]) -> Image.Image:
+    """Rows of the first eight: what is shown, what each column drew, the edit itself."""
+    rows = [
+        [world.draw(styled(scene, "plain"), SIDE) for scene in scenes],
+        *([judged.image for judged in found] for found in columns.values()),
+        [world.draw(styled(scene, "neon"), SIDE) for scene in scenes],
+    ]
+    whole = Image.new("RGB", (8 * (SIDE + 4), len(rows) * (SIDE + 4)), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures[:8]):
+            whole.paste(picture, (column * (SIDE + 4), row * (SIDE + 4)))
+    return whole
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -116,7 +130,7 @@ def main() -> int:
     print(table(columns))
     for name, found in columns.items():
         print(f"nearest to its own scene in neon, {name}: {nearest_to_their_own(found)} of {len(found)}")
-    save_png(args.work / "edit.png", contact_sheet(columns))
+    save_png(args.work / "edit.png", sheet(scenes, columns))
     return 0
 
 
