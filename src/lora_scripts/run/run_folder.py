@@ -74,7 +74,7 @@ class RunFolder:
     @property
     def _finished(self) -> Path:
         """The manifest of the state that the report is of: times of files tell nothing of a copy."""
-        return self.states / "finished"
+        return self.path / "finished"
 
     def state(self, step: int) -> Path:
         return self.states / f"step-{step:08d}"
@@ -152,8 +152,8 @@ class RunFolder:
             told = json.loads((found / "run.json").read_text("utf-8"))
             total, epochs, keys = int(told["total"]), int(told["config"]["epochs"]), dict(told["config"])
             # The page of another state is of the run before it was lengthened: this one has not been reported yet.
-            known, now = self._finished, (found / MANIFEST).read_text("utf-8")
-            reported = not known.exists() or known.read_text("utf-8") == now
+            known = self._finished
+            reported = not known.exists() or known.read_text("utf-8") == (found / MANIFEST).read_text("utf-8")
             finished = self.final.exists() and told["step"] == total and self.report.exists() and reported
         except (OSError, ValueError, TypeError, KeyError):  # damaged: told by whoever resumes it
             finished = False
