@@ -26,10 +26,11 @@ from lora_scripts.families.black_forest import flux2_layout as layout
 from lora_scripts.families.flow.autoencoder import VAE16
 from lora_scripts.families.flux2.check import FILES
 from lora_scripts.families.table import by_name, identify
-from lora_scripts.loras import dialects
+from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import read, save
 from lora_scripts.losses.flow import STEPS
+from lora_scripts.workshop.inspect import inspect
 from runs import faults
 
 FACTS = by_name("flux2")
@@ -270,6 +271,31 @@ def test_a_lora_on_the_published_layout_is_read_as_diffusers_reads_it(tmp_path: 
     for path, weights in file.weights.items():
         change = want[f"{path}.lora_B.weight"] @ want[f"{path}.lora_A.weight"]
         assert torch.allclose(factors.of(weights).dense().float(), change, atol=1e-5), path
+
+
+def test_what_musubi_tuner_converts_is_read_as_before(tmp_path: Path) -> None:
+    """Its `convert_lora.py` makes a _ of the dot behind `attn`, a name that no program asks for."""
+    table, own = FACTS.names(), {path: w for path, w in lora_of().items() if "transformer_blocks" in path}
+    flat = kohya.to_kohya(own, table.kohya, dtype=torch.float32, fused=table.fused, turned=table.turned)
+    ends = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    tensors = {}
+    for key, tensor in flat.items():
+        stem, _, end = key.partition(".")
+        words = stem.removeprefix("lora_unet_").split("_")  # double blocks 0 img attn qkv
+        name = "_".join(words[:2]) + f".{words[2]}." + "_".join(words[3:]).replace("mlp_", "mlp.")
+        if end in ends:
+            scale = (float(flat[f"{stem}.alpha"]) / len(flat[f"{stem}.lora_down.weight"])) ** 0.5
+            tensors[f"diffusion_model.{name}.{ends[end]}"] = tensor * scale
+    assert "diffusion_model.double_blocks.0.txt_attn_qkv.lora_A.weight" in tensors
+    assert "diffusion_model.double_blocks.0.img_attn_proj.lora_B.weight" in tensors
+    save(tmp_path / "other.safetensors", tensors, {})
+    file = read(tmp_path / "other.safetensors")
+    assert file.family is FACTS and file.weights.keys() == own.keys()
+    for path, weights in file.weights.items():
+        want = own[path].up @ own[path].down * (own[path].alpha / own[path].rank)
+        assert torch.allclose(factors.of(weights).dense().float(), want, atol=1e-5), path
+    told = inspect(tmp_path / "other.safetensors").reports[0]
+    assert told.family == "FLUX.2 klein" and told.loads["ComfyUI"].startswith("no: ")
 
 
 def test_a_lora_with_more_blocks_is_of_another_model(tmp_path: Path) -> None:

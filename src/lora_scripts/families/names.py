@@ -85,6 +85,8 @@ class Names:
     """Our path -> kohya's stem, of layers that only other trainers train: written where a file has them."""
     unasked: frozenset[str] = frozenset()
     """Our paths of layers that ComfyUI asks for under names of the published layout alone, which ours are not."""
+    unheard: frozenset[str] = frozenset()
+    """Stems of `fused` that begin as those that ComfyUI asks for, and are none."""
     form: Literal["kohya", "diffusers"] = "kohya"
     """The names that our own files have: those that the most programs read right."""
 
@@ -111,7 +113,8 @@ class Names:
     def cut(self, stem: str, path: str) -> str:
         """What a layer that is taken out of a stem of `fused` or `turned` is called: as in our own files, or, where
         nothing stands before that stem and ComfyUI passes it over, by a name that no program asks for."""
-        return self.written[path] if stem.startswith(_ASKED) else f"{stem}[{path.rpartition('.')[2]}]"
+        asked = stem.startswith(_ASKED) and stem not in self.unheard
+        return self.written[path] if asked else f"{stem}[{path.rpartition('.')[2]}]"
 
     def knows(self, stem: str, rows: int, columns: int) -> bool:
         """Whether a stem may stand for a layer of so many rows and columns; 0: it is not known how many."""

@@ -67,15 +67,16 @@ def names_of(
         diffusers[path], shapes[path] = f"transformer.{hf}", row.shape if hf.startswith(INSIDE) else ()
         written[path] = _kohya(ldm)
         others |= dict.fromkeys(_spelt(hf), path)
-        for key in _published(ldm):
+        for key in (*_published(ldm), *_by_musubi(ldm)):
             if row.share is not None:
                 fused.setdefault(key, {})[path] = row.share
                 shapes[key] = row.file_shape
             else:
                 (turned if row.swapped else others)[key] = path
     unasked = frozenset(path for path in written if path.removeprefix(f"{PART}.").startswith(_NEW))
+    unheard = frozenset(key for row in linear(table) for key in _by_musubi(stem(row.ldm)))
     form: Any = {"whole": whole, "foreign_widths": foreign_widths, "turned": turned, "unasked": unasked}
-    return Names(name, words, written, {}, diffusers, others, fused, shapes, form="diffusers", **form)
+    return Names(name, words, written, {}, diffusers, others, fused, shapes, form="diffusers", unheard=unheard, **form)
 
 
 def base_of(table: Iterable[Row], text_width: int | None) -> Base:
@@ -108,6 +109,11 @@ def _spelt(hf: str) -> tuple[str, ...]:
 def _published(ldm: str) -> tuple[str, ...]:
     """What a layer of the published layout is called in LoRA files."""
     return f"diffusion_model.{ldm}", ldm, _kohya(ldm), f"lycoris_{ldm.replace('.', '_')}"
+
+
+def _by_musubi(ldm: str) -> tuple[str, ...]:
+    """What musubi-tuner's `convert_lora.py` makes of the name of a layer of attention; no other program has it."""
+    return (f"diffusion_model.{ldm.replace('_attn.', '_attn_')}",) if "_attn." in ldm else ()
 
 
 def _kohya(ldm: str) -> str:
