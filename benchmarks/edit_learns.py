@@ -35,8 +35,8 @@ from lora_scripts.loras import on_model
 
 CAPTION = "turn it into neon"
 TEMPLATE = Path(__file__).parents[1] / "configs" / "flux2_klein_edit.yaml"
-ELSEWHERE = ("text_encoder:", "vae:", "sample_prompts:", "  - ")
-"""Lines of the template that are not for a base that lies in one folder, or name pictures that are not here."""
+ELSEWHERE = ("text_encoder:", "vae:")
+"""Lines of the template that are not for a base that lies in one folder."""
 
 
 def write_pairs(folder: Path, count: int, seed: int = 11) -> None:

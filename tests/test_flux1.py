@@ -31,7 +31,6 @@ from lora_scripts.adapters.weights import LoraWeights
 from lora_scripts.cli import main
 from lora_scripts.errors import UserError
 from lora_scripts.families.base import Sampling
-from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.flux1 import layout
 from lora_scripts.families.flux1.check import FILES
 from lora_scripts.families.table import by_name, find, identify, load_family
@@ -53,16 +52,7 @@ def theirs() -> FluxPipeline:
 
 def pipeline_of(made: tiny_flux1.Models) -> FluxPipeline:
     """The same model in diffusers' hands."""
-    pipe = FluxPipeline(
-        scheduler=tiny_flux1.scheduler(made),
-        vae=made.vae,
-        text_encoder=made.clip,
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=made.t5,
-        tokenizer_2=made.tokenizer,
-        transformer=made.transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe: FluxPipeline = tiny_flux1.pipeline_of(FluxPipeline, made)
     return pipe
 
 

@@ -264,6 +264,8 @@ def test_for_a_language_model(
     assert load_config(Path("other.yaml")).chat_template == "alpaca"
     assert main([*words, "--output", "third.yaml", "--trigger", "x"]) == 2
     assert "--trigger is for pictures" in capsys.readouterr().err
+    assert main([*words, "--output", "third.yaml", "--references", "before"]) == 2
+    assert "--references is for pictures" in capsys.readouterr().err
     told_by = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(told_by | {"architectures": ["Gemma3ForConditionalGeneration"]}))
     assert main([*words, "--output", "third.yaml"]) == 2

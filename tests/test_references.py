@@ -30,7 +30,6 @@ from lora_scripts.data.references import References, seen_beside, with_reference
 from lora_scripts.data.scan import Sample
 from lora_scripts.events import ignore
 from lora_scripts.families.base import Batch, LoadOptions, Sampling
-from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from lora_scripts.families.table import by_name, load_family
 from lora_scripts.grid.sources import GridOptions, find_sources
 from lora_scripts.losses.noise import Draws
@@ -161,17 +160,7 @@ def test_the_check_tells_what_is_wrong_with_them(tmp_path: Path) -> None:
 
 
 def kontext() -> FluxKontextPipeline:
-    made = tiny_flux1.models()
-    pipe = FluxKontextPipeline(
-        scheduler=tiny_flux1.scheduler(made),
-        vae=made.vae,
-        text_encoder=made.clip,
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=made.t5,
-        tokenizer_2=made.tokenizer,
-        transformer=made.transformer,
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe: FluxKontextPipeline = tiny_flux1.pipeline_of(FluxKontextPipeline, tiny_flux1.models())
     return pipe
 
 

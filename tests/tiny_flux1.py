@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
 import small_words
+from lora_scripts.families.clip.tokenizer import clip_tokenizer
 from tiny_flow import autoencoder, write_transformer, write_vae
 
 
@@ -140,3 +141,18 @@ def write_folder(path: Path, seed: int = 0, *, pipeline: str = "FluxPipeline", *
     index = {"_class_name": pipeline, "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return path
+
+
+def pipeline_of(kind: Any, made: Models) -> Any:
+    """The same model in diffusers' hands; `kind`: FluxPipeline, or another that is built alike."""
+    pipe = kind(
+        scheduler=scheduler(made),
+        vae=made.vae,
+        text_encoder=made.clip,
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=made.t5,
+        tokenizer_2=made.tokenizer,
+        transformer=made.transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -65,7 +65,8 @@ def new_config(
     raise_all(in_the_way(name, data, path))
     facts = table.find(base)
     if "texts" in facts.features:
-        for option, given in (("--trigger", trigger), ("--for character", purpose == "character")):
+        others = {"--trigger": trigger, "--for character": purpose == "character", "--references": references}
+        for option, given in others.items():
             if given:
                 raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
         return _of_texts(name, data, base, path, facts)
