@@ -22,6 +22,7 @@ from lora_scripts.config.types import TargetRule
 from lora_scripts.errors import UserError
 from lora_scripts.families import elsewhere
 from lora_scripts.families.table import FAMILIES
+from runs import faults
 
 KOHYA = """
 [model]
@@ -252,6 +253,11 @@ def test_the_page_of_kohya_ss(here: Path) -> None:
     }
     _, c, _ = adopted("gui.json", {**page, "LoRA_type": "Standard", "optimizer": "AdamW8bit"})
     assert c.targets == TrainConfig.model_fields["targets"].default and c.optimizer == "adamw8bit"
+    (here / "my vae.safetensors").write_bytes(b"")
+    _, c, _ = adopted("gui.json", {**page, "additional_parameters": '--vae "my vae.safetensors" --seed=5'})
+    assert (c.vae, c.seed) == (Path("my vae.safetensors"), 5)
+    told_of = faults(lambda: adopted("gui.json", {**page, "additional_parameters": '--vae "my'}))
+    assert "gui.json: the command line cannot be read" in told_of and told_of.endswith("close the quotes")
 
 
 AITK: dict[str, Any] = {

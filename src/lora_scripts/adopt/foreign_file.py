@@ -121,7 +121,7 @@ def command_line(text: str, file: Path) -> dict[str, Any]:
     if line is None:
         mend = "give a .toml, .json or .yaml config of another trainer, or the script with its command line"
         raise UserError("holds no command that starts a trainer", file=file, hint=mend)
-    words = _words(_filled(line, whole), file, windows=file.suffix.lower() in (".bat", ".cmd", ".ps1"))
+    words = words_of(_filled(line, whole), file, windows=file.suffix.lower() in (".bat", ".cmd", ".ps1"))
     start = next((i for i, word in enumerate(words) if SCRIPT.search(word)), None)
     if start is None:
         raise UserError("holds no command that starts a trainer", file=file, hint="give the script with the command")
@@ -147,11 +147,12 @@ def options_of_words(words: list[str]) -> dict[str, Any]:
     return options
 
 
-def _words(line: str, file: Path, *, windows: bool) -> list[str]:
+def words_of(line: str, file: Path, *, windows: bool) -> list[str]:
+    """Of a command line that stands in a file; `windows`: backslashes are parts of paths. UserError for open quotes."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters = True, ""
     if windows:
-        lexer.escape = ""  # a backslash is part of a path
+        lexer.escape = ""
     try:
         return list(lexer)
     except ValueError as error:

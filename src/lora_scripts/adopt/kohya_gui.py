@@ -7,11 +7,10 @@ are known; the GUI itself was not run.
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.adopt.foreign_file import options_of_words
+from lora_scripts.adopt.foreign_file import options_of_words, words_of
 from lora_scripts.adopt.found import NOTHING, Found
 from lora_scripts.adopt.turns import number
 from lora_scripts.errors import UserError
@@ -24,8 +23,6 @@ _RENAMED = {
     "max_resolution": "resolution",
     "optimizer": "optimizer_type",
     "lora_network_weights": "network_weights",
-    "caption_dropout_every_n_epochs": "caption_dropout_every_n_epochs",
-    "save_last_n_steps": "save_last_n_steps",
 }
 _LORA = {
     "standard": ("networks.lora", ""),
@@ -87,7 +84,7 @@ def arguments(data: dict[str, Any], file: Path, text: str) -> Found:
     _rates(found, data)
     _run(found, data)
     extra = str(data.get("additional_parameters") or "")
-    for key, value in options_of_words(shlex.split(extra, posix=False) if extra else []).items():
+    for key, value in options_of_words(words_of(extra, file, windows=True)).items():
         values[key], shown[key] = value, f"additional_parameters --{key}"
     return found
 
