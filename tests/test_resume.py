@@ -227,7 +227,7 @@ def test_a_longer_run_is_what_it_would_have_been(
     assert main([*first, "epochs=2"]) == 0 and main(whole) == 0
     page, folder = tmp_path / "a" / "mylora" / "report.html", RunFolder(tmp_path / "a" / "mylora", "mylora")
     page.write_text("of an earlier length")
-    (folder.states / "finished").write_text("that of an earlier length")
+    (folder.path / "finished").write_text("that of an earlier length")
     for not_yet in (lambda: None, page.unlink):  # it was killed before its report
         not_yet()
         assert main([*first, "epochs=2"]) == 2
