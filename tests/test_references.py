@@ -35,6 +35,7 @@ from lora_scripts.grid.sources import GridOptions, find_sources
 from lora_scripts.losses.noise import Draws
 from lora_scripts.plan import worker
 from lora_scripts.plan.command import stage_of
+from lora_scripts.report import chinese
 from lora_scripts.run import stepping
 from lora_scripts.run.configs import dump_config, load_config
 from lora_scripts.run.preflight import preflight
@@ -353,7 +354,8 @@ def test_a_run_that_stopped_goes_on_exactly(place: Path, tmp_path: Path, capsys:
     with offline():
         stopped(config, 2)
         assert main(["train", "--config", str(config), "--resume"]) == 0
-        assert "Made from: make it night" in (one / "report.html").read_text("utf-8")
+        page = (one / "report.html").read_text("utf-8")
+        assert "Made from: make it night" in page and chinese.translated(f"a reference of {place / 'before'}")
         assert "a reference of" in capsys.readouterr().out
         assert main(["train", "--config", str(config), f"output_dir={two}"]) == 0
     assert final(one) == final(two)
