@@ -48,8 +48,9 @@ def feed(count: int, folder: Path, *, fill: bool) -> dict[str, Any]:
     from lora_scripts.data.cache import Cache
     from lora_scripts.data.scan import Sample
     from lora_scripts.families.sd1.facts import FACTS
-    from lora_scripts.train.encoded import KEPT, plan_pictures
+    from lora_scripts.train.encoded import KEPT
     from lora_scripts.train.feed import Feed, Settings
+    from lora_scripts.train.planned import plan_pictures
 
     class Family:
         """Whose encoders gave all that they could before."""

@@ -41,7 +41,7 @@ MUTANTS = [
     # references
     Mutant("families/black_forest/flux2_model.py", "APART = 10", "APART = 9", "references"),
     Mutant("families/black_forest/flux1_model.py", "place[:, 0] = 1", "place[:, 0] = 0", "references"),
-    Mutant("train/encoded.py", "planned(one, index) for one in", "planned(one, 0) for one in", "references"),
+    Mutant("train/planned.py", "planned(one, index) for one in", "planned(one, 0) for one in", "references"),
     Mutant("train/feed.py", "[p.shape for p in", "[p.bucket for p in", "references"),
     # attention on a card
     Mutant("compute/attention.py", "        y = _AsLaid.apply(y)\n", "        pass\n", "card_attention"),
@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant("train/passes.py", "        with quickest_attention(self._device):\n            return self._go(batch)", "        return self._go(batch)", "card_attention"),
     # what a start does
     Mutant("data/cache.py", "st_size > 0", "st_size >= 0", "cache growth"),
-    Mutant("train/encoded.py", "index=index if random_crop else 0", "index=0", "feed"),
+    Mutant("train/planned.py", "index=index if random_crop else 0", "index=0", "feed"),
     Mutant("families/sd/latents.py", "return self.normal.into(mean, std)[0].cpu(), maps", "return mean.cpu(), maps", "strays"),
     Mutant("families/strays.py", "ratio = fine - coarse", "ratio = fine + coarse", "strays"),
     Mutant("families/strays.py", "(square + square.quantile(0.5)) / 2", "square", "strays"),
@@ -145,7 +145,12 @@ MUTANTS = [
     Mutant("families/clip/prompts.py", "before / after", "after / before", "prompts words generate_more"),
     # cache keys and what must be the same
     Mutant("train/encoded.py", 'cache_key(kind, picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, repr(view))', "feed"),
-    Mutant("train/encoded.py", 'cache_key("text", fingerprint, caption)', 'cache_key("text", caption)', "feed"),
+    Mutant("train/asked.py", 'cache_key("text", fingerprint, self.caption)', 'cache_key("text", self.caption)', "feed"),
+    Mutant("train/asked.py", "fingerprint, self.caption, shown)", "fingerprint, self.caption)", "qwen_edit"),
+    Mutant("train/asked.py", "one.views[variant]) for one in", "one.views[0]) for one in", "qwen_edit"),
+    Mutant("families/qwen_image/layout.py", '"zero_cond_t": layout.apart', '"zero_cond_t": False', "qwen_edit"),
+    Mutant("families/qwen_image/seeing.py", "int(one == self._pad)", "int(one < 0)", "qwen_edit"),
+    Mutant("families/qwen_image/seeing.py", "return states[_DROPPED:]", "return states", "qwen_edit"),
     Mutant("train/encoded.py", 'cache_key(kind, picture.sample.digest, vae, repr(view))', 'cache_key("latents", picture.sample.digest, vae, repr((view.bucket, view.left, view.top)))', "feed"),
     Mutant("data/cache.py", "if _stored_digest(data) != _digest(key, tensors):", "if False:", "cache"),
     Mutant("run/resume.py", 'f"{sample.digest}{sample.caption}"', 'f"{sample.digest}"', "resume"),

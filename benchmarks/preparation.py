@@ -30,7 +30,8 @@ from lora_scripts.data.scan import scan
 from lora_scripts.families.sd1.facts import FACTS
 from lora_scripts.families.sd1.layout import vae_config
 from lora_scripts.formats import io
-from lora_scripts.train.encoded import Encoded, plan_pictures
+from lora_scripts.train.encoded import Encoded
+from lora_scripts.train.planned import plan_pictures
 
 SIDE = 1024
 

@@ -22,8 +22,8 @@ from lora_scripts.families.base import Batch
 from lora_scripts.formats import io
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import Timesteps
-from lora_scripts.train.encoded import plan_pictures
 from lora_scripts.train.feed import Feed, place_of
+from lora_scripts.train.planned import plan_pictures
 from toy import Toy, feed, samples
 
 
@@ -192,8 +192,8 @@ def test_changed_captions_and_text_encoders_are_encoded_anew(changed: str, tmp_p
         toy.text = "another text encoder"
     after = filled(toy, pictures, tmp_path)
     assert toy.encoded == (["new words"] if changed == "caption" else [*(p.caption for p in pictures), ""])
-    for caption in after.encoded.captions:
-        assert torch.equal(after.encoded.text(caption)["states"], toy.encode_text([caption])["states"][0])
+    for one in after.encoded.asked:
+        assert torch.equal(after.encoded.told([one])["states"], toy.encode_text([one.caption])["states"])
 
 
 def test_the_real_vae_and_text_encoder_through_the_cache(family: Any, data: Path, tmp_path: Path) -> None:

@@ -106,7 +106,10 @@ def test_a_damaged_entry_is_found_when_it_is_read_and_made_again(damage: str, tm
     toy = Toy()
     made, cache = filled(tmp_path, 6, 0, toy)
     picture = made.pictures[3]
-    keys = [made.encoded._latents_key(picture, picture.views[0]), made.encoded._text_key(picture.sample.caption)]
+    keys = [
+        made.encoded._latents_key(picture, picture.views[0]),
+        made.encoded.said(3, 0, picture.sample.caption).key(toy.text),
+    ]
     whole = [cache.path(key).read_bytes() for key in keys]
     for key in keys:
         data = bytearray(cache.path(key).read_bytes())

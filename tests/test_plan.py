@@ -122,10 +122,10 @@ class Reader:
     def fingerprint(self) -> str:
         return "reader"
 
-    def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode(self, captions: Sequence[str], shown: Sequence[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
         return {"states": torch.zeros(len(captions), 2, 3)}
 
-    def remember(self, texts: Sequence[str]) -> None:
+    def remember(self, texts: Sequence[str], shown: Sequence[torch.Tensor] = ()) -> None:
         pass
 
     def excess(self, text: str) -> int:

@@ -51,7 +51,8 @@ from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.losses.noise import Draws
-from lora_scripts.train.encoded import Encoded, Masks, plan_pictures
+from lora_scripts.train.encoded import Encoded, Masks
+from lora_scripts.train.planned import plan_pictures
 from runs import faults, stopped
 
 FACTS = by_name("qwen_image21")

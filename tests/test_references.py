@@ -40,7 +40,7 @@ from lora_scripts.run import stepping
 from lora_scripts.run.configs import dump_config, load_config
 from lora_scripts.run.preflight import preflight
 from lora_scripts.run.previews import line_of
-from lora_scripts.train.encoded import plan_pictures
+from lora_scripts.train.planned import plan_pictures
 from runs import faults, stopped
 
 PROMPT = flow_checks.PROMPTS[0]

@@ -186,10 +186,10 @@ class Reader:
     def fingerprint(self) -> str:
         return "three"
 
-    def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode(self, captions: Sequence[str], shown: Sequence[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
         return {"states": torch.zeros(len(captions), 1, 1)}
 
-    def remember(self, texts: Sequence[str]) -> None:
+    def remember(self, texts: Sequence[str], shown: Sequence[torch.Tensor] = ()) -> None:
         pass
 
     def excess(self, text: str) -> int:
@@ -226,7 +226,7 @@ def test_captions_of_class_pictures_are_encoded_while_the_text_encoder_is_there(
     encoded = list[str]()
 
     class Told(Reader):
-        def encode(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        def encode(self, captions: Sequence[str], shown: Sequence[torch.Tensor] = ()) -> dict[str, torch.Tensor]:
             encoded.extend(captions)
             return super().encode(captions)
 

@@ -27,6 +27,7 @@ SCHEDULER = {
     "time_shift_type": "exponential",
 }
 """As published."""
+VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 WIDTH = 256
 """Of the text encoder: a file alone does not say how wide its heads are, so they are of 128 channels, as published."""
 
@@ -34,7 +35,7 @@ WIDTH = 256
 def language(seed: int = 0) -> tuple[Any, Any]:
     """A Qwen2.5-VL of two layers, vision tower and all, and a tokenizer for it."""
     torch.manual_seed(seed)
-    tok = tokenizer(SIGNS, eos="<|endoftext|>")
+    tok = tokenizer([*SIGNS, *VISION], eos="<|endoftext|>")
     tok.pad_token = "<|endoftext|>"
     tok.padding_side = "right"
     text = {
@@ -47,8 +48,10 @@ def language(seed: int = 0) -> tuple[Any, Any]:
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
     }
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    vision = {"depth": 9, "hidden_size": 160, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+    begin, pad, end = (tok.convert_tokens_to_ids(sign) for sign in VISION)
+    signs = {"vision_start_token_id": begin, "image_token_id": pad, "vision_end_token_id": end}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **signs)
     return Qwen2_5_VLForConditionalGeneration(config).eval(), tok
 
 

@@ -18,8 +18,8 @@ from lora_scripts.families.base import Batch, Sampling
 from lora_scripts.families.facts import Facts, LoraFacts
 from lora_scripts.formats.header import Kind
 from lora_scripts.losses import diffusion, noise
-from lora_scripts.train.encoded import Picture, plan_pictures
 from lora_scripts.train.feed import Feed, Settings
+from lora_scripts.train.planned import Picture, plan_pictures
 
 
 def _none(*_: object) -> Any:
@@ -88,7 +88,7 @@ class Toy:
         mean = nn.functional.avg_pool2d(pixels, 8) + len(self.vae)
         return {"mean": mean, "std": torch.full_like(mean, 0.1)}
 
-    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_text(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         self.encoded += captions
         numbers = [int.from_bytes(hashlib.sha256(f"{self.text}/{c}".encode()).digest()[:2], "big") for c in captions]
         return {"states": torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)}

@@ -140,8 +140,11 @@ class PictureFamily(Family, Protocol):
         """A digest of what turns pictures ("vae") or captions ("text") into cached tensors."""
         ...
 
-    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """n captions -> what the model is told of them, each [n, ...], in the text encoder's own precision."""
+    def encode_text(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """n captions -> what the model is told of them, each [n, ...], in the text encoder's own precision.
+
+        `shown`: the references of all of them, as of `Sampling`; read where the family's facts say that it `sees`.
+        """
         ...
 
     def loss(self, batch: Batch, objective: Objective) -> tuple[Tensor, int]:
@@ -221,12 +224,12 @@ class CaptionEncoder(Protocol):
         """As `PictureFamily.fingerprint("text")`."""
         ...
 
-    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """As `PictureFamily.encode_text`. Loads the encoder, where that is not there."""
         ...
 
-    def remember(self, texts: Sequence[str]) -> None:
-        """Encodes texts that will be drawn, and keeps what they gave."""
+    def remember(self, texts: Sequence[str], shown: Sequence[Tensor] = ()) -> None:
+        """Encodes texts that will be drawn, from such references, and keeps what they gave."""
         ...
 
     def excess(self, text: str) -> int:

@@ -16,7 +16,7 @@ _WORDS = {
     "flux2": ("flux2", "flux2klein", "flux2klein4b", "flux2klein9b"),
     "flux2_dev": ("flux2dev",),
     "chroma": ("chroma", "chroma1"),
-    "qwen_image": ("qwen", "qwenimage"),
+    "qwen_image": ("qwen", "qwenimage", "qwenimageedit", "qwenimageeditplus"),
     "zimage": ("zimage", "zimageturbo"),
     "anima": ("anima",),
     "krea2": ("krea2",),

@@ -239,6 +239,8 @@ class Facts:
 
     references: int = 0
     """How many pictures its model can be shown beside a prompt, to draw from them."""
+    check_sight: Callable[[Path, Sequence[Path]], None] | None = None
+    """As `check_text`, of a family whose text encoder is shown them, too: of what it sees with."""
 
     size_step: int = 8
     """Sides of pictures, drawn or trained on, are multiples of this at least, in pixels."""
@@ -258,6 +260,11 @@ class Facts:
     def bucket_steps(self) -> tuple[int, int]:
         """Of what the sides of training pictures are multiples: mostly, and at small resolutions at least."""
         return self.bucket_step, self.size_step
+
+    @property
+    def sees(self) -> bool:
+        """Whether its text encoder is shown what is drawn from, too."""
+        return self.check_sight is not None
 
     def inside_text(self, path: str) -> bool:
         """Whether a layer belongs to a text encoder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -254,6 +254,12 @@ def require_references(facts: Facts, counts: Iterable[int]) -> None:
         hint = "leave some out" if facts.references else f"leave them out, or give a base that edits: {editing}"
         takes = facts.references or "none"
         raise UserError(f"{most} reference{'s' * (most > 1)}: {facts.words} takes {takes}", hint=hint)
+
+
+def require_sight(facts: Facts, base: Path, text_encoder: Sequence[Path], counts: Iterable[int]) -> None:
+    """UserErrors where pictures are to be drawn from, the family's text encoder sees them, and it lacks what with."""
+    if facts.check_sight is not None and any(counts):
+        facts.check_sight(base, text_encoder)
 
 
 def require_drawn(facts: Facts, sizes: Iterable[tuple[int, int]], clip_skip: int) -> None:

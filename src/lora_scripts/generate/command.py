@@ -15,8 +15,15 @@ from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.data.references import as_shaped, require_readable, seen_beside
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
-from lora_scripts.families.facts import Drawing
-from lora_scripts.families.table import drawing, require_drawn, require_negative, require_pictures, require_references
+from lora_scripts.families.facts import Drawing, Facts
+from lora_scripts.families.table import (
+    drawing,
+    require_drawn,
+    require_negative,
+    require_pictures,
+    require_references,
+    require_sight,
+)
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
@@ -79,6 +86,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
     require_references(facts, [len(job.references) for job in jobs])
+    require_sight(facts, options.base, options.text_encoder, [len(job.references) for job in jobs])
     require_readable([path for job in jobs for path in job.references])
     require_drawn(facts, _sizes(options, jobs), options.clip_skip)
     tell_unread(facts, [(job.prompt, job.how) for job in jobs], sink)
@@ -103,8 +111,8 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    texts = [text for job in jobs for text in (job.prompt, job.how.negative)]
-    told_first = partial(remember, texts=texts, sink=sink)
+    begun = _Start(start, denoise)
+    told_first = partial(remember, asked=(_asked(options, job, facts, start) for job in jobs), sink=sink)
     known_by.begin(options.base)
     load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, told_first, settings=made_with)
     family = load_pictures(options.base, load)
@@ -114,7 +122,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     total, pictures = len(jobs) * options.count, list[Picture]()
     for job in jobs:
         stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
-        sampling = _sampling(options, job, family, sampler, _Start(start, denoise))
+        sampling = _sampling(options, job, facts, sampler, begun)
         first = options.seed if job.line.seed is None else job.line.seed
         seeds = range(first, first + options.count)
         for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
@@ -197,15 +205,28 @@ class _Start:
         return apply_view(self.image, view)
 
 
-def _sampling(options: GenerateOptions, job: Job, family: PictureFamily, sampler: Sampler, start: _Start) -> Sampling:
+def _size(options: GenerateOptions, job: Job, facts: Facts, start: Image | None) -> tuple[int, int]:
+    size, line, step = options.size, job.line, facts.size_step
+    if size is None:
+        size = as_shaped(job.references, facts.made_for(options.base), facts.bucket_steps)
+        if start is not None:
+            size = (_to_step(start.width, step), _to_step(start.height, step))
+    return (line.width or size[0], line.height or size[1])
+
+
+def _asked(
+    options: GenerateOptions, job: Job, facts: Facts, start: Image | None
+) -> tuple[Sequence[str], Sequence[Tensor]]:
+    """The texts of a job, and what a text encoder that sees is shown beside them."""
+    size = _size(options, job, facts, start)
+    shown = seen_beside(job.references, size, facts.bucket_steps) if facts.sees else ()
+    return (job.prompt, job.how.negative), shown
+
+
+def _sampling(options: GenerateOptions, job: Job, facts: Facts, sampler: Sampler, start: _Start) -> Sampling:
     from lora_scripts.families.base import Sampling
 
-    size, line, steps = options.size, job.line, family.facts.bucket_steps
-    if size is None:
-        size, step = as_shaped(job.references, family.native_size, steps), family.facts.size_step
-        if start.image is not None:
-            size = (_to_step(start.image.width, step), _to_step(start.image.height, step))
-    size = (line.width or size[0], line.height or size[1])
+    size = _size(options, job, facts, start.image)
     return Sampling(
         steps=job.how.steps,
         cfg=job.how.cfg,
@@ -214,7 +235,7 @@ def _sampling(options: GenerateOptions, job: Job, family: PictureFamily, sampler
         scheduler=sampler.name,
         start=start.at(size),
         denoise=start.denoise,
-        references=seen_beside(job.references, size, steps),
+        references=seen_beside(job.references, size, facts.bucket_steps),
     )
 
 

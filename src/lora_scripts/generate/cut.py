@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
 
 from lora_scripts.events import Note, Sink
 from lora_scripts.families.base import CaptionEncoder
@@ -11,11 +13,14 @@ SHOWN = 60
 """Letters of the first of them."""
 
 
-def remember(encoder: CaptionEncoder, texts: Sequence[str], sink: Sink) -> None:
-    """Encodes prompts that will be drawn, each once, and tells which are cut off."""
-    each = list(dict.fromkeys(texts))
-    encoder.remember(each)
-    tell_cut(encoder, each, "prompt", sink)
+def remember(encoder: CaptionEncoder, asked: Iterable[tuple[Sequence[str], Sequence[Tensor]]], sink: Sink) -> None:
+    """Encodes prompts that will be drawn, each once, and tells which are cut off. `asked`: prompts, and what they are
+    drawn from as of `Sampling.references`."""
+    each = dict[str, None]()
+    for texts, shown in asked:
+        encoder.remember(texts, shown)
+        each |= dict.fromkeys(texts)
+    tell_cut(encoder, list(each), "prompt", sink)
 
 
 def tell_cut(encoder: CaptionEncoder, texts: Sequence[str], what: str, sink: Sink) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,11 @@ from lora_scripts.grid.sources import GridOptions, LoraSource, Sources
 from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_scripts.config.prompt_line import PromptLine
     from lora_scripts.families.base import PictureFamily
+    from lora_scripts.families.facts import Facts
     from lora_scripts.families.samplers import Sampler
     from lora_scripts.loras.stack import LoraStack
 
@@ -111,8 +115,7 @@ class Painter:
     def cell(self, point: Point, *, bare: bool = False) -> Cell:
         """What is drawn at a point; `bare`: by the base alone."""
         options, sources = self.options, self.sources
-        line, steps = sources.prompts[point.prompt], self.family.facts.bucket_steps
-        size = sources.size or as_shaped(line.references, self.family.native_size, steps)
+        line = sources.prompts[point.prompt]
         how = sources.how(line, sources.cfgs[point.cfg])
         return Cell(
             base=_identity(sources.base),
@@ -123,7 +126,7 @@ class Painter:
             seed=options.seeds[point.seed],
             cfg=how.cfg,
             steps=how.steps,
-            size=(line.width or size[0], line.height or size[1]),
+            size=_size(sources, line, self.family.facts),
             scheduler=self.sampler.name,
             settings=(self.precision, sources.prediction, sources.zero_terminal_snr, sources.clip_skip),
             references=tuple((str(path), file_hash(path)) for path in line.references),
@@ -170,6 +173,7 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
         require_negative,
         require_pictures,
         require_references,
+        require_sight,
         settings_asked,
     )
     from lora_scripts.generate.cut import remember
@@ -195,10 +199,10 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     negatives = [how.negative for _, how in each]
     require_negative(facts, negatives)
     require_references(facts, [len(line.references) for line in sources.prompts])
+    require_sight(facts, sources.base, sources.text_encoder, [len(line.references) for line in sources.prompts])
     require_readable(path for line in sources.prompts for path in line.references)
     tell_unread(facts, each, sink)
-    texts = [*(line.prompt for line in sources.prompts), *negatives]
-    first = partial(remember, texts=texts, sink=sink)
+    first = partial(remember, asked=_asked(sources, facts), sink=sink)
     load = LoadOptions(device, DTYPES[precision], sources.vae, sources.text_encoder, first, settings=made_with)
     family = load_pictures(sources.base, load)
     stack = LoraStack(family)
@@ -206,6 +210,18 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
         if one is not None:
             stack.load(one.path)
     return Painter(options, sources, family, stack, sampler, precision)
+
+
+def _size(sources: Sources, line: PromptLine, facts: Facts) -> tuple[int, int]:
+    size = sources.size or as_shaped(line.references, facts.made_for(sources.base), facts.bucket_steps)
+    return (line.width or size[0], line.height or size[1])
+
+
+def _asked(sources: Sources, facts: Facts) -> Iterator[tuple[Sequence[str], Sequence[Tensor]]]:
+    """The texts of each prompt, and what a text encoder that sees is shown beside them."""
+    for line in sources.prompts:
+        shown = seen_beside(line.references, _size(sources, line, facts), facts.bucket_steps) if facts.sees else ()
+        yield (line.prompt, *(sources.how(line, cfg).negative for cfg in sources.cfgs)), shown
 
 
 def draw_missing(painter: Painter, cells: Mapping[str, tuple[Cell, Point]], sink: Sink) -> int:

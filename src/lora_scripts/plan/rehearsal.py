@@ -36,8 +36,9 @@ from lora_scripts.run.previews import Preview, previews_of
 from lora_scripts.run.run_folder import RunFolder
 from lora_scripts.run.stepping import measuring_of
 from lora_scripts.train.average import averaged
-from lora_scripts.train.encoded import KEPT, Picture
+from lora_scripts.train.encoded import KEPT
 from lora_scripts.train.feed import Feed
+from lora_scripts.train.planned import Picture
 from lora_scripts.train.progress import Board
 
 MOST = 8
@@ -171,7 +172,7 @@ class Rehearsal:
             round(s.width * s.height * min(1, THUMBNAIL / max(s.width, s.height)) ** 2)
             for s in whole.samples[:THUMBNAILS]
         )
-        m.captions = len({p.sample.caption for p in own} | {""}) if feed.cache_text else 0
+        m.captions = len({*feed.encoded.asked, *(held.feed.encoded.asked if held.on else [])})
 
     def _class_pictures(self, model: Model) -> list[Sample]:
         """Of those that would be drawn one is drawn, and stands for all."""

@@ -12,15 +12,18 @@ from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.listing import list_data
 from lora_scripts.events import Note, Progress, Sink
+from lora_scripts.families import table
 from lora_scripts.families.base import CaptionEncoder
 from lora_scripts.formats import io
 from lora_scripts.generate.cut import tell_cut
+from lora_scripts.run import dataset, heldout
 from lora_scripts.run.after.base_kept import OTHERS
 from lora_scripts.run.after.copies import questions
 from lora_scripts.run.configs import cache_of
 from lora_scripts.run.preflight import Split
-from lora_scripts.run.previews import previews_of, usual
-from lora_scripts.train.encoded import KEPT, make_caption
+from lora_scripts.run.previews import previews_of, shown_beside, usual
+from lora_scripts.train.asked import Said, all_said, make_caption
+from lora_scripts.train.encoded import KEPT
 
 
 def captions_first(
@@ -35,13 +38,13 @@ def captions_first(
 
     def encode(encoder: CaptionEncoder) -> None:
         cache, fingerprint = Cache(cache_of(config, folder), write, KEPT), encoder.fingerprint()
-        captions = list(known := dict.fromkeys(_captions(config, samples)))
-        for done, caption in enumerate(captions, 1):
-            make_caption(cache, fingerprint, caption, encoder.encode)
-            sink(Progress("captions", done, len(captions)))
+        asked = list(dict.fromkeys(_asked(config, samples)))
+        for done, one in enumerate(asked, 1):
+            make_caption(cache, fingerprint, one, encoder.encode)
+            sink(Progress("captions", done, len(asked)))
+        captions = list(known := dict.fromkeys(one.caption for one in asked))
         tell_cut(encoder, captions, "caption", sink)
-        prompts = list(dict.fromkeys(_prompts(config, samples)))
-        encoder.remember(prompts)
+        prompts = dict.fromkeys(_prompts(config, samples, encoder))
         tell_cut(encoder, [prompt for prompt in prompts if prompt not in known], "prompt", sink)
         if short := [caption for caption in captions if caption and encoder.is_short(caption)]:
             text = "say less than those that the base was made for (docs/models.md), and may be learned worse, first: "
@@ -50,20 +53,31 @@ def captions_first(
     return encode
 
 
-def _captions(config: TrainConfig, samples: Split) -> Iterator[str]:
+def _asked(config: TrainConfig, samples: Split) -> Iterator[Said]:
     """All that are trained or measured, those of class pictures among them."""
-    yield from (sample.caption for sample in (*samples.trained, *samples.held_out))
+    facts = table.find(config.base_model)
+    steps, sees = facts.bucket_steps, facts.sees
+    trained, held_out = (
+        dataset.planned(config, steps, samples.trained),
+        heldout.planned(config, steps, samples.held_out),
+    )
+    yield from all_said(trained, sees=sees, dropped=config.caption_dropout > 0)
+    yield from all_said(held_out, sees=sees, dropped=False)
     if config.class_data_dir is not None:
         listing = list_data(config.class_data_dir, allow_missing_captions=bool(config.class_prompt))
-        yield from (listing.caption(name) or config.class_prompt for name in listing.images)
-    yield ""
+        yield from (Said(listing.caption(name) or config.class_prompt) for name in listing.images)
+    yield Said("")
 
 
-def _prompts(config: TrainConfig, samples: Split) -> Iterator[str]:
-    yield usual(config).sampling.negative
-    for preview in previews_of(config, samples.trained):
-        yield from (preview.prompt, preview.sampling.negative)
-    if config.class_images:
-        yield config.class_prompt
-    yield from (question.preview.prompt for question in questions(config, samples.trained, samples.held_out))
-    yield from OTHERS
+def _prompts(config: TrainConfig, samples: Split, encoder: CaptionEncoder) -> Iterator[str]:
+    """All that will be drawn, each once it is kept."""
+    facts = table.find(config.base_model)
+    asked = [question.preview for question in questions(config, samples.trained, samples.held_out)]
+    # First those with references: a tower that is missing then means that the encoder is built anew.
+    for preview in (*previews_of(config, samples.trained), *asked, usual(config)):
+        texts = (preview.prompt, preview.sampling.negative)
+        encoder.remember(texts, shown_beside(preview, facts) if facts.sees else ())
+        yield from texts
+    others = [*([config.class_prompt] if config.class_images else []), *OTHERS]
+    encoder.remember(others)
+    yield from others

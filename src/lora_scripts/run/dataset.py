@@ -20,8 +20,9 @@ from lora_scripts.events import Progress, Sink
 from lora_scripts.families.base import PictureFamily
 from lora_scripts.formats import io
 from lora_scripts.run.previews import usual
-from lora_scripts.train.encoded import Masks, Picture, plan_pictures
+from lora_scripts.train.encoded import Masks
 from lora_scripts.train.feed import Feed, Settings
+from lora_scripts.train.planned import Picture, plan_pictures
 from lora_scripts.utf8 import read_bytes
 
 CLASS = "class/"
@@ -96,18 +97,19 @@ def build_feed(
         masks=_masks(samples, c),
         transparency=not c.mask_alpha,
     )
-    pictures = [*_pictures(c, family, samples), *(_as_class(c, p) for p in _pictures(c, family, of_class))]
+    steps = family.facts.bucket_steps
+    pictures = [*planned(c, steps, samples), *(_as_class(c, p) for p in planned(c, steps, of_class))]
     # Of a base with a language model, whose states never change, that is cached whatever else is trained.
     cached = "language" in family.facts.features or not (c.train_text_encoder or c.new_token)
     return Feed(family, pictures, settings, cache_text=cached)
 
 
-def _pictures(c: TrainConfig, family: PictureFamily, samples: Sequence[Sample]) -> list[Picture]:
-    steps = family.facts.bucket_steps
-    planned = plan_pictures(samples, c.size, steps, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
+def planned(c: TrainConfig, steps: tuple[int, int], samples: Sequence[Sample]) -> list[Picture]:
+    """Those that are trained; `steps`: as `Facts.bucket_steps`."""
+    pictures = plan_pictures(samples, c.size, steps, flip=c.flip, random_crop=c.random_crop, seed=c.seed)
     if not c.folder_repeats:
-        return planned
-    return [replace(p, repeats=repeats_of(p.sample.name.removeprefix(CLASS))) for p in planned]
+        return pictures
+    return [replace(p, repeats=repeats_of(p.sample.name.removeprefix(CLASS))) for p in pictures]
 
 
 def _as_class(c: TrainConfig, picture: Picture) -> Picture:

@@ -20,9 +20,9 @@ from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
 from lora_scripts.seeds import lot_of
 from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
 from lora_scripts.train.average import Ema, averaged
-from lora_scripts.train.encoded import plan_pictures
 from lora_scripts.train.evidence import Evaluation, Verdict, best_of, bootstrap, judge, less, mean, stalled, words
 from lora_scripts.train.feed import Feed, Settings
+from lora_scripts.train.planned import Picture, plan_pictures
 from lora_scripts.train.probe import Probe, Range
 from lora_scripts.train.state import RunState
 from lora_scripts.units import percent
@@ -46,8 +46,8 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
     """What is measured of a run of `total` steps that `feed` feeds; `samples` are held out."""
     c, family = config, model.family
     settings = Settings(c.batch_size, 1, 1, c.seed, 0.0, False, 1, transparency=not c.mask_alpha)
-    steps, at_a_time = family.facts.bucket_steps, 4 * c.batch_size
-    pictures = plan_pictures(samples, c.size, steps, flip=False, random_crop=False, seed=c.seed)
+    at_a_time = 4 * c.batch_size
+    pictures = planned(c, family.facts.bucket_steps, samples)
     outside = Feed(family, pictures, settings, cache_text=feed.cache_text)
 
     def probe(feed: Feed, indices: Sequence[int], strata: int) -> Probe:
@@ -67,6 +67,11 @@ def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Seque
         looks_at_whole=measures and c.epochs * min(feed.times[i] for i in own) >= LONG,
     )
     return replace(held, every=(c.val_every or -(-total // TIMES)) if measures else 0)
+
+
+def planned(c: TrainConfig, steps: tuple[int, int], samples: Sequence[Sample]) -> list[Picture]:
+    """Those that are held out, as they are measured; `steps`: as `Facts.bucket_steps`."""
+    return plan_pictures(samples, c.size, steps, flip=False, random_crop=False, seed=c.seed)
 
 
 def levels_of(held: HeldOut) -> tuple[int, int]:

@@ -205,6 +205,8 @@ def _text_encoder(config: TrainConfig) -> None:
     except UserError:
         return  # told by `_base`
     facts.check_text(config.base_model, config.text_encoder or ())
+    shown = [1] if config.reference_dir else [len(line.references) for line in preview_lines(config.sample_prompts)]
+    table.require_sight(facts, config.base_model, config.text_encoder or (), shown)
 
 
 def _prompts(config: TrainConfig) -> None:

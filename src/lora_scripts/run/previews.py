@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from lora_scripts.adapters.inject import put_back
 from lora_scripts.compute.meter import ran_out
@@ -19,6 +20,7 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError, UserErrors
 from lora_scripts.events import Note, Sink
 from lora_scripts.families.base import PictureFamily, Sampling
+from lora_scripts.families.facts import Facts
 from lora_scripts.families.table import bucket_steps, drawing
 from lora_scripts.generate.command import parameters
 from lora_scripts.generate.prompts_file import preview_lines
@@ -58,9 +60,13 @@ def line_of(sample: Sample) -> PromptLine:
 
 def draw_preview(family: PictureFamily, preview: Preview) -> Image:
     """Draws it with the model as it stands."""
-    sampling = preview.sampling
-    shown = seen_beside(preview.references, sampling.size, family.facts.bucket_steps)
-    return family.generate(preview.prompt, preview.seed, replace(sampling, references=shown))
+    sampling = replace(preview.sampling, references=shown_beside(preview, family.facts))
+    return family.generate(preview.prompt, preview.seed, sampling)
+
+
+def shown_beside(preview: Preview, facts: Facts) -> list[Tensor]:
+    """What it is drawn from, as of `Sampling.references`. UserError for what is no picture."""
+    return seen_beside(preview.references, preview.sampling.size, facts.bucket_steps)
 
 
 def usual(config: TrainConfig) -> Preview:

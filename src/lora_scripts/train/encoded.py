@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_scripts.data.buckets import Size, View, bucket_sizes, choose_bucket, views
+from lora_scripts.data.buckets import View
 from lora_scripts.data.cache import Cache, cache_key
 from lora_scripts.data.image import apply_view, load_rgb, load_rgba
 from lora_scripts.data.masks import view_mask
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
-from lora_scripts.families.base import REFERENCE, PictureFamily
+from lora_scripts.families.base import REFERENCE, PictureFamily, stacked
 from lora_scripts.train.ahead import ahead
+from lora_scripts.train.asked import Said, all_said, grouped, make_caption, only, pixels_of, said
+from lora_scripts.train.planned import Picture
 
 KEPT = 256 * 2**20
 """Bytes of what is encoded that a run keeps in memory (700 pictures of 64 x 64 latents with captions of 77 tokens)."""
@@ -42,28 +44,6 @@ def _feeding() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One training picture: what it is and the views of it that are trained."""
-
-    sample: Sample
-    bucket: Size
-    views: list[View]
-    weight: float = 1.0
-    """How much its loss counts."""
-    of_class: bool = False
-    """A picture of the class, which keeps the model from forgetting it: it has no mask."""
-    repeats: int = 1
-    """How many times as often as others it is seen."""
-    references: Sequence[Picture] = ()
-    """What it is to be made from, view by view."""
-
-    @property
-    def shape(self) -> tuple[Size, ...]:
-        """Of what a batch has alike."""
-        return self.bucket, *(one.bucket for one in self.references)
-
-
-@dataclass(frozen=True)
 class Masks:
     """Which parts of pictures count."""
 
@@ -73,28 +53,6 @@ class Masks:
     """Picture's name -> SHA-256 of the file of its mask, where that is a file of its own."""
     background: float = 0.0
     """How much the black of a mask counts, 0 … 1."""
-
-
-def plan_pictures(
-    samples: Sequence[Sample], resolution: Size, steps: tuple[int, int], *, flip: bool, random_crop: bool, seed: int
-) -> list[Picture]:
-    """Gives each sample, and what it is made from, its bucket and views; `steps`: as `Facts.bucket_steps`.
-
-    A reference has as many views as its picture, mirrored alike, and where it has the same shape cut alike.
-    """
-    buckets, out = bucket_sizes(resolution, *steps), []
-    bucket_of = cache(lambda size: choose_bucket(size, buckets))  # most sets have few sizes
-    seen_at = cache(partial(views, flip=flip, random_crop=random_crop, seed=seed))
-
-    def planned(sample: Sample, index: int) -> Picture:
-        size = (sample.width, sample.height)
-        bucket = bucket_of(size)
-        return Picture(sample, bucket, seen_at(size, bucket, index=index if random_crop else 0))
-
-    for index, sample in enumerate(samples):
-        picture, references = planned(sample, index), [planned(one, index) for one in sample.references]
-        out.append(replace(picture, references=references) if references else picture)
-    return out
 
 
 @dataclass(frozen=True)
@@ -122,14 +80,18 @@ class Encoded:
         *,
         texts: bool,
         transparency: bool = True,
+        dropped: bool = False,
     ) -> None:
-        """`texts`: captions, too. `transparency`: as of pictures, if the family's VAE takes it."""
+        """`texts`: captions, too; `dropped`: as of `all_said`. `transparency`: as of pictures, if the family's VAE
+        takes it."""
         self.family, self.pictures, self.masks, self.texts = family, pictures, masks, texts
         self.transparency = transparency and family.facts.transparent
-        self.captions = frozenset(p.sample.caption for p in pictures) | {""} if texts else frozenset[str]()
-        """All that are cached."""
+        each = [*all_said(pictures, sees=family.facts.sees, dropped=dropped), Said("")]
+        self.asked = list(dict.fromkeys(each)) if texts else []
+        """All that is cached of texts."""
+        self._cached = frozenset(self.asked)
         self._cache: Cache | None = None
-        self._vae = self._text = ""
+        self._vae = self._text_encoder = ""
 
     @property
     def cache(self) -> Cache:
@@ -176,11 +138,10 @@ class Encoded:
             self._fill_text(cache, progress)
 
     def _fill_text(self, cache: Cache, progress: Callable[[str, int, int], None]) -> None:
-        self._text = self.family.fingerprint("text")
-        captions = list(dict.fromkeys([p.sample.caption for p in self.pictures] + [""]))
-        for done, caption in enumerate(captions, 1):
-            make_caption(cache, self._text, caption, self.family.encode_text)
-            progress("captions", done, len(captions))
+        self._text_encoder = self.family.fingerprint("text")
+        for done, one in enumerate(self.asked, 1):
+            make_caption(cache, self._text_encoder, one, self.family.encode_text)
+            progress("captions", done, len(self.asked))
 
     def _preparing(self) -> Callable[[_Missing], tuple[Tensor | None, Entry | None]]:
         """What gives the pixels and the mask that are missing: a picture is decoded once for views that follow one
@@ -198,7 +159,7 @@ class Encoded:
         return (load_rgba if self.transparency else load_rgb)(sample.path, sample.digest)
 
     def _encoded(self, picture: Picture, pixels: Tensor) -> Entry:
-        entry = _only(self.family.encode_image(pixels[None]))
+        entry = only(self.family.encode_image(pixels[None]))
         if not all(bool(tensor.isfinite().all()) for tensor in entry.values()):
             text = "the VAE makes numbers of it that are not finite (NaN or infinity)"
             raise UserError(text, file=picture.sample.path, hint="look at it, or give another vae")
@@ -232,9 +193,22 @@ class Encoded:
 
         return self._entry(self._latents_key(picture, view), read, again)
 
-    def text(self, caption: str, read: Read | None = None) -> Entry:
-        """What the family's text encoder gave of one of `captions`, by its names."""
-        return self._entry(self._text_key(caption), read, lambda: _only(self.family.encode_text([caption])))
+    def said(self, index: int, variant: int, caption: str) -> Said:
+        """What is asked for a view of a picture with that caption."""
+        return said(self.pictures[index], variant, caption, sees=self.family.facts.sees)
+
+    def told(self, asked: Sequence[Said], read: Read | None = None) -> Entry:
+        """What the family's text encoder gave of each, by its names, [n, ...]; of what is not cached (shuffled tags),
+        gives now."""
+        rows = {one: self._text(one, read) for one in dict.fromkeys(asked) if one in self._cached}
+        for beside, new in grouped(one for one in dict.fromkeys(asked) if one not in rows).items():
+            encoded = self.family.encode_text([one.caption for one in new], pixels_of(beside))
+            rows |= {one: {name: t[i] for name, t in encoded.items()} for i, one in enumerate(new)}
+        return stacked([rows[one] for one in asked])
+
+    def _text(self, one: Said, read: Read | None) -> Entry:
+        again = lambda: only(self.family.encode_text([one.caption], pixels_of(one.beside)))  # noqa: E731
+        return self._entry(one.key(self._text_encoder), read, again)
 
     def mask(self, index: int, variant: int, read: Read | None = None) -> Tensor:
         """[1, h, w]; a picture that counts as a whole (of the class) has none of its own."""
@@ -260,9 +234,6 @@ class Encoded:
         vae, kind = self._vae, "latents of four" if self.transparency else "latents"
         return cache_key(kind, picture.sample.digest, vae, repr(view))
 
-    def _text_key(self, caption: str) -> str:
-        return text_key(self._text, caption)
-
     def _mask_key(self, picture: Picture, view: View) -> str:
         """Empty for a picture without a mask of its own."""
         masks, sample = self.masks, picture.sample
@@ -282,25 +253,6 @@ class Encoded:
             view = picture.views[variant]
             keys |= {self._latents_key(picture, view), self._mask_key(picture, view)}
             keys |= {self._latents_key(one, one.views[variant]) for one in picture.references}
-            if caption in self.captions:
-                keys.add(self._text_key(caption))
+            if (asked := self.said(index, variant, caption)) in self._cached:
+                keys.add(asked.key(self._text_encoder))
         return {key: self.cache.get(key) for key in keys if key}
-
-
-def text_key(fingerprint: str, caption: str) -> str:
-    """Where the cache has what a text encoder with that fingerprint gives of a caption."""
-    return cache_key("text", fingerprint, caption)
-
-
-def make_caption(
-    cache: Cache, fingerprint: str, caption: str, encode: Callable[[Sequence[str]], Mapping[str, Tensor]]
-) -> None:
-    """Sees to it that the cache has what a text encoder with that fingerprint gives of a caption."""
-    key = text_key(fingerprint, caption)
-    if not cache.ready(key):
-        cache.put(key, _only(encode([caption])))
-
-
-def _only(encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The one row of what an encoder gave."""
-    return {name: value[0].contiguous() for name, value in encoded.items()}

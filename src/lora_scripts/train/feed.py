@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -16,7 +16,8 @@ from lora_scripts.data.scan import Sample
 from lora_scripts.families.base import Batch, PictureFamily, Place, stacked
 from lora_scripts.seeds import seed_of
 from lora_scripts.train.ahead import ahead
-from lora_scripts.train.encoded import Encoded, Masks, Picture, Read
+from lora_scripts.train.encoded import Encoded, Masks, Read
+from lora_scripts.train.planned import Picture
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,14 @@ class Feed:
 
     def __post_init__(self) -> None:
         masks, transparency = self.settings.masks, self.settings.transparency
-        self.encoded = Encoded(self.family, self.pictures, masks, texts=self.cache_text, transparency=transparency)
+        self.encoded = Encoded(
+            self.family,
+            self.pictures,
+            masks,
+            texts=self.cache_text,
+            transparency=transparency,
+            dropped=self.settings.caption_dropout > 0,
+        )
         self.times = [self.settings.repeats * picture.repeats for picture in self.pictures]
         self.seen = sum(self.times)
 
@@ -126,7 +134,7 @@ class Feed:
         return Batch(
             stacked([self.encoded.latents(row.picture, row.view, read) for row in rows]),
             captions,
-            self.texts_of(captions, read),
+            self.texts_of([(row.picture, row.view, row.caption) for row in rows], read),
             [p.sample.name for p in pictures],
             [generator(f"noise/{row.place}") for row in rows],
             places=torch.stack([_numbers(p, row.view) for p, row in zip(pictures, rows, strict=True)]),
@@ -135,15 +143,10 @@ class Feed:
             quantiles=torch.tensor([row.quantile for row in rows], dtype=torch.float64),
         )
 
-    def texts_of(self, captions: Sequence[str], read: Read | None = None) -> dict[str, Tensor] | None:
-        """The encoded captions, from the cache or encoded now; None where the text encoder is trained."""
-        if not self.cache_text:
-            return None
-        rows = {c: self.encoded.text(c, read) for c in dict.fromkeys(captions) if c in self.encoded.captions}
-        if unknown := [c for c in dict.fromkeys(captions) if c not in rows]:  # shuffled tags
-            encoded = self.family.encode_text(unknown)
-            rows |= {c: {name: t[i] for name, t in encoded.items()} for i, c in enumerate(unknown)}
-        return stacked([rows[c] for c in captions])
+    def texts_of(self, rows: Iterable[tuple[int, int, str]], read: Read | None = None) -> dict[str, Tensor] | None:
+        """The encoded captions of (picture, view, caption), from the cache or encoded now; None where the text encoder
+        is trained."""
+        return self.encoded.told([self.encoded.said(*row) for row in rows], read) if self.cache_text else None
 
 
 def place_of(sample: Sample, view: View) -> Place:

@@ -62,14 +62,14 @@ class Probe:
     """The same draws for every picture, in the middle of the strata: so that pictures compare with one another."""
 
     @torch.no_grad()
-    def losses(self, *, captions: bool = True) -> Tensor:
-        """[pictures, strata (or parts)] float32, as the model stands; without `captions`, as if all were empty.
+    def losses(self) -> Tensor:
+        """[pictures, strata (or parts)] float32, as the model stands.
 
         Draws nothing from torch's own generator.
         """
         losses = torch.zeros(len(self.indices), len(self.columns))
         for places in self._batches():
-            batch, draws = self._ready(places, captions)
+            batch, draws = self._ready(places)
             each = self.feed.family.losses(batch, self.objective, draws).float().cpu()
             for (row, part), value in zip(places, each, strict=True):
                 losses[row, self.columns.index(part)] = value
@@ -89,7 +89,7 @@ class Probe:
         for places in by_shape.values():
             yield from (places[i : i + self.batch] for i in range(0, len(places), self.batch))
 
-    def _ready(self, places: Sequence[tuple[int, int]], captions: bool) -> tuple[Batch, Draws]:
+    def _ready(self, places: Sequence[tuple[int, int]]) -> tuple[Batch, Draws]:
         pictures = [self.feed.pictures[self.indices[row]] for row, _ in places]
         latents = [self.feed.encoded.latents(self.indices[row]) for row, _ in places]
         times, noises, posteriors = [], [], []
@@ -99,11 +99,11 @@ class Probe:
             times.append(self.levels.middle(part, many) if self.common else self.levels.draw(part, g, many))
             noises.append(torch.randn(moments["mean"].shape, generator=g))
             posteriors.append(torch.randn(moments["mean"].shape, generator=g))
-        texts = [picture.sample.caption if captions else "" for picture in pictures]
+        texts = [picture.sample.caption for picture in pictures]
         batch = Batch(
             stacked(latents),
             texts,
-            self.feed.texts_of(texts),
+            self.feed.texts_of([(self.indices[row], 0, text) for (row, _), text in zip(places, texts, strict=True)]),
             [picture.sample.name for picture in pictures],
             [],
             places=torch.stack([place_of(p.sample, p.views[0]).numbers() for p in pictures]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ def flow_facts(
     size_step: int = 16,
     transparent: bool = False,
     references: int = 0,
+    check_sight: Callable[[Path, Sequence[Path]], None] | None = None,
     coder: Coder = USUAL,
 ) -> Facts:
     """A family in the folder of that name, whose module `names` has `names()` and `base(layout)`.
@@ -100,6 +101,7 @@ def flow_facts(
         size_step=size_step,
         transparent=transparent,
         references=references,
+        check_sight=check_sight,
         check_text=files.check_text,
     )
 

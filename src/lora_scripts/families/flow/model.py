@@ -167,9 +167,9 @@ class FlowFamily(Pictures):
     def fingerprint(self, part: str) -> str:
         return self.coder.fingerprint() if part == "vae" else self.encoder.fingerprint()
 
-    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_text(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """As `Standby.encode`: what is worth keeping, for no LoRA counts in it."""
-        return self.encoder.encode(captions)
+        return self.encoder.encode(captions, shown)
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
@@ -209,8 +209,8 @@ class FlowFamily(Pictures):
         sampler = self.sampler(sampling.scheduler, sampling.steps)
         cfg = 1.0 if self.way.distilled else sampling.cfg
         texts = [sampling.negative, prompt] if cfg != 1 else [prompt]
-        self.encoder.remember(texts)
-        told = dict(self.encoder.told(texts))
+        self.encoder.remember(texts, sampling.references)
+        told = dict(self.encoder.told(texts, self.encoder.encode(texts, sampling.references)))
         if self.way.distilled:
             told["guidance"] = torch.tensor([sampling.cfg])
         for number, pixels in enumerate(sampling.references):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from lora_scripts.families.flow.llm import Source
 from lora_scripts.families.flow.pieces import lend_scaled, take_blocks
 from lora_scripts.families.flow.standby import Standby, require_numbers
 from lora_scripts.families.flow.token_files import bare_tokenizer
-from lora_scripts.families.sd.rows import from_rows
+from lora_scripts.families.sd.rows import Row, from_rows
 
 FILL = "<|endoftext|>"
 """What texts are filled up with."""
@@ -150,8 +150,14 @@ def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = Fal
     if not llm.ends(layout, layers):
         model.norm = nn.Identity()
     model.rotary_emb = type(model.rotary_emb)(config)  # its numbers are computed, and stand in no file
+    fill(model, source, llm.rows(layout, layers), dtype, mapped=mapped)
+    return model.requires_grad_(False).eval()
+
+
+def fill(model: Any, source: Source, table: Sequence[Row], dtype: torch.dtype, *, mapped: bool) -> None:
+    """Gives a model on the meta device its weights, a row each; `mapped`: as of `build`."""
     pieces = source.pieces()
-    blocks, left = take_blocks(model, pieces, llm.rows(layout, layers), lambda key: dtype)
+    blocks, left = take_blocks(model, pieces, table, lambda key: dtype)
     if mapped:
         scaled, left = lend_scaled(model, pieces, left, dtype)
         blocks |= scaled
@@ -159,4 +165,3 @@ def build(source: Source, layers: int, dtype: torch.dtype, *, mapped: bool = Fal
     state = {key: t.to(dtype, copy=not mapped) for key, t in from_rows(pieces, left, dtype=dtype).items()}
     state |= {key: t if mapped else t.clone() for key, t in blocks.items()}
     model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False).eval()

@@ -23,6 +23,9 @@ from lora_scripts.formats.hashes import sha256_of
 class Standby(ABC):
     """What texts gave is kept, where that is asked for."""
 
+    sees = False
+    """Whether it is shown pictures beside texts; else what is given as `shown` says nothing to it."""
+
     def __init__(self, files: Sequence[Path], reading: str, device: torch.device, dtype: torch.dtype) -> None:
         """`files` and `reading`: what makes it give what it gives."""
         self.device, self.dtype = device, dtype
@@ -40,9 +43,10 @@ class Standby(ABC):
             self._digest = hashlib.sha256(" ".join([*files, self._reading]).encode()).hexdigest()
         return self._digest
 
-    def encode(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones. No LoRA counts."""
-        return stacked([self._kept[text] if text in self._kept else self._on_cpu(text) for text in captions])
+        keys = {text: self._key(text, shown) for text in captions}
+        return stacked([self._kept.get(keys[text]) or self._on_cpu(text, shown) for text in captions])
 
     def told(self, captions: Sequence[str], encoded: Conditions | None = None) -> Conditions:
         """What the model is told of captions as the encoder stands, with whatever LoRA on it; `encoded`: what `encode`
@@ -58,11 +62,11 @@ class Standby(ABC):
         """(path, layer) of the layers in them that LoRA files have names for."""
         yield from ()
 
-    def remember(self, texts: Sequence[str]) -> None:
+    def remember(self, texts: Sequence[str], shown: Sequence[Tensor] = ()) -> None:
         """Encodes texts, and keeps what they gave."""
         for text in texts:
-            if text not in self._kept:
-                self._kept[text] = self._on_cpu(text)
+            if (key := self._key(text, shown)) not in self._kept:
+                self._kept[key] = self._on_cpu(text, shown)
 
     def rest(self) -> None:
         """The encoder leaves the memory; what is kept stays."""
@@ -87,7 +91,11 @@ class Standby(ABC):
     def _build(self) -> Any:
         """The model."""
 
-    def _on_cpu(self, text: str) -> dict[str, Tensor]:
+    def _key(self, text: str, shown: Sequence[Tensor]) -> str:
+        """By which what a text gives is known."""
+        return text
+
+    def _on_cpu(self, text: str, shown: Sequence[Tensor]) -> dict[str, Tensor]:
         return {name: tensor.cpu() for name, tensor in self._read(text).items()}
 
     def _loaded(self) -> Any:

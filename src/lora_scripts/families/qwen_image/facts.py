@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_scripts.families.facts import Drawing, Kept, Setting
 from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
-from lora_scripts.families.qwen_image.check import CHECKPOINT, FILES, folder_kind, kind_of
+from lora_scripts.families.qwen_image.check import CHECKPOINT, FILES, check_sight, folder_kind, kind_of
 
 FACTS = flow_facts(
     "qwen_image",
@@ -29,6 +29,8 @@ FACTS = flow_facts(
     ),
     kept={20430: Kept(32744, 1514)},
     coder=QWEN,
+    references=3,
+    check_sight=check_sight,
     drawn=Drawing(28, 4.0, steps_why="50 draw finer"),
     least_share=0.14,  # from 512 x 512 on, which others train, too; its own training began lower
     bucket_step=16,

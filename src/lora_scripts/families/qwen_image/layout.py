@@ -19,6 +19,8 @@ TIME = 256
 PATCH = 2
 """Latents that a token stands for, along each side."""
 CHANNELS = 16
+APART = "__index_timestep_zero__"
+"""Which a file has, as a mark, whose model is told that what it draws from has no noise: Edit from 2511 on."""
 SIDE = 1328
 """Pixels along the sides of a square picture, as the base was made for."""
 
@@ -33,6 +35,8 @@ class QwenImageLayout:
     text_width: int = 3584
     """Of the states that it reads."""
     channels: int = CHANNELS
+    apart: bool = False
+    """Whether it is told that what it draws from has no noise."""
 
 
 STANDARD = QwenImageLayout()
@@ -76,6 +80,7 @@ def layout_of(shapes: Shapes, file: Path | None) -> QwenImageLayout:
         head=size_of(shapes, "transformer_blocks.0.attn.norm_q.weight", 0, file),
         text_width=size_of(shapes, "txt_in.weight", 1, file),
         channels=size_of(shapes, "img_in.weight", 1, file) // PATCH**2,
+        apart=APART in shapes,
     )
 
 
@@ -86,7 +91,8 @@ CONFIG = ("num_attention_heads", "attention_head_dim", "num_layers", "joint_atte
 def layout_from(config: Mapping[str, Any]) -> QwenImageLayout:
     """The widths of a diffusers folder. KeyError and the like for a config that says them not."""
     heads, head, blocks, text_width, channels = (config[key] for key in CONFIG)
-    return QwenImageLayout(heads * head, blocks, head, text_width, channels // PATCH**2)
+    apart = bool(config.get("zero_cond_t"))
+    return QwenImageLayout(heads * head, blocks, head, text_width, channels // PATCH**2, apart)
 
 
 def config_of(layout: QwenImageLayout) -> dict[str, Any]:
@@ -102,4 +108,5 @@ def config_of(layout: QwenImageLayout) -> dict[str, Any]:
         "num_attention_heads": layout.width // layout.head,
         "joint_attention_dim": layout.text_width,
         "axes_dims_rope": (first, second, layout.head - first - second),
+        "zero_cond_t": layout.apart,
     }

@@ -83,7 +83,7 @@ class StableDiffusion1(Pictures):
         return self.encoder.digest("text encoder", f"clip skip {skip}, {tokens} tokens, {prompts.CUT}")
 
     @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_text(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """{"states": [n, 77 k, width]}"""
         return {name: rows.cpu() for name, rows in self._captions(captions).items()}
 

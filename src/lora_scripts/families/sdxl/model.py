@@ -89,7 +89,7 @@ class Sdxl(Pictures):
         return " ".join(encoder.digest(name, read) for name, encoder in self.encoders.items())
 
     @torch.no_grad()
-    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def encode_text(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """{"states": [n, 77 k, width], "pooled": [n, width of the second]}"""
         return {name: rows.cpu() for name, rows in self._captions(captions).items()}
 
