@@ -175,16 +175,17 @@ def report(
     trigger: Trigger | None,
 ) -> None:
     """Writes report.html."""
-    lora, of_base = folder.final, table.find(config.base_model).lora
+    lora, facts = folder.final, table.find(config.base_model)
     small = [(thumbnail(s.path, THUMBNAIL), s.caption) for s in samples[:THUMBNAILS]]
     at = [s for s in STRENGTHS if (0, s) in drawn and config.report == "full"]
     data = ReportData(
         name=folder.name,
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
-        unread_by=[*UNREAD_BY.get(config.adapter, ()), *(of_base.unread_by - NEWER)],
+        unread_by=[*UNREAD_BY.get(config.adapter, ()), *(facts.lora.unread_by - NEWER)],
+        sees=facts.sees,
         base=str(config.base_model),
-        pipeline=of_base.pipeline,
+        pipeline=facts.lora.pipeline,
         language=config.language,
         warning=measuring.warning,
         trigger=trigger,
