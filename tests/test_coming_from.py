@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import tiny
 from lora_scripts.adopt import ai_toolkit, ai_toolkit_sets, kohya_args, kohya_sets, onetrainer, turns
@@ -199,6 +200,9 @@ def test_models_of_flow_draw_their_levels_as_there(here: Path) -> None:
     assert (told.trainer, c.repeats, c.resolution, told.steps) == ("musubi-tuner", 3, (960, 544), 42)
     assert (c.timestep_shift, c.lora_rank, c.lora_alpha, c.fused_qkv) == (2, 4, 1, False)
     assert "control_directory = c" in reasons(told) and "a reference has" in reasons(told)["no_resize_control = true"]
+    for version, left in (("edit-2511", False), ("Edit", True)):
+        told, *_ = adopted("m.json", {**musubi, "model_version": version})
+        assert ("the first Qwen-Image-Edit" in " ".join(reasons(told).values())) is left
 
 
 def test_the_page_of_kohya_ss(here: Path) -> None:
@@ -299,6 +303,17 @@ def test_a_job_of_ai_toolkit(here: Path) -> None:
     _, c, _ = adopted("job.yaml", job(train={"gradient_accumulation": 2, "gradient_accumulation_steps": 5}))
     assert (c.gradient_accumulation, c.timestep_sampling) == (10, "sigmoid")
     assert c.epochs == round(70 / 5)  # 14 steps of 20 pictures, of which an epoch has 14
+    Path("c").mkdir()
+    Image.new("RGB", (64, 64)).save("c/a b.png")
+    pairs = {**AITK["datasets"][0], "control_path_1": "c", "control_path_2": None}
+    samples = [{"prompt": "[trigger] at night", "seed": 5, "ctrl_img_1": "c/a b.png", "ctrl_img": "c/a b.png"}]
+    sample = {"prompts": None, "samples": samples}
+    edit = {"name_or_path": "Qwen/Qwen-Image-Edit-2509", "arch": "qwen_image_edit_plus"}
+    told, c, written = adopted("job.yaml", job(datasets=[pairs], sample=sample, model=edit))
+    assert c.reference_dir == Path("c") and "# control_path_1 = c" in written
+    assert c.sample_prompts == ("neonpunk at night --d 5 --ref c/a b.png",)
+    told, *_ = adopted("job.yaml", job(datasets=[{**pairs, "control_path_2": "d"}], model=edit))
+    assert "several references" in reasons(told)['datasets[0] control_path_1, control_path_2 = ["c", "d"]']
     away = job(datasets=[{"folder_path": "/not/here", "num_repeats": 1}])
     told, c, written = adopted("job.yaml", away)
     assert "set epochs to 140 / (pictures x repeats)" in reasons(told)["train.steps = 70"] and told.steps is None

@@ -185,8 +185,8 @@ def test_a_lora_that_edits_is_used_with_a_picture() -> None:
     (code,) = (text for text in page.text("code") if "load_lora_weights" in text)
     assert 'pipe(prompt=prompt, image=load_image("path/to/the/picture.png"))' in code and ast.parse(code)
     assert "ReferenceLatent" not in Page(render(full())).text("b")
-    seeing = Page(render(replace(full(), sees=True, comparisons=[shown, *full().comparisons[1:]]))).text("b")
-    assert "TextEncodeQwenImageEditPlus" in seeing and "ReferenceLatent" not in seeing
+    seeing = Page(render(replace(full(), edit_node="ShowIt", comparisons=[shown, *full().comparisons[1:]]))).text("b")
+    assert "ShowIt" in seeing and "ReferenceLatent" not in seeing
 
 
 def test_programs_that_do_not_read_the_file_are_left_out_of_how_to_use_it() -> None:

@@ -6,6 +6,7 @@ Names and defaults: `toolkit/config_modules.py` and `toolkit/optimizer.py`, read
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,27 @@ def _train(found: Found) -> None:
         found.leave("train.train_unet", "the UNet or transformer is always trained here")
 
 
+_SAID = {
+    "neg": "n",
+    "width": "w",
+    "height": "h",
+    "seed": "d",
+    "guidance_scale": "l",
+    "sample_steps": "s",
+    **dict.fromkeys(("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"), "ref"),
+}
+"""Keys of one of `sample.samples` -> what a line of prompts calls them."""
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    """One of `sample.samples` as a line of prompts; of its first picture one name counts there, too."""
+    told = {key: value for key, value in sample.items() if value not in (None, "")}
+    if "ctrl_img_1" in told:
+        told.pop("ctrl_img", None)
+    said = (f"--{_SAID[key]} {told[key]}" for key in _SAID if key in told)
+    return " ".join([str(sample["prompt"]).strip(), *said])
+
+
 def _previews(found: Found) -> None:
     if found.take("train.disable_sampling", flag, False):
         found.put("sample_every", 0, "train.disable_sampling")
@@ -237,12 +259,13 @@ def _previews(found: Found) -> None:
     )
     if prompts is None:
         items: list[Any] = found.take("sample.samples", lambda value: value if isinstance(value, list) else [], [])
-        prompts = [str(one["prompt"]) for one in items if isinstance(one, dict) and one.get("prompt")]
+        prompts = [_line(one) for one in items if isinstance(one, dict) and one.get("prompt")]
     if prompts:
         found.put(
             "sample_prompts",
             [one.replace("[trigger]", word).strip() for one in prompts if one.strip()],
             "sample.prompts",
+            "sample.samples",
         )
     width, height = (found.take(f"sample.{key}", some(count), None) for key in ("width", "height"))
     if width and height:

@@ -23,7 +23,8 @@ _OF_SET = (
     Row("mask_min_value", "mask_background", number),
     Row("control_path", "reference_dir", one_folder),
 )
-_FURTHER = "further references of a picture lie in reference_dir here, as name_1, name_2"
+_CONTROLS = ("control_path_1", "control_path_2", "control_path_3")
+"""As its page writes them: together they stand in place of `control_path`."""
 _OF_SET_KNOWN: dict[str, tuple[object, str]] = {
     "default_caption": (None, "is not put in place of a missing caption here: write captions"),
     "flip_y": (False, "pictures are not turned upside down here"),
@@ -35,7 +36,6 @@ _OF_SET_KNOWN: dict[str, tuple[object, str]] = {
     "trigger_word": (None, "trigger_word names the word; captions have to hold it"),
     "random_scale": (False, "is not here"),
     "square_crop": (False, "pictures keep their shape here"),
-    **dict.fromkeys(("control_path_1", "control_path_2", "control_path_3"), (None, _FURTHER)),
     "inpaint_path": (None, "parts of pictures are not filled in here"),
     **dict.fromkeys(("num_frames", "shrink_video_to_frames"), (1, "films are not trained here")),
 }
@@ -45,13 +45,23 @@ _SET_DECIDED = re.compile(
 )
 
 
+def _with_controls(one: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A set with `control_path` as its page means it, and what that is called there."""
+    folders = [one[key] for key in _CONTROLS if one.get(key)]
+    rest = {key: value for key, value in one.items() if key not in _CONTROLS}
+    if not folders:
+        return rest, {}
+    told = {"control_path": ", ".join(key for key in _CONTROLS if one.get(key))}
+    return {**rest, "control_path": folders[0] if len(folders) == 1 else folders}, told
+
+
 def carry_sets(found: Found, sets: list[dict[str, Any]], given: Path | None) -> None:
     """Folders, captions and sizes: of the first set, as one of ours has all pictures; of others what is otherwise."""
     own = [one for one in sets if not one.get("is_reg")]
     folders = [_folder(one) for one in own if _folder(one).path]
     put_folders(found, folders, given)
     for number_, one in enumerate(own):
-        inner = Found(found.trainer, found.file, found.text, one)
+        inner = Found(found.trainer, found.file, found.text, *_with_controls(one))
         if number_ == 0:
             inner.rows(_OF_SET)
             sizes = one.get("resolution", 512)

@@ -13,6 +13,7 @@ from lora_scripts.adopt.found import NOTHING, Found, Left, Row
 from lora_scripts.adopt.kohya_network import carry_network
 from lora_scripts.adopt.optimisers import leave_options, put_decay, put_optimizer, settle_prodigy
 from lora_scripts.adopt.turns import Unlike, count, flag, number, path, some, text, whole
+from lora_scripts.families.elsewhere import VERSIONS_NOT_HERE
 
 
 def _keep(value: object) -> object:
@@ -102,7 +103,7 @@ KNOWN: dict[str, tuple[object, str]] = {
 """Their key -> (their default, why it is not carried over)."""
 
 DECIDED = re.compile(
-    r"v2|script|config_file|dataset_config|model_type|tokenizer_cache_dir|use_safetensors|xformers|sdpa|mem_eff_attn"
+    r"v2|script|config_file|dataset_config|model_version|edit|edit_plus|model_type|tokenizer_cache_dir|use_safetensors|xformers|sdpa|mem_eff_attn"
     r"|flash_attn|sage_attn|flash3|split_attn|split_mode|attn_mode|use_\w*_attn|lowram|highvram|no_half_vae|full_(?:fp|bf)16"
     r"|fp8_(?!base)\w+|fp8_base_unet|fused_backward_pass|cpu_offload_checkpointing|gradient_checkpointing_cpu_offload"
     r"|cache_\w+|skip_cache_check|vae_batch_size|vae_dtype|vae_chunk_size|vae_disable_cache|vae_tiling|text_encoder_batch_size"
@@ -120,6 +121,7 @@ DECIDED = re.compile(
 def carry(found: Found, *, musubi: bool = False) -> None:
     """All but the pictures."""
     found.rows(ROWS)
+    _version(found)
     _length(found)
     _rates(found, musubi=musubi)
     _optimizer(found)
@@ -130,6 +132,13 @@ def carry(found: Found, *, musubi: bool = False) -> None:
     _previews(found)
     if "val_split" not in found.puts:
         found.put("val_split", 0, note="their default: no picture is held out")
+
+
+def _version(found: Found) -> None:
+    """What musubi-tuner is told of a base, which mostly says so itself."""
+    for (key, value), reason in VERSIONS_NOT_HERE.items():
+        if str(found.values.get(key)).lower() == value:
+            found.leave(key, reason)
 
 
 def _length(found: Found) -> None:

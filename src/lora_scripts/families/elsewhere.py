@@ -44,6 +44,9 @@ def by_their_word(word: str) -> Facts | None:
     return None
 
 
+_FIRST_EDIT = "the first Qwen-Image-Edit is shown pictures otherwise, and is not here: give 2511 or 2509"
+VERSIONS_NOT_HERE = {("model_version", "edit"): _FIRST_EDIT, ("edit", "true"): _FIRST_EDIT}
+"""(argument of musubi-tuner, its value in small letters) -> why what it names is not trained here."""
 ALSO_BY_KOHYA = {"flux1": ("modulation",), "sd3": ("modulation",)}
 """Family -> groups of layers that kohya's network modules for it train besides attention and feed-forward layers."""
 LEVELS_OF_KOHYA = {"flux1": ("sigma", 3.0), "chroma": ("sigma", 3.0), "anima": ("sigmoid", 1.0)}

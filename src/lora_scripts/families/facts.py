@@ -137,6 +137,8 @@ class LoraFacts:
     """What A1111's WebUI calls the family in NAME.json."""
     civitai: str = "Other"
     """What civitai calls it."""
+    edit_node: str = ""
+    """ComfyUI's node that shows the text encoder what is drawn from, of a family whose text encoder sees it."""
     hub_tags: tuple[str, ...] = ()
     """Of a model card on Hugging Face."""
     architectures: frozenset[str] = frozenset()

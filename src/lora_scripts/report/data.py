@@ -131,8 +131,8 @@ class ReportData:
     """The closing line of the check of the exported file: "verified: 192 of 192 modules, largest difference 3e-8"."""
     unread_by: Sequence[str] = ()
     """Programs that do not read such a file, as a LoKr: how to use it there is left out."""
-    sees: bool = False
-    """Whether the model's text encoder is shown what is drawn from, too."""
+    edit_node: str = ""
+    """ComfyUI's node that shows the text encoder what is drawn from, too."""
     base: str = ""
     """The model that it was trained on, as its config names it,"""
     pipeline: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lora_scripts.families.facts import Drawing, Kept, Setting
 from lora_scripts.families.flow.facts import QWEN, flow_facts, flow_lora
 from lora_scripts.families.flow.recipes import recipes
@@ -19,8 +21,9 @@ FACTS = flow_facts(
         "feed_forward": lambda path: "_mlp." in path,
         "modulation": lambda path: "_mod." in path,
     },
-    lora=flow_lora(
-        "qwen_image", "Qwen-Image/lora", loader="QwenImageLoraLoaderMixin", civitai="Qwen", tag="qwen-image"
+    lora=replace(
+        flow_lora("qwen_image", "Qwen-Image/lora", loader="QwenImageLoraLoaderMixin", civitai="Qwen", tag="qwen-image"),
+        edit_node="TextEncodeQwenImageEditPlus",
     ),
     recipes=recipes(
         Setting("offload_blocks", "20", "for 24 GB: so many blocks in RAM; 16 GB: 44; from 32 GB on without"),

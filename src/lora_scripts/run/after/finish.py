@@ -183,7 +183,7 @@ def report(
         lora=LoraFile(lora.name, lora.stat().st_size, model_hashes(lora).sha256),
         verification=proof,
         unread_by=[*UNREAD_BY.get(config.adapter, ()), *(facts.lora.unread_by - NEWER)],
-        sees=facts.sees,
+        edit_node=facts.lora.edit_node,
         base=str(config.base_model),
         pipeline=facts.lora.pipeline,
         language=config.language,
