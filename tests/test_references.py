@@ -476,9 +476,20 @@ def test_generate_draws_from_a_reference(place: Path, tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(["generate", *flags, "--prompt", "a", "--reference", *[str(wide)] * 5]) == 2
     assert "5 references: FLUX.2 klein takes 4" in capsys.readouterr().err
+    lines.write_text(f"hello\nmake it night {f'--ref {wide} ' * 5}\n")
+    assert main(["generate", *flags, "--from-file", str(lines)]) == 2
+    assert f"{lines}:2: 5 references: FLUX.2 klein takes 4; leave some out" in capsys.readouterr().err
     lines.write_text("hello --ref nowhere.png\n")
     assert main(["generate", *flags, "--from-file", str(lines)]) == 2
     assert "prompts.txt:1: --ref nowhere.png: no such picture" in capsys.readouterr().err
+
+
+def test_a_preview_from_too_many_is_named(place: Path, tmp_path: Path) -> None:
+    shown = picture(tmp_path / "wide.png", (128, 64)).as_posix()
+    prompts = f"['hello --ref {shown}', 'make it night {f'--ref {shown} ' * 5}']"
+    config = load_config(tiny.write_config(tmp_path, **keys(place, tmp_path / "out", sample_prompts=prompts)))
+    told = faults(lambda: preflight(config, resume=None))
+    assert told == "'make it night': 5 references: FLUX.2 klein takes 4; leave some out"
 
 
 def test_a_base_that_does_not_edit_says_so(base: Path, data: Path, tmp_path: Path, capsys: Any) -> None:

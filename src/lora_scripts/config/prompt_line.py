@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class PromptLine:
     steps: int | None = None
     references: tuple[Path, ...] = ()
     """Pictures to draw from, for a model that edits."""
+    file: Path | None = field(default=None, compare=False)
+    """Where it stands, as `line`, which counts from 1; None: in no file of prompts."""
+    line: int | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -70,7 +73,7 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
         except ValueError as error:
             faults.append(UserError(str(error), file=file, line=line, hint=f"the options are {_KNOWN}"))
     raise_all(faults)
-    return PromptLine(prompt, **values)
+    return PromptLine(prompt, **values, file=file, line=line)
 
 
 def _option(name: str) -> tuple[str, Callable[[str, str], object]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
+from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.data.buckets import STEPS
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import kinds
@@ -30,6 +31,7 @@ from lora_scripts.families.sdxl.facts import FACTS as SDXL
 from lora_scripts.families.zimage.facts import FACTS as ZIMAGE
 from lora_scripts.formats.gguf import read_gguf
 from lora_scripts.formats.header import GGUF, Header, Kind, read_header, sniff
+from lora_scripts.units import number_of
 
 if TYPE_CHECKING:
     from lora_scripts.families.base import Family, LoadOptions, PictureFamily
@@ -247,13 +249,17 @@ def require_negative(facts: Facts, texts: Iterable[str | None]) -> None:
         raise UserError(words, hint="leave the negative prompt out")
 
 
-def require_references(facts: Facts, counts: Iterable[int]) -> None:
-    """UserError where more pictures are to be drawn from at once than the family takes."""
-    if (most := max(counts, default=0)) > facts.references:
-        editing = ", ".join(one.words for one in trainable() if one.references)
-        hint = "leave some out" if facts.references else f"leave them out, or give a base that edits: {editing}"
-        takes = facts.references or "none"
-        raise UserError(f"{most} reference{'s' * (most > 1)}: {facts.words} takes {takes}", hint=hint)
+def require_references(facts: Facts, lines: Iterable[PromptLine]) -> None:
+    """UserErrors for the prompts that are to be drawn from more pictures than the family takes."""
+    editing = ", ".join(one.words for one in trainable() if one.references)
+    hint = "leave some out" if facts.references else f"leave them out, or give a base that edits: {editing}"
+    faults = []
+    for line in lines:
+        if (count := len(line.references)) > facts.references:
+            text = f"{number_of(count, 'reference')}: {facts.words} takes {facts.references or 'none'}"
+            named = f"{line.prompt!r}: " if line.prompt and line.file is None else ""
+            faults.append(UserError(named + text, file=line.file, line=line.line, hint=hint))
+    raise_all(faults)
 
 
 def require_sight(facts: Facts, base: Path, text_encoder: Sequence[Path], counts: Iterable[int]) -> None:

@@ -85,7 +85,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     _check(options, jobs)
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
-    require_references(facts, [len(job.references) for job in jobs])
+    require_references(facts, [PromptLine("", references=tuple(options.reference)), *(job.line for job in jobs)])
     require_sight(facts, options.base, options.text_encoder, [len(job.references) for job in jobs])
     require_readable([path for job in jobs for path in job.references])
     require_drawn(facts, _sizes(options, jobs), options.clip_skip)

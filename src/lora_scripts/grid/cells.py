@@ -198,7 +198,7 @@ def load_painter(options: GridOptions, sources: Sources, sink: Sink = ignore) ->
     each = [(line.prompt, sources.how(line, cfg)) for line in sources.prompts for cfg in sources.cfgs]
     negatives = [how.negative for _, how in each]
     require_negative(facts, negatives)
-    require_references(facts, [len(line.references) for line in sources.prompts])
+    require_references(facts, sources.prompts)
     require_sight(facts, sources.base, sources.text_encoder, [len(line.references) for line in sources.prompts])
     require_readable(path for line in sources.prompts for path in line.references)
     tell_unread(facts, each, sink)

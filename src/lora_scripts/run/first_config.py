@@ -12,6 +12,7 @@ from statistics import median
 
 from lora_scripts.check.verdict import few
 from lora_scripts.config.load import commented, load_config, scalar
+from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
@@ -73,7 +74,7 @@ def new_config(
     samples = scan(data, allow_missing_captions=True)
     paired = None
     if references is not None:
-        table.require_references(facts, [1])
+        table.require_references(facts, [PromptLine("", references=(references,))])
         paired, purpose = pair(samples, References(references, facts.references)), "edit"
     options = ["--references", references.as_posix()] if references else ["--for", purpose] * (purpose != "style")
     options += ["--trigger", trigger] if trigger else []

@@ -213,7 +213,7 @@ def _prompts(config: TrainConfig) -> None:
     lines, facts = preview_lines(config.sample_prompts), _family(config)
     if facts is not None:
         table.require_negative(facts, [line.negative for line in lines])
-        table.require_references(facts, [len(line.references) for line in lines])
+        table.require_references(facts, lines)
     require_readable(path for line in lines for path in line.references)
 
 
