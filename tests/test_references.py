@@ -91,7 +91,8 @@ def test_held_out_pictures_have_theirs_in_the_same_folder(tmp_path: Path) -> Non
     for name in ("a_1.png", "a_2.png", "b.png", "c_1.png", "nobody.png"):
         picture(tmp_path / name)
     notes: list[Any] = []
-    (found,) = with_references([sample("a.png")], References(tmp_path, 4, ["a_2.png", "b.jpg", "c.png"]), notes=notes)
+    also = {name: Path(name) for name in ("a_2.png", "b.jpg", "c.png")}
+    (found,) = with_references([sample("a.png")], References(tmp_path, 4, also), notes=notes)
     assert [one.name for one in found.references] == ["a_1.png"]
     assert [note.message for note in notes] == ["1 not read: the reference of no picture (nobody.png)"]
 
@@ -155,6 +156,34 @@ def test_the_check_tells_what_is_wrong_with_them(tmp_path: Path) -> None:
         (("3.png",), "has no reference"),
         (("4.png",), "is its own reference: there is nothing to learn"),
     ]
+
+
+def test_those_of_held_out_pictures_are_checked_too(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing, too many, unreadable: `check` and `train` tell each, beside what is wrong with those of the others."""
+    after, held, before = (tmp_path / name for name in ("after", "held", "before"))
+    for path in [*(after / f"{n}.png" for n in range(2)), *(held / f"{n}.png" for n in range(2, 5))]:
+        picture(path).with_suffix(".txt").write_text("make it night")
+    for name in ("1.png", "3.png", *(f"4_{n}.png" for n in range(5))):
+        picture(before / name)
+    (before / "3.png").write_bytes(b"")
+    own = {"train_data_dir": after, "val_data_dir": held, "val_split": "null", "reference_dir": before}
+    config = tiny.write_config(tmp_path, **keys(place, tmp_path / "out", **own))
+    told = {
+        after / "0.png": "has no reference",
+        held / "2.png": "has no reference",
+        held / "4.png": "has 5 references, and this base takes 4",
+        before / "3.png": "the file is empty (0 bytes)",
+    }
+    assert main(["train", "--config", str(config)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    wanted = [f"error: {path}: {text}" for path, text in told.items()]
+    assert sorted(line.partition(";")[0] for line in lines) == sorted(wanted)
+    assert main(["check", "--config", str(config), "--json"]) == 2
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    said = [finding for finding in findings if finding["kind"] == "reference"]
+    assert {(after / one["files"][0] if one["files"] else Path(one["source"])): one["message"] for one in said} == told
 
 
 # --- what the model is told -------------------------------------------------------------------------------------------

@@ -429,7 +429,7 @@ def test_patience_needs_pictures(base: Path, tmp_path: Path) -> None:
         load_config(config, [f"val_data_dir={loaded.train_data_dir}"])
     shutil.copytree(loaded.train_data_dir, tmp_path / "copies")
     copied = load_config(config, [f"val_data_dir={tmp_path / 'copies'}"])
-    assert split(copied, scan(copied.train_data_dir)).held_out == []
+    assert split(copied, scan(copied.train_data_dir), scan(tmp_path / "copies")).held_out == []
 
 
 def test_what_a_run_does_besides_follows_from_its_length(base: Path, tmp_path: Path) -> None:

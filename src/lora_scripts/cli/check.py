@@ -202,8 +202,8 @@ def _references(config: TrainConfig, base: Path) -> References | None:
         most = table.find(base).references
     except UserError:  # no base is there yet
         most = 1000
-    also = list_data(config.val_data_dir, captions=False).images if config.val_data_dir is not None else ()
-    return References(config.reference_dir, most, tuple(also))
+    also = list_data(config.val_data_dir, captions=False).images if config.val_data_dir is not None else {}
+    return References(config.reference_dir, most, also)
 
 
 def _folder(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Each lies in a folder of its own under the name of the picture that is to become
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -32,8 +32,8 @@ class References:
 
     folder: Path
     most: int
-    also: Sequence[str] = ()
-    """Names of pictures besides those that are looked at, whose references lie there, too: held-out ones."""
+    also: Mapping[str, Path] = field(default_factory=dict)
+    """Pictures by name besides those that are looked at, whose references lie there, too: held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Paired:
 
     samples: list[Sample]
     faults: list[UserError]
-    """Of samples with none or with too many, each with the sample's path."""
+    """Of pictures with none or with too many, and of references that cannot be read, each with its path."""
     notes: list[Finding]
     """How many are the reference of nothing."""
 
@@ -51,34 +51,37 @@ def pair(samples: Sequence[Sample], asked: References, seen: Looked | None = Non
     """Gives each sample its references, `asked.most` at most, as `belonging` finds them. Captions beside them are not
     read.
 
-    UserErrors for pictures in the folder that cannot be read.
+    UserError for a folder without pictures.
     """
-    folder, most = asked.folder, asked.most
-    there = {one.name: one for one in scan(folder, captions=False, seen=seen)}
-    belong, idle = belonging([sample.name for sample in samples], there, asked.also)
-    faults, out = list[UserError](), list[Sample]()
-    for sample in samples:
-        own = [there[name] for name in belong[sample.name]]
-        if not own:
-            hint = _mend(sample, folder, there.values())
-            faults.append(UserError("has no reference", file=sample.path, hint=hint))
-        if len(own) > most:
-            text, least = f"has {len(own)} references, and this base takes {most}", own[most].path.as_posix()
-            faults.append(UserError(text, file=sample.path, hint=f"remove {least} and those behind it"))
-        out.append(replace(sample, references=tuple(own)))
+    there, faults = list_data(asked.folder, captions=False).images, Faults()
+    pictures = [*((sample.name, sample.path) for sample in samples), *asked.also.items()]
+    belong, idle = belonging([name for name, _ in pictures], there)
+    found = {one.name: one for one in faults.attempt(lambda: scan(asked.folder, captions=False, seen=seen)) or ()}
+    for name, path in pictures:
+        faults += _faults(name, path, belong[name], asked, there)
+    own = [tuple(found[name] for name in belong[sample.name] if name in found) for sample in samples]
+    out = [replace(sample, references=references) for sample, references in zip(samples, own, strict=True)]
     message = f"{len(idle)} not read: the reference of no picture ({idle[0] if idle else ''})"
     note = Finding("not_read", "note", (), message, "name each as the picture that is to become of it")
     return Paired(out, faults, [note] if idle else [])
 
 
-def belonging(
-    names: Sequence[str], there: Iterable[str], also: Sequence[str] = ()
-) -> tuple[dict[str, list[str]], list[str]]:
+def _faults(
+    name: str, path: Path, own: Sequence[str], asked: References, there: Mapping[str, Path]
+) -> Iterator[UserError]:
+    """What is wrong with how many a picture has; `there`: all that the folder holds."""
+    if not own:
+        yield UserError("has no reference", file=path, hint=_mend(name, path, asked.folder, there.values()))
+    if len(own) > asked.most:
+        text, least = f"has {len(own)} references, and this base takes {asked.most}", there[own[asked.most]]
+        yield UserError(text, file=path, hint=f"remove {least.as_posix()} and those behind it")
+
+
+def belonging(names: Sequence[str], there: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Of each picture's name those of its references: of "b/a.jpg" what is "b/a" with any suffix, or else "b/a_1",
     "b/a_2", … in the order of their numbers. Case does not count, nor how an accent is written. And the names that
-    belong neither to these nor to `also`, as of `References`."""
-    others = set(map(_stem, also))
-    stems = others.union(map(_stem, names))
+    belong to none."""
+    stems = set(map(_stem, names))
     named: dict[str, list[tuple[int, str]]] = {}
     for name in there:
         stem = _stem(name)
@@ -91,8 +94,7 @@ def belonging(
         own = own[:1] if own and own[0][0] < 0 else own  # of one that has exactly its name others say nothing
         belong[name] = [one for _, one in own]
     used = {one for own in belong.values() for one in own}
-    strange = [own for owner, own in named.items() if owner not in others]
-    return belong, [name for own in strange for _, name in own if name not in used]
+    return belong, [name for own in named.values() for _, name in own if name not in used]
 
 
 def listed(names: Sequence[str], folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -101,10 +103,10 @@ def listed(names: Sequence[str], folder: Path) -> dict[str, tuple[Path, ...]]:
     return {name: tuple(there[one] for one in own) for name, own in belonging(names, there)[0].items()}
 
 
-def _mend(sample: Sample, folder: Path, there: Iterable[Sample]) -> str:
+def _mend(name: str, path: Path, folder: Path, there: Iterable[Path]) -> str:
     """What to do about a picture without a reference; `there`: all that the folder holds."""
-    wanted, name = (folder / sample.name).with_suffix(".png"), _stem(sample.path.name)
-    alike = (one.path for one in there if _stem(one.path.name) == name and one.path != sample.path)
+    wanted, stem = (folder / name).with_suffix(".png"), _stem(path.name)
+    alike = (one for one in there if _stem(one.name) == stem and one != path)
     if (near := next(alike, None)) is None:
         return f"add {wanted.as_posix()}, which it is made from"
     at = wanted.with_suffix(near.suffix).as_posix()
@@ -123,12 +125,12 @@ def with_references(
 
 def reference_findings(asked: References, samples: Sequence[Sample]) -> list[Finding]:
     """What is wrong with the references of a data set, for the check."""
-    names = {sample.path: sample.name for sample in samples}
+    names = {sample.path: (sample.name,) for sample in samples}
     try:
         paired = pair(samples, asked)
     except (UserError, UserErrors) as error:
         return [_told(fault, ()) for fault in error.errors]
-    found = [_told(fault, (names[Path(fault.file)],)) for fault in paired.faults if fault.file]
+    found = [_told(fault, names.get(Path(fault.file), ())) for fault in paired.faults if fault.file]
     same = [one for one in paired.samples if any(other.digest == one.digest for other in one.references)]
     message, mend = "is its own reference: there is nothing to learn", "give the picture that it is made from"
     return [*found, *(Finding("reference", "warning", (one.name,), message, mend) for one in same), *paired.notes]

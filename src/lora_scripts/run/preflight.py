@@ -62,7 +62,6 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     `resume` None: whatever lies in the output folder is no fault.
     """
     folder = RunFolder(config.output_dir, config.name)
-    samples: list[Sample] = []
     faults, notes = Faults(), list[Finding]()
     attempt, seen = faults.attempt, Seen(cache_of(config, folder.path) / "pictures.json")
     if resume is not None:
@@ -73,41 +72,33 @@ def preflight(config: TrainConfig, *, resume: bool | None, sink: Sink = ignore) 
     attempt(lambda: _sizes(config))
     attempt(lambda: _initial(config))
     attempt(lambda: _prompts(config))
-
-    def read() -> None:
-        found = scan(
-            config.train_data_dir,
-            config.metadata_path,
-            allow_missing_captions=config.allow_missing_captions,
-            small=GRID if config.val_split != 0 else 0,
-            seen=seen,
-            notes=notes,
-        )
-        samples.extend(_made_from(config, found, config.val_data_dir, seen, notes))
-
-    attempt(read)
+    samples, apart = _pictures(config, faults, seen, notes)
     attempt(lambda: check_new_words(config, samples))
     attempt(lambda: check_trigger(config, samples))
     if config.folder_repeats and samples:
         attempt(lambda: check_numbered(s.name for s in samples))
     raise_all(faults)
-    parted = split(config, samples, sink, seen)
+    parted = split(config, samples, apart, sink, seen)
     if config.mask_alpha or config.mask_dir is not None:
         require_masks(parted.trained, config.mask_dir)
     trained, held_out = (list(map(_bare, some)) for some in (parted.trained, parted.held_out))
     return Ready(folder, list(map(_bare, samples)), Split(trained, held_out, seen), notes)
 
 
-def _made_from(
-    config: TrainConfig, samples: list[Sample], beside: Path | None, seen: Seen | None, notes: list[Finding]
-) -> list[Sample]:
-    """The samples with their references, where the config names a folder of them; `beside`: other pictures whose
-    references lie there, too."""
+def _pictures(
+    config: TrainConfig, faults: Faults, seen: Seen, notes: list[Finding]
+) -> tuple[list[Sample], list[Sample]]:
+    """The pictures, and those of `val_data_dir`, with their references, all of which lie in one folder."""
+    look = partial(scan, allow_missing_captions=config.allow_missing_captions, seen=seen)
+    where, beside, small = config.train_data_dir, config.val_data_dir, GRID if config.val_split != 0 else 0
+    samples = faults.attempt(lambda: look(where, config.metadata_path, small=small, notes=notes)) or []
+    apart = (faults.attempt(lambda: look(beside)) if beside is not None else None) or []
     facts = _family(config)
-    if config.reference_dir is None or facts is None or not samples:
-        return samples
-    also = () if beside is None else tuple(list_data(beside, captions=False).images)
-    return with_references(samples, References(config.reference_dir, facts.references, also), seen=seen, notes=notes)
+    if config.reference_dir is None or facts is None:
+        return samples, apart
+    asked, both = References(config.reference_dir, facts.references), [*samples, *apart]
+    both = faults.attempt(lambda: with_references(both, asked, seen=seen, notes=notes)) or both
+    return both[: len(samples)], both[len(samples) :]
 
 
 def _bare(sample: Sample) -> Sample:
@@ -256,16 +247,20 @@ class Split:
     """What was found in the pictures, to be kept for the next start."""
 
 
-def split(config: TrainConfig, samples: Sequence[Sample], sink: Sink = ignore, seen: Seen | None = None) -> Split:
-    """Holds some of the samples out, or takes those of `val_data_dir`; never a copy of another picture.
+def split(
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    apart: Sequence[Sample] = (),
+    sink: Sink = ignore,
+    seen: Seen | None = None,
+) -> Split:
+    """Holds some of the samples out, or takes those of `val_data_dir`, `apart`; never a copy of another picture.
 
     UserError where `patience` has nothing to go by.
     """
     known = partial(seen.copies, find=copies) if seen else copies
     if config.val_data_dir is not None:
-        others = scan(config.val_data_dir, allow_missing_captions=config.allow_missing_captions, seen=seen)
-        others = _made_from(config, others, config.train_data_dir, seen, [])
-        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in others]
+        others = [replace(s, name=f"{HELD_OUT}{s.name}") for s in apart]
         double = known([*samples, *others])
         trained, held = list(samples), [s for s in others if s.name not in double]
         if len(held) < len(others):
