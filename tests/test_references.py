@@ -24,6 +24,7 @@ import tiny_flux2
 import tiny_flux2_dev
 from conftest import offline
 from lora_scripts.check.command import CheckOptions, check_data
+from lora_scripts.check.quick import quick_findings
 from lora_scripts.cli import main
 from lora_scripts.config.prompt_line import parse_line
 from lora_scripts.data.references import References, seen_beside, with_references
@@ -144,11 +145,20 @@ def test_the_check_tells_what_is_wrong_with_them(tmp_path: Path) -> None:
     for name in ("0.jpg", "1_1.png", "1_2.png", "1_3.png", "2.jpg", "9.jpg"):
         picture(tmp_path / "before" / name)
     (tmp_path / "before" / "4.png").write_bytes((tmp_path / "after" / "4.png").read_bytes())
+    picture(tmp_path / "before" / "0.jpg", (4000, 40))
     options = CheckOptions(tmp_path / "after", None, (64, 64), False, (), tmp_path / "page.html")
     kinds = {finding.kind for finding in check_data(options).findings}
     assert "captions_identical" in kinds and "reference" not in kinds
     found = check_data(replace(options, references=References(tmp_path / "before", 2))).findings
     assert "captions_identical" not in {finding.kind for finding in found}
+    (odd,) = (finding for finding in found if finding.kind == "odd_reference")  # of 40 x 40 / (96 / 40) px of 4000 x 40
+    assert (
+        odd.files == ("0.png",)
+        and "0.jpg is an odd shape, 4000 x 40 px: the bucket 96 x 40 cuts 98 % away" in odd.message
+    )
+    assert chinese.translated(odd.message)
+    samples = [replace(sample("a.png"), references=(sample("b.png"), sample("c.png", (4000, 40))))]
+    assert [one.kind for one in quick_findings(samples, (64, 64))] == ["odd_reference"]  # as before each training
     told = [(finding.files, finding.message) for finding in found if finding.kind in ("reference", "not_read")]
     assert sorted(told) == [
         ((), "1 not read: the reference of no picture (9.jpg)"),

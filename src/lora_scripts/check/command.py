@@ -12,7 +12,7 @@ from lora_scripts.check.caption_findings import READ, caption_findings, missing
 from lora_scripts.check.duplicates import quality
 from lora_scripts.check.facts import PictureFacts
 from lora_scripts.check.pictures import DUPLICATES, animated, look, picture_findings
-from lora_scripts.check.shape import in_bucket
+from lora_scripts.check.shape import in_bucket, reference_shapes
 from lora_scripts.check.verdict import check_command, ordered, summary
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
@@ -224,7 +224,8 @@ def _examine(options: CheckOptions, listing: Listing, facts: Mapping[str, Pictur
         findings = [finding for finding in findings if finding.kind not in OF_STYLES]
         readable = {name: one for name, one in facts.items() if one.problem is None}
         samples = [Sample(listing.images[name], name, "", *one.size, one.sha256) for name, one in readable.items()]
-        findings += reference_findings(options.references, samples)
+        told, samples = reference_findings(options.references, samples)
+        findings += [*told, *reference_shapes(samples, options.buckets)]
     return Examined(listing, facts, ordered(findings))
 
 

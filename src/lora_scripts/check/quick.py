@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 from lora_scripts.check.caption_findings import READ, identical, missing, nonsense, truncated
-from lora_scripts.check.shape import shape_findings
+from lora_scripts.check.shape import reference_shapes, shape_findings
 from lora_scripts.check.vocabulary import Captioned
 from lora_scripts.data.buckets import STEPS, Size, bucket_sizes
 from lora_scripts.data.findings import Finding
@@ -23,7 +23,8 @@ def quick_findings(
     return [
         *nonsense(captions),
         *_same_files(samples),
-        *_shapes(samples, bucket_sizes(resolution, *steps)),
+        *_shapes(samples, buckets := bucket_sizes(resolution, *steps)),
+        *reference_shapes(samples, buckets),
         *truncated(captions, read),
         *(identical(captions) if not any(sample.references for sample in samples) else []),
         *missing([sample.name for sample in samples if not sample.caption], allowed=True),

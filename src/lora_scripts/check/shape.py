@@ -1,11 +1,13 @@
-"""What the size of a picture alone says about it, and about what its bucket does to it."""
+"""What the size of a picture, or of what it is made from, says about it, and about what its bucket does to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from lora_scripts.data.buckets import Size, choose_bucket, views
 from lora_scripts.data.findings import Finding
+from lora_scripts.data.scan import Sample
 from lora_scripts.units import percent
 
 ENLARGED = 1.1
@@ -35,3 +37,16 @@ def shape_findings(name: str, size: Size, buckets: Sequence[Size]) -> Iterator[F
     if lost > CROPPED:
         message = f"{shape} px is an odd shape: its bucket {wanted} cuts {percent(lost)} away"
         yield Finding("odd_aspect", "warning", (name,), message, "crop it yourself to what matters")
+
+
+def reference_shapes(samples: Sequence[Sample], buckets: Sequence[Size]) -> Iterator[Finding]:
+    """References of which the model is shown too little: each has a bucket of its own."""
+    of = cache(lambda size: in_bucket(size, buckets))  # sizes are few
+    for sample in samples:
+        for one in sample.references:
+            bucket, _, (_, _, across, down) = of(size := (one.width, one.height))
+            if (lost := 1 - across * down) > CROPPED:
+                shape, wanted = ("{} x {}".format(*pair) for pair in (size, bucket))
+                cut = percent(lost)
+                message = f"its reference {one.name} is an odd shape, {shape} px: the bucket {wanted} cuts {cut} away"
+                yield Finding("odd_reference", "warning", (sample.name,), message, "crop it yourself to what matters")

@@ -123,17 +123,18 @@ def with_references(
     return paired.samples
 
 
-def reference_findings(asked: References, samples: Sequence[Sample]) -> list[Finding]:
-    """What is wrong with the references of a data set, for the check."""
+def reference_findings(asked: References, samples: Sequence[Sample]) -> tuple[list[Finding], list[Sample]]:
+    """What is wrong with the references of a data set, for the check; and the samples with those that can be read."""
     names = {sample.path: (sample.name,) for sample in samples}
     try:
         paired = pair(samples, asked)
     except (UserError, UserErrors) as error:
-        return [_told(fault, ()) for fault in error.errors]
+        return [_told(fault, ()) for fault in error.errors], []
     found = [_told(fault, names.get(Path(fault.file), ())) for fault in paired.faults if fault.file]
     same = [one for one in paired.samples if any(other.digest == one.digest for other in one.references)]
     message, mend = "is its own reference: there is nothing to learn", "give the picture that it is made from"
-    return [*found, *(Finding("reference", "warning", (one.name,), message, mend) for one in same), *paired.notes]
+    found += [Finding("reference", "warning", (one.name,), message, mend) for one in same]
+    return [*found, *paired.notes], paired.samples
 
 
 def _told(fault: UserError, files: tuple[str, ...]) -> Finding:
