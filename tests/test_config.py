@@ -496,6 +496,15 @@ def test_one_value_in_place_of_a_list_has_no_item() -> None:
     assert faults(PATHS, "new_token=a b") == [f"new_token=a b: item 1 {wrong}"]
 
 
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_made_is_told_by_the_config(key: str) -> None:
+    """A file of that name, and one above it: `check --config` and `plan` tell it, too, before a model is loaded."""
+    lines = [line for line in PATHS.splitlines() if not line.startswith(key)]
+    for path in ("base.safetensors", "base.safetensors/a/b"):
+        told = faults("\n".join([*lines, f"{key}: {path}"]) + "\n")
+        assert told == [f"c.yaml:{len(lines) + 1}: {key}: base.safetensors is no folder; name a folder"]
+
+
 @pytest.mark.parametrize("key", ["train_data_dir", "base_model", "output_dir", "cache_dir", "vae", "mask_dir"])
 def test_a_name_that_no_disk_takes_is_one_line(key: str) -> None:
     ending = ".safetensors" if key in ("base_model", "vae") else ""

@@ -118,7 +118,7 @@ WORDS = {
         "base_model: a device": "is not a plain file",
         "base_model: the root": "a folder without a model that is known here",
         "metadata_path: a file": "captions are read from a .csv or a .jsonl file",
-        "output_dir: inside of a file": "file: is no folder, so nothing can be written into it",
+        "output_dir: inside of a file": "output_dir: .*file is no folder; name a folder",
         "output_dir: a loop": "is no folder",
         "output_dir: inside of a loop": "is no folder",
         "output_dir: a dangling link": "is no folder",

@@ -200,7 +200,8 @@ def _prompts_fault(path: Path) -> tuple[str, str]:
 
 
 def _folder_fault(path: Path) -> tuple[str, str] | None:
-    return (f"{path.as_posix()} is a file", "name a folder") if path.exists() and not path.is_dir() else None
+    above = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
+    return None if above.is_dir() else (f"{above.as_posix()} is no folder", "name a folder")
 
 
 _PATHS: dict[str, Callable[[Path], tuple[str, str] | None]] = {
