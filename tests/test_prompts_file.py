@@ -49,6 +49,15 @@ def test_a_line_names_references(tmp_path: Path) -> None:
     line = PromptLine("make it night", steps=4, references=(one, two))
     assert parse_line(f"make it night --ci {one} --s 4 --ctrl_img {two}") == line
     assert parse_line(line.text) == line
+    for name, mark in (("c --y.png", '"'), ("it's --w 64.png", '"'), ('"d" --n', "'")):  # quotes, as a shell reads them
+        path = tmp_path / name
+        path.touch()
+        for join in (" ", "=", "   "):
+            line = parse_line(f'a cat\'s "hat" --s 4 --ref{join}{mark}{path}{mark} --ref {one} --w 64')
+            assert line == PromptLine('a cat\'s "hat"', steps=4, width=64, references=(path, one))
+        assert parse_line(line.text) == line
+    with pytest.raises(UserError, match=r"--ref \"a: no such picture"):  # open ones are part of the name
+        parse_line('a --ref "a --w 64')
     with pytest.raises(UserError, match=r"--ref gone\.png: no such picture"):
         parse_line("make it night --ref gone.png")
 

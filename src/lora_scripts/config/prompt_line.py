@@ -1,7 +1,7 @@
 """One line of a list of prompts, with options as kohya's and the WebUI's users write them. Standard library only.
 
 a red house on sand --n blurry, text --w 512 --h 768 --d 42 --l 7 --s 20
-make it night --ref street.jpg
+make it night --ref street.jpg --ref "my pictures/lamp --s 20.png"
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from lora_scripts.errors import UserError, raise_all
 
 # An option begins at the line's start or after a space; "--" alone and a dash inside a word are text.
 _OPTION = re.compile(r"(?:^|\s)--([^\W\d_][\w-]*)(?=\s|=|$)=?")
+_QUOTED = re.compile(r"""(?<=\s)--(?:ref|ci|ctrl_img)(?:\s+|=)("[^"]*"|'[^']*')(?=\s|$)""")
+"""A path in quotes, in which nothing is an option."""
 TAG = re.compile(r"<\s*(lora|lyco|hypernet)\b[^<>,\n]*>?", re.IGNORECASE)
 """What calls a LoRA, whole or not."""
 _KNOWN = "--n negative --w width --h height --d seed --l cfg --s steps --ref picture"
@@ -46,7 +48,9 @@ class PromptLine:
         """As it is written: the prompt with its options."""
         told = [(name, getattr(self, key)) for name, (key, _) in _OPTIONS.items()]
         each = [(name, one) for name, value in told for one in (value if isinstance(value, tuple) else [value])]
-        return " ".join([self.prompt, *(f"--{name} {value}".rstrip() for name, value in each if value is not None)])
+        return " ".join(
+            [self.prompt, *(f"--{name} {_quoted(value)}".rstrip() for name, value in each if value is not None)]
+        )
 
 
 def parse_line(text: str, file: Path | None = None, line: int | None = None, *, tags: bool = True) -> PromptLine:
@@ -54,7 +58,8 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
 
     `tags=False`: where <lora:…> has no meaning, it is one of the faults.
     """
-    found = list(_OPTION.finditer(text))
+    hidden = _QUOTED.sub(lambda quoted: quoted[0].replace(quoted[1], "_" * len(quoted[1])), text)
+    found = list(_OPTION.finditer(hidden))
     prompt = (text[: found[0].start()] if found else text).strip()
     values: dict[str, Any] = {}
     faults = [] if prompt else [UserError("there is no prompt", file=file, line=line, hint="write it before the --")]
@@ -74,6 +79,14 @@ def parse_line(text: str, file: Path | None = None, line: int | None = None, *, 
             faults.append(UserError(str(error), file=file, line=line, hint=f"the options are {_KNOWN}"))
     raise_all(faults)
     return PromptLine(prompt, **values, file=file, line=line)
+
+
+def _quoted(value: object) -> object:
+    """A path as it is read back."""
+    if not isinstance(value, Path) or not _OPTION.search(str(value)):
+        return value
+    mark = "'" if '"' in str(value) else '"'
+    return f"{mark}{value}{mark}"
 
 
 def _option(name: str) -> tuple[str, Callable[[str, str], object]]:
