@@ -27,7 +27,7 @@ from lora_scripts.config.load import load_config
 from lora_scripts.errors import UserError
 from lora_scripts.events import Event, Note, Progress, Sink, ignore
 from lora_scripts.formats import io
-from lora_scripts.run import story
+from lora_scripts.run import resume, story
 from lora_scripts.run.preflight import preflight
 from lora_scripts.run.resume import FREE_KEYS, as_now, other_length
 from lora_scripts.run.run_folder import RunFolder
@@ -488,3 +488,20 @@ def test_a_key_that_an_earlier_version_did_not_know_was_as_by_default(base: Path
         "folder_repeats: false -> true",
         "noise levels: not written -> spread evenly",
     ]
+
+
+def test_captions_that_are_read_further_than_when_the_run_began_are_told(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """States of the time when they were cut off at a comma say nothing of how they are read."""
+    data = tiny.write_pictures(tmp_path / "data", count=3)
+    rows = ["filename,prompt", "0.png,a cat", f'1.png,"a cat{", neon" * 50}"', "2.png,a cat"]
+    (data / "metadata.csv").write_text("\n".join(rows))
+    config = tiny.write_config(tmp_path, base_model=base, train_data_dir=data, targets=tiny.SOME, sample_every=0)
+    for earlier in (True, False):
+        out = f"output_dir={tmp_path / str(earlier)}"
+        with mock.patch.object(resume, "CUT", "" if earlier else resume.CUT):
+            stopped(config, 1, out)
+        stopped(config, 2, out, resume=True)
+        told = " ".join(capsys.readouterr().out.split())
+        assert ("off at a comma; from here more of them is read: 1.png" in told) == earlier

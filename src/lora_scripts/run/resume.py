@@ -14,10 +14,12 @@ import torch
 from pydantic_core import to_jsonable_python
 
 from lora_scripts import __version__
+from lora_scripts.check.caption_findings import cut
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.scan import Sample
 from lora_scripts.errors import UserError
 from lora_scripts.events import Note, Sink
+from lora_scripts.families.clip.prompts import CUT
 from lora_scripts.formats.hashes import model_hashes
 from lora_scripts.loras.file import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_scripts.run.base_files import weights_in
@@ -78,7 +80,8 @@ def new_state(
     digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     captions = {name: s.caption for s, name in [*_named(samples), *_named(held_out, _ASIDE)]}
     environment = _environment(model.family.device, precision)
-    return RunState(0, total, keys, digests, environment, captions=captions, name=config.name)
+    reads = CUT if "clip" in model.family.facts.features else ""
+    return RunState(0, total, keys, digests, environment, captions=captions, name=config.name, reads=reads)
 
 
 def new_text_state(
@@ -134,6 +137,9 @@ def restore(
         )
     for change in states.changes(old.environment, state.environment):
         sink(Note(f"note: since the run began, {change}: the last bits may differ"))
+    if old.reads != state.reads and (long := _cut_off(state)):
+        begun = f"a version that cut captions of more than {state.config['caption_tokens']} tokens off at a comma"
+        sink(Note(f"note: the run began with {begun}; from here more of them is read: {listed(long, 3)}"))
     if length:
         sink(Note(f"note: {length}; the {old.step} steps that are done are those of a run of {state.total}"))
     elif old.step == old.total:
@@ -148,6 +154,11 @@ def restore(
     if old.scaler and scaler.is_enabled():
         scaler.load_state_dict(old.scaler)
     folder.adopt(old.name, sink)
+
+
+def _cut_off(state: RunState) -> list[str]:
+    """The names of pictures of whose captions CLIP does not read the end."""
+    return [name for name, text in state.captions.items() if cut(text, state.config["caption_tokens"])]
 
 
 def _differing(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -49,6 +49,8 @@ class RunState:
 
     name: str = ""
     """By which the run saves LoRAs, that of its folder; empty in states of earlier versions."""
+    reads: str = ""
+    """How captions that CLIP reads are cut off; empty in states of earlier versions, and of models without CLIP."""
 
     @property
     def versions(self) -> dict[str, str]:
