@@ -70,7 +70,16 @@ def _line(before: str) -> int:
 
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_HIGH = re.compile(rb"[\x80-\xff]+")
+_LETTER = "A-Za-zÀ-ÖØ-öø-ÿŒœŠšŽžŸ"
+_WORDS = re.compile(rf"([{_LETTER}]+)(.?)", re.DOTALL)
+_MARKS = "“”‘’‚„«»‹›¿¡–—…•·°ªº€£§©®™"
+_BESIDE = re.compile(
+    rf"""(?<![^\s(,."'–—-])[{_MARKS}](?=[\s\w"'(])|(?<=[\s\w"')!?.])[{_MARKS}](?![^\s),.;:!?"'-])
+    |(?<=[A-Za-z])[’–—](?=[{_LETTER}“‘])|(?<=[0-9])[°×€£](?=\w)|(?<=[«\w])\xa0(?=[\w»!?:;%°€])
+    |(?<!\S)[À-ÖØ-öø-ÿ](?!\S)""",
+    re.VERBOSE,
+)
+"""What stands beside words in Western texts: marks, each on its side; a blank before a colon; a word of one letter."""
 _WESTERN = "cp1252", "Windows-1252 (Western European)"
 _UNKNOWN = "an encoding that is not known here"
 
@@ -85,23 +94,45 @@ class _Encoding:
     """First and last first byte, the share of such signs in its language, and how many there are."""
     rest: int
     """How many rare ones there are, which are one sign in a hundred."""
+    added: bool = False
+    """Whether signs that came later lie below 0xA1 in either byte: they count as of the first byte `_ADDED`."""
 
     def fit(self, data: bytes) -> float | None:
-        """Logarithm of how likely these bytes are in a text of it; None where they are none, or most signs rare."""
+        """Logarithm of how likely these bytes are in a text of it; None where they are none, most signs rare, or
+        letters among plain ones more likely."""
         try:
-            signs = [sign.encode(self.codec)[0] for sign in data.decode(self.codec) if sign > "\x7f"]
+            signs = [sign.encode(self.codec) for sign in data.decode(self.codec) if sign > "\x7f"]
         except UnicodeDecodeError:
             return None
         total, rare = 0.0, 0
-        for lead in signs:
+        for sign in signs:
+            lead = _ADDED if self.added and min(sign) < 0xA1 else sign[0]
             known = next((row for row in self.common if row[0] <= lead <= row[1]), None)
             total += math.log(known[2] / known[3] if known else 0.01 / self.rest)
             rare += known is None
-        return total if 2 * rare <= len(signs) else None
+        return total if 2 * rare <= len(signs) and total > sum(map(_as_letters, signs)) else None
+
+
+_ADDED = 0
+
+
+def _as_letters(sign: bytes) -> float:
+    """Logarithm of how likely the bytes of a sign are as accented letters, of which there are 32, among plain ones: two
+    are seldom side by side, and a capital or a bracket hardly ever follows one in a word."""
+    accented = sum(byte > 0x7F for byte in sign)
+    follows = 1.0 if sign[-1] > 0x7F else 0.05 if sign[1:].islower() else 0.0003
+    return math.log(follows) - accented * math.log(32) + (accented - 1) * math.log(0.02)
 
 
 _ENCODINGS = (
-    _Encoding("gb18030", "GBK (Chinese)", ((0xA1, 0xA3, 0.15, 250), (0xB0, 0xD7, 0.84, 3755)), 20000),
+    _Encoding("gb18030", "GBK (Chinese)", ((0xA1, 0xA3, 0.15, 250), (0xB0, 0xD7, 0.84, 3755)), 20000, added=True),
+    _Encoding(  # in traditional signs, two of five of which GB 2312 lacks
+        "gb18030",
+        "GBK (Chinese)",
+        ((0xA1, 0xA3, 0.15, 250), (0xB0, 0xD7, 0.5, 3755), (_ADDED, _ADDED, 0.34, 14000)),
+        6000,
+        added=True,
+    ),
     _Encoding(
         "shift_jis",
         "Shift-JIS (Japanese)",
@@ -114,7 +145,7 @@ _ENCODINGS = (
         ((0xA1, 0xA1, 0.1, 150), (0xA4, 0xA5, 0.45, 170), (0xB0, 0xCF, 0.44, 2965)),
         3500,
     ),
-    _Encoding("cp949", "EUC-KR (Korean)", ((0xA1, 0xA3, 0.05, 250), (0xB0, 0xC8, 0.94, 2350)), 13000),
+    _Encoding("cp949", "EUC-KR (Korean)", ((0xA1, 0xA3, 0.05, 250), (0xB0, 0xC8, 0.94, 2350)), 13000, added=True),
     _Encoding("big5", "Big5 (Chinese)", ((0xA1, 0xA3, 0.15, 400), (0xA4, 0xC6, 0.84, 5401)), 7652),
 )
 """Punctuation, then kana or none, then the everyday signs: of JIS X 0208 the first level, of KS X 1001 Hangul, of
@@ -133,16 +164,27 @@ def guess_encoding(data: bytes) -> str:
 
 def _guess(files: Sequence[bytes]) -> list[tuple[str, str]]:
     """(codec, name) of each encoding that texts of one program may have; none of Cyrillic."""
-    high = [run for data in files for run in _HIGH.findall(data)]
-    length, letters = sum(map(len, high)), sum(len(run) == 1 and run[0] >= 0xC0 for run in high)
-    if 2 * letters >= len(high) and length < 2 * len(high):
-        return [_WESTERN]  # an accent here and there among plain letters
+    if _is_western(b"\n".join(files)):
+        return [_WESTERN]
     fits = [(one, [one.fit(data) for data in files]) for one in _ENCODINGS]
     sums = [(sum(filter(None, fit)), one) for one, fit in fits if None not in fit]
     best = max((fit for fit, _ in sums), default=0.0)
-    likely = [(one.codec, one.name) for fit, one in sums if fit > best - _SURE]
-    western = [_WESTERN] if length < 3 * len(high) else []  # signs, not whole words
-    return likely or western
+    return list(dict.fromkeys((one.codec, one.name) for fit, one in sums if fit > best - _SURE))
+
+
+def _is_western(data: bytes) -> bool:
+    """Whether of four accented letters and signs three stand as in a Western text: letters here and there in a word
+    whose capitals are those of a word, or alone between blanks; quotes and the like not between letters."""
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    usual = len(_BESIDE.findall(text))
+    for word, after in _WORDS.findall(text):
+        cased = word.islower() or word.istitle() or word.isupper()
+        if cased and after not in ("@", *"[\\]^_`{|}~") and re.search("[A-Za-z]", word):
+            usual += sum(not letter.isascii() for letter in word) - len(re.findall("œ(?![ui])", word))
+    return 4 * usual >= 3 * sum(not sign.isascii() for sign in text)
 
 
 def read_otherwise(files: Sequence[bytes]) -> tuple[list[str | None], str]:
