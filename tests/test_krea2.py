@@ -34,6 +34,7 @@ from lora_scripts.families.table import by_name, find, load_family
 from lora_scripts.loras import dialects, kohya
 from lora_scripts.loras.consumers import comfyui
 from lora_scripts.loras.file import family_of, read, save
+from lora_scripts.workshop.inspect import inspect
 from runs import faults
 
 FACTS = by_name("krea2")
@@ -329,7 +330,7 @@ def test_comfyui_finds_every_layer_of_our_file(base: Path) -> None:
         assert not reading.faults and reading.changes.keys() == lora_of().keys()
 
 
-@pytest.mark.parametrize("dress", ["musubi-tuner", "ai-toolkit", "OneTrainer", "bare"])
+@pytest.mark.parametrize("dress", ["musubi-tuner", "ai-toolkit", "OneTrainer", "bare", "converted"])
 def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
     names, tensors, path = FACTS.names(), {}, tmp_path / "theirs.safetensors"
     for name, w in lora_of(alpha=2.0).items():
@@ -339,6 +340,8 @@ def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
             tensors[f"{flat}.alpha"] = torch.tensor(1.0)
             continue
         stem = names.diffusers[name] if dress in ("OneTrainer", "bare") else names.original[name]
+        if dress == "converted":  # by musubi-tuner's convert_lora.py: a dot for every _ of its own names
+            stem = f"diffusion_model.{names.kohya[name].removeprefix('lora_unet_').replace('_', '.')}"
         stem = stem.removeprefix("transformer.") if dress == "bare" else stem
         tensors |= {f"{stem}.lora_A.weight": w.down, f"{stem}.lora_B.weight": w.up}
     save(path, tensors, {})
@@ -346,6 +349,8 @@ def test_a_lora_of_another_trainer_is_read(tmp_path: Path, dress: str) -> None:
     assert file.family is FACTS and file.weights.keys() == want.keys()
     for name, w in want.items():
         assert torch.allclose(factors.of(file.weights[name]).dense(), factors.of(w).dense()), name
+    unasked = inspect(path).reports[0].loads["ComfyUI"] != "yes"
+    assert unasked == (dress == "converted")  # of txtfusion.layerwise.blocks.0, which no program asks for
 
 
 def test_a_lora_of_another_model_with_the_same_names_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Facts: ComfyUI asks for diffusers' names behind `transformer.`, `diffusion_model.` or nothing and, flat, `lycoris_`, and
 for the published layout's behind `diffusion_model.` (ai-toolkit) and, flat, `lora_unet_` (musubi-tuner). diffusers
 reads its own behind `transformer.` and the published ones behind `diffusion_model.`, both without an alpha.
+musubi-tuner's `convert_lora.py --target other` makes a dot of every _ of its flat names, also of those in
+`txtfusion.layerwise_blocks` and `refiner_blocks`: no program asks for that.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ def names() -> Names:
         path = f"{PART}.{hf}"
         kohya[path], diffusers[path] = flat("lora_unet_", ldm), f"transformer.{hf}"
         original[path] = f"diffusion_model.{ldm}"
-        published = (kohya[path], original[path], ldm, flat("lycoris_", ldm))
+        converted = f"diffusion_model.{ldm.replace('_', '.')}"
+        published = (kohya[path], original[path], ldm, flat("lycoris_", ldm), converted)
         modern = [name for one in _spelt(hf) for name in (f"transformer.{one}", *_modern(one))]
         others |= dict.fromkeys((*published, *modern), path)
-        own |= {kohya[path], original[path], ldm} if "." in ldm else set()
+        own |= {kohya[path], original[path], ldm, converted} if "." in ldm else set()
         own |= set() if hf.endswith(_SHARED) else set(modern)
     return Names("krea2", "Krea 2", kohya, original, diffusers, others, own=frozenset(own), form="diffusers")
 
