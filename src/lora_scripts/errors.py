@@ -76,5 +76,9 @@ def raise_all(errors: Iterable[UserError]) -> None:
         raise several
 
 
+class Diverged(UserError):
+    """The loss of a training, or its gradient, is not a finite number."""
+
+
 class Terminated(KeyboardInterrupt):
     """The system asked the program to end (SIGTERM), and it did, everything saved."""

@@ -40,6 +40,7 @@ COMMANDS = (
     "label",
     "check",
     "plan",
+    "tune",
     "train",
     "generate",
     "chat",

@@ -19,6 +19,10 @@ what a training takes, before it runs:
   lora-scripts plan --config configs/cyberpunk.yaml
 whether it would fit into 6 GB at another batch size:
   lora-scripts plan --config configs/cyberpunk.yaml --memory 6 batch_size=2
+the learning rate that a config should have:
+  lora-scripts tune --config configs/cyberpunk.yaml
+which rank, each tried over half of the epochs:
+  lora-scripts tune --config configs/cyberpunk.yaml --try lora_rank=8,16,32 --share 0.5
 train as a config says, two keys changed:
   lora-scripts train --config configs/cyberpunk.yaml epochs=12 output_dir=output/neon
 go on where it was stopped:

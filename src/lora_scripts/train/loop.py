@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_scripts.compute.meter import ran_out
-from lora_scripts.errors import UserError
+from lora_scripts.errors import Diverged
 from lora_scripts.seeds import seed_of
 from lora_scripts.train.average import Ema
 from lora_scripts.train.optim import Rates, guards_itself, rest_groups, set_rates
@@ -172,10 +172,10 @@ def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, foun
     return summed, length, sound
 
 
-def _diverged(step: int, batches: Sequence[Batch]) -> UserError:
+def _diverged(step: int, batches: Sequence[Batch]) -> Diverged:
     names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))
     saved = "; what was learnt before it is saved" if step > 1 else ""
-    return UserError(
+    return Diverged(
         f"step {step}: the loss or its gradient is not a finite number, at {names}{saved}",
         hint="look at these, lower learning_rate, or use precision bf16 or fp32; start in another output_dir",
     )

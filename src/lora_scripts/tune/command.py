@@ -1,0 +1,172 @@
+"""`lora-scripts tune`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lora_scripts import run
+from lora_scripts.config.schema import TrainConfig
+from lora_scripts.errors import Diverged, Faults, UserError, raise_all
+from lora_scripts.events import Event, Note, Progress, Sink, Stepped, ignore
+from lora_scripts.formats import io
+from lora_scripts.run.configs import cache_of, load_config
+from lora_scripts.run.run_folder import RunFolder
+from lora_scripts.train.evidence import Evaluation, best_of
+from lora_scripts.tune.search import Standing, Trial, next_power, standings
+
+RATE = "learning_rate"
+QUIET = {"sample_every": "0", "report": "one"}
+"""Of pictures: a trial draws none on its way."""
+AGAIN = "the same command"
+"""How a trial goes on that was stopped."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What is asked for."""
+
+    config: Path
+    overrides: Sequence[str] = ()
+    key: str = RATE
+    values: Sequence[str] = ()
+    """As they are written in a config; none: learning rates, each twice or half another, until both sides of the best
+    are worse."""
+    share: float = 0.25
+    """Of the epochs of the run, that each trial has."""
+    most: int = 6
+    """Trials, where the values are not given."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the trials say."""
+
+    key: str
+    standings: Sequence[Standing]
+    """The best first."""
+    epochs: int
+    """Of each trial,"""
+    of: int
+    """and of the run that they are for."""
+    held_out: int
+    """Pictures, or records, that the losses are of."""
+    open: bool = False
+    """That there may be a better one beyond those that were tried."""
+
+
+def tune(options: TuneOptions, sink: Sink = ignore) -> Tuned:
+    """Trains with one value after the other, and compares. What is finished is not trained again, and what was stopped
+    goes on. UserErrors for mistakes, before a model loads."""
+    config = load_config(options.config, options.overrides, sink, captions=True)
+    held_out, data = _data(config)
+    if held_out == 0:
+        hint = "write val_split: 0.1, or name val_data_dir"
+        raise UserError("tune compares by held-out loss, and nothing is held out", file=options.config, hint=hint)
+    _require_rate(config, options)
+    trials = _Trials(options, config, data)
+    faults = Faults()
+    for value in options.values:
+        faults.attempt(partial(trials.config_of, value))
+    raise_all(faults)
+    if options.values:
+        tried, beyond = [trials.run(value, sink) for value in options.values], False
+    else:
+        tried, beyond = _rates(trials, sink)
+    return Tuned(options.key, standings(tried, config.seed), trials.epochs, config.epochs, held_out, beyond)
+
+
+def _rates(trials: _Trials, sink: Sink) -> tuple[list[Trial], bool]:
+    """Learning rates, and whether there may be a better one beyond."""
+    tried: dict[int, Trial] = {}
+    while (power := next_power({p: _loss(trial) for p, trial in tried.items()})) is not None:
+        if len(tried) == trials.options.most:
+            break
+        tried[power] = trials.run(f"{trials.whole.learning_rate * 2.0**power:.4g}", sink)
+        if power == 0 and tried[0].best is None:
+            raise UserError(f"learning_rate {tried[0].value} gives no loss that is a number", hint="write a lower one")
+    return list(tried.values()), power is not None
+
+
+def _data(config: TrainConfig) -> tuple[int, str]:
+    """How many are held out, and a text that is another one for other data."""
+    if run.of_texts(config):
+        from lora_scripts.run.texts.preflight import preflight as of_texts
+
+        texts = of_texts(config, resume=None).split
+        return len(texts.held_out), repr([len(texts.trained), len(texts.held_out)])
+    from lora_scripts.run.preflight import preflight
+
+    ready = preflight(config, resume=None)
+    halves = (ready.samples.trained, ready.samples.held_out)
+    return len(ready.samples.held_out), repr([[(one.name, one.digest, one.caption) for one in half] for half in halves])
+
+
+def _require_rate(config: TrainConfig, options: TuneOptions) -> None:
+    if not options.values and config.optimizer == "prodigy":
+        hint = "name another key: --try lora_rank=8,16,32"
+        raise UserError("prodigy finds its learning rate itself", file=options.config, hint=hint)
+
+
+def _loss(trial: Trial) -> float:
+    return trial.best.loss if trial.best is not None else float("inf")
+
+
+class _Trials:
+    """Runs that differ in one key."""
+
+    def __init__(self, options: TuneOptions, whole: TrainConfig, data: str) -> None:
+        """`whole`: the run that they are for; `data`: a text of what it trains on."""
+        self.options, self.whole = options, whole
+        self.epochs = max(1, round(whole.epochs * options.share))
+        # What is trained otherwise is no part of the comparison, and has another folder.
+        keys = whole.model_dump(mode="json", exclude={options.key, "output_dir", "cache_dir"})
+        told = json.dumps([keys, self.epochs, data], sort_keys=True, default=str).encode()
+        self.place = whole.output_dir / "tune" / hashlib.sha256(told).hexdigest()[:8]
+
+    def config_of(self, value: str) -> TrainConfig:
+        """Of the trial with this value. UserErrors for one that cannot be."""
+        path, cache = self.place / f"{self.options.key}-{value}", cache_of(self.whole, self.whole.output_dir)
+        own = {self.options.key: value, "epochs": str(self.epochs)}
+        own |= {"output_dir": path.as_posix(), "cache_dir": cache.as_posix()}
+        own |= {} if run.of_texts(self.whole) else QUIET
+        others = [told for told in self.options.overrides if told.partition("=")[0].strip() not in own]
+        return load_config(self.options.config, [*others, *(f"{key}={value}" for key, value in own.items())])
+
+    def run(self, value: str, sink: Sink) -> Trial:
+        """One of them; read from its folder where it is finished."""
+        config = self.config_of(value)
+        folder = RunFolder(config.output_dir, config.name)
+        diverged = folder.path / "diverged"
+        if not (folder.report.exists() or diverged.exists()):
+            sink(Note(f"trial: {self.options.key} {value}, {self.epochs} of {self.whole.epochs} epochs"))
+            try:
+                run.train(config, resume=folder.newest_state() is not None, sink=_quiet(sink), again=AGAIN)
+            except Diverged:
+                io.make_folder(folder.path)
+                io.write_text(diverged, "")
+            shutil.rmtree(folder.states, ignore_errors=True)  # its LoRA and its losses stay
+        if diverged.exists():
+            return Trial(value, folder.path)
+        taken = list(_evaluations(folder.measured))
+        return Trial(value, folder.path, next((one for one in taken if one.name == "base"), None), best_of(taken))
+
+
+def _evaluations(record: Path) -> Iterator[Evaluation]:
+    for row in json.loads(record.read_text("utf-8"))["evaluations"]:
+        yield Evaluation(row["step"], row["held"], row["train"], row["name"])
+
+
+def _quiet(sink: Sink) -> Sink:
+    """Of a trial only how far it is."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Progress | Stepped):
+            sink(event)
+
+    return told

@@ -1,0 +1,142 @@
+"""Short runs that are compared: which rate comes next by hand-made losses, and real trials on a narrow model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from conftest import offline
+from lora_scripts import run
+from lora_scripts.cli import main
+from lora_scripts.errors import Diverged
+from lora_scripts.events import Event, Stepped
+from lora_scripts.train.evidence import Evaluation
+from lora_scripts.tune.command import TuneOptions, tune
+from lora_scripts.tune.search import Trial, next_power, standings
+
+
+@pytest.mark.parametrize(
+    ("lowest", "order"),
+    [(0, [0, 1, -1]), (1, [0, 1, 2]), (3, [0, 1, 2, 3, 4]), (-2, [0, 1, -1, -2, -3])],
+)
+def test_rates_are_tried_until_the_lowest_loss_has_a_higher_one_on_either_side(lowest: int, order: list[int]) -> None:
+    """Of a valley with its lowest place at `lowest`, each rate once."""
+    tried: dict[int, float] = {}
+    while (power := next_power(tried)) is not None:
+        tried[power] = abs(power - lowest) + 1.0
+    assert list(tried) == order
+
+
+def test_a_rate_without_a_loss_is_worse_than_any() -> None:
+    assert next_power({0: 1.0, 1: math.inf}) == -1 and next_power({0: 1.0, 1: math.inf, -1: 2.0}) is None
+
+
+def trial(value: str, *losses: float) -> Trial:
+    held = Evaluation(4, losses, ())
+    return Trial(value, Path(value), Evaluation(0, [1.0] * len(losses), (), "base"), held if losses else None)
+
+
+def test_trials_are_compared_picture_by_picture() -> None:
+    """Means lie far apart where pictures do; what counts is that each is higher. Few pictures tell nothing apart."""
+    low, high, mixed = (0.1, 0.5, 0.9, 0.3), (0.12, 0.53, 0.93, 0.32), (0.0, 0.7, 0.95, 0.2)
+    told = standings([trial("high", *high), trial("none"), trial("mixed", *mixed), trial("low", *low)])
+    assert [one.trial.value for one in told] == ["low", "mixed", "high", "none"]
+    assert [one.alike for one in told] == [True, True, False, False]
+    assert told[2].higher is not None and told[2].higher.mean == pytest.approx(0.025)
+    few = standings([trial("a", 0.1, 0.2, 0.3), trial("b", 0.4, 0.5, 0.6)])
+    assert [one.alike for one in few] == [True, True]
+
+
+@pytest.fixture
+def config(base: Path, data: Path, tmp_path: Path) -> Path:
+    own = {"base_model": base, "train_data_dir": data, "output_dir": tmp_path / "out", "epochs": 4}
+    return tiny.write_config(tmp_path, **own, val_split=0.4, targets="['*attn1.to_q']", learning_rate=1e-3)
+
+
+def test_the_best_of_the_values_that_are_named(config: Path, tmp_path: Path, capsys: Any) -> None:
+    """Each trial is the run that `train` would make of these keys; asked again, nothing is trained."""
+    words = ["tune", "--config", str(config), "--try", "lora_rank=1,4", "--share", "0.5"]
+    with offline():
+        assert main(words) == 0
+    told = capsys.readouterr().out
+    (place,) = (tmp_path / "out" / "tune").iterdir()
+    folders = sorted(path.name for path in place.iterdir())
+    assert folders == ["lora_rank-1", "lora_rank-4"] and not list(place.glob("*/state/*"))
+    losses = {}
+    for name in folders:
+        rows = json.loads((place / name / "heldout.json").read_text("utf-8"))["evaluations"]
+        losses[name[-1]] = min(sum(row["held"]) / len(row["held"]) for row in rows if not row["name"])
+    best = min(losses, key=lambda value: losses[value])
+    assert told.splitlines()[-1] == f"in 2 of 4 epochs the lowest: write lora_rank: {best}"
+    plain = [f"epochs=2 lora_rank={best} sample_every=0 report=one output_dir={tmp_path / 'plain'}".split()]
+    with offline():
+        assert main(["train", "--config", str(config), *plain[0]]) == 0
+    rows = json.loads((tmp_path / "plain" / "heldout.json").read_text("utf-8"))["evaluations"]
+    assert min(sum(row["held"]) / len(row["held"]) for row in rows if not row["name"]) == losses[best]
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "train", None)  # nothing is trained
+        assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told.splitlines()[-1]
+
+
+def test_what_is_trained_otherwise_is_tried_anew_and_the_run_itself_is_still_free(config: Path, tmp_path: Path) -> None:
+    words = ["tune", "--config", str(config), "--try", "lora_rank=1,2", "--share", "0.25"]
+    with offline():
+        assert main(words) == 0 and main([*words, "seed=9"]) == 0
+        assert len(list((tmp_path / "out" / "tune").iterdir())) == 2
+        cached = {path.name for path in (tmp_path / "out" / "cache").rglob("*") if path.is_file()}
+        assert cached and main(["train", "--config", str(config), "epochs=1"]) == 0
+    assert cached <= {path.name for path in (tmp_path / "out" / "cache").rglob("*")}
+
+
+def test_a_trial_that_was_stopped_goes_on(config: Path, tmp_path: Path) -> None:
+    """To the losses that it has without a stop."""
+    options = TuneOptions(config, key="lora_rank", values=("1", "2"), share=0.75)
+
+    def stops(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with offline():
+        with pytest.raises(KeyboardInterrupt):
+            tune(options, stops)
+        assert not list((tmp_path / "out" / "tune").glob("*/*/report.html"))
+        one = tune(options).standings
+        two = tune(replace(options, overrides=(f"output_dir={tmp_path / 'two'}",))).standings
+    assert [row.trial.best for row in one] == [row.trial.best for row in two]
+
+
+def test_a_rate_at_which_the_loss_is_no_number_is_told_and_left(config: Path, monkeypatch: Any, capsys: Any) -> None:
+    train = run.train
+
+    def breaks(asked: Any, **more: Any) -> Any:
+        if asked.learning_rate > 1e-3:
+            raise Diverged("step 2: the loss is not a finite number")
+        return train(asked, **more)
+
+    monkeypatch.setattr(run, "train", breaks)
+    with offline():
+        assert main(["tune", "--config", str(config), "--share", "0.25", "--most", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["0.002", "no", "number"] for line in lines)
+    assert lines[-1] in {f"in 1 of 4 epochs the lowest: write learning_rate: {rate}" for rate in ("0.001", "0.0005")}
+
+
+def test_what_cannot_be_compared_is_told_at_once(config: Path, capsys: Any) -> None:
+    def told(*more: str) -> str:
+        assert main(["tune", "--config", str(config), *more]) == 2
+        text: str = capsys.readouterr().err
+        return text
+
+    assert "tune compares by held-out loss, and nothing is held out; write val_split: 0.1" in told("val_split=0")
+    assert "prodigy finds its learning rate itself; name another key" in told("optimizer=prodigy", "learning_rate=1")
+    assert "KEY=A,B,… with two values" in told("--try", "lora_rank=4")
+    assert "lora_rnk" in told("--try", "lora_rnk=4,8")
+    assert "lora_rank" in told("--try", "lora_rank=4,many")
