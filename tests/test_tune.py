@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import small_words
 import tiny
 from conftest import offline
 from lora_scripts import run
@@ -127,6 +128,18 @@ def test_a_rate_at_which_the_loss_is_no_number_is_told_and_left(config: Path, mo
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["0.002", "no", "number"] for line in lines)
     assert lines[-1] in {f"in 1 of 4 epochs the lowest: write learning_rate: {rate}" for rate in ("0.001", "0.0005")}
+
+
+def test_a_language_model_is_tuned_by_the_same_command(tmp_path: Path, capsys: Any) -> None:
+    rows = [{"prompt": f"what is {n}+{n}?", "completion": f"it is {2 * n}"} for n in range(20)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    own = {"base_model": small_words.write_model(tmp_path / "model"), "train_file": tmp_path / "sums.jsonl"}
+    how = {"output_dir": tmp_path / "out", "lora_rank": 2, "epochs": 2, "batch_size": 4, "precision": "fp32"}
+    config = tmp_path / "words.yaml"
+    config.write_text("".join(f"{key}: {value}\n" for key, value in {**own, **how}.items()), "utf-8")
+    with offline():
+        assert main(["tune", "--config", str(config), "--share", "0.5", "--try", "learning_rate=1e-3,3e-2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "in 1 of 2 epochs the lowest: write learning_rate: 3e-2"
 
 
 def test_what_cannot_be_compared_is_told_at_once(config: Path, capsys: Any) -> None:

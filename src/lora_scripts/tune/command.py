@@ -21,8 +21,8 @@ from lora_scripts.train.evidence import Evaluation, best_of
 from lora_scripts.tune.search import Standing, Trial, next_power, standings
 
 RATE = "learning_rate"
-QUIET = {"sample_every": "0", "report": "one"}
-"""Of pictures: a trial draws none on its way."""
+QUIET = {"report": "one"}
+"""Of pictures: a trial draws as few as it can."""
 AGAIN = "the same command"
 """How a trial goes on that was stopped."""
 
@@ -99,7 +99,7 @@ def _data(config: TrainConfig) -> tuple[int, str]:
         from lora_scripts.run.texts.preflight import preflight as of_texts
 
         texts = of_texts(config, resume=None).split
-        return len(texts.held_out), repr([len(texts.trained), len(texts.held_out)])
+        return len(texts.held_out), repr([texts.digests, [number for _, number in texts.held_out]])
     from lora_scripts.run.preflight import preflight
 
     ready = preflight(config, resume=None)
@@ -133,7 +133,7 @@ class _Trials:
         """Of the trial with this value. UserErrors for one that cannot be."""
         path, cache = self.place / f"{self.options.key}-{value}", cache_of(self.whole, self.whole.output_dir)
         own = {self.options.key: value, "epochs": str(self.epochs)}
-        own |= {"output_dir": path.as_posix(), "cache_dir": cache.as_posix()}
+        own |= {"output_dir": path.as_posix(), "cache_dir": cache.as_posix(), "sample_every": "0"}
         own |= {} if run.of_texts(self.whole) else QUIET
         others = [told for told in self.options.overrides if told.partition("=")[0].strip() not in own]
         return load_config(self.options.config, [*others, *(f"{key}={value}" for key, value in own.items())])
