@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 
 from PIL.PngImagePlugin import PngInfo
 
-from lora_scripts.data.buckets import views
-from lora_scripts.data.image import apply_view, load_rgb, load_rgba
-from lora_scripts.data.references import as_shaped, require_readable, seen_beside
+from lora_scripts.data.image import load_rgb, load_rgba
+from lora_scripts.data.references import require_readable
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Note, Progress, Saved, Sink, ignore
-from lora_scripts.families.facts import Drawing, Facts
 from lora_scripts.families.table import (
-    drawing,
     require_drawn,
     require_negative,
     require_pictures,
@@ -27,37 +24,22 @@ from lora_scripts.families.table import (
 from lora_scripts.formats import io
 from lora_scripts.formats.gguf import packed_types
 from lora_scripts.generate import known_by
+from lora_scripts.generate.jobs import Job, Start, jobs_of, sampling_of, sizes_asked, texts_of
 from lora_scripts.generate.known_by import lora_hash, model_hash
 from lora_scripts.generate.naming_pictures import USUAL, picture_path
 from lora_scripts.generate.png import infotext
-from lora_scripts.generate.prompt import GenerateOptions, LoraCall, by_name, find_lora, parse_prompt
-from lora_scripts.generate.prompts_file import PromptLine, read_prompts
+from lora_scripts.generate.prompt import GenerateOptions, by_name
+from lora_scripts.generate.prompts_file import PromptLine
 from lora_scripts.generate.unread import tell_unread
-from lora_scripts.loras.words import check_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from lora_scripts.families.base import PictureFamily, Sampling
     from lora_scripts.families.samplers import Sampler
 
 DENOISE = 0.75
 """The WebUI's denoising strength where nothing is said."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One prompt: `count` pictures of it, seed by seed."""
-
-    line: PromptLine
-    prompt: str
-    """Without its tags."""
-    how: Drawing
-    calls: Sequence[LoraCall]
-    files: Sequence[Path]
-    references: Sequence[Path]
-    """Pictures that it is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +63,14 @@ class Generated:
 
 def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generated:
     """Draws `options.count` pictures of each prompt as numbered PNGs. UserErrors for mistakes, before a model loads."""
-    jobs = _jobs(options)
+    jobs = jobs_of(options)
     _check(options, jobs)
     facts = require_pictures(options.base)
     require_negative(facts, [job.how.negative for job in jobs])
     require_references(facts, [PromptLine("", references=tuple(options.reference)), *(job.line for job in jobs)])
     require_sight(facts, options.base, options.text_encoder, [len(job.references) for job in jobs])
     require_readable([path for job in jobs for path in job.references])
-    require_drawn(facts, _sizes(options, jobs), options.clip_skip)
+    require_drawn(facts, sizes_asked(options, jobs), options.clip_skip)
     tell_unread(facts, [(job.prompt, job.how) for job in jobs], sink)
     io.require_writable(options.output or USUAL)
     start = (load_rgba if facts.transparent else load_rgb)(options.image) if options.image is not None else None
@@ -111,8 +93,8 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     sampler = find_sampler(options.scheduler, made_with["prediction"])
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    begun = _Start(start, denoise)
-    told_first = partial(remember, asked=(_asked(options, job, facts, start) for job in jobs), sink=sink)
+    begun = Start(start, denoise)
+    told_first = partial(remember, asked=(texts_of(options, job, facts, start) for job in jobs), sink=sink)
     known_by.begin(options.base)
     load = LoadOptions(device, DTYPES[precision], options.vae, options.text_encoder, told_first, settings=made_with)
     family = load_pictures(options.base, load)
@@ -122,7 +104,7 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
     total, pictures = len(jobs) * options.count, list[Picture]()
     for job in jobs:
         stack.wear([Worn(f, c.unet, c.text) for c, f in zip(job.calls, job.files, strict=True)])
-        sampling = _sampling(options, job, facts, sampler, begun)
+        sampling = sampling_of(options, job, facts, sampler, begun)
         first = options.seed if job.line.seed is None else job.line.seed
         seeds = range(first, first + options.count)
         for seed, image in draw(family, job.prompt, seeds, sampling, options.batch, sink):
@@ -133,25 +115,6 @@ def generate_pictures(options: GenerateOptions, sink: Sink = ignore) -> Generate
             sink(Saved("picture", path))
             sink(Progress("pictures", len(pictures), total))
     return Generated(tuple(pictures))
-
-
-def _jobs(options: GenerateOptions) -> list[Job]:
-    """The prompts, with the files of the LoRAs that they call; UserErrors for all that is wrong with any."""
-    lines = read_prompts(options.from_file) if options.from_file else [PromptLine(options.prompt or "")]
-    usual, asked = drawing(options.base), (options.steps, options.cfg, options.negative_prompt)
-    jobs: list[Job] = []
-    faults: list[UserError] = []
-    for line in lines:
-        try:
-            prompt, calls = parse_prompt(line.prompt)
-            files, references = _find(calls, options.lora_dir), line.references or options.reference
-            jobs.append(Job(line, prompt, usual.asked(line, *asked), calls, files, references))
-            check_words(prompt, jobs[-1].files)
-        except UserError as error:
-            faults += error.errors
-    # A name that several lines call is missed once.
-    raise_all(list({str(fault): fault for fault in faults}.values()))
-    return jobs
 
 
 def _check(options: GenerateOptions, jobs: Sequence[Job]) -> None:
@@ -171,76 +134,6 @@ def _check(options: GenerateOptions, jobs: Sequence[Job]) -> None:
         text = "--merged: nothing can be added to the numbers of a GGUF file"
         faults.append(UserError(text, hint="leave it out: LoRAs are computed beside them"))
     raise_all(faults)
-
-
-def _sizes(options: GenerateOptions, jobs: Sequence[Job]) -> list[tuple[int, int]]:
-    """Those that are asked for; a side that is not is one that the base takes."""
-    width, height = options.size or (0, 0)
-    return [(job.line.width or width, job.line.height or height) for job in jobs]
-
-
-def _find(calls: Sequence[LoraCall], folder: Path) -> list[Path]:
-    files, faults = [], []
-    for call in calls:
-        try:
-            files.append(find_lora(call.name, folder))
-        except UserError as e:
-            faults.append(e)
-    raise_all(faults)
-    return files
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What the pictures begin with, and the share of the steps that are done."""
-
-    image: Image | None
-    denoise: float
-
-    def at(self, size: tuple[int, int]) -> Tensor | None:
-        """[3 or 4, height, width]: scaled to cover the size, and cut to it."""
-        if self.image is None:
-            return None
-        (view, *_) = views(self.image.size, size, flip=False, random_crop=False, seed=0, index=0)
-        return apply_view(self.image, view)
-
-
-def _size(options: GenerateOptions, job: Job, facts: Facts, start: Image | None) -> tuple[int, int]:
-    size, line, step = options.size, job.line, facts.size_step
-    if size is None:
-        size = as_shaped(job.references, facts.made_for(options.base), facts.bucket_steps)
-        if start is not None:
-            size = (_to_step(start.width, step), _to_step(start.height, step))
-    return (line.width or size[0], line.height or size[1])
-
-
-def _asked(
-    options: GenerateOptions, job: Job, facts: Facts, start: Image | None
-) -> tuple[Sequence[str], Sequence[Tensor]]:
-    """The texts of a job, and what a text encoder that sees is shown beside them."""
-    size = _size(options, job, facts, start)
-    shown = seen_beside(job.references, size, facts.bucket_steps) if facts.sees else ()
-    return (job.prompt, job.how.negative), shown
-
-
-def _sampling(options: GenerateOptions, job: Job, facts: Facts, sampler: Sampler, start: _Start) -> Sampling:
-    from lora_scripts.families.base import Sampling
-
-    size = _size(options, job, facts, start.image)
-    return Sampling(
-        steps=job.how.steps,
-        cfg=job.how.cfg,
-        negative=job.how.negative,
-        size=size,
-        scheduler=sampler.name,
-        start=start.at(size),
-        denoise=start.denoise,
-        references=seen_beside(job.references, size, facts.bucket_steps),
-    )
-
-
-def _to_step(side: int, step: int) -> int:
-    return max(64, round(side / step) * step)
 
 
 def draw(
