@@ -16,6 +16,8 @@ import pytest
 
 # Before torch is imported: with two workers, more threads than one each only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the terminal says is compared in English, whatever the system speaks.
+os.environ["LORA_SCRIPTS_LANG"] = "en"
 # Its checks assert for five test files, and are to say with which numbers, as those do.
 pytest.register_assert_rewrite("flow_checks")
 

@@ -35,7 +35,7 @@ from lora_scripts.train.evidence import Evaluation, judge
 from runs import stopped
 
 ROOM = Path(chinese.__file__).parents[1]
-WORDS = json.loads((ROOM / "report" / "assets" / "zh.json").read_text("utf-8"))
+WORDS = json.loads((ROOM / "chinese" / "zh.json").read_text("utf-8"))
 NAMES = {"LoRA", "ComfyUI", "diffusers", "AutoV2", "SHA-256", "torch", "CPU", "1.2 MB", "Images", "Device", "50"}
 """Of programs and the like, which are the same in Chinese; and what stands in the tests alone."""
 

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from lora_scripts import __version__
+from lora_scripts.chinese.terminal import told
 from lora_scripts.cli import show
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.options import Parser, add_json, examples_text, options_of
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         show.say_errors(error, json_lines=json_lines)
     except KeyboardInterrupt as stop:
-        told = str(stop) or "stopped"  # a run says in it where it stopped, and how it goes on
-        say(show.dumps({"event": "stopped", "text": told}) if json_lines else told, error=True)
+        text = str(stop) or "stopped"  # a run says in it where it stopped, and how it goes on
+        say(show.dumps({"event": "stopped", "text": text}) if json_lines else told(text), error=True)
         return 143 if isinstance(stop, Terminated) else 130
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -183,9 +184,9 @@ def _not_typed(words: Sequence[str]) -> list[UserError]:
     faults = []
     for word in words:
         if word[:1] in ("“", "”", "‘", "’") and " " not in word and not _QUOTING.match(word):
-            told = f"{word} begins with a Chinese or curly quote, which the shell takes for a letter"
+            text = f"{word} begins with a Chinese or curly quote, which the shell takes for a letter"
             meant = word.strip("“”‘’") + ("" if word[-1] in "”’" else " …")
-            faults.append(UserError(told, hint=f'write "{meant}", in plain quotes'))
+            faults.append(UserError(text, hint=f'write "{meant}", in plain quotes'))
         elif word[:1] in ("—", "–") and " " not in word:
             faults.append(UserError(f"{word} begins with a long dash", hint=f"write --{word.lstrip('—–-')}"))
         elif HALF.search(word):

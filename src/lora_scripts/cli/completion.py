@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import options_of
 from lora_scripts.events import Sink
 
@@ -68,7 +69,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Completion:
 
 
 def words(result: Completion) -> list[str]:
-    return [result.script]
+    return [AsItIs(result.script)]
 
 
 def _cases(commands: Sequence[Command], found: str, files: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import add_device, add_language_model, add_template, asked, default, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
@@ -60,7 +61,7 @@ def words(result: Evaluated) -> list[str]:
         lines.append(f"  loss {_interval(result.compared.loss)}, exact answers {_interval(result.compared.exact)}")
         lines.append(f"  ROUGE-L {_interval(result.compared.rouge_l)}")
     for shown in result.answers:
-        lines += ["", f"{shown.place}: {shown.asked}", f"wanted: {shown.wanted}", f"base: {shown.base}"]
+        lines += ["", AsItIs(f"{shown.place}: {shown.asked}"), f"wanted: {shown.wanted}", f"base: {shown.base}"]
         lines += [f"with LoRA: {shown.lora}"] if shown.lora is not None else []
     return lines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lora_scripts.chinese.terminal import told
 from lora_scripts.cli.printing import say
 from lora_scripts.units import duration
 
@@ -29,7 +30,7 @@ class Bar:
         """`done` of `total`, with a text behind the numbers."""
         progress = self._progress or self._start()
         if what not in self._rows:
-            self._rows[what] = progress.add_task(what, total=total, completed=max(done - 1, 0), text=text)
+            self._rows[what] = progress.add_task(told(what), total=total, completed=max(done - 1, 0), text=text)
         progress.update(self._rows[what], completed=done, total=total, text=text)
         if done >= total and what != STEPS:
             progress.remove_task(self._rows.pop(what))
@@ -53,7 +54,7 @@ class Bar:
 
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TimeElapsedColumn(), TextColumn(told("left")), TimeRemainingColumn(),
             # The mean of the last minute and not of the last seconds: one batch may take longer than that.
             speed_estimate_period=60.0,
         )  # fmt: skip
@@ -86,9 +87,9 @@ class Lines:
             return
         self._told[what] = now
         rate = (done - first) / max(now - start, 1e-9)
-        parts = [f"{what} {done}/{total}", text or (f"{rate:.1f}/s" if rate >= 0.1 else "")]
+        parts = [f"{told(what)} {done}/{total}", text or (f"{rate:.1f}/s" if rate >= 0.1 else "")]
         if rate > 0 and done < total:
-            parts.append(f"{duration((total - done) / rate)} left")
+            parts.append(told(f"{duration((total - done) / rate)} left"))
         say("  ".join(part for part in parts if part))
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts import units
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import path, require_models
 from lora_scripts.cli.show import columns
 from lora_scripts.errors import UserError
@@ -94,7 +95,7 @@ def _table(reports: Sequence[Report], folder: Path) -> list[str]:
                 f"{len(report.problems)}: {report.problems[0]}" if report.problems else "",
             )
         )
-    return [line.removeprefix("  ") for line in columns(head, rows, left=len(head))]
+    return [AsItIs(line.removeprefix("  ")) for line in columns(head, rows, left=len(head))]
 
 
 def _ranks(lora: Portrait) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import add_device, argument, default, number, path
 from lora_scripts.config.values import at_home
 from lora_scripts.errors import UserError, raise_all
@@ -132,12 +133,12 @@ def words(result: Labelled | Reworded | Repaired) -> Iterator[str]:
     if isinstance(result, Repaired):
         for row in result.rows[:SHOWN]:
             place = f"line {row.line}: "
-            yield f"{place}{row.before}\n{'→ '.rjust(len(place))}{row.after}"
+            yield AsItIs(f"{place}{row.before}\n{'→ '.rjust(len(place))}{row.after}")
         yield f"quotes put around {number_of(len(result.rows), 'caption')} in {result.path}"
         return
     if isinstance(result, Reworded):
         for change in result.changes[:SHOWN]:
-            yield f"{change.name}: {change.before}\n{' ' * len(change.name)}→ {change.after}"
+            yield AsItIs(f"{change.name}: {change.before}\n{' ' * len(change.name)}→ {change.after}")
         yield f"{len(result.changes)} of {result.captions} captions changed in {result.path}"
     elif result.asked:
         has = "has" if result.captioned == 1 else "have"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import argument, file_of, path, require_models
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
@@ -62,4 +63,4 @@ def words(result: FileMetadata | ChangedMetadata) -> list[str]:
 def _row(key: str, value: str) -> str:
     """Long values are cut."""
     value = " ".join(value.split())
-    return f"{key} = {value[:200]}" + (f"… ({len(value):,} letters)" if len(value) > 200 else "")
+    return AsItIs(f"{key} = {value[:200]}" + (f"… ({len(value):,} letters)" if len(value) > 200 else ""))

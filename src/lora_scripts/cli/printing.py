@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TextIO
 
+from lora_scripts.chinese.terminal import told
 from lora_scripts.errors import UserError
 
 
@@ -27,7 +28,7 @@ def say(text: str, *, error: bool = False, end: str = "\n") -> None:
     except OSError as fault:
         mute(stream)
         if not error and not is_closed_pipe(fault):
-            say(f"note: {_unwritten(fault)}; the work goes on without being told", error=True)
+            say(told(f"note: {_unwritten(fault)}; the work goes on without being told"), error=True)
 
 
 def say_whole(text: str) -> None:

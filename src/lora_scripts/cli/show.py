@@ -12,14 +12,15 @@ import math
 import os
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 
+from lora_scripts.chinese.terminal import AsItIs, told, told_error
 from lora_scripts.cli.gauge import STEPS, Bar, Lines
 from lora_scripts.cli.printing import say, say_whole
+from lora_scripts.cli.widths import folded, ljust, rjust, width
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 from lora_scripts.units import percent
@@ -34,28 +35,29 @@ def say_errors(error: UserError, *, json_lines: bool = False) -> None:
         if json_lines:
             say(dumps({"event": "error", **one.as_dict()}), error=True)
         else:
-            for line in str(one).splitlines():
-                say(f"error: {line}", error=True)
+            for line in str(told_error(one)).splitlines():
+                say(f"{told('error')}: {line}", error=True)
 
 
 def say_result(result: object, lines: Iterable[str], *, as_document: bool) -> None:
     """One JSON document, or the lines for people; nothing for a result that is None or has no words."""
     if as_document:
         say_whole(dumps(result, indent=2))
-    elif text := "\n".join(lines):
+    elif text := "\n".join(map(told, lines)):
         say_whole(text)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
     """Lines with columns one under the other: the first `left` to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for row in (head, *rows):
+    table = [[told(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(width(row[i]) for row in table) for i in range(len(head))]
+    lines: list[str] = []
+    for row in table:
         cells = [
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ljust(cell, wide) if number < left else rjust(cell, wide)
+            for number, (cell, wide) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  " + "  ".join(cells).rstrip())
+        lines.append(AsItIs("  " + "  ".join(cells).rstrip()))
     return lines
 
 
@@ -145,13 +147,13 @@ class People:
         if isinstance(event, Progress):
             self._gauge.tell(event.what, event.done, event.total)
         elif isinstance(event, Stepped):
-            text = f"loss {event.smoothed:.4f}  {event.samples_per_second:.1f} {event.samples}/s"
+            text = told(f"loss {event.smoothed:.4f}  {event.samples_per_second:.1f} {event.samples}/s")
             self._gauge.tell(STEPS, event.step, event.total, text)
         else:
             line = self._words(event)
             line = usual_words(event) if line is None else line
             if line:
-                say(line)
+                say(told(line))
 
 
 def usual_words(event: Event) -> str:
@@ -170,20 +172,21 @@ def usual_words(event: Event) -> str:
             per_token = "" if perplexity is None else f" (perplexity {perplexity:.4g})"
             return f"held-out loss at {place}: {loss:.4f}{per_token}{than}"
         case Table(title, rows):
-            return "\n".join([title] * bool(title) + facts(rows))
+            return AsItIs("\n".join([told(title)] * bool(title) + [*facts(rows)]))
     return ""
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Rows of (what, its value), the values one under the other and folded at the terminal's width."""
-    name_width = max((len(name) for name, _ in rows), default=0)
+    rows = [(told(name), told(value)) for name, value in rows]
+    name_width = max((width(name) for name, _ in rows), default=0)
     room = max(_width() - name_width - 1, 20)
-    lines = []
+    lines: list[str] = []
     for name, value in rows:
-        folded = [piece for line in value.splitlines() for piece in textwrap.wrap(line, room) or [""]] or [""]
+        pieces = [piece for line in value.splitlines() for piece in folded(line, room)] or [""]
         lines += [
-            f"{label.ljust(name_width)} {piece}".rstrip()
-            for label, piece in zip([name, *[""] * len(folded)], folded, strict=False)
+            AsItIs(f"{ljust(label, name_width)} {piece}".rstrip())
+            for label, piece in zip([name, *[""] * len(pieces)], pieces, strict=False)
         ]
     return lines
 

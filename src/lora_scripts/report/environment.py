@@ -9,8 +9,9 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lora_scripts.chinese.catalogue import translated
 from lora_scripts.report import data_uris
-from lora_scripts.report.chinese import translated, with_chinese
+from lora_scripts.report.chinese import with_chinese
 from lora_scripts.units import percent
 
 

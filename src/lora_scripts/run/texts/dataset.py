@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.texts.conversations import RecordFault
 from lora_scripts.data.texts.records import Records
@@ -178,4 +179,4 @@ def tell(family: TextFamily, config: TrainConfig, encoded: Encoded, feed: TextFe
     for note in notes:
         sink(Note(f"note: {note}"))
     sink(Note(f"what is learned stands between ⟦ and ⟧, as in {encoded.trained.places[0]}:"))
-    sink(Note(marked(encoded.trained[0], family.decode)))
+    sink(Note(AsItIs(marked(encoded.trained[0], family.decode))))
