@@ -138,13 +138,23 @@ def test_message_and_mend_are_told_by_themselves(error: UserError, wanted: str, 
         ("training: nobody has put this sentence into Chinese", "training: nobody has put this sentence into Chinese"),
         ("has no effect without shuffle_tags or tag_dropout", "没有 shuffle_tags or tag_dropout 就不起作用"),
         ("keep_tags: has no meaning whatever without them", "keep_tags: has no meaning whatever without them"),
-        ("damaged image: so says a library; copy or download it again", "图片已损坏：so says a library；请重新复制或下载"),
+        ("damaged image: so says a library; copy or download it again",
+         "图片已损坏：so says a library；请重新复制或下载"),
         ("data/a.png", "data/a.png"),
         ("unknown key\ndata/a.png", "不认识的键\ndata/a.png"),
     ],
 )  # fmt: skip
 def test_a_line_is_told_as_a_whole_or_not_at_all(text: str, wanted: str, chinese: None) -> None:
     assert told(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "piece", ["a, ", "ab; ", "ab: ", "note: a of b, c (d: e; f); ", "3 pictures, 4 with a caption: ", "1 error, "]
+)
+@pytest.mark.parametrize("count", [9, 60, 3000])
+def test_what_is_long_and_put_together_of_many_ends_no_command(piece: str, count: int, chinese: None) -> None:
+    """A caption or a path in a fault may be anything: it is looked up in parts, and those have parts."""
+    assert told(piece * count + "end")
 
 
 def test_what_a_person_wrote_is_never_told(chinese: None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import lru_cache
 
 from lora_scripts.chinese.catalogue import translated
 from lora_scripts.chinese.spoken import language
@@ -18,6 +19,8 @@ _LABELS = frozenset({"error", "warning", "note", "advice", "hint", "before that"
 _PROSE = re.compile("[a-z]{2,} [a-z]{2,}")
 """English. Names of files and keys are none, and stay in the midst of Chinese."""
 
+_LONGEST, _PARTS = 1000, 12
+"""Letters of a line, and colons and semicolons in it: one with more holds what a person wrote, and stays as it is."""
 _PATH = re.compile(r"\S*[/\\.]\S*")
 
 
@@ -53,9 +56,12 @@ def in_chinese() -> bool:
 
 def _line(text: str) -> str:
     bare = text.strip(" ")
-    return text.replace(bare, _known(bare) or bare) if bare else text
+    if not bare or len(bare) > _LONGEST or bare.count(": ") + bare.count("; ") > _PARTS:
+        return text
+    return text.replace(bare, _known(bare) or bare)
 
 
+@lru_cache(1000)
 def _known(text: str) -> str | None:
     """A text in Chinese; or, where the whole is not known, its parts: what stands before a colon, as of a label, a key
     or a file, and mends behind semicolons. None unless every part is known, or a name that stays as it is."""
@@ -65,7 +71,7 @@ def _known(text: str) -> str | None:
     if (found := translated(text, apart=True)) is not None:
         return found
     parts = text.split("; ")
-    for many in range(len(parts) - 1, 0, -1):  # before a hole at the end of the first takes in the second
+    for many in range(len(parts) - 1, 0, -1):  # before a hole at the end of one takes in the next
         first, second = _known("; ".join(parts[:many])), _known("; ".join(parts[many:]))
         if first and second:
             return f"{first}；{second}"
