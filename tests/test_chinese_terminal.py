@@ -19,7 +19,8 @@ import lora_scripts
 import tiny
 from lora_scripts.chinese import catalogue, spoken, terminal
 from lora_scripts.chinese.terminal import AsItIs, told, told_error
-from lora_scripts.cli import main, show
+from lora_scripts.cli import main, parsers, show
+from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.widths import folded, width
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Measured, Note, Table
@@ -227,6 +228,22 @@ def test_the_first_commands_of_a_beginner_are_in_chinese(
     assert main(["check", "data/mine"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 8 and [line for line in lines if not HAN.search(line)] == []
+
+
+def test_every_help_is_in_chinese_and_as_wide_as_the_terminal(
+    chinese: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, parser in parsers().items():
+        texts = [parser.description, *(action.help for action in parser._actions)]
+        texts += [f"{purpose}:" for purpose, _ in examples_of(name)]
+        plain = [" ".join(text.split()) for text in texts if text]
+        assert [text for text in plain if told(text) == text and re.search("[a-z]{3} [a-z]{2}", text)] == [], name
+        lines = parser.format_help().split("例子：")[0].splitlines()
+        assert max(map(width, lines)) <= 80 and lines[0].startswith("用法: lora-scripts"), name
+        assert not [line for line in lines if line.endswith("（")]
+    assert main(["--help"]) == 0
+    assert "用 LoRA 画图" in capsys.readouterr().out
 
 
 # --- how much of the code is there ------------------------------------------------------------------------------------

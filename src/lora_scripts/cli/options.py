@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from lora_scripts.chinese.terminal import in_chinese, told
+from lora_scripts.cli.widths import folded
 from lora_scripts.config.values import base_fault, model_fault, parse_device, parse_path, parse_size
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink
@@ -40,12 +42,24 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size((110, 24)).columns, 110)
+        columns = min(shutil.get_terminal_size((110, 24)).columns, 110)
+        width = columns - 2 * in_chinese()  # argparse counts letters, and 用法 takes two columns more than that
         super().__init__(prog, max_help_position=min(30, width // 3), width=width)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, told("usage: ") if prefix is None else prefix)
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(heading and told(heading))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Examples stay whole, so that they can be copied."""
-        return text if text.startswith((EXAMPLES_HEAD, FIRST_HEAD)) else super()._fill_text(text, width, indent)
+        if text.startswith((EXAMPLES_HEAD, FIRST_HEAD)):
+            return told(text)
+        return "\n".join(indent + line for line in self._split_lines(text, width))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return folded(told(" ".join(text.split())), width)
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

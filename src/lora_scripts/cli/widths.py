@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from unicodedata import east_asian_width
 
+_NEVER_LAST = "（《“‘"
 _NEVER_FIRST = "，。；：、！？）》”’…"
-"""Signs that no line begins with."""
+"""Signs that no line begins with; above, those that none ends with."""
 
 
 def width(text: str) -> int:
@@ -44,12 +45,8 @@ def _pieces(text: str) -> list[str]:
     pieces = [""]
     for sign in text:
         before = pieces[-1][-1:]
-        if (
-            sign not in _NEVER_FIRST
-            and before
-            and (before == " " or _is_wide(sign) or _is_wide(before))
-            and sign != " "
-        ):
+        parted = before == " " or _is_wide(sign) or _is_wide(before or "a")
+        if before and parted and sign not in " " + _NEVER_FIRST and before not in _NEVER_LAST:
             pieces.append(sign)
         else:
             pieces[-1] += sign
