@@ -149,6 +149,18 @@ def test_a_line_is_told_as_a_whole_or_not_at_all(text: str, wanted: str, chinese
     assert told(text) == wanted
 
 
+PROBLEMS = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "zh" / "problems.md").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", PROBLEMS)
+def test_the_faults_that_beginners_meet_are_in_chinese(line: str, chinese: None) -> None:
+    """Those of the page of common ones, each with its mend: no sentence of English is left."""
+    shown = line.removesuffix(", …").replace("…", "7")
+    text = told(re.sub(r"^[\w./-]+\.(yaml|csv|png|safetensors|ckpt)(:\d+)?: |^[\w/]+/\w+: ", "", shown))
+    ours = re.sub(r"lora-scripts [^；，。]*|\S*[/_.:=]\S*|[\"“][^\"”]*[\"”]", "", text)
+    assert HAN.search(text) and not re.search("[a-z]{2,} [a-z]{2,} [a-z]{2,}", ours), text
+
+
 @pytest.mark.parametrize(
     "piece", ["a, ", "ab; ", "ab: ", "note: a of b, c (d: e; f); ", "3 pictures, 4 with a caption: ", "1 error, "]
 )
