@@ -187,6 +187,19 @@ def test_a_terminal_that_takes_no_chinese_gets_english(chinese: None, monkeypatc
         assert terminal.in_chinese() == takes
 
 
+def test_lines_beside_a_bar_are_in_chinese_too(chinese: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich puts its own stream, without an encoding, in the place of stdout while it draws one."""
+    import io
+
+    from rich.console import Console
+    from rich.file_proxy import FileProxy
+
+    for encoding, takes in (("utf-8", True), ("ascii", False)):
+        real = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", FileProxy(Console(file=io.StringIO()), real))
+        assert sys.stdout.encoding is None and terminal.in_chinese() == takes
+
+
 def test_events_are_told_in_chinese(chinese: None, capsys: pytest.CaptureFixture[str]) -> None:
     with show.People() as sink:
         sink(Advised("rising", "step 5: the loss hardly falls"))

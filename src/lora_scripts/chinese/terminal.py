@@ -47,8 +47,11 @@ def in_chinese() -> bool:
     """Whether the person reads Chinese, and the terminal or file that is written to takes it."""
     if language() == "en":
         return False
+    stream = getattr(
+        sys.stdout, "rich_proxied_file", sys.stdout
+    )  # under a bar stdout is rich's, which names no encoding
     try:
-        "中文".encode(sys.stdout.encoding or "ascii")
+        "中文".encode(stream.encoding or "ascii")
     except (LookupError, UnicodeEncodeError):
         return False
     return True
