@@ -53,6 +53,20 @@ class Fault(Exception):
     """Something a person can mend, as one line."""
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """A text for people, in the language that lora-scripts tells them everything in."""
+    sys.path.insert(0, str(ROOT / "src"))
+    try:
+        from lora_scripts.chinese.terminal import told  # needs no package
+
+        text = told(text)
+    except ImportError:  # this file alone
+        pass
+    finally:
+        sys.path.pop(0)
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
 # --- the environment ------------------------------------------------------------------------------------------------
 
 
@@ -94,9 +108,9 @@ def make_venv(root: Path) -> None:
     """A fresh `.venv`; what a broken-off start left behind is removed first."""
     folder = root / ".venv"
     if folder.exists():
-        print(f"Removing the unfinished or outdated environment in {folder}", flush=True)
+        say(f"Removing the unfinished or outdated environment in {folder}")
         shutil.rmtree(folder)
-    print(f"Making a virtual environment in {folder}", flush=True)
+    say(f"Making a virtual environment in {folder}")
     folder.mkdir()
     (folder / "unfinished").touch()  # removed when everything is in: an interrupted pip can leave half a package behind
     try:
@@ -156,7 +170,7 @@ def set_up(root: Path, command: str, pip: Pip = run_pip) -> None:
         done = {}
     stamp.unlink(missing_ok=True)
     unfinished.touch()
-    print(f"Installing {LOCKS[command]}, once: {size_in_words(root)}", flush=True)
+    say(f"Installing {LOCKS[command]}, once: {size_in_words(root)}")
     pip(root, ["--require-hashes", "--no-deps", "-r", LOCKS[command]])
     pip(root, ["-r", TORCH])
     # The lock holds setuptools: building without isolation needs no second download.
@@ -227,7 +241,7 @@ def demo(root: Path, output: Path, *, open_page: bool, world: str = "pictures") 
     code = run([venv_program(root, "lora-scripts"), "demo", world, "--output", output], root)
     report = root / output / WORLDS[world][1] / "report.html"
     if code == 0 and report.exists():
-        print(f"Report: {report}", flush=True)
+        say(f"Report: {report}")
         if open_page and shows_pages():
             opener = threading.Thread(target=webbrowser.open, args=[report.as_uri()], daemon=True)
             opener.start()
@@ -297,18 +311,18 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     try:
         set_up(root, "test" if known.command == "test" else "demo")
         if known.command == "setup":
-            print("\n".join(filter(None, [next_steps(root), card_in_words(root)])), flush=True)
+            say("\n".join(filter(None, [next_steps(root), card_in_words(root)])))
             return 0
         if known.command == "demo":
             output = known.output or Path(WORLDS[known.world][0])
             return demo(root, output, open_page=not known.no_open, world=known.world)
         return test(root, rest)
     except Fault as fault:
-        print(f"start.py: {fault}", file=sys.stderr)
+        say(f"start.py: {fault}", error=True)
     except OSError as fault:
-        print(f"start.py: {fault.filename or root}: {fault.strerror or fault}", file=sys.stderr)
+        say(f"start.py: {fault.filename or root}: {fault.strerror or fault}", error=True)
     except KeyboardInterrupt:
-        print("start.py: stopped; start again to go on", file=sys.stderr)
+        say("start.py: stopped; start again to go on", error=True)
         return 130
     return 2
 

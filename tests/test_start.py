@@ -338,3 +338,19 @@ def test_an_old_python_gets_one_sentence() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 1
     assert answer.stderr == "lora-scripts needs Python 3.11 or newer, this is 3.9; see https://python.org\n"
+
+
+def test_it_speaks_chinese_before_anything_is_installed() -> None:
+    """By a Python without any package."""
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['say']('start.py: stopped; start again to go on')"
+    env = {**os.environ, "LORA_SCRIPTS_LANG": "zh", "PYTHONIOENCODING": "utf-8"}
+    said = subprocess.run([sys.executable, "-S", "-c", code, START], env=env, capture_output=True, encoding="utf-8")
+    assert said.stdout == "start.py：已停止；再次启动会接着进行\n" and not said.stderr
+
+
+def test_a_copy_of_the_file_alone_speaks_english(tmp_path: Path) -> None:
+    copy = Path(shutil.copy(START, tmp_path))
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['say']('Report: here')"
+    env = {**os.environ, "LORA_SCRIPTS_LANG": "zh", "PYTHONIOENCODING": "utf-8"}
+    said = subprocess.run([sys.executable, "-S", "-c", code, copy], env=env, capture_output=True, encoding="utf-8")
+    assert said.stdout == "Report: here\n" and not said.stderr
