@@ -35,6 +35,7 @@ from lora_scripts.loras.file import family_of, read, save
 from lora_scripts.loras.on_model import apply
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.noise import Draws
+from lora_scripts.train.asked import Said
 from lora_scripts.workshop.common import Weighted
 from lora_scripts.workshop.merge import merge, unmerge
 from runs import faults, stopped
@@ -382,8 +383,8 @@ def test_it_is_trained_while_t5_is_gone(base: Path, data: Path, tmp_path: Path) 
     captions = {sample.caption for sample in parts.samples}
     bare = load_family(FACTS, base, replace(OPTIONS, **tiny_flux1.beside(base.parent)))  # type: ignore[arg-type]
     for caption in captions:
-        cached = parts.feed.encoded.text(caption)
-        assert (cached["pooled"] - bare.encode_text([caption])["pooled"][0]).abs().max() < 1e-6
+        cached = parts.feed.encoded.told([Said(caption)])
+        assert (cached["pooled"][0] - bare.encode_text([caption])["pooled"][0]).abs().max() < 1e-6
 
 
 @pytest.mark.slow

@@ -435,9 +435,9 @@ def test_what_an_earlier_lora_has_and_is_not_trained_stays_in_effect(
     )
     layers = apply(family, {text: weights[text]}, 1.0)
     try:
-        for caption in run.feed.encoded.captions:
-            wanted = family.encode_text([caption])["states"][0]
-            torch.testing.assert_close(run.feed.encoded.text(caption)["states"], wanted, rtol=1e-4, atol=1e-5)
+        for one in run.feed.encoded.asked:
+            wanted = family.encode_text([one.caption])["states"]
+            torch.testing.assert_close(run.feed.encoded.told([one])["states"], wanted, rtol=1e-4, atol=1e-5)
     finally:
         remove(family.roots, layers)
     new = read(run.folder.checkpoint(1)).weights

@@ -86,8 +86,8 @@ class Encoded:
         takes it."""
         self.family, self.pictures, self.masks, self.texts = family, pictures, masks, texts
         self.transparency = transparency and family.facts.transparent
-        each = [*all_said(pictures, sees=family.facts.sees, dropped=dropped), Said("")]
-        self.asked = list(dict.fromkeys(each)) if texts else []
+        each = [*all_said(pictures, sees=family.facts.sees, dropped=dropped), Said("")] if texts else []
+        self.asked = list(dict.fromkeys(each))
         """All that is cached of texts."""
         self._cached = frozenset(self.asked)
         self._cache: Cache | None = None
