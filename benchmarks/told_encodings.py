@@ -1,6 +1,6 @@
 """How often the encoding of captions that are not UTF-8 is told rightly: phrases drawn at random, in each encoding.
 
-python -m benchmarks.encodings [--draws N] [--seed S]   a table, as docs/check.md has it
+python -m benchmarks.told_encodings [--draws N] [--seed S]   a table, as docs/check.md has it
 
 A caption is two or five different phrases of one language, with the commas of that language or with plain ones, saved
 in an encoding that programs use for it. It is told by that alone, as `check --fix` tells a file by itself.
