@@ -1,7 +1,7 @@
 """Whether the learning rate that is best in a quarter of a run is the best in all of it, on the miniature world.
 
-    PYTHONPATH=. python benchmarks/tune_rates.py run   --work FOLDER [--styles neon,duotone] [--seed 100] [--epochs 8,4,2]
-    PYTHONPATH=. python benchmarks/tune_rates.py table --work FOLDER [--out FILE.json]
+    PYTHONPATH=. python benchmarks/tune_rates.py run   --work FOLDER [--styles neon,wash] [--seed 100] [--epochs 8,2]
+    PYTHONPATH=. python benchmarks/tune_rates.py table --work FOLDER [--epochs 8,2] [--out FILE.json]
 
 Each run is one of `lora-scripts train` on the bundled base: 128 px, rank 16, batches of 4, 50 pictures of a style and
 16 held out, the defaults besides; what is finished is not run again. `lora-scripts tune` would try a part of these runs
