@@ -149,6 +149,12 @@ def test_a_caption_alone_is_read_alike_with_a_tower_and_without(base: Path, path
     assert (family.encode_text(PROMPTS)["states"] - alone).abs().max() < 1e-5 * alone.abs().max()
 
 
+def test_a_caption_that_holds_a_pictures_sign_is_read_without_it(family: Any, paths: list[Path]) -> None:
+    """transformers would look for one more picture than there is."""
+    one, two = (family.encode_text([f"a{sign} lamp"], shown(paths))["states"] for sign in (SIGN, ""))
+    assert torch.equal(one, two)
+
+
 def test_what_was_read_is_known_by_the_pictures_too(family: Any, paths: list[Path]) -> None:
     one, two = shown(paths)
     family.encoder.remember([PROMPT], [one])

@@ -75,8 +75,8 @@ class SeeingEncoder(LanguageEncoder):
         ids = self._encoded(_BEFORE)
         for number, (_, (high, wide)) in enumerate(seen, 1):
             ids += self._encoded(f"Picture {number}: {BEGIN}{PAD * (high * wide // MERGED**2)}{END}")
-        # A caption stands between signs, and is cut as one alone is.
-        ids += self._encoded(f"{text}{self.reading.after}")[:_MOST]
+        # A caption stands between signs, and is cut as one alone is; what would count as a picture in it is left out.
+        ids += self._encoded(f"{text.replace(PAD, '')}{self.reading.after}")[:_MOST]
         out = model(
             input_ids=torch.tensor([ids], device=self.device),
             pixel_values=torch.cat([rows for rows, _ in seen]).to(self.device, self.dtype),
