@@ -54,6 +54,14 @@ def test_trials_are_compared_picture_by_picture() -> None:
     assert [one.alike for one in few] == [True, True]
 
 
+def test_what_counts_is_how_far_a_trial_is_below_its_base() -> None:
+    """A run of another length may measure at other noise levels, at which all losses are lower."""
+    near, far = trial("near", 0.9, 0.8, 0.9, 0.8), trial("far", 1.5, 1.6, 1.5, 1.6)
+    told = standings([near, replace(far, base=Evaluation(0, [2.0] * 4, (), "base"))])
+    assert [one.trial.value for one in told] == ["far", "near"]
+    assert told[1].higher is not None and told[1].higher.mean == pytest.approx(0.45 - 0.15)
+
+
 @pytest.fixture
 def config(base: Path, data: Path, tmp_path: Path) -> Path:
     own = {"base_model": base, "train_data_dir": data, "output_dir": tmp_path / "out", "epochs": 4}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.train.evidence import FEWEST, Evaluation, Interval, bootstrap, less
+from lora_scripts.train.evidence import FEWEST, Evaluation, Interval, bootstrap, less, mean
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Standing:
 
     trial: Trial
     higher: Interval | None
-    """How much higher its loss is, picture by picture; None where the two cannot be compared."""
+    """How much higher its loss is, picture by picture; None where it is no number."""
     alike: bool
     """That the evidence does not tell it from the best."""
 
@@ -45,13 +45,14 @@ def next_power(tried: Mapping[int, float]) -> int | None:
 
 
 def standings(trials: Sequence[Trial], seed: int = 0) -> list[Standing]:
-    """All of them, the lowest loss first; those without one last."""
-    known = [(one.best.loss, one.best, one) for one in trials if one.best is not None]
-    if not known:
-        return [Standing(one, None, False) for one in trials]
-    _, best, first = min(known, key=lambda row: row[0])
+    """All of them, the lowest loss first; those without one last.
+
+    What counts is how far each is below its base, which a run of another length may measure at other noise levels.
+    """
+    known = [(less(one.best.held, one.base.held), one) for one in trials if one.best and one.base]
+    known.sort(key=lambda row: mean(row[0]))
     told = []
-    for _, own, trial in sorted(known, key=lambda row: row[0]):
-        more = Interval(0.0, 0.0, 0.0) if trial is first else bootstrap(less(own.held, best.held), seed)
-        told.append(Standing(trial, more, len(own.held) < FEWEST or more.low <= 0))
-    return [*told, *(Standing(one, None, False) for one in trials if one.best is None)]
+    for own, trial in known:
+        more = bootstrap(less(own, known[0][0]), seed) if told else Interval(0.0, 0.0, 0.0)
+        told.append(Standing(trial, more, len(own) < FEWEST or more.low <= 0))
+    return [*told, *(Standing(one, None, False) for one in trials if not (one.best and one.base))]
