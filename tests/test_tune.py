@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import small_words
 import tiny
+import tiny_flux2
 from conftest import offline
 from lora_scripts import run
 from lora_scripts.cli import main
+from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import Diverged
 from lora_scripts.events import Event, Stepped
+from lora_scripts.run.configs import load_config
 from lora_scripts.train.evidence import Evaluation
 from lora_scripts.tune.command import TuneOptions, tune
 from lora_scripts.tune.search import Trial, next_power, standings
@@ -150,6 +157,82 @@ def test_a_language_model_is_tuned_by_the_same_command(tmp_path: Path, capsys: A
     assert capsys.readouterr().out.splitlines()[-1] == "in 1 of 2 epochs the lowest: write learning_rate: 3e-2"
 
 
+@pytest.fixture
+def trained(monkeypatch: Any) -> list[TrainConfig]:
+    """The trials that were asked for; nothing is trained."""
+    asked: list[TrainConfig] = []
+
+    def train(one: TrainConfig, **more: Any) -> None:
+        asked.append(one)
+        rows = [{"step": n, "held": [1.0 - n / 9] * 2, "train": [], "name": "" if n else "base"} for n in (0, 2)]
+        one.output_dir.mkdir(parents=True)
+        (one.output_dir / "heldout.json").write_text(json.dumps({"evaluations": rows}), "utf-8")
+        (one.output_dir / "report.html").write_text("", "utf-8")
+
+    monkeypatch.setattr(run, "train", train)
+    return asked
+
+
+def test_trials_of_other_files_are_others(base: Path, config: Path, tmp_path: Path, trained: list[TrainConfig]) -> None:
+    """A base that was replaced, another mask: what was finished with the ones before is no part of the comparison."""
+    own = Path(shutil.copyfile(base, tmp_path / "own.safetensors"))
+    shutil.copytree(load_config(config).train_data_dir, tmp_path / "masks", ignore=shutil.ignore_patterns("*.csv"))
+    words = ["tune", "--config", str(config), "--try", "lora_rank=1,2", f"base_model={own}"]
+    words.append(f"mask_dir={tmp_path / 'masks'}")
+    mask = next((tmp_path / "masks").iterdir())
+    counts = []
+    for changed in (config, config, own, mask):
+        os.utime(changed, ns=(changed.stat().st_mtime_ns + 1000,) * 2)
+        assert main(words) == 0
+        counts.append(len(trained))
+    assert counts == [2, 2, 4, 6]
+
+
+def test_trials_of_other_references_are_others(data: Path, tmp_path: Path, trained: list[TrainConfig]) -> None:
+    base = tiny_flux2.write_base(tmp_path / "base.safetensors")
+    before = Path(shutil.copytree(data, tmp_path / "before", ignore=shutil.ignore_patterns("*.csv")))
+    keys = {"base_model": base, **tiny_flux2.beside(tmp_path), "train_data_dir": data, "reference_dir": before}
+    words = ["tune", "--config", str(tiny.write_config(tmp_path, **keys, val_split=0.4)), "--try", "lora_rank=1,2"]
+    assert main(words) == 0
+    Image.effect_noise((64, 64), 9).convert("RGB").save(before / "0.png")
+    assert main(words) == 0 and len(trained) == 4
+
+
+def test_a_trial_draws_nothing_on_its_way_and_reaches_its_rate(config: Path, trained: list[TrainConfig]) -> None:
+    config.write_text(config.read_text("utf-8").replace("sample_every: 0", "sample_every_epochs: 1"), "utf-8")
+    words = ["tune", "--config", str(config), "--try", "lora_rank=1,2", "--share", "0.25"]
+    assert main([*words, "sample_first=true", "warmup_steps=4"]) == 0
+    for one in trained:
+        assert one.preview_steps(3) == 0 and not one.sample_first
+        assert one.warmup_steps == 1 and one.save_precision == "fp32"
+
+
+def test_a_value_that_is_no_name_of_a_folder(tmp_path: Path, config: Path, trained: list[TrainConfig]) -> None:
+    """Such as a path: each has a folder of its own."""
+    assert main(["tune", "--config", str(config), "--try", "targets=['*to_q'],['*to_k']"]) == 0
+    names = [one.output_dir.name for one in trained]
+    assert all(re.fullmatch("targets-[0-9a-f]{8}", name) for name in names) and len(set(names)) == 2
+    assert len({one.output_dir.parent for one in trained}) == 1 == len(list((tmp_path / "out" / "tune").iterdir()))
+
+
+def test_losses_that_are_gone_are_told(config: Path, trained: list[TrainConfig], capsys: Any) -> None:
+    words = ["tune", "--config", str(config), "--try", "lora_rank=1,2"]
+    assert main(words) == 0
+    folder = trained[1].output_dir
+    (folder / "heldout.json").unlink()
+    assert main(words) == 2
+    assert f"heldout.json: the losses of this trial cannot be read; remove {folder}" in capsys.readouterr().err
+
+
+def test_values_of_which_none_gives_a_number_have_no_best(config: Path, monkeypatch: Any, capsys: Any) -> None:
+    def breaks(*asked: Any, **more: Any) -> None:
+        raise Diverged("step 2: the loss is not a finite number")
+
+    monkeypatch.setattr(run, "train", breaks)
+    assert main(["tune", "--config", str(config), "--try", "lora_rank=1,2"]) == 2
+    assert "lora_rank: with none of 1, 2 the loss is a number; lower learning_rate" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_told_at_once(config: Path, capsys: Any) -> None:
     def told(*more: str) -> str:
         assert main(["tune", "--config", str(config), *more]) == 2
@@ -161,3 +244,5 @@ def test_what_cannot_be_compared_is_told_at_once(config: Path, capsys: Any) -> N
     assert "KEY=A,B,… with two values" in told("--try", "lora_rank=4")
     assert "lora_rnk" in told("--try", "lora_rnk=4,8")
     assert "lora_rank" in told("--try", "lora_rank=4,many")
+    assert "--try epochs: tune sets it for each trial; write --share" in told("--try", "epochs=2,4")
+    assert "--try seed: it decides what is measured" in told("--try", "seed=1,2")
