@@ -215,6 +215,19 @@ def test_a_value_that_is_no_name_of_a_folder(tmp_path: Path, config: Path, train
     assert len({one.output_dir.parent for one in trained}) == 1 == len(list((tmp_path / "out" / "tune").iterdir()))
 
 
+def test_keys_and_values_are_no_words_of_chinese(config: Path, trained: list[TrainConfig], capsys: Any) -> None:
+    """`loss` is one, but has to be written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_SCRIPTS_LANG", "zh")
+        assert main(["tune", "--config", str(config), "--try", "loss=l2,huber"]) == 0
+        assert main(["tune", "--config", str(config), "--try", "seed=1,2"]) == 2
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "试验：loss l2，4 轮中的 1 轮" and lines[-1] == "4 轮中的 1 轮里损失最低：请写 loss: l2"
+    assert lines[2].split()[0] == "loss" and [line.split()[0] for line in lines[3:5]] == ["l2", "huber"]
+    assert "--try seed：它决定测的是什么" in err
+
+
 def test_losses_that_are_gone_are_told(config: Path, trained: list[TrainConfig], capsys: Any) -> None:
     words = ["tune", "--config", str(config), "--try", "lora_rank=1,2"]
     assert main(words) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import argument, default, number
 from lora_scripts.cli.show import columns
 from lora_scripts.cli.train import add_config
@@ -49,7 +50,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Tuned:
 
 def words(result: Tuned) -> list[str]:
     """A table, the best first, and what to write."""
-    head = [result.key, "held-out loss", "than the base", "than the best"]
+    head = [AsItIs(result.key), "held-out loss", "than the base", "than the best"]
     lines = columns(head, [_row(one) for one in result.standings])
     best = result.standings[0].trial
     alike = [one.trial.value for one in result.standings[1:] if one.alike]
@@ -64,9 +65,9 @@ def words(result: Tuned) -> list[str]:
 def _row(one: Standing) -> list[str]:
     from lora_scripts.train.evidence import change
 
-    base, best = one.trial.base, one.trial.best
+    base, best, value = one.trial.base, one.trial.best, AsItIs(one.trial.value)
     if best is None or base is None or one.higher is None:
-        return [one.trial.value, "no number", "", ""]
+        return [value, "no number", "", ""]
     more = one.higher
     than = f"+{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f})" if more.mean else ""
-    return [one.trial.value, f"{best.loss:.4f}", change(base.loss - best.loss, base.loss), than]
+    return [value, f"{best.loss:.4f}", change(base.loss - best.loss, base.loss), than]
