@@ -20,12 +20,13 @@ import tiny_flux2
 from conftest import offline
 from lora_scripts import run
 from lora_scripts.cli import main
+from lora_scripts.cli import tune as cli_tune
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.errors import Diverged
 from lora_scripts.events import Event, Stepped
 from lora_scripts.run.configs import load_config
 from lora_scripts.train.evidence import Evaluation
-from lora_scripts.tune.command import TuneOptions, tune
+from lora_scripts.tune.command import Tuned, TuneOptions, tune
 from lora_scripts.tune.search import Trial, next_power, standings
 
 
@@ -59,6 +60,14 @@ def test_trials_are_compared_picture_by_picture() -> None:
     assert told[2].higher is not None and told[2].higher.mean == pytest.approx(0.025)
     few = standings([trial("a", 0.1, 0.2, 0.3), trial("b", 0.4, 0.5, 0.6)])
     assert [one.alike for one in few] == [True, True]
+
+
+def test_what_is_worse_than_the_base_is_not_to_be_written() -> None:
+    def last(*losses: float) -> str:
+        return cli_tune.words(Tuned("lora_rank", standings([trial("4", *losses)]), 1, 4, 4))[-1]
+
+    assert last(0.9, 1.0, 1.0, 1.0) == "in 1 of 4 epochs the lowest: write lora_rank: 4"
+    assert last(1.1, 1.0, 1.0, 1.0).startswith("none is better than the base model: more --share")
 
 
 def test_what_counts_is_how_far_a_trial_is_below_its_base() -> None:

@@ -59,6 +59,8 @@ def words(result: Tuned) -> list[str]:
         lines.append(told)
     if result.open:
         lines.append("the best has no worse one on either side yet: a higher --most goes on from here")
+    if best.best and best.base and best.best.loss >= best.base.loss:
+        return [*lines, "none is better than the base model: more --share, or other pictures and captions, come first"]
     return [*lines, f"in {result.epochs} of {result.of} epochs the lowest: write {result.key}: {best.value}"]
 
 

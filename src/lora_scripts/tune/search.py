@@ -51,7 +51,7 @@ def standings(trials: Sequence[Trial], seed: int = 0) -> list[Standing]:
     """
     known = [(less(one.best.held, one.base.held), one) for one in trials if one.best and one.base]
     known.sort(key=lambda row: mean(row[0]))
-    told = []
+    told: list[Standing] = []
     for own, trial in known:
         more = bootstrap(less(own, known[0][0]), seed) if told else Interval(0.0, 0.0, 0.0)
         told.append(Standing(trial, more, len(own) < FEWEST or more.low <= 0))
