@@ -190,7 +190,8 @@ def test_trials_of_other_files_are_others(base: Path, config: Path, tmp_path: Pa
     words.append(f"mask_dir={tmp_path / 'masks'}")
     mask = next((tmp_path / "masks").iterdir())
     counts = []
-    for changed in (config, config, own, mask):
+    for changed in (config, mask.with_name(".DS_Store"), own, mask):
+        changed.touch()
         os.utime(changed, ns=(changed.stat().st_mtime_ns + 1000,) * 2)
         assert main(words) == 0
         counts.append(len(trained))

@@ -126,9 +126,11 @@ def _data(config: TrainConfig) -> tuple[int, str]:
 
 
 def _marks(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """What tells another content of files, or of all files in folders, without reading it."""
-    files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-    return [(file.as_posix(), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files if file.is_file()]
+    """What tells another content of files, or of all files in folders, without reading it. Not of hidden ones, in which
+    systems and hubs keep notes of their own."""
+    each = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    files = [file for file in each if file.is_file() and not file.name.startswith(".")]
+    return [(file.as_posix(), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
 def _files(config: TrainConfig, tried: str) -> Iterator[Path]:
@@ -199,7 +201,7 @@ class _Trials:
             except Diverged:
                 io.make_folder(folder.path)
                 io.write_text(diverged, "")
-        shutil.rmtree(folder.states, ignore_errors=True)  # its LoRA and its losses stay
+            shutil.rmtree(folder.states, ignore_errors=True)  # its LoRA and its losses stay
         if diverged.exists():
             return Trial(value, folder.path)
         taken = _evaluations(folder.measured)
