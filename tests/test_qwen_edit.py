@@ -27,6 +27,7 @@ from conftest import offline
 from flow_checks import OPTIONS, PROMPTS
 from lora_scripts.cli import main
 from lora_scripts.config.load import load_config
+from lora_scripts.data.image import apply_view, load_rgb
 from lora_scripts.data.references import seen_beside
 from lora_scripts.families.base import Batch, Sampling
 from lora_scripts.families.qwen_image import layout, tower
@@ -403,3 +404,20 @@ def test_references_are_seen_by_the_text_encoder(place: Path, base: Path, tmp_pa
     assert [len(one.beside) for one in asked].count(2) == 4
     blind = all_said(planned(config, FACTS.bucket_steps, samples), sees=False, dropped=True)
     assert {one.caption for one in blind} == {"make it night 0", "make it night 1", ""} and len(blind) == 3
+
+
+def test_tags_that_are_shuffled_are_read_beside_the_references_of_each(
+    place: Path, base: Path, family: Any, tmp_path: Path
+) -> None:
+    """No cache has them: they are read in the step, those together that are shown the same."""
+    from lora_scripts.run.dataset import build_feed
+    from lora_scripts.run.preflight import preflight
+
+    config = load_config(tiny.write_config(tmp_path, **keys(place, base, tmp_path / "out", val_split=0)))
+    feed = build_feed(config, family, preflight(config, resume=None).samples.trained, [])
+    rows = [(1, 0, "night, red"), (2, 1, "red, night"), (1, 1, "night, red"), (1, 0, "red")]
+    told = feed.texts_of(rows)
+    assert told is not None
+    for (picture, view, caption), states, length in zip(rows, told["states"], told["lengths"], strict=True):
+        beside = [apply_view(load_rgb(one.sample.path), one.views[view]) for one in feed.pictures[picture].references]
+        assert torch.equal(states[:length], family.encode_text([caption], beside)["states"][0])
