@@ -257,6 +257,10 @@ def test_no_text_is_taken_for_another() -> None:
         ("Style 4 %. On average over the prompts:", "画风 4 %。对各条提示词取平均："),
         ("5 of 50 images; measured every 9 steps", "50 张中的 5 张；每 9 步测一次"),
         ("5 images of ./val; measured every 9 steps", "./val 里的 5 张；每 9 步测一次"),
+        (
+            "about 18 % of the time: report 18 % (less with report: short)",  # a key and its value
+            "约占 18 % 的时间：报告的图 18 %（想少一些：report: short）",
+        ),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (

@@ -264,8 +264,8 @@ def test_what_cannot_be_compared_is_told_at_once(config: Path, capsys: Any) -> N
 
     assert "tune compares by held-out loss, and nothing is held out; write val_split: 0.1" in told("val_split=0")
     assert "prodigy finds its learning rate itself; name another key" in told("optimizer=prodigy", "learning_rate=1")
-    assert "KEY=A,B,… with two values" in told("--try", "lora_rank=4")
     assert "lora_rnk" in told("--try", "lora_rnk=4,8")
     assert "lora_rank" in told("--try", "lora_rank=4,many")
     assert "--try epochs: tune sets it for each trial; write --share" in told("--try", "epochs=2,4")
     assert "--try seed: it decides what is measured" in told("--try", "seed=1,2")
+    assert "argument --try: must be KEY=A,B,… with two values" in told("--try", "lora_rank=4，")

@@ -9,7 +9,6 @@ from lora_scripts.chinese.terminal import AsItIs
 from lora_scripts.cli.options import argument, default, number
 from lora_scripts.cli.show import columns
 from lora_scripts.cli.train import add_config
-from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 
 if TYPE_CHECKING:
@@ -33,9 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def _tried(text: str) -> tuple[str, tuple[str, ...]]:
     key, equals, values = text.partition("=")
-    each = tuple(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
+    each = tuple(dict.fromkeys(value.strip() for value in values.replace("，", ",").split(",") if value.strip()))
     if not (key and equals) or len(each) < 2:
-        raise UserError("is KEY=A,B,… with two values at least")
+        raise ValueError("must be KEY=A,B,… with two values at least")
     return key.strip(), each
 
 
