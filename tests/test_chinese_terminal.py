@@ -134,7 +134,7 @@ def test_message_and_mend_are_told_by_themselves(error: UserError, wanted: str, 
         ("  warning: too small (6): img01.png: 256 x 256 px is small: it is enlarged 2.00-fold to 512 x 512; "
          "look for a larger copy, remove it, or train at a lower resolution; also img02.png, img03.png and 4 more",
          "  警告：太小（6）：img01.png: 256 x 256 像素偏小：会放大 2.00 倍到 512 x 512；找一张更大的、删除，"
-         "或用更低的分辨率训练；另有 img02.png, img03.png 等另外 4 个"),
+         "或用更低的分辨率训练；还有 img02.png, img03.png 及另外 4 个"),
         ("note: nobody has put this sentence into Chinese yet", "note: nobody has put this sentence into Chinese yet"),
         ("training: nobody has put this sentence into Chinese", "training: nobody has put this sentence into Chinese"),
         ("has no effect without shuffle_tags or tag_dropout", "没有 shuffle_tags or tag_dropout 就不起作用"),

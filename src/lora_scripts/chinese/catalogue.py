@@ -24,12 +24,13 @@ _KINDS = {"count": r"[\d.,]+", "one": r"\S+"}
 ends so."""
 _FOREIGN = frozenset({"why", "told", "start", "types", "programs", "path"})
 """Holes with what other programs say, or with names: looked up, but English where it is not known."""
-_PROSE = re.compile("[a-z]{2,}[,:;]? [a-z]{2,}")
+_PROSE = re.compile(r"(?:\ba|[a-z]{2,}[,:;]?) [a-z]{2,}")
 """English. What no other hole may hold untold, for half of each language is worse than English."""
 _JOINT = re.compile("[:;] ")
 """What parts one statement from the next: no name holds one."""
 _SPLIT = {"parts": (", ", "，"), "choices": (" or ", " 或 ")}
 """Holes of several texts, each looked up by itself, and what stands between two of them."""
+_HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile("[A-Za-z0-9%]")
 _LIST = re.compile(r"(.*) and (\d+) more", re.DOTALL)
 
 
@@ -75,7 +76,15 @@ def _filled_in(text: str, apart: bool) -> str | None:
 
 
 def _filled(chinese: str, own: Mapping[str, str | None]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda hole: own[hole[1]] or "", chinese)
+    """With a space where a figure or a Latin word comes to stand beside a sign."""
+
+    def put(hole: re.Match[str]) -> str:
+        value = own[hole[1]] or ""
+        before = " " if _HAN.search(chinese[: hole.start()][-1:]) and _LATIN.match(value) else ""
+        after = " " if _HAN.match(chinese[hole.end() :]) and _LATIN.match(value[-1:]) else ""
+        return f"{before}{value}{after}"
+
+    return re.sub(r"\{(\w+)\}", put, chinese)
 
 
 def _inside(name: str, value: str) -> str | None:
@@ -84,7 +93,7 @@ def _inside(name: str, value: str) -> str | None:
     if kind in _TYPED or kind in _KINDS:
         return value
     if kind in _OWN:
-        return None if _JOINT.search(value) else _LIST.sub(r"\1 等另外 \2 个", value) if kind == "list" else value
+        return None if _JOINT.search(value) else _LIST.sub(r"\1 及另外 \2 个", value) if kind == "list" else value
     if kind in _SPLIT:
         between, chinese = _SPLIT[kind]
         return chinese.join(map(_measured, value.split(between)))

@@ -99,7 +99,8 @@ def argument(convert: Callable[[str], T]) -> Callable[[str], T]:
         try:
             return convert(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{error}, not {text!r}") from None
+            what, semicolon, mend = str(error).partition("; ")
+            raise argparse.ArgumentTypeError(f"{what}, not {text!r}{semicolon}{mend}") from None
 
     return checked
 
