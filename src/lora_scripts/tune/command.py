@@ -30,8 +30,10 @@ SET = frozenset({"epochs", "output_dir", "cache_dir", "sample_every", "sample_ev
 MEASURED = frozenset(
     {"train_data_dir", "metadata_path", "reference_dir", "train_file", "val_file", "val_data_dir", "val_split", "seed"}
     | {"base_model", "vae", "prediction", "zero_terminal_snr", "resolution", "timestep_min", "timestep_max"}
+    | {"train_on", "chat_template", "max_length", "long_records"}
 )
-"""Keys that decide what is measured: other pictures, other noise or another base."""
+"""Keys that decide what is measured: other pictures or words, other noise or another base. Not those of the loss: what
+is measured has none of its weights."""
 FILES = ("base_model", "vae", "text_encoder", "init_lora", "training_adapter", "mask_dir", "class_data_dir")
 """Keys of files that decide what is learnt, besides the pictures."""
 AGAIN = "the same command"
