@@ -269,6 +269,13 @@ def test_no_text_is_taken_for_another() -> None:
             "argument --size: must be multiples of 8 from 64 to 2048 pixels, not '5'; the nearest to 5 is 64",
             "参数 --size：应当是 64 到 2048 像素之间 8 的倍数，而不是 '5'；离 5 最近的是 64",
         ),
+        ("trial: epochs 2, 1 of 4 epochs", "试验：epochs 2，训练 1 轮（配置共 4 轮）"),  # keys stay keys
+        ("in 1 of 4 epochs the lowest: write seed: 2", "训练 1 轮（配置共 4 轮）时损失最低：请写 seed: 2"),
+        (
+            "no copies: 0 of 10 drawn pictures are near copies (7; the closest: 0.96, 0.98)",
+            "没有照抄：画出的 10 张图中有 0 张几乎是训练图片的翻版（7；最接近的：0.96, 0.98）",
+        ),
+        ("about 1 min 55 s: steps 1 min 19 s, saves 2 min 6 s", "约 1 min 55 s：训练 1 min 19 s，保存 2 min 6 s"),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (

@@ -105,7 +105,7 @@ def _inside(name: str, value: str) -> str | None:
 
 def _measured(text: str) -> str:
     """One of several: a text, or one with a figure behind it ("LoRA files 24 kB")."""
-    what, figure = re.fullmatch(r"(.+?)( \d\S* \S+)?", text, re.DOTALL).groups("")  # type: ignore[union-attr]
+    what, figure = re.fullmatch(r"(.+?)((?: \d\S* \S+)*)", text, re.DOTALL).groups("")  # type: ignore[union-attr]
     return translated(text) or f"{translated(what) or what}{figure}"
 
 
