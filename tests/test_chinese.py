@@ -85,6 +85,8 @@ def test_every_finding_of_the_data_set_doctor_is_there_in_chinese(module: str) -
             texts.append(node.value)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
             texts += node.args[3:5]
+            if isinstance(kind := node.args[0], ast.Constant):  # its heading
+                assert chinese.translated(kind.value.replace("_", " ")) is not None, kind.value
     for text in (one for value in texts for one in _strings(value)):
         assert chinese.translated(f"{text}7" if text.endswith(": ") else text) is not None, text
 
@@ -276,6 +278,18 @@ def test_no_text_is_taken_for_another() -> None:
             "没有照抄：画出的 10 张图中有 0 张几乎是训练图片的翻版（7；最接近的：0.96, 0.98）",
         ),
         ("about 1 min 55 s: steps 1 min 19 s, saves 2 min 6 s", "约 1 min 55 s：训练 1 min 19 s，保存 2 min 6 s"),
+        (
+            "a.safetensors: a Stable Diffusion 1.x checkpoint, 20.9 MB",
+            "a.safetensors: Stable Diffusion 1.x 底模，20.9 MB",
+        ),
+        (
+            "2e-4 and 1e-4 cannot be told from 8e-4 by 3 held-out samples",
+            "只靠 3 个留出的样本，2e-4、1e-4 与 8e-4 分不出高下",
+        ),
+        (
+            "stopped at step 4; everything is saved, go on with the same command",
+            "停在第 4 步；一切都已保存，再运行同样的命令就会继续",
+        ),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (

@@ -99,7 +99,7 @@ def test_a_file_leaves_out_comments_and_tells_all_faults(tmp_path: Path) -> None
     path.write_bytes(b"a\nb\xff\n")
     with pytest.raises(UserError, match=r"prompts.txt:2: not UTF-8 text"):
         read_prompts(path)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such file; write the prompts into a text file"):
         read_prompts(tmp_path / "none.txt")
 
 

@@ -28,7 +28,7 @@ _PROSE = re.compile(r"(?:\ba|[a-z]{2,}[,:;]?) [a-z]{2,}")
 """English. What no other hole may hold untold, for half of each language is worse than English."""
 _JOINT = re.compile("[:;] ")
 """What parts one statement from the next: no name holds one."""
-_SPLIT = {"parts": (", ", "，"), "choices": (" or ", " 或 ")}
+_SPLIT = {"parts": (", ", "，"), "choices": (" or ", " 或 "), "both": (" and ", "、")}
 """Holes of several texts, each looked up by itself, and what stands between two of them."""
 _HAN, _LATIN = re.compile("[\u4e00-\u9fff]"), re.compile("[A-Za-z0-9%]")
 _LIST = re.compile(r"(.*) and (\d+) more", re.DOTALL)

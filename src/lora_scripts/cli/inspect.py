@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts import units
-from lora_scripts.chinese.terminal import AsItIs
+from lora_scripts.chinese.terminal import AsItIs, told
 from lora_scripts.cli.options import path, require_models
 from lora_scripts.cli.show import columns
+from lora_scripts.cli.widths import ljust, rjust
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 
@@ -69,7 +70,8 @@ def _page(report: Report) -> list[str]:
 
 
 def _blocks(lora: Portrait) -> list[str]:
-    lines = [f"{'block':<18}{'modules':>8}{'|ΔW|':>11}{'largest σ':>11}  where"]
+    block, modules, sigma, where = map(told, ("block", "modules", "largest σ", "where"))
+    lines = [AsItIs(f"{ljust(block, 18)}{rjust(modules, 8)}{'|ΔW|':>11}{rjust(sigma, 11)}  {where}")]
     for block in lora.blocks:
         lines.append(
             f"{block.name:<18}{block.modules:>8}{block.frobenius:>11.4g}{block.spectral:>11.4g}  {block.largest}"

@@ -29,6 +29,8 @@ def read_prompts(path: Path, *, tags: bool = True) -> list[PromptLine]:
 
     `tags` as of `parse_line`.
     """
+    if not path.exists():
+        raise UserError("no such file", file=path, hint="write the prompts into a text file, one a line, and name that")
     lines, faults = [], []
     for number, row in enumerate(read_lines(path, pipe=True), 1):
         if not row.strip() or row.lstrip().startswith("#"):
