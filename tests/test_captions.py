@@ -162,7 +162,10 @@ def test_metadata_that_is_no_table(tmp_path: Path) -> None:
     read_metadata(tmp_path / "none.csv", faults)
     (tmp_path / "folder.csv").mkdir()
     read_metadata(tmp_path / "folder.csv", faults)
-    assert ["no such file" in str(faults[0]), "not a regular file" in str(faults[1])] == [True, True]
+    assert ["no such file" in str(faults[0]), "is a folder, not a file; name a file in it" in str(faults[1])] == [
+        True,
+        True,
+    ]
 
 
 def test_sidecar(tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ def test_no_text_is_taken_for_another() -> None:
             "stopped at step 4; everything is saved, go on with the same command",
             "停在第 4 步；一切都已保存，再运行同样的命令就会继续",
         ),
+        ("about 11 s: preparing 2.3 s, steps 1.6 s", "约 11 s：准备 2.3 s，训练 1.6 s"),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (

@@ -19,7 +19,7 @@ import lora_scripts
 import tiny
 from lora_scripts.chinese import catalogue, spoken, terminal
 from lora_scripts.chinese.terminal import AsItIs, told, told_error
-from lora_scripts.cli import main, parsers, show
+from lora_scripts.cli import evaluate, main, parsers, show
 from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.widths import folded, width
 from lora_scripts.errors import UserError
@@ -176,6 +176,15 @@ def test_what_a_person_wrote_is_never_told(chinese: None) -> None:
     assert told("captions") == "描述"
     error = UserError("captions does not exist in step", hint="put the pictures there, or change the path")
     assert str(told_error(error)).startswith("step 里没有 captions; ")
+
+
+def test_a_missing_reference_is_no_word_of_its_file(chinese: None) -> None:
+    assert told("3.png: has no reference") == "3.png: 没有参考图"
+
+
+def test_long_answers_of_a_model_stay_and_who_gives_them_is_told(chinese: None) -> None:
+    line = evaluate._said("with LoRA", "first, " * 300)
+    assert told(line) == "加上 LoRA：" + "first, " * 300
 
 
 def test_a_terminal_that_takes_no_chinese_gets_english(chinese: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
     """The whole of a regular file. Anything else is refused unopened, for a FIFO would block; with `pipe`, which is for
     what a person names on the command line, it is read. Raises UserError."""
     try:
+        if path.is_dir():
+            hint = "name a file in it, or put a file in its place"
+            raise UserError("is a folder, not a file", file=path, hint=hint)
         if not pipe and not stat.S_ISREG(path.stat().st_mode):
             raise UserError("is not a regular file", file=path, hint="remove it, or put a real file in its place")
         return path.read_bytes()

@@ -19,9 +19,9 @@ _OWN = frozenset({"list", "names", "words", "name", "file", "word"})
 """Holes with names that a person gave, also numbered (file2)."""
 _TYPED = frozenset({"text", "command"})
 """Holes with anything that a person wrote, or types; so is what stands in quotes."""
-_KINDS = {"count": r"[\d.,]+", "one": r"\S+"}
-"""Holes that take a number alone, or one word that is a person's: "{count} pictures" is no pattern for every text that
-ends so."""
+_KINDS = {"count": r"[\d.,]+", "one": r"\S*[^\s:]"}
+"""Holes that take a number alone, or one word that is a person's, and no label with its colon: "{count} pictures" is no
+pattern for every text that ends so."""
 _FOREIGN = frozenset({"why", "told", "start", "types", "programs", "path"})
 """Holes with what other programs say, or with names: looked up, but English where it is not known."""
 _PROSE = re.compile(r"(?:\ba|[a-z]{2,}[,:;]?) [a-z]{2,}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lora_scripts.chinese.terminal import AsItIs
+from lora_scripts.chinese.terminal import AsItIs, told
 from lora_scripts.cli.options import add_device, add_language_model, add_template, asked, default, number, path
 from lora_scripts.cli.show import columns
 from lora_scripts.events import Sink
@@ -61,9 +61,15 @@ def words(result: Evaluated) -> list[str]:
         lines.append(f"  loss {_interval(result.compared.loss)}, exact answers {_interval(result.compared.exact)}")
         lines.append(f"  ROUGE-L {_interval(result.compared.rouge_l)}")
     for shown in result.answers:
-        lines += ["", AsItIs(f"{shown.place}: {shown.asked}"), f"wanted: {shown.wanted}", f"base: {shown.base}"]
-        lines += [f"with LoRA: {shown.lora}"] if shown.lora is not None else []
+        lines += ["", AsItIs(f"{shown.place}: {shown.asked}"), _said("wanted", shown.wanted)]
+        lines += [_said("base", shown.base)]
+        lines += [_said("with LoRA", shown.lora)] if shown.lora is not None else []
     return lines
+
+
+def _said(who: str, text: str) -> str:
+    """An answer as it is, however long; who gives it is told."""
+    return AsItIs(told(f"{who}: …").removesuffix("…") + text)
 
 
 def _share(share: Share) -> str:
