@@ -344,6 +344,8 @@ def _arguments(node: ast.AST) -> Iterator[ast.expr | None]:
     if isinstance(node, ast.Call) and TOLD.search(ast.unparse(node.func)):
         yield from node.args
         yield from (keyword.value for keyword in node.keywords)
+    elif isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):  # faults of keys
+        yield from node.value.elts
     elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in NAMED:
         yield node.value
 

@@ -76,7 +76,7 @@ def _filled_in(text: str, apart: bool) -> str | None:
 
 
 def _filled(chinese: str, own: Mapping[str, str | None]) -> str:
-    """With a space where a figure or a Latin word comes to stand beside a sign."""
+    """With a space where a figure or a Latin word comes to stand beside a sign, and one 请 of two mends."""
 
     def put(hole: re.Match[str]) -> str:
         value = own[hole[1]] or ""
@@ -84,7 +84,7 @@ def _filled(chinese: str, own: Mapping[str, str | None]) -> str:
         after = " " if _HAN.match(chinese[hole.end() :]) and _LATIN.match(value[-1:]) else ""
         return f"{before}{value}{after}"
 
-    return re.sub(r"\{(\w+)\}", put, chinese)
+    return re.sub(r"\{(\w+)\}", put, chinese).replace("或请", "或")
 
 
 def _inside(name: str, value: str) -> str | None:
