@@ -293,6 +293,7 @@ def test_no_text_is_taken_for_another() -> None:
         ("about 11 s: preparing 2.3 s, steps 1.6 s", "约 11 s：准备 2.3 s，训练 1.6 s"),
         ("leave compile out, or write base_precision: int8", "请去掉 compile，或写 base_precision: int8"),
         ("the range is empty: 5 to 3", "范围是空的：5 到 3"),
+        ("has no effect without shuffle_tags or tag_dropout", "没有 shuffle_tags 或 tag_dropout 就不起作用"),
         ("a cat by a lake", None),
         ('says both "red" and "steps"', "同时写了“red”和“steps”"),  # words of a caption
         (

@@ -70,8 +70,8 @@ def _page(report: Report) -> list[str]:
 
 
 def _blocks(lora: Portrait) -> list[str]:
-    block, modules, sigma, where = map(told, ("block", "modules", "largest σ", "where"))
-    lines = [AsItIs(f"{ljust(block, 18)}{rjust(modules, 8)}{'|ΔW|':>11}{rjust(sigma, 11)}  {where}")]
+    name, count, sigma, where = map(told, ("block", "modules", "largest σ", "where"))
+    lines: list[str] = [AsItIs(f"{ljust(name, 18)}{rjust(count, 8)}{'|ΔW|':>11}{rjust(sigma, 11)}  {where}")]
     for block in lora.blocks:
         lines.append(
             f"{block.name:<18}{block.modules:>8}{block.frobenius:>11.4g}{block.spectral:>11.4g}  {block.largest}"
