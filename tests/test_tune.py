@@ -233,7 +233,10 @@ def test_keys_and_values_are_no_words_of_chinese(config: Path, trained: list[Tra
         assert main(["tune", "--config", str(config), "--try", "seed=1,2"]) == 2
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "试验：loss l2，4 轮中的 1 轮" and lines[-1] == "4 轮中的 1 轮里损失最低：请写 loss: l2"
+    assert (
+        lines[0] == "试验：loss l2，训练 1 轮（配置共 4 轮）"
+        and lines[-1] == "训练 1 轮（配置共 4 轮）时损失最低：请写 loss: l2"
+    )
     assert lines[2].split()[0] == "loss" and [line.split()[0] for line in lines[3:5]] == ["l2", "huber"]
     assert "--try seed：它决定测的是什么" in err
 
