@@ -114,6 +114,15 @@ def test_the_arguments_of_sd_scripts(here: Path) -> None:
     assert told.decided == ("xformers",)
 
 
+def test_folders_without_numbers_are_each_seen_once(here: Path) -> None:
+    """There nothing would be found in them; `folder_repeats` would end the run."""
+    plain = tiny.write_pictures(here / "plain", 3)
+    args = {"pretrained_model_name_or_path": "base.safetensors", "network_module": "networks.lora"}
+    for folder, counted in (("img", True), (plain.as_posix(), False), ("/not/here", True)):
+        _, c, _ = adopted("k.json", {**args, "train_data_dir": folder})
+        assert (c.train_data_dir, c.folder_repeats) == (Path(folder), counted)
+
+
 def test_sets_of_sd_scripts_in_a_script(here: Path) -> None:
     """A command line over several lines, with a variable, and the dataset config that it names."""
     Path("sets.toml").write_text(

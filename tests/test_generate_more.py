@@ -33,10 +33,11 @@ from lora_scripts.formats import io
 from lora_scripts.formats.hashes import model_hashes, sha256_of
 from lora_scripts.generate import known_by
 from lora_scripts.generate.png import infotext
-from lora_scripts.generate.prompt import by_name, parse_prompt
+from lora_scripts.generate.prompt import by_name, find_lora, parse_prompt
 from lora_scripts.loras import kohya
 from lora_scripts.loras.stack import LoraStack, Worn
 from lora_scripts.losses.diffusion import schedule
+from runs import faults
 
 SMALL = Sampling(steps=3, cfg=3.0, size=(64, 64))
 
@@ -435,3 +436,12 @@ def test_mistakes_are_told_before_the_base_is_opened(
     Image.new("RGB", (64, 64)).save("in.png")
     assert call(Path("base.safetensors"), tmp_path, tmp_path / "a.png", *more) == 2
     assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+def test_trials_of_tune_are_named_last(tmp_path: Path) -> None:
+    for name in [*(f"mine/tune/x/rate-{n}/rate-{n}" for n in range(9)), "mine/zebra"]:
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert "; there is zebra, rate-0, " in faults(lambda: find_lora("nothing", tmp_path))
+    assert find_lora("rate-3", tmp_path).stem == "rate-3"

@@ -30,7 +30,7 @@ def put_folders(found: Found, folders: Sequence[Folder], data: Path | None) -> N
         for folder in folders:
             found.left.append(Left(folder.told, "the folder that --data gives stands in its place"))
         repeats = folders[0].repeats if len({folder.repeats for folder in folders}) == 1 else 1
-        if _numbered(data):
+        if is_numbered(data):
             found.put("folder_repeats", True, note="its folders are named like 10_name")
             repeats = 1
         if repeats > 1:
@@ -82,7 +82,7 @@ def _above(folders: Sequence[Folder]) -> str:
     return parent
 
 
-def _numbered(folder: Path) -> bool:
+def is_numbered(folder: Path) -> bool:
     return folder.is_dir() and any(p.is_dir() and re.match(r"\d+_", p.name) for p in folder.iterdir())
 
 

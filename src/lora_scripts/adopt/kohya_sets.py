@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.adopt import turns
-from lora_scripts.adopt.folders import Folder, put_folders
+from lora_scripts.adopt.folders import Folder, is_numbered, put_folders
 from lora_scripts.adopt.foreign_file import parsed, text_of
 from lora_scripts.adopt.found import NOTHING, Found, Left, Row, brief
 from lora_scripts.adopt.turns import count, flag, number, path, some, text, whole
@@ -87,7 +87,7 @@ def _of_folders(found: Found, data: Path | None) -> None:
     repeats = found.take("dataset_repeats", some(count), None) or 1
     folders = [Folder(folder, repeats if metadata else 1, found.tell("train_data_dir"))] if folder else []
     put_folders(found, folders, data)
-    if not metadata and data is None:
+    if not metadata and data is None and (not Path(folder).is_dir() or is_numbered(Path(folder))):
         found.put("folder_repeats", True, note="pictures in N_name are seen N times")
     if metadata:
         found.leave("in_json", _KNOWN["metadata_file"][1])

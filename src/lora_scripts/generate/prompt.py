@@ -186,8 +186,9 @@ def _nearest(name: str, files: list[Path]) -> str:
     plain = name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
     if near := (plain if plain in stems else did_you_mean(plain, stems)):
         return f"did you mean <lora:{near}:0.8>?"
-    loras = sorted({path.stem for path in files if not _is_base(path)})
-    return f"there is {', '.join(loras[:8])}" + (" …" if len(loras) > 8 else "")
+    # Trials of `tune` last: a person seldom means one.
+    loras = sorted({("tune" in path.parts, path.stem) for path in files if not _is_base(path)})
+    return f"there is {', '.join(stem for _, stem in loras[:8])}" + (" …" if len(loras) > 8 else "")
 
 
 def _is_base(path: Path) -> bool:
