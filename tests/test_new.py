@@ -271,3 +271,13 @@ def test_for_a_language_model(
     assert main([*words, "--output", "third.yaml"]) == 2
     assert "this is no causal language model, but Gemma3ForConditionalGeneration" in capsys.readouterr().err
     assert not Path("third.yaml").exists()
+
+
+def test_pictures_are_no_records_of_a_language_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line: their table of captions has a fault for each row."""
+    model = small_words.write_model(tmp_path / "model")
+    assert main(["new", "mine", "--data", str(data), "--base", str(model)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "holds pictures, and the base is a language model; give a base that draws" in told

@@ -14,6 +14,7 @@ from lora_scripts.check.verdict import few
 from lora_scripts.config.load import commented, load_config, scalar
 from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.data.captions import METADATA_SUFFIXES
+from lora_scripts.data.findings import IMAGE_SUFFIXES
 from lora_scripts.data.listing import list_data
 from lora_scripts.data.loader import folder_above, folders_in_words, numbered, repeats_of
 from lora_scripts.data.references import References, pair
@@ -70,6 +71,9 @@ def new_config(
         for option, given in others.items():
             if given:
                 raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
+        if data.is_dir() and any(one.suffix.lower() in IMAGE_SUFFIXES for one in data.rglob("*")):
+            hint = "give a base that draws, or a folder with the records alone"
+            raise UserError("holds pictures, and the base is a language model", file=data, hint=hint)
         return _of_texts(name, data, base, path, facts)
     samples = scan(data, allow_missing_captions=True)
     paired = None
