@@ -278,6 +278,7 @@ def test_pictures_are_no_records_of_a_language_model(
 ) -> None:
     """In one line: their table of captions has a fault for each row."""
     model = small_words.write_model(tmp_path / "model")
+    capsys.readouterr()
     assert main(["new", "mine", "--data", str(data), "--base", str(model)]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "holds pictures, and the base is a language model; give a base that draws" in told
