@@ -325,3 +325,16 @@ def test_masks_that_lie_beside_their_pictures_are_no_pictures(tmp_path: Path) ->
 
 
 LIES_THERE = "lies there, but captions are read from metadata.csv or metadata.jsonl"
+
+
+def test_names_of_many_pictures_are_compared_without_their_folders(tmp_path: Path) -> None:
+    """A long folder that all share is no likeness."""
+    many = tmp_path / "a" / "long" / "folder" / "of" / "many"
+    many.mkdir(parents=True)
+    for path in (tmp_path / "good.png", many / "kitten_13.png"):
+        Image.new("RGB", (64, 64)).save(path)
+    rows = [f"{many.relative_to(tmp_path).as_posix()}/{name},x" for name in ("kitten_12.png", "house.png")]
+    (tmp_path / "metadata.csv").write_text("\n".join(["filename,prompt", "good.png,x", *rows]) + "\n", "utf-8")
+    told = faults(tmp_path)
+    assert 'did you mean "a/long/folder/of/many/kitten_13.png"?' in told[0]
+    assert "remove the row, or add the image" in told[1]

@@ -111,11 +111,10 @@ def test_the_best_of_the_values_that_are_named(config: Path, tmp_path: Path, cap
     assert capsys.readouterr().out.splitlines()[-1] == told.splitlines()[-1]
 
 
-def test_what_is_trained_otherwise_is_tried_anew_and_the_run_itself_is_still_free(config: Path, tmp_path: Path) -> None:
-    words = ["tune", "--config", str(config), "--try", "lora_rank=1,2", "--share", "0.25"]
+def test_the_run_itself_finds_what_trials_encoded(config: Path, tmp_path: Path) -> None:
+    """And its folder is free."""
     with offline():
-        assert main(words) == 0 and main([*words, "seed=9"]) == 0
-        assert len(list((tmp_path / "out" / "tune").iterdir())) == 2
+        tune(TuneOptions(config, key="lora_rank", values=("1",)))
         cached = {path.name for path in (tmp_path / "out" / "cache").rglob("*") if path.is_file()}
         assert cached and main(["train", "--config", str(config), "epochs=1"]) == 0
     assert cached <= {path.name for path in (tmp_path / "out" / "cache").rglob("*")}
@@ -123,7 +122,7 @@ def test_what_is_trained_otherwise_is_tried_anew_and_the_run_itself_is_still_fre
 
 def test_a_trial_that_was_stopped_goes_on(config: Path, tmp_path: Path) -> None:
     """To the losses that it has without a stop."""
-    options = TuneOptions(config, key="lora_rank", values=("1", "2"), share=0.75)
+    options = TuneOptions(config, key="lora_rank", values=("1",), share=0.5)
 
     def stops(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:
@@ -154,7 +153,7 @@ def test_a_rate_at_which_the_loss_is_no_number_is_told_and_left(config: Path, mo
     assert lines[-1] in {f"in 1 of 4 epochs the lowest: write learning_rate: {rate}" for rate in ("0.001", "0.0005")}
 
 
-def test_a_language_model_is_tuned_by_the_same_command(tmp_path: Path, capsys: Any) -> None:
+def test_a_language_model_is_tuned_by_the_same_command(tmp_path: Path) -> None:
     rows = [{"prompt": f"what is {n}+{n}?", "completion": f"it is {2 * n}"} for n in range(20)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     own = {"base_model": small_words.write_model(tmp_path / "model"), "train_file": tmp_path / "sums.jsonl"}
@@ -162,8 +161,8 @@ def test_a_language_model_is_tuned_by_the_same_command(tmp_path: Path, capsys: A
     config = tmp_path / "words.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in {**own, **how}.items()), "utf-8")
     with offline():
-        assert main(["tune", "--config", str(config), "--share", "0.5", "--try", "learning_rate=1e-3,3e-2"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "in 1 of 2 epochs the lowest: write learning_rate: 3e-2"
+        (told,) = tune(TuneOptions(config, values=("3e-2",), share=0.5)).standings
+    assert told.trial.best and told.trial.base and told.trial.best.loss < told.trial.base.loss
 
 
 @pytest.fixture

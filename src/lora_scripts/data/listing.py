@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from lora_scripts.data.captions import METADATA_SUFFIXES, read_metadata, read_sidecar
@@ -224,14 +225,28 @@ class _Captions:
             if name.lower().endswith(_MASK):
                 return "remove the row: the file is the mask of a picture"
             return "the file is there, but images are read from jpg, png, webp, avif and bmp: convert it"
-        wanted = PurePosixPath(name)
-        for other in self.images:
-            path = PurePosixPath(other)
-            same_but_for_suffix = path.with_suffix("") in (wanted, wanted.with_suffix(""))
-            if other.casefold() == name.casefold() or same_but_for_suffix or path.name == wanted.name:
-                return f'did you mean "{other}"?'
-        near = difflib.get_close_matches(name, self.images, 1, 0.8)
-        return f'did you mean "{near[0]}"?' if near else "remove the row, or add the image"
+        wanted, known = PurePosixPath(name), self._by_likeness
+        for likeness in (name.casefold(), wanted.as_posix(), wanted.with_suffix("").as_posix(), wanted.name):
+            if likeness in known:
+                return f'did you mean "{known[likeness]}"?'
+        # Without folders: names that share a long one are alike by that alone.
+        near = difflib.get_close_matches(wanted.name, self._by_name, 1, 0.8)
+        return f'did you mean "{self._by_name[near[0]]}"?' if near else "remove the row, or add the image"
+
+    @cached_property
+    def _by_likeness(self) -> dict[str, str]:
+        """Images by their names in small letters, without suffix, and without folder."""
+        table: dict[str, str] = {}
+        for name in self.images:
+            path = PurePosixPath(name)
+            for likeness in (name.casefold(), path.with_suffix("").as_posix(), path.name):
+                table.setdefault(likeness, name)
+        return table
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        """Images by their names without folder."""
+        return {PurePosixPath(name).name: name for name in reversed(list(self.images))}
 
     def _sidecars(self) -> None:
         sidecars = [name for name in sorted(self.files) if name.lower().endswith(SIDECAR_SUFFIXES)]
