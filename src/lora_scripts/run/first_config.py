@@ -71,9 +71,6 @@ def new_config(
         for option, given in others.items():
             if given:
                 raise UserError(f"{option} is for pictures, and the base is a language model", hint="leave it out")
-        if data.is_dir() and any(one.suffix.lower() in IMAGE_SUFFIXES for one in data.rglob("*")):
-            hint = "give a base that draws, or a folder with the records alone"
-            raise UserError("holds pictures, and the base is a language model", file=data, hint=hint)
         return _of_texts(name, data, base, path, facts)
     samples = scan(data, allow_missing_captions=True)
     paired = None
@@ -142,7 +139,10 @@ def in_the_way(name: str, data: Path, path: Path) -> list[UserError]:
 
 
 def _of_texts(name: str, data: Path, base: Path, path: Path, facts: Facts) -> NewConfig:
-    """For the records of a language model."""
+    """For the records of a language model. UserError for a folder of pictures, whose captions are none."""
+    if data.is_dir() and any(one.suffix.lower() in IMAGE_SUFFIXES for one in data.rglob("*")):
+        hint = "give a base that draws, or a folder with the records alone"
+        raise UserError("holds pictures, and the base is a language model", file=data, hint=hint)
     from lora_scripts.run.texts import first_config
 
     text, records, steps = first_config.text_of(name, data, base)
