@@ -83,9 +83,8 @@ class Theirs:
         assert transformer.zero_cond_t is apart
         transformer.load_state_dict(made.transformer.state_dict())
         self.text, self.tokenizer, self.processor = made.text, made.tokenizer, processor
-        self.pipe = QwenImageEditPlusPipeline.__new__(QwenImageEditPlusPipeline)
-        QwenImageEditPlusPipeline.__init__(
-            self.pipe, tiny_qwen.scheduler(), made.vae, made.text, made.tokenizer, None, transformer
+        self.pipe = QwenImageEditPlusPipeline(
+            tiny_qwen.scheduler(), made.vae, made.text, made.tokenizer, None, transformer
         )
         self.pipe.set_progress_bar_config(disable=True)
 
@@ -311,6 +310,35 @@ def test_a_tower_in_fp8_with_scales_is_read(base: Path, family: Any, paths: list
     assert 0 < (ours - want).abs().max() < 0.2 * want.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "told"),
+    [
+        ("vision_config", "num_heads", 7, "num_heads is 7, of 160 channels"),
+        ("vision_config", "num_heads", "two", "num_heads is 'two', and not a number"),
+        ("vision_config", "fullatt_block_indexes", ["x"], "invalid literal"),
+        ("text_config", "rope_parameters", {"mrope_section": [1, 2, 3]}, "mrope_section is [1, 2, 3]"),
+        ("vision_config", None, [], ""),
+    ],
+)
+def test_a_folder_whose_config_makes_no_sense_of_its_tower_says_so(
+    part: str, key: str | None, value: object, told: str, tmp_path: Path
+) -> None:
+    """In a line with the file; a table that is empty says nothing."""
+    folder = tiny_qwen.write_folder(tmp_path / "plus", pipeline="QwenImageEditPlusPipeline")
+    config = folder / "text_encoder" / "config.json"
+    said = json.loads(config.read_text("utf-8"))
+    if key is None:
+        said[part] = value
+    else:
+        said[part][key] = value
+    config.write_text(json.dumps(said), encoding="utf-8")
+    assert FACTS.check_sight is not None
+    if not told:
+        FACTS.check_sight(folder, ())
+        return
+    assert f"{config}: a value makes no sense ({told}" in faults(lambda: FACTS.check_sight(folder, ()))  # type: ignore[misc]
+
+
 def test_a_text_encoder_that_cannot_see_says_so(base: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
     """Before anything is loaded, and only where something is to be seen; a torn tower likewise."""
     beside = tiny_qwen.beside(base.parent)
@@ -391,7 +419,7 @@ def test_a_run_asks_its_text_encoder_once_and_goes_on_exactly(
 
 
 def test_references_are_seen_by_the_text_encoder(place: Path, base: Path, tmp_path: Path) -> None:
-    """One caption with two pictures gives two rows of the cache, and what is learnt changes with what is seen."""
+    """One caption beside two pictures is asked twice, and has two places in the cache."""
     from lora_scripts.run.dataset import planned
     from lora_scripts.run.preflight import preflight
     from lora_scripts.train.asked import all_said

@@ -57,12 +57,9 @@ def _asked(config: TrainConfig, samples: Split) -> Iterator[Said]:
     """All that are trained or measured, those of class pictures among them."""
     facts = table.find(config.base_model)
     steps, sees = facts.bucket_steps, facts.sees
-    trained, held_out = (
-        dataset.planned(config, steps, samples.trained),
-        heldout.planned(config, steps, samples.held_out),
-    )
+    trained = dataset.planned(config, steps, samples.trained)
     yield from all_said(trained, sees=sees, dropped=config.caption_dropout > 0)
-    yield from all_said(held_out, sees=sees, dropped=False)
+    yield from all_said(heldout.planned(config, steps, samples.held_out), sees=sees, dropped=False)
     if config.class_data_dir is not None:
         listing = list_data(config.class_data_dir, allow_missing_captions=bool(config.class_prompt))
         yield from (Said(listing.caption(name) or config.class_prompt) for name in listing.images)

@@ -23,9 +23,6 @@ from lora_scripts.formats.hashes import sha256_of
 class Standby(ABC):
     """What texts gave is kept, where that is asked for."""
 
-    sees = False
-    """Whether it is shown pictures beside texts; else what is given as `shown` says nothing to it."""
-
     def __init__(self, files: Sequence[Path], reading: str, device: torch.device, dtype: torch.dtype) -> None:
         """`files` and `reading`: what makes it give what it gives."""
         self.device, self.dtype = device, dtype
@@ -44,7 +41,8 @@ class Standby(ABC):
         return self._digest
 
     def encode(self, captions: Sequence[str], shown: Sequence[Tensor] = ()) -> dict[str, Tensor]:
-        """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones. No LoRA counts."""
+        """By name what the model is told, each [n, ...], on the CPU; zeros behind the shorter ones. No LoRA counts.
+        What is `shown` says something to an encoder that sees, and nothing to others."""
         keys = {text: self._key(text, shown) for text in captions}
         return stacked([self._kept.get(keys[text]) or self._on_cpu(text, shown) for text in captions])
 

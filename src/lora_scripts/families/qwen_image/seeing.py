@@ -49,8 +49,6 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 class SeeingEncoder(LanguageEncoder):
     """As `LanguageEncoder`; the vision tower is loaded with it where there are pictures to be seen."""
 
-    sees = True
-
     def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(READING, source, device, dtype)
         self._with_tower = False

@@ -6,9 +6,8 @@ beyond a window of 112 pixels: of the published ones heads have 80 channels, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import UserError
@@ -16,7 +15,7 @@ from lora_scripts.families.flow import llm
 from lora_scripts.families.flow.llm import Source
 from lora_scripts.families.flow.pieces import Pieces, require_floats
 from lora_scripts.families.flow.places import require_signs
-from lora_scripts.families.sd.component import configured
+from lora_scripts.families.sd.component import configured, number_of
 from lora_scripts.families.sd.rows import Row, both, check_rows, count_of, is_spare, size_of
 
 PREFIX = "visual."
@@ -65,31 +64,38 @@ def require(source: Source) -> Tower:
 
 
 def _tower(source: Source, pieces: Pieces) -> Tower:
+    """UserErrors where a tensor that tells of it is missing, and for a folder's config that makes no sense."""
+    if not source.path.is_dir():
+        return _told(source, pieces, {})
+    with configured(source.path) as config:
+        return _told(source, pieces, config)
+
+
+def _told(source: Source, pieces: Pieces, config: Mapping[str, Any]) -> Tower:
+    """ValueErrors and the like for what the config says and cannot be."""
     shapes, file = pieces.shapes, source.path
-    config, rope = _configs(file)
+    own, text = config.get("vision_config") or {}, config.get("text_config") or config
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     width = size_of(shapes, f"{PREFIX}patch_embed.proj.weight", 0, file)
     blocks = count_of(shapes, f"{PREFIX}blocks.")
     half = source.layout.head // 2
     sides = half * 3 // 8
+    heads = int(number_of(own, "num_heads", max(1, width // _HEAD)))
+    sections = tuple(rope.get("mrope_section", (half - 2 * sides, sides, sides)))
+    if heads < 1 or width % heads:
+        raise ValueError(f"num_heads is {heads}, of {width} channels")
+    if sum(sections) != half:
+        raise ValueError(f"mrope_section is {list(sections)}, which are not {half} together")
     return Tower(
         width=width,
         blocks=blocks,
         inner=size_of(shapes, f"{PREFIX}blocks.0.mlp.gate_proj.weight", 0, file),
-        heads=int(config.get("num_heads", max(1, width // _HEAD))),
+        heads=heads,
         out=size_of(shapes, f"{PREFIX}merger.mlp.2.weight", 0, file),
-        window=int(config.get("window_size", _WINDOW)),
-        whole=tuple(config.get("fullatt_block_indexes", range(_EVERY - 1, blocks, _EVERY))),
-        sections=tuple(rope.get("mrope_section", (half - 2 * sides, sides, sides))),
+        window=int(number_of(own, "window_size", _WINDOW)),
+        whole=tuple(map(int, own.get("fullatt_block_indexes", range(_EVERY - 1, blocks, _EVERY)))),
+        sections=sections,
     )
-
-
-def _configs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a folder's config says of the tower, and of the language model's rotation; nothing of a file."""
-    if not path.is_dir():
-        return {}, {}
-    with configured(path) as config:
-        text = config.get("text_config") or config
-        return config.get("vision_config") or {}, text.get("rope_parameters") or text.get("rope_scaling") or {}
 
 
 def rows(tower: Tower) -> list[Row]:
