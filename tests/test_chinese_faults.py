@@ -17,6 +17,7 @@ from lora_scripts.check.pictures import picture_findings
 from lora_scripts.data.buckets import bucket_sizes
 from lora_scripts.data.listing import list_data
 from lora_scripts.report import check_page, chinese
+from written import written
 
 ROOM = Path(chinese.__file__).parents[1]
 HEAD = "filename,prompt\n"
@@ -133,21 +134,10 @@ def test_no_fault_of_the_code_is_without_chinese(module: str) -> None:
     for node in ast.walk(ast.parse((ROOM / "data" / module).read_text("utf-8"))):
         named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("message", "hint", "example")
         if named or isinstance(node, ast.Return):
-            texts += _texts(node.value)  # type: ignore[attr-defined]
+            texts += written(node.value)  # type: ignore[attr-defined]
         elif isinstance(node, ast.Call) and re.search(r"\b(UserError|ValueError|fault)$", ast.unparse(node.func)):
-            texts += [text for value in [*node.args, *(k.value for k in node.keywords)] for text in _texts(value)]
+            texts += [text for value in [*node.args, *(k.value for k in node.keywords)] for text in written(value)]
+    texts = [text.replace("\0", "7") for text in texts]
     told = [text for text in texts if " " in text.strip(" ,7") and not NEVER_HERE.match(text)]
     assert len(told) >= 2
     assert [text for text in told if not any(map(chinese.translated, (text, text.replace("7", "none", 1))))] == []
-
-
-def _texts(value: ast.expr | None) -> list[str]:
-    if isinstance(value, ast.IfExp):
-        return _texts(value.body) + _texts(value.orelse)
-    if isinstance(value, ast.Tuple):
-        return [text for one in value.elts for text in _texts(one)]
-    if isinstance(value, ast.Constant):
-        return [value.value] if isinstance(value.value, str) else []
-    if isinstance(value, ast.JoinedStr):
-        return ["".join(str(p.value) if isinstance(p, ast.Constant) else "7" for p in value.values)]
-    return []

@@ -4,7 +4,6 @@ there."""
 from __future__ import annotations
 
 import ast
-import itertools
 import json
 import re
 import sys
@@ -24,6 +23,7 @@ from lora_scripts.cli.examples import examples_of
 from lora_scripts.cli.widths import folded, width
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Measured, Note, Table
+from written import written
 
 PACKAGE = Path(lora_scripts.__file__).parent
 ROOT = Path(__file__).parents[1]
@@ -323,7 +323,7 @@ def texts() -> Counter[str]:
             for node in ast.walk(tree)
             if id(node) not in helps
             for value in _arguments(node)
-            for text in _written(value)
+            for text in written(value)
         }
         for text in sorted(seen):
             if text in FRAGMENTS:
@@ -348,27 +348,6 @@ def _arguments(node: ast.AST) -> Iterator[ast.expr | None]:
         yield from node.value.elts
     elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in NAMED:
         yield node.value
-
-
-def _written(value: ast.expr | None) -> list[str]:
-    """The texts that an expression may be, with NUL for a value."""
-    if isinstance(value, ast.IfExp):
-        return _written(value.body) + _written(value.orelse)
-    if isinstance(value, ast.Tuple):
-        return [text for one in value.elts for text in _written(one)]
-    if isinstance(value, ast.Constant):
-        return [value.value] if isinstance(value.value, str) else []
-    if isinstance(value, ast.JoinedStr):
-        parts = [_written(part) if isinstance(part, ast.Constant) else _inner(part) for part in value.values]
-        return ["".join(one) for one in itertools.islice(itertools.product(*parts), 8)]
-    return []
-
-
-def _inner(part: ast.expr) -> list[str]:
-    """Of a hole of an f-string: what it may be, where it chooses between two texts."""
-    value = part.value if isinstance(part, ast.FormattedValue) else part
-    found = _written(value) if isinstance(value, ast.IfExp) else []
-    return found if len(found) > 1 else ["\0"]
 
 
 def _is_told(text: str) -> bool:
