@@ -43,6 +43,15 @@ MUTANTS = [
     Mutant("families/black_forest/flux1_model.py", "place[:, 0] = 1", "place[:, 0] = 0", "references"),
     Mutant("train/planned.py", "planned(one, index) for one in", "planned(one, 0) for one in", "references"),
     Mutant("train/feed.py", "[p.shape for p in", "[p.bucket for p in", "references"),
+    # where nothing calls the LoRA
+    Mutant("train/passes.py", "        with off(), torch.no_grad():", "        with torch.no_grad():", "preserve"),
+    Mutant("train/passes.py", "return 0 if batch.preserved else len(batch.names)", "return len(batch.names)", "preserve"),
+    Mutant("train/passes.py", "        self._preserved = ready.preserved", "        self._preserved = False", "preserve"),
+    Mutant("train/feed.py", "s.preserve * s.preserve_every if", "s.preserve if", "preserve"),
+    Mutant("train/feed.py", 'place=f"preserved/{row.place}"', "place=row.place", "preserve"),
+    Mutant("train/feed.py", "enumerate(range(0, len(batches), size), epoch * per_epoch)", "enumerate(range(0, len(batches), size))", "preserve"),
+    Mutant("run/build.py", "scaler, model.masters, model.off)", "scaler, model.masters)", "preserve"),
+    Mutant("data/trigger.py", "key=lambda pair: -len(pair[0])", "key=lambda pair: len(pair[0])", "preserve"),
     # attention on a card
     Mutant("compute/attention.py", "        y = _AsLaid.apply(y)\n", "        pass\n", "card_attention"),
     Mutant("compute/attention.py", "F.scaled_dot_product_attention, _cudnn_leads = before", "pass", "card_attention"),

@@ -62,12 +62,12 @@ def test_what_a_lora_does_uncalled_is_measured_by_what_it_does_called(worn: Worn
         (worn.draw(p, 0.0), worn.draw(p, 1.0)) for p in previews_of(config(tmp_path, base), samples("zibbo", "zibbo b"))
     ]
     found = keeps_base(worn, config(tmp_path, base), "zibbo", called)
-    assert found.touched and "so the base is not kept; class pictures" in found.words  # it changes all there is
+    assert found.touched and "so the base is not kept; preserve_weight: 1" in found.words  # it changes all there is
     assert [pair.prompt for pair in found.pairs] == list(OTHERS[:2])
     assert all(pair.before.tobytes() != pair.after.tobytes() for pair in found.pairs)
     still = keeps_base(Worn(worn.family, {}, {}), config(tmp_path, base), "zibbo", called)
     assert not still.touched and "change 0.00 times as much as those that call it, so the base is kept" in still.words
 
 
-def test_class_pictures_that_are_there_are_not_recommended_again() -> None:
-    assert "more class pictures, fewer epochs" in told("zibbo", 0.8, kept=True)
+def test_of_a_base_that_was_held_to_too_little_more_of_it_is_recommended() -> None:
+    assert "not kept; preserve_weight: 3, fewer epochs" in told("zibbo", 0.8, preserved=1.5)

@@ -509,3 +509,17 @@ def test_damaged_values_end_in_a_line(here: Path) -> None:
             adopted("x.json", data)
         except UserError as error:
             assert all("\n" not in str(one) for one in error.errors)
+
+
+def test_what_keeps_the_base_is_carried_over_from_ai_toolkit(here: Path) -> None:
+    """Their extra loss is added in every step; captions without their word would be trained and held at once."""
+    held = {"diff_output_preservation": True, "diff_output_preservation_class": "city"}
+    dropping = [{**AITK["datasets"][0], "caption_dropout_rate": 0.05}]
+    told, c, _ = adopted("job.yaml", job(train=held, datasets=dropping))
+    assert (c.preserve_weight, c.preserve_word, c.preserve_every, c.caption_dropout) == (1, "city", 1, 0)
+    assert any("caption_dropout: preserve_weight holds the base" in why for why in reasons(told).values())
+    told, c, _ = adopted("job.yaml", job(train={**held, "diff_output_preservation_multiplier": 0.5}))
+    assert c.preserve_weight == 0.5
+    told, c, _ = adopted("job.yaml", job(train={**held, "diff_output_preservation": False}, datasets=dropping))
+    assert (c.preserve_weight, c.preserve_word, c.caption_dropout) == (None, "", 0.05)
+    assert not [key for key in reasons(told) if "preservation" in key]

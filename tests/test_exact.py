@@ -31,6 +31,10 @@ MIXED = {
         "lora_alpha": 4,
     },
     "oft with restarts": {"adapter": "oft", "lr_schedule": "cosine_restarts", "lr_cycles": 2},
+    "held to the base": {
+        **{"preserve_weight": 2, "preserve_every": 2, "trigger_word": "gradient", "gradient_accumulation": 2},
+        **{"train_text_encoder": "true", "shuffle_tags": "true", "flip": "true", "ema_decay": 0.9},
+    },
     "every kind of chance": {
         **{"multires_noise_iterations": 3, "input_perturbation": 0.1, "timestep_sampling": "logit_normal"},
         **{"loss": "huber", "tag_dropout": 0.3, "caption_dropout": 0.2, "lora_dropout": 0.1, "flip": "true"},

@@ -37,7 +37,8 @@ from lora_scripts.losses.diffusion import Objective
 from lora_scripts.losses.noise import middle
 from lora_scripts.report import chinese
 from lora_scripts.run import overview, story
-from lora_scripts.run.heldout import STEP_COST, Measuring, as_before, levels_of, passes, trained
+from lora_scripts.run.dataset import STEP_COST
+from lora_scripts.run.heldout import Measuring, as_before, levels_of, passes, trained
 from lora_scripts.run.preflight import copies, split
 from lora_scripts.train.evidence import Evaluation, best_of, bootstrap, judge, stalled, tail, words
 from lora_scripts.train.feed import generator

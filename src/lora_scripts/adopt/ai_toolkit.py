@@ -61,10 +61,7 @@ _KNOWN: dict[str, tuple[object, str]] = {
     "train.prompt_dropout_prob": (0.0, "caption_dropout does that, and is what the data set says"),
     "train.unet_lr": (None, "learning_rate is its rate"),
     "train.lr_scheduler_params": ({}, "a schedule goes over all steps here"),
-    "train.diff_output_preservation": (False, "class_data_dir keeps the class here"),
-    "train.diff_output_preservation_multiplier": (1.0, "class_data_dir keeps the class here"),
-    "train.diff_output_preservation_class": ("", "class_data_dir keeps the class here"),
-    "train.blank_prompt_preservation": (False, "is not here"),
+    "train.blank_prompt_preservation": (False, "preserve_weight holds the base to captions without the trigger word"),
     "train.force_first_sample": (False, "sample_first: true draws before the first step"),
     "train.start_step": (None, "a run begins at its beginning here; --resume goes on"),
     "train.optimal_noise_pairing_samples": (1, "is not here"),
@@ -132,6 +129,7 @@ def carry(data: dict[str, Any], file: Path, file_text: str, given: Path | None) 
     _network(found)
     _train(found)
     carry_sets(found, sets, given)
+    _preserve(found)
     _previews(found)
     for key, value in list(values.items()):
         if key.startswith("model.is_v_pred") and value is True:
@@ -227,6 +225,24 @@ def _train(found: Found) -> None:
         found.leave("train.loss_type", "the squared error stands in its place; loss: huber is here, too")
     if found.values.get("train.train_unet") is False:
         found.leave("train.train_unet", "the UNet or transformer is always trained here")
+
+
+def _preserve(found: Found) -> None:
+    """What is trained beside, so that nothing but the trigger word calls the LoRA."""
+    held = found.take("train.diff_output_preservation", flag, False)
+    weight = found.take("train.diff_output_preservation_multiplier", number, 1.0)
+    word = found.take("train.diff_output_preservation_class", text, "")
+    if not held:
+        return
+    found.put("preserve_weight", weight, "train.diff_output_preservation", "train.diff_output_preservation_multiplier")
+    found.put("preserve_every", 1, note="in every step, there")
+    if word:
+        found.put("preserve_word", word, "train.diff_output_preservation_class")
+    for key in ("caption_dropout", "tag_dropout"):
+        if key in found.puts:
+            found.drop(
+                key, "preserve_weight holds the base to captions without the trigger word, which this would train"
+            )
 
 
 _SAID = {

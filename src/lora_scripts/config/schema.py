@@ -85,7 +85,8 @@ class TrainConfig(
     @property
     def named_words(self) -> tuple[str, ...]:
         """The words that are said to call the LoRA; none: what the captions begin with."""
-        return self.new_token or ((self.trigger_word,) if self.trigger_word else ())
+        word = self.trigger_word or ()
+        return self.new_token or ((word,) if isinstance(word, str) else word)
 
     @property
     def family_settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.data.captions import COMMA
+from lora_scripts.data.captions import COMMA, tags_of
 from lora_scripts.data.listing import Listing
 from lora_scripts.units import typed
 
@@ -54,7 +54,24 @@ def holds(text: str, word: str) -> bool:
 
     Chinese has no spaces, so only Latin letters and digits make a longer word of it.
     """
-    return re.search(rf"(?<![0-9a-z]){re.escape(word)}(?![0-9a-z])", text, re.IGNORECASE) is not None
+    return re.search(_standing(word), text, re.IGNORECASE) is not None
+
+
+def without(text: str, words: Sequence[str], instead: str | Sequence[str] = "") -> str:
+    """The text with something else in place of the words, as `holds` finds them: the same for all, or for each its own;
+    a comma that then parts nothing is left out."""
+    texts = [instead] * len(words) if isinstance(instead, str) else instead
+    # The longest first: "ann" is no part of "ann lee".
+    pairs = sorted(zip(words, texts, strict=True), key=lambda pair: -len(pair[0]))
+    any_of_them = "|".join(f"({_standing(word)})" for word, _ in pairs)
+    text = re.sub(any_of_them, lambda found: pairs[(found.lastindex or 0) - 1][1], text, flags=re.IGNORECASE)
+    text = re.sub(r"\s+", " ", text).strip()
+    parts = COMMA.split(text)
+    return text if all(part.strip() for part in parts) else ", ".join(tags_of(text))
+
+
+def _standing(word: str) -> str:
+    return rf"(?<![0-9a-z]){re.escape(word)}(?![0-9a-z])"
 
 
 def label_command(folder: Path, listing: Listing, word: str) -> str:

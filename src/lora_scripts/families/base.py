@@ -94,6 +94,11 @@ class Batch:
     """[n] float32: how much each sample's loss counts; None: all the same"""
     quantiles: Tensor | None = None
     """[n] float64 in [0, 1): each sample's noise level, as of `losses.noise.Timesteps.at`; None: it is drawn"""
+    preserved: bool = False
+    """Whether the base's own answers are what the model should answer, in place of what the objective has of picture
+    and noise; such samples come beside those that are trained, and do not count as samples of the step"""
+    answers: Tensor | None = None
+    """[n, ...]: those answers, once they are known"""
 
     def draws(self, objective: Objective, levels: int | None) -> Draws:
         """What chance decides for the batch; `levels`: of how many noise levels, None: of any number."""
@@ -153,6 +158,10 @@ class PictureFamily(Family, Protocol):
 
     def losses(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
         """The loss of each sample of the batch, [n] float32, as a function of what was drawn."""
+        ...
+
+    def answers(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+        """What the model answers to each sample of the batch, [n, ...], as a function of what was drawn."""
         ...
 
     def levels(self, objective: Objective) -> int | None:

@@ -146,14 +146,20 @@ class Objective:
 
 
 def loss_of(
-    output: Tensor, x0: Tensor, draws: Draws, levels: Levels, objective: Objective, mask: Tensor | None = None
+    output: Tensor,
+    x0: Tensor,
+    draws: Draws,
+    levels: Levels,
+    objective: Objective,
+    mask: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> Tensor:
-    """The weighted error of each latent, float32 [n].
+    """The weighted error of each latent, float32 [n]; `wanted`: in place of the objective's own target.
 
     `mask` [n, 1, h, w], 0 … 1, says how much each place counts; the sum is divided by the mask's own, so that a small
     subject counts as much as a large one.
     """
-    wanted = target(x0, draws.noise, levels, objective.prediction)
+    wanted = target(x0, draws.noise, levels, objective.prediction) if wanted is None else wanted
     error = _error(output.float(), wanted.float(), objective)
     if mask is None:
         each = error.flatten(1).mean(1)

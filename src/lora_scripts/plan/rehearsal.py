@@ -23,11 +23,12 @@ from lora_scripts.formats import io
 from lora_scripts.plan.forecast import cache_size
 from lora_scripts.plan.measured import Kind, Measured, Views
 from lora_scripts.report.data import THUMBNAIL, THUMBNAILS
-from lora_scripts.run import heldout, story
+from lora_scripts.run import story
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import build_model
 from lora_scripts.run.captions_first import captions_first
-from lora_scripts.run.dataset import class_samples
+from lora_scripts.run.dataset import class_samples, step_cost
+from lora_scripts.run.heldout import share
 from lora_scripts.run.init_lora import read_initial
 from lora_scripts.run.overview import table_rows
 from lora_scripts.run.parts import Model, Parts
@@ -101,7 +102,10 @@ class Rehearsal:
             # A step after another has all that a run holds, moments included: a slow one need not be the third.
             seconds = self._some_steps(short(whole, feed), several=len(feeds) > 1)
             steps = whole.state.step
-            m.seconds[name] = sum(seconds) / len(seconds) / m.accumulation
+            mean = step_cost(config) / step_cost(
+                config.model_copy(update={"preserve_every": 1})
+            )  # what was timed is the longest
+            m.seconds[name] = mean * sum(seconds) / len(seconds) / m.accumulation
         if whole.held.on:
             self._measure(whole, feeds["largest"])
         if profile:
@@ -146,7 +150,7 @@ class Rehearsal:
         m, feed, held, config = self.measured, whole.feed, whole.held, whole.config
         previews = previews_of(config, whole.samples)
         m.steps, m.prompts, m.best = whole.state.total, len(previews), held.on and bool(held.samples)
-        m.measuring = heldout.share(held, config, whole.state.total)
+        m.measuring = share(held, config, whole.state.total)
         every = config.preview_steps(feed.steps_per_epoch)
         m.previews = (whole.state.total - 1) // every if every else 0
         m.shown = drawn_in_all(config, previews, whole.samples, held)
@@ -200,6 +204,7 @@ class Rehearsal:
             batch_size=kind.images,
             accumulation=accumulation,
             repeats=kind.images * accumulation,  # so that pictures x repeats fill batches and steps without a rest
+            preserve_every=1,
         )
         return Feed(whole.family, pictures, settings, cache_text=whole.cache_text)
 

@@ -252,7 +252,7 @@ def passes_of(c: TrainConfig, model: Model, objective: Objective, scaler: GradSc
         and model.masters.holds(model.trained)
     )
     kind = RecordedPasses if recorded else LaunchedPasses
-    return kind(family, objective, scaler, model.masters)
+    return kind(family, objective, scaler, model.masters, model.off)
 
 
 def memory_options(config: TrainConfig, device: torch.device) -> MemoryOptions:

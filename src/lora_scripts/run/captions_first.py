@@ -57,7 +57,7 @@ def _asked(config: TrainConfig, samples: Split) -> Iterator[Said]:
     """All that are trained or measured, those of class pictures among them."""
     facts = table.find(config.base_model)
     steps, sees = facts.bucket_steps, facts.sees
-    trained = dataset.planned(config, steps, samples.trained)
+    trained = dataset.preserving(config, dataset.planned(config, steps, samples.trained))
     yield from all_said(trained, sees=sees, dropped=config.caption_dropout > 0)
     yield from all_said(heldout.planned(config, steps, samples.held_out), sees=sees, dropped=False)
     if config.class_data_dir is not None:

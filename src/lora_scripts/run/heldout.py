@@ -16,6 +16,7 @@ from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Measured, Note, Sink
 from lora_scripts.formats import io
 from lora_scripts.report.data import HeldOutCurve
+from lora_scripts.run.dataset import step_cost
 from lora_scripts.run.parts import HeldOut, Model, Probed, Trained
 from lora_scripts.seeds import lot_of
 from lora_scripts.train.advise import AHEAD, Advice, Facts, advise, too_short
@@ -38,8 +39,6 @@ WHOLE_STRATA, WHOLE_PARTS, WHOLE_TIMES = 4, (0, 2), 2
 """The noise levels at which it is: textures and layout; with the base, and with the LoRA."""
 TIMES = 10
 """Measurements in a run where nothing else is said."""
-STEP_COST = 2.3
-"""A step's time for one picture, in forward passes; measured: 2.1 to 2.3 on a CPU."""
 
 
 def build_held_out(config: TrainConfig, model: Model, feed: Feed, samples: Sequence[Sample], total: int) -> HeldOut:
@@ -111,7 +110,7 @@ def passes(held: HeldOut, config: TrainConfig, total: int) -> int:
 
 def trained(config: TrainConfig, total: int) -> float:
     """What the training takes, in such passes."""
-    return total * config.batch_size * config.gradient_accumulation * STEP_COST
+    return total * config.batch_size * config.gradient_accumulation * step_cost(config)
 
 
 def row(held: HeldOut, config: TrainConfig, pictures: int) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from lora_scripts.families.base import Sampling
 from lora_scripts.run import heldout
 from lora_scripts.run.after.finish import drawn_in_all
 from lora_scripts.run.build import encoding, memory_words
+from lora_scripts.run.dataset import preserving_row
 from lora_scripts.run.heldout import FEW_LEVELS, LEVELS, at_levels
 from lora_scripts.run.parts import HeldOut, Model, Trained
 from lora_scripts.run.pivotal import tell_new_words
@@ -66,6 +67,7 @@ def table_rows(
             f"{accumulated}, x {c.epochs} epochs = {steps} steps" + (f", {done} done" if done else ""),
         ),
         *lora_rows(model, one_a),
+        *preserving_row(c, feed),
         ("learning rate", f"{c.learning_rate:g}, {c.effective_lr_schedule}"),
         (PRECISION, f"{precision}, LoRA fp32{vae_words(precision, model.family.device)}"),
         ("device", device_name(model.family.device)),

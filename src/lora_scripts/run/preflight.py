@@ -116,12 +116,22 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
 
 
 def check_trigger(config: TrainConfig, samples: Sequence[Sample]) -> None:
-    """UserError for a `trigger_word` that stands in no caption, and so calls nothing."""
-    word = config.trigger_word
-    if word and samples and not any(holds(s.caption, word) for s in samples):
-        listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
-        command = label_command(config.train_data_dir, listing, word)
-        raise UserError(f"trigger_word: no caption holds {word}", hint=f"write it there: {command}")
+    """UserErrors for each `trigger_word` that stands in no caption, and so calls nothing, and for a `preserve_weight`
+    where nothing does."""
+    if config.preserve_weight and samples and not calling(config.named_words, [s.caption for s in samples]):
+        text = "preserve_weight: the captions have no word in common that calls the LoRA, without which the base stays"
+        raise UserError(text, hint="name one with trigger_word, and write it into the captions")
+    idle = [word for word in config.named_words if not any(holds(s.caption, word) for s in samples)]
+    if not config.trigger_word or not samples or not idle:
+        return
+    listing = list_data(config.train_data_dir, config.metadata_path, allow_missing_captions=True)
+    commands = {word: label_command(config.train_data_dir, listing, word) for word in idle}
+    raise_all(
+        [
+            UserError(f"trigger_word: no caption holds {word}", hint=f"write it there: {command}")
+            for word, command in commands.items()
+        ]
+    )
 
 
 def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> None:
@@ -129,11 +139,13 @@ def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> 
     trigger = calling(config.named_words, [s.caption for s in samples])
     if trigger is None:
         return
+    words = config.named_words or (trigger.phrase,)
     if config.trigger_word and trigger.captions < trigger.of:
-        without = shortened(", ".join(s.name for s in samples if not holds(s.caption, trigger.phrase)))
-        sink(Note(f"note: the trigger word {trigger.phrase} stands in {trigger.agreement} captions; not in {without}"))
+        lacking = [s.name for s in samples if not any(holds(s.caption, word) for word in words)]
+        told = f"the trigger word {trigger.phrase} stands in {trigger.agreement} captions"
+        sink(Note(f"note: {told}; not in {shortened(', '.join(lacking))}"))
     lines = preview_lines(config.sample_prompts)
-    without_it = [line for line in lines if not holds(line.prompt, trigger.phrase)]
+    without_it = [line for line in lines if not any(holds(line.prompt, word) for word in words)]
     if lines and len(without_it) == len(lines) and not config.new_token:
         text = f"note: {trigger.agreement} captions have {trigger.phrase}, which calls the LoRA, and no preview has it"
         sink(Note(f"{text}; put it into sample_prompts"))

@@ -77,6 +77,8 @@ def new_state(
     keys["lora_rank"] = model.rank  # of init_lora, where it is not written
     keys["prediction"] = model.family.objective.prediction  # of the base, where it is not written
     keys["noise levels"] = "spread evenly"  # runs that began with independent ones would go on otherwise
+    if config.preserve_weight is not None:  # else what the word is decides nothing
+        keys["called by"] = listed(config.named_words, len(config.named_words)) or None
     digests = _digests(config, model, samples, held_out) | {f"mask of {name}": one for name, one in masks.items()}
     captions = {name: s.caption for s, name in [*_named(samples), *_named(held_out, _ASIDE)]}
     environment = _environment(model.family.device, precision)

@@ -45,7 +45,8 @@ def all_said(pictures: Sequence[Picture], *, sees: bool, dropped: bool) -> list[
         said(picture, variant, caption, sees=sees)
         for picture in pictures
         for variant in range(len(picture.views) if sees else 1)
-        for caption in ((picture.sample.caption, "") if dropped else (picture.sample.caption,))
+        for caption in (picture.sample.caption, "" if dropped else None, picture.preserved)
+        if caption is not None
     ]
     return list(dict.fromkeys(each))
 

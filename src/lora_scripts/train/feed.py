@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -32,6 +32,10 @@ class Settings:
     shuffle_tags: bool
     keep_tags: int
     tag_dropout: float = 0.0
+    preserve: float = 0.0
+    """How much pictures count that are shown a second time, under the caption that is `preserved`; 0: they are not,"""
+    preserve_every: int = 1
+    """and in every so many steps, each time that much more."""
     masks: Masks | None = None
     """Where there are any."""
     transparency: bool = True
@@ -49,6 +53,8 @@ class Drawn:
     """Of its noise level."""
     place: str
     """seed/epoch/position/index: what the rest of its randomness is a function of"""
+    preserved: bool = False
+    """Beside what is trained, to keep the base's answer."""
 
 
 @dataclass
@@ -106,13 +112,13 @@ class Feed:
             batches, size = self.batches(epoch), self.settings.accumulation
             skip = first - epoch * per_epoch if epoch == first // per_epoch else 0
             position = sum(len(b) for b in batches[: skip * size])
-            for window in islice(range(0, len(batches), size), skip, None):
-                ready = []
+            for step, window in islice(enumerate(range(0, len(batches), size), epoch * per_epoch), skip, None):
+                ready = list[list[Drawn]]()
                 for indices in batches[window : window + size]:
                     for piece in pieces(indices, most):
                         ready.append([self._draw(epoch, at, index) for at, index in enumerate(piece, position)])
                         position += len(piece)
-                yield epoch, ready
+                yield epoch, [*ready, *self._preserved(ready, step)]
 
     def _draw(self, epoch: int, position: int, index: int) -> Drawn:
         s, picture = self.settings, self.pictures[index]
@@ -124,13 +130,29 @@ class Feed:
         level = quantile(s.seed, epoch * self.seen + position)
         return Drawn(index, drawn.variant, caption, level, place)
 
+    def _preserved(self, ready: Sequence[Sequence[Drawn]], step: int) -> Iterator[list[Drawn]]:
+        """What is trained in a step as it is shown a second time, at noise of its own; nothing of some steps."""
+        if not self.settings.preserve or step % self.settings.preserve_every:
+            return
+        for rows in ready:
+            known = [(row, self.pictures[row.picture].preserved) for row in rows]
+            if again := [
+                replace(row, caption=caption, place=f"preserved/{row.place}", preserved=True)
+                for row, caption in known
+                if caption is not None
+            ]:
+                yield again
+
     def _read(self, step: tuple[int, list[list[Drawn]]]) -> Read:
         return self.encoded.read((row.picture, row.view, row.caption) for rows in step[1] for row in rows)
 
     def _batch(self, rows: Sequence[Drawn], read: Read) -> Batch:
         pictures = [self.pictures[row.picture] for row in rows]
-        captions, weights = [row.caption for row in rows], [p.weight for p in pictures]
-        masks = [self.encoded.mask(row.picture, row.view, read) for row in rows] if self.settings.masks else []
+        s, preserved = self.settings, rows[0].preserved
+        captions = [row.caption for row in rows]
+        weights = [s.preserve * s.preserve_every if preserved else p.weight for p in pictures]
+        masked = s.masks is not None and not preserved
+        masks = [self.encoded.mask(row.picture, row.view, read) for row in rows] if masked else []
         return Batch(
             stacked([self.encoded.latents(row.picture, row.view, read) for row in rows]),
             captions,
@@ -141,6 +163,7 @@ class Feed:
             masks=torch.stack(masks) if masks else None,
             weights=torch.tensor(weights) if set(weights) != {1.0} else None,
             quantiles=torch.tensor([row.quantile for row in rows], dtype=torch.float64),
+            preserved=preserved,
         )
 
     def texts_of(self, rows: Iterable[tuple[int, int, str]], read: Read | None = None) -> dict[str, Tensor] | None:

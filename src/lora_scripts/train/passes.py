@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -19,7 +21,10 @@ from lora_scripts.train.ahead import ahead
 
 B = TypeVar("B")
 Pass = Callable[[B], tuple[Tensor, int]]
-"""A batch -> the sum of its losses, without gradient, and how many were summed. Gradients are added to `.grad`."""
+"""A batch -> the sum of its losses, without gradient, and how many were summed, but for those of what is preserved.
+Gradients are added to `.grad`."""
+Off = Callable[[], AbstractContextManager[None]]
+"""Within it the base answers alone."""
 
 
 def there_and_back(
@@ -50,6 +55,21 @@ class Ready:
 
     tensors: Mapping[str, Tensor]
     names: Sequence[str]
+    preserved: bool = False
+    """As of `Batch`."""
+
+
+def losses(family: PictureFamily, off: Off, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+    """As of the family, of any batch: where the base's answers are to stay, it is asked for them first."""
+    if batch.preserved:
+        with off(), torch.no_grad():
+            batch = replace(batch, answers=family.answers(batch, objective, draws))
+    return family.losses(batch, objective, draws)
+
+
+def counted(batch: Batch | Ready) -> int:
+    """How many samples of a step a batch is."""
+    return 0 if batch.preserved else len(batch.names)
 
 
 class Passes(Protocol):
@@ -76,9 +96,12 @@ class LaunchedPasses:
 
     fault = ""
 
-    def __init__(self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters) -> None:
+    def __init__(
+        self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters, off: Off = nullcontext
+    ) -> None:
         def loss(batch: Batch) -> tuple[Tensor, int]:
-            return family.loss(batch, objective)
+            draws = batch.draws(objective, family.levels(objective))
+            return losses(family, off, batch, objective, draws).sum(), counted(batch)
 
         self._device, self._go = family.device, there_and_back(loss, scaler, masters.gather, masters.forget)
 
@@ -99,10 +122,12 @@ class RecordedPasses:
     """Recorded and played, on an NVIDIA card: for models of which a card is done with a kernel before Python has
     launched the next. While it computes a step the CPU makes the next one ready."""
 
-    def __init__(self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters) -> None:
-        self.family, self.objective, self.scaler, self.masters = family, objective, scaler, masters
+    def __init__(
+        self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters, off: Off = nullcontext
+    ) -> None:
+        self.family, self.objective, self.scaler, self.masters, self.off = family, objective, scaler, masters, off
         self.recorded = Recorded(self._compute, family.device, self._undo)
-        self._fresh = True
+        self._fresh, self._preserved = True, False
 
     @property
     def fault(self) -> str:
@@ -115,15 +140,16 @@ class RecordedPasses:
     def _ready(self, batch: Batch) -> Ready:
         """What the CPU has to do of a batch."""
         draws = batch.draws(self.objective, self.family.levels(self.objective))
-        return Ready(tensors_of(batch, draws), batch.names)
+        return Ready(tensors_of(batch, draws), batch.names, batch.preserved)
 
     def __call__(self, batch: Batch | Ready) -> tuple[Tensor, int]:
         ready = self._ready(batch) if isinstance(batch, Batch) else batch
         self.masters.forget()
         self._fresh = self.masters.fresh
-        loss = self.recorded(ready.tensors, self._fresh)
+        self._preserved = ready.preserved
+        loss = self.recorded(ready.tensors, (self._fresh, self._preserved))
         self.masters.attach()
-        return loss.clone(), len(ready.names)
+        return loss.clone(), counted(ready)
 
     def release(self) -> None:
         self.recorded.release()
@@ -135,8 +161,9 @@ class RecordedPasses:
 
     def _compute(self, given: Mapping[str, Tensor]) -> Tensor:
         batch, draws = batch_of(given)
+        batch = replace(batch, preserved=self._preserved)
         with quickest_attention(self.family.device):
-            loss = self.family.losses(batch, self.objective, draws).sum()
+            loss = losses(self.family, self.off, batch, self.objective, draws).sum()
             self.scaler.scale(loss).backward()
         self.masters.gather()
         return loss.detach()
@@ -162,6 +189,6 @@ def batch_of(given: Mapping[str, Tensor]) -> tuple[Batch, Draws]:
         if key:
             tables[table][key] = t
     unnamed = [""] * len(given["u"])
-    alone = {name: given.get(name) for name in _ALONE}
-    batch = Batch(tables["latents"], unnamed, tables["texts"], unnamed, [], **alone)
+    places, masks, weights = (given.get(name) for name in _ALONE)
+    batch = Batch(tables["latents"], unnamed, tables["texts"], unnamed, [], places, masks, weights)
     return batch, Draws(given["u"], given["noise"], given["posterior"], given.get("perturbation"))

@@ -21,6 +21,8 @@ class Picture:
     """How much its loss counts."""
     of_class: bool = False
     """A picture of the class, which keeps the model from forgetting it: it has no mask."""
+    preserved: str | None = None
+    """The caption under which the model goes on to answer as the base does; None: under none."""
     repeats: int = 1
     """How many times as often as others it is seen."""
     references: Sequence[Picture] = ()

@@ -48,6 +48,9 @@ class Pictures(ABC):
     def losses(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
         return self._answered(batch, objective, draws).losses(batch, objective)
 
+    def answers(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
+        return self._answered(batch, objective, draws).output
+
     def missed(self, batch: Batch, objective: Objective, draws: Draws) -> Tensor:
         return self._answered(batch, objective, draws).missed(objective)
 

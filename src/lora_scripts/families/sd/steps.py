@@ -36,7 +36,7 @@ class Answered(NamedTuple):
         """Of each picture of the batch, [n] float32."""
         on = self.x0.device
         masks = None if batch.masks is None else batch.masks.to(on)
-        each = diffusion.loss_of(self.output, self.x0, self.draws, self.levels, objective, masks)
+        each = diffusion.loss_of(self.output, self.x0, self.draws, self.levels, objective, masks, batch.answers)
         return each if batch.weights is None else each * batch.weights.to(on)
 
     def missed(self, objective: diffusion.Objective) -> Tensor:

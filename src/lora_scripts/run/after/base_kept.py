@@ -34,16 +34,16 @@ def keeps_base(worn: Worn, config: TrainConfig, word: str, called: Sequence[Pair
     moved, usually = (_moved(worn.family, some) for some in (pairs, called))
     share = moved / max(usually, 1e-6)
     shown = [Comparison(p.prompt, p.seed, *pair) for p, pair in zip(previews[:SHOWN], pairs, strict=False)]
-    return Kept(told(word, share, kept=config.class_images > 0), share > TOUCHED, shown)
+    return Kept(told(word, share, preserved=config.preserve_weight), share > TOUCHED, shown)
 
 
-def told(word: str, share: float, *, kept: bool) -> str:
-    """The finding in words; `kept`: class pictures were trained along."""
+def told(word: str, share: float, *, preserved: float | None) -> str:
+    """The finding in words; `preserved`: as the key `preserve_weight`."""
     text = f"without {word}: pictures of other things ({', '.join(OTHERS)}) change {share:.2f} times as much as those "
     text += "that call it"
     if share <= TOUCHED:
         return f"{text}, so the base is kept"
-    more = "more class pictures" if kept else "class pictures (class_prompt, class_images: 50)"
+    more = f"preserve_weight: {min(2 * preserved, 10):g}" if preserved else "preserve_weight: 1, which holds it there"
     return f"{text}, so the base is not kept; {more}, fewer epochs or a lower strength help"
 
 
