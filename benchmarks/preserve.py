@@ -1,11 +1,13 @@
 """What a LoRA does where nothing calls it, without and with `preserve_weight`, on the miniature world.
 
     PYTHONPATH=. python benchmarks/preserve.py --work FOLDER [--count 100] [--out FILE.json] [--grid FILE.png]
+    … --base FOLDER --template configs/flux2_klein_style.yaml epochs=24       on another base, by its template
 
 LoRAs of 50 pictures each on the bundled base, 128 px, rank 16, batches of 4, 20 epochs, the demo's rate: of one style
 that a made-up word in front of each caption calls, and of two styles with a word each. Then pictures of contents that
 no training set has are drawn with each word and with none, and read by the demo's judge. What is finished is not done
-again. Seconds are CPU seconds of the whole command, one thread.
+again; with a template the two LoRAs of one style alone, plain and with preserve_every 4. Seconds are CPU seconds of the
+whole command, one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from benchmarks.styles import write
 from PIL import Image, ImageDraw, ImageFont
 
@@ -77,12 +80,24 @@ def write_sets(folder: Path, words: dict[str, str]) -> None:
     write(folder / "class", plain, [world.caption(scene) for scene in plain], SIDE)
 
 
-def train(work: Path, arm: Arm) -> tuple[Path, float]:
-    """As `trained`."""
+def keys_of(template: Path | None, base: Path, overrides: list[str]) -> dict[str, object]:
+    """What all arms have: the keys above, or a template's but for its paths, its previews and what goes against
+    `preserve_weight`; and `overrides` over them."""
+    own: dict[str, object] = KEYS
+    if template is not None:
+        told: dict[str, object] = yaml.safe_load(template.read_text("utf-8"))
+        gone = ("metadata_path", "text_encoder", "vae", "caption_dropout", "sample_prompts")
+        own = {key: value for key, value in told.items() if key not in gone}
+        own |= {"resolution": SIDE, "sample_every": 0, "report": "one", "val_split": 0}
+    return {**own, "base_model": base, **dict(one.split("=", 1) for one in overrides)}
+
+
+def train(work: Path, arm: Arm, own: Mapping[str, object]) -> tuple[Path, float]:
+    """As `trained`; `own`: the keys of all arms."""
     folder = work / "-".join(arm.words)
     if not folder.exists():
         write_sets(folder, arm.words)
-    keys = {**KEYS, "train_data_dir": folder / "data", "cache_dir": folder / "cache"}
+    keys = {**own, "train_data_dir": folder / "data", "cache_dir": folder / "cache"}
     keys |= {"trigger_word": json.dumps([*arm.words]), **arm.keys}
     keys |= {"class_data_dir": folder / "class"} if arm.beside else {}
     return trained(work, arm.name.replace(",", "").replace(" ", "-"), keys)
@@ -105,11 +120,11 @@ def trained(work: Path, name: str, keys: Mapping[str, object]) -> tuple[Path, fl
 
 
 def drawn(
-    family: PictureFamily, word: str, asked: list[world.Scene], seed: int
+    family: PictureFamily, word: str, asked: list[world.Scene], seed: int, sampling: Sampling
 ) -> Iterator[tuple[world.Scene, Image.Image]]:
     for i, scene in enumerate(asked):
         caption = f"{word}, {world.caption(scene)}" if word else world.caption(scene)
-        yield scene, family.generate(caption, seed + i, Sampling(STEPS, CFG, "", (SIDE, SIDE)))
+        yield scene, family.generate(caption, seed + i, sampling)
 
 
 def share(hits: int, count: int) -> list[float]:
@@ -135,24 +150,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2000)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--grid", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--base", type=Path, default=BASE)
+    parser.add_argument("--template", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    own = keys_of(options.template, options.base, options.overrides)
+    arms = [arm for arm in ARMS if options.template is None or arm.name in ("plain", "preserve_every 4")]
+    steps, cfg = (int(str(own.get("sample_steps", STEPS))), float(str(own.get("sample_cfg", CFG))))
+    sampling = Sampling(steps, cfg, "", (SIDE, SIDE))
     options.work.mkdir(parents=True, exist_ok=True)
     seen = frozenset(s.key for words in (ONE, TWO) for some in scenes_of(words).values() for s in some)
     asked, judge, results = prompts(options.seed, options.count, seen), Judge.load(), dict[str, object]()
     rows: list[tuple[str, list[Image.Image]]] = []
-    for arm in (Arm("base", {}), *ARMS):
-        family, took = load_pictures(BASE, LoadOptions(torch.device("cpu"), torch.bfloat16)), 0.0
+    for arm in (Arm("base", {}), *arms):
+        family, took = load_pictures(options.base, LoadOptions(torch.device("cpu"), torch.bfloat16)), 0.0
         if arm.words:
-            file, took = train(options.work, arm)
+            file, took = train(options.work, arm, own)
             on_model.apply(family, loras.read(file).weights, 1.0)
         results[arm.name] = by_word = {"seconds": took}
         for word in (*arm.words, ""):
-            pictures = list(drawn(family, word, asked, options.seed))
+            pictures = list(drawn(family, word, asked, options.seed, sampling))
             by_word[word or "no word"] = told([(scene, judge.read([image])[0]) for scene, image in pictures])
             rows.append((f"{arm.name}: {word or 'no word'}", [image for _, image in pictures[:SHOWN]]))
         print(arm.name, json.dumps(by_word), flush=True)
     if options.out:
-        about = {"count": options.count, "seed": options.seed, "steps": STEPS, "cfg": CFG, "torch": torch.__version__}
+        about = {"count": options.count, "seed": options.seed, "steps": steps, "cfg": cfg, "torch": torch.__version__}
         options.out.write_text(json.dumps({**about, "arms": results}, indent=1) + "\n", encoding="utf-8")
     if options.grid:
         save_png(options.grid, sheet(rows))

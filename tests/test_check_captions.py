@@ -177,23 +177,26 @@ def test_edits(a: str, b: str, distance: int) -> None:
 
 def test_the_trigger() -> None:
     texts = [f"neonpunk, a {thing}" for thing in ("car", "house", "tree", "lamp", "boat", "bar", "dog", "door", "sign")]
-    assert vocabulary.guess_trigger(captions(*texts, "a cat")) == "neonpunk"
-    [guessed] = vocabulary.trigger_coverage(captions(*texts, "a cat, red"), None)
+    assert vocabulary.guess_trigger(captions(*texts, "a cat")) == ("neonpunk",)
+    [guessed] = vocabulary.trigger_coverage(captions(*texts, "a cat, red"), ())
     assert (guessed.files, guessed.severity) == (("10.png",), "note")
-    [given] = vocabulary.trigger_coverage(captions(*texts, "neonpunks everywhere"), "NeonPunk")
+    [given] = vocabulary.trigger_coverage(captions(*texts, "neonpunks everywhere"), ("NeonPunk",))
     assert (given.files, given.severity) == (("10.png",), "warning")
     assert "9 of 10" in given.message
-    assert vocabulary.trigger_coverage(captions(*texts), None) == []
-    assert vocabulary.trigger_coverage(captions("one", "two", "three", "four", "five"), None) == []
-    assert vocabulary.trigger_coverage(captions("c1", "c2", "c3", "c4", "c5", "c6"), None) == []  # no word is "c"
+    assert vocabulary.trigger_coverage(captions(*texts), ()) == []
+    both = captions("ann, a car", "bo, a house", "a tree")  # several words: one of them is enough
+    [given] = vocabulary.trigger_coverage(both, ("ann", "bo"))
+    assert given.files == ("3.png",) and "ann, bo" in given.message
+    assert vocabulary.trigger_coverage(captions("one", "two", "three", "four", "five"), ()) == []
+    assert vocabulary.trigger_coverage(captions("c1", "c2", "c3", "c4", "c5", "c6"), ()) == []  # no word is "c"
 
 
 def test_words_everywhere_and_words_once() -> None:
     texts = [f"neonpunk, cyberpunk style, a {thing}" for thing in ("car", "house", "tree", "lamp", "boat")]
-    everywhere, once = vocabulary.common_and_single(captions(*texts), "neonpunk")
+    everywhere, once = vocabulary.common_and_single(captions(*texts), ("neonpunk",))
     assert "in every caption: cyberpunk, style." in everywhere.message and not everywhere.files
     assert "boat, car, house, lamp, tree" in once.message
-    assert vocabulary.common_and_single(captions("a", "b"), None) == []
+    assert vocabulary.common_and_single(captions("a", "b"), ()) == []
 
 
 def test_two_names_for_one_thing() -> None:

@@ -79,7 +79,7 @@ def test_nothing_private_unless_given() -> None:
 def test_buckets_trigger_and_tags_as_other_tools_write_them() -> None:
     captions = ["zorb, a cat, red", "Zorb, a dog", "zorb, a cat", "zorb, a cat, a cat", "a house"]
     trigger = trigger_of(captions)
-    assert trigger == Trigger("zorb", 4, 5)
+    assert trigger == Trigger(("zorb",), 4, 5)
     texts = metadata.of_training(replace(FACTS, trigger=trigger, buckets={(512, 768): 6, (512, 512): 20}))
     assert texts["modelspec.trigger_phrase"] == "zorb" and texts["lora_scripts.trigger_agreement"] == "4 of 5"
     rows = {"0": {"resolution": [512, 512], "count": 20}, "1": {"resolution": [512, 768], "count": 6}}

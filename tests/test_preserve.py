@@ -20,6 +20,7 @@ from lora_scripts.adapters.layer import Adapter, LoraLayer, counting
 from lora_scripts.adapters.masters import Masters
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.trigger import without
+from lora_scripts.events import Event, Note
 from lora_scripts.families.base import Batch, LoadOptions
 from lora_scripts.families.table import load_pictures
 from lora_scripts.formats import io
@@ -28,7 +29,7 @@ from lora_scripts.run.captions_first import _asked
 from lora_scripts.run.configs import load_config
 from lora_scripts.run.dataset import STEP_COST, preserving, step_cost
 from lora_scripts.run.parts import Parts
-from lora_scripts.run.preflight import Split, preflight
+from lora_scripts.run.preflight import Split, preflight, tell_trigger
 from lora_scripts.train.feed import Feed
 from lora_scripts.train.passes import LaunchedPasses, RecordedPasses
 from lora_scripts.train.planned import plan_pictures
@@ -287,3 +288,30 @@ def test_what_a_step_costs(given: dict[str, Path], tmp_path: Path) -> None:
     each, fourth = (config.model_copy(update={"preserve_weight": 1.0, "preserve_every": n}) for n in (1, 4))
     assert step_cost(each) == pytest.approx(2 * STEP_COST + 1)
     assert step_cost(fourth) == pytest.approx(STEP_COST + (STEP_COST + 1) / 4)
+
+
+def test_several_trigger_words(given: dict[str, Path], tmp_path: Path) -> None:
+    """Each of them must stand in some captions; each has something of its own in its place, or all the same."""
+    data = tiny.write_pictures(tmp_path / "data")
+    rows = [f'{i}.png,"{word}, a thing, {i}"' for i, word in enumerate(("ann", "bo", "ann", "bo", "nobody"))]
+    (data / "metadata.csv").write_text("\n".join(["filename,prompt", *rows]) + "\n", encoding="utf-8")
+    keys = {**given, "train_data_dir": data, "preserve_weight": 1, "sample_prompts": ["bo on a chair"]}
+    config = load_config(tiny.write_config(tmp_path, **keys, trigger_word="[ann, bo]", preserve_word="[a girl, a boy]"))
+    samples, told = preflight(config, resume=None).scanned, list[Event]()
+    pictures = plan_pictures(samples, (64, 64), (64, 32), flip=False, random_crop=False, seed=1)
+    own = [p.preserved for p in preserving(config, pictures)]
+    assert own == ["a girl, a thing, 0", "a boy, a thing, 1", "a girl, a thing, 2", "a boy, a thing, 3", None]
+    tell_trigger(config, samples, told.append)
+    assert [event.text for event in told if isinstance(event, Note)] == [
+        "note: the trigger word ann, bo stands in 4 of 5 captions; not in 4.png"
+    ]
+    idle = load_config(tiny.write_config(tmp_path, **keys, trigger_word="[ann, cid, dee]"))
+    found = faults(lambda: preflight(idle, resume=None)).splitlines()
+    assert [line.partition(";")[0] for line in found] == [
+        "trigger_word: no caption holds cid",
+        "trigger_word: no caption holds dee",
+    ]
+    wrong = tiny.write_config(tmp_path, **keys, trigger_word="[ann, bo]", preserve_word="[a girl]")
+    assert "preserve_word: has 1 text for 2 trigger words; write one, or one for each" in faults(
+        lambda: load_config(wrong)
+    )

@@ -114,7 +114,7 @@ def test_a_word_stands_by_itself(text: str, word: str, there: bool) -> None:
 
 def test_what_is_named_comes_before_what_is_seen() -> None:
     captions = ["zorb, a cat", "zorb, a dog of mia", "zorb, mia", "mia and kim"]
-    assert calling((), captions[:3]) == Trigger("zorb", 3, 3)
-    assert calling((), ["turn it into neon"] * 3) == Trigger("turn it into neon", 3, 3)
-    assert calling(("mia",), captions) == Trigger("mia", 3, 4)
-    assert calling(("kim", "mia"), captions) == Trigger("kim, mia", 3, 4)
+    assert calling((), captions[:3]) == Trigger(("zorb",), 3, 3)
+    assert calling((), ["turn it into neon"] * 3) == Trigger(("turn it into neon",), 3, 3)
+    assert calling(("mia",), captions) == Trigger(("mia",), 3, 4)
+    assert calling(("kim", "mia"), captions) == Trigger(("kim", "mia"), 3, 4)

@@ -20,7 +20,7 @@ READ = prompts.ROOM
 
 
 def caption_findings(
-    captions: Sequence[Captioned], *, trigger: str | None = None, read: int | None = READ
+    captions: Sequence[Captioned], *, trigger: Sequence[str] = (), read: int | None = READ
 ) -> list[Finding]:
     """Every test of the captions; pictures without one are left to `missing`. `read`: tokens that CLIP reads of one;
     None where another text encoder reads it."""

@@ -47,7 +47,7 @@ class CheckOptions:
     default_page: Path | None
     """None: beside the folder."""
     page: Path | None = None
-    trigger: str | None = None
+    trigger: Sequence[str] = ()
     read: int | None = READ
     """As of `caption_findings`."""
     steps: tuple[int, int] = STEPS

@@ -49,12 +49,12 @@ def has_phrase(text: str, phrase: str) -> bool:
     return phrase in text and re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
-def common_and_single(captions: Sequence[Captioned], trigger: str | None) -> list[Finding]:
+def common_and_single(captions: Sequence[Captioned], trigger: Sequence[str]) -> list[Finding]:
     """What every caption says, and what one only does. Neither is a fault: both are good to know."""
     if len(captions) < FEW:
         return []
     counts = Counter(word for caption in captions for word in content_words(caption.text))
-    own = set(words(trigger or ""))
+    own = {part for word in trigger for part in words(word)}
     findings = []
     everywhere = sorted(word for word, count in counts.items() if count == len(captions) and word not in own)
     if everywhere:
@@ -125,10 +125,10 @@ def edits(a: str, b: str) -> int:
     return last[-1]
 
 
-def guess_trigger(captions: Sequence[Captioned]) -> str | None:
-    """The first tag, or else the first word, that most captions begin with; None if they begin differently."""
+def guess_trigger(captions: Sequence[Captioned]) -> tuple[str, ...]:
+    """The first tag, or else the first word, that most captions begin with; none if they begin differently."""
     if len(captions) < FEW:
-        return None
+        return ()
     for first in (
         [pieces[0].casefold() for caption in captions if len(pieces := parts(caption.text)) > 1],
         [row[0] for caption in captions if (row := words(caption.text))],
@@ -137,23 +137,23 @@ def guess_trigger(captions: Sequence[Captioned]) -> str | None:
             if count < GUESS * len(captions) or begin in _STOP:
                 continue
             if sum(has_phrase(caption.text, begin) for caption in captions) >= GUESS * len(captions):
-                return begin  # and no part of a word: "c" of "c1", "c2" …
-    return None
+                return (begin,)  # and no part of a word: "c" of "c1", "c2" …
+    return ()
 
 
-def trigger_coverage(captions: Sequence[Captioned], trigger: str | None) -> list[Finding]:
-    """The captions without the trigger: the given one, or the beginning that most captions share."""
+def trigger_coverage(captions: Sequence[Captioned], trigger: Sequence[str]) -> list[Finding]:
+    """The captions without a trigger: the given ones, or the beginning that most captions share."""
     wanted = trigger or guess_trigger(captions)
     if not wanted:
         return []
-    without = [caption for caption in captions if not has_phrase(caption.text, wanted)]
+    without = [caption for caption in captions if not any(has_phrase(caption.text, word) for word in wanted)]
     if not without:
         return []
     share = f"{len(captions) - len(without)} of {len(captions)} captions"
     files, source = tuple(caption.name for caption in without), without[0].source
     if trigger:
-        message = f'the trigger "{trigger}" stands in {share} only'
+        message = f'the trigger "{", ".join(trigger)}" stands in {share} only'
         return [Finding("trigger_missing", "warning", files, message, "put it first in each caption", None, source)]
-    message = f'"{wanted}" stands in {share}, and most begin with it'
+    message = f'"{wanted[0]}" stands in {share}, and most begin with it'
     mend = "if it is the trigger, put it into the others too; else name the trigger with --trigger"
     return [Finding("trigger_missing", "note", files, message, mend, 0.5, source)]

@@ -175,7 +175,7 @@ def _config(options: argparse.Namespace, sink: Sink) -> dict[str, Any]:
     )
     base = download.place(config.base_model)
     return {
-        "trigger": options.trigger or next(iter(config.named_words), None),
+        "trigger": (options.trigger,) if options.trigger else config.named_words,
         "language": config.language,
         "read": table.caption_tokens(base, config.caption_tokens),
         "steps": table.bucket_steps(base),
@@ -220,7 +220,7 @@ def _folder(options: argparse.Namespace) -> dict[str, Any]:
     width, height = size = options.resolution or (512, 512)
     asked = [] if size == (512, 512) else ["--resolution", f"{width}x{height}"]
     return {
-        "trigger": options.trigger,
+        "trigger": (options.trigger,) if options.trigger else (),
         "read": READ,
         "folder": folder,
         "metadata": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_scripts.data.captions import COMMA, tags_of
@@ -29,11 +29,21 @@ _PLAIN = frozenset({
 class Trigger:
     """What calls a LoRA."""
 
-    phrase: str
+    words: tuple[str, ...]
+    """Each a word or a phrase."""
     captions: int
-    """That begin with it, or hold it where it was named."""
+    """That begin with it, or hold one of them where they were named."""
     of: int
     """Captions."""
+
+    @property
+    def phrase(self) -> str:
+        """All of them."""
+        return ", ".join(self.words)
+
+    def stands_in(self, text: str) -> bool:
+        """Whether one of them does."""
+        return any(holds(text, word) for word in self.words)
 
     @property
     def agreement(self) -> str:
@@ -45,8 +55,8 @@ def calling(named: Sequence[str], captions: Sequence[str]) -> Trigger | None:
     """What calls a LoRA of these captions: the words that its maker named, else what they begin with."""
     if not named:
         return trigger_of(captions)
-    held = sum(any(holds(caption, word) for word in named) for caption in captions)
-    return Trigger(", ".join(named), held, len(captions))
+    trigger = Trigger(tuple(named), 0, len(captions))
+    return replace(trigger, captions=sum(map(trigger.stands_in, captions)))
 
 
 def holds(text: str, word: str) -> bool:
@@ -92,7 +102,7 @@ def trigger_of(captions: Sequence[str]) -> Trigger | None:
     where they begin differently, or with what calls nothing. Of captions that are all the same it is the whole.
     """
     if len(captions) >= _FEW and len(whole := {caption.strip() for caption in captions}) == 1 and "" not in whole:
-        return Trigger(whole.pop(), len(captions), len(captions))
+        return Trigger((whole.pop(),), len(captions), len(captions))
     tags = [tag for caption in captions if (tag := COMMA.split(caption)[0].strip()) != caption.strip() and tag]
     words = [caption.split()[0].strip(",.;:，、。；：") for caption in captions if caption.split()]
     for beginnings in (tags, words):
@@ -102,5 +112,5 @@ def trigger_of(captions: Sequence[str]) -> Trigger | None:
         (folded, count), *_ = counts.most_common(1)
         if count >= max(_FEW, SHARE * len(captions)) and folded and not set(folded.split()) <= _PLAIN:
             spelt, _ = Counter(b for b in beginnings if b.casefold() == folded).most_common(1)[0]
-            return Trigger(spelt, count, len(captions))
+            return Trigger((spelt,), count, len(captions))
     return None

@@ -142,8 +142,7 @@ def preserving(c: TrainConfig, pictures: Sequence[Picture]) -> list[Picture]:
     trigger = calling(c.named_words, captions)
     if c.preserve_weight is None or trigger is None:
         return [*pictures]
-    words = c.named_words or (trigger.phrase,)
-    uncalled = [without(caption, words, c.preserve_word) for caption in captions]
+    uncalled = [without(caption, trigger.words, c.preserve_word) for caption in captions]
     both = zip(pictures, captions, uncalled, strict=True)
     return [replace(p, preserved=text) if text != caption else p for p, caption, text in both]
 

@@ -139,13 +139,12 @@ def tell_trigger(config: TrainConfig, samples: Sequence[Sample], sink: Sink) -> 
     trigger = calling(config.named_words, [s.caption for s in samples])
     if trigger is None:
         return
-    words = config.named_words or (trigger.phrase,)
     if config.trigger_word and trigger.captions < trigger.of:
-        lacking = [s.name for s in samples if not any(holds(s.caption, word) for word in words)]
+        lacking = [s.name for s in samples if not trigger.stands_in(s.caption)]
         told = f"the trigger word {trigger.phrase} stands in {trigger.agreement} captions"
         sink(Note(f"note: {told}; not in {shortened(', '.join(lacking))}"))
     lines = preview_lines(config.sample_prompts)
-    without_it = [line for line in lines if not any(holds(line.prompt, word) for word in words)]
+    without_it = [line for line in lines if not trigger.stands_in(line.prompt)]
     if lines and len(without_it) == len(lines) and not config.new_token:
         text = f"note: {trigger.agreement} captions have {trigger.phrase}, which calls the LoRA, and no preview has it"
         sink(Note(f"{text}; put it into sample_prompts"))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from lora_scripts.config.types import ConfigPath, Count, Fault, Fraction, Keys, Size, as_tuple, no_effect
+from lora_scripts.units import number_of
 
 
 def _word(value: str) -> str:
@@ -114,10 +115,11 @@ class DataKeys(Keys):
         if values.get("preserve_weight") is None:
             yield no_effect("preserve_word", "preserve_weight", "preserve_weight: 1")
             yield no_effect("preserve_every", "preserve_weight", "preserve_weight: 1")
-        words, instead = (values.get(key) for key in ("trigger_word", "preserve_word"))
-        words = values.get("new_token") or words
-        if isinstance(instead, tuple) and len(instead) != (many := len(words) if isinstance(words, tuple) else 1):
-            yield "preserve_word", f"has {len(instead)} texts for {many} trigger words", "write one, or one for each"
+        words, instead = values.get("new_token") or values.get("trigger_word"), values.get("preserve_word")
+        many = len(words) if isinstance(words, list | tuple) else 1
+        if isinstance(instead, list | tuple) and len(instead) != many:
+            fault = f"has {number_of(len(instead), 'text')} for {number_of(many, 'trigger word')}"
+            yield "preserve_word", fault, "write one, or one for each"
         for key in ("caption_dropout", "tag_dropout"):
             if values.get(key) and values.get("preserve_weight") is not None:
                 yield (

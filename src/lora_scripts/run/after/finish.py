@@ -14,7 +14,7 @@ from PIL import Image
 from lora_scripts.config.schema import TrainConfig
 from lora_scripts.data.image import on_white
 from lora_scripts.data.scan import Sample
-from lora_scripts.data.trigger import Trigger, calling, holds
+from lora_scripts.data.trigger import Trigger, calling
 from lora_scripts.events import Note, Saved, Sink
 from lora_scripts.families import table
 from lora_scripts.formats import io
@@ -153,7 +153,7 @@ def look(
     trigger = calling(config.named_words, [sample.caption for sample in samples])
     if trigger is None:
         return Seen(strength, found, None)
-    calls = [i for i, p in enumerate(previews) if holds(p.prompt, trigger.phrase)]
+    calls = [i for i, p in enumerate(previews) if trigger.stands_in(p.prompt)]
     called = [(drawn[i, 0.0], drawn[i, 1.0]) for i in calls or range(len(previews))]
     return Seen(strength, found, base_kept.keeps_base(worn, config, trigger.phrase, called))
 
