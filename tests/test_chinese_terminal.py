@@ -18,9 +18,9 @@ import lora_scripts
 import tiny
 from lora_scripts.chinese import catalogue, spoken, terminal
 from lora_scripts.chinese.terminal import AsItIs, told, told_error
+from lora_scripts.chinese.widths import folded, width
 from lora_scripts.cli import evaluate, main, parsers, show
 from lora_scripts.cli.examples import examples_of
-from lora_scripts.cli.widths import folded, width
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Measured, Note, Table
 from written import written

@@ -11,7 +11,9 @@ from lora_scripts.adopt import ai_toolkit, kohya_args, kohya_gui, kohya_sets, no
 from lora_scripts.adopt.foreign_file import NETWORK, flat, parsed, text_of
 from lora_scripts.adopt.found import Found, Left
 from lora_scripts.adopt.lengths import put_length
-from lora_scripts.config.load import ItemFault, commented, faults_of, scalar
+from lora_scripts.chinese.terminal import AsItIs, noted
+from lora_scripts.config.commented import commented, listed, remark
+from lora_scripts.config.load import ItemFault, faults_of, scalar
 from lora_scripts.config.schema import GROUPS, TrainConfig
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.families import download, table
@@ -235,22 +237,23 @@ def _is_missing(message: str) -> bool:
 
 def _text(found: Found, name: str, idle: Sequence[str]) -> str:
     """The YAML: our keys by group, each with where it comes from, and at the end what was not carried over."""
-    lines = [f"# {name}, from {found.file.name} of {found.trainer}. Every key stands in docs/keys.md.", ""]
+    lines = [remark(f"{name}, from {found.file.name} of {found.trainer}. Every key stands in docs/keys.md."), ""]
     for group in GROUPS:
         rows = [(key, found.puts[key]) for key in group.model_fields if key in found.puts]
         for key, put in rows:
+            why = [*(AsItIs(_one_line(one)) for one in put.theirs), *([_one_line(put.note)] if put.note else [])]
             if key == "sample_prompts" and isinstance(put.value, list):
-                lines += [f"{key}:  # {_one_line(put.why)}", *(f"  - {scalar(prompt)}" for prompt in put.value)]
+                lines += listed(key, put.value, *why)
             else:
-                lines.append(commented(key, _yaml(put.value), _one_line(put.why)))
+                lines.append(commented(key, _yaml(put.value), *why))
         lines += [""] if rows else []
     if found.left:
-        lines.append("# Not carried over:")
-        lines += [f"#   {_one_line(left.theirs)}: {_one_line(left.reason)}" for left in found.left]
+        lines.append(remark("Not carried over:"))
+        lines += [f"#   {noted(_one_line(left.theirs))}: {noted(_one_line(left.reason))}" for left in found.left]
     lists = ((DECIDED, found.decided), (IDLE, idle), ("Off, and not known here", found.off))
     for head, names in lists:
         if names:
-            lines.append(f"# {head}: {_one_line(', '.join(sorted(set(names))))}")
+            lines.append(remark(f"{head}: {_one_line(', '.join(sorted(set(names))))}"))
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -43,7 +43,14 @@ class Put(NamedTuple):
     """A key of ours."""
 
     value: object
-    why: str
+    theirs: tuple[str, ...]
+    """What it comes from, as it stands there,"""
+    note: str = ""
+    """and what is to be said besides."""
+
+    @property
+    def why(self) -> str:
+        return ", ".join([*self.theirs, *([self.note] if self.note else [])])
 
 
 @dataclass
@@ -91,10 +98,10 @@ class Found:
     def put(self, ours: str, value: object, *theirs: str, note: str = "") -> None:
         """Sets a key of ours; the comment tells those of the keys that it comes from that are written, or that it is
         their default."""
-        told = [self.tell(key) for key in theirs if self.has(key)]
+        told = tuple(self.tell(key) for key in theirs if self.has(key))
         if not told and not note:
             note = f"their default ({self.name(theirs[0])})"
-        self.puts[ours] = Put(value, ", ".join([*told, *([note] if note else [])]))
+        self.puts[ours] = Put(value, told, note)
 
     def has(self, key: str) -> bool:
         """Whether a key of theirs is written, and not left empty."""
@@ -103,7 +110,7 @@ class Found:
     def usual(self, ours: str, value: object, theirs: str) -> None:
         """Sets a key of ours to what they do where it is not written, if we do another thing then."""
         if value != TrainConfig.model_fields[ours].default:
-            self.puts[ours] = Put(value, f"their default ({self.name(theirs)})")
+            self.puts[ours] = Put(value, (), f"their default ({self.name(theirs)})")
 
     def put_or_usual(self, ours: str, theirs: str, turn: Turn, default: object) -> Any:
         """`put` where it is written, else `usual`; the value in use."""

@@ -1,8 +1,8 @@
 """English texts in Chinese, by tables of texts with holes.
 
-The words stand beside this file, English -> Chinese, in groups: `zh.json` of pages, which data and runs share, and
-`faults.json`, `lines.json` and `help.json` of the terminal. `{name}` in them stands for any text, which is looked up
-by itself unless it is a person's.
+The words stand beside this file, English -> Chinese, in groups: `zh.json` of pages, which data and runs share,
+`faults.json`, `lines.json` and `help.json` of the terminal, and `configs.json` of the comments that `new` writes.
+`{name}` in them stands for any text, which is looked up by itself unless it is a person's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 
-TABLES = ("zh.json", "faults.json", "lines.json", "help.json")
+TABLES = ("zh.json", "faults.json", "lines.json", "help.json", "configs.json")
 _OWN = frozenset({"list", "names", "words", "name", "file", "word"})
 """Holes with names that a person gave, also numbered (file2)."""
 _TYPED = frozenset({"text", "command"})

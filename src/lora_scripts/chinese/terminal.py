@@ -1,4 +1,5 @@
-"""What the terminal tells people, in their language. The one way of every line there; JSON never comes by.
+"""What the terminal, and comments of files, tell people in their language. The one way of every line there; JSON never
+comes by.
 
 An error's message and its mend are looked up by themselves, and so are the parts of a line that is put together of
 several. A text without Chinese stays English as a whole.
@@ -30,7 +31,19 @@ class AsItIs(str):
 
 def told(text: str) -> str:
     """A text, of one line or several, as a person is told it. English stays what it is, to the byte."""
-    if isinstance(text, AsItIs) or not in_chinese():
+    return _in_chinese(text) if in_chinese() else text
+
+
+def noted(*parts: str) -> str:
+    """A comment in a file that people open, of one text or several, as they are told it: files are in UTF-8, whatever
+    the terminal takes."""
+    if language() == "en":
+        return ", ".join(parts)
+    return "，".join(map(_in_chinese, parts))
+
+
+def _in_chinese(text: str) -> str:
+    if isinstance(text, AsItIs):
         return text
     if "\n" in text and translated(text) is None:
         return "\n".join(map(_line, text.split("\n")))

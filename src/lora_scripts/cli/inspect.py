@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lora_scripts import units
 from lora_scripts.chinese.terminal import AsItIs, told
+from lora_scripts.chinese.widths import ljust, rjust
 from lora_scripts.cli.options import path, require_models
 from lora_scripts.cli.show import columns
-from lora_scripts.cli.widths import ljust, rjust
 from lora_scripts.errors import UserError
 from lora_scripts.events import Sink
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lora_scripts.chinese.terminal import in_chinese, told
-from lora_scripts.cli.widths import folded
+from lora_scripts.chinese.widths import folded
 from lora_scripts.config.values import base_fault, model_fault, parse_device, parse_path, parse_size
 from lora_scripts.errors import UserError, raise_all
 from lora_scripts.events import Sink

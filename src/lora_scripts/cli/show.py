@@ -18,9 +18,9 @@ from enum import Enum
 from pathlib import PurePath
 
 from lora_scripts.chinese.terminal import AsItIs, told, told_error
+from lora_scripts.chinese.widths import folded, ljust, rjust, width
 from lora_scripts.cli.gauge import STEPS, Bar, Lines
 from lora_scripts.cli.printing import say, say_whole
-from lora_scripts.cli.widths import folded, ljust, rjust, width
 from lora_scripts.errors import UserError
 from lora_scripts.events import Advised, Event, Measured, Note, Progress, Saved, Stepped, Table
 from lora_scripts.units import percent

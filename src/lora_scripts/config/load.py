@@ -243,11 +243,6 @@ def dump_config(config: TrainConfig, judge: Judge = lambda values, given: ()) ->
     return "\n".join(lines) + "\n"
 
 
-def commented(key: str, value: str, why: str) -> str:
-    """A line of a config: the key, its value in YAML, and the reason behind it as a comment."""
-    return f"{key}: {value} ".ljust(52) + f"# {why}"
-
-
 def scalar(value: object) -> str:
     """A value as one line of YAML 1.2."""
     if value is None:

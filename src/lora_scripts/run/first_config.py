@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from lora_scripts.check.verdict import few
-from lora_scripts.config.load import commented, load_config, scalar
+from lora_scripts.config.commented import commented, listed, remark
+from lora_scripts.config.load import load_config, scalar
 from lora_scripts.config.prompt_line import PromptLine
 from lora_scripts.data.captions import METADATA_SUFFIXES
 from lora_scripts.data.findings import IMAGE_SUFFIXES
@@ -241,15 +242,14 @@ def _text(
         Setting("output_dir", scalar(f"output/{name}"), f"the LoRA is named after this folder: <lora:{name}:0.8>"),
     ]
     what = f"{'An' if purpose == 'edit' else 'A'} {purpose}{words}"
-    lines = [f"# {what}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.", ""]
+    lines = [remark(f"{what}. Train it: lora-scripts train --config …; every key stands in docs/keys.md."), ""]
     for group in (paths, rows):
         lines += [commented(*setting) for setting in group]
         lines.append("")
     if not recipe.prompts:
-        lines.append(
-            f"# previews are made from the first two pairs; another: {scalar('make it night --ref street.jpg')}"
-        )
+        prompt = scalar("make it night --ref street.jpg")
+        lines.append(remark(f"previews are made from the first two pairs; another: {prompt}"))
         return "\n".join(lines) + "\n"
     front = f"{trigger}, " if trigger else ""
-    lines += ["sample_prompts:  # previews on the way", *(f"  - {scalar(front + prompt)}" for prompt in recipe.prompts)]
+    lines += listed("sample_prompts", [front + prompt for prompt in recipe.prompts], "previews on the way")
     return "\n".join(lines) + "\n"

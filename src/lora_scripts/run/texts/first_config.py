@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_scripts.config.commented import commented, remark
 from lora_scripts.config.load import scalar
 from lora_scripts.data.texts.conversations import RecordFault
 from lora_scripts.data.texts.forms import CONVERSATIONS
@@ -69,11 +70,10 @@ def text_of(name: str, data: Path, base: Path) -> tuple[str, Records, int]:
         Setting("base_model", scalar(base), table.require_texts(base).checkpoint.words),
         Setting("output_dir", scalar(f"output/{name}"), f"the LoRA is output/{name}/{name}, as PEFT loads it"),
     ]
-    lines = [
-        "# What a language model learns. Train it: lora-scripts train --config …; every key stands in docs/keys.md."
-    ]
+    what = "What a language model learns"
+    lines = [remark(f"{what}. Train it: lora-scripts train --config …; every key stands in docs/keys.md.")]
     for group in (paths, rows):
-        lines += ["", *(f"{row.key}: {row.value} ".ljust(52) + f"# {row.why}" for row in group)]
+        lines += ["", *(commented(*row) for row in group)]
     return "\n".join(lines) + "\n", records, steps
 
 
