@@ -73,9 +73,8 @@ def _blocks(lora: Portrait) -> list[str]:
     name, count, sigma, where = map(told, ("block", "modules", "largest σ", "where"))
     lines: list[str] = [AsItIs(f"{ljust(name, 18)}{rjust(count, 8)}{'|ΔW|':>11}{rjust(sigma, 11)}  {where}")]
     for block in lora.blocks:
-        lines.append(
-            f"{block.name:<18}{block.modules:>8}{block.frobenius:>11.4g}{block.spectral:>11.4g}  {block.largest}"
-        )
+        figures = f"{block.modules:>8}{block.frobenius:>11.4g}{block.spectral:>11.4g}"
+        lines.append(AsItIs(f"{ljust(told(block.name), 18)}{figures}  {block.largest}"))
     return lines
 
 
@@ -84,11 +83,11 @@ def _table(reports: Sequence[Report], folder: Path) -> list[str]:
     head = ("file", "what", "rank", "alpha", "modules", "size", "AutoV2", "looks wrong")
     rows = []
     for report in reports:
-        lora, what = report.lora, report.what.removeprefix("a ")
+        lora, what = report.lora, told(report.what).removeprefix("a ")
         rows.append(
             (
                 report.path.relative_to(folder).as_posix(),
-                f"{what}, {report.family}" if lora else what,
+                f"{what}, {told(report.family)}" if lora else what,
                 units.span(lora.ranks) if lora else "",
                 units.span(lora.alphas) if lora else "",
                 str(len(lora.modules)) if lora else "",
