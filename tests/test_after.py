@@ -69,5 +69,10 @@ def test_what_a_lora_does_uncalled_is_measured_by_what_it_does_called(worn: Worn
     assert not still.touched and "change 0.00 times as much as those that call it, so the base is kept" in still.words
 
 
-def test_of_a_base_that_was_held_to_too_little_more_of_it_is_recommended() -> None:
-    assert "not kept; preserve_weight: 3, fewer epochs" in told("zibbo", 0.8, preserved=1.5)
+def test_what_was_done_already_is_not_recommended_again() -> None:
+    neither, held, kept = (
+        told("zibbo", 0.8, preserved=p, kept=k) for p, k in ((False, False), (True, False), (False, True))
+    )
+    assert "not kept; preserve_weight: 1, class pictures (class_prompt, class_images: 50), fewer epochs or" in neither
+    assert "not kept; class pictures (class_prompt, class_images: 50), fewer epochs or" in held
+    assert "not kept; preserve_weight: 1, more class pictures, fewer epochs or" in kept

@@ -34,17 +34,20 @@ def keeps_base(worn: Worn, config: TrainConfig, word: str, called: Sequence[Pair
     moved, usually = (_moved(worn.family, some) for some in (pairs, called))
     share = moved / max(usually, 1e-6)
     shown = [Comparison(p.prompt, p.seed, *pair) for p, pair in zip(previews[:SHOWN], pairs, strict=False)]
-    return Kept(told(word, share, preserved=config.preserve_weight), share > TOUCHED, shown)
+    words = told(word, share, preserved=config.preserve_weight is not None, kept=config.class_images > 0)
+    return Kept(words, share > TOUCHED, shown)
 
 
-def told(word: str, share: float, *, preserved: float | None) -> str:
-    """The finding in words; `preserved`: as the key `preserve_weight`."""
+def told(word: str, share: float, *, preserved: bool, kept: bool) -> str:
+    """The finding in words; `preserved`: the base's answers were trained along without the word, `kept`: class
+    pictures were."""
     text = f"without {word}: pictures of other things ({', '.join(OTHERS)}) change {share:.2f} times as much as those "
     text += "that call it"
     if share <= TOUCHED:
         return f"{text}, so the base is kept"
-    more = f"preserve_weight: {min(2 * preserved, 10):g}" if preserved else "preserve_weight: 1, which holds it there"
-    return f"{text}, so the base is not kept; {more}, fewer epochs or a lower strength help"
+    helps = [] if preserved else ["preserve_weight: 1"]
+    helps += ["more class pictures" if kept else "class pictures (class_prompt, class_images: 50)", "fewer epochs"]
+    return f"{text}, so the base is not kept; {', '.join(helps)} or a lower strength help"
 
 
 def _moved(family: PictureFamily, pairs: Sequence[Pair]) -> float:
