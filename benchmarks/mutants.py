@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant("train/passes.py", "        with off(), torch.no_grad():", "        with torch.no_grad():", "preserve"),
     Mutant("train/passes.py", "return 0 if batch.preserved else len(batch.names)", "return len(batch.names)", "preserve"),
     Mutant("train/passes.py", "        self._preserved = ready.preserved", "        self._preserved = False", "preserve"),
-    Mutant("train/feed.py", "s.preserve * s.preserve_every if", "s.preserve if", "preserve"),
+    Mutant("train/feed.py", "s.preserve if preserved else p.weight", "p.weight", "preserve"),
     Mutant("train/feed.py", 'place=f"preserved/{row.place}"', "place=row.place", "preserve"),
     Mutant("train/feed.py", "enumerate(range(0, len(batches), size), epoch * per_epoch)", "enumerate(range(0, len(batches), size))", "preserve"),
     Mutant("run/build.py", "scaler, model.masters, model.off)", "scaler, model.masters)", "preserve"),

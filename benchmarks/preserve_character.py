@@ -34,8 +34,7 @@ PLACES = [(ground, sky) for ground in world.GROUNDS for sky in world.SKIES]
 ARMS: dict[str, dict[str, object]] = {
     "plain": {},
     "class pictures": {"class_data_dir": "class"},
-    "preserve_every 1": {"preserve_weight": 1, "preserve_every": 1},
-    "preserve_every 4": {"preserve_weight": 1, "preserve_every": 4},
+    "preserve_weight: 1": {"preserve_weight": 1},
 }
 
 

@@ -27,7 +27,7 @@ from lora_scripts.formats import io
 from lora_scripts.losses.diffusion import Objective
 from lora_scripts.run.captions_first import _asked
 from lora_scripts.run.configs import load_config
-from lora_scripts.run.dataset import STEP_COST, preserving, step_cost
+from lora_scripts.run.dataset import ASKED, STEP_COST, preserving, step_cost
 from lora_scripts.run.parts import Parts
 from lora_scripts.run.preflight import Split, preflight, tell_trigger
 from lora_scripts.train.feed import Feed
@@ -164,7 +164,7 @@ def test_what_is_preserved_comes_beside_what_is_trained_which_stays_the_same(tmp
         assert shown == [(n, f"other {n[0]}") for b in own for n in b.names if n != "1.png"]
         assert not {str(n) for n in noise[2 * len(own) :]} & {str(n) for n in noise[: len(own)]}
         for batch in again:
-            assert batch.masks is None and batch.weights is not None and set(batch.weights.tolist()) == {1.5}
+            assert batch.masks is None and batch.weights is not None and set(batch.weights.tolist()) == {0.5}
             assert batch.texts is not None and len(batch.texts["states"]) == len(batch.names)
 
 
@@ -223,7 +223,7 @@ def test_a_run_holds_the_base_where_nothing_calls_the_lora(
     assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
     assert 0 < changes[1] < changes[0] / 2
     told = capsys.readouterr().out
-    assert "under 5 captions without what calls the LoRA, weight 5; a step takes about 2.4 times as long" in told
+    assert "under 5 captions without what calls the LoRA, weight 5; a step takes about 2.2 times as long" in told
     assert "the first: picture 0, a gradient, round 0" in told
 
 
@@ -286,8 +286,8 @@ def test_what_a_step_costs(given: dict[str, Path], tmp_path: Path) -> None:
     config = load_config(tiny.write_config(tmp_path, **given))
     assert step_cost(config) == STEP_COST
     each, fourth = (config.model_copy(update={"preserve_weight": 1.0, "preserve_every": n}) for n in (1, 4))
-    assert step_cost(each) == pytest.approx(2 * STEP_COST + 1)
-    assert step_cost(fourth) == pytest.approx(STEP_COST + (STEP_COST + 1) / 4)
+    assert step_cost(each) == pytest.approx(2 * STEP_COST + ASKED)
+    assert step_cost(fourth) == pytest.approx(STEP_COST + (STEP_COST + ASKED) / 4)
 
 
 def test_several_trigger_words(given: dict[str, Path], tmp_path: Path) -> None:

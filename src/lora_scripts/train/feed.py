@@ -35,7 +35,7 @@ class Settings:
     preserve: float = 0.0
     """How much pictures count that are shown a second time, under the caption that is `preserved`; 0: they are not,"""
     preserve_every: int = 1
-    """and in every so many steps, each time that much more."""
+    """and in every so many steps."""
     masks: Masks | None = None
     """Where there are any."""
     transparency: bool = True
@@ -150,7 +150,7 @@ class Feed:
         pictures = [self.pictures[row.picture] for row in rows]
         s, preserved = self.settings, rows[0].preserved
         captions = [row.caption for row in rows]
-        weights = [s.preserve * s.preserve_every if preserved else p.weight for p in pictures]
+        weights = [s.preserve if preserved else p.weight for p in pictures]
         masked = s.masks is not None and not preserved
         masks = [self.encoded.mask(row.picture, row.view, read) for row in rows] if masked else []
         return Batch(
