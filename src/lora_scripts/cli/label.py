@@ -39,6 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     text = "a .csv or .jsonl file; txt or caption for a file beside each picture; or a folder for .txt files"
     add("--output", metavar="FILE", help=default("DIR/metadata.csv", text))
     add("--overwrite", action="store_true", help="make captions anew that are there already")
+    text = "no captioner: each picture gets the prompt that it was drawn with, from its file"
+    add("--from-prompts", action="store_true", help=text)
     text = "no captioner: put quotes around captions with commas in the .csv file; the file as it was stays"
     add("--repair", action="store_true", help=text)
     text = "no captioner: change the words of the captions that are there"
@@ -93,15 +95,17 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded | Repai
     from lora_scripts.label import command
 
     if options.repair:
-        _refuse_captioner(options, "--repair", [name for name in WORDS if getattr(options, name)])
+        _refuse_captioner(options, "--repair", ("overwrite", "from_prompts", *WORDS))
         from lora_scripts.label.repair import repair
 
         return repair(options.input, options.output, sink)
     if options.words_only:
         if not rules:
             raise UserError("--words-only needs to know what to do", hint="give --trigger, --replace, --for or others")
-        _refuse_captioner(options, "--words-only")
+        _refuse_captioner(options, "--words-only", ("overwrite", "from_prompts"))
         return command.reword(options.input, options.output, rules, sink)
+    if options.from_prompts:
+        _refuse_captioner(options, "--from-prompts")
     from lora_scripts.label.base import CaptionOptions
 
     plain = CaptionOptions()
@@ -121,6 +125,7 @@ def call(options: argparse.Namespace, sink: Sink) -> Labelled | Reworded | Repai
         rules=rules,
         batch_size=options.batch_size or command.LabelOptions.batch_size,
         overwrite=options.overwrite,
+        from_prompts=options.from_prompts,
     )
     return command.label(asked, sink)
 
@@ -183,15 +188,15 @@ def _together(cause: str, group: Sequence[UserError]) -> UserError:
 
 
 def _refuse_captioner(options: argparse.Namespace, reason: str, others: Sequence[str] = ()) -> None:
-    """UserErrors for options that do nothing without a captioner, and for `others`."""
+    """UserErrors for options that do nothing without a captioner, and for those of `others` that are given."""
     given = [name for name in ("model", "captioner", "instruction") if getattr(options, name)]
     given += [n for n in ("threshold", "character_threshold", "batch_size") if getattr(options, n) is not None]
     given += [name for name in ("device", "precision") if getattr(options, name) != "auto"]
-    given += ["overwrite"] * options.overwrite
+    given += [name for name in others if getattr(options, name)]
     raise_all(
         [
             UserError(f"--{name.replace('_', '-')} does nothing with {reason}", hint="leave one of them out")
-            for name in [*given, *others]
+            for name in given
         ]
     )
 

@@ -29,8 +29,8 @@ from lora_scripts.utf8 import read_bytes
 if TYPE_CHECKING:
     import torch
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF")  # no decoder that starts another program
-_DECODER_ERRORS = (  # what Pillow's decoders let through when a file is damaged
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF")  # no decoder that starts another program
+DECODER_ERRORS = (  # what Pillow's decoders let through when a file is damaged
     OSError,
     SyntaxError,
     ValueError,
@@ -70,7 +70,7 @@ def size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size[::-1] if turned else image.size
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return load_rgb(path).size  # which tells what is wrong
 
 
@@ -141,7 +141,7 @@ def _decode(data: bytes, path: Path, convert: Callable[[Image.Image, Path], Imag
         text = "is not an image, or is damaged from its first bytes on"
         text = "damaged image: its end is missing, or what it says of itself is wrong" if boxed(data) else text
         raise UserError(text, file=path, hint="copy or download it again, or remove it") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         reason = tidy(str(error)) or type(error).__name__
         raise UserError(f"damaged image: {reason}", file=path, hint="copy or download it again") from None
 
@@ -204,7 +204,7 @@ def boxed(data: bytes) -> str:
 
 def _formats(data: bytes) -> tuple[str, ...]:
     """Which of Pillow's a picture may be of."""
-    return (*_FORMATS, "HEIF") if boxed(data) == "HEIC" and _reads_heic() else _FORMATS
+    return (*FORMATS, "HEIF") if boxed(data) == "HEIC" and _reads_heic() else FORMATS
 
 
 @cache
@@ -264,7 +264,7 @@ def _end_in_webp(data: bytes) -> tuple[int, int]:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return image  # viewers, too, show an image with damaged EXIF as it is stored
     # EXIF may hold anything under this number, also what cannot be looked up in a table
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
@@ -303,7 +303,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
                 if converted is not None:
                     return converted
-        except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        except (ImageCms.PyCMSError, *DECODER_ERRORS):
             pass  # a profile of another colour space, or a damaged one: viewers ignore it too
     return image.convert("RGB")
 

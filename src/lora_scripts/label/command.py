@@ -1,8 +1,8 @@
-"""A folder of pictures gets captions, by a captioner and by rules for words."""
+"""A folder of pictures gets captions, by a captioner or from the prompts they carry, and by rules for words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lora_scripts.label.base import (
     load_captioner,
     require_model,
 )
-from lora_scripts.label.captioning import Writer
+from lora_scripts.label.captioning import Said, Writer, from_captioner, from_prompts
 from lora_scripts.label.label_folder import Folder, open_folder
 from lora_scripts.label.store import Store, open_store
 from lora_scripts.label.wording import Kind, WordRules, apply_rules, looks_like_tags, without_own
@@ -38,6 +38,8 @@ class LabelOptions:
     batch_size: int = 4
     overwrite: bool = False
     """Captions that are there are made anew, too."""
+    from_prompts: bool = False
+    """No captioner: each picture gets the prompt that its file carries."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Labelled:
     captioned: int
     """Pictures that have a caption now, wherever it lies."""
     asked: int
-    """Pictures of which the captioner was to say something."""
+    """Pictures that were to get a caption."""
     written: int
-    """Captions that it wrote."""
+    """Captions that were written."""
     elsewhere: Mapping[str, str]
     """Picture -> the file that has its caption, which was left alone."""
     faults: tuple[UserError, ...]
@@ -118,19 +120,14 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
     written, faults = 0, list[UserError]()
     if not names and options.model is not None and not hub.is_hub_name(options.model):
         find(options)  # a mistyped one is told now; for one on the hub nothing is fetched
-    if not names and _reworded(folder, options.rules)[0]:
+    if not names and options.rules and _reworded(folder, options.rules)[0]:
         sink(Note("note: captions that are there stay as they are; to put your words on them, add --words-only"))
     if names:
-        load = find(options)
-        captioner = load()
-        sink(Note(captioner.name + (f": {captioner.limits}" if captioner.limits else "")))
-        if options.rules.whitelist and captioner.kind == "sentence":
-            hint = "use --remove, or a WD tagger"
-            raise UserError(f"--whitelist keeps whole tags, and {captioner.name} writes sentences", hint=hint)
+        said = _said(names, folder, options, sink, find)
         if any(folder.store.captions.get(name) for name in names):
             _back_up(folder.store, sink)
-        writer = Writer(captioner, folder, options.rules, clip_tokens, options.overwrite)
-        written, faults = writer.write(names, options.batch_size, sink)
+        writer = Writer(folder, options.rules, clip_tokens, options.overwrite)
+        written, faults = writer.write(said, len(names), sink)
     missing = _without_caption(folder, options)
     faulty = {fault.file for fault in faults}
     hint = "start the same command again"
@@ -148,6 +145,21 @@ def label(options: LabelOptions, sink: Sink = ignore, find: Finder = find_model)
         elsewhere=folder.elsewhere,
         faults=tuple(faults),
     )
+
+
+def _said(
+    names: Sequence[str], folder: Folder, options: LabelOptions, sink: Sink, find: Finder
+) -> Iterator[list[Said]]:
+    """What is said of these pictures; a captioner is loaded now, and asked later."""
+    if options.from_prompts:
+        sink(Note("prompts say what was asked for, not always what came of it: look through the captions"))
+        return from_prompts(names, folder, options.rules)
+    captioner = find(options)()
+    sink(Note(captioner.name + (f": {captioner.limits}" if captioner.limits else "")))
+    if options.rules.whitelist and captioner.kind == "sentence":
+        hint = "use --remove, or a WD tagger"
+        raise UserError(f"--whitelist keeps whole tags, and {captioner.name} writes sentences", hint=hint)
+    return from_captioner(captioner, names, folder.images, options.batch_size)
 
 
 def reword(path: Path, output: str | None, rules: WordRules, sink: Sink = ignore) -> Reworded:
