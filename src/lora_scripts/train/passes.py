@@ -100,6 +100,8 @@ class LaunchedPasses:
         self, family: PictureFamily, objective: Objective, scaler: GradScaler, masters: Masters, off: Off = nullcontext
     ) -> None:
         def loss(batch: Batch) -> tuple[Tensor, int]:
+            if not batch.preserved:
+                return family.loss(batch, objective)
             draws = batch.draws(objective, family.levels(objective))
             return losses(family, off, batch, objective, draws).sum(), counted(batch)
 
