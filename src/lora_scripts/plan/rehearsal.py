@@ -97,15 +97,13 @@ class Rehearsal:
             del kinds["smallest"]
         feeds = self._encode(whole, kinds)
         self._draw(whole)
-        steps = 0
+        steps, longest = 0, config.model_copy(update={"preserve_every": 1})  # as `_cut` has them
         for name, feed in feeds.items():
             # A step after another has all that a run holds, moments included: a slow one need not be the third.
             seconds = self._some_steps(short(whole, feed), several=len(feeds) > 1)
             steps = whole.state.step
-            mean = step_cost(config) / step_cost(
-                config.model_copy(update={"preserve_every": 1})
-            )  # what was timed is the longest
-            m.seconds[name] = mean * sum(seconds) / len(seconds) / m.accumulation
+            mean = sum(seconds) / len(seconds) / m.accumulation
+            m.seconds[name] = mean * step_cost(config) / step_cost(longest)
         if whole.held.on:
             self._measure(whole, feeds["largest"])
         if profile:
