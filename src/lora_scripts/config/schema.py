@@ -89,6 +89,11 @@ class TrainConfig(
         return self.new_token or ((word,) if isinstance(word, str) else word)
 
     @property
+    def preserved_words(self) -> tuple[str, ...]:
+        """What stands in their place where the base is held to."""
+        return (self.preserve_word,) if isinstance(self.preserve_word, str) else self.preserve_word
+
+    @property
     def family_settings(self) -> dict[str, Any]:
         """The keys that a family may have a use for."""
         keys = ("prediction", "zero_terminal_snr", "clip_skip", "caption_tokens")

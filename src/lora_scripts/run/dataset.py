@@ -144,9 +144,11 @@ def preserving(c: TrainConfig, pictures: Sequence[Picture]) -> list[Picture]:
     trigger = calling(c.named_words, captions)
     if c.preserve_weight is None or trigger is None:
         return [*pictures]
-    uncalled = [without(caption, trigger.words, c.preserve_word) for caption in captions]
-    both = zip(pictures, captions, uncalled, strict=True)
-    return [replace(p, preserved=text) if text != caption else p for p, caption, text in both]
+    words, instead = trigger.words, c.preserve_word
+    return [
+        replace(p, preserved=without(caption, words, instead)) if trigger.stands_in(caption) else p
+        for p, caption in zip(pictures, captions, strict=True)
+    ]
 
 
 def step_cost(config: TrainConfig) -> float:

@@ -258,6 +258,10 @@ def odd_settings(config: TrainConfig, native: tuple[int, int], pictures: int, st
 def odd_schedule(config: TrainConfig, steps: int) -> list[str]:
     """The same of keys that count steps, whatever is trained."""
     c, told = config, []
+    if c.preserve_weight and c.preserve_every >= steps:
+        told.append(
+            f"preserve_every {c.preserve_every} of {steps} steps: in the first alone, when nothing is learnt yet"
+        )
     if c.warmup_steps >= steps:
         told.append(f"warmup_steps {c.warmup_steps} of {steps} steps: learning_rate is never reached")
     if c.val_every is not None and c.val_every > steps:

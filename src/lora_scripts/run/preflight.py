@@ -118,9 +118,13 @@ def tell_quick(config: TrainConfig, samples: Sequence[Sample], words: Sequence[s
 def check_trigger(config: TrainConfig, samples: Sequence[Sample]) -> None:
     """UserErrors for each `trigger_word` that stands in no caption, and so calls nothing, and for a `preserve_weight`
     where nothing does."""
-    if config.preserve_weight and samples and not calling(config.named_words, [s.caption for s in samples]):
+    trigger = calling(config.named_words, [s.caption for s in samples])
+    if config.preserve_weight and samples and trigger is None:
         text = "preserve_weight: the captions have no word in common that calls the LoRA, without which the base stays"
         raise UserError(text, hint="name one with trigger_word, and write it into the captions")
+    if trigger and any(map(trigger.stands_in, config.preserved_words)):
+        text = f"preserve_word: {trigger.phrase} calls the LoRA, and would stand there again"
+        raise UserError(text, hint="write what it is without that word, or leave preserve_word out")
     idle = [word for word in config.named_words if not any(holds(s.caption, word) for s in samples)]
     if not config.trigger_word or not samples or not idle:
         return
